@@ -1,0 +1,45 @@
+# Everything happens in .venv; `make` alone lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-gpu lint format bench wheel clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## Make .venv and install Imago with the tested versions (constraints.txt)
+
+train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS="trainer.max_epochs=3" adds overrides
+	$(BIN)/python src/train.py experiment=digits $(ARGS)
+
+test: $(INSTALLED)  ## Run the tests; ARGS="-k data" chooses
+	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(INSTALLED)  ## Run the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(INSTALLED)  ## Check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(INSTALLED)  ## Put the code into shape
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## Measure against named peers (benchmarks/README.md)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+wheel: $(INSTALLED)  ## Build the package into dist/
+	$(BIN)/uv build --out-dir dist
+
+clean:  ## Remove caches and builds; data/, logs/ and .venv stay
+	rm -rf .cache dist .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Imago needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": type make PYTHON=python3.12, for example")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@

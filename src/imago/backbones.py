@@ -1,0 +1,212 @@
+"""Networks: any of torchvision's classification models by name, and small ones of our own."""
+
+import difflib
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+log = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+Build = Callable[..., nn.Module]
+
+
+def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | None = "auto") -> nn.Module:
+    """A classification model of torchvision with a head for `num_classes` classes.
+
+    Args:
+        num_classes: Outputs of the head.
+        name: As in `torchvision.models.list_models(module=torchvision.models)`.
+        weights: `auto` (pretrained where cached or downloadable, else from scratch with a warning), a name of
+            torchvision such as `DEFAULT` or `IMAGENET1K_V1`, a file (.safetensors, .pth, .pt), or None.
+    """
+    check_name(name)
+    net = _build(name, num_classes)
+    if weights is None:
+        return net
+    if weights == "auto":
+        try:
+            pretrained = _named_weights(name, "DEFAULT")
+        except ConnectionError as error:
+            log.warning("model.net.weights=auto: training %s from scratch (%s)", name, str(error).splitlines()[0])
+            return net
+    elif Path(weights).suffix in (".safetensors", ".pth", ".pt"):
+        pretrained = read_weights(Path(weights))
+    else:
+        pretrained = _named_weights(name, weights)
+    _load(net, pretrained, head_names(lambda **size: _build(name, **size), num_classes), f"{weights} weights of {name}")
+    return net
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with the closest names, unless torchvision has the classification model `name`."""
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ValueError(
+            f"model.net.name={name} is no classification model of torchvision"
+            f"{'; the closest are ' + ', '.join(close) if close else ''}. Any of {', '.join(known)}."
+        )
+
+
+def head_names(build: Build, num_classes: int) -> set[str]:
+    """Names of the tensors of `build(num_classes=…)` whose shape depends on the number of classes."""
+    try:
+        with torch.device("meta"):
+            one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
+    except (NotImplementedError, RuntimeError):  # torchvision's regnets cannot be built on meta
+        one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
+    return {name for name in one if name not in other or one[name].shape != other[name].shape}
+
+
+def read_weights(path: Path) -> StateDict:
+    """The tensors in a .safetensors file or a state dict saved by torch; nothing in the file is executed."""
+    if not path.is_file():
+        raise FileNotFoundError(f"model.net.weights={path} is not there.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"model.net.weights={path} holds no weights that can be read safely: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"model.net.weights={path} is no state dict (name -> tensor).")
+    return state
+
+
+def _build(name: str, num_classes: int) -> nn.Module:
+    # these two warn unless told how to initialise
+    init = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=num_classes, **init)
+
+
+def _named_weights(name: str, weights: str) -> StateDict:
+    known = models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise ValueError(
+            f"model.net.weights={weights}: {name} has {', '.join(known.__members__)}; "
+            "also auto, null (from scratch), or a .safetensors or .pth file."
+        )
+    choice = known[weights]
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(choice.url).name)
+    if not file.is_file():
+        log.info("Downloading %s to %s", choice.url, file)
+    try:
+        with _connecting_at_most(20):
+            return choice.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise ConnectionError(
+            f"The weights of {name} are not cached and could not be downloaded ({error}). Either\n"
+            f"  type model.net.weights=null to train from scratch, or\n"
+            f"  fetch {choice.url} yourself and place it at {file}"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{file} holds no weights that can be read safely ({error}). Remove it and try again."
+        ) from error
+
+
+@contextmanager
+def _connecting_at_most(seconds: float) -> Iterator[None]:
+    """torch.hub waits for ever where a firewall swallows packets."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> None:
+    own = net.state_dict()
+    fits = {name: tensor for name, tensor in pretrained.items() if name in own and tensor.shape == own[name].shape}
+    left_out = own.keys() - fits.keys()
+    if not left_out <= head:
+        wrong = sorted(left_out - head)
+        raise ValueError(
+            f"The {what} do not fit: {len(wrong)} tensors other than the head's are missing or of another shape "
+            f"({', '.join(wrong[:3])}…). Give the weights of the same network, or model.net.weights=null."
+        )
+    net.load_state_dict(fits, strict=False)
+    log.info("Loaded the %s%s", what, f"; new: {', '.join(sorted(left_out))}" if left_out else "")
+
+
+class SimpleCNN(nn.Module):
+    """Three convolutions, each halving the image, and a linear head; for images of about 16 to 64 pixels.
+
+    Args:
+        num_classes: Outputs of the head.
+        channels: Of the three convolutions.
+        dropout: Before the head.
+    """
+
+    def __init__(self, num_classes: int, channels: Sequence[int] = (32, 64, 128), dropout: float = 0.2) -> None:
+        super().__init__()
+        widths = [3, *channels]
+        self.features = nn.Sequential(
+            *(_convolution(a, b, pool=True) for a, b in pairwise(widths)),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 3, height, width) -> logits (n, num_classes)."""
+        return self.head(self.dropout(self.features(x)))
+
+
+class TinyNet(nn.Module):
+    """Two convolutions and a linear head, 1,500 parameters: for trying things out in seconds.
+
+    Args:
+        num_classes: Outputs of the head.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _convolution(3, 8, pool=True), _convolution(8, 16, pool=False), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (n, 3, height, width) -> logits (n, num_classes)."""
+        return self.head(self.features(x))
+
+
+class SimpleDenseNet(nn.Module):
+    """Linear layers with BatchNorm and ReLU between them.
+
+    Args:
+        num_classes: Outputs of the last layer.
+        in_features: Values per sample, 3 * image_size ** 2 for a flattened image.
+        hidden: Widths of the layers between.
+    """
+
+    def __init__(self, num_classes: int, in_features: int, hidden: Sequence[int] = (256, 256)) -> None:
+        super().__init__()
+        widths = [in_features, *hidden]
+        self.features = nn.Sequential(
+            *(nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()) for a, b in pairwise(widths))
+        )
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values (n, in_features) -> logits (n, num_classes)."""
+        return self.head(self.features(x))
+
+
+def _convolution(inputs: int, outputs: int, pool: bool) -> nn.Sequential:
+    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2, ceil_mode=True)) if pool else nn.Sequential(*layers)

@@ -1,0 +1,1 @@
+"""Callbacks of a run, one file each."""

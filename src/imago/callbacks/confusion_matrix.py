@@ -1,0 +1,48 @@
+"""The confusion matrix of the val split while training."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from imago.plots import confusion_matrix_figure, show_in_tensorboard
+
+
+class ConfusionMatrixCallback(Callback):
+    """Shows the confusion matrix of val in TensorBoard.
+
+    Args:
+        every_n_epochs: A figure takes a quarter of a second.
+    """
+
+    def __init__(self, every_n_epochs: int = 5) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: give 1 or more.")
+        self.every_n_epochs = every_n_epochs
+        self._counts: Tensor | None = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        classes = len(pl_module.class_names)
+        self._counts = torch.zeros(classes**2, dtype=torch.long, device=pl_module.device)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        assert self._counts is not None
+        pairs = outputs["label"] * len(pl_module.class_names) + outputs["prediction"]
+        self._counts += torch.bincount(pairs, minlength=len(self._counts))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if trainer.sanity_checking or not due or not trainer.is_global_zero:
+            return
+        assert self._counts is not None
+        classes = len(pl_module.class_names)
+        counts = self._counts.view(classes, classes).cpu().numpy()
+        show_in_tensorboard(
+            trainer.loggers,
+            "confusion_matrix/val_while_training",
+            lambda: confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}"),
+            trainer.global_step,
+        )

@@ -1,0 +1,117 @@
+"""Metrics per stage, and the best value of the one that is tracked."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from imago.metrics import MetricsComposition
+from imago.transforms import Batch
+
+STAGES = ("train", "val", "test")
+
+
+class MetricsCallback(Callback):
+    """Logs `train/<name>`, `val/<name>`, `test/<name>` at the end of each epoch, and `val/<tracked>_best`.
+
+    Args:
+        metrics: Makes the metrics, given `num_classes`.
+        tracked_metric_name: The metric whose best val value is kept; None tracks the loss.
+        mode: `max` or `min`: which value of it is better.
+    """
+
+    def __init__(
+        self, metrics: Callable[..., MetricsComposition], tracked_metric_name: str | None = None, mode: str = "max"
+    ) -> None:
+        self.metrics = metrics
+        self.tracked_metric_name = tracked_metric_name or "loss"
+        self.mode = mode
+        self.best: float | None = None
+        self.values: dict[str, Any] = {}
+        """The metrics of the last test or predict epoch by name; vectors are lists."""
+        self._stages: dict[str, MetricsComposition] = {}
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if not self._stages:
+            metrics = self.metrics(num_classes=len(pl_module.class_names))
+            clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
+            self._stages = cast(dict[str, MetricsComposition], clones)
+        for metrics in self._stages.values():
+            metrics.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._stages["train"].reset()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._update("train", outputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.log_dict(self._scalars("train"))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._stages["val"].reset()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._update("val", outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        values = self._scalars("val")
+        pl_module.log_dict(values)
+        if trainer.sanity_checking:
+            return
+        best = self._track({**values, **{f"val/{k}": v for k, v in pl_module.mean_losses("val").items()}})
+        pl_module.log_dict({f"val/{self.tracked_metric_name}_best": best})
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._stages["test"].reset()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._update("test", outputs)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.log_dict(self._scalars("test"))
+        self._keep_values()
+
+    on_predict_epoch_start = on_test_epoch_start
+    on_predict_batch_end = on_test_batch_end
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._keep_values()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def _update(self, stage: str, outputs: Batch) -> None:
+        with torch.no_grad():
+            self._stages[stage].update(outputs)
+
+    def _scalars(self, stage: str) -> dict[str, Tensor]:
+        """Computed once per epoch: torchmetrics keeps the result until the next update."""
+        return {name: value for name, value in self._stages[stage].compute().items() if value.numel() == 1}
+
+    def _keep_values(self) -> None:
+        computed = self._stages["test"].compute()
+        self.values = {name.removeprefix("test/"): value.tolist() for name, value in computed.items()}
+
+    def _track(self, values: dict[str, Tensor]) -> float:
+        name = f"val/{self.tracked_metric_name}"
+        if name not in values:
+            valid = ", ".join(key.removeprefix("val/") for key in values)
+            raise ValueError(
+                f"tracked_metric_name={self.tracked_metric_name} is no metric of the val stage ({valid}); "
+                "it follows monitor=, for example monitor=val/acc."
+            )
+        value = float(values[name])
+        better = self.best is None or (value > self.best if self.mode == "max" else value < self.best)
+        self.best = value if better else self.best
+        assert self.best is not None
+        return self.best

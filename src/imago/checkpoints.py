@@ -1,0 +1,61 @@
+"""Reading a checkpoint safely, and saying what is wrong with one that does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imago.module import DictModule
+
+Checkpoint = dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is no checkpoint, damaged, or holds more than plain types.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f"ckpt_path={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={path} is not there.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no common class for what a damaged file raises
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ckpt_path={path} is damaged or no checkpoint of Imago ({reason}).") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
+        raise ValueError(f"ckpt_path={path} is no checkpoint of Imago; model.net.weights= takes plain weights.")
+    return checkpoint
+
+
+def check_fits(checkpoint: Checkpoint, model: DictModule, path: str | Path) -> None:
+    """Raises ValueError unless the checkpoint holds this network for these classes."""
+    trained, given = checkpoint["imago"]["class_names"], list(model.class_names)
+    if trained != given:
+        raise ValueError(
+            f"ckpt_path={path} was trained on other classes.\n"
+            f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(given)}"
+        )
+    theirs, ours = checkpoint["state_dict"], model.state_dict()
+    lacking = sorted(ours.keys() - theirs.keys())
+    foreign = sorted(theirs.keys() - ours.keys())
+    reshaped = sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
+    if lacking or foreign or reshaped:
+        counts = {"missing in it": lacking, "unknown to this network": foreign, "of another shape": reshaped}
+        found = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
+        raise ValueError(
+            f"ckpt_path={path} holds another network than this run's: {found}.\n"
+            "Type the same model= and model.net.name= as in the run that wrote it."
+        )
+
+
+def load_weights(model: DictModule, path: str | Path) -> Checkpoint:
+    """Loads the weights of a checkpoint into `model`; returns all of it."""
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, path)
+    model.load_state_dict(checkpoint["state_dict"])
+    return checkpoint

@@ -1,0 +1,79 @@
+"""What every command does around its work: claim the run folder, log, turn errors into one message and a status."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config import save_config, typed_overrides
+from imago.logs import logging_to
+from imago.run_folder import RunFolder, RunFolderError
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[DictConfig, RunFolder], float | None]
+
+
+def run_command(task: Task, cfg: DictConfig) -> float | None:
+    """Runs `task` in its run folder and returns its value for the sweeper; exits with a status unless it succeeds."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    sys.path.append(os.getcwd())  # `my.module.MyNet` stands beside the person who types it
+    try:
+        run = RunFolder.claim(folder)
+    except (RunFolderError, OSError) as error:
+        sys.exit(f"Error: {error}")
+    with logging_to(folder / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)):
+        try:
+            _describe(run, cfg)
+            value = task(cfg, run)
+        except KeyboardInterrupt:
+            _give_up(run, "interrupted", "stopped by the user", 130)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C
+            _give_up(run, "interrupted", f"exit {error.code}", 130)
+        except Exception as error:
+            log.debug("The run failed", exc_info=True)
+            message = _message(error)
+            log.error("%s", message)
+            _give_up(run, "failed", message, 1)
+        run.update(status="completed")
+    return value
+
+
+def _describe(run: RunFolder, cfg: DictConfig) -> None:
+    save_config(cfg, run.path)
+    run.sections["Run"] = {
+        "name": cfg.name,
+        "folder": run.path,
+        "tags": ", ".join(cfg.tags) or None,
+        "typed": " ".join(typed_overrides()) or "nothing",
+    }
+    run.sections["Configuration"] = {"config.yaml": "\n" + OmegaConf.to_yaml(cfg, resolve=True).rstrip()}
+    run.update()
+    log.debug("Command line: %s", " ".join(sys.argv))
+
+
+def _message(error: Exception) -> str:
+    """The cause in words: what our own classes raise speaks for itself, of the rest the kind is named."""
+    key = None
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
+        error = error.__cause__
+    speaks = type(error).__module__.startswith("imago") or type(error) in (ValueError, FileNotFoundError)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    kind = "" if speaks and text else f"{type(error).__name__}: "
+    where = f"\n(while making {key})" if key is not None and not speaks else ""
+    return f"{kind}{text}{where}"
+
+
+def _give_up(run: RunFolder, status: str, error: str, code: int) -> None:
+    try:
+        run.update(status=status, error=error)
+    except OSError as unwritable:  # a full disk, say, must not hide what went wrong
+        log.error("status.json could not be written: %s", unwritable)
+    log.info("The run folder is %s", run.path)
+    sys.exit(code)

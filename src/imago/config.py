@@ -1,0 +1,111 @@
+"""Where the configs are, what their root may hold, and the few functions that they call. Imports nothing heavy."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+_HERE = Path(__file__).resolve().parent
+_CLONE = _HERE.parent.parent
+IN_CLONE = not (_HERE / "configs").is_dir()
+CONFIG_DIR = str(_CLONE / "configs" if IN_CLONE else _HERE / "configs")
+PROJECT_ROOT = _CLONE if IN_CLONE else Path.cwd()
+LONGEST_NAME = 60
+
+
+@dataclass
+class Root:
+    """The keys that a config may have at its root; any other is refused with its name and the file it came from."""
+
+    data: Any = None
+    model: Any = None
+    trainer: Any = None
+    strategy: Any = None
+    callbacks: Any = None
+    logger: Any = None
+    paths: Any = None
+    task_name: str = "train"
+    name: str = "base"
+    tags: list[str] = field(default_factory=list)
+    seed: int | None = 42
+    deterministic: bool = False
+    train: bool = True
+    test: bool = True
+    ckpt_path: str | None = None
+    monitor: str = "val/acc"
+    mode: str = "max"
+    optimized_metric: str = "val/acc"
+    report: Any = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+def name_of_run() -> str:
+    """`lr_0.01_batch_size_32`: the last part of each overridden key and its value; `base` without any."""
+    if not HydraConfig.initialized():
+        return "base"
+    parts = []
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in ("name", "ckpt_path") and not key.startswith(("hydra", "paths")):
+            parts.append(f"{key.split('.')[-1].split('/')[-1]}_{value.rstrip('/').split('/')[-1]}")
+    return slug("_".join(parts)) or "base"
+
+
+def slug(text: str) -> str:
+    """`text` as a folder name: letters, digits, dots, dashes and underscores, at most 60 characters."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")[:LONGEST_NAME].rstrip("_.")
+
+
+def unused_folder(path: str) -> str:
+    """Makes the folder `path`, or `path`_2, `path`_3, … if it is taken; two processes never get the same."""
+    candidate, number = Path(path), 1
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return str(candidate)
+        except FileExistsError:
+            number += 1
+            candidate = Path(f"{path}_{number}")
+
+
+def best_mode(metric: str) -> str:
+    """`min` for losses, `max` for everything else."""
+    return "min" if "loss" in metric else "max"
+
+
+def without_stage(metric: str) -> str:
+    """`val/acc` -> `acc`."""
+    return metric.partition("/")[2] or metric
+
+
+def typed_overrides() -> list[str]:
+    """What the user typed on the command line, but Hydra's own keys."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def save_config(cfg: Any, folder: Path) -> None:
+    """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
+    hydra_files = folder / ".hydra"
+    hydra_files.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    OmegaConf.save(cfg, hydra_files / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), hydra_files / "hydra.yaml")
+    OmegaConf.save(OmegaConf.create(typed_overrides()), hydra_files / "overrides.yaml")
+
+
+def register() -> None:
+    """Makes the root schema and the resolvers known to Hydra; may be called again."""
+    ConfigStore.instance().store(name="root_schema", node=Root)
+    OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
+    OmegaConf.register_new_resolver("name_of_run", name_of_run, replace=True)
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("best_mode", best_mode, replace=True)
+    OmegaConf.register_new_resolver("without_stage", without_stage, replace=True)
+
+
+register()

@@ -1,0 +1,56 @@
+"""From an image file to pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+class BadImageError(ValueError):
+    """A file that cannot be used as an image; the message names it and says why."""
+
+
+def read_image(path: str | Path) -> Tensor:
+    """The image as uint8 (3, height, width) in RGB, upright as its EXIF orientation says.
+
+    Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white.
+
+    Raises:
+        BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return _pixels(_rgb(ImageOps.exif_transpose(image)))
+    except FileNotFoundError:
+        raise BadImageError(f"{path}: the file is gone") from None
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"{path}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        empty = Path(path).stat().st_size == 0
+        raise BadImageError(f"{path}: {'the file is empty' if empty else 'not an image'}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
+        raise BadImageError(f"{path}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # "I;16", or "I" where 16-bit pixels were read into 32
+        return _eight_bit(image).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("float pixels have no fixed range: save it with 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("pixels outside 16 bits: save it with 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

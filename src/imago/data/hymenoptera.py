@@ -1,0 +1,78 @@
+"""Ants and bees: the photographs of PyTorch's transfer-learning tutorial."""
+
+import hashlib
+import logging
+import shutil
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from imago.writing import replacing, replacing_folder
+
+log = logging.getLogger(__name__)
+
+URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
+SHA256 = "fbc41b31d544714d18dd1230b1e2b455e1557766e13e67f9f5a7a23af7c02209"
+
+
+def hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Path:
+    """The folder `root`/hymenoptera_data with `train/ val/` of ants and bees; downloaded at the first call.
+
+    Raises:
+        ConnectionError: It could not be downloaded; says what to do by hand.
+        ValueError: What came is not the file that was asked for.
+    """
+    folder = Path(root) / "hymenoptera_data"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(".hymenoptera_data.lock")):
+        if not folder.is_dir():
+            archive = _download(url, folder.with_name("hymenoptera_data.zip"), folder)
+            _check(archive, sha256, url)
+            _unpack(archive, folder)
+            archive.unlink()
+    return folder
+
+
+def _download(url: str, archive: Path, folder: Path) -> Path:
+    log.info("Downloading %s (47 MB)", url)
+    for leftover in archive.parent.glob(f".{archive.name}.*.tmp"):  # of a download that was killed
+        leftover.unlink()
+    try:
+        with replacing(archive) as temporary, urllib.request.urlopen(url, timeout=20) as response:
+            with temporary.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            expected = response.headers.get("Content-Length")
+            if expected is not None and temporary.stat().st_size != int(expected):
+                raise ConnectionError(f"the connection broke after {temporary.stat().st_size} of {expected} bytes")
+    except OSError as error:  # no network, an HTTP status, a broken connection, a time-out
+        raise ConnectionError(
+            f"The ants and bees could not be downloaded ({error}). Either\n"
+            f"  fetch {url} yourself and unpack it so that {folder}/train exists, or\n"
+            "  type data.data_dir=PATH with the folder where you have them"
+        ) from error
+    return archive
+
+
+def _check(archive: Path, sha256: str, url: str) -> None:
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        archive.unlink()
+        raise ValueError(f"{url} gave a file with SHA-256 {found}; {sha256} was expected. It was removed; try again.")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks the archive's one folder as `folder`, all or nothing."""
+    with replacing_folder(folder) as temporary, zipfile.ZipFile(archive) as file:
+        for name in file.namelist():
+            if not (temporary / name).resolve().is_relative_to(temporary.resolve()):
+                raise ValueError(f"{archive} holds {name!r}, a path outside its folder; nothing was unpacked.")
+        file.extractall(temporary)
+        inner = temporary / folder.name
+        for child in inner.iterdir():
+            child.rename(temporary / child.name)
+        inner.rmdir()

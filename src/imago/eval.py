@@ -1,0 +1,39 @@
+"""Score a checkpoint; type the same overrides as in the run that wrote it.
+
+python src/eval.py ckpt_path=logs/train/runs/RUN/checkpoints/best.ckpt experiment=digits
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from imago.command import run_command
+from imago.config import CONFIG_DIR
+from imago.run_folder import RunFolder
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
+def main(cfg: DictConfig) -> float | None:
+    """The command line of evaluation."""
+    return run_command(evaluate_from_config, cfg)
+
+
+def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
+    """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
+    if cfg.ckpt_path is None:
+        raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
+    from imago.building import build
+    from imago.checkpoints import read_checkpoint
+    from imago.results import show_results
+    from imago.training import evaluate
+
+    read_checkpoint(cfg.ckpt_path)  # a wrong path should not wait for the data
+    if "weights" in cfg.model.net:
+        cfg.model.net.weights = None  # the checkpoint's come next
+    parts = build(cfg, run)
+    result = evaluate(parts.data, parts.model, parts.trainer, run, cfg.ckpt_path, list(cfg.report.splits))
+    show_results(result, run)
+    return next(score.metrics["acc"] for score in result.scores.values())
+
+
+if __name__ == "__main__":
+    main()

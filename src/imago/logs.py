@@ -1,0 +1,88 @@
+"""Where log lines go: plain ones to a file in the run folder, coloured ones to a terminal."""
+
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+MEGABYTES, DAYS = 10, 30
+QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "hydra", "torch")
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class PlainFormatter(logging.Formatter):
+    """Time, level, logger and message, without colour codes or other control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _CONTROL.sub("", super().format(record))
+
+
+class LogFile(RotatingFileHandler):
+    """A log that starts a new file at 10 MB and keeps the old ones for 30 days."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True)
+
+    def doRollover(self) -> None:
+        super().doRollover()
+        path = Path(self.baseFilename)
+        for old in path.parent.glob(f"{path.name}.*"):
+            if time.time() - old.stat().st_mtime > DAYS * 24 * 3600:
+                old.unlink()
+
+
+@contextmanager
+def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
+    """Inside, DEBUG and up go to `path`, INFO and up (or DEBUG, if `verbose`) to the console."""
+    file = LogFile(path)
+    file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    console = _console()
+    console.setLevel(logging.DEBUG if verbose else logging.INFO)
+    console.addFilter(_is_news)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.setLevel(logging.DEBUG)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    show_as = warnings.formatwarning
+    warnings.formatwarning = _one_line
+    root.handlers = [file, console]  # Hydra's own would say everything twice
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        warnings.formatwarning = show_as
+        file.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Lightning's remarks on its settings are for the file, and a warning of a library about a library too."""
+    if record.name == "py.warnings":
+        return "is deprecated" not in record.getMessage()
+    chatty = record.name.startswith("lightning") and not record.name.endswith("model_summary")
+    return record.levelno >= logging.WARNING or not chatty
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
+    return f"{message} ({category.__name__}, {filename}:{lineno})"
+
+
+def _console() -> logging.Handler:
+    if sys.stdout.isatty():
+        from rich import get_console
+        from rich.logging import RichHandler
+
+        # the console of the progress bar, so that lines go above it
+        return RichHandler(console=get_console(), show_path=False, log_time_format="[%X]")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    return handler

@@ -1,0 +1,197 @@
+"""The one LightningModule: a network, its losses and its optimizer, over batches that are dictionaries."""
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from imago.backbones import head_names
+from imago.criterions import CriterionsComposition, MeanLosses
+from imago.strategy import Strategy
+from imago.transforms import Batch, ComposeTransform
+
+log = logging.getLogger(__name__)
+
+
+class DictModule(LightningModule):
+    """Trains `net` on batches {"image", "label", "index", …}; forward adds "logits" and "prediction".
+
+    Args:
+        class_names: Of the data; their number sizes the head.
+        net: Makes the network, given `num_classes`.
+        criterions: The losses.
+        optimizer: Makes the optimizer, given the parameters that are trained.
+        scheduler: Makes the learning-rate scheduler, given the optimizer; stepped per epoch, or per step if it takes
+            `total_steps`, which it is given.
+        forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
+        compile: Compile the network in place.
+        freeze: `backbone` trains the head only.
+        monitor: The metric that a plateau scheduler watches.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        net: Callable[..., nn.Module],
+        criterions: CriterionsComposition,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+        forward_fn: ComposeTransform | None = None,
+        compile: bool = False,
+        freeze: str | None = None,
+        monitor: str = "val/loss",
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.net = net(num_classes=len(self.class_names))
+        self.criterions = criterions
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.forward_fn = forward_fn
+        self.monitor = monitor
+        self.strategy = Strategy()
+        self.frozen = self._freeze(net, freeze) if freeze is not None else []
+        if forward_fn is not None:
+            forward_fn.bind(self.net)
+        if compile:
+            self.net.compile()  # in place: assigning torch.compile's result would rename every weight
+        names = [*criterions.criterions, "total"]
+        self.losses = nn.ModuleDict({f"{stage}_losses": MeanLosses(names) for stage in ("train", "val", "test")})
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
+        if self.forward_fn is not None:
+            return self.forward_fn(batch)
+        logits = self.net(batch["image"])
+        return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Batch:
+        batch = self._step(batch, "train")
+        if self._logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
+            self._check_finite(batch["loss"], batch_idx)
+        if self._logging_is_due:
+            for logger in self.loggers:
+                logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
+        return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "test")
+
+    def on_train_epoch_start(self) -> None:
+        self._losses("train").reset()
+
+    def on_validation_epoch_start(self) -> None:
+        self._losses("val").reset()
+
+    def on_test_epoch_start(self) -> None:
+        self._losses("test").reset()
+
+    on_predict_epoch_start = on_test_epoch_start
+
+    def on_train_epoch_end(self) -> None:
+        losses = self._log_losses("train")
+        self._check_finite(losses["train/loss"], int(self.trainer.num_training_batches) - 1)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_losses("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_losses("test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        if _takes_total_steps(self.scheduler):
+            scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = self.scheduler(optimizer)
+        config = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = self.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        assert optimizer_closure is not None  # always given with automatic optimisation
+        self.strategy.optimizer_step(optimizer, optimizer_closure)
+
+    def train(self, mode: bool = True) -> "DictModule":
+        super().train(mode)
+        for module in self.frozen:  # a frozen BatchNorm keeps its statistics
+            module.eval()
+        return self
+
+    def mean_losses(self, stage: str) -> dict[str, Tensor]:
+        """`loss` (the weighted total) and `loss/<name>`, means over the samples of the epoch so far."""
+        means = self._losses(stage).compute()
+        return {"loss" if name == "total" else f"loss/{name}": value for name, value in means.items()}
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """All that is known of the training epoch that ends, by the names it is logged under."""
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return logged | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
+
+    def _step(self, batch: Batch, stage: str) -> Batch:
+        batch = self(batch)
+        losses = self.criterions(batch)
+        self._losses(stage).update(losses, len(batch["label"]))
+        return batch | {"loss": losses["total"]}
+
+    def _losses(self, stage: str) -> MeanLosses:
+        return cast(MeanLosses, self.losses[f"{stage}_losses"])  # ModuleDict refuses the key "train"
+
+    def _log_losses(self, stage: str) -> dict[str, Tensor]:
+        means = {f"{stage}/{name}": value for name, value in self.mean_losses(stage).items()}
+        self.log_dict(means)
+        return means
+
+    @property
+    def _logging_is_due(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
+
+    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} "
+                f"(step {self.global_step}). The last good checkpoint is kept. "
+                "Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1."
+            )
+
+    def _freeze(self, net: Callable[..., nn.Module], freeze: str) -> list[nn.Module]:
+        if freeze != "backbone":
+            raise ValueError(f"model.freeze={freeze}: give backbone (train the head only) or null.")
+        build = partial(net, weights=None) if "weights" in inspect.signature(net).parameters else net
+        head = head_names(build, len(self.class_names))
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad = name in head
+        return [module for module in self.net.modules() if _is_frozen(module)]
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _takes_total_steps(scheduler: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(scheduler).parameters
+    return "total_steps" in parameters and "total_steps" not in getattr(scheduler, "keywords", {})
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and not any(tensor.requires_grad for tensor in own)

@@ -1,0 +1,77 @@
+"""What a person sees at the end of a run: scores beside the baseline, where things are, what to type next."""
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from rich import get_console
+from rich.table import Table
+
+from imago.config import typed_overrides
+from imago.run_folder import RunFolder
+from imago.scoring import Score
+from imago.training import Result
+
+log = logging.getLogger(__name__)
+
+ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report", "trainer.max_epochs", "trainer.limit_")
+
+
+def show_results(result: Result, run: RunFolder) -> None:
+    """Prints the table, the run folder and the next commands; warns where the baseline is not beaten."""
+    console = get_console()
+    if result.scores:
+        console.print(_table(result.scores))
+    for name, score in result.scores.items():
+        log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
+    _warn_about_baseline(result.scores)
+    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {command}" for command in _next(result, run))]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _table(scores: dict[str, Score]) -> Table:
+    table = Table(title="Scores of the best checkpoint")
+    for column in ("split", "images", "accuracy", "majority class", "F1 (macro)", "loss"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, score in scores.items():
+        metrics = score.metrics
+        label = name if score.split == name else f"{name} (scored on {score.split})"
+        numbers = (metrics[key] for key in ("acc", "baseline_acc", "f1", "loss"))
+        table.add_row(label, str(metrics["n"]), *(f"{number:.4f}" for number in numbers))
+    return table
+
+
+def _warn_about_baseline(scores: dict[str, Score]) -> None:
+    for name, score in scores.items():
+        accuracy, baseline = score.metrics["acc"], score.baseline
+        if name != "train" and accuracy <= baseline:
+            log.warning(
+                "The accuracy on %s (%.4f) is not above that of always answering with the most frequent class (%.4f)",
+                name,
+                accuracy,
+                baseline,
+            )
+
+
+def _next(result: Result, run: RunFolder) -> list[str]:
+    python, script = _interpreter(), Path(sys.argv[0])
+    commands = []
+    if result.checkpoint is not None and script.name == "train.py":
+        overrides = [o for o in typed_overrides() if not o.lstrip("+~").startswith(ONLY_FOR_TRAINING)]
+        words = [_relative(script.with_name("eval.py")), f"ckpt_path={_relative(result.checkpoint)}", *overrides]
+        commands.append(f"{python} {shlex.join(words)}")
+    if (run.path / "tensorboard").is_dir():
+        commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
+    return commands
+
+
+def _interpreter() -> str:
+    return _relative(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+
+
+def _relative(path: Path) -> str:
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

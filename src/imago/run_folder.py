@@ -1,0 +1,97 @@
+"""The run folder: what ran, and how it stands."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from imago.writing import write_json, write_text
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used for this run."""
+
+
+@dataclass
+class RunFolder:
+    """One run, one folder: keeps `status.json` and `summary.txt` up to date.
+
+    `sections` are the parts of the summary: title -> lines.
+    """
+
+    path: Path
+    status: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def claim(cls, path: Path) -> "RunFolder":
+        """Takes `path` for a new run.
+
+        Raises:
+            RunFolderError: It holds a finished run, or one that has a checkpoint: nothing is overwritten.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        status_file = path / "status.json"
+        if status_file.is_file():
+            status = _read(status_file)
+            if status.get("status") == "completed":
+                raise RunFolderError(f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder.")
+            if any(path.glob("checkpoints/*.ckpt")):
+                raise RunFolderError(
+                    f"{path} holds an unfinished run with a checkpoint. Go on from it in a new folder with\n"
+                    f"  ckpt_path={path}/checkpoints/last.ckpt\nor give another hydra.run.dir=, or remove the folder."
+                )
+        run = cls(path)
+        run.update(status="running", started=_now(), pid=os.getpid(), host=socket.gethostname(), error=None)
+        return run
+
+    def update(self, **status: Any) -> None:
+        """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
+        self.status |= status
+        self.status["heartbeat"] = _now()
+        write_json(self.path / "status.json", self.status)
+        write_text(self.path / "summary.txt", self._summary())
+
+    def beat(self, every_seconds: float) -> None:
+        """A heartbeat, unless the last one is younger than that."""
+        last = datetime.fromisoformat(self.status["heartbeat"]).timestamp()
+        if time.time() - last >= every_seconds:
+            self.update()
+
+    def _summary(self) -> str:
+        seconds = datetime.now().astimezone() - datetime.fromisoformat(self.status["started"])
+        timing = {
+            "started": self.status["started"],
+            "written": self.status["heartbeat"],
+            "took": str(seconds).partition(".")[0],
+        }
+        shown = ("status", "epoch", "step", "error")
+        status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
+        parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
+        return "\n".join(_section(title, lines) for title, lines in parts.items())
+
+
+def _section(title: str, lines: dict[str, Any]) -> str:
+    width = max((len(str(key)) for key in lines), default=0)
+    body = "".join(f"  {key:<{width}}  {_shown(value)}\n" for key, value in lines.items() if value is not None)
+    return f"{title}\n{body}"
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("\n", "\n" + " " * 6)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}  # a damaged status is that of a run which died
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,142 @@
+"""Scores of a trained network on a split: every number comes from the predictions, one row per image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from numpy.typing import NDArray
+from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
+
+from imago.callbacks.metrics import MetricsCallback
+from imago.data.module import ImageFolderDataModule
+from imago.module import DictModule
+
+
+@dataclass
+class Score:
+    """What a network did on a split.
+
+    `asked` is the split that was asked for, `split` the one that was scored (val where there is no test folder);
+    `baseline` is the accuracy of always answering with the most frequent class of train.
+    """
+
+    asked: str
+    split: str
+    class_names: list[str]
+    paths: list[str]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+    baseline: float
+    extra: dict[str, Any]
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Cross-entropy of each image."""
+        return -self.log_probabilities[np.arange(len(self.labels)), self.labels]
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Row: true class, column: predicted class."""
+        return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`."""
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            self.labels, self.predictions, average="macro", zero_division=0
+        )
+        own = {
+            "acc": float(np.mean(self.labels == self.predictions)),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+        }
+        report = self.report(as_dict=True)
+        per_class = {name: {k.replace("-score", ""): v for k, v in report[name].items()} for name in self.class_names}
+        return {
+            "split": self.split,
+            "n": len(self.labels),
+            **{name: value for name, value in self.extra.items() if name not in own},
+            **own,
+            "baseline_acc": self.baseline,
+            "per_class": per_class,
+        }
+
+    def report(self, as_dict: bool = False) -> Any:
+        """scikit-learn's classification report, with 4 decimals as text."""
+        return classification_report(
+            self.labels,
+            self.predictions,
+            labels=range(len(self.class_names)),
+            target_names=self.class_names,
+            digits=4,
+            zero_division=0,
+            output_dict=as_dict,
+        )
+
+
+def score(trainer: Trainer, model: DictModule, data: ImageFolderDataModule, split: str) -> Score:
+    """Scores `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; other splits as predict."""
+    collector = _Collector()
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+    callbacks.append(collector)
+    try:
+        if split == "test":
+            trainer.test(model, datamodule=data, verbose=False)
+        else:
+            data.predicted_split = split
+            trainer.predict(model, datamodule=data, return_predictions=False)
+    finally:
+        callbacks.remove(collector)
+    images = data.split(split)
+    index, prediction, logits = collector.rows()
+    log_probabilities = torch.log_softmax(logits.double(), dim=1)
+    return Score(
+        asked=split,
+        split=data.scored_split(split),
+        class_names=data.class_names,
+        paths=[images.paths[i] for i in index],
+        labels=np.array([images.labels[i] for i in index]),
+        predictions=prediction.numpy(),
+        log_probabilities=log_probabilities.numpy(),
+        baseline=_majority_share(data.split("train").labels, [images.labels[i] for i in index]),
+        extra=_losses(model) | _callback_values(callbacks),
+    )
+
+
+class _Collector(Callback):
+    """Keeps index, prediction and logits of every image that is scored."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[torch.Tensor, ...]] = []
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.batches.append(tuple(outputs[key].cpu() for key in ("index", "prediction", "logits")))
+
+    on_predict_batch_end = on_test_batch_end
+
+    def rows(self) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        """All images in the order of their index."""
+        index, prediction, logits = (torch.cat(column) for column in zip(*self.batches, strict=True))
+        order = index.argsort()
+        return index[order].tolist(), prediction[order], logits[order]
+
+
+def _losses(model: DictModule) -> dict[str, float]:
+    return {name: float(value) for name, value in model.mean_losses("test").items()}
+
+
+def _callback_values(callbacks: Sequence[Callback]) -> dict[str, Any]:
+    owners = [callback for callback in callbacks if isinstance(callback, MetricsCallback)]
+    return {name: value for owner in owners for name, value in owner.values.items()}
+
+
+def _majority_share(train_labels: Sequence[int], labels: Sequence[int]) -> float:
+    majority = np.bincount(train_labels).argmax()
+    return float(np.mean(np.array(labels) == majority))

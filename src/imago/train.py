@@ -1,0 +1,44 @@
+"""Train a network on a folder of images, score its best checkpoint and write the reports.
+
+python src/train.py experiment=digits
+python src/train.py data.data_dir=PATH trainer.max_epochs=20
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from imago.command import run_command
+from imago.config import CONFIG_DIR
+from imago.run_folder import RunFolder
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """The command line of training."""
+    return run_command(train_from_config, cfg)
+
+
+def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
+    """Makes the objects, trains, scores; returns the best value of `monitor`."""
+    from imago.building import build
+    from imago.results import show_results
+    from imago.training import train
+
+    parts = build(cfg, run)
+    result = train(
+        parts.data,
+        parts.model,
+        parts.trainer,
+        run,
+        monitor=cfg.monitor,
+        mode=cfg.mode,
+        ckpt_path=cfg.ckpt_path,
+        fit=cfg.train,
+        splits=list(cfg.report.splits) if cfg.test else [],
+    )
+    show_results(result, run)
+    return result.best_value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The course of a run, over plain objects: fit, take the best weights, score, report."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imago.callbacks.run_record import RunRecord
+from imago.checkpoints import check_fits, load_weights, read_checkpoint
+from imago.data.module import ImageFolderDataModule
+from imago.module import DictModule
+from imago.reports import write_reports
+from imago.run_folder import RunFolder
+from imago.scoring import Score, score
+
+log = logging.getLogger(__name__)
+
+POINTS_OF_A_CURVE = 20
+
+
+@dataclass
+class Result:
+    """What came out: the scores by split, the checkpoint they belong to, and the best value of the monitored metric."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    monitor: str | None = None
+    best_value: float | None = None
+
+
+def train(
+    data: ImageFolderDataModule,
+    model: DictModule,
+    trainer: Trainer,
+    run: RunFolder,
+    monitor: str,
+    mode: str,
+    ckpt_path: str | None = None,
+    fit: bool = True,
+    splits: list[str] | None = None,
+) -> Result:
+    """Trains (going on from `ckpt_path`, if given), loads the best weights and scores them on `splits`."""
+    result = Result(monitor=monitor)
+    if ckpt_path is not None:
+        check_fits(read_checkpoint(ckpt_path), model, ckpt_path)
+    if fit:
+        _cap_logging_interval(trainer, len(data.train_dataloader()))
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+        result.checkpoint = _best_checkpoint(trainer)
+        result.best_value = _best_value(trainer, monitor, mode)
+    elif ckpt_path is not None:
+        result.checkpoint = Path(ckpt_path)
+    if result.checkpoint is not None:
+        load_weights(model, result.checkpoint)
+    else:
+        log.warning("No checkpoint was written: the weights are scored as they are")
+    _score(data, model, trainer, run, splits or [], result)
+    return result
+
+
+def evaluate(
+    data: ImageFolderDataModule,
+    model: DictModule,
+    trainer: Trainer,
+    run: RunFolder,
+    ckpt_path: str,
+    splits: list[str],
+) -> Result:
+    """Scores the weights of a checkpoint on `splits`."""
+    load_weights(model, ckpt_path)
+    result = Result(checkpoint=Path(ckpt_path))
+    _score(data, model, trainer, run, splits, result)
+    return result
+
+
+def _score(
+    data: ImageFolderDataModule,
+    model: DictModule,
+    trainer: Trainer,
+    run: RunFolder,
+    splits: list[str],
+    result: Result,
+) -> None:
+    step = trainer.global_step
+    for split in splits:
+        result.scores[split] = score(trainer, model, data, split)
+        write_reports(result.scores[split], run.path, trainer.loggers, step)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+    run.sections["Best"] = {
+        "checkpoint": result.checkpoint,
+        result.monitor or "monitor": result.best_value,
+    }
+    run.sections["Results"] = {
+        f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
+    }
+    if report := model.strategy.report():
+        run.sections["Strategy"] = report
+
+
+def _shown(each: Score) -> dict[str, Any]:
+    metrics = each.metrics
+    scored = {"scored on": each.split} if each.split != each.asked else {}
+    return scored | {key: metrics[key] for key in ("acc", "f1", "loss", "baseline_acc", "n")}
+
+
+def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
+    """So that a short run has a curve too: about 20 points in all, however long the interval that was asked for."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1
+    cap = max(1, batches * epochs // POINTS_OF_A_CURVE)
+    asked: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if asked > cap:
+        log.info("The run is short: train/loss_step is logged every %d steps, not every %d", cap, asked)
+        trainer.log_every_n_steps = cap  # type: ignore[attr-defined]
+
+
+def _best_checkpoint(trainer: Trainer) -> Path | None:
+    best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+    best.sort(key=lambda callback: callback.monitor is None)  # the monitored one first
+    return Path(best[0].best_model_path) if best else None
+
+
+def _best_value(trainer: Trainer, monitor: str, mode: str) -> float | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    records = [callback for callback in callbacks if isinstance(callback, RunRecord)]
+    values = [
+        row[monitor] for record in records for row in record.history if monitor in row and math.isfinite(row[monitor])
+    ]
+    if not values:
+        log.warning("monitor=%s was never logged", monitor)
+        return None
+    return max(values) if mode == "max" else min(values)
