@@ -3,6 +3,7 @@
 import inspect
 import logging
 import random
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,8 @@ def build(cfg: DictConfig, run: RunFolder) -> Parts:
     trainer = build_trainer(cfg, run)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    run.sections["Data"] = {"folder": data.tree.root, "classes": len(data.class_names), **data.sizes}
+    names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
+    run.sections["Data"] = {"folder": data.tree.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return Parts(data, model, trainer)
 

@@ -16,6 +16,7 @@ from imago.run_folder import RunFolder, RunFolderError
 
 log = logging.getLogger(__name__)
 
+SPEAKING = (ValueError, FileNotFoundError, ConnectionError, FloatingPointError)  # raised by us with whole sentences
 Task = Callable[[DictConfig, RunFolder], float | None]
 
 
@@ -63,7 +64,7 @@ def _message(error: Exception) -> str:
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
         error = error.__cause__
-    speaks = type(error).__module__.startswith("imago") or type(error) in (ValueError, FileNotFoundError)
+    speaks = type(error).__module__.startswith("imago") or type(error) in SPEAKING
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = "" if speaks and text else f"{type(error).__name__}: "
     where = f"\n(while making {key})" if key is not None and not speaks else ""

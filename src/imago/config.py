@@ -1,6 +1,7 @@
 """Where the configs are, what their root may hold, and the few functions that they call. Imports nothing heavy."""
 
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def name_of_run() -> str:
     if not HydraConfig.initialized():
         return "base"
     parts = []
-    for override in HydraConfig.get().overrides.task:
+    overrides = HydraConfig.get().overrides.task
+    for override in sorted(overrides, key=lambda each: each in sys.argv):  # what a sweep varies was not typed: first
         key, _, value = override.lstrip("+~").partition("=")
         if key not in ("name", "ckpt_path") and not key.startswith(("hydra", "paths")):
             parts.append(f"{key.split('.')[-1].split('/')[-1]}_{value.rstrip('/').split('/')[-1]}")

@@ -28,9 +28,7 @@ class CriterionsComposition(nn.Module):
     ) -> None:
         super().__init__()
         self.criterions = {name: loss for name, loss in criterions.items() if loss is not None}
-        for name, loss in self.criterions.items():
-            if isinstance(loss, nn.Module):
-                self.add_module(name, loss)
+        self.registered = nn.ModuleList(loss for loss in self.criterions.values() if isinstance(loss, nn.Module))
         for option, given in (("weights", weights), ("mapping", mapping)):
             unknown = sorted(set(given or {}) - set(criterions))
             if unknown:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
 
 MEGABYTES, DAYS = 10, 30
-QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "hydra", "torch")
+QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -49,7 +48,7 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
     handlers, level = root.handlers, root.level
     root.setLevel(logging.DEBUG)
     for name in QUIET:
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     show_as = warnings.formatwarning
     warnings.formatwarning = _one_line
@@ -72,7 +71,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or not chatty
 
 
-def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    del line
     return f"{message} ({category.__name__}, {filename}:{lineno})"
 
 

@@ -1,17 +1,20 @@
 """Pictures of a run. Figures are made without pyplot: no window, no global state."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from imago.writing import replacing
 
+Picture = NDArray[np.uint8]
 MOST_NUMBERS = 20  # classes up to which each cell shows its number
 MOST_NAMES = 120  # classes up to which the axes show names
 
@@ -49,19 +52,24 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def drawn(figure: Figure) -> Picture:
+    """The figure as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def save(picture: Picture, path: Path) -> None:
     """Writes a PNG."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        Image.fromarray(picture).save(temporary, format="png")
 
 
-def show_in_tensorboard(loggers: Sequence[Logger], tag: str, figure: Callable[[], Figure], step: int) -> None:
-    """Adds the figure to every TensorBoard logger; it is drawn only if there is one."""
-    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
-    if boards:
-        drawn = figure()
-        for board in boards:
-            board.experiment.add_figure(tag, drawn, step)
+def show_in_tensorboard(loggers: Sequence[Logger], tag: str, picture: Picture, step: int) -> None:
+    """Adds the picture to every TensorBoard logger."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
 def _matrix(

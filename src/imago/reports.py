@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from imago.plots import confusion_matrix_figure, save, show_in_tensorboard
+from imago.plots import confusion_matrix_figure, drawn, save, show_in_tensorboard
 from imago.scoring import Score
 from imago.writing import replacing, write_json, write_text
 
@@ -22,9 +22,9 @@ def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: i
     write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
     write_json(reports / f"metrics_{split}.json", score.metrics)
     _write_predictions(score, reports / f"predictions_{split}.csv")
-    figure = confusion_matrix_figure(score.confusion, score.class_names, title)
-    show_in_tensorboard(loggers, f"confusion_matrix/{split}", lambda: figure, step)
-    save(figure, folder / "plots" / f"confusion_matrix_{split}.png")
+    picture = drawn(confusion_matrix_figure(score.confusion, score.class_names, title))
+    show_in_tensorboard(loggers, f"confusion_matrix/{split}", picture, step)
+    save(picture, folder / "plots" / f"confusion_matrix_{split}.png")
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Score:
         """Row: true class, column: predicted class."""
         return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, Any]:
         """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`."""
         precision, recall, f1, _ = precision_recall_fscore_support(

@@ -19,9 +19,7 @@ class ComposeTransform(nn.Module):
     def __init__(self, **named: Callable[[Batch], Batch] | None) -> None:
         super().__init__()
         self.steps = {name: step for name, step in named.items() if step is not None}
-        for name, step in self.steps.items():
-            if isinstance(step, nn.Module):
-                self.add_module(name, step)
+        self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
 
     def forward(self, batch: Batch) -> Batch:
         for step in self.steps.values():

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from imago.plots import confusion_matrix_figure, show_in_tensorboard
+from imago.plots import confusion_matrix_figure, drawn, show_in_tensorboard
 
 
 class ConfusionMatrixCallback(Callback):
@@ -35,14 +36,11 @@ class ConfusionMatrixCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        if trainer.sanity_checking or not due or not trainer.is_global_zero:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.sanity_checking or not due or not boards or not trainer.is_global_zero:
             return
         assert self._counts is not None
         classes = len(pl_module.class_names)
         counts = self._counts.view(classes, classes).cpu().numpy()
-        show_in_tensorboard(
-            trainer.loggers,
-            "confusion_matrix/val_while_training",
-            lambda: confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}"),
-            trainer.global_step,
-        )
+        figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
+        show_in_tensorboard(boards, "confusion_matrix/val_while_training", drawn(figure), trainer.global_step)

@@ -34,13 +34,13 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if time.monotonic() - self._last_line >= self.seconds_between_lines:
             self._last_line = time.monotonic()
-            log.info("epoch %d: batch %d of %s", trainer.current_epoch, batch_idx + 1, self.total_train_batches)
+            log.info("epoch %d: batch %d of %s", trainer.current_epoch + 1, batch_idx + 1, self.total_train_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._last_line = time.monotonic()
         shown = {name: value for name, value in pl_module.epoch_metrics().items() if _is_shown(name)}
         values = ", ".join(f"{name} {value:.4f}" for name, value in sorted(shown.items()))
-        log.info("epoch %d of %s: %s", trainer.current_epoch, trainer.max_epochs, values)
+        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, values)
 
 
 def _is_shown(name: str) -> bool:

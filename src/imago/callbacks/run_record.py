@@ -10,7 +10,7 @@ import torchvision
 from lightning.pytorch import Callback, Trainer
 
 from imago import __version__
-from imago.plots import curves_figure, save
+from imago.plots import curves_figure, drawn, save
 from imago.run_folder import RunFolder
 from imago.writing import strict, write_text
 
@@ -47,7 +47,7 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
-            save(curves_figure(self.history), self.run.path / "plots" / "curves.png")
+            save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self._write(trainer)
@@ -80,7 +80,7 @@ class RunRecord(Callback):
         self.run.sections["Progress"] = {"epochs": f"{len(self.history)} of {epochs}", "steps": trainer.global_step}
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if "/" in k}
-        self.run.update(epoch=trainer.current_epoch, step=trainer.global_step)
+        self.run.update(epoch=len(self.history), step=trainer.global_step)
 
 
 def _device(trainer: Trainer) -> str:

@@ -1,0 +1,42 @@
+"""Checkpoints of a run."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imago.writing import replacing
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint that keeps the best so far when a run goes on in another folder.
+
+    Its parent forgets the best score there, so that the first epoch would become the best, however bad.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["dirpath"] != self.dirpath:
+            state_dict = state_dict | self._moved(state_dict)
+        super().load_state_dict(state_dict)
+
+    def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with the best checkpoint copied to this folder; as at the start where it is gone."""
+        assert self.dirpath is not None
+        earlier, path = Path(state["best_model_path"]), Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}")
+        if not state["best_model_path"] or not earlier.is_file():
+            log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
+            return {key: getattr(self, key) for key in state if key != "monitor"}
+        with replacing(path) as temporary:
+            shutil.copyfile(earlier, temporary)
+        kept = {str(path): state["best_model_score"]} if state["best_k_models"] else {}
+        return {
+            "dirpath": self.dirpath,
+            "best_model_path": str(path),
+            "best_k_models": kept,
+            "kth_best_model_path": str(path) if kept else "",
+            "last_model_path": "",
+        }

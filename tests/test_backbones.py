@@ -1,0 +1,112 @@
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+
+from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, head_names, read_weights, torchvision_net
+
+
+@pytest.fixture(scope="session")
+def imagenet() -> dict[str, torch.Tensor]:
+    """A state dict as torchvision distributes it for ResNet-18: 1,000 classes."""
+    torch.manual_seed(1)
+    return models.resnet18(num_classes=1000).state_dict()
+
+
+def cached(weights: dict[str, torch.Tensor]) -> Path:
+    """Puts `weights` where torch.hub looks for those of ResNet-18."""
+    path = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
+    path.parent.mkdir(parents=True)
+    torch.save(weights, path)
+    return path
+
+
+@pytest.mark.parametrize("net", [SimpleCNN(4), TinyNet(4), torchvision_net(4, "mobilenet_v3_small", None)])
+def test_the_head_has_an_output_per_class(net):
+    assert net.eval()(torch.zeros(2, 3, 48, 48)).shape == (2, 4)
+
+
+def test_a_dense_net_takes_flat_values():
+    assert SimpleDenseNet(4, in_features=12, hidden=[8]).eval()(torch.zeros(2, 12)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1", "auto"])
+def test_cached_weights_fill_all_but_the_head(imagenet, weights):
+    cached(imagenet)
+    state = torchvision_net(3, "resnet18", weights).state_dict()
+    assert state["fc.weight"].shape == (3, 512)
+    assert all(torch.equal(state[name], imagenet[name]) for name in state if not name.startswith("fc."))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_come_from_a_file(imagenet, tmp_path, suffix):
+    path = tmp_path / f"own.{suffix}"
+    save_file(imagenet, path) if suffix == "safetensors" else torch.save(imagenet, path)
+    net = torchvision_net(1000, "resnet18", str(path))
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in imagenet.items())
+
+
+def test_weights_of_another_network_are_refused(imagenet, tmp_path):
+    save_file(imagenet, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match="do not fit: .* tensors other than the head's"):
+        torchvision_net(3, "resnet34", str(tmp_path / "own.safetensors"))
+
+
+def test_auto_without_a_network_trains_from_scratch_with_a_warning(caplog):
+    torchvision_net(3, "resnet18", "auto")
+    assert "training resnet18 from scratch" in caplog.text
+
+
+def test_default_without_a_network_says_what_to_do():
+    with pytest.raises(ConnectionError) as error:
+        torchvision_net(3, "resnet18", "DEFAULT")
+    place = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
+    for words in ("model.net.weights=null", "https://download.pytorch.org/models/resnet18-f37072fd.pth", str(place)):
+        assert words in str(error.value)
+
+
+def test_a_damaged_cache_is_said(imagenet):
+    path = cached(imagenet)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"resnet18-f37072fd\.pth holds no weights .* Remove it"):
+        torchvision_net(3, "resnet18", "DEFAULT")
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("content", [Evil(), {"a": 1}, torch.zeros(2)])
+def test_a_file_that_is_no_state_dict_is_refused_and_not_executed(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, "own.pth")
+    with pytest.raises(ValueError, match=r"own\.pth"):
+        read_weights(Path("own.pth"))
+    assert not Path("executed").exists()
+
+
+def test_unknown_names_get_the_closest():
+    with pytest.raises(ValueError, match=r"model\.net\.name=resnet81 .* closest are resnet18"):
+        torchvision_net(3, "resnet81", None)
+    with pytest.raises(ValueError, match=r"weights=V9: resnet18 has IMAGENET1K_V1, DEFAULT"):
+        torchvision_net(3, "resnet18", "V9")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth is not there"):
+        torchvision_net(3, "resnet18", "nowhere.pth")
+
+
+@pytest.mark.parametrize(
+    ("build", "head"),
+    [
+        (partial(torchvision_net, name="resnet18", weights=None), {"fc.weight", "fc.bias"}),
+        (partial(torchvision_net, name="regnet_y_400mf", weights=None), {"fc.weight", "fc.bias"}),
+        (partial(torchvision_net, name="efficientnet_b0", weights=None), {"classifier.1.weight", "classifier.1.bias"}),
+        (partial(torchvision_net, name="vit_b_16", weights=None), {"heads.head.weight", "heads.head.bias"}),
+        (SimpleCNN, {"head.weight", "head.bias"}),
+    ],
+)
+def test_the_head_is_what_changes_with_the_classes(build, head):
+    assert head_names(build, 5) == head

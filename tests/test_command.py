@@ -1,0 +1,189 @@
+"""The command line as a whole: start-up, errors, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPO, SMALL
+from PIL import Image
+
+from imago.run_folder import RunFolder, RunFolderError
+
+
+def python(*words: str, cwd: Path = REPO, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_and_config_import_nothing_heavy(script, flag):
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], *sys.argv[2].split('=')]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'torchvision', 'lightning', 'numpy', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = python("-c", code, f"src/{script}", flag)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert "data_dir" in done.stdout
+
+
+def test_a_clone_runs_uninstalled_from_any_folder(tmp_path, colours):
+    environment = os.environ | {"PYTHONPATH": ""}
+    done = python(
+        "-W",
+        "ignore",
+        str(REPO / "src" / "train.py"),
+        f"data.data_dir={colours}",
+        *SMALL,
+        "debug=fdr",
+        f"paths.log_dir={tmp_path}/logs",
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "logs" / "debug" / "runs").iterdir()
+    assert json.loads((folder / "status.json").read_text())["status"] == "completed"
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_without_data_three_lines_say_what_to_type(command):
+    run = command("train")
+    assert run.exit_code == 1
+    for words in ("python src/train.py data.data_dir=PATH", "python src/train.py experiment=digits"):
+        assert words in run.output
+    assert len(run.json("status.json")["error"].splitlines()) == 3
+    assert "Traceback" not in run.output
+    assert "Traceback" in run.text("train.log")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.data_dir=/nowhere", "data.data_dir=/nowhere does not exist"),
+        ("model.net.name=resnet81", "the closest are resnet18"),
+        ("data.on_bad_image=maybe", "give error or skip"),
+        ("data.val_ratio=2", ""),
+        ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
+        ("monitor=val/acurracy", "val/acurracy"),
+        ("mode=best", "mode=best: give min or max"),
+        ("model.freeze=head", "model.freeze=head: give backbone"),
+        ("report.splits=[tset]", "split=tset: give train, val or test"),
+        ("model.optimizer.lr=fast", "fast"),
+        ("trainer.accelerator=gpu", "gpu"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_a_status(train, override, message):
+    net = ["model=torchvision", "model.net.weights=null"] if "net.name" in override else []
+    run = train(*net, "trainer.max_epochs=1", override)
+    if override == "data.val_ratio=2":  # not looked at where there is a val folder
+        assert run.exit_code == 0
+        return
+    assert run.exit_code == 1
+    assert message in run.json("status.json")["error"]
+    assert run.json("status.json")["status"] == "failed"
+    assert "failed" in run.text("summary.txt")
+    assert "Traceback" not in run.output
+    assert "Traceback" in run.text("train.log")
+    assert run.last_line.endswith(str(run.dir))
+
+
+@pytest.mark.parametrize("override", ["data.batchsize=3", "trainr=cpu", "model=resnet19"])
+def test_unknown_keys_and_options_fail_before_anything_is_made(train, override):
+    run = train(override)
+    assert run.exit_code == 1
+    assert override.partition("=")[2] in run.output or override.partition("=")[0] in run.output
+    assert not run.dir.exists()
+
+
+def test_a_stray_key_of_an_experiment_is_named(train, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "stray.yaml").write_text("# @package _global_\nlearning_rate: 3\n")
+    run = train("--config-dir", str(tmp_path / "mine"), "experiment=stray")
+    assert run.exit_code == 1
+    assert "learning_rate" in run.output
+    assert "experiment/stray" in run.output
+
+
+def test_a_bad_image_is_named_and_the_last_checkpoint_stays(train, own_colours):
+    before = train(f"data.data_dir={own_colours}")
+    kept = before.weights()
+    Image.new("RGB", (64, 64)).save(own_colours / "val" / "red" / "cut.jpg")
+    whole = (own_colours / "val" / "red" / "cut.jpg").read_bytes()
+    (own_colours / "val" / "red" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    run = train(f"data.data_dir={own_colours}")
+    assert run.exit_code == 1
+    assert f"{own_colours}/val/red/cut.jpg" in run.json("status.json")["error"]
+    assert "data.on_bad_image=skip" in run.json("status.json")["error"]
+    skipping = train(f"data.data_dir={own_colours}", "data.on_bad_image=skip")
+    assert skipping.exit_code == 0
+    assert skipping.json("reports/metrics_test.json")["n"] == 15
+    assert "1 files skipped" in skipping.text("summary.txt")
+    assert kept.keys() == before.weights().keys()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(train, tmp_path, monkeypatch):
+    (tmp_path / "breaking.py").write_text(
+        "import torch\n"
+        "class Breaks(torch.nn.CrossEntropyLoss):\n"
+        "    calls = 0\n"
+        "    def forward(self, input, target):\n"
+        "        self.calls += torch.is_grad_enabled()\n"
+        "        return super().forward(input, target) * (float('nan') if self.calls == 8 else 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train("model.criterions.criterions.ce._target_=breaking.Breaks", "trainer.max_epochs=3")
+    assert run.exit_code == 1
+    assert "The loss became nan in epoch 1, batch 2 (step 7)" in run.json("status.json")["error"]
+    assert run.checkpoint("last")["epoch"] == 0
+    assert run.json("status.json")["epoch"] == 1
+
+
+def test_a_finished_run_is_not_overwritten(train):
+    first = train()
+    before = {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()}
+    again = train(folder=first.dir)
+    assert again.exit_code == 1
+    assert "holds a finished run" in again.output
+    assert {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_dead_run_is_used_again_only_without_a_checkpoint(tmp_path):
+    run = RunFolder.claim(tmp_path)
+    run.update(status="failed")
+    RunFolder.claim(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(RunFolderError, match=f"ckpt_path={tmp_path}/checkpoints/last.ckpt"):
+        RunFolder.claim(tmp_path)
+
+
+def test_a_log_folder_that_cannot_be_written_is_said(tmp_path, colours):
+    (tmp_path / "file").touch()
+    done = python("src/train.py", f"data.data_dir={colours}", f"hydra.run.dir={tmp_path}/file/run")
+    assert done.returncode != 0
+    assert f"{tmp_path}/file" in done.stderr
+
+
+def test_ctrl_c_is_recorded(tmp_path, colours):
+    folder = tmp_path / "run"
+    words = ["src/train.py", f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=100000", "callbacks=none"]
+    process = subprocess.Popen([sys.executable, *words, f"hydra.run.dir={folder}"], cwd=REPO, stdout=subprocess.PIPE)
+    try:
+        deadline = time.time() + 120
+        while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+            assert time.time() < deadline
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
+    assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from imago.criterions import CriterionsComposition, MeanLosses
+from imago.metrics import MetricsComposition
+from imago.transforms import ComposeTransform, RenameTransform, TorchVisionTransform, WrapTransform
+
+
+def test_steps_see_what_earlier_ones_added():
+    double = WrapTransform(lambda x: x * 2, {"x": "a"}, "b")
+    add = WrapTransform(lambda x, y: x + y, {"x": "a", "y": "b"}, "c")
+    assert ComposeTransform(double=double, off=None, add=add)({"a": 1}) == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_wrapped_callable_without_a_key_returns_a_dictionary():
+    assert WrapTransform(lambda x: {"y": x + 1}, {"x": "a"})({"a": 1}) == {"y": 2}
+
+
+def test_rename_and_torchvision():
+    assert RenameTransform({"input": "image"})({"image": 5, "label": 1}) == {"input": 5}
+    assert TorchVisionTransform(lambda x: -x, "image")({"image": 5}) == {"image": -5}
+
+
+def test_a_missing_key_is_named_with_those_that_are_there():
+    with pytest.raises(KeyError, match="no pixels; it has image, label"):
+        WrapTransform(abs, {"x": "pixels"}, "y")({"image": 1, "label": 2})
+
+
+def test_weights_of_wrapped_modules_are_parameters_and_the_bound_net_is_saved_by_its_owner():
+    net = nn.Linear(2, 2)
+    composed = ComposeTransform(
+        own=WrapTransform(nn.Linear(2, 2), {"input": "x"}, "x"),
+        inner=ComposeTransform(net=WrapTransform("net", {"input": "x"}, "logits")),
+    )
+    composed.bind(net)
+    assert set(composed.state_dict()) == {"registered.0.transform.weight", "registered.0.transform.bias"}
+    assert composed({"x": torch.ones(1, 2)})["logits"].shape == (1, 2)
+    with pytest.raises(ValueError, match="the word 'net'"):
+        WrapTransform("backbone", {"x": "x"}, "y")
+
+
+LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+BATCH = {"logits": LOGITS, "label": torch.tensor([0, 1, 1]), "soft": torch.tensor([[1.0, 0.0]] * 3)}
+
+
+def test_the_total_is_the_weighted_sum():
+    losses = CriterionsComposition(
+        {"ce": nn.CrossEntropyLoss(), "mse": nn.MSELoss(), "off": None},
+        weights={"mse": 0.5},
+        mapping={"mse": {"input": "logits", "target": "soft"}},
+    )(BATCH)
+    ce = nn.functional.cross_entropy(LOGITS, BATCH["label"])
+    mse = nn.functional.mse_loss(LOGITS, BATCH["soft"])
+    assert set(losses) == {"ce", "mse", "total"}
+    torch.testing.assert_close(losses["total"], ce + 0.5 * mse)
+
+
+def test_names_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="weights names cee, but the criterions are ce"):
+        CriterionsComposition({"ce": nn.CrossEntropyLoss()}, weights={"cee": 1})
+    with pytest.raises(ValueError, match="at least one criterion"):
+        CriterionsComposition({"ce": None})
+    with pytest.raises(ValueError, match="mapping names f2, but the metrics are f1"):
+        MetricsComposition({"f1": MulticlassF1Score(2)}, mapping={"f2": {}})
+
+
+def test_mean_losses_weigh_batches_by_their_samples():
+    means = MeanLosses(["ce", "total"])
+    means.update({"ce": torch.tensor(1.0), "total": torch.tensor(2.0)}, 3)
+    means.update({"ce": torch.tensor(5.0), "total": torch.tensor(6.0)}, 1)
+    assert {name: float(value) for name, value in means.compute().items()} == {"ce": 2.0, "total": 3.0}
+
+
+def test_metrics_read_their_own_keys():
+    metrics = MetricsComposition(
+        {"acc": MulticlassAccuracy(2, average="micro"), "swapped": MulticlassAccuracy(2, average="micro")},
+        mapping={"swapped": {"preds": "other", "target": "label"}},
+        prefix="val/",
+    )
+    metrics.update(BATCH | {"other": 1 - BATCH["label"]})
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    assert values == pytest.approx({"val/acc": 2 / 3, "val/swapped": 0.0})

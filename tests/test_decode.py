@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imago.data.decode import BadImageError, read_image
+
+RED = (255, 0, 0)
+
+
+def save(image: Image.Image, path: Path, **options) -> torch.Tensor:
+    image.save(path, **options)
+    return read_image(path)
+
+
+def test_rgb_comes_as_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = save(Image.fromarray(pixels), tmp_path / "a.png")
+    assert image.dtype == torch.uint8
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1", "LA"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    suffix = "jpg" if mode == "CMYK" else "png"
+    image = save(Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode), tmp_path / f"a.{suffix}")
+    assert image.shape == (3, 6, 8)
+    assert image.min() >= 250
+
+
+def test_cmyk_keeps_its_colours(tmp_path):
+    image = save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "red.jpg", quality=100)
+    red, green, blue = image.float().mean(dim=(1, 2)).tolist()
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    image = Image.new("RGBA", (2, 1), (*RED, 0))
+    image.putpixel((1, 0), (*RED, 255))
+    assert save(image, tmp_path / "a.png")[:, 0].T.tolist() == [[255, 255, 255], list(RED)]
+
+
+def test_a_transparent_palette_is_white_too(tmp_path):
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([*RED, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    assert save(image, tmp_path / "a.png", transparency=0)[:, 0].T.tolist() == [[255, 255, 255], [0, 0, 255]]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    values = np.array([[0, 257, 30000, 65535]], dtype=np.uint16)
+    image = save(Image.fromarray(values), tmp_path / "a.png")
+    assert image[0, 0].tolist() == [0, 1, 117, 255]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (4, 2))
+    picture.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    image = save(picture, tmp_path / "a.png", exif=exif)
+    assert image.shape == (3, 4, 2)
+    assert image[:, 0, 1].tolist() == list(RED)
+
+
+def test_bad_files_are_named_with_the_reason(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (200, 200), RED).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("F", (3, 3)).save(tmp_path / "float.tiff")
+    reasons = {"empty.jpg": "empty", "text.jpg": "not an image", "cut.jpg": "truncated", "float.tiff": "float"}
+    for name, reason in {**reasons, "absent.jpg": "gone"}.items():
+        with pytest.raises(BadImageError, match=reason) as error:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadImageError, match="pixels"):
+        read_image(tmp_path / "bomb.png")

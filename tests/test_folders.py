@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+from conftest import draw_classes
+
+from imago.data.folders import Split, class_counts, read_tree, stratified_split
+
+
+def read(root: Path, val_ratio: float = 0.1, seed: int = 0):
+    return read_tree(root, val_ratio, seed)
+
+
+def test_three_splits(tmp_path):
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        draw_classes(tmp_path / split, {"red": count, "blue": count})
+    tree = read(tmp_path)
+    assert tree.class_names == ["blue", "red"]
+    assert {name: len(split) for name, split in tree.splits.items()} == {"train": 8, "val": 4, "test": 6}
+    assert tree.splits["val"].paths[0] == "val/blue/000.png"
+    assert tree.notes == []
+
+
+def test_class_folders_directly_are_split_by_class(tmp_path):
+    draw_classes(tmp_path, {"red": 20, "blue": 10, "green": 2})
+    tree = read(tmp_path, val_ratio=0.2)
+    assert class_counts(tree.splits["val"], tree.class_names) == {"blue": 2, "green": 1, "red": 4}
+    assert not set(tree.splits["train"].paths) & set(tree.splits["val"].paths)
+    assert "val_ratio=0.2" in tree.notes[0]
+    assert read(tmp_path, 0.2).splits == tree.splits
+    assert read(tmp_path, 0.2, seed=1).splits != tree.splits
+
+
+def test_a_class_of_one_image_stays_in_train():
+    train, val = stratified_split(Split(["a", "b", "c"], [0, 1, 1]), 0.5, seed=0)
+    assert train.labels == [0, 1]
+    assert val.labels == [1]
+
+
+def test_labels_are_matched_by_name_where_val_lacks_a_class(tmp_path):
+    draw_classes(tmp_path / "train", {"blue": 3, "green": 3, "red": 3})
+    draw_classes(tmp_path / "val", {"red": 2})
+    assert read(tmp_path).splits["val"].labels == [2, 2]
+
+
+def test_a_class_that_train_lacks_is_an_error_with_both_lists(tmp_path):
+    draw_classes(tmp_path / "train", {"blue": 3, "green": 3})
+    draw_classes(tmp_path / "val", {"red": 2, "green": 1})
+    with pytest.raises(ValueError, match=r"train lacks: red(.|\n)*train: blue, green\n *val: green, red"):
+        read(tmp_path)
+
+
+def test_val_may_be_called_valid(tmp_path):
+    draw_classes(tmp_path / "train", {"blue": 3, "red": 3})
+    draw_classes(tmp_path / "valid", {"blue": 1, "red": 1})
+    assert read(tmp_path).splits["val"].paths == ["valid/blue/000.png", "valid/red/000.png"]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    draw_classes(tmp_path, {"blue": 4, "red": 4})
+    (tmp_path / "blue").rename(tmp_path / "train")
+    assert read(tmp_path, 0.5).class_names == ["red", "train"]
+
+
+def test_hidden_folders_and_other_files_are_not_taken(tmp_path):
+    draw_classes(tmp_path, {"blue": 4, "red": 4})
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    hidden = tmp_path / "red" / ".thumbnails"
+    hidden.mkdir()
+    (hidden / "a.png").touch()
+    for name in ("stray.gif", "notes.txt", "._000.png"):
+        (tmp_path / "red" / name).touch()
+    nested = tmp_path / "red" / "more"
+    nested.mkdir()
+    (tmp_path / "red" / "000.png").rename(nested / "UPPER.PNG")
+    tree = read(tmp_path, 0.25)
+    assert tree.class_names == ["blue", "red"]
+    assert sorted(tree.ignored) == ["red/._000.png", "red/notes.txt", "red/stray.gif"]
+    taken = tree.splits["train"].paths + tree.splits["val"].paths
+    assert len(taken) == 8
+    assert "red/more/UPPER.PNG" in taken
+
+
+def test_a_link_back_into_the_folder_is_walked_once(tmp_path):
+    draw_classes(tmp_path, {"blue": 4, "red": 4})
+    (tmp_path / "red" / "loop").symlink_to(tmp_path / "red")
+    tree = read(tmp_path, 0.25)
+    assert len(tree.splits["train"]) + len(tree.splits["val"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        ({}, "no class folders"),
+        ({"red": 3}, "one class folder only"),
+        ({"red": 3, "blue": 0}, "blue has no images"),
+    ],
+)
+def test_what_is_no_data_is_said(tmp_path, folders, message):
+    draw_classes(tmp_path / "data", folders) if folders else (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "data")
+
+
+def test_images_without_class_folders_get_a_hint(tmp_path):
+    draw_classes(tmp_path / "drawn", {"red": 1})
+    with pytest.raises(ValueError, match="folder of its own"):
+        read(tmp_path / "drawn" / "red")
+
+
+def test_a_missing_folder_is_an_error_and_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()

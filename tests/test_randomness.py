@@ -1,0 +1,46 @@
+import torch
+
+from imago.randomness import key, keyed, uniforms
+
+
+def test_a_key_depends_on_every_part_and_on_their_order():
+    keys = {
+        key(),
+        key(0),
+        key(1),
+        key(0, 0),
+        key(0, 1),
+        key(1, 0),
+        key("a"),
+        key("b"),
+        key("a", 0),
+        key(-1),
+        key(2**63),
+    }
+    assert len(keys) == 11
+    assert key("order", 3, 4) == key("order", 3, 4)
+
+
+def test_uniforms_are_those_of_the_key_of_each_entry():
+    index = torch.tensor([0, 1, 7, 123456, 2**40])
+    expected = [(key("flip", 42, 3, entry) >> 40) / 2**24 for entry in index.tolist()]
+    assert uniforms(index, "flip", 42, 3).tolist() == expected
+
+
+def test_uniforms_are_uniform_and_independent_of_their_neighbours():
+    drawn = uniforms(torch.arange(100_000), "flip", 0, 0)
+    counts = torch.histc(drawn, 20, 0, 1)
+    assert ((counts - 5000) ** 2 / 5000).sum() < 45  # chi-square, 19 degrees of freedom, p = 0.0007
+    assert abs(torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]))[0, 1]) < 0.02
+
+
+def test_keyed_draws_repeat_and_leave_the_generator_as_it_was():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with keyed("augmentation", 1, 2):
+        first = torch.rand(3)
+    with keyed("augmentation", 1, 2):
+        second = torch.rand(3)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,315 @@
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns(trained):
+    assert trained.exit_code == 0
+    assert trained.json("reports/metrics_test.json")["acc"] > 0.9
+
+
+def test_the_run_folder_holds_what_the_blueprint_promises(trained):
+    files = {str(path.relative_to(trained.dir)) for path in trained.dir.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "train.log", "status.json", "summary.txt", "metrics.jsonl", ".hydra/config.yaml"}
+    expected |= {".hydra/overrides.yaml", ".hydra/hydra.yaml", "csv/metrics.csv"}
+    expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "plots/curves.png"}
+    for split in ("train", "val", "test"):
+        expected |= {f"reports/classification_report_{split}.{kind}" for kind in ("txt", "json")}
+        expected |= {f"reports/predictions_{split}.csv", f"reports/metrics_{split}.json"}
+        expected |= {f"plots/confusion_matrix_{split}.png"}
+    assert expected <= files
+    others = {name for name in files - expected if not name.startswith("tensorboard/")}
+    assert others == {"csv/hparams.yaml"}
+
+
+def test_status_and_summary_say_how_it_went(trained):
+    status = trained.json("status.json")
+    assert (status["status"], status["epoch"], status["error"]) == ("completed", 6, None)
+    summary = trained.text("summary.txt")
+    for words in (
+        "completed",
+        "spring, leaf",
+        "6 of 6",
+        "test acc",
+        "blue",
+        "max_epochs: 6",
+        "3: blue, green, red",
+        "cpu",
+    ):
+        assert words in summary, words
+
+
+def test_the_end_shows_scores_beside_the_baseline_and_what_to_type(trained):
+    assert re.search(r"test \(scored on val\) +│ +15 │ 0\.9\d+|1\.0000 │ +0\.3333", trained.output)
+    assert "majority class" in trained.output
+    assert f"Run folder: {trained.dir}" in trained.output
+    assert re.search(r"src/eval\.py ckpt_path=\S+/checkpoints/best\.ckpt data\.data_dir=", trained.output)
+    assert "tensorboard.main --logdir" in trained.output
+
+
+def test_the_substitute_for_a_missing_test_folder_is_said_everywhere(trained):
+    words = "val split is scored as test"
+    assert words in trained.text("train.log")
+    assert words in trained.text("summary.txt")
+    assert trained.json("reports/metrics_test.json")["split"] == "val"
+    assert "test (scored on val)" in trained.text("reports/classification_report_test.txt")
+
+
+def test_metrics_can_be_recomputed_from_the_predictions(trained):
+    for split in ("train", "val"):
+        with (trained.dir / "reports" / f"predictions_{split}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        labels, predictions = ([row[key] for row in rows] for key in ("label", "prediction"))
+        names = ["blue", "green", "red"]
+        probabilities = np.array([[float(row[f"prob_{name}"]) for name in names] for row in rows])
+        metrics = trained.json(f"reports/metrics_{split}.json")
+        assert metrics["n"] == len(rows) == {"train": 39, "val": 15}[split]
+        assert metrics["acc"] == accuracy_score(labels, predictions)
+        assert metrics["f1"] == pytest.approx(f1_score(labels, predictions, average="macro"), abs=1e-12)
+        assert metrics["loss"] == pytest.approx(log_loss(labels, probabilities, labels=names), abs=1e-6)
+        assert np.mean([float(row["loss"]) for row in rows]) == pytest.approx(metrics["loss"], abs=1e-6)
+        assert [row["correct"] for row in rows] == [str(int(a == b)) for a, b in zip(labels, predictions, strict=True)]
+        assert all((Path(row["path"]).parts[:2]) == (split, row["label"]) for row in rows)
+
+
+def test_what_is_logged_has_the_promised_names(trained):
+    events = EventAccumulator(str(trained.dir / "tensorboard"))
+    events.Reload()
+    stages = {f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc", "f1", "loss/ce")}
+    assert stages | {"train/loss_step", "val/acc_best"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("train/loss_step")) >= 15
+    assert [event.value for event in events.Scalars("val/acc")] == [row["val/acc"] for row in trained.history]
+    assert {"confusion_matrix/test", "confusion_matrix/val_while_training"} <= set(events.Tags()["images"])
+    assert "classification_report/test/text_summary" in events.Tags()["tensors"]
+    assert any(name.startswith("lr-") for name in trained.history[0])
+
+
+def test_the_history_adds_up(trained):
+    history = trained.history
+    assert [row["epoch"] for row in history] == list(range(6))
+    best = np.maximum.accumulate([row["val/acc"] for row in history])
+    assert [row["val/acc_best"] for row in history] == best.tolist()
+    assert history[-1]["train/loss"] < history[0]["train/loss"]
+    val = trained.json("reports/metrics_val.json")
+    top = max(history, key=lambda row: row["val/acc"])
+    assert val["acc"] == pytest.approx(top["val/acc"], abs=1e-6)
+    assert val["loss"] == pytest.approx(top["val/loss"], rel=1e-4)
+
+
+def test_checkpoints_are_plain_and_carry_the_run(trained):
+    last, best = trained.checkpoint("last"), trained.checkpoint("best")  # read with weights_only=True
+    assert last["epoch"] == 5
+    assert last["imago"]["history"] == trained.history
+    assert best["imago"]["class_names"] == ["blue", "green", "red"]
+    assert best["imago"]["history"][-1]["val/acc"] == max(row["val/acc"] for row in trained.history)
+    assert last["imago"]["monitor"] == "val/acc"
+    assert re.match(r"\d{4}-\d\d-\d\dT", last["imago"]["timestamp"])
+    assert all(tensor.device.type == "cpu" for tensor in last["state_dict"].values())
+
+
+def test_the_log_is_plain(trained):
+    log = trained.text("train.log")
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} DEBUG +imago", log, re.MULTILINE)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", log + trained.output)
+
+
+def test_two_runs_with_one_seed_have_the_same_weights(train):
+    first, second = train("deterministic=true"), train("deterministic=true")
+    assert same(first.weights(), second.weights())
+    assert first.history == second.history
+
+
+def test_the_weights_do_not_depend_on_the_workers(train):
+    assert same(train().weights(), train("data.num_workers=2").weights())
+
+
+def test_seed_0_seeds(train):
+    zero, again, one = train("seed=0"), train("seed=0"), train("seed=1")
+    assert same(zero.weights(), again.weights())
+    assert not same(zero.weights(), one.weights())
+    drawn = train("seed=null", "trainer.max_epochs=1")
+    assert "seed=null: drew seed=" in drawn.output
+
+
+def test_training_goes_on_from_a_checkpoint(train):
+    whole = train("trainer.max_epochs=4", "model.scheduler=null")
+    half = train("trainer.max_epochs=2", "model.scheduler=null")
+    rest = train("trainer.max_epochs=4", "model.scheduler=null", f"ckpt_path={half.dir}/checkpoints/last.ckpt")
+    assert [row["epoch"] for row in rest.history] == [0, 1, 2, 3]
+    assert rest.history == whole.history
+    assert rest.checkpoint()["imago"]["history"] == rest.history
+    assert torch.equal(rest.weights()["net.head.weight"], whole.weights()["net.head.weight"])
+
+
+def test_the_best_goes_along_into_the_folder_of_the_run_that_goes_on(train):
+    short = train("trainer.max_epochs=3", "monitor=train/loss", "mode=max", "callbacks.early_stopping=null")
+    rest = train(
+        "trainer.max_epochs=5",
+        "monitor=train/loss",
+        "mode=max",
+        "callbacks.early_stopping=null",
+        f"ckpt_path={short.dir}/checkpoints/last.ckpt",
+    )
+    assert rest.checkpoint("best")["epoch"] == 0
+    assert same(rest.weights("best"), short.weights("best"))
+    assert rest.checkpoint("last")["epoch"] == 4
+
+
+def test_last_is_the_last_epoch_even_if_an_earlier_one_was_better(train):
+    run = train("monitor=train/loss", "mode=max", "trainer.max_epochs=3", "callbacks.early_stopping=null")
+    assert run.checkpoint("last")["epoch"] == 2
+    assert run.checkpoint("best")["epoch"] == 0
+
+
+def test_a_sweep_makes_a_folder_per_job(train, tmp_path):
+    run = train("-m", "seed=1,2", "trainer.max_epochs=1")
+    assert run.exit_code == 0
+    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
+    assert [job.name.split("_")[0] for job in jobs] == ["0", "1"]
+    assert [json.loads((job / "status.json").read_text())["status"] for job in jobs] == ["completed", "completed"]
+    assert ["seed_1" in jobs[0].name, "seed_2" in jobs[1].name] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["callbacks.early_stopping=null", "logger=[]"],
+        ["logger=csv", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=2"],
+        ["callbacks=none"],
+        ["model/optimizer=sgd", "model/scheduler=step", "model.optimizer.lr=0.05"],
+        ["model/scheduler=plateau", "optimized_metric=val/loss"],
+        ["model.net._target_=imago.backbones.SimpleCNN", "data.image_size=24"],
+        ["model=torchvision", "model.net.name=mobilenet_v3_small", "model.net.weights=null", "data.image_size=32"],
+        ["trainer=cpu", "trainer.max_epochs=1", "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2"],
+        ["strategy=none", "data.val_ratio=0.3", "test=false"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_overrides_that_people_know(train, overrides):
+    run = train("trainer.max_epochs=1", *overrides)
+    assert run.exit_code == 0, run.output
+    assert run.json("status.json")["status"] == "completed"
+
+
+def test_every_batch_can_be_logged(train):
+    run = train("logger=csv", "trainer.log_every_n_steps=1")
+    with (run.dir / "csv" / "metrics.csv").open() as file:
+        assert len([row for row in csv.DictReader(file) if row["train/loss_step"]]) == 2 * 5
+
+
+def test_monitor_and_its_alias_are_one_setting(train):
+    run = train("optimized_metric=val/loss")
+    assert run.checkpoint()["imago"]["monitor"] == "val/loss"
+    assert "val/loss_best" in run.history[0]
+    both = train("optimized_metric=val/loss", "monitor=val/f1")
+    assert both.exit_code == 1
+    assert "one setting under two names" in both.last_line or "one setting under two names" in both.output
+
+
+def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
+    run = command("train", f"data.data_dir={colours}", "model=tiny_net", "data.image_size=16", "debug=fdr")
+    assert run.exit_code == 0
+    assert not (run.dir / "checkpoints").exists()
+    assert run.json("reports/metrics_val.json")["n"] == 15
+    assert (run.dir / "debug.log").exists()
+
+
+def test_a_frozen_backbone_stays_as_it_is(train):
+    run = train("model.freeze=backbone")
+    untrained = train("model.freeze=backbone", "model.optimizer.lr=0", "model.optimizer.weight_decay=0")
+    trained, before = run.weights(), untrained.weights()
+    changed = {name for name in trained if not torch.equal(trained[name], before[name])}
+    assert changed == {"net.head.weight", "net.head.bias"}
+
+
+def test_an_own_network_is_one_file(train, tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "class Flat(nn.Sequential):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.LazyLinear(num_classes))\n"
+        "        self(__import__('torch').zeros(1, 3, 16, 16))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train("model=resnet18", "model.net._target_=my_nets.Flat", "model.optimizer.lr=0.01")
+    assert run.exit_code == 0, run.output
+    assert "net.1.weight" in run.weights()
+    typed = train("model=resnet18", "model.net._target_=my_nets.Flat", "model.net.weights=DEFAULT")
+    assert typed.exit_code == 1
+    assert "unexpected keyword argument 'weights'" in typed.output
+
+
+def test_compiling_leaves_the_names_of_the_weights(train):
+    run = train("model.compile=true", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
+    assert run.exit_code == 0, run.output
+    assert set(run.weights()) == set(train("trainer.max_epochs=1").weights())
+
+
+def test_the_network_wired_in_yaml_learns(command):
+    run = command("train", "experiment=digits_dense", "trainer.max_epochs=4", "logger=[]", "report.splits=[test]")
+    metrics = run.json("reports/metrics_test.json")
+    assert metrics["acc"] > 0.85
+    assert metrics["loss"] == pytest.approx(metrics["loss/ce"] + 0.5 * metrics["loss/margin"], rel=1e-5)
+
+
+def test_weights_of_imagenet_start_the_ants(command, hymenoptera):
+    from torchvision.models import resnet18
+
+    cache = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
+    cache.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), cache)
+    run = command(
+        "train",
+        "experiment=resnet18_ants",
+        f"data.data_dir={hymenoptera}",
+        "data.image_size=32",
+        "data.num_workers=0",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "report.splits=[test]",
+    )
+    assert run.exit_code == 0, run.output
+    assert "Loaded the DEFAULT weights of resnet18; new: fc.bias, fc.weight" in run.output
+    assert "imageNotFound.gif" in run.text("summary.txt")
+    metrics = run.json("reports/metrics_test.json")
+    assert (metrics["split"], metrics["n"]) == ("val", 153)
+
+
+def test_photographs_of_ants_and_bees_are_learnt_from_scratch(command, hymenoptera):
+    run = command(
+        "train",
+        f"data.data_dir={hymenoptera}",
+        "model=simple_cnn",
+        "data.image_size=32",
+        "trainer.max_epochs=3",
+        "logger=[]",
+        "report.splits=[train]",
+    )
+    assert run.exit_code == 0, run.output
+    assert run.history[-1]["train/loss"] < run.history[0]["train/loss"]
+
+
+def test_pictures_are_pictures(trained):
+    for name in ("confusion_matrix_test", "curves"):
+        with Image.open(trained.dir / "plots" / f"{name}.png") as image:
+            assert min(image.size) > 250
+            assert len(image.convert("RGB").getcolors(10**6) or []) > 20
+
+
+def test_the_repository_has_no_trace_of_the_tests():
+    assert [path.name for path in (REPO / "logs").iterdir() if path.name.startswith("run_")] == []
