@@ -1,7 +1,6 @@
 """The command line as a whole: start-up, errors, signals."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -33,8 +32,7 @@ def test_help_and_config_import_nothing_heavy(script, flag):
     assert "data_dir" in done.stdout
 
 
-def test_a_clone_runs_uninstalled_from_any_folder(tmp_path, colours):
-    environment = os.environ | {"PYTHONPATH": ""}
+def test_a_clone_runs_from_any_folder(tmp_path, colours):
     done = python(
         "-W",
         "ignore",
@@ -44,7 +42,6 @@ def test_a_clone_runs_uninstalled_from_any_folder(tmp_path, colours):
         "debug=fdr",
         f"paths.log_dir={tmp_path}/logs",
         cwd=tmp_path,
-        env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "logs" / "debug" / "runs").iterdir()
@@ -69,22 +66,17 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("data.data_dir=/nowhere", "data.data_dir=/nowhere does not exist"),
         ("model.net.name=resnet81", "the closest are resnet18"),
         ("data.on_bad_image=maybe", "give error or skip"),
-        ("data.val_ratio=2", ""),
         ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
-        ("monitor=val/acurracy", "val/acurracy"),
+        ("monitor=val/acurracy", "no metric 'acurracy' to track; there are acc, precision, recall, f1, loss, loss/ce"),
         ("mode=best", "mode=best: give min or max"),
         ("model.freeze=head", "model.freeze=head: give backbone"),
         ("report.splits=[tset]", "split=tset: give train, val or test"),
-        ("model.optimizer.lr=fast", "fast"),
         ("trainer.accelerator=gpu", "gpu"),
     ],
 )
 def test_mistakes_end_in_one_message_and_a_status(train, override, message):
     net = ["model=torchvision", "model.net.weights=null"] if "net.name" in override else []
     run = train(*net, "trainer.max_epochs=1", override)
-    if override == "data.val_ratio=2":  # not looked at where there is a val folder
-        assert run.exit_code == 0
-        return
     assert run.exit_code == 1
     assert message in run.json("status.json")["error"]
     assert run.json("status.json")["status"] == "failed"
@@ -105,7 +97,7 @@ def test_unknown_keys_and_options_fail_before_anything_is_made(train, override):
 def test_a_stray_key_of_an_experiment_is_named(train, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "stray.yaml").write_text("# @package _global_\nlearning_rate: 3\n")
-    run = train("--config-dir", str(tmp_path / "mine"), "experiment=stray")
+    run = train(f"--config-dir={tmp_path}/mine", "experiment=stray")
     assert run.exit_code == 1
     assert "learning_rate" in run.output
     assert "experiment/stray" in run.output

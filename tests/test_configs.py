@@ -36,6 +36,8 @@ def test_every_key_is_an_argument_of_its_target(group, option):
     checked = 0
     for node in nodes(cfg):
         target = get_object(node._target_)
+        if inspect.isbuiltin(target):  # torch.argmax: has no signature to look at
+            continue
         accepted = inspect.signature(target).parameters
         keys = {str(key) for key in node if not str(key).startswith("_")}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):

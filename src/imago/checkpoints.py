@@ -25,7 +25,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no common class for what a damaged file raises
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"ckpt_path={path} is damaged or no checkpoint of Imago ({reason}).") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago; model.net.weights= takes plain weights.")

@@ -35,7 +35,7 @@ def show_results(result: Result, run: RunFolder) -> None:
 def _table(scores: dict[str, Score]) -> Table:
     table = Table(title="Scores of the best checkpoint")
     for column in ("split", "images", "accuracy", "majority class", "F1 (macro)", "loss"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for name, score in scores.items():
         metrics = score.metrics
         label = name if score.split == name else f"{name} (scored on {score.split})"

@@ -34,10 +34,14 @@ class MetricsCallback(Callback):
         self._stages: dict[str, MetricsComposition] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Raises ValueError where the tracked metric is none of ours, before the first batch."""
         if not self._stages:
             metrics = self.metrics(num_classes=len(pl_module.class_names))
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
+            self._check_tracked(
+                [*metrics.mapping, "loss", *(f"loss/{name}" for name in pl_module.criterions.criterions)]
+            )
         for metrics in self._stages.values():
             metrics.to(pl_module.device)
 
@@ -102,15 +106,15 @@ class MetricsCallback(Callback):
         computed = self._stages["test"].compute()
         self.values = {name.removeprefix("test/"): value.tolist() for name, value in computed.items()}
 
-    def _track(self, values: dict[str, Tensor]) -> float:
-        name = f"val/{self.tracked_metric_name}"
-        if name not in values:
-            valid = ", ".join(key.removeprefix("val/") for key in values)
+    def _check_tracked(self, names: list[str]) -> None:
+        if self.tracked_metric_name not in names:
             raise ValueError(
-                f"tracked_metric_name={self.tracked_metric_name} is no metric of the val stage ({valid}); "
-                "it follows monitor=, for example monitor=val/acc."
+                f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "
+                "Type monitor=val/NAME with one of these."
             )
-        value = float(values[name])
+
+    def _track(self, values: dict[str, Tensor]) -> float:
+        value = float(values[f"val/{self.tracked_metric_name}"])
         better = self.best is None or (value > self.best if self.mode == "max" else value < self.best)
         self.best = value if better else self.best
         assert self.best is not None
