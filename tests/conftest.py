@@ -119,7 +119,12 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
     code: int | str | None = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
         patch.setattr(
-            sys, "argv", [f"src/{name}.py", *sorted([*where, *overrides], key=lambda word: not word.startswith("-"))]
+            sys,
+            "argv",
+            [
+                f"src/{name}.py",
+                *sorted([*where, *overrides], key=lambda word: not word.startswith(("-m", "--config-dir"))),
+            ],
         )
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now

@@ -67,7 +67,10 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("model.net.name=resnet81", "the closest are resnet18"),
         ("data.on_bad_image=maybe", "give error or skip"),
         ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
-        ("monitor=val/acurracy", "no metric 'acurracy' to track; there are acc, precision, recall, f1, loss, loss/ce"),
+        (
+            "monitor=val/acurracy",
+            "no metric 'acurracy' to track; there are acc, precision, recall, f1, f1_per_class, loss, loss/ce",
+        ),
         ("mode=best", "mode=best: give min or max"),
         ("model.freeze=head", "model.freeze=head: give backbone"),
         ("report.splits=[tset]", "split=tset: give train, val or test"),

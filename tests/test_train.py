@@ -94,6 +94,7 @@ def test_what_is_logged_has_the_promised_names(trained):
     assert [event.value for event in events.Scalars("val/acc")] == [row["val/acc"] for row in trained.history]
     assert {"confusion_matrix/test", "confusion_matrix/val_while_training"} <= set(events.Tags()["images"])
     assert "classification_report/test/text_summary" in events.Tags()["tensors"]
+    assert {f"val/f1_per_class/{name}" for name in ("blue", "green", "red")} <= set(events.Tags()["scalars"])
     assert any(name.startswith("lr-") for name in trained.history[0])
 
 
@@ -107,6 +108,8 @@ def test_the_history_adds_up(trained):
     top = max(history, key=lambda row: row["val/acc"])
     assert val["acc"] == pytest.approx(top["val/acc"], abs=1e-6)
     assert val["loss"] == pytest.approx(top["val/loss"], rel=1e-4)
+    for name, scores in val["per_class"].items():
+        assert scores["f1"] == pytest.approx(top[f"val/f1_per_class/{name}"], abs=1e-6)
 
 
 def test_checkpoints_are_plain_and_carry_the_run(trained):

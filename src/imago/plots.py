@@ -1,5 +1,6 @@
 """Pictures of a run. Figures are made without pyplot: no window, no global state."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,13 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     kinds = sorted({name.partition("/")[2] for name in names if not name.endswith("_best")})
     kinds = [kind for kind in kinds if "/" not in kind]  # single criterions are in metrics.jsonl
     kinds.sort(key=lambda kind: kind != "loss")
-    figure = Figure(figsize=(4.2 * max(len(kinds), 1), 3.4), layout="constrained")
-    for axes, kind in zip(np.atleast_1d(figure.subplots(1, max(len(kinds), 1))), kinds, strict=False):
+    columns = min(max(len(kinds), 1), 3)
+    rows = max(math.ceil(len(kinds) / columns), 1)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(kinds) :]:
+        unused.set_axis_off()
+    for axes, kind in zip(panels, kinds, strict=False):
         for split, style in (("train", "o--"), ("val", "o-")):
             points = [(row["epoch"], row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
             if points:
@@ -80,7 +86,8 @@ def _matrix(
     axes.set(title=title, xlabel="predicted", ylabel="true")
     if size <= MOST_NAMES:
         font = 9 if size <= MOST_NUMBERS else 6
-        axes.set_xticks(range(size), class_names, rotation=90 if size > 6 else 0, fontsize=font)
+        crowded = size * max(map(len, class_names)) > 60
+        axes.set_xticks(range(size), class_names, rotation=90 if crowded else 0, fontsize=font)
         axes.set_yticks(range(size), class_names, fontsize=font)
     if size <= MOST_NUMBERS:
         for row, column in np.ndindex(values.shape):

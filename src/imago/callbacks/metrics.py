@@ -1,6 +1,6 @@
 """Metrics per stage, and the best value of the one that is tracked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,18 +16,26 @@ STAGES = ("train", "val", "test")
 class MetricsCallback(Callback):
     """Logs `train/<name>`, `val/<name>`, `test/<name>` at the end of each epoch, and `val/<tracked>_best`.
 
+    A metric with a value per class is logged as `<stage>/<name>/<class>`.
+
     Args:
         metrics: Makes the metrics, given `num_classes`.
         tracked_metric_name: The metric whose best val value is kept; None tracks the loss.
         mode: `max` or `min`: which value of it is better.
+        most_classes: With more classes, values per class are in the reports only.
     """
 
     def __init__(
-        self, metrics: Callable[..., MetricsComposition], tracked_metric_name: str | None = None, mode: str = "max"
+        self,
+        metrics: Callable[..., MetricsComposition],
+        tracked_metric_name: str | None = None,
+        mode: str = "max",
+        most_classes: int = 20,
     ) -> None:
         self.metrics = metrics
         self.tracked_metric_name = tracked_metric_name or "loss"
         self.mode = mode
+        self.most_classes = most_classes
         self.best: float | None = None
         self.values: dict[str, Any] = {}
         """The metrics of the last test or predict epoch by name; vectors are lists."""
@@ -52,7 +60,7 @@ class MetricsCallback(Callback):
         self._update("train", outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self._scalars("train"))
+        pl_module.log_dict(self._scalars("train", pl_module.class_names))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["val"].reset()
@@ -63,7 +71,7 @@ class MetricsCallback(Callback):
         self._update("val", outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        values = self._scalars("val")
+        values = self._scalars("val", pl_module.class_names)
         pl_module.log_dict(values)
         if trainer.sanity_checking:
             return
@@ -79,7 +87,7 @@ class MetricsCallback(Callback):
         self._update("test", outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self._scalars("test"))
+        pl_module.log_dict(self._scalars("test", pl_module.class_names))
         self._keep_values()
 
     on_predict_epoch_start = on_test_epoch_start
@@ -98,9 +106,15 @@ class MetricsCallback(Callback):
         with torch.no_grad():
             self._stages[stage].update(outputs)
 
-    def _scalars(self, stage: str) -> dict[str, Tensor]:
+    def _scalars(self, stage: str, class_names: Sequence[str]) -> dict[str, Tensor]:
         """Computed once per epoch: torchmetrics keeps the result until the next update."""
-        return {name: value for name, value in self._stages[stage].compute().items() if value.numel() == 1}
+        scalars = {}
+        for name, value in self._stages[stage].compute().items():
+            if value.numel() == 1:
+                scalars[name] = value
+            elif value.shape == (len(class_names),) and len(class_names) <= self.most_classes:
+                scalars |= {f"{name}/{label}": value[index] for index, label in enumerate(class_names)}
+        return scalars
 
     def _keep_values(self) -> None:
         computed = self._stages["test"].compute()

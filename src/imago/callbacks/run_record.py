@@ -79,7 +79,7 @@ class RunRecord(Callback):
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
         self.run.sections["Progress"] = {"epochs": f"{len(self.history)} of {epochs}", "steps": trainer.global_step}
         if self.history:
-            self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if "/" in k}
+            self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
         self.run.update(epoch=len(self.history), step=trainer.global_step)
 
 
