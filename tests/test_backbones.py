@@ -1,3 +1,4 @@
+import re
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,38 @@ def test_cached_weights_fill_all_but_the_head(imagenet, weights):
     state = torchvision_net(3, "resnet18", weights).state_dict()
     assert state["fc.weight"].shape == (3, 512)
     assert all(torch.equal(state[name], imagenet[name]) for name in state if not name.startswith("fc."))
+
+
+def test_weights_from_before_batchnorm_counted_fit_too(imagenet):
+    cached({name: tensor for name, tensor in imagenet.items() if not name.endswith("num_batches_tracked")})
+    state = torchvision_net(3, "resnet18", "DEFAULT").state_dict()
+    assert torch.equal(state["layer4.1.bn2.running_var"], imagenet["layer4.1.bn2.running_var"])
+
+
+def test_the_old_names_of_densenet_are_understood(tmp_path):
+    weights = models.densenet121(num_classes=7).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): t for name, t in weights.items()}
+    assert old.keys() != weights.keys()
+    torch.save(old, tmp_path / "old.pth")
+    state = torchvision_net(7, "densenet121", str(tmp_path / "old.pth")).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+
+
+def test_the_version_of_mnasnet_goes_along(tmp_path):
+    torch.save(models.mnasnet0_5(num_classes=7).state_dict(), tmp_path / "own.pth")
+    torchvision_net(3, "mnasnet0_5", str(tmp_path / "own.pth"))
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_networks_with_two_outputs_have_one(name, size):
+    assert torchvision_net(3, name, None).train()(torch.zeros(2, 3, size, size)).shape == (2, 3)
+
+
+def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    torchvision_net(3, "resnet18", "auto")
+    assert "training resnet18 from scratch" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

@@ -75,6 +75,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("model.freeze=head", "model.freeze=head: give backbone"),
         ("report.splits=[tset]", "split=tset: give train, val or test"),
         ("trainer.accelerator=gpu", "gpu"),
+        ("trainer.limit_test_batches=0", "leaves nothing of test to score: type test=false"),
     ],
 )
 def test_mistakes_end_in_one_message_and_a_status(train, override, message):
@@ -138,6 +139,23 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(trai
     assert "The loss became nan in epoch 1, batch 2 (step 7)" in run.json("status.json")["error"]
     assert run.checkpoint("last")["epoch"] == 0
     assert run.json("status.json")["epoch"] == 1
+
+
+def test_a_network_that_diverged_is_not_taken_for_trained(train):
+    run = train("model/optimizer=sgd", "model.optimizer.lr=1e30", "trainer.limit_train_batches=1")
+    assert run.exit_code == 1
+    assert "The loss became nan in epoch 0, after validation" in run.json("status.json")["error"]
+    assert not list(run.dir.glob("checkpoints/*"))
+
+
+def test_a_folder_that_a_living_process_uses_is_refused(tmp_path):
+    run = RunFolder.claim(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        run.update(pid=other.pid)
+        with pytest.raises(RunFolderError, match=f"in use by the running process {other.pid}"):
+            RunFolder.claim(tmp_path)
+        other.communicate(b"\n")
+    RunFolder.claim(tmp_path)
 
 
 def test_a_finished_run_is_not_overwritten(train):

@@ -69,6 +69,13 @@ def test_skip_leaves_bad_images_out_counts_and_names_them(own_colours, tmp_path)
     assert snapshot(own_colours) == before
 
 
+def test_a_link_that_leads_nowhere_is_skipped(own_colours, tmp_path):
+    (own_colours / "train" / "red" / "broken.png").symlink_to(own_colours / "nowhere.png")
+    data = module(own_colours, on_bad_image="skip", cache_dir=str(tmp_path / "cache"))
+    assert data.sizes["train"] == 39
+    assert "broken.png: the file is gone" in data.skipped[0]
+
+
 def test_skip_remembers_what_it_found_until_a_file_changes(own_colours, tmp_path, monkeypatch):
     broken = own_colours / "train" / "red" / "003.png"
     whole = broken.read_bytes()

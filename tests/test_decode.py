@@ -1,3 +1,4 @@
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,14 @@ def test_exif_orientation_is_applied(tmp_path):
     image = save(picture, tmp_path / "a.png", exif=exif)
     assert image.shape == (3, 4, 2)
     assert image[:, 0, 1].tolist() == list(RED)
+
+
+def test_damaged_exif_data_do_not_make_the_pixels_worse(tmp_path, monkeypatch):
+    def fail(image):
+        raise struct.error("unpack requires a buffer of 2 bytes")
+
+    monkeypatch.setattr("imago.data.decode.ImageOps.exif_transpose", fail)
+    assert save(Image.new("RGB", (4, 2), RED), tmp_path / "a.png").shape == (3, 2, 4)
 
 
 def test_bad_files_are_named_with_the_reason(tmp_path):

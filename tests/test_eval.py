@@ -94,6 +94,10 @@ def test_other_classes_are_said_with_both_lists(evaluate, own_colours):
     assert "checkpoint: blue, green, red\n  data:       blue, green, rust" in run.output
 
 
+def test_no_splits_are_said(evaluate):
+    assert "give at least one of train, val, test" in evaluate("report.splits=[]").output
+
+
 def test_a_missing_ckpt_path_is_said(command, colours):
     run = command("eval", f"data.data_dir={colours}", *SMALL)
     assert "ckpt_path is missing: type ckpt_path=" in run.output

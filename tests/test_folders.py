@@ -80,6 +80,16 @@ def test_hidden_folders_and_other_files_are_not_taken(tmp_path):
     assert "red/more/UPPER.PNG" in taken
 
 
+def test_what_lies_beside_the_classes_is_named(tmp_path):
+    draw_classes(tmp_path / "train", {"blue": 4, "red": 4})
+    draw_classes(tmp_path / "extra", {"blue": 1})
+    for name in ("readme.txt", "train/stray.png"):
+        (tmp_path / name).touch()
+    tree = read(tmp_path, 0.25)
+    assert sorted(tree.ignored) == ["readme.txt", "train/stray.png"]
+    assert any("the folder extra" in note for note in tree.notes)
+
+
 def test_a_link_back_into_the_folder_is_walked_once(tmp_path):
     draw_classes(tmp_path, {"blue": 4, "red": 4})
     (tmp_path / "red" / "loop").symlink_to(tmp_path / "red")

@@ -72,6 +72,11 @@ def test_data_that_is_there_is_taken(tmp_path):
     assert hymenoptera(str(tmp_path), "http://127.0.0.1:1/none") == tmp_path / "hymenoptera_data"
 
 
+def test_an_archive_that_was_put_there_by_hand_is_taken(tmp_path):
+    (tmp_path / "hymenoptera_data.zip").write_bytes(GOOD)
+    assert (hymenoptera(str(tmp_path), "http://127.0.0.1:1/none", sha(GOOD)) / "val/bees/2.jpg").is_file()
+
+
 def test_another_file_is_refused_and_removed(tmp_path, serve):
     with pytest.raises(ValueError, match=f"{sha(GOOD)}(.|\n)*{SHA256} was expected"):
         hymenoptera(str(tmp_path), serve(GOOD))

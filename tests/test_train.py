@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,13 @@ def test_status_and_summary_say_how_it_went(trained):
 
 
 def test_the_end_shows_scores_beside_the_baseline_and_what_to_type(trained):
-    assert re.search(r"test \(scored on val\) +│ +15 │ 0\.9\d+|1\.0000 │ +0\.3333", trained.output)
-    assert "majority class" in trained.output
+    table = r"test \(on val\) +│ +15 │ +(0\.9\d\d\d|1\.0000) │ +0\.3333 │ +(0\.9\d\d\d|1\.0000) │ +\d\.\d{4} │"
+    assert re.search(table, trained.output), trained.output
+    assert "most frequent class of train" in trained.output
     assert f"Run folder: {trained.dir}" in trained.output
-    assert re.search(r"src/eval\.py ckpt_path=\S+/checkpoints/best\.ckpt data\.data_dir=", trained.output)
+    command = re.search(r"src/eval\.py ckpt_path=\S+/checkpoints/best\.ckpt .*", trained.output).group()
+    assert "trainer.accelerator=cpu" in command
+    assert "trainer.max_epochs" not in command
     assert "tensorboard.main --logdir" in trained.output
 
 
@@ -305,6 +309,85 @@ def test_photographs_of_ants_and_bees_are_learnt_from_scratch(command, hymenopte
     )
     assert run.exit_code == 0, run.output
     assert run.history[-1]["train/loss"] < run.history[0]["train/loss"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.max_steps=3"],
+        ["trainer.limit_val_batches=0"],
+        ["model/scheduler=plateau", "trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3"],
+        ["trainer.precision=bf16-true"],
+        ["trainer.num_sanity_val_steps=2"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+@pytest.mark.filterwarnings("ignore:.*(which is not available|could not find the monitored key):UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(which is not available|could not find the monitored key):RuntimeWarning")
+def test_runs_without_a_validation_in_each_epoch_end_well(train, overrides):
+    run = train(*overrides)
+    assert run.exit_code == 0, run.output
+    assert run.json("reports/metrics_test.json")["n"] == 15
+
+
+def test_epochs_without_validation_repeat_no_old_values(train):
+    run = train("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3", "callbacks.early_stopping=null")
+    assert ["val/acc" in row for row in run.history] == [False, True, False]
+    assert all("train/loss" in row for row in run.history)
+
+
+def test_overfitting_sees_the_same_batch_in_each_epoch(train, tmp_path, monkeypatch):
+    (tmp_path / "watching.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Watch(Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        print('SEEN', batch['index'].tolist())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train("trainer.overfit_batches=1", "+callbacks.watch._target_=watching.Watch", "trainer.max_epochs=3")
+    seen = re.findall("SEEN .*", run.output)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
+def test_a_drawn_seed_is_kept_and_a_val_split_that_was_drawn_otherwise_is_refused(train, colours):
+    first = train("seed=null", f"data.data_dir={colours}/train")
+    seed = re.search(r"drew seed=(\d+)", first.output).group(1)
+    assert f"seed: {seed}" in first.text("config.yaml")
+    assert f"seed={seed}" in first.output.split("Next:")[1]
+    options = [f"data.data_dir={colours}/train", f"ckpt_path={first.dir}/checkpoints/last.ckpt", "trainer.max_epochs=3"]
+    other = train(*options, f"seed={int(seed) + 1}")
+    assert other.exit_code == 1
+    assert f"Type seed={seed} data.val_ratio=0.1" in other.output
+    assert train(*options, f"seed={seed}").exit_code == 0
+
+
+def test_the_best_of_another_metric_is_not_taken_over(train):
+    first = train("monitor=val/loss")
+    rest = train("monitor=val/acc", "trainer.max_epochs=3", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
+    assert rest.exit_code == 0, rest.output
+    assert rest.history[-1]["val/acc_best"] <= 1
+
+
+def test_a_class_may_have_the_name_of_a_metric_and_val_may_lack_one(train, own_colours):
+    for split in ("train", "val"):
+        (own_colours / split / "red").rename(own_colours / split / "accuracy")
+    shutil.rmtree(own_colours / "val" / "blue")
+    run = train(f"data.data_dir={own_colours}", "trainer.max_epochs=6")
+    metrics = run.json("reports/metrics_test.json")
+    assert metrics["per_class"]["accuracy"]["support"] == 5
+    assert metrics["per_class"]["blue"]["support"] == 0
+    text = run.text("reports/classification_report_test.txt")
+    assert f"{metrics['f1']:.4f}" in re.search("macro avg.*", text).group()
+
+
+def test_label_smoothing_does_not_reach_the_cross_entropy(train):
+    run = train("model.criterions.criterions.ce.label_smoothing=0.3")
+    metrics = run.json("reports/metrics_test.json")
+    with (run.dir / "reports" / "predictions_test.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert metrics["cross_entropy"] == pytest.approx(np.mean(losses))
+    assert metrics["loss"] != pytest.approx(metrics["cross_entropy"], abs=1e-3)
 
 
 def test_pictures_are_pictures(trained):

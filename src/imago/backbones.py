@@ -2,12 +2,14 @@
 
 import difflib
 import logging
+import re
 import socket
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torchvision import models
 
 log = logging.getLogger(__name__)
 
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # in files from before torch 0.4
 StateDict = dict[str, Tensor]
 Build = Callable[..., nn.Module]
 
@@ -42,7 +45,9 @@ def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | Non
         pretrained = read_weights(Path(weights))
     else:
         pretrained = _named_weights(name, weights)
-    _load(net, pretrained, head_names(lambda **size: _build(name, **size), num_classes), f"{weights} weights of {name}")
+    _load(net, pretrained, head_names(partial(_build, name), num_classes), f"{weights} weights of {name}")
+    if hasattr(net, "transform_input"):
+        net.transform_input = True  # type: ignore[assignment]  # googlenet and inception_v3 were trained on another normalisation, and undo ours
     return net
 
 
@@ -85,9 +90,9 @@ def read_weights(path: Path) -> StateDict:
 
 
 def _build(name: str, num_classes: int) -> nn.Module:
-    # these two warn unless told how to initialise
-    init = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    return models.get_model(name, weights=None, num_classes=num_classes, **init)
+    # these two warn unless told how to initialise, and have a second output while training unless told not to
+    special = {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    return models.get_model(name, weights=None, num_classes=num_classes, **special)
 
 
 def _named_weights(name: str, weights: str) -> StateDict:
@@ -104,7 +109,7 @@ def _named_weights(name: str, weights: str) -> StateDict:
     try:
         with _connecting_at_most(20):
             return choice.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
+    except OSError as error:  # no network, a time-out, a cache that cannot be written
         raise ConnectionError(
             f"The weights of {name} are not cached and could not be downloaded ({error}). Either\n"
             f"  type model.net.weights=null to train from scratch, or\n"
@@ -129,15 +134,19 @@ def _connecting_at_most(seconds: float) -> Iterator[None]:
 
 def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> None:
     own = net.state_dict()
-    fits = {name: tensor for name, tensor in pretrained.items() if name in own and tensor.shape == own[name].shape}
-    left_out = own.keys() - fits.keys()
+    renamed = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in pretrained.items()}
+    fits = {name: tensor for name, tensor in renamed.items() if name in own and tensor.shape == own[name].shape}
+    # counters that files from before torch 0.4.1 lack, torchvision's resnets among them
+    left_out = {name for name in own.keys() - fits.keys() if not name.endswith("num_batches_tracked")}
     if not left_out <= head:
         wrong = sorted(left_out - head)
         raise ValueError(
             f"The {what} do not fit: {len(wrong)} tensors other than the head's are missing or of another shape "
             f"({', '.join(wrong[:3])}…). Give the weights of the same network, or model.net.weights=null."
         )
-    net.load_state_dict(fits, strict=False)
+    state = OrderedDict(own | fits)
+    state._metadata = getattr(pretrained, "_metadata", None)  # type: ignore[attr-defined]  # mnasnet's version
+    net.load_state_dict(state)
     log.info("Loaded the %s%s", what, f"; new: {', '.join(sorted(left_out))}" if left_out else "")
 
 

@@ -2,9 +2,7 @@
 
 import inspect
 import logging
-import random
 import textwrap
-from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -26,21 +24,9 @@ logging.getLogger("lightning").handlers.clear()  # it adds one of its own when i
 OWN_NETS = (backbones.torchvision_net, backbones.SimpleCNN, backbones.TinyNet, backbones.SimpleDenseNet)
 
 
-@dataclass
-class Parts:
-    """The objects of a run."""
-
-    data: ImageFolderDataModule
-    model: DictModule
-    trainer: Trainer
-
-
-def build(cfg: DictConfig, run: RunFolder) -> Parts:
+def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageFolderDataModule, DictModule, Trainer]:
     """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
     check(cfg)
-    if cfg.seed is None:
-        cfg.seed = random.SystemRandom().randrange(2**31)
-        log.info("seed=null: drew seed=%d", cfg.seed)
     seed_everything(cfg.seed, verbose=False)
     data: ImageFolderDataModule = instantiate(cfg.data, _convert_="all")
     drop_inherited(cfg.model.net, typed_overrides())
@@ -53,7 +39,7 @@ def build(cfg: DictConfig, run: RunFolder) -> Parts:
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     run.sections["Data"] = {"folder": data.tree.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
-    return Parts(data, model, trainer)
+    return data, model, trainer
 
 
 def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
@@ -75,14 +61,18 @@ def built(nodes: DictConfig | None) -> list[Any]:
 
 def check(cfg: DictConfig) -> None:
     """Refuses settings that contradict each other, before anything is made."""
-    typed = {override.partition("=")[0] for override in typed_overrides()}
-    if {"monitor", "optimized_metric"} <= typed and cfg.monitor != cfg.optimized_metric:
+    typed = {override.lstrip("+").partition("=")[0] for override in typed_overrides()}
+    if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
         raise ValueError(
             f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric}: these are one setting under two "
             "names; type monitor= alone."
         )
     if cfg.mode not in ("min", "max"):
         raise ValueError(f"mode={cfg.mode}: give min or max.")
+    for split in cfg.report.splits:
+        option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
+        if cfg.test and cfg.trainer[option] == 0:
+            raise ValueError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: the untrained network is scored")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from imago.data.module import ImageFolderDataModule
 from imago.module import DictModule
 
 Checkpoint = dict[str, Any]
@@ -32,8 +33,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def check_fits(checkpoint: Checkpoint, model: DictModule, path: str | Path) -> None:
-    """Raises ValueError unless the checkpoint holds this network for these classes."""
+def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageFolderDataModule, path: str | Path) -> None:
+    """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
+    drawn, now = checkpoint["imago"]["drawn_val"], data.tree.drawn_val
+    if drawn is not None and now is not None and drawn != now:
+        raise ValueError(
+            f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
+            f"Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}"
+        )
     trained, given = checkpoint["imago"]["class_names"], list(model.class_names)
     if trained != given:
         raise ValueError(
@@ -53,9 +60,8 @@ def check_fits(checkpoint: Checkpoint, model: DictModule, path: str | Path) -> N
         )
 
 
-def load_weights(model: DictModule, path: str | Path) -> Checkpoint:
-    """Loads the weights of a checkpoint into `model`; returns all of it."""
+def load_weights(model: DictModule, data: ImageFolderDataModule, path: str | Path) -> None:
+    """Loads the weights of a checkpoint into `model`, if it fits."""
     checkpoint = read_checkpoint(path)
-    check_fits(checkpoint, model, path)
+    check_fits(checkpoint, model, data, path)
     model.load_state_dict(checkpoint["state_dict"])
-    return checkpoint

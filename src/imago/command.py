@@ -2,7 +2,9 @@
 
 import logging
 import os
+import random
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from imago.run_folder import RunFolder, RunFolderError
 
 log = logging.getLogger(__name__)
 
-SPEAKING = (ValueError, FileNotFoundError, ConnectionError, FloatingPointError)  # raised by us with whole sentences
 Task = Callable[[DictConfig, RunFolder], float | None]
 
 
@@ -30,6 +31,9 @@ def run_command(task: Task, cfg: DictConfig) -> float | None:
         sys.exit(f"Error: {error}")
     with logging_to(folder / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)):
         try:
+            if cfg.seed is None:
+                cfg.seed = random.SystemRandom().randrange(2**31)
+                log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
             value = task(cfg, run)
         except KeyboardInterrupt:
@@ -64,11 +68,17 @@ def _message(error: Exception) -> str:
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
         error = error.__cause__
-    speaks = type(error).__module__.startswith("imago") or type(error) in SPEAKING
+    speaks = _raised_by_us(error) and isinstance(error, ValueError | OSError | FloatingPointError)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = "" if speaks and text else f"{type(error).__name__}: "
     where = f"\n(while making {key})" if key is not None and not speaks else ""
     return f"{kind}{text}{where}"
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether it comes from a `raise` in this package, and so with whole sentences."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
 def _give_up(run: RunFolder, status: str, error: str, code: int) -> None:

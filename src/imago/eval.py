@@ -21,6 +21,8 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
     if cfg.ckpt_path is None:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
+    if not cfg.report.splits:
+        raise ValueError("report.splits=[]: give at least one of train, val, test")
     from imago.building import build
     from imago.checkpoints import read_checkpoint
     from imago.results import show_results
@@ -29,9 +31,9 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     read_checkpoint(cfg.ckpt_path)  # a wrong path should not wait for the data
     if "weights" in cfg.model.net:
         cfg.model.net.weights = None  # the checkpoint's come next
-    parts = build(cfg, run)
-    result = evaluate(parts.data, parts.model, parts.trainer, run, cfg.ckpt_path, list(cfg.report.splits))
-    show_results(result, run)
+    data, model, trainer = build(cfg, run)
+    result = evaluate(data, model, trainer, run, cfg.ckpt_path, list(cfg.report.splits))
+    show_results(result, run, cfg.seed)
     return next(score.metrics["acc"] for score in result.scores.values())
 
 

@@ -57,6 +57,7 @@ class DictModule(LightningModule):
         self.forward_fn = forward_fn
         self.monitor = monitor
         self.strategy = Strategy()
+        self._validated_epoch: int | None = None
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
         if forward_fn is not None:
             forward_fn.bind(self.net)
@@ -68,14 +69,17 @@ class DictModule(LightningModule):
     def forward(self, batch: Batch) -> Batch:
         """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
         if self.forward_fn is not None:
-            return self.forward_fn(batch)
+            batch = self.forward_fn(batch)
+            if missing := {"logits", "prediction"} - batch.keys():
+                raise ValueError(f"model.forward_fn leaves no {' and no '.join(sorted(missing))} in the batch.")
+            return batch
         logits = self.net(batch["image"])
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Batch:
         batch = self._step(batch, "train")
         if self._logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
-            self._check_finite(batch["loss"], batch_idx)
+            self._check_finite(batch["loss"], f"batch {batch_idx}")
         if self._logging_is_due:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
@@ -103,10 +107,13 @@ class DictModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         losses = self._log_losses("train")
-        self._check_finite(losses["train/loss"], int(self.trainer.num_training_batches) - 1)
+        self._check_finite(losses["train/loss"], "at its end")
 
     def on_validation_epoch_end(self) -> None:
-        self._log_losses("val")
+        losses = self._log_losses("val")
+        if not self.trainer.sanity_checking:
+            self._validated_epoch = self.current_epoch
+            self._check_finite(losses["val/loss"], "after validation")
 
     def on_test_epoch_end(self) -> None:
         self._log_losses("test")
@@ -119,9 +126,10 @@ class DictModule(LightningModule):
             scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         scheduler = self.scheduler(optimizer)
-        config = {"scheduler": scheduler, "interval": "epoch"}
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = self.monitor
+            # only where validation runs is there something to watch
+            config |= {"monitor": self.monitor, "frequency": self.trainer.check_val_every_n_epoch, "strict": False}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def optimizer_step(
@@ -143,7 +151,9 @@ class DictModule(LightningModule):
 
     def epoch_metrics(self) -> dict[str, float]:
         """All that is known of the training epoch that ends, by the names it is logged under."""
-        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        stale = "val/" if self._validated_epoch != self.current_epoch else "test/"  # Lightning keeps the last values
+        metrics = self.trainer.callback_metrics.items()
+        logged = {name: float(value) for name, value in metrics if not name.startswith(stale)}
         return logged | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
 
     def _step(self, batch: Batch, stage: str) -> Batch:
@@ -165,11 +175,11 @@ class DictModule(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
 
-    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
+    def _check_finite(self, loss: Tensor, when: str) -> None:
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} "
-                f"(step {self.global_step}). The last good checkpoint is kept. "
+                f"The loss became {loss.item()} in epoch {self.current_epoch}, {when} (step {self.global_step}). "
+                "Checkpoints of earlier epochs are kept. "
                 "Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1."
             )
 

@@ -12,12 +12,16 @@ from imago.scoring import Score
 from imago.writing import replacing, write_json, write_text
 
 
-def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: int) -> None:
-    """Writes `reports/` and `plots/` of one score below `folder`, and shows them in TensorBoard."""
+def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: int, weights: str) -> None:
+    """Writes `reports/` and `plots/` of one score below `folder`, and shows them in TensorBoard.
+
+    `weights` says in words which were scored.
+    """
     reports = folder / "reports"
     split = score.asked
     title = split if score.split == split else f"{split} (scored on {score.split})"
-    report = f"{title}: {len(score.labels)} images, best weights\n\n{score.report()}"
+    absent = f"\nnot in this split: {', '.join(score.absent)}\n" if score.absent else ""
+    report = f"{title}: {len(score.labels)} images, {weights}\n\n{score.report()}{absent}"
     write_text(reports / f"classification_report_{split}.txt", report)
     write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
     write_json(reports / f"metrics_{split}.json", score.metrics)

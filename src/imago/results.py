@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,29 +17,30 @@ from imago.training import Result
 
 log = logging.getLogger(__name__)
 
-ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report", "trainer.max_epochs", "trainer.limit_")
+ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report.splits", "seed", "trainer.max_epochs")
 
 
-def show_results(result: Result, run: RunFolder) -> None:
+def show_results(result: Result, run: RunFolder, seed: int) -> None:
     """Prints the table, the run folder and the next commands; warns where the baseline is not beaten."""
     console = get_console()
     if result.scores:
-        console.print(_table(result.scores))
+        console.print(_table(result))
     for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     _warn_about_baseline(result.scores)
-    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {command}" for command in _next(result, run))]
+    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {line}" for line in _next(result, run, seed))]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(scores: dict[str, Score]) -> Table:
-    table = Table(title="Scores of the best checkpoint")
-    for column in ("split", "images", "accuracy", "majority class", "F1 (macro)", "loss"):
+def _table(result: Result) -> Table:
+    caption = "baseline: the accuracy of always answering with the most frequent class of train"
+    table = Table(title=f"Scores of {result.weights}", caption=caption, min_width=len(caption))
+    for column in ("split", "images", "accuracy", "baseline", "F1 (macro)", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
-    for name, score in scores.items():
+    for name, score in result.scores.items():
         metrics = score.metrics
-        label = name if score.split == name else f"{name} (scored on {score.split})"
+        label = name if score.split == name else f"{name} (on {score.split})"
         numbers = (metrics[key] for key in ("acc", "baseline_acc", "f1", "loss"))
         table.add_row(label, str(metrics["n"]), *(f"{number:.4f}" for number in numbers))
     return table
@@ -56,20 +58,23 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
             )
 
 
-def _next(result: Result, run: RunFolder) -> list[str]:
+def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
     python, script = _interpreter(), Path(sys.argv[0])
     commands = []
     if result.checkpoint is not None and script.name == "train.py":
-        overrides = [o for o in typed_overrides() if not o.lstrip("+~").startswith(ONLY_FOR_TRAINING)]
-        words = [_relative(script.with_name("eval.py")), f"ckpt_path={_relative(result.checkpoint)}", *overrides]
-        commands.append(f"{python} {shlex.join(words)}")
+        typed = typed_overrides()
+        kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
+        seeds = [f"seed={seed}"] if any(each.startswith("seed=") for each in typed) else []
+        evaluate = [_relative(script.with_name("eval.py")), f"ckpt_path={_relative(result.checkpoint)}"]
+        commands.append(f"{python} {shlex.join([*evaluate, *kept, *seeds])}")
     if (run.path / "tensorboard").is_dir():
         commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
     return commands
 
 
 def _interpreter() -> str:
-    return _relative(Path(sys.executable)) if Path(sys.executable).is_relative_to(Path.cwd()) else "python"
+    """What starts this Python again: the short word only where it means the same."""
+    return "python" if shutil.which("python") == sys.executable else _relative(Path(sys.executable))
 
 
 def _relative(path: Path) -> str:

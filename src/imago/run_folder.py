@@ -38,6 +38,10 @@ class RunFolder:
         status_file = path / "status.json"
         if status_file.is_file():
             status = _read(status_file)
+            if _is_alive(status):
+                raise RunFolderError(
+                    f"{path} is in use by the running process {status['pid']}. Give another hydra.run.dir=."
+                )
             if status.get("status") == "completed":
                 raise RunFolderError(f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder.")
             if any(path.glob("checkpoints/*.ckpt")):
@@ -84,6 +88,20 @@ def _section(title: str, lines: dict[str, Any]) -> str:
 def _shown(value: Any) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text.replace("\n", "\n" + " " * 6)
+
+
+def _is_alive(status: dict[str, Any]) -> bool:
+    """Whether another process of this machine is still at it."""
+    pid: Any = status.get("pid")
+    if status.get("status") != "running" or status.get("host") != socket.gethostname() or pid == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores of a trained network on a split: every number comes from the predictions, one row per image."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from sklearn.metrics import classification_report, confusion_matrix, precision_r
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageFolderDataModule
 from imago.module import DictModule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,40 +47,63 @@ class Score:
         """Row: true class, column: predicted class."""
         return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
 
+    @property
+    def absent(self) -> list[str]:
+        """Classes that are neither among the labels nor among the predictions."""
+        return [name for index, name in enumerate(self.class_names) if index not in self._present]
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`."""
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            self.labels, self.predictions, average="macro", zero_division=0
-        )
+        """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`.
+
+        `loss` is the model's (weighted total of its criterions), `cross_entropy` the mean of `losses`.
+        """
+        precision, recall, f1, _ = self._scores(average="macro")
         own = {
             "acc": float(np.mean(self.labels == self.predictions)),
             "precision": float(precision),
             "recall": float(recall),
             "f1": float(f1),
+            "cross_entropy": float(np.mean(self.losses)),
         }
-        report = self.report(as_dict=True)
-        per_class = {name: {k.replace("-score", ""): v for k, v in report[name].items()} for name in self.class_names}
+        for name, value in own.items():
+            if name in self.extra and abs(self.extra[name] - value) > 1e-4:
+                log.warning(
+                    "%s of your metrics is %s; the reports keep scikit-learn's: %s", name, self.extra[name], value
+                )
         return {
             "split": self.split,
             "n": len(self.labels),
-            **{name: value for name, value in self.extra.items() if name not in own},
+            **self.extra,
             **own,
             "baseline_acc": self.baseline,
-            "per_class": per_class,
+            "per_class": self._per_class(),
         }
 
     def report(self, as_dict: bool = False) -> Any:
-        """scikit-learn's classification report, with 4 decimals as text."""
+        """scikit-learn's classification report of the classes that occur, with 4 decimals as text."""
         return classification_report(
             self.labels,
             self.predictions,
-            labels=range(len(self.class_names)),
-            target_names=self.class_names,
+            labels=self._present,
+            target_names=[self.class_names[index] for index in self._present],
             digits=4,
             zero_division=0,
             output_dict=as_dict,
         )
+
+    @property
+    def _present(self) -> list[int]:
+        return np.union1d(self.labels, self.predictions).tolist()
+
+    def _per_class(self) -> dict[str, dict[str, float]]:
+        columns = self._scores(average=None, labels=range(len(self.class_names)))
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        keys = ("precision", "recall", "f1", "support")
+        return {name: dict(zip(keys, row, strict=True)) for name, row in zip(self.class_names, rows, strict=True)}
+
+    def _scores(self, **options: Any) -> Any:
+        return precision_recall_fscore_support(self.labels, self.predictions, zero_division=0, **options)
 
 
 def score(trainer: Trainer, model: DictModule, data: ImageFolderDataModule, split: str) -> Score:

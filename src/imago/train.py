@@ -22,21 +22,15 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, trains, scores; returns the best value of `monitor`."""
     from imago.building import build
     from imago.results import show_results
-    from imago.training import train
+    from imago.training import evaluate, train
 
-    parts = build(cfg, run)
-    result = train(
-        parts.data,
-        parts.model,
-        parts.trainer,
-        run,
-        monitor=cfg.monitor,
-        mode=cfg.mode,
-        ckpt_path=cfg.ckpt_path,
-        fit=cfg.train,
-        splits=list(cfg.report.splits) if cfg.test else [],
-    )
-    show_results(result, run)
+    data, model, trainer = build(cfg, run)
+    splits = list(cfg.report.splits) if cfg.test else []
+    if cfg.train:
+        result = train(data, model, trainer, run, cfg.monitor, cfg.mode, splits, cfg.ckpt_path)
+    else:
+        result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits)
+    show_results(result, run, cfg.seed)
     return result.best_value
 
 

@@ -28,8 +28,12 @@ class Result:
 
     scores: dict[str, Score] = field(default_factory=dict)
     checkpoint: Path | None = None
-    monitor: str | None = None
     best_value: float | None = None
+
+    @property
+    def weights(self) -> str:
+        """Which weights were scored, in words."""
+        return self.checkpoint.name if self.checkpoint is not None else "the weights as they are"
 
 
 def train(
@@ -39,26 +43,19 @@ def train(
     run: RunFolder,
     monitor: str,
     mode: str,
+    splits: list[str],
     ckpt_path: str | None = None,
-    fit: bool = True,
-    splits: list[str] | None = None,
 ) -> Result:
-    """Trains (going on from `ckpt_path`, if given), loads the best weights and scores them on `splits`."""
-    result = Result(monitor=monitor)
+    """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`."""
     if ckpt_path is not None:
-        check_fits(read_checkpoint(ckpt_path), model, ckpt_path)
-    if fit:
-        _cap_logging_interval(trainer, len(data.train_dataloader()))
-        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-        result.checkpoint = _best_checkpoint(trainer)
-        result.best_value = _best_value(trainer, monitor, mode)
-    elif ckpt_path is not None:
-        result.checkpoint = Path(ckpt_path)
-    if result.checkpoint is not None:
-        load_weights(model, result.checkpoint)
-    else:
-        log.warning("No checkpoint was written: the weights are scored as they are")
-    _score(data, model, trainer, run, splits or [], result)
+        check_fits(read_checkpoint(ckpt_path), model, data, ckpt_path)
+    data.shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # the same batches each epoch
+    _cap_logging_interval(trainer, len(data.train_dataloader()))
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    best_value = _best_value(trainer, monitor, mode)
+    run.sections["Best"] = {monitor: best_value, "checkpoint": _best_checkpoint(trainer)}
+    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
+    result.best_value = best_value
     return result
 
 
@@ -67,39 +64,27 @@ def evaluate(
     model: DictModule,
     trainer: Trainer,
     run: RunFolder,
-    ckpt_path: str,
+    ckpt_path: str | Path | None,
     splits: list[str],
 ) -> Result:
-    """Scores the weights of a checkpoint on `splits`."""
-    load_weights(model, ckpt_path)
-    result = Result(checkpoint=Path(ckpt_path))
-    _score(data, model, trainer, run, splits, result)
-    return result
-
-
-def _score(
-    data: ImageFolderDataModule,
-    model: DictModule,
-    trainer: Trainer,
-    run: RunFolder,
-    splits: list[str],
-    result: Result,
-) -> None:
+    """Scores the weights of a checkpoint, or those that the model has, on `splits`."""
+    result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
+    if ckpt_path is not None:
+        load_weights(model, data, ckpt_path)
+    elif splits:
+        log.warning("There is no checkpoint: the weights are scored as they are")
     step = trainer.global_step
     for split in splits:
         result.scores[split] = score(trainer, model, data, split)
-        write_reports(result.scores[split], run.path, trainer.loggers, step)
+        write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
     for logger in trainer.loggers:
         logger.finalize("success")
-    run.sections["Best"] = {
-        "checkpoint": result.checkpoint,
-        result.monitor or "monitor": result.best_value,
-    }
     run.sections["Results"] = {
         f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
     }
     if report := model.strategy.report():
         run.sections["Strategy"] = report
+    return result
 
 
 def _shown(each: Score) -> dict[str, Any]:
@@ -113,7 +98,10 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1
-    cap = max(1, batches * epochs // POINTS_OF_A_CURVE)
+    steps = batches * epochs
+    if trainer.max_steps > 0:
+        steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
+    cap = max(1, steps // POINTS_OF_A_CURVE)
     asked: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if asked > cap:
         log.info("The run is short: train/loss_step is logged every %d steps, not every %d", cap, asked)

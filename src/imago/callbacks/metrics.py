@@ -51,7 +51,7 @@ class MetricsCallback(Callback):
                 [*metrics.mapping, "loss", *(f"loss/{name}" for name in pl_module.criterions.criterions)]
             )
         for metrics in self._stages.values():
-            metrics.to(pl_module.device)
+            metrics.to(trainer.strategy.root_device)  # the module moves there after this hook only
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["train"].reset()
@@ -97,10 +97,11 @@ class MetricsCallback(Callback):
         self._keep_values()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "tracked_metric_name": self.tracked_metric_name, "mode": self.mode}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        if (state_dict["tracked_metric_name"], state_dict["mode"]) == (self.tracked_metric_name, self.mode):
+            self.best = state_dict["best"]
 
     def _update(self, stage: str, outputs: Batch) -> None:
         with torch.no_grad():

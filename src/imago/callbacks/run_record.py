@@ -3,13 +3,14 @@
 import json
 import platform
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
 from lightning.pytorch import Callback, Trainer
 
 from imago import __version__
+from imago.data.module import ImageFolderDataModule
 from imago.plots import curves_figure, drawn, save
 from imago.run_folder import RunFolder
 from imago.writing import strict, write_text
@@ -38,8 +39,12 @@ class RunRecord(Callback):
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.is_global_zero:
-            self.run.beat(HEARTBEAT_SECONDS)
+        self._beat(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        self._beat(trainer)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
@@ -64,12 +69,17 @@ class RunRecord(Callback):
                 "torchvision": str(torchvision.__version__),
                 "python": platform.python_version(),
             },
+            "drawn_val": cast(ImageFolderDataModule, trainer.datamodule).tree.drawn_val,  # type: ignore[attr-defined]
             "strategy": pl_module.strategy.state_dict(),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint["imago"]["history"]]
         pl_module.strategy.load_state_dict(checkpoint["imago"]["strategy"])
+
+    def _beat(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self.run.beat(HEARTBEAT_SECONDS)
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:

@@ -22,7 +22,8 @@ def read_image(path: str | Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            return _pixels(_rgb(ImageOps.exif_transpose(image)))
+            image.load()
+            return _pixels(_rgb(_upright(image)))
     except FileNotFoundError:
         raise BadImageError(f"{path}: the file is gone") from None
     except Image.DecompressionBombError as error:
@@ -30,8 +31,15 @@ def read_image(path: str | Path) -> Tensor:
     except Image.UnidentifiedImageError as error:
         empty = Path(path).stat().st_size == 0
         raise BadImageError(f"{path}: {'the file is empty' if empty else 'not an image'}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
         raise BadImageError(f"{path}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF data do not make the pixels worse
+        return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -35,6 +35,8 @@ class Tree:
     splits: dict[str, Split]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    drawn_val: dict[str, float] | None = None
+    """`val_ratio` and `seed` where val was drawn from train."""
 
 
 def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
@@ -48,12 +50,18 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
     class_names = sorted(found["train"])
     _check_classes(root, folders, found, class_names)
     tree = Tree(root, class_names, {})
+    for folder in {root, *folders.values()}:
+        tree.ignored.extend(sorted(str(p.relative_to(root)) for p in folder.iterdir() if p.is_file()))
+    if root not in folders.values():
+        others = [path.name for path in _folders(root) if path not in folders.values()]
+        tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in others)
     for split, classes in found.items():
         tree.splits[split] = _read_split(tree, classes)
     if "val" not in tree.splits:
         if not 0 < val_ratio < 1:
             raise ValueError(f"data.val_ratio={val_ratio}: give a share of train between 0 and 1; {root} has no val/.")
         tree.splits["train"], tree.splits["val"] = stratified_split(tree.splits["train"], val_ratio, seed)
+        tree.drawn_val = {"val_ratio": val_ratio, "seed": seed}
         tree.notes.append(
             f"no val folder in {root}: {len(tree.splits['val'])} images of train "
             f"(data.val_ratio={val_ratio}, stratified, seed {seed}) are the val split"

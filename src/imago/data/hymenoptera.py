@@ -5,6 +5,7 @@ import logging
 import shutil
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 from filelock import FileLock
@@ -30,14 +31,16 @@ def hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(".hymenoptera_data.lock")):
         if not folder.is_dir():
-            archive = _download(url, folder.with_name("hymenoptera_data.zip"), folder)
+            archive = folder.with_name("hymenoptera_data.zip")
+            if not archive.is_file():  # it may have been put there by hand
+                _download(url, archive, folder)
             _check(archive, sha256, url)
             _unpack(archive, folder)
             archive.unlink()
     return folder
 
 
-def _download(url: str, archive: Path, folder: Path) -> Path:
+def _download(url: str, archive: Path, folder: Path) -> None:
     log.info("Downloading %s (47 MB)", url)
     for leftover in archive.parent.glob(f".{archive.name}.*.tmp"):  # of a download that was killed
         leftover.unlink()
@@ -48,13 +51,12 @@ def _download(url: str, archive: Path, folder: Path) -> Path:
             expected = response.headers.get("Content-Length")
             if expected is not None and temporary.stat().st_size != int(expected):
                 raise ConnectionError(f"the connection broke after {temporary.stat().st_size} of {expected} bytes")
-    except OSError as error:  # no network, an HTTP status, a broken connection, a time-out
+    except (OSError, HTTPException) as error:  # no network, an HTTP status, a broken connection, a time-out
         raise ConnectionError(
             f"The ants and bees could not be downloaded ({error}). Either\n"
-            f"  fetch {url} yourself and unpack it so that {folder}/train exists, or\n"
+            f"  fetch {url} yourself and put it into {folder.parent}, or unpack it so that {folder}/train exists, or\n"
             "  type data.data_dir=PATH with the folder where you have them"
         ) from error
-    return archive
 
 
 def _check(archive: Path, sha256: str, url: str) -> None:

@@ -74,6 +74,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.seed = seed
         self.strategy = Strategy()
         self.predicted_split = "test"
+        self.shuffle = True
         self.tree = read_tree(_folder(data_dir, source), val_ratio, seed)
         self.skipped = _leave_out_bad_images(self.tree, Path(cache_dir)) if on_bad_image == "skip" else []
         self._loaders: dict[str, Loader] = {}
@@ -111,7 +112,7 @@ class ImageFolderDataModule(LightningDataModule):
         return self.tree.splits[self.scored_split(name)]
 
     def train_dataloader(self) -> Loader:
-        return self._loader("training", "train", self.train_transform, shuffle=True)
+        return self._loader("training", "train", self.train_transform, self.shuffle)
 
     def val_dataloader(self) -> Loader:
         return self.eval_dataloader("val")
@@ -125,12 +126,14 @@ class ImageFolderDataModule(LightningDataModule):
     def eval_dataloader(self, split: str) -> Loader:
         """The images of a split in the order of their paths, with the evaluation transform."""
         split = self.scored_split(split)
-        return self._loader(split, split, self.eval_transform, shuffle=False)
+        return self._loader(split, split, self.eval_transform, False)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
         transform = self.train_transform if training else self.eval_transform
-        return transform.batch(batch)
+        batch = transform.batch(batch)
+        # Lightning converts to the run's precision before this hook, when the pixels are still integers
+        return self.trainer.precision_plugin.convert_input(batch) if self.trainer is not None else batch
 
     def _loader(self, name: str, split: str, transform: ImageTransform, shuffle: bool) -> Loader:
         if name not in self._loaders:
@@ -138,9 +141,9 @@ class ImageFolderDataModule(LightningDataModule):
             sampler = KeyedBatchSampler(len(images), self.batch_size, shuffle, self.seed)
             self._loaders[name] = Loader(
                 ImageDataset(self.tree.root, images, transform, self.image_size, self.seed),
-                self.strategy.train_batch_sampler(sampler) if shuffle else sampler,
+                self.strategy.train_batch_sampler(sampler) if name == "training" else sampler,
                 self.num_workers,
-                self._epoch if shuffle else int,
+                self._epoch if name == "training" else int,
             )
         return self._loaders[name]
 
@@ -187,8 +190,8 @@ def _bad_images(root: Path, paths: list[str], cache_dir: Path) -> dict[str, str]
     """Path -> what is wrong with it; remembered until a name, size or time of the split's files changes."""
     stamp = hashlib.sha256(str(root.resolve()).encode())
     for path in paths:
-        stat = (root / path).stat()
-        stamp.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        size_and_time = _size_and_time(root / path)
+        stamp.update(f"{path}\0{size_and_time}\n".encode())
     memory = cache_dir / "bad_images" / f"{stamp.hexdigest()[:32]}.json"
     if memory.is_file():
         return json.loads(memory.read_text())
@@ -198,6 +201,14 @@ def _bad_images(root: Path, paths: list[str], cache_dir: Path) -> dict[str, str]
     found = {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
     write_text(memory, json.dumps(found))
     return found
+
+
+def _size_and_time(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:  # a link that leads nowhere
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _reason(path: Path) -> str | None:
