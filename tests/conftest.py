@@ -118,14 +118,10 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
     where = [] if "-m" in overrides else [f"hydra.run.dir={folder}"]
     code: int | str | None = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
-        patch.setattr(
-            sys,
-            "argv",
-            [
-                f"src/{name}.py",
-                *sorted([*where, *overrides], key=lambda word: not word.startswith(("-m", "--config-dir"))),
-            ],
-        )
+        folders = [
+            word for word in overrides if word.startswith("--config-dir")
+        ]  # argparse wants these before the others
+        patch.setattr(sys, "argv", [f"src/{name}.py", *folders, *where, *(w for w in overrides if w not in folders)])
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now
         try:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPO, SMALL
 from PIL import Image
 
@@ -64,7 +65,7 @@ def test_without_data_three_lines_say_what_to_type(command):
     ("override", "message"),
     [
         ("data.data_dir=/nowhere", "data.data_dir=/nowhere does not exist"),
-        ("model.net.name=resnet81", "the closest are resnet18"),
+        ("model.net.name=resnet81", "resnet18"),
         ("data.on_bad_image=maybe", "give error or skip"),
         ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
         (
@@ -73,12 +74,18 @@ def test_without_data_three_lines_say_what_to_type(command):
         ),
         ("mode=best", "mode=best: give min or max"),
         ("model.freeze=head", "model.freeze=head: give backbone"),
-        ("report.splits=[tset]", "split=tset: give train, val or test"),
-        ("trainer.accelerator=gpu", "gpu"),
+        ("report.splits=[tset]", "report.splits has tset: give some of train, val, test"),
+        ("monitor=acc", "give the stage too, monitor=val/acc"),
+        ("model.optimizer.lr=fast", "model.optimizer refuses {'lr': 'fast'"),
+        ("data.image_size=[32,32]", "give a whole number, 1 or more"),
+        ("seed=-1", "seed=-1: give 0 or more"),
+        ("trainer.accelerator=gpu", "there is no GPU here. Type trainer=default"),
         ("trainer.limit_test_batches=0", "leaves nothing of test to score: type test=false"),
     ],
 )
 def test_mistakes_end_in_one_message_and_a_status(train, override, message):
+    if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
     net = ["model=torchvision", "model.net.weights=null"] if "net.name" in override else []
     run = train(*net, "trainer.max_epochs=1", override)
     assert run.exit_code == 1
@@ -87,7 +94,7 @@ def test_mistakes_end_in_one_message_and_a_status(train, override, message):
     assert "failed" in run.text("summary.txt")
     assert "Traceback" not in run.output
     assert "Traceback" in run.text("train.log")
-    assert run.last_line.endswith(str(run.dir))
+    assert run.last_line.endswith(run.json("status.json")["error"].splitlines()[-1])
 
 
 @pytest.mark.parametrize("override", ["data.batchsize=3", "trainr=cpu", "model=resnet19"])
@@ -179,14 +186,54 @@ def test_a_dead_run_is_used_again_only_without_a_checkpoint(tmp_path):
 
 def test_a_log_folder_that_cannot_be_written_is_said(tmp_path, colours):
     (tmp_path / "file").touch()
-    done = python("src/train.py", f"data.data_dir={colours}", f"hydra.run.dir={tmp_path}/file/run")
-    assert done.returncode != 0
+    done = python("src/train.py", f"data.data_dir={colours}", f"paths.log_dir={tmp_path}/file/logs")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: the run folder cannot be made")
     assert f"{tmp_path}/file" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_is_recorded(tmp_path, colours):
+def test_a_folder_with_files_of_something_else_is_refused(train, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("precious")
+    run = train(folder=tmp_path / "mine")
+    assert run.exit_code == 1
+    assert "holds files of something else" in run.output
+    assert (tmp_path / "mine" / "config.yaml").read_text() == "precious"
+    assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_a_null_group_gets_the_right_words(train):
+    assert "Type logger=[] for logger=null" in train("logger=null").output
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, colours):
+    """A limit on the size of files stands in for a full disk: the writer sees the same kind of error."""
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    code = limit + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = ["src/train.py", f"data.data_dir={colours}", *SMALL, "model=simple_cnn", f"hydra.run.dir={tmp_path}/run"]
+    done = python("-W", "ignore", "-c", code, *words)
+    assert done.returncode == 1
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert f"{tmp_path}/run/checkpoints/best.ckpt could not be written" in status["error"]
+    assert "MB are free" in status["error"]
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "status"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted")]
+)
+def test_signals_are_recorded(tmp_path, colours, sent, code, status):
     folder = tmp_path / "run"
-    words = ["src/train.py", f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=100000", "callbacks=none"]
+    words = [
+        "src/train.py",
+        f"data.data_dir={colours}",
+        *SMALL,
+        "trainer.max_epochs=100000",
+        "callbacks.early_stopping=null",
+    ]
     process = subprocess.Popen([sys.executable, *words, f"hydra.run.dir={folder}"], cwd=REPO, stdout=subprocess.PIPE)
     try:
         deadline = time.time() + 120
@@ -194,9 +241,12 @@ def test_ctrl_c_is_recorded(tmp_path, colours):
             assert time.time() < deadline
             assert process.poll() is None
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        process.send_signal(sent)
+        assert process.wait(60) == code
     finally:
         process.kill()
-        process.communicate()
-    assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
+        output = process.communicate()[0].decode()
+    recorded = json.loads((folder / "status.json").read_text())
+    assert recorded["status"] == status
+    assert f"ckpt_path={folder}/checkpoints/last.ckpt" in recorded["error"]
+    assert output.strip().endswith(recorded["error"])

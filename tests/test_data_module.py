@@ -46,7 +46,7 @@ def test_evaluation_goes_through_a_split_in_order(colours):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size=0: give 1 or more"),
+        ({"batch_size": 0}, "data.batch_size=0: give a whole number, 1 or more"),
         ({"image_size": 0}, "data.image_size=0"),
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"on_bad_image": "maybe"}, "data.on_bad_image=maybe: give error or skip"),
@@ -93,7 +93,7 @@ def test_skip_remembers_what_it_found_until_a_file_changes(own_colours, tmp_path
 def test_skip_refuses_a_class_that_has_no_readable_image(own_colours, tmp_path):
     for path in (own_colours / "train" / "red").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="No readable image is left in the train split .* for red"):
+    with pytest.raises(ValueError, match="No readable image of red is left in the train split"):
         module(own_colours, on_bad_image="skip", cache_dir=str(tmp_path))
 
 

@@ -68,7 +68,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 def test_damaged_exif_data_do_not_make_the_pixels_worse(tmp_path, monkeypatch):
-    def fail(image):
+    def fail(_):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
     monkeypatch.setattr("imago.data.decode.ImageOps.exif_transpose", fail)

@@ -55,6 +55,26 @@ def test_val_may_be_called_valid(tmp_path):
     assert read(tmp_path).splits["val"].paths == ["valid/blue/000.png", "valid/red/000.png"]
 
 
+def test_case_does_not_matter_for_splits(tmp_path):
+    draw_classes(tmp_path / "Training", {"blue": 3, "red": 3})
+    draw_classes(tmp_path / "Val", {"blue": 1, "red": 1})
+    assert read(tmp_path).splits["val"].paths == ["Val/blue/000.png", "Val/red/000.png"]
+
+
+def test_splits_without_classes_are_no_classes(tmp_path):
+    draw_classes(tmp_path, {"blue": 3, "red": 3})
+    (tmp_path / "blue").rename(tmp_path / "train")
+    (tmp_path / "red").rename(tmp_path / "val")
+    with pytest.raises(ValueError, match="has train and val, but without class folders in them"):
+        read(tmp_path)
+
+
+def test_one_image_per_class_is_too_few(tmp_path):
+    draw_classes(tmp_path, {"blue": 1, "red": 1})
+    with pytest.raises(ValueError, match="too few images per class"):
+        read(tmp_path)
+
+
 def test_a_class_may_be_called_train(tmp_path):
     draw_classes(tmp_path, {"blue": 4, "red": 4})
     (tmp_path / "blue").rename(tmp_path / "train")

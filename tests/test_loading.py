@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 
@@ -42,6 +44,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(colours):
     for a, b in zip(one, two, strict=True):
         assert a["image"].dtype == torch.uint8
         assert all(torch.equal(a[key], b[key]) for key in ("image", "label", "index"))
+
+
+def test_workers_end_when_the_loader_is_closed(colours):
+    given = loader(colours, 2)
+    list(given)
+    assert len(multiprocessing.active_children()) == 2
+    given.close()
+    assert multiprocessing.active_children() == []
+    assert len(list(given)) == 5
+    given.close()
 
 
 def test_augmentation_changes_with_the_epoch_and_not_with_the_neighbours(colours):

@@ -182,7 +182,7 @@ def test_last_is_the_last_epoch_even_if_an_earlier_one_was_better(train):
 
 
 def test_a_sweep_makes_a_folder_per_job(train, tmp_path):
-    run = train("-m", "seed=1,2", "trainer.max_epochs=1")
+    run = train("trainer.max_epochs=1", "-m", "seed=1,2")
     assert run.exit_code == 0
     (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     jobs = sorted(path for path in sweep.iterdir() if path.is_dir())
@@ -363,7 +363,7 @@ def test_a_drawn_seed_is_kept_and_a_val_split_that_was_drawn_otherwise_is_refuse
 
 
 def test_the_best_of_another_metric_is_not_taken_over(train):
-    first = train("monitor=val/loss")
+    first = train("monitor=val/loss", "callbacks.model_checkpoint=null", "callbacks.early_stopping=null")
     rest = train("monitor=val/acc", "trainer.max_epochs=3", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
     assert rest.exit_code == 0, rest.output
     assert rest.history[-1]["val/acc_best"] <= 1
@@ -388,6 +388,18 @@ def test_label_smoothing_does_not_reach_the_cross_entropy(train):
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert metrics["cross_entropy"] == pytest.approx(np.mean(losses))
     assert metrics["loss"] != pytest.approx(metrics["cross_entropy"], abs=1e-3)
+
+
+def test_early_stopping_says_so(train):
+    run = train("callbacks.early_stopping.patience=1", "trainer.max_epochs=20", "monitor=train/loss", "mode=max")
+    words = "train/loss did not improve for 1 epochs"
+    assert f"Early stopping after epoch 2: {words}" in run.output
+    assert words in run.text("summary.txt")
+
+
+def test_a_checkpoint_with_nothing_left_to_train_says_so(train, trained):
+    run = train(f"ckpt_path={trained.dir}/checkpoints/last.ckpt", "trainer.max_epochs=6")
+    assert "No epoch was trained: the checkpoint has 6 already" in run.output
 
 
 def test_pictures_are_pictures(trained):

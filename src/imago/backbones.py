@@ -39,9 +39,9 @@ def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | Non
         try:
             pretrained = _named_weights(name, "DEFAULT")
         except ConnectionError as error:
-            log.warning("model.net.weights=auto: training %s from scratch (%s)", name, str(error).splitlines()[0])
+            log.warning("model.net.weights=auto: training %s from scratch: no weights (%s)", name, error.__cause__)
             return net
-    elif Path(weights).suffix in (".safetensors", ".pth", ".pt"):
+    elif Path(weights).suffix in (".safetensors", ".pth", ".pt") or Path(weights).is_file():
         pretrained = read_weights(Path(weights))
     else:
         pretrained = _named_weights(name, weights)
@@ -55,11 +55,9 @@ def check_name(name: str) -> None:
     """Raises ValueError, with the closest names, unless torchvision has the classification model `name`."""
     known = models.list_models(module=models)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise ValueError(
-            f"model.net.name={name} is no classification model of torchvision"
-            f"{'; the closest are ' + ', '.join(close) if close else ''}. Any of {', '.join(known)}."
-        )
+        close = sorted(difflib.get_close_matches(name, known, n=8, cutoff=0.7))
+        offered = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"model.net.name={name} is no classification model of torchvision; {offered}.")
 
 
 def head_names(build: Build, num_classes: int) -> set[str]:

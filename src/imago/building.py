@@ -5,6 +5,7 @@ import logging
 import textwrap
 from typing import Any
 
+import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago import backbones
 from imago.callbacks.run_record import RunRecord
+from imago.checkpoints import WholeFileCheckpointIO
 from imago.config import typed_overrides
 from imago.data.module import ImageFolderDataModule
 from imago.module import DictModule
@@ -26,7 +28,6 @@ OWN_NETS = (backbones.torchvision_net, backbones.SimpleCNN, backbones.TinyNet, b
 
 def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageFolderDataModule, DictModule, Trainer]:
     """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
-    check(cfg)
     seed_everything(cfg.seed, verbose=False)
     data: ImageFolderDataModule = instantiate(cfg.data, _convert_="all")
     drop_inherited(cfg.model.net, typed_overrides())
@@ -46,10 +47,13 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
     """The Trainer with its callbacks and loggers; Lightning adds none of its own."""
     callbacks: list[Callback] = [*built(cfg.callbacks), RunRecord(run, cfg.monitor)]
     loggers: list[Logger] = built(cfg.logger)
-    own = {
+    own: dict[str, Any] = {
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "plugins": [WholeFileCheckpointIO()],
     }
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: there is no GPU here. Type trainer=default.")
     missing = {option: value for option, value in own.items() if option not in cfg.trainer}
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, **missing, _convert_="all")
 
@@ -57,24 +61,6 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
 def built(nodes: DictConfig | None) -> list[Any]:
     """Objects of a config group; a null entry switches its object off."""
     return [entry for entry in instantiate(nodes or {}, _convert_="all").values() if entry is not None]
-
-
-def check(cfg: DictConfig) -> None:
-    """Refuses settings that contradict each other, before anything is made."""
-    typed = {override.lstrip("+").partition("=")[0] for override in typed_overrides()}
-    if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
-        raise ValueError(
-            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric}: these are one setting under two "
-            "names; type monitor= alone."
-        )
-    if cfg.mode not in ("min", "max"):
-        raise ValueError(f"mode={cfg.mode}: give min or max.")
-    for split in cfg.report.splits:
-        option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
-        if cfg.test and cfg.trainer[option] == 0:
-            raise ValueError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")
-    if not cfg.train and cfg.ckpt_path is None and cfg.test:
-        log.warning("train=false without ckpt_path=: the untrained network is scored")
 
 
 def drop_inherited(net: DictConfig, typed: list[str]) -> None:

@@ -1,14 +1,34 @@
 """Reading a checkpoint safely, and saying what is wrong with one that does not fit."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from imago.data.module import ImageFolderDataModule
 from imago.module import DictModule
+from imago.writing import replacing
 
 Checkpoint = dict[str, Any]
+
+
+class WholeFileCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a checkpoint is whole or the one before is still there."""
+
+    def save_checkpoint(self, checkpoint: Checkpoint, path: Any, storage_options: Any = None) -> None:
+        """Raises OSError, with the free space, where the file cannot be written; the target is as it was."""
+        path = Path(path)
+        try:
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Checkpoint:
+        return read_checkpoint(path)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -26,8 +46,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no common class for what a damaged file raises
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"ckpt_path={path} is damaged or no checkpoint of Imago ({reason}).") from error
+        raise ValueError(f"ckpt_path={path} is damaged or no checkpoint of Imago.") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago; model.net.weights= takes plain weights.")
     return checkpoint

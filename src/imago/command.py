@@ -1,12 +1,16 @@
 """What every command does around its work: claim the run folder, log, turn errors into one message and a status."""
 
+import functools
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -18,7 +22,26 @@ from imago.run_folder import RunFolder, RunFolderError
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED, TERMINATED = 130, 143  # 128 + number of the signal, as shells report it
+NULL_GROUPS = {"logger=null": "logger=[]", "callbacks=null": "callbacks=none"}
 Task = Callable[[DictConfig, RunFolder], float | None]
+
+
+def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
+    """Lets people type `-m` between the overrides, answers `logger=null`, and ends at Ctrl-C without a traceback."""
+
+    @functools.wraps(main)
+    def command() -> Any:
+        for word, instead in NULL_GROUPS.items():
+            if word in sys.argv:
+                sys.exit(f"Error: Hydra takes no null for a group. Type {instead} for {word}")
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+        try:
+            return main()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    return command
 
 
 def run_command(task: Task, cfg: DictConfig) -> float | None:
@@ -29,6 +52,8 @@ def run_command(task: Task, cfg: DictConfig) -> float | None:
         run = RunFolder.claim(folder)
     except (RunFolderError, OSError) as error:
         sys.exit(f"Error: {error}")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     with logging_to(folder / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)):
         try:
             if cfg.seed is None:
@@ -36,15 +61,15 @@ def run_command(task: Task, cfg: DictConfig) -> float | None:
                 log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
             value = task(cfg, run)
+        except SystemExit as stop:
+            if stop.code == TERMINATED:
+                _give_up(run, "preempted", f"Terminated by SIGTERM.{_go_on(run)}", TERMINATED)
+            _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)  # as Lightning answers it
         except KeyboardInterrupt:
-            _give_up(run, "interrupted", "stopped by the user", 130)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C
-            _give_up(run, "interrupted", f"exit {error.code}", 130)
+            _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
         except Exception as error:
             log.debug("The run failed", exc_info=True)
-            message = _message(error)
-            log.error("%s", message)
-            _give_up(run, "failed", message, 1)
+            _give_up(run, "failed", _message(error), 1)
         run.update(status="completed")
     return value
 
@@ -81,10 +106,22 @@ def _raised_by_us(error: Exception) -> bool:
     return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
 
 
-def _give_up(run: RunFolder, status: str, error: str, code: int) -> None:
+def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
+    log.info("The run folder is %s", run.path)
+    log.error("%s", error)
     try:
         run.update(status=status, error=error)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)
-    log.info("The run folder is %s", run.path)
     sys.exit(code)
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def _go_on(run: RunFolder) -> str:
+    last = run.path / "checkpoints" / "last.ckpt"
+    return (
+        f" Go on from it in a new folder with ckpt_path={last}" if last.is_file() else " No checkpoint was written yet."
+    )

@@ -72,6 +72,8 @@ def unused_folder(path: str) -> str:
         except FileExistsError:
             number += 1
             candidate = Path(f"{path}_{number}")
+        except OSError as error:
+            sys.exit(f"Error: the run folder cannot be made: {error}. Give another paths.log_dir=")
 
 
 def best_mode(metric: str) -> str:

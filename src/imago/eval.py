@@ -6,11 +6,13 @@ python src/eval.py ckpt_path=logs/train/runs/RUN/checkpoints/best.ckpt experimen
 import hydra
 from omegaconf import DictConfig
 
-from imago.command import run_command
-from imago.config import CONFIG_DIR
+from imago.checks import check
+from imago.command import run_command, type_as_usual
+from imago.config import CONFIG_DIR, typed_overrides
 from imago.run_folder import RunFolder
 
 
+@type_as_usual
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
 def main(cfg: DictConfig) -> float | None:
     """The command line of evaluation."""
@@ -23,6 +25,7 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
     if not cfg.report.splits:
         raise ValueError("report.splits=[]: give at least one of train, val, test")
+    check(cfg, typed_overrides())
     from imago.building import build
     from imago.checkpoints import read_checkpoint
     from imago.results import show_results

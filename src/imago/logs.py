@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -27,6 +27,13 @@ class LogFile(RotatingFileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):  # a full disk: say it once, not once per line
+            self.setLevel(logging.CRITICAL + 1)
+            logging.getLogger(__name__).error("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+        else:
+            super().handleError(record)
 
     def doRollover(self) -> None:
         super().doRollover()
@@ -60,7 +67,8 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
         root.setLevel(level)
         logging.captureWarnings(False)
         warnings.formatwarning = show_as
-        file.close()
+        with suppress(OSError):  # what could not be written before cannot be flushed now
+            file.close()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

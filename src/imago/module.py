@@ -119,7 +119,12 @@ class DictModule(LightningModule):
         self._log_losses("test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        try:
+            optimizer = self.optimizer(trained)
+        except (TypeError, ValueError) as error:
+            given = getattr(self.optimizer, "keywords", {})
+            raise ValueError(f"model.optimizer refuses {given}: {error}") from error
         if self.scheduler is None:
             return optimizer
         if _takes_total_steps(self.scheduler):
@@ -167,7 +172,8 @@ class DictModule(LightningModule):
 
     def _log_losses(self, stage: str) -> dict[str, Tensor]:
         means = {f"{stage}/{name}": value for name, value in self.mean_losses(stage).items()}
-        self.log_dict(means)
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name == f"{stage}/loss")
         return means
 
     @property

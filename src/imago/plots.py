@@ -1,6 +1,7 @@
 """Pictures of a run. Figures are made without pyplot: no window, no global state."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,29 @@ MOST_NAMES = 120  # classes up to which the axes show names
 def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
     """Counts, and shares of each true class; `counts[i, j]` are images of class i taken for class j."""
     size = len(class_names)
-    side = min(max(0.5 * size, 4.5), 9.0) if size <= MOST_NUMBERS else min(0.14 * size + 5, 20)
-    figure = Figure(figsize=(2 * side + 1.5, side + 0.5), layout="constrained")
+    few = size <= MOST_NUMBERS
+    names = [shorten(name) for name in class_names] if size <= MOST_NAMES else [""]
+    side = min(max(0.5 * size, 4.5), 9.0) if few else min(0.12 * size + 4, 16)
+    room = 0.65 + max(map(len, names)) * (0.085 if few else 0.055)  # inches for names and label
+    width, height = 2 * (room + side + 0.5), room + side + 0.8
+    figure = Figure(figsize=(width, height))  # margins are set here: matplotlib's layout engines take ten times as long
     figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
     with np.errstate(invalid="ignore"):
         shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
-    _matrix(left, counts, class_names, "images", "{:d}", max(counts.max(), 1))
-    _matrix(right, shares, class_names, "share of the true class", "{:.2f}", 1.0)
+    panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "share of the true class", "{:.2f}", 1.0))
+    for number, (values, what, form, greatest) in enumerate(panels):
+        left = room + number * (side + room + 0.5)
+        axes = figure.add_axes((left / width, room / height, side / width, side / height))
+        _matrix(axes, values, names, what, form, greatest)
+        if not few:
+            bar = figure.add_axes(((left + side + 0.1) / width, room / height, 0.1 / width, side / height))
+            figure.colorbar(axes.images[0], cax=bar)
     return figure
+
+
+def shorten(name: str, most: int = 20) -> str:
+    """At most `most` characters, the last a sign that some are missing."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
@@ -48,10 +63,10 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         unused.set_axis_off()
     for axes, kind in zip(panels, kinds, strict=False):
         for split, style in (("train", "o--"), ("val", "o-")):
-            points = [(row["epoch"], row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
+            points = [(row["epoch"] + 1, row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
             if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
-        axes.set(title=kind, xlabel="epoch")
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=split)
+        axes.set(title=kind, xlabel="epoch", xlim=(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -61,7 +76,9 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
 def drawn(figure: Figure) -> Picture:
     """The figure as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
@@ -78,19 +95,17 @@ def show_in_tensorboard(loggers: Sequence[Logger], tag: str, picture: Picture, s
             logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
-def _matrix(
-    axes: Axes, values: NDArray[Any], class_names: Sequence[str], title: str, number: str, greatest: float
-) -> None:
-    size = len(class_names)
+def _matrix(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, greatest: float) -> None:
+    size = len(values)
     axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest)
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    if size <= MOST_NAMES:
+    if len(names) == size:
         font = 9 if size <= MOST_NUMBERS else 6
-        crowded = size * max(map(len, class_names)) > 60
-        axes.set_xticks(range(size), class_names, rotation=90 if crowded else 0, fontsize=font)
-        axes.set_yticks(range(size), class_names, fontsize=font)
+        crowded = size * max(map(len, names)) > 60
+        axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=font)
+        axes.set_yticks(range(size), names, fontsize=font)
     if size <= MOST_NUMBERS:
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
             colour = "white" if value > greatest / 2 else "black"
-            axes.text(column, row, number.format(value), ha="center", va="center", color=colour, fontsize=8)
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=8)

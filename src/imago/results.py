@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -47,15 +48,11 @@ def _table(result: Result) -> Table:
 
 
 def _warn_about_baseline(scores: dict[str, Score]) -> None:
-    for name, score in scores.items():
+    for name, score in {score.split: score for score in scores.values()}.items():
         accuracy, baseline = score.metrics["acc"], score.baseline
         if name != "train" and accuracy <= baseline:
-            log.warning(
-                "The accuracy on %s (%.4f) is not above that of always answering with the most frequent class (%.4f)",
-                name,
-                accuracy,
-                baseline,
-            )
+            what = "is not above that of always answering with the most frequent class"
+            log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
 
 
 def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
@@ -65,7 +62,7 @@ def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
         typed = typed_overrides()
         kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
         seeds = [f"seed={seed}"] if any(each.startswith("seed=") for each in typed) else []
-        evaluate = [_relative(script.with_name("eval.py")), f"ckpt_path={_relative(result.checkpoint)}"]
+        evaluate = [_relative(script.with_name("eval.py")), f"ckpt_path={_for_hydra(_relative(result.checkpoint))}"]
         commands.append(f"{python} {shlex.join([*evaluate, *kept, *seeds])}")
     if (run.path / "tensorboard").is_dir():
         commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
@@ -75,6 +72,11 @@ def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
 def _interpreter() -> str:
     """What starts this Python again: the short word only where it means the same."""
     return "python" if shutil.which("python") == sys.executable else _relative(Path(sys.executable))
+
+
+def _for_hydra(value: str) -> str:
+    """`value` in the quotes that Hydra's grammar needs for unusual characters."""
+    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def _relative(path: Path) -> str:

@@ -11,6 +11,20 @@ from typing import Any
 
 from imago.writing import write_json, write_text
 
+ORDER = (
+    "Status",
+    "Results",
+    "Best",
+    "Progress",
+    "Last epoch",
+    "Timing",
+    "Run",
+    "Data",
+    "Parameters",
+    "Device",
+    "Configuration",
+)
+
 
 class RunFolderError(RuntimeError):
     """The folder cannot be used for this run."""
@@ -36,6 +50,8 @@ class RunFolder:
         """
         path.mkdir(parents=True, exist_ok=True)
         status_file = path / "status.json"
+        if not status_file.is_file() and any(path.iterdir()):
+            raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
         if status_file.is_file():
             status = _read(status_file)
             if _is_alive(status):
@@ -76,7 +92,8 @@ class RunFolder:
         shown = ("status", "epoch", "step", "error")
         status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
         parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
-        return "\n".join(_section(title, lines) for title, lines in parts.items())
+        titles = sorted(parts, key=lambda title: ORDER.index(title) if title in ORDER else len(ORDER) - 1.5)
+        return "\n".join(_section(title, parts[title]) for title in titles)
 
 
 def _section(title: str, lines: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import check_fits, load_weights, read_checkpoint
@@ -52,6 +52,7 @@ def train(
     data.shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # the same batches each epoch
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    _say_why_it_ended(trainer, run, ckpt_path)
     best_value = _best_value(trainer, monitor, mode)
     run.sections["Best"] = {monitor: best_value, "checkpoint": _best_checkpoint(trainer)}
     result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
@@ -75,6 +76,7 @@ def evaluate(
         log.warning("There is no checkpoint: the weights are scored as they are")
     step = trainer.global_step
     for split in splits:
+        log.info("Scoring %s: %d images", split, len(data.split(split)))
         result.scores[split] = score(trainer, model, data, split)
         write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
     for logger in trainer.loggers:
@@ -101,11 +103,24 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
     steps = batches * epochs
     if trainer.max_steps > 0:
         steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
-    cap = max(1, steps // POINTS_OF_A_CURVE)
+    cap = max(1, min(steps // POINTS_OF_A_CURVE, batches))
     asked: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if asked > cap:
         log.info("The run is short: train/loss_step is logged every %d steps, not every %d", cap, asked)
         trainer.log_every_n_steps = cap  # type: ignore[attr-defined]
+
+
+def _say_why_it_ended(trainer: Trainer, run: RunFolder, ckpt_path: str | None) -> None:
+    for stopping in trainer.early_stopping_callbacks:
+        if isinstance(stopping, EarlyStopping) and stopping.stopped_epoch:
+            reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+            log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
+            run.sections["Progress"]["stopped early"] = reason
+    if ckpt_path is not None and trainer.current_epoch == read_checkpoint(ckpt_path)["epoch"] + 1:
+        log.warning(
+            "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",
+            trainer.current_epoch,
+        )
 
 
 def _best_checkpoint(trainer: Trainer) -> Path | None:

@@ -15,7 +15,7 @@ def progress_bar(seconds_between_lines: float = 10.0) -> ProgressBar:
     """Rich's bar on a terminal; plain lines through the log where the output goes to a file or a pipe.
 
     Args:
-        seconds_between_lines: Of the plain lines; the end of an epoch always gets one.
+        seconds_between_lines: Of the plain lines, within an epoch; at its end the run record writes one anyway.
     """
     return RichProgressBar() if sys.stdout.isatty() else PlainProgress(seconds_between_lines)
 
@@ -35,13 +35,3 @@ class PlainProgress(ProgressBar):
         if time.monotonic() - self._last_line >= self.seconds_between_lines:
             self._last_line = time.monotonic()
             log.info("epoch %d: batch %d of %s", trainer.current_epoch + 1, batch_idx + 1, self.total_train_batches)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._last_line = time.monotonic()
-        shown = {name: value for name, value in pl_module.epoch_metrics().items() if _is_shown(name)}
-        values = ", ".join(f"{name} {value:.4f}" for name, value in sorted(shown.items()))
-        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, values)
-
-
-def _is_shown(name: str) -> bool:
-    return name in ("train/loss", "train/acc", "val/loss", "val/acc") or name.endswith("_best")

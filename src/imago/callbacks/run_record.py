@@ -1,6 +1,7 @@
 """Keeps the run folder and every checkpoint informed of how the run goes."""
 
 import json
+import logging
 import platform
 from datetime import datetime
 from typing import Any, cast
@@ -14,6 +15,8 @@ from imago.data.module import ImageFolderDataModule
 from imago.plots import curves_figure, drawn, save
 from imago.run_folder import RunFolder
 from imago.writing import strict, write_text
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 20
 
@@ -49,6 +52,8 @@ class RunRecord(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
         self._write(trainer)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
+        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
@@ -91,6 +96,10 @@ class RunRecord(Callback):
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
         self.run.update(epoch=len(self.history), step=trainer.global_step)
+
+
+def _is_shown(name: str) -> bool:
+    return name in ("train/loss", "train/acc", "val/loss", "val/acc") or name.endswith("_best")
 
 
 def _device(trainer: Trainer) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 @dataclass
@@ -68,7 +68,11 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
         )
     for split, images in tree.splits.items():
         if not len(images):
-            raise ValueError(f"The {split} split of {root} has no images ({', '.join(SUFFIXES)}).")
+            raise ValueError(
+                f"{root} has too few images per class to draw a val split from train: give two or more of each."
+                if tree.drawn_val is not None
+                else f"The {split} split of {root} has no images ({', '.join(SUFFIXES)})."
+            )
     return tree
 
 
@@ -92,15 +96,14 @@ def _split_folders(root: Path) -> dict[str, Path]:
         raise FileNotFoundError(
             f"data.data_dir={root} {what}. Give a folder of class folders, or of train/ val/ test/."
         )
-    train = root / "train"
-    if train.is_dir() and _folders(train):
-        return {
-            split: root / name
-            for split, names in SPLIT_FOLDERS.items()
-            for name in [n for n in names if (root / n).is_dir()][:1]
-        }
-    if any((root / name).is_dir() and _folders(root / name) for name in ("val", "test")):
-        raise ValueError(f"{root} has val/ or test/, but no train/ with class folders in it.")
+    inside = {folder.name.lower(): folder for folder in _folders(root)}
+    found = {split: inside[name] for split, names in SPLIT_FOLDERS.items() for name in names[::-1] if name in inside}
+    if "train" in found and _folders(found["train"]):
+        return found
+    if any(_folders(folder) for folder in found.values()):
+        raise ValueError(f"{root} has {' and '.join(sorted(found))}, but no train/ with class folders in it.")
+    if found and set(found.values()) == set(inside.values()):
+        raise ValueError(f"{root} has {' and '.join(sorted(found))}, but without class folders in them.")
     return {"train": root}
 
 

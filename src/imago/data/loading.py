@@ -87,28 +87,38 @@ class Loader:
     ) -> None:
         self.dataset = dataset
         self.batch_sampler = batch_sampler
+        self.num_workers = num_workers
         self.epoch = epoch
-        self._batches = DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # private: nothing is drawn from the global one
-        )
+        self._batches: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         self.batch_sampler.epoch = self.epoch()
+        if self._batches is None:
+            self._batches = self._start()
         for batch in self._batches:
             if "error" in batch:
                 raise BadImageError(
                     f"{batch['error']}. Repair or remove it, or leave such files out: data.on_bad_image=skip"
                 )
             yield batch
+
+    def close(self) -> None:
+        """Ends the workers; left to the garbage collector, each may take five seconds. It can be iterated again."""
+        self._batches = None
+
+    def _start(self) -> DataLoader[Batch]:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self.batch_sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # private: nothing is drawn from the global one
+        )
 
 
 def collate(samples: list[Batch]) -> Batch:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from imago.checks import NO_DATA, SPLITS
 from imago.data.decode import BadImageError, read_image
 from imago.data.folders import Split, Tree, class_counts, read_tree
 from imago.data.loading import ImageDataset, KeyedBatchSampler, Loader
@@ -20,10 +21,6 @@ from imago.transforms import Batch
 from imago.writing import write_text
 
 log = logging.getLogger(__name__)
-
-NO_DATA = """No data is chosen. Type one of
-  python src/train.py data.data_dir=PATH       (PATH: class folders, or train/ val/ test/ of class folders)
-  python src/train.py experiment=digits        (handwritten digits, embedded: nothing to download)"""
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -60,8 +57,8 @@ class ImageFolderDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for option, given, least in (("image_size", image_size, 1), ("batch_size", batch_size, 1)):
-            if given < least:
-                raise ValueError(f"data.{option}={given}: give {least} or more.")
+            if not isinstance(given, int) or given < least:
+                raise ValueError(f"data.{option}={given}: give a whole number, {least} or more.")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"data.num_workers={num_workers}: give 0 (load in the main process), more, or null.")
         if on_bad_image not in ("error", "skip"):
@@ -103,8 +100,8 @@ class ImageFolderDataModule(LightningDataModule):
 
     def scored_split(self, split: str) -> str:
         """The split that is scored where `split` is asked for: val where there is no test folder."""
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"split={split}: give train, val or test.")
+        if split not in SPLITS:
+            raise ValueError(f"There is no split {split!r}: give one of {', '.join(SPLITS)}.")
         return "val" if split == "test" and "test" not in self.tree.splits else split
 
     def split(self, name: str) -> Split:
@@ -134,6 +131,10 @@ class ImageFolderDataModule(LightningDataModule):
         batch = transform.batch(batch)
         # Lightning converts to the run's precision before this hook, when the pixels are still integers
         return self.trainer.precision_plugin.convert_input(batch) if self.trainer is not None else batch
+
+    def teardown(self, stage: str) -> None:
+        for loader in self._loaders.values():
+            loader.close()
 
     def _loader(self, name: str, split: str, transform: ImageTransform, shuffle: bool) -> Loader:
         if name not in self._loaders:
@@ -175,13 +176,15 @@ def _usable_cores() -> int:
 def _leave_out_bad_images(tree: Tree, cache_dir: Path) -> list[str]:
     """Takes the unreadable images out of `tree`; returns what was wrong with each."""
     reasons: dict[str, str] = {}
-    for split in tree.splits.values():
+    for name, split in tree.splits.items():
+        log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(split), name)
         reasons |= _bad_images(tree.root, split.paths, cache_dir)
     for name, split in tree.splits.items():
         kept = split.select([i for i, path in enumerate(split.paths) if path not in reasons])
         empty = [c for c, n in class_counts(kept, tree.class_names).items() if not n and name == "train"]
         if empty or not len(kept):
-            raise ValueError(f"No readable image is left in the {name} split of {tree.root} for {', '.join(empty)}.")
+            of = f" of {', '.join(empty)}" if empty else ""
+            raise ValueError(f"No readable image{of} is left in the {name} split of {tree.root}.")
         tree.splits[name] = kept
     return sorted(reasons.values())
 
@@ -195,7 +198,6 @@ def _bad_images(root: Path, paths: list[str], cache_dir: Path) -> dict[str, str]
     memory = cache_dir / "bad_images" / f"{stamp.hexdigest()[:32]}.json"
     if memory.is_file():
         return json.loads(memory.read_text())
-    log.info("data.on_bad_image=skip: decoding %d images once to find the unreadable ones", len(paths))
     with ThreadPoolExecutor(_usable_cores()) as pool:
         reasons = pool.map(lambda path: _reason(root / path), paths)
     found = {path: reason for path, reason in zip(paths, reasons, strict=True) if reason is not None}
