@@ -28,18 +28,23 @@ def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str
     names = [shorten(name) for name in class_names] if size <= MOST_NAMES else [""]
     side = min(max(0.5 * size, 4.5), 9.0) if few else min(0.12 * size + 4, 16)
     room = 0.65 + max(map(len, names)) * (0.085 if few else 0.055)  # inches for names and label
-    width, height = 2 * (room + side + 0.5), room + side + 0.8
+    crowded = size * max(map(len, names)) > 60  # names of columns stand upright
+    bottom, right = room if crowded else 0.65, 0.6
+    width, height = 2 * (room + side + right), bottom + side + 0.8
     figure = Figure(figsize=(width, height))  # margins are set here: matplotlib's layout engines take ten times as long
     figure.suptitle(title)
     with np.errstate(invalid="ignore"):
         shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
     panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "share of the true class", "{:.2f}", 1.0))
     for number, (values, what, form, greatest) in enumerate(panels):
-        left = room + number * (side + room + 0.5)
-        axes = figure.add_axes((left / width, room / height, side / width, side / height))
-        _matrix(axes, values, names, what, form, greatest)
+        left = room + number * (side + room + right)
+        axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        _matrix(axes, values, what, form, greatest)
+        if len(names) == size:
+            axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=9 if few else 6)
+            axes.set_yticks(range(size), names, fontsize=9 if few else 6)
         if not few:
-            bar = figure.add_axes(((left + side + 0.1) / width, room / height, 0.1 / width, side / height))
+            bar = figure.add_axes(((left + side + 0.1) / width, bottom / height, 0.1 / width, side / height))
             figure.colorbar(axes.images[0], cax=bar)
     return figure
 
@@ -95,16 +100,10 @@ def show_in_tensorboard(loggers: Sequence[Logger], tag: str, picture: Picture, s
             logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
-def _matrix(axes: Axes, values: NDArray[Any], names: Sequence[str], title: str, form: str, greatest: float) -> None:
-    size = len(values)
+def _matrix(axes: Axes, values: NDArray[Any], title: str, form: str, greatest: float) -> None:
     axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest)
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    if len(names) == size:
-        font = 9 if size <= MOST_NUMBERS else 6
-        crowded = size * max(map(len, names)) > 60
-        axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=font)
-        axes.set_yticks(range(size), names, fontsize=font)
-    if size <= MOST_NUMBERS:
+    if len(values) <= MOST_NUMBERS:
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
             colour = "white" if value > greatest / 2 else "black"
