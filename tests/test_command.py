@@ -234,7 +234,12 @@ def test_signals_are_recorded(tmp_path, colours, sent, code, status):
         "trainer.max_epochs=100000",
         "callbacks.early_stopping=null",
     ]
-    process = subprocess.Popen([sys.executable, *words, f"hydra.run.dir={folder}"], cwd=REPO, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *words, f"hydra.run.dir={folder}"],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
+    )
     try:
         deadline = time.time() + 120
         while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():

@@ -244,7 +244,7 @@ def test_a_frozen_backbone_stays_as_it_is(train):
 
 
 def test_an_own_network_is_one_file(train, tmp_path, monkeypatch):
-    (tmp_path / "my_nets.py").write_text(
+    (tmp_path / "flat_nets.py").write_text(
         "from torch import nn\n"
         "class Flat(nn.Sequential):\n"
         "    def __init__(self, num_classes):\n"
@@ -252,10 +252,10 @@ def test_an_own_network_is_one_file(train, tmp_path, monkeypatch):
         "        self(__import__('torch').zeros(1, 3, 16, 16))\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train("model=resnet18", "model.net._target_=my_nets.Flat", "model.optimizer.lr=0.01")
+    run = train("model=resnet18", "model.net._target_=flat_nets.Flat", "model.optimizer.lr=0.01")
     assert run.exit_code == 0, run.output
     assert "net.1.weight" in run.weights()
-    typed = train("model=resnet18", "model.net._target_=my_nets.Flat", "model.net.weights=DEFAULT")
+    typed = train("model=resnet18", "model.net._target_=flat_nets.Flat", "model.net.weights=DEFAULT")
     assert typed.exit_code == 1
     assert "unexpected keyword argument 'weights'" in typed.output
 

@@ -52,7 +52,9 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "plugins": [WholeFileCheckpointIO()],
     }
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    ):
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: there is no GPU here. Type trainer=default.")
     missing = {option: value for option, value in own.items() if option not in cfg.trainer}
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, **missing, _convert_="all")
