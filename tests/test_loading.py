@@ -1,4 +1,5 @@
 import multiprocessing
+from contextlib import closing
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def loader(root, workers: int, epoch: int = 0) -> Loader:
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(colours):
-    one, two = list(loader(colours, 0)), list(loader(colours, 2))
+    with closing(loader(colours, 2)) as with_workers:
+        one, two = list(loader(colours, 0)), list(with_workers)
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):
         assert a["image"].dtype == torch.uint8
@@ -85,8 +87,9 @@ def test_loading_draws_nothing_from_the_global_generator(colours):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_image_is_named_without_a_workers_traceback(own_colours, workers):
     (own_colours / "train" / "red" / "003.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"red/003\.png: the file is empty\. .*on_bad_image=skip") as error:
-        list(loader(own_colours, workers))
+    message = r"red/003\.png: the file is empty\. .*on_bad_image=skip"
+    with closing(loader(own_colours, workers)) as given, pytest.raises(ValueError, match=message) as error:
+        list(given)
     assert "Traceback" not in str(error.value)
 
 
