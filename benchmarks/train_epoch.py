@@ -2,7 +2,7 @@
 
 The raw loop is what a careful person would write: torchvision's ImageFolder and v2 transforms, a DataLoader, AdamW,
 loss and accuracy accumulated on the device. Ours counts the same, through its metrics callback, without loggers,
-checkpoints and progress bar. The two take turns (A B A B …); the ratio of each pair is printed with its median and best.
+checkpoints and progress bar. The two take turns (A B A B …); the ratio of each pair is printed, their median and best.
 
     python benchmarks/train_epoch.py --pairs 7
     python benchmarks/train_epoch.py --data_dir PATH --image_size 128 --workers 2
