@@ -21,8 +21,9 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         """Raises OSError, with the free space, where the file cannot be written; the target is as it was."""
         path = Path(path)
         try:
-            with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
+            # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
             free = shutil.disk_usage(path.parent).free / 1e6
             raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error

@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
@@ -60,7 +61,8 @@ class RunRecord(Callback):
             save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._write(trainer)
+        with suppress(OSError):  # on a full disk, the exception is what has to be told
+            self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["imago"] = {
