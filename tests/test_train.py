@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -409,5 +408,28 @@ def test_pictures_are_pictures(trained):
             assert len(image.convert("RGB").getcolors(10**6) or []) > 20
 
 
-def test_the_repository_has_no_trace_of_the_tests():
-    assert [path.name for path in (REPO / "logs").iterdir() if path.name.startswith("run_")] == []
+def test_a_strategy_takes_part_in_sampling_stepping_saving_and_reporting(train, tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(
+        "from imago.strategy import Strategy\n"
+        "class Counting(Strategy):\n"
+        "    steps = 0\n"
+        "    def train_batch_sampler(self, sampler):\n"
+        "        sampler.batch_size = 13\n"
+        "        return sampler\n"
+        "    def optimizer_step(self, optimizer, closure):\n"
+        "        self.steps += 1\n"
+        "        super().optimizer_step(optimizer, closure)\n"
+        "    def state_dict(self):\n"
+        "        return {'steps': self.steps}\n"
+        "    def load_state_dict(self, state):\n"
+        "        self.steps = state['steps']\n"
+        "    def report(self):\n"
+        "        return {'steps counted': self.steps}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    first = train("strategy._target_=counting.Counting")
+    assert first.checkpoint()["imago"]["strategy"] == {"steps": 2 * 3}  # 39 images in batches of 13
+    assert re.search(r"steps counted +6\n", first.text("summary.txt"))
+    checkpoint = f"ckpt_path={first.dir}/checkpoints/last.ckpt"
+    rest = train("strategy._target_=counting.Counting", checkpoint, "trainer.max_epochs=3")
+    assert rest.checkpoint()["imago"]["strategy"] == {"steps": 3 * 3}
