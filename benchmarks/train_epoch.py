@@ -83,12 +83,11 @@ class Ours:
         self.data = ImageFolderDataModule(
             transform, evaluation, str(folder), image_size=size, batch_size=batch_size, num_workers=workers
         )
-        self.net = partial(SimpleCNN)
 
     def epochs(self) -> list[float]:
         metrics = partial(MetricsComposition, {"acc": partial(MulticlassAccuracy, average="micro")})
         losses = CriterionsComposition({"ce": torch.nn.CrossEntropyLoss()})
-        model = DictModule(self.data.class_names, self.net, losses, partial(torch.optim.AdamW, lr=1e-3))
+        model = DictModule(self.data.class_names, SimpleCNN, losses, partial(torch.optim.AdamW, lr=1e-3))
         watch = Stopwatch()
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(

@@ -47,7 +47,8 @@ def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | Non
         pretrained = _named_weights(name, weights)
     _load(net, pretrained, head_names(partial(_build, name), num_classes), f"{weights} weights of {name}")
     if hasattr(net, "transform_input"):
-        net.transform_input = True  # type: ignore[assignment]  # googlenet and inception_v3 were trained on another normalisation, and undo ours
+        # googlenet and inception_v3 were trained on another normalisation, and undo ours
+        net.transform_input = True  # type: ignore[assignment]
     return net
 
 

@@ -73,9 +73,8 @@ def drop_inherited(net: DictConfig, typed: list[str]) -> None:
     target = get_object(net._target_)
     taken = inspect.signature(target).parameters
     if target in OWN_NETS or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        inherited: set[str] = set()
-    else:
-        inherited = {name for own in OWN_NETS for name in inspect.signature(own).parameters} - set(taken)
+        return
+    inherited = {name for own in OWN_NETS for name in inspect.signature(own).parameters} - set(taken)
     for option in sorted(inherited & set(map(str, net))):
         if not any(override.lstrip("+").startswith(f"model.net.{option}=") for override in typed):
             log.info("%s takes no %s: that option of the model group is dropped", net._target_, option)

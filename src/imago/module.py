@@ -156,10 +156,10 @@ class DictModule(LightningModule):
 
     def epoch_metrics(self) -> dict[str, float]:
         """All that is known of the training epoch that ends, by the names it is logged under."""
-        stale = "val/" if self._validated_epoch != self.current_epoch else "test/"  # Lightning keeps the last values
-        metrics = self.trainer.callback_metrics.items()
-        logged = {name: float(value) for name, value in metrics if not name.startswith(stale)}
-        return logged | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self._validated_epoch != self.current_epoch:  # Lightning keeps those of an earlier epoch
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
+        return metrics | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
 
     def _step(self, batch: Batch, stage: str) -> Batch:
         batch = self(batch)

@@ -18,7 +18,7 @@ from imago.training import Result
 
 log = logging.getLogger(__name__)
 
-ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report.splits", "seed", "trainer.max_epochs")
+ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report.splits", "trainer.max_epochs")
 
 
 def show_results(result: Result, run: RunFolder, seed: int) -> None:
@@ -59,11 +59,10 @@ def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
     python, script = _interpreter(), Path(sys.argv[0])
     commands = []
     if result.checkpoint is not None and script.name == "train.py":
-        typed = typed_overrides()
+        typed = [f"seed={seed}" if each.startswith("seed=") else each for each in typed_overrides()]  # null drew one
         kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
-        seeds = [f"seed={seed}"] if any(each.startswith("seed=") for each in typed) else []
         evaluate = [_relative(script.with_name("eval.py")), f"ckpt_path={_for_hydra(_relative(result.checkpoint))}"]
-        commands.append(f"{python} {shlex.join([*evaluate, *kept, *seeds])}")
+        commands.append(f"{python} {shlex.join([*evaluate, *kept])}")
     if (run.path / "tensorboard").is_dir():
         commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
     return commands

@@ -22,6 +22,7 @@ ORDER = (
     "Data",
     "Parameters",
     "Device",
+    "Strategy",
     "Configuration",
 )
 
@@ -34,12 +35,13 @@ class RunFolderError(RuntimeError):
 class RunFolder:
     """One run, one folder: keeps `status.json` and `summary.txt` up to date.
 
-    `sections` are the parts of the summary: title -> lines.
+    `sections` are the parts of the summary: title (one of `ORDER`) -> lines.
     """
 
     path: Path
     status: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _last_write: float = field(default=0.0, init=False)
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
@@ -73,13 +75,13 @@ class RunFolder:
         """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
         self.status |= status
         self.status["heartbeat"] = _now()
+        self._last_write = time.monotonic()
         write_json(self.path / "status.json", self.status)
         write_text(self.path / "summary.txt", self._summary())
 
     def beat(self, every_seconds: float) -> None:
         """A heartbeat, unless the last one is younger than that."""
-        last = datetime.fromisoformat(self.status["heartbeat"]).timestamp()
-        if time.time() - last >= every_seconds:
+        if time.monotonic() - self._last_write >= every_seconds:
             self.update()
 
     def _summary(self) -> str:
@@ -92,8 +94,7 @@ class RunFolder:
         shown = ("status", "epoch", "step", "error")
         status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
         parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
-        titles = sorted(parts, key=lambda title: ORDER.index(title) if title in ORDER else len(ORDER) - 1.5)
-        return "\n".join(_section(title, parts[title]) for title in titles)
+        return "\n".join(_section(title, parts[title]) for title in sorted(parts, key=ORDER.index))
 
 
 def _section(title: str, lines: dict[str, Any]) -> str:

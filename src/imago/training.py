@@ -47,12 +47,15 @@ def train(
     ckpt_path: str | None = None,
 ) -> Result:
     """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`."""
+    epochs_before = None
     if ckpt_path is not None:
-        check_fits(read_checkpoint(ckpt_path), model, data, ckpt_path)
+        checkpoint = read_checkpoint(ckpt_path)
+        check_fits(checkpoint, model, data, ckpt_path)
+        epochs_before = checkpoint["epoch"] + 1
     data.shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # the same batches each epoch
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    _say_why_it_ended(trainer, run, ckpt_path)
+    _say_why_it_ended(trainer, run, epochs_before)
     best_value = _best_value(trainer, monitor, mode)
     run.sections["Best"] = {monitor: best_value, "checkpoint": _best_checkpoint(trainer)}
     result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
@@ -110,13 +113,13 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
         trainer.log_every_n_steps = cap  # type: ignore[attr-defined]
 
 
-def _say_why_it_ended(trainer: Trainer, run: RunFolder, ckpt_path: str | None) -> None:
+def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | None) -> None:
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping) and stopping.stopped_epoch:
             reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections["Progress"]["stopped early"] = reason
-    if ckpt_path is not None and trainer.current_epoch == read_checkpoint(ckpt_path)["epoch"] + 1:
+    if trainer.current_epoch == epochs_before:
         log.warning(
             "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",
             trainer.current_epoch,

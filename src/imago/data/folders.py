@@ -50,7 +50,7 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
     class_names = sorted(found["train"])
     _check_classes(root, folders, found, class_names)
     tree = Tree(root, class_names, {})
-    for folder in {root, *folders.values()}:
+    for folder in dict.fromkeys([root, *folders.values()]):  # each once: without splits, train is the root
         tree.ignored.extend(sorted(str(p.relative_to(root)) for p in folder.iterdir() if p.is_file()))
     if root not in folders.values():
         others = [path.name for path in _folders(root) if path not in folders.values()]
