@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu lint format bench wheel clean
+.PHONY: help install train test test-gpu lint format schema bench wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ lint: $(INSTALLED)  ## Check style and types
 
 format: $(INSTALLED)  ## Put the code into shape
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+schema: $(INSTALLED)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
+	$(BIN)/python -m imago.signatures
 
 bench: $(INSTALLED)  ## Measure against named peers (benchmarks/README.md)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -31,7 +31,7 @@ from imago.backbones import SimpleCNN
 from imago.callbacks.metrics import MetricsCallback
 from imago.criterions import CriterionsComposition
 from imago.data.digits import digits
-from imago.data.module import ImageFolderDataModule
+from imago.data.image_folder import ImageFolderDataModule
 from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
 from imago.metrics import MetricsComposition
 from imago.module import DictModule

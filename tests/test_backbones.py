@@ -1,13 +1,27 @@
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torchvision import models
 
-from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, head_names, read_weights, torchvision_net
+from imago.backbones import (
+    SimpleCNN,
+    SimpleDenseNet,
+    TinyNet,
+    _build,
+    _WithoutMemory,
+    head_names,
+    read_weights,
+    torchvision_net,
+)
+from imago.criterions import CriterionsComposition
+from imago.module import DictModule
+from imago.network_names import torchvision_names
 
 
 @pytest.fixture(scope="session")
@@ -143,3 +157,91 @@ def test_unknown_names_get_the_closest():
 )
 def test_the_head_is_what_changes_with_the_classes(build, head):
     assert head_names(build, 5) == head
+
+
+IMAGE_SIZES = {"inception_v3": 299}  # 75 is its least; all others take 224
+SMALLEST = {  # of each family, with the least image it takes
+    "alexnet": 64,
+    "convnext_tiny": 32,
+    "densenet121": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "maxvit_t": 224,
+    "mnasnet0_5": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "regnet_x_400mf": 32,
+    "regnet_y_400mf": 32,
+    "resnet18": 32,
+    "resnext50_32x4d": 32,
+    "shufflenet_v2_x0_5": 32,
+    "squeezenet1_1": 64,
+    "swin_t": 32,
+    "swin_v2_t": 32,
+    "vgg11": 32,
+    "vit_b_32": 32,
+    "wide_resnet50_2": 32,
+}
+
+
+def model_of(name: str, image_size: int) -> DictModule:
+    net = partial(torchvision_net, name=name, weights=None, image_size=image_size)
+    losses = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+    return DictModule(["a", "b", "c"], net, losses, partial(torch.optim.SGD, lr=0.1))
+
+
+def step(model: DictModule, image_size: int, device: str) -> dict[str, Any]:
+    model.train()
+    image = torch.ones(2, 3, image_size, image_size, device=device)
+    image[1] = -1
+    batch = model({"image": image, "label": torch.zeros(2, dtype=torch.long, device=device)})
+    model.criterions(batch)["total"].backward()
+    optimizer = model.optimizer(list(model.parameters()))
+    optimizer.step()
+    return batch
+
+
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_network_of_torchvision_gets_a_head_and_takes_a_step(name):
+    """On the meta device: shapes are real, values are not, and vit_h_14 takes no memory."""
+    size = IMAGE_SIZES.get(name, 224)
+    with _WithoutMemory():
+        model = model_of(name, size).to("meta")
+    batch = step(model, size, "meta")
+    assert batch["logits"].shape == (2, 3)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    state = model.net.state_dict()
+    head = head_names(partial(_build, name, image_size=size), 3)
+    assert head
+    assert all(state[tensor].shape[0] == 3 for tensor in head)
+
+
+@pytest.mark.parametrize(("name", "size"), SMALLEST.items())
+def test_every_family_takes_a_real_step_on_small_images(name, size):
+    torch.manual_seed(0)
+    model = model_of(name, size)
+    before = {key: value.clone() for key, value in model.net.named_parameters()}
+    batch = step(model, size, "cpu")
+    assert torch.isfinite(batch["logits"]).all()
+    assert any(not torch.equal(before[key], value) for key, value in model.net.named_parameters())
+
+
+def test_there_is_a_real_step_for_every_family():
+    def families(names):
+        return {models.get_model_builder(name).__module__ for name in names}
+
+    assert families(SMALLEST) == families(models.list_models(module=models))
+
+
+def test_the_names_read_from_the_source_are_those_of_the_registry():
+    assert torchvision_names() == models.list_models(module=models)
+
+
+def test_a_vision_transformer_takes_other_sizes_and_pretrained_positions_are_interpolated(tmp_path):
+    torch.save(models.vit_b_32(num_classes=5).state_dict(), tmp_path / "vit.pth")
+    net = torchvision_net(3, "vit_b_32", str(tmp_path / "vit.pth"), image_size=64)
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"data.image_size=100: vit_b_32 cuts .* 32 pixels. Type data.image_size=96"):
+        torchvision_net(3, "vit_b_32", None, image_size=100)

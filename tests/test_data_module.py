@@ -5,8 +5,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from imago.data.digits import digits
-from imago.data.folders import class_counts
-from imago.data.module import ImageFolderDataModule
+from imago.data.image_folder import ImageFolderDataModule
+from imago.data.images import class_counts
 from imago.data.stages import CenterBox, ImageTransform, Normalize
 
 TRANSFORM = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize([0.5] * 3, [0.5] * 3)})
@@ -83,7 +83,7 @@ def test_skip_remembers_what_it_found_until_a_file_changes(own_colours, tmp_path
     options = {"on_bad_image": "skip", "cache_dir": str(tmp_path / "cache")}
     assert module(own_colours, **options).sizes["train"] == 38
     with monkeypatch.context() as patch:
-        patch.setattr("imago.data.module.read_image", lambda path: pytest.fail(f"decoded {path} again"))
+        patch.setattr("imago.data.folders.read_image", lambda path: pytest.fail(f"decoded {path} again"))
         assert module(own_colours, **options).sizes["train"] == 38
     broken.write_bytes(whole)
     os.utime(broken, (time.time(), time.time() + 5))

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import draw_classes
 
-from imago.data.folders import Split, class_counts, read_tree, stratified_split
+from imago.data.folders import FolderImages, read_tree
+from imago.data.images import class_counts, stratified_split
 
 
 def read(root: Path, val_ratio: float = 0.1, seed: int = 0):
@@ -26,12 +27,12 @@ def test_class_folders_directly_are_split_by_class(tmp_path):
     assert class_counts(tree.splits["val"], tree.class_names) == {"blue": 2, "green": 1, "red": 4}
     assert not set(tree.splits["train"].paths) & set(tree.splits["val"].paths)
     assert "val_ratio=0.2" in tree.notes[0]
-    assert read(tmp_path, 0.2).splits == tree.splits
-    assert read(tmp_path, 0.2, seed=1).splits != tree.splits
+    assert read(tmp_path, 0.2).fingerprint() == tree.fingerprint()
+    assert read(tmp_path, 0.2, seed=1).fingerprint() != tree.fingerprint()
 
 
 def test_a_class_of_one_image_stays_in_train():
-    train, val = stratified_split(Split(["a", "b", "c"], [0, 1, 1]), 0.5, seed=0)
+    train, val = stratified_split(FolderImages(Path(), ["a", "b", "c"], [0, 1, 1]), 0.5, seed=0)
     assert train.labels == [0, 1]
     assert val.labels == [1]
 
@@ -95,7 +96,7 @@ def test_hidden_folders_and_other_files_are_not_taken(tmp_path):
     tree = read(tmp_path, 0.25)
     assert tree.class_names == ["blue", "red"]
     assert sorted(tree.ignored) == ["red/._000.png", "red/notes.txt", "red/stray.gif"]
-    taken = tree.splits["train"].paths + tree.splits["val"].paths
+    taken = [*tree.splits["train"].paths, *tree.splits["val"].paths]
     assert len(taken) == 8
     assert "red/more/UPPER.PNG" in taken
 

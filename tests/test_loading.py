@@ -1,42 +1,70 @@
 import multiprocessing
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
 
-from imago.data.folders import Split, read_tree
-from imago.data.loading import ImageDataset, KeyedBatchSampler, Loader
+from imago.data.folders import FolderImages, read_tree
+from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
 from imago.data.stages import ImageTransform, RandomResizedBox
 
 
-def order(sampler: KeyedBatchSampler, epoch: int) -> list[int]:
+def order(sampler: TrainBatchSampler, epoch: int) -> list[int]:
     sampler.epoch = epoch
     return [index for batch in sampler for _, index in batch]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    sampler = KeyedBatchSampler(50, 8, shuffle=True, seed=0)
+    sampler = TrainBatchSampler(50, 8, seed=0)
     first = order(sampler, 0)
     assert sorted(first) == list(range(50))
     assert order(sampler, 1) != first
     assert order(sampler, 0) == first
-    assert order(KeyedBatchSampler(50, 8, shuffle=True, seed=1), 0) != first
-    assert order(KeyedBatchSampler(50, 8, shuffle=False, seed=0), 3) == list(range(50))
+    assert order(TrainBatchSampler(50, 8, seed=1), 0) != first
+    assert order(TrainBatchSampler(50, 8, seed=0, same_order=True), 3) == first
 
 
-@pytest.mark.parametrize(
-    ("size", "batch_size", "shuffle", "batches"),
-    [(9, 4, True, 2), (9, 4, False, 3), (10, 4, True, 3), (8, 4, True, 2), (1, 4, True, 1), (3, 1, True, 3)],
-)
-def test_only_a_last_train_batch_of_one_image_is_left_out(size, batch_size, shuffle, batches):
-    sampler = KeyedBatchSampler(size, batch_size, shuffle, seed=0)
+@pytest.mark.parametrize(("size", "batch_size", "batches"), [(9, 4, 2), (10, 4, 3), (8, 4, 2), (1, 4, 1), (3, 1, 3)])
+def test_only_a_last_train_batch_of_one_image_is_left_out(size, batch_size, batches):
+    sampler = TrainBatchSampler(size, batch_size, seed=0)
     assert len(sampler) == len(list(sampler)) == batches
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("size", [12, 24, 29, 31, 36, 37])
+def test_processes_train_on_parts_of_the_batches_of_one(size, processes):
+    whole = list(TrainBatchSampler(size, 12, seed=5))
+    parts = [list(TrainBatchSampler(size, 12, seed=5, rank=rank, processes=processes)) for rank in range(processes)]
+    assert len({len(part) for part in parts}) == 1
+    for batch, *shares in zip(whole, *parts, strict=False):
+        assert len({len(share) for share in shares}) == 1
+        assert len(shares[0]) > 1
+        together = [position for share in shares for position in share]
+        assert together == batch[: len(together)]
+        assert len(batch) - len(together) < processes
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match=r"data.batch_size=10 .* 4 processes cannot divide it. Type data.batch_size=8"):
+        TrainBatchSampler(50, 10, seed=0, processes=4)
+    with pytest.raises(ValueError, match="3 train images cannot be divided by 4 processes"):
+        TrainBatchSampler(3, 8, seed=0, processes=4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 24, 25])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_whole_evaluation_batches_are_dealt_and_none_twice(size, processes):
+    whole = list(EvalBatchSampler(size, 4))
+    dealt = [list(EvalBatchSampler(size, 4, rank, processes)) for rank in range(processes)]
+    assert sorted(batch for batches in dealt for batch in batches) == whole
+    assert [index for batch in whole for _, index in batch] == list(range(size))
 
 
 def loader(root, workers: int, epoch: int = 0) -> Loader:
     images = read_tree(root, 0.1, 0).splits["train"]
-    dataset = ImageDataset(root, images, ImageTransform(RandomResizedBox()), 16, seed=3)
-    return Loader(dataset, KeyedBatchSampler(len(images), 8, True, seed=3), workers, lambda: epoch)
+    dataset = ImageDataset(images, ImageTransform(RandomResizedBox()), 16, seed=3)
+    return Loader(dataset, TrainBatchSampler(len(images), 8, seed=3), workers, lambda: epoch)
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(colours):
@@ -70,8 +98,8 @@ def test_augmentation_changes_with_the_epoch_and_not_with_the_neighbours(colours
 def test_the_epoch_is_read_when_the_first_batch_is_asked_for(colours):
     epochs = [0]
     images = read_tree(colours, 0.1, 0).splits["train"]
-    dataset = ImageDataset(colours, images, ImageTransform(RandomResizedBox()), 16, seed=3)
-    iterator = iter(Loader(dataset, KeyedBatchSampler(len(images), 8, True, seed=3), 0, lambda: epochs[0]))
+    dataset = ImageDataset(images, ImageTransform(RandomResizedBox()), 16, seed=3)
+    iterator = iter(Loader(dataset, TrainBatchSampler(len(images), 8, seed=3), 0, lambda: epochs[0]))
     epochs[0] = 4
     assert next(iterator)["epoch"] == 4
 
@@ -94,4 +122,5 @@ def test_a_bad_image_is_named_without_a_workers_traceback(own_colours, workers):
 
 
 def test_a_split_selects_in_the_order_given():
-    assert Split(["a", "b", "c"], [0, 1, 2]).select([2, 0]) == Split(["c", "a"], [2, 0])
+    chosen = FolderImages(Path(), ["a", "b", "c"], [0, 1, 2]).select([2, 0])
+    assert (chosen.paths, chosen.labels) == (["c", "a"], [2, 0])

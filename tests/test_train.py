@@ -12,6 +12,11 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
+def rows(run, split: str) -> list[dict[str, str]]:
+    with (run.dir / "reports" / f"predictions_{split}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

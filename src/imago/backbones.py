@@ -1,6 +1,5 @@
 """Networks: any of torchvision's classification models by name, and small ones of our own."""
 
-import difflib
 import logging
 import re
 import socket
@@ -10,10 +9,15 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision import models
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from imago.network_names import check_name
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +26,9 @@ StateDict = dict[str, Tensor]
 Build = Callable[..., nn.Module]
 
 
-def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | None = "auto") -> nn.Module:
+def torchvision_net(
+    num_classes: int, name: str = "resnet18", weights: str | None = "auto", image_size: int = 224
+) -> nn.Module:
     """A classification model of torchvision with a head for `num_classes` classes.
 
     Args:
@@ -30,9 +36,12 @@ def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | Non
         name: As in `torchvision.models.list_models(module=torchvision.models)`.
         weights: `auto` (pretrained where cached or downloadable, else from scratch with a warning), a name of
             torchvision such as `DEFAULT` or `IMAGENET1K_V1`, a file (.safetensors, .pth, .pt), or None.
+        image_size: Side of the images in pixels; only the vision transformers (vit, maxvit) need it.
+            Pretrained positions are interpolated.
     """
     check_name(name)
-    net = _build(name, num_classes)
+    build = partial(_build, name, image_size=image_size)
+    net = build(num_classes=num_classes)
     if weights is None:
         return net
     if weights == "auto":
@@ -45,28 +54,18 @@ def torchvision_net(num_classes: int, name: str = "resnet18", weights: str | Non
         pretrained = read_weights(Path(weights))
     else:
         pretrained = _named_weights(name, weights)
-    _load(net, pretrained, head_names(partial(_build, name), num_classes), f"{weights} weights of {name}")
+    if isinstance(net, VisionTransformer):
+        pretrained = interpolate_embeddings(image_size, net.patch_size, OrderedDict(pretrained))
+    _load(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
     if hasattr(net, "transform_input"):
         # googlenet and inception_v3 were trained on another normalisation, and undo ours
         net.transform_input = True  # type: ignore[assignment]
     return net
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError, with the closest names, unless torchvision has the classification model `name`."""
-    known = models.list_models(module=models)
-    if name not in known:
-        close = sorted(difflib.get_close_matches(name, known, n=8, cutoff=0.7))
-        offered = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(known)}"
-        raise ValueError(f"model.net.name={name} is no classification model of torchvision; {offered}.")
-
-
 def head_names(build: Build, num_classes: int) -> set[str]:
     """Names of the tensors of `build(num_classes=…)` whose shape depends on the number of classes."""
-    try:
-        with torch.device("meta"):
-            one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
-    except (NotImplementedError, RuntimeError):  # torchvision's regnets cannot be built on meta
+    with _WithoutMemory():
         one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
     return {name for name in one if name not in other or one[name].shape != other[name].shape}
 
@@ -88,9 +87,31 @@ def read_weights(path: Path) -> StateDict:
     return state
 
 
-def _build(name: str, num_classes: int) -> nn.Module:
+class _WithoutMemory(TorchFunctionMode):
+    """Inside, layers put their weights on the meta device: `torch.empty` is what they are made with.
+
+    `torch.device("meta")` would catch more, and the regnets compute their widths with tensors.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+
+
+def _build(name: str, num_classes: int, image_size: int) -> nn.Module:
     # these two warn unless told how to initialise, and have a second output while training unless told not to
-    special = {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    special: dict[str, Any] = (
+        {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    )
+    if name.startswith("vit_"):
+        patch = int(name.rpartition("_")[2])
+        if image_size % patch:
+            raise ValueError(
+                f"data.image_size={image_size}: {name} cuts images into patches of {patch} pixels. "
+                f"Type data.image_size={max(1, round(image_size / patch)) * patch}"
+            )
+        special["image_size"] = image_size
+    if name == "maxvit_t":
+        special["input_size"] = (image_size, image_size)
     return models.get_model(name, weights=None, num_classes=num_classes, **special)
 
 
@@ -194,11 +215,11 @@ class TinyNet(nn.Module):
 
 
 class SimpleDenseNet(nn.Module):
-    """Linear layers with BatchNorm and ReLU between them.
+    """Linear layers on the flattened image, with BatchNorm and ReLU between them.
 
     Args:
         num_classes: Outputs of the last layer.
-        in_features: Values per sample, 3 * image_size ** 2 for a flattened image.
+        in_features: Values per sample: channels * image_size ** 2.
         hidden: Widths of the layers between.
     """
 
@@ -211,8 +232,8 @@ class SimpleDenseNet(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Values (n, in_features) -> logits (n, num_classes)."""
-        return self.head(self.features(x))
+        """Images (n, channels, height, width), or values (n, in_features) -> logits (n, num_classes)."""
+        return self.head(self.features(x.flatten(1)))
 
 
 def _convolution(inputs: int, outputs: int, pool: bool) -> nn.Sequential:

@@ -10,37 +10,59 @@ from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from imago import backbones
 from imago.callbacks.run_record import RunRecord
-from imago.checkpoints import WholeFileCheckpointIO
+from imago.checkpoints import WholeFileCheckpointIO, read_checkpoint
 from imago.config import typed_overrides
-from imago.data.module import ImageFolderDataModule
+from imago.data.module import ImageDataModule
 from imago.module import DictModule
+from imago.randomness import key
 from imago.run_folder import RunFolder
+from imago.schema import nodes, problems, shipped
+from imago.signatures import arguments_schema
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it adds one of its own when it is imported; ours say it once
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+OWN_WORDS = ("precision", "profiler")  # options of the Trainer that take a word of ours
+DDP = ("ddp", "ddp_find_unused_parameters_true")
 OWN_NETS = (backbones.torchvision_net, backbones.SimpleCNN, backbones.TinyNet, backbones.SimpleDenseNet)
 
 
-def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageFolderDataModule, DictModule, Trainer]:
+def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
     """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
     seed_everything(cfg.seed, verbose=False)
-    data: ImageFolderDataModule = instantiate(cfg.data, _convert_="all")
+    data: ImageDataModule = instantiate(cfg.data, _convert_="all")
     drop_inherited(cfg.model.net, typed_overrides())
+    check_own_targets(cfg)
     model: DictModule = instantiate(cfg.model, class_names=data.class_names, _convert_="all")
     strategy = instantiate(cfg.strategy)
     data.strategy = model.strategy = strategy
+    data.rank, data.processes = run.rank, run.processes
+    if run.rank:  # the same weights, which DDP sees to, but another dropout
+        torch.manual_seed(key("rank", cfg.seed, run.rank))
     trainer = build_trainer(cfg, run)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
-    run.sections["Data"] = {"folder": data.tree.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
+    run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
+
+
+def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
+    """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
+    read_checkpoint(cfg.ckpt_path)  # a wrong path should not wait for the data
+    if "weights" in cfg.model.net:
+        cfg.model.net.weights = None
+    return build(cfg, run)
 
 
 def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
@@ -52,17 +74,67 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
         "plugins": [WholeFileCheckpointIO()],
     }
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not (
-        torch.cuda.is_available() or torch.backends.mps.is_available()
-    ):
-        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: there is no GPU here. Type trainer=default.")
-    missing = {option: value for option, value in own.items() if option not in cfg.trainer}
+    if cfg.trainer.precision == "auto-mixed":
+        own["precision"] = mixed_precision(cfg.trainer.accelerator)
+    if cfg.trainer.profiler in PROFILERS:
+        own["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=run.path / "profile", filename=cfg.trainer.profiler)
+    missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
+    if run.processes > 1:
+        missing["strategy"] = _ddp(find_unused_parameters=cfg.trainer.strategy == DDP[1])
+        missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
+    elif cfg.trainer.strategy in DDP:
+        missing["strategy"] = "auto"  # of one process: nothing to exchange
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, **missing, _convert_="all")
+
+
+def mixed_precision(accelerator: str) -> str:
+    """bf16 where the device has it (CPUs do), else fp16, whose loss Lightning scales."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "16-mixed" if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else "bf16-mixed"
+
+
+def _ddp(find_unused_parameters: bool) -> DDPStrategy:
+    """DDP that leaves buffers alone while it runs: processes validate on different numbers of batches.
+
+    DictModule makes them equal before each validation.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
+    kwargs: Any = {option: False}
+    return DDPStrategy(find_unused_parameters=find_unused_parameters, **kwargs)
+
+
+class OwnProcesses(LightningEnvironment):
+    """Tells Lightning that the other processes of the run have been started (processes.py), and where they meet."""
+
+    creates_processes_externally = True
+    main_address = "127.0.0.1"
+    main_port = 0
+
+    def __init__(self, rank: int, processes: int, port: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.main_port = port
+        self.set_global_rank(rank)  # before the loggers ask who writes
+        self.set_world_size(processes)
+
+    def local_rank(self) -> int:
+        return self.rank
+
+    def node_rank(self) -> int:
+        return 0
 
 
 def built(nodes: DictConfig | None) -> list[Any]:
     """Objects of a config group; a null entry switches its object off."""
     return [entry for entry in instantiate(nodes or {}, _convert_="all").values() if entry is not None]
+
+
+def check_own_targets(cfg: DictConfig) -> None:
+    """Keys and types of the nodes whose targets Imago does not ship, which `check` could not know."""
+    own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
+    for problem in problems(cfg, {target: arguments_schema(get_object(target)) for target in own}):
+        raise ValueError(f"{problem.key}{problem.what}")
 
 
 def drop_inherited(net: DictConfig, typed: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from imago.data.module import ImageFolderDataModule
+from imago.data.module import ImageDataModule
 from imago.module import DictModule
 from imago.writing import replacing
 
@@ -53,9 +53,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageFolderDataModule, path: str | Path) -> None:
+def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageDataModule, path: str | Path) -> None:
     """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
-    drawn, now = checkpoint["imago"]["drawn_val"], data.tree.drawn_val
+    drawn, now = checkpoint["imago"]["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
         raise ValueError(
             f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
@@ -80,7 +80,7 @@ def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageFolderDataM
         )
 
 
-def load_weights(model: DictModule, data: ImageFolderDataModule, path: str | Path) -> None:
+def load_weights(model: DictModule, data: ImageDataModule, path: str | Path) -> None:
     """Loads the weights of a checkpoint into `model`, if it fits."""
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, data, path)

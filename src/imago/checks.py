@@ -1,16 +1,71 @@
 """What can be said of a config before anything heavy is imported or made."""
 
+import importlib.util
 import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig
 
+from imago.network_names import check_name
+from imago.origins import origin_of
+from imago.schema import nodes, problems, shipped
+
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")  # also in data/images.py, which is not light
+EXTRAS = {  # start of a target -> package and our extra
+    "datasets.": ("datasets", "hf"),
+    "imago.data.hugging_face.": ("datasets", "hf"),
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
+}
 NO_DATA = """No data is chosen. Type one of
   python src/train.py data.data_dir=PATH       (PATH: class folders, or train/ val/ test/ of class folders)
   python src/train.py experiment=digits        (handwritten digits, embedded: nothing to download)"""
+
+
+NO_DATASET = """No data set is chosen. Type one of
+  data.dataset.path=NAME                                             (on the hub)
+  data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)
+  data.dataset.path=parquet data.dataset.data_files=FILE             (a file)"""
+REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
+    (
+        lambda cfg: cfg.trainer.get("num_nodes", 1) != 1,
+        "trainer.num_nodes: a run uses the devices of one machine. Type trainer.devices= alone.",
+    ),
+    (
+        lambda cfg: cfg.trainer.get("strategy", "auto") not in ("auto", "ddp", "ddp_find_unused_parameters_true"),
+        "trainer.strategy: give auto, ddp or ddp_find_unused_parameters_true.",
+    ),
+    (
+        lambda cfg: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
+        "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
+        "trainer=ddp trainer.devices=4 for example.",
+    ),
+)
+"""What cannot work, or not together: a test on the config, and what to say."""
+
+
+def check_scoring(cfg: DictConfig, typed: list[str]) -> None:
+    """The same for commands that need a checkpoint and something to score."""
+    if cfg.ckpt_path is None:
+        raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
+    if not cfg.report.splits:
+        raise ValueError("report.splits=[]: give at least one of train, val, test")
+    check(cfg, typed)
+
+
+def check_visualise(cfg: DictConfig, typed: list[str]) -> None:
+    """The same for looking at images, or at runs, which need no data."""
+    if cfg.what not in ("tensorboard", "augmentations"):
+        raise ValueError(f"what={cfg.what}: give tensorboard or augmentations.")
+    for option, given, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
+        if given < least:
+            raise ValueError(f"{option}={given}: give {least} or more.")
+    if cfg.what == "augmentations":
+        check(cfg, typed)
 
 
 def check(cfg: DictConfig, typed: list[str]) -> None:
@@ -18,16 +73,41 @@ def check(cfg: DictConfig, typed: list[str]) -> None:
 
     `typed` are the overrides of the command line.
     """
-    if cfg.data.get("data_dir") is None and cfg.data.get("source") is None:
+    if all(cfg.data.get(key, "") is None for key in ("data_dir", "split_file", "source")):
         raise ValueError(NO_DATA)
+    if "dataset" in cfg.data and cfg.data.dataset.get("path", "") is None:
+        raise ValueError(NO_DATASET)
+    _check_arguments(cfg)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed={cfg.seed}: give 0 or more, below 2**32, or null.")
+    for is_given, refusal in REFUSED:
+        if is_given(cfg):
+            raise ValueError(refusal)
     _check_monitor(cfg, {override.lstrip("+").partition("=")[0] for override in typed})
     if cfg.test:
         for split in cfg.report.splits:
             _check_split(cfg, split)
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: the untrained network is scored")
+
+
+def _check_arguments(cfg: DictConfig) -> None:
+    """Keys and types of all nodes whose targets we know."""
+    for problem in problems(cfg, shipped()):
+        origin = origin_of(problem.key)
+        raise ValueError(f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}")
+    _check_extras(cfg)
+    if cfg.model.get("net") is not None and cfg.model.net.get("_target_") == "imago.backbones.torchvision_net":
+        check_name(cfg.model.net.name)
+
+
+def _check_extras(cfg: DictConfig) -> None:
+    for key, node in nodes(cfg):
+        for prefix, (package, extra) in EXTRAS.items():
+            if node._target_.startswith(prefix) and importlib.util.find_spec(package) is None:
+                raise ValueError(
+                    f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
+                )
 
 
 def _check_monitor(cfg: DictConfig, typed: set[str]) -> None:

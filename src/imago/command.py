@@ -1,51 +1,75 @@
 """What every command does around its work: claim the run folder, log, turn errors into one message and a status."""
 
 import functools
+import inspect
 import logging
 import os
 import random
 import signal
+import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from imago.checks import check
 from imago.config import save_config, typed_overrides
 from imago.logs import logging_to
+from imago.messages import message_of
+from imago.mistakes import explained
+from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + number of the signal, as shells report it
-NULL_GROUPS = {"logger=null": "logger=[]", "callbacks=null": "callbacks=none"}
 Task = Callable[[DictConfig, RunFolder], float | None]
+Check = Callable[[DictConfig, list[str]], None]
+
+
+class JobFailedError(RuntimeError):
+    """A job of a sweep failed; it has said why. The sweeper decides what becomes of the others."""
 
 
 def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
-    """Lets people type `-m` between the overrides, answers `logger=null`, and ends at Ctrl-C without a traceback."""
+    """Lets people type `-m` between the overrides, explains what cannot be composed, and ends without a traceback."""
+
+    config_name = Path(inspect.getfile(inspect.unwrap(main))).stem  # one name everywhere
 
     @functools.wraps(main)
     def command() -> Any:
-        for word, instead in NULL_GROUPS.items():
-            if word in sys.argv:
-                sys.exit(f"Error: Hydra takes no null for a group. Type {instead} for {word}")
         sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+        asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing and leaving
         try:
             return main()
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except JobFailedError:
+            sys.exit(1)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if asked_for_traceback:
+                raise
+            sys.exit(f"Error: {explained(error, config_name, sys.argv[1:])}")
+        finally:
+            if asked_for_traceback is None:
+                del os.environ["HYDRA_FULL_ERROR"]
 
     return command
 
 
-def run_command(task: Task, cfg: DictConfig) -> float | None:
-    """Runs `task` in its run folder and returns its value for the sweeper; exits with a status unless it succeeds."""
+def run_command(task: Task, cfg: DictConfig, check: Check = check) -> float | None:
+    """Runs `task` in its run folder and returns its value for the sweeper; exits with a status unless it succeeds.
+
+    `check` refuses what cannot work before anything heavy is imported.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
     sys.path.append(os.getcwd())  # `my.module.MyNet` stands beside the person who types it
     try:
@@ -60,7 +84,11 @@ def run_command(task: Task, cfg: DictConfig) -> float | None:
                 cfg.seed = random.SystemRandom().randrange(2**31)
                 log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
-            value = task(cfg, run)
+            check(cfg, typed_overrides())
+            run.processes = process_count(cfg.trainer)
+            run.port = _free_port() if run.processes > 1 else 0
+            with other_processes(task, run):
+                value = task(cfg, run)
         except SystemExit as stop:
             if stop.code == TERMINATED:
                 _give_up(run, "preempted", f"Terminated by SIGTERM.{_go_on(run)}", TERMINATED)
@@ -69,7 +97,7 @@ def run_command(task: Task, cfg: DictConfig) -> float | None:
             _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
         except Exception as error:
             log.debug("The run failed", exc_info=True)
-            _give_up(run, "failed", _message(error), 1)
+            _give_up(run, "failed", message_of(error), 1)
         run.update(status="completed")
     return value
 
@@ -87,25 +115,6 @@ def _describe(run: RunFolder, cfg: DictConfig) -> None:
     log.debug("Command line: %s", " ".join(sys.argv))
 
 
-def _message(error: Exception) -> str:
-    """The cause in words: what our own classes raise speaks for itself, of the rest the kind is named."""
-    key = None
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
-        error = error.__cause__
-    speaks = _raised_by_us(error) and isinstance(error, ValueError | OSError | FloatingPointError)
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    kind = "" if speaks and text else f"{type(error).__name__}: "
-    where = f"\n(while making {key})" if key is not None and not speaks else ""
-    return f"{kind}{text}{where}"
-
-
-def _raised_by_us(error: Exception) -> bool:
-    """Whether it comes from a `raise` in this package, and so with whole sentences."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-
-
 def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
     log.info("The run folder is %s", run.path)
     log.error("%s", error)
@@ -113,7 +122,15 @@ def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
         run.update(status=status, error=error)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)
+    if status == "failed" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise JobFailedError(error)
     sys.exit(code)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _terminated(*_: Any) -> NoReturn:

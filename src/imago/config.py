@@ -2,13 +2,15 @@
 
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from hydra.core.utils import setup_globals
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 _HERE = Path(__file__).resolve().parent
 _CLONE = _HERE.parent.parent
@@ -42,6 +44,25 @@ class Root:
     optimized_metric: str = "val/acc"
     report: Any = None
     params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _KeptRoot(Root):
+    """`Root` whose fields leave what was composed before as it is."""
+
+    def __post_init__(self) -> None:
+        for each in fields(Root):
+            setattr(self, each.name, MISSING)
+
+
+@dataclass
+class VisualiseRoot(_KeptRoot):
+    """What `visualise.yaml` has besides."""
+
+    what: str = "tensorboard"
+    logdir: str = "logs"
+    port: int = 6006
+    samples: int = 8
 
 
 def name_of_run() -> str:
@@ -81,6 +102,11 @@ def best_mode(metric: str) -> str:
     return "min" if "loss" in metric else "max"
 
 
+def direction(mode: str) -> str:
+    """`mode` in Optuna's words."""
+    return {"min": "minimize", "max": "maximize"}.get(mode, mode)
+
+
 def without_stage(metric: str) -> str:
     """`val/acc` -> `acc`."""
     return metric.partition("/")[2] or metric
@@ -101,14 +127,30 @@ def save_config(cfg: Any, folder: Path) -> None:
     OmegaConf.save(OmegaConf.create(typed_overrides()), hydra_files / "overrides.yaml")
 
 
+def restore_config(folder: Path) -> DictConfig:
+    """What `save_config` wrote, with Hydra as it was, for another process of the same run."""
+    setup_globals()
+    saved = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "hydra.yaml"))
+    hydra = OmegaConf.structured(HydraConf)
+    OmegaConf.set_struct(hydra, False)  # Hydra itself keeps more there than its own class has
+    hydra.merge_with(saved.hydra)
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    cfg = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
 def register() -> None:
     """Makes the root schema and the resolvers known to Hydra; may be called again."""
     ConfigStore.instance().store(name="root_schema", node=Root)
+    ConfigStore.instance().store(name="visualise_schema", node=VisualiseRoot())
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("name_of_run", name_of_run, replace=True)
     OmegaConf.register_new_resolver("slug", slug, replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("best_mode", best_mode, replace=True)
+    OmegaConf.register_new_resolver("direction", direction, replace=True)
+    OmegaConf.register_new_resolver("joined", ", ".join, replace=True)
     OmegaConf.register_new_resolver("without_stage", without_stage, replace=True)
 
 

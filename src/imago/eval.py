@@ -6,9 +6,9 @@ python src/eval.py ckpt_path=logs/train/runs/RUN/checkpoints/best.ckpt experimen
 import hydra
 from omegaconf import DictConfig
 
-from imago.checks import check
+from imago.checks import check_scoring
 from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR, typed_overrides
+from imago.config import CONFIG_DIR
 from imago.run_folder import RunFolder
 
 
@@ -16,25 +16,16 @@ from imago.run_folder import RunFolder
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
 def main(cfg: DictConfig) -> float | None:
     """The command line of evaluation."""
-    return run_command(evaluate_from_config, cfg)
+    return run_command(evaluate_from_config, cfg, check_scoring)
 
 
 def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
-    if cfg.ckpt_path is None:
-        raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
-    if not cfg.report.splits:
-        raise ValueError("report.splits=[]: give at least one of train, val, test")
-    check(cfg, typed_overrides())
-    from imago.building import build
-    from imago.checkpoints import read_checkpoint
+    from imago.building import build_to_score
     from imago.results import show_results
     from imago.training import evaluate
 
-    read_checkpoint(cfg.ckpt_path)  # a wrong path should not wait for the data
-    if "weights" in cfg.model.net:
-        cfg.model.net.weights = None  # the checkpoint's come next
-    data, model, trainer = build(cfg, run)
+    data, model, trainer = build_to_score(cfg, run)
     result = evaluate(data, model, trainer, run, cfg.ckpt_path, list(cfg.report.splits))
     show_results(result, run, cfg.seed)
     return next(score.metrics["acc"] for score in result.scores.values())

@@ -74,7 +74,8 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
 def _is_news(record: logging.LogRecord) -> bool:
     """Lightning's remarks on its settings are for the file, and a warning of a library about a library too."""
     if record.name == "py.warnings":
-        return "is deprecated" not in record.getMessage()
+        message = record.getMessage()
+        return "is deprecated" not in message and "not supported by the model summary" not in message
     chatty = record.name.startswith("lightning") and not record.name.endswith("model_summary")
     return record.levelno >= logging.WARNING or not chatty
 

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -97,6 +97,11 @@ class DictModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         self._losses("train").reset()
 
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1:  # each process has its own running means; those of rank 0 count
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def on_validation_epoch_start(self) -> None:
         self._losses("val").reset()
 
@@ -172,9 +177,13 @@ class DictModule(LightningModule):
 
     def _log_losses(self, stage: str) -> dict[str, Tensor]:
         means = {f"{stage}/{name}": value for name, value in self.mean_losses(stage).items()}
-        for name, value in means.items():
-            self.log(name, value, prog_bar=name == f"{stage}/loss")
+        self.log_same(means)
         return means
+
+    def log_same(self, values: Mapping[str, Tensor | float]) -> None:
+        """Logs values of an epoch that all processes have computed together: the greatest of equal ones is exact."""
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name.endswith("/loss"), sync_dist=True, reduce_fx="max")
 
     @property
     def _logging_is_due(self) -> bool:

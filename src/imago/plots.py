@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from imago.data.stages import Normalize
+from imago.randomness import keyed
 from imago.writing import replacing
 
 Picture = NDArray[np.uint8]
@@ -76,6 +79,45 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend()
     return figure
+
+
+def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) -> Figure:
+    """Train images as they are, as they are scored, and as they are trained on in the first epochs.
+
+    `data` is an ImageDataModule; the images are drawn with `seed`.
+    """
+    images, size = data.split("train"), data.image_size
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator)[:samples].tolist()
+    columns = ["as it is", "scored", *(f"epoch {epoch + 1}" for epoch in range(versions))]
+    figure = Figure(figsize=(1.6 * len(columns), 1.75 * len(chosen) + 0.3), layout="constrained")
+    panels = figure.subplots(len(chosen), len(columns), squeeze=False)
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title, fontsize=9)
+    for row, index in zip(panels, chosen, strict=True):
+        pixels = images.read(index)
+        shown = [pixels.float() / 255, _seen(data.eval_transform, pixels, size, index, 0)]
+        for epoch in range(versions):
+            with keyed("augmentation", data.seed, epoch, index):
+                shown.append(_seen(data.train_transform, pixels, size, index, epoch))
+        for axes, image in zip(row, shown, strict=True):
+            grey = image.shape[0] == 1
+            axes.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1)
+            axes.set_axis_off()
+        row[0].text(
+            0, -0.06, shorten(data.class_names[images.labels[index]]), transform=row[0].transAxes, fontsize=8, va="top"
+        )
+    return figure
+
+
+def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any:
+    """The image after all stages, with its normalisation undone: float in [0, 1]."""
+    batch = {"image": transform.image(pixels, size)[None], "index": torch.tensor([index]), "epoch": epoch}
+    image = transform.batch(batch)["image"][0]
+    for step in transform.batch.steps.values():
+        if isinstance(step, Normalize):
+            image = image * torch.tensor(step.std).view(-1, 1, 1) + torch.tensor(step.mean).view(-1, 1, 1)
+    return (image / 255 if image.dtype == torch.uint8 else image).clamp(0, 1)
 
 
 def drawn(figure: Figure) -> Picture:

@@ -25,7 +25,7 @@ def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: i
     write_text(reports / f"classification_report_{split}.txt", report)
     write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
     write_json(reports / f"metrics_{split}.json", score.metrics)
-    _write_predictions(score, reports / f"predictions_{split}.csv")
+    write_predictions(score, reports / f"predictions_{split}.csv")
     picture = drawn(confusion_matrix_figure(score.confusion, score.class_names, title))
     show_in_tensorboard(loggers, f"confusion_matrix/{split}", picture, step)
     save(picture, folder / "plots" / f"confusion_matrix_{split}.png")
@@ -34,7 +34,8 @@ def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: i
             logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
 
 
-def _write_predictions(score: Score, path: Path) -> None:
+def write_predictions(score: Score, path: Path) -> None:
+    """Writes a CSV with a row per image: label, prediction, loss and the probability of every class."""
     probabilities = np.exp(score.log_probabilities)
     names = np.array(score.class_names)
     columns = ["index", "path", "label", "prediction", "correct", "loss", *(f"prob_{n}" for n in score.class_names)]

@@ -1,6 +1,7 @@
 """What a person sees at the end of a run: scores beside the baseline, where things are, what to type next."""
 
 import logging
+import math
 import os
 import re
 import shlex
@@ -32,6 +33,25 @@ def show_results(result: Result, run: RunFolder, seed: int) -> None:
     lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {line}" for line in _next(result, run, seed))]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def show_predictions(score: Score, path: Path, rows: int = 10) -> None:
+    """Prints the first rows, the accuracy, and where the file is."""
+    console = get_console()
+    table = Table(title=f"Predictions for {score.split}, the first {min(rows, len(score.paths))} of {len(score.paths)}")
+    for column in ("path", "label", "prediction", "probability"):
+        table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
+    best = score.log_probabilities.max(axis=1)
+    for image, label, prediction, log_probability in zip(
+        score.paths, score.labels, score.predictions, best, strict=True
+    ):
+        if table.row_count == rows:
+            break
+        names = (score.class_names[label], score.class_names[prediction])
+        table.add_row(image, *names, f"{math.exp(log_probability):.4f}")
+    console.print(table)
+    console.print(f"accuracy {score.metrics['acc']:.4f}", highlight=False)
+    console.print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(result: Result) -> Table:

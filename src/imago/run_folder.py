@@ -35,10 +35,14 @@ class RunFolderError(RuntimeError):
 class RunFolder:
     """One run, one folder: keeps `status.json` and `summary.txt` up to date.
 
-    `sections` are the parts of the summary: title (one of `ORDER`) -> lines.
+    `sections` are the parts of the summary: title (one of `ORDER`) -> lines. Of a run in several processes only
+    `rank` 0 writes; they meet at `port`.
     """
 
     path: Path
+    rank: int = 0
+    processes: int = 1
+    port: int = 0
     status: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     _last_write: float = field(default=0.0, init=False)
@@ -73,6 +77,8 @@ class RunFolder:
 
     def update(self, **status: Any) -> None:
         """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
+        if self.rank:
+            return
         self.status |= status
         self.status["heartbeat"] = _now()
         self._last_write = time.monotonic()

@@ -1,7 +1,7 @@
 """Scores of a trained network on a split: every number comes from the predictions, one row per image."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 from imago.callbacks.metrics import MetricsCallback
-from imago.data.module import ImageFolderDataModule
+from imago.data.module import ImageDataModule
 from imago.module import DictModule
 
 log = logging.getLogger(__name__)
@@ -106,21 +106,26 @@ class Score:
         return precision_recall_fscore_support(self.labels, self.predictions, zero_division=0, **options)
 
 
-def score(trainer: Trainer, model: DictModule, data: ImageFolderDataModule, split: str) -> Score:
+def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str) -> Score:
     """Scores `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; other splits as predict."""
     collector = _Collector()
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
     callbacks.append(collector)
+    limit = trainer.limit_predict_batches
     try:
         if split == "test":
+            at_least_one_batch(trainer, "test", data.test_dataloader())
             trainer.test(model, datamodule=data, verbose=False)
         else:
             data.predicted_split = split
+            at_least_one_batch(trainer, "predict", data.predict_dataloader())
             trainer.predict(model, datamodule=data, return_predictions=False)
     finally:
+        trainer.limit_predict_batches = limit
         callbacks.remove(collector)
     images = data.split(split)
     index, prediction, logits = collector.rows()
+    assert len(set(index)) == len(index), "an image was scored twice"
     log_probabilities = torch.log_softmax(logits.double(), dim=1)
     return Score(
         asked=split,
@@ -133,6 +138,14 @@ def score(trainer: Trainer, model: DictModule, data: ImageFolderDataModule, spli
         baseline=_majority_share(data.split("train").labels, [images.labels[i] for i in index]),
         extra=_losses(model) | _callback_values(callbacks),
     )
+
+
+def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
+    """Takes one where `trainer.limit_<stage>_batches` is a share of less than a batch; Lightning would refuse it."""
+    limit = getattr(trainer, f"limit_{stage}_batches")
+    if isinstance(limit, float) and limit > 0 and int(limit * len(loader)) == 0:
+        log.info("trainer.limit_%s_batches=%s is less than a batch: one is taken", stage, limit)
+        setattr(trainer, f"limit_{stage}_batches", 1)
 
 
 class _Collector(Callback):
@@ -149,8 +162,13 @@ class _Collector(Callback):
     on_predict_batch_end = on_test_batch_end
 
     def rows(self) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """All images in the order of their index."""
-        index, prediction, logits = (torch.cat(column) for column in zip(*self.batches, strict=True))
+        """All images in the order of their index, those of the other processes too."""
+        batches = self.batches
+        if torch.distributed.is_initialized():
+            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, batches)
+            batches = [batch for process in everywhere for batch in process]
+        index, prediction, logits = (torch.cat(column) for column in zip(*batches, strict=True))
         order = index.argsort()
         return index[order].tolist(), prediction[order], logits[order]
 

@@ -7,9 +7,8 @@ python src/train.py data.data_dir=PATH trainer.max_epochs=20
 import hydra
 from omegaconf import DictConfig
 
-from imago.checks import check
 from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR, typed_overrides
+from imago.config import CONFIG_DIR
 from imago.run_folder import RunFolder
 
 
@@ -22,7 +21,6 @@ def main(cfg: DictConfig) -> float | None:
 
 def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, trains, scores; returns the best value of `monitor`."""
-    check(cfg, typed_overrides())
     from imago.building import build
     from imago.results import show_results
     from imago.training import evaluate, train

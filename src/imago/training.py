@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import check_fits, load_weights, read_checkpoint
-from imago.data.module import ImageFolderDataModule
+from imago.data.module import ImageDataModule
 from imago.module import DictModule
 from imago.reports import write_reports
 from imago.run_folder import RunFolder
-from imago.scoring import Score, score
+from imago.scoring import Score, at_least_one_batch, score
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Result:
 
 
 def train(
-    data: ImageFolderDataModule,
+    data: ImageDataModule,
     model: DictModule,
     trainer: Trainer,
     run: RunFolder,
@@ -52,7 +52,9 @@ def train(
         checkpoint = read_checkpoint(ckpt_path)
         check_fits(checkpoint, model, data, ckpt_path)
         epochs_before = checkpoint["epoch"] + 1
-    data.shuffle = not trainer.overfit_batches  # type: ignore[attr-defined]  # the same batches each epoch
+    data.same_order = trainer.overfit_batches > 0  # type: ignore[attr-defined]
+    at_least_one_batch(trainer, "train", data.train_dataloader())
+    at_least_one_batch(trainer, "val", data.val_dataloader())
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _say_why_it_ended(trainer, run, epochs_before)
@@ -64,7 +66,7 @@ def train(
 
 
 def evaluate(
-    data: ImageFolderDataModule,
+    data: ImageDataModule,
     model: DictModule,
     trainer: Trainer,
     run: RunFolder,
@@ -81,7 +83,8 @@ def evaluate(
     for split in splits:
         log.info("Scoring %s: %d images", split, len(data.split(split)))
         result.scores[split] = score(trainer, model, data, split)
-        write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
+        if trainer.is_global_zero:
+            write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
     for logger in trainer.loggers:
         logger.finalize("success")
     run.sections["Results"] = {

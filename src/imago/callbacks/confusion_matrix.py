@@ -1,6 +1,6 @@
 """The confusion matrix of the val split while training."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -37,10 +37,13 @@ class ConfusionMatrixCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not due or not boards or not trainer.is_global_zero:
+        if trainer.sanity_checking or not due:
             return
         assert self._counts is not None
+        total = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        if not boards or not trainer.is_global_zero:
+            return
         classes = len(pl_module.class_names)
-        counts = self._counts.view(classes, classes).cpu().numpy()
+        counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
         figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
         show_in_tensorboard(boards, "confusion_matrix/val_while_training", drawn(figure), trainer.global_step)

@@ -60,7 +60,7 @@ class MetricsCallback(Callback):
         self._update("train", outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self._scalars("train", pl_module.class_names))
+        pl_module.log_same(self._scalars("train", pl_module.class_names))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["val"].reset()
@@ -72,11 +72,11 @@ class MetricsCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         values = self._scalars("val", pl_module.class_names)
-        pl_module.log_dict(values)
+        pl_module.log_same(values)
         if trainer.sanity_checking:
             return
         best = self._track({**values, **{f"val/{k}": v for k, v in pl_module.mean_losses("val").items()}})
-        pl_module.log_dict({f"val/{self.tracked_metric_name}_best": best})
+        pl_module.log_same({f"val/{self.tracked_metric_name}_best": best})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["test"].reset()
@@ -87,7 +87,7 @@ class MetricsCallback(Callback):
         self._update("test", outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self._scalars("test", pl_module.class_names))
+        pl_module.log_same(self._scalars("test", pl_module.class_names))
         self._keep_values()
 
     on_predict_epoch_start = on_test_epoch_start

@@ -28,6 +28,9 @@ class PlainProgress(ProgressBar):
         self.seconds_between_lines = seconds_between_lines
         self._last_line = 0.0
 
+    def disable(self) -> None:
+        """Lightning asks for it in every process but the first: there, nothing is logged anyway."""
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._last_line = time.monotonic()
 

@@ -12,7 +12,7 @@ import torchvision
 from lightning.pytorch import Callback, Trainer
 
 from imago import __version__
-from imago.data.module import ImageFolderDataModule
+from imago.data.module import ImageDataModule
 from imago.plots import curves_figure, drawn, save
 from imago.run_folder import RunFolder
 from imago.writing import strict, write_text
@@ -76,7 +76,7 @@ class RunRecord(Callback):
                 "torchvision": str(torchvision.__version__),
                 "python": platform.python_version(),
             },
-            "drawn_val": cast(ImageFolderDataModule, trainer.datamodule).tree.drawn_val,  # type: ignore[attr-defined]
+            "drawn_val": cast(ImageDataModule, trainer.datamodule).sets.drawn_val,  # type: ignore[attr-defined]
             "strategy": pl_module.strategy.state_dict(),
         }
 

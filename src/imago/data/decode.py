@@ -1,6 +1,7 @@
 """From an image file to pixels."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -12,27 +13,30 @@ class BadImageError(ValueError):
     """A file that cannot be used as an image; the message names it and says why."""
 
 
-def read_image(path: str | Path) -> Tensor:
-    """The image as uint8 (3, height, width) in RGB, upright as its EXIF orientation says.
+def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor:
+    """The image in a file as uint8 (3, height, width) in RGB, upright as its EXIF orientation says.
 
     Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white.
+
+    `name` stands for it in messages.
 
     Raises:
         BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
     """
+    name = name or str(source)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
             return _pixels(_rgb(_upright(image)))
     except FileNotFoundError:
-        raise BadImageError(f"{path}: the file is gone") from None
+        raise BadImageError(f"{name}: the file is gone") from None
     except Image.DecompressionBombError as error:
-        raise BadImageError(f"{path}: {error}") from error
+        raise BadImageError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        empty = Path(path).stat().st_size == 0
-        raise BadImageError(f"{path}: {'the file is empty' if empty else 'not an image'}") from error
+        empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
+        raise BadImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from error
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
-        raise BadImageError(f"{path}: {error}") from error
+        raise BadImageError(f"{name}: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

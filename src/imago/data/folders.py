@@ -1,45 +1,41 @@
 """Which images of which class stand in a tree of folders."""
 
+import csv
+import hashlib
+import json
 import os
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
+
+from imago.data.decode import read_image
+from imago.data.images import SPLIT_NAMES, SPLITS, Images, ImageSets
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_FILE_HEADER = "# imago split: "
 
 
-@dataclass
-class Split:
-    """Images of one split: paths relative to the data folder, and labels as indices of the class names."""
+class FolderImages(Images):
+    """Image files below `root`."""
 
-    paths: list[str]
-    labels: list[int]
+    def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int]) -> None:
+        self.root = root
+        self.paths = paths
+        self.labels = labels
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def read(self, index: int) -> Tensor:
+        return read_image(self.root / self.paths[index])
 
-    def select(self, indices: list[int]) -> "Split":
-        """The images at `indices`, in that order."""
-        return Split([self.paths[i] for i in indices], [self.labels[i] for i in indices])
+    def select(self, indices: Sequence[int]) -> "FolderImages":
+        return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
 
-
-@dataclass
-class Tree:
-    """What a data folder holds; `ignored` are the files that were not taken, `notes` what a user should know."""
-
-    root: Path
-    class_names: list[str]
-    splits: dict[str, Split]
-    ignored: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    drawn_val: dict[str, float] | None = None
-    """`val_ratio` and `seed` where val was drawn from train."""
+    def stamp(self, times: bool = False) -> str:
+        sizes = "".join(f"{_size_and_time(self.root / path)[: 1 + times]}\n" for path in self.paths)
+        return hashlib.sha256((super().stamp() + sizes).encode()).hexdigest()
 
 
-def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
+def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
     """Reads `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
@@ -49,45 +45,62 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> Tree:
     found = {name: _class_folders(folder) for name, folder in folders.items()}
     class_names = sorted(found["train"])
     _check_classes(root, folders, found, class_names)
-    tree = Tree(root, class_names, {})
+    tree = ImageSets(str(root), class_names, {})
     for folder in dict.fromkeys([root, *folders.values()]):  # each once: without splits, train is the root
         tree.ignored.extend(sorted(str(p.relative_to(root)) for p in folder.iterdir() if p.is_file()))
     if root not in folders.values():
         others = [path.name for path in _folders(root) if path not in folders.values()]
         tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in others)
     for split, classes in found.items():
-        tree.splits[split] = _read_split(tree, classes)
-    if "val" not in tree.splits:
-        if not 0 < val_ratio < 1:
-            raise ValueError(f"data.val_ratio={val_ratio}: give a share of train between 0 and 1; {root} has no val/.")
-        tree.splits["train"], tree.splits["val"] = stratified_split(tree.splits["train"], val_ratio, seed)
-        tree.drawn_val = {"val_ratio": val_ratio, "seed": seed}
-        tree.notes.append(
-            f"no val folder in {root}: {len(tree.splits['val'])} images of train "
-            f"(data.val_ratio={val_ratio}, stratified, seed {seed}) are the val split"
-        )
+        tree.splits[split] = _read_split(root, tree, classes)
     for split, images in tree.splits.items():
         if not len(images):
-            raise ValueError(
-                f"{root} has too few images per class to draw a val split from train: give two or more of each."
-                if tree.drawn_val is not None
-                else f"The {split} split of {root} has no images ({', '.join(SUFFIXES)})."
-            )
+            raise ValueError(f"The {split} split of {root} has no images ({', '.join(SUFFIXES)}).")
+    tree.draw_val(val_ratio, seed)
     return tree
 
 
-def stratified_split(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """`split` in two, the second with `share` of each class, at least one image where a class has two or more."""
-    generator = np.random.default_rng(seed)
-    labels = np.array(split.labels)
-    second: list[int] = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        second.extend(members[:count].tolist())
-    chosen = set(second)
-    first = [index for index in range(len(split)) if index not in chosen]
-    return split.select(first), split.select(sorted(second))
+def class_tree(root: Path) -> tuple[list[str], FolderImages]:
+    """The class names and all images of a folder of class folders.
+
+    Raises:
+        ValueError: It has splits already, or no classes.
+    """
+    folders = _split_folders(root)
+    if folders != {"train": root}:
+        raise ValueError(f"{root} is split already: it has {', '.join(folder.name for folder in folders.values())}.")
+    classes = _class_folders(root)
+    _check_classes(root, folders, {"train": classes}, sorted(classes))
+    return sorted(classes), _read_split(root, ImageSets(str(root), sorted(classes), {}), classes)
+
+
+def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: int) -> ImageSets:
+    """Reads what `ml-split` writes: a header with the class names and the folder, then a row per image."""
+    if not file.is_file():
+        raise FileNotFoundError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
+    with file.open(newline="", encoding="utf-8") as lines:
+        header, rows = lines.readline(), list(csv.reader(lines))
+    try:
+        told = json.loads(header.removeprefix(SPLIT_FILE_HEADER))
+        class_names, root = list(told["class_names"]), data_dir or Path(told["data_dir"])
+        columns = [row for row in rows if row][1:]
+        label_of = {name: label for label, name in enumerate(class_names)}
+        found = [(split, path, label_of[name]) for split, path, name in columns]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"data.split_file={file} is none that ml-split wrote: {error}") from error
+    sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
+    for split in [name for name in SPLITS if any(name == row[0] for row in found)]:
+        images = [(path, label) for name, path, label in found if name == split]
+        sets.splits[split] = FolderImages(root, [path for path, _ in images], [label for _, label in images])
+    gone = next((path for _, path, _ in found if not (root / path).is_file()), None)
+    if gone is not None:
+        raise FileNotFoundError(
+            f"{root / gone} of data.split_file={file} is gone. Type data.data_dir= if the folder moved."
+        )
+    if "train" not in sets.splits:
+        raise ValueError(f"data.split_file={file} has no images of train.")
+    sets.draw_val(val_ratio, seed)
+    return sets
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -97,7 +110,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             f"data.data_dir={root} {what}. Give a folder of class folders, or of train/ val/ test/."
         )
     inside = {folder.name.lower(): folder for folder in _folders(root)}
-    found = {split: inside[name] for split, names in SPLIT_FOLDERS.items() for name in names[::-1] if name in inside}
+    found = {split: inside[name] for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in inside}
     if "train" in found and _folders(found["train"]):
         return found
     if any(_folders(folder) for folder in found.values()):
@@ -135,22 +148,23 @@ def _check_classes(
             )
 
 
-def _read_split(tree: Tree, classes: dict[str, Path]) -> Split:
-    split = Split([], [])
+def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> FolderImages:
+    paths: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(tree.class_names):
         if name not in classes:
             continue
         files = _files(classes[name])
         images = [path for path in files if _is_image(path.name)]
-        tree.ignored.extend(str(path.relative_to(tree.root)) for path in files if not _is_image(path.name))
+        tree.ignored.extend(str(path.relative_to(root)) for path in files if not _is_image(path.name))
         if not images:
             raise ValueError(
                 f"{classes[name]} has no images ({', '.join(SUFFIXES)}); it has {len(files)} other files. "
                 "Add images, or remove the folder."
             )
-        split.paths.extend(path.relative_to(tree.root).as_posix() for path in images)
-        split.labels.extend([label] * len(images))
-    return split
+        paths.extend(path.relative_to(root).as_posix() for path in images)
+        labels.extend([label] * len(images))
+    return FolderImages(root, paths, labels)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -172,7 +186,9 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def class_counts(split: Split, class_names: list[str]) -> dict[str, int]:
-    """Class name -> number of its images, for every class."""
-    counts = Counter(split.labels)
-    return {name: counts[label] for label, name in enumerate(class_names)}
+def _size_and_time(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link that leads nowhere
+        return ()
+    return stat.st_size, stat.st_mtime_ns

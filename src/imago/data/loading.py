@@ -1,14 +1,13 @@
 """Batches of a split, in an order and with augmentations that are functions of seed, epoch and index."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imago.data.decode import BadImageError, read_image
-from imago.data.folders import Split
+from imago.data.decode import BadImageError
+from imago.data.images import Images
 from imago.data.stages import ImageTransform
 from imago.randomness import key, keyed
 from imago.transforms import Batch
@@ -19,56 +18,90 @@ Position = tuple[int, int]  # epoch, index
 class ImageDataset(Dataset[Batch]):
     """The images of a split, each asked for as (epoch, index)."""
 
-    def __init__(self, root: Path, split: Split, transform: ImageTransform, image_size: int, seed: int) -> None:
-        self.root = root
-        self.split = split
+    def __init__(self, images: Images, transform: ImageTransform, image_size: int, seed: int) -> None:
+        self.images = images
         self.transform = transform
         self.image_size = image_size
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.images)
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, index = position
         try:
-            image = read_image(self.root / self.split.paths[index])
+            image = self.images.read(index)
         except BadImageError as error:
             return {"error": str(error)}  # an exception would come out of a worker as a traceback in words
         with keyed("augmentation", self.seed, epoch, index):
             image = self.transform.image(image, self.image_size)
-        return {"image": image, "label": self.split.labels[index], "index": index, "epoch": epoch}
+        return {"image": image, "label": self.images.labels[index], "index": index, "epoch": epoch}
 
 
-class KeyedBatchSampler(Sampler[list[Position]]):
-    """Batches of (epoch, index); shuffled, the order is a function of (seed, epoch).
+class TrainBatchSampler(Sampler[list[Position]]):
+    """This process's part of the train batches, as (epoch, index); the order is a function of (seed, epoch).
 
-    A last batch of a single image is left out when shuffling (unless it is the only one): BatchNorm cannot train on
-    one value. Which image that is changes with every epoch.
+    Every batch of the run is divided evenly: what cannot be is left out of the last one, and the whole last batch if it
+    would leave a process with a single image (unless it is the only one), because BatchNorm cannot train on one value.
+    Which images those are changes with every epoch. `same_order` repeats the order of epoch 0.
+
+    Raises:
+        ValueError: The batch cannot be divided by the number of processes.
     """
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, same_order: bool = False, rank: int = 0, processes: int = 1
+    ) -> None:
+        if batch_size % processes:
+            raise ValueError(
+                f"data.batch_size={batch_size} is that of the whole run: {processes} processes cannot divide it. "
+                f"Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
+            )
+        if size < processes:
+            raise ValueError(f"{size} train images cannot be divided by {processes} processes: type trainer.devices=1")
         self.size = size
         self.batch_size = batch_size
-        self.shuffle = shuffle
         self.seed = seed
+        self.same_order = same_order
+        self.rank = rank
+        self.processes = processes
         self.epoch = 0
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size)
-        dropped = self.shuffle and rest == 1 and full > 0
-        return full + (rest > 0) - dropped
+        share = rest // self.processes
+        return full + (share > 1 or (share == 1 and full == 0))
 
     def __iter__(self) -> Iterator[list[Position]]:
         order = self._order()
-        for batch in range(len(self)):
-            yield [(self.epoch, index) for index in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            share = min(self.batch_size, self.size - first) // self.processes
+            first += self.rank * share
+            yield [(self.epoch, index) for index in order[first : first + share]]
 
     def _order(self) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.size))
-        generator = torch.Generator().manual_seed(key("order", self.seed, self.epoch))
+        epoch = 0 if self.same_order else self.epoch
+        generator = torch.Generator().manual_seed(key("order", self.seed, epoch))
         return torch.randperm(self.size, generator=generator).tolist()
+
+
+class EvalBatchSampler(Sampler[list[Position]]):
+    """Every `processes`-th batch, in order. Whole batches are dealt, so that each is the same for any number of
+    processes and no image is seen twice."""
+
+    epoch = 0
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.firsts = range(rank * batch_size, size, processes * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        for first in self.firsts:
+            yield [(self.epoch, index) for index in range(first, min(first + self.batch_size, self.size))]
 
 
 class Loader:
@@ -92,7 +125,7 @@ class Loader:
         self._batches: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
-        return len(self.batch_sampler)
+        return max(1, len(self.batch_sampler))  # with 0, Lightning would skip the hooks where processes meet
 
     def __iter__(self) -> Iterator[Batch]:
         self.batch_sampler.epoch = self.epoch()

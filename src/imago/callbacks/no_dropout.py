@@ -1,0 +1,16 @@
+"""Training without the randomness that keeps a network from learning by heart."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+
+
+class NoDropout(Callback):
+    """Switches dropout and stochastic depth off, so that the loss on a few batches can reach 0."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, _DropoutNd | StochasticDepth):
+                module.p = 0.0

@@ -1,0 +1,152 @@
+"""Data sets of Hugging Face's `datasets`, from the hub or from local files."""
+
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from imago.data.decode import read_image
+from imago.data.images import SPLIT_NAMES, Images, ImageSets
+from imago.data.module import ImageDataModule
+from imago.data.stages import ImageTransform
+from imago.ranges import Positive, Share, ZeroOrMore
+
+log = logging.getLogger(__name__)
+
+
+class HuggingFaceDataModule(ImageDataModule):
+    """A `datasets.DatasetDict` with a column of images and one of labels; images are decoded when they are needed.
+
+    Splits are taken by their names (`train`, `val`, `validation`, `test`, …), class names from the label's features.
+
+    Args:
+        dataset: Returns the DatasetDict; `datasets.load_dataset` or `datasets.load_from_disk` with its arguments.
+        train_transform: Box, pixels and batch stage of the images that are trained on.
+        eval_transform: The same for everything that is scored, the train split included.
+        image_column: Name of the column of images.
+        label_column: Name of the column of labels: a ClassLabel, or text, or whole numbers.
+        image_size: Side of the square that the network sees, in pixels.
+        batch_size: Images per training step of the whole run.
+        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
+        val_ratio: Share of train that becomes the val split where there is none; stratified.
+        on_bad_image: `error` stops at an image that cannot be read; `skip` decodes every one once before the run and
+            leaves such images out.
+        seed: Of the split, the order and the augmentations.
+        cache_dir: Where `skip` remembers what it found.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[[], Any],
+        train_transform: ImageTransform,
+        eval_transform: ImageTransform,
+        image_column: str = "image",
+        label_column: str = "label",
+        image_size: Positive = 224,
+        batch_size: Positive = 32,
+        num_workers: ZeroOrMore | None = None,
+        val_ratio: Share = 0.1,
+        on_bad_image: Literal["error", "skip"] = "error",
+        seed: int = 42,
+        cache_dir: str = ".cache",
+    ) -> None:
+        sets = _image_sets(_loaded(dataset), image_column, label_column)
+        sets.draw_val(val_ratio, seed)
+        super().__init__(
+            sets,
+            train_transform,
+            eval_transform,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+
+
+class ColumnImages(Images):
+    """Rows of a `datasets.Dataset`, whose `column` holds undecoded images."""
+
+    def __init__(self, dataset: Any, column: str, rows: Sequence[int], paths: Sequence[str], labels: Sequence[int]):
+        self.dataset = dataset
+        self.column = column
+        self.rows = rows
+        self.paths = paths
+        self.labels = labels
+
+    def read(self, index: int) -> Tensor:
+        cell = self.dataset[self.rows[index]][self.column]
+        source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+        return read_image(source, self.paths[index])
+
+    def select(self, indices: Sequence[int]) -> "ColumnImages":
+        rows, paths, labels = ([column[i] for i in indices] for column in (self.rows, self.paths, self.labels))
+        return ColumnImages(self.dataset, self.column, rows, paths, labels)  # type: ignore[arg-type]
+
+    def stamp(self, times: bool = False) -> str:
+        return f"{self.dataset._fingerprint} {super().stamp(times)}"
+
+
+def _loaded(dataset: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        loaded = dataset()
+    except (OSError, ValueError, RuntimeError) as error:  # no network, no such set, no such file
+        raise ConnectionError(
+            f"The data set could not be loaded ({type(error).__name__}: {error}).\n"
+            "Type data.dataset.path=NAME (on the hub) or data.dataset.path=FOLDER, or, for example,\n"
+            "  data.dataset.path=parquet data.dataset.data_files=FILE"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError("data.dataset gives one split only: leave data.dataset.split= out.")
+    return loaded
+
+
+def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) -> ImageSets:
+    known = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    found = {known[name]: part for name, part in loaded.items() if name in known}
+    if "train" not in found:
+        raise ValueError(f"The data set has no train split; it has {', '.join(loaded)}.")
+    train = found["train"]
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in train.column_names:
+            raise ValueError(
+                f"data.{option}={column}: there is no such column; there are {', '.join(train.column_names)}."
+            )
+    class_names = _class_names(train, label_column)
+    if len(class_names) < 2:
+        raise ValueError(f"The column {label_column} has one class only: a classifier needs two or more.")
+    root = train.info.dataset_name or "the data set"
+    notes = [f"the split {name} of {root} is not used" for name in loaded if name not in known]
+    splits: dict[str, Images] = {
+        name: _column_images(name, part, image_column, label_column, class_names) for name, part in found.items()
+    }
+    return ImageSets(root, class_names, splits, notes=notes)
+
+
+def _class_names(train: Any, column: str) -> list[str]:
+    names = getattr(train.features[column], "names", None)
+    return list(names) if names else [str(label) for label in sorted(set(train[column]))]
+
+
+def _column_images(split: str, part: Any, image_column: str, label_column: str, class_names: list[str]) -> ColumnImages:
+    from datasets import Image
+
+    named = getattr(part.features[label_column], "names", None)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = []
+    for row, value in enumerate(part[label_column]):
+        text = value if value is None or not named else named[value] if 0 <= value < len(named) else None
+        if str(text) not in label_of:
+            raise ValueError(
+                f"Row {row} of the {split} split has the label {value}, which is no class of train "
+                f"({', '.join(class_names)})."
+            )
+        labels.append(label_of[str(text)])
+    part = part.cast_column(image_column, Image(decode=False))
+    digits = len(str(len(part)))
+    return ColumnImages(
+        part, image_column, range(len(part)), [f"{split}/{i:0{digits}d}" for i in range(len(part))], labels
+    )

@@ -1,0 +1,73 @@
+"""Images in folders named after their classes, or in the splits of a file that `ml-split` wrote."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from imago.checks import NO_DATA
+from imago.data.folders import read_split_file, read_tree
+from imago.data.images import ImageSets
+from imago.data.module import ImageDataModule
+from imago.data.stages import ImageTransform
+from imago.ranges import Positive, Share, ZeroOrMore
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Images in folders named after their classes; reads the folder when it is made, and never writes to it.
+
+    Args:
+        train_transform: Box, pixels and batch stage of the images that are trained on.
+        eval_transform: The same for everything that is scored, the train split included.
+        data_dir: `train/ val/ test/` of class folders, or class folders; None asks `source`.
+        split_file: A file of `ml-split` that says which image is in which split; `data_dir` is then optional.
+        source: Returns the folder of a set that Imago fetches or makes itself.
+        image_size: Side of the square that the network sees, in pixels.
+        batch_size: Images per training step of the whole run.
+        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
+        val_ratio: Share of train that becomes the val split where the folder has none; stratified.
+        on_bad_image: `error` stops at a file that cannot be read; `skip` decodes every file once before the run and
+            leaves such files out.
+        seed: Of the split, the order and the augmentations.
+        cache_dir: Where `skip` remembers what it found.
+    """
+
+    def __init__(
+        self,
+        train_transform: ImageTransform,
+        eval_transform: ImageTransform,
+        data_dir: str | None = None,
+        split_file: str | None = None,
+        source: Callable[[], Path] | None = None,
+        image_size: Positive = 224,
+        batch_size: Positive = 32,
+        num_workers: ZeroOrMore | None = None,
+        val_ratio: Share = 0.1,
+        on_bad_image: Literal["error", "skip"] = "error",
+        seed: int = 42,
+        cache_dir: str = ".cache",
+    ) -> None:
+        sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
+        super().__init__(
+            sets,
+            train_transform,
+            eval_transform,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+
+
+def _image_sets(
+    data_dir: str | None, split_file: str | None, source: Callable[[], Path] | None, val_ratio: float, seed: int
+) -> ImageSets:
+    folder = Path(data_dir).expanduser() if data_dir is not None else None
+    if split_file is not None:
+        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed)
+    if folder is None:
+        if source is None:
+            raise ValueError(NO_DATA)
+        folder = source()
+    return read_tree(folder, val_ratio, seed)

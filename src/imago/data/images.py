@@ -1,0 +1,104 @@
+"""What every kind of data comes down to: named, labelled images in splits."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+class Images(ABC):
+    """The images of one split.
+
+    `paths` name them (relative to where they come from), `labels` are indices of the class names.
+    """
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> Tensor:
+        """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
+
+    @abstractmethod
+    def select(self, indices: Sequence[int]) -> Self:
+        """Those at `indices`, in that order."""
+
+    def stamp(self, times: bool = False) -> str:
+        """Changes when the images do, as far as that can be told without reading them; `times`: of files, also when
+        they were written."""
+        del times
+        lines = (f"{path}\0{label}\n" for path, label in zip(self.paths, self.labels, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+Kind = TypeVar("Kind", bound=Images)
+
+
+@dataclass
+class ImageSets:
+    """The splits of a data set; `ignored` are files that were not taken, `notes` what a user should know."""
+
+    root: str
+    class_names: list[str]
+    splits: dict[str, Images]
+    ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    drawn_val: dict[str, float] | None = None
+    """`val_ratio` and `seed` where val was drawn from train."""
+
+    def draw_val(self, val_ratio: float, seed: int) -> None:
+        """Makes a stratified share of train the val split, where there is none.
+
+        Raises:
+            ValueError: The share is none, or train has too few images.
+        """
+        if "val" in self.splits:
+            return
+        if not 0 < val_ratio < 1:
+            raise ValueError(f"data.val_ratio={val_ratio}: give a share between 0 and 1; {self.root} has no val split.")
+        self.splits["train"], self.splits["val"] = stratified_split(self.splits["train"], val_ratio, seed)
+        if not len(self.splits["val"]):
+            raise ValueError(
+                f"{self.root} has too few images per class to draw a val split from train: give two or more of each."
+            )
+        self.drawn_val = {"val_ratio": val_ratio, "seed": seed}
+        self.notes.append(
+            f"no val split in {self.root}: {len(self.splits['val'])} images of train "
+            f"(data.val_ratio={val_ratio}, stratified, seed {seed}) are the val split"
+        )
+
+    def fingerprint(self) -> str:
+        """The same for the same names, labels, sizes and splits, wherever they are."""
+        parts = [*self.class_names, *(f"{name} {images.stamp()}" for name, images in sorted(self.splits.items()))]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def stratified_split(images: Kind, share: float, seed: int) -> tuple[Kind, Kind]:
+    """`images` in two, the second with `share` of each class, at least one image where a class has two or more."""
+    generator = np.random.default_rng(seed)
+    labels = np.array(images.labels)
+    second: list[int] = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        second.extend(members[:count].tolist())
+    chosen = set(second)
+    first = [index for index in range(len(images)) if index not in chosen]
+    return images.select(first), images.select(sorted(second))
+
+
+def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
+    """Class name -> number of its images, for every class."""
+    counts = Counter(images.labels)
+    return {name: counts[label] for label, name in enumerate(class_names)}

@@ -1,0 +1,105 @@
+"""The small sets of torchvision that keep their images in memory: MNIST and its kind."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from imago.data.images import Images, ImageSets
+from imago.data.module import ImageDataModule
+from imago.data.stages import ImageTransform
+from imago.ranges import Positive, Share, ZeroOrMore
+
+log = logging.getLogger(__name__)
+
+
+class TorchVisionDataModule(ImageDataModule):
+    """A data set of torchvision with `data`, `targets` and `classes`: MNIST, FashionMNIST, KMNIST, CIFAR10, …
+
+    Args:
+        dataset: Makes it, given `root`, `train` and `download`.
+        train_transform: Box, pixels and batch stage of the images that are trained on.
+        eval_transform: The same for everything that is scored, the train split included.
+        data_dir: The folder where it is, or is downloaded to.
+        image_size: Side of the square that the network sees, in pixels.
+        batch_size: Images per training step of the whole run.
+        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
+        val_ratio: Share of train that becomes the val split; stratified.
+        on_bad_image: As in the other kinds; images in memory are never bad.
+        seed: Of the split, the order and the augmentations.
+        cache_dir: As in the other kinds.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[..., Any],
+        train_transform: ImageTransform,
+        eval_transform: ImageTransform,
+        data_dir: str = "data",
+        image_size: Positive = 28,
+        batch_size: Positive = 128,
+        num_workers: ZeroOrMore | None = 0,
+        val_ratio: Share = 1 / 12,
+        on_bad_image: Literal["error", "skip"] = "error",
+        seed: int = 42,
+        cache_dir: str = ".cache",
+    ) -> None:
+        train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
+        sets = ImageSets(
+            data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
+        )
+        sets.draw_val(val_ratio, seed)
+        super().__init__(
+            sets,
+            train_transform,
+            eval_transform,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+
+
+class MemoryImages(Images):
+    """Images as one uint8 tensor (n, channels, height, width)."""
+
+    def __init__(self, pixels: Tensor, paths: Sequence[str], labels: Sequence[int]) -> None:
+        self.pixels = pixels
+        self.paths = paths
+        self.labels = labels
+
+    def read(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+    def select(self, indices: Sequence[int]) -> "MemoryImages":
+        paths, labels = [self.paths[i] for i in indices], [self.labels[i] for i in indices]
+        return MemoryImages(self.pixels[torch.tensor(indices, dtype=torch.long)], paths, labels)
+
+
+def _made(dataset: Callable[..., Any], root: Path, train: bool) -> Any:
+    root.mkdir(parents=True, exist_ok=True)
+    name = getattr(getattr(dataset, "func", dataset), "__name__", "data")
+    with FileLock(root / f".{name}.lock"):
+        try:
+            return dataset(root=root, train=train, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"{name} could not be downloaded ({error}). Either\n"
+                f"  put its files where torchvision looks for them, below {root / name}, or\n"
+                "  type data.data_dir=PATH with the folder where you have them, or\n"
+                "  type experiment=digits (handwritten digits, embedded: nothing to download)"
+            ) from error
+
+
+def _in_memory(split: str, dataset: Any) -> MemoryImages:
+    pixels = torch.as_tensor(dataset.data)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    digits = len(str(len(pixels)))
+    labels = torch.as_tensor(dataset.targets).tolist()
+    return MemoryImages(pixels, [f"{split}/{i:0{digits}d}" for i in range(len(pixels))], labels)

@@ -1,0 +1,38 @@
+"""What a person reads of an exception."""
+
+import traceback
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+
+TOO_SMALL = "The images are too small for this network: type a larger data.image_size="
+REMEDIES = {  # a part of what a library says -> what to type
+    "OutOfMemoryError": "The device is full: type a smaller data.batch_size=, or trainer=amp",
+    "Output size is too small": TOO_SMALL,
+    "Kernel size can't be greater than actual input size": TOO_SMALL,
+    "divisible by partition size": "This network takes multiples of 224: type data.image_size=224",
+    "Expected more than 1 value per channel when training": TOO_SMALL,
+    "No space left on device": "The disk is full: remove something, or type another paths.log_dir=",
+}
+
+
+def message_of(error: BaseException) -> str:
+    """The cause in words: what our own classes raise speaks for itself, of the rest the kind is named."""
+    key = None
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
+        error = error.__cause__
+    speaks = raised_by_us(error) and isinstance(error, ValueError | OSError | FloatingPointError)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    kind = "" if speaks and text else f"{type(error).__name__}: "
+    where = f"\n(while making {key})" if key is not None and not speaks else ""
+    remedy = next((f"\n{words}" for sign, words in REMEDIES.items() if sign in kind + text), "")
+    return f"{kind}{text}{where}{remedy}"
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether it comes from a `raise` in this package, and so with whole sentences; also through Hydra's wrapping."""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)

@@ -1,0 +1,155 @@
+"""What to say when Hydra cannot compose a config: what was typed, what there is, what to type."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.config import CONFIG_DIR
+from imago.schema import shipped
+
+EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+
+
+def explained(error: Exception, config_name: str, typed: list[str]) -> str:
+    """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
+    text = "\n".join(str(each) for each in (error, error.__cause__) if each is not None)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if "--multirun" in text:
+        return _sweep(text, typed)
+    if isinstance(error, MissingConfigException):
+        return _no_such_option(error)
+    if "Config group override must be a string" in text:
+        return _null_group(typed)
+    group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
+    if group is not None:
+        return _no_such_key(group.group(1), config_name, typed)
+    key = re.search(r"full_key: (\S+)", text)
+    override = re.search(r"Could not (?:override|append to config) '([^']*)'", text)
+    if "not in struct" in text or re.search(r"not in '\w*Root'", text):
+        where = re.search(r"In '([^']*)'", text)
+        named = max((match.group(1) for match in (key, override) if match is not None), key=len)
+        return _no_such_key(named, config_name, typed, where.group(1) if where is not None else None)
+    if key is not None:
+        found = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
+        if found is not None:
+            return f"{key.group(1)}={found.group(1)}: give {KINDS.get(found.group(2), found.group(2))}."
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(dict.fromkeys(lines[:8]))
+
+
+def _unreadable(override: str) -> str:
+    return (
+        f"Hydra cannot read {override}\n"
+        "Values with characters such as ( ) , = { ~ or spaces need quotes inside quotes:\n"
+        f"  {_quoted(override)}"
+    )
+
+
+def _sweep(text: str, typed: list[str]) -> str:
+    names = {name.partition("=")[0].strip() for quoted in re.findall(r"'([^']*)'", text) for name in quoted.split(",")}
+    override = next((word for word in typed if word.lstrip("+").partition("=")[0] in names), "")
+    return (
+        f"{override}: a comma separates the values of a sweep. For a sweep add -m; for one value type\n"
+        f"  {_quoted(override)}"
+    )
+
+
+def _quoted(override: str) -> str:
+    """The override so that shell and Hydra take its value literally."""
+    key, _, value = override.partition("=")
+    value = value.replace("\\", "\\\\").replace("'", "\\'")
+    return shlex.quote(f"{key}='{value}'") if "'" in value else f"\"{key}='{value}'\""
+
+
+def _no_such_option(error: MissingConfigException) -> str:
+    path, options = error.missing_cfg_file or "", [str(option) for option in error.options or []]
+    group, _, option = path.rpartition("/")
+    if path in EXTRAS:
+        return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{EXTRAS[path]}]'"
+    if not group:
+        return str(error).splitlines()[0]
+    close = difflib.get_close_matches(option, options, n=1)
+    meant = f"\nDid you mean {group}={close[0]}?" if close else ""
+    return f"{group}={option}: there is no such option; there are {', '.join(options)}.{meant}"
+
+
+def _null_group(typed: list[str]) -> str:
+    word = next((word for word in typed if word.endswith("=null") and "." not in word), "")
+    name = word.partition("=")[0]
+    instead = {"logger": "Type logger=[]", "callbacks": "Type callbacks=none"}.get(name, "Leave it out")
+    return f"{word}: Hydra takes no null for a group. {instead}"
+
+
+def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None = None) -> str:
+    where = f" (in {file}.yaml)" if file is not None else " (typed)"
+    base = _base_config(config_name, typed)
+    message = f"{key} is no setting{where}."
+    if base is None:
+        return message
+    node, last = _parent(base, key)
+    if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
+        return f"{message} {node._target_} takes it: type +{key}="
+    meant = _closest(key, list(_keys(base)))
+    return f"{message} Did you mean {' or '.join(meant)}?" if meant else f"{message} To add it, type +{key}="
+
+
+def _closest(key: str, known: list[str]) -> list[str]:
+    last = key.rpartition(".")[2]
+    siblings = [each for each in known if each.rpartition(".")[0] == key.rpartition(".")[0]]
+    names = {each.rpartition(".")[2]: each for each in siblings}
+    if close := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
+        return [names[close[0]]]
+    if elsewhere := [each for each in known if each.rpartition(".")[2] == last]:
+        return elsewhere[:3]
+    ends = {each.rpartition(".")[2]: each for each in reversed(known)}
+    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
+
+
+def _parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else None
+    return (node if isinstance(node, DictConfig) else None), last
+
+
+def _keys(cfg: Any, path: str = "") -> Iterable[str]:
+    content = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    if not isinstance(content, dict):
+        return
+    for name, value in cast(dict[str, Any], content).items():
+        if not str(name).startswith("_"):
+            key = f"{path}.{name}" if path else str(name)
+            yield key
+            yield from _keys(value, key)
+
+
+def _base_config(config_name: str, typed: list[str]) -> DictConfig | None:
+    """The config with the groups that were typed, but without the other overrides: one of them is the mistake."""
+    groups = []
+    for word in typed:
+        try:
+            override = OverridesParser.create().parse_overrides([word])[0]
+        except HydraException:
+            continue
+        if Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir() and not override.is_sweep_override():
+            groups.append(word)
+    for overrides in (groups, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+                return compose(config_name, overrides)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            continue
+    return None

@@ -1,0 +1,133 @@
+"""Checks a config against the signatures of what it makes, before anything heavy is imported.
+
+The signatures of all shipped targets stand in configs/schema/all.json, which `make schema` writes.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from imago.config import CONFIG_DIR
+
+Schema = Mapping[str, Any]
+WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "a list",
+    "object": "a group of keys",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with `key`, in words that go on from its name."""
+
+    key: str
+    what: str
+
+
+@cache
+def shipped() -> dict[str, Schema]:
+    """Target -> JSON schema of its arguments."""
+    return json.loads(Path(CONFIG_DIR, "schema", "all.json").read_text(encoding="utf-8"))["$defs"]
+
+
+def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
+    """What the nodes of `cfg` have that their targets do not take; targets without a schema are passed over."""
+    for path, node in nodes(cfg):
+        schema = schemas.get(node._target_)
+        if schema is None:
+            continue
+        for name in map(str, node):
+            key = f"{path}.{name}"
+            if name.startswith("_"):
+                continue
+            if name in schema["properties"]:
+                words = mismatch(_plain(node, name), schema["properties"][name])
+                if words is not None:
+                    yield Problem(key, f"={_shown(node, name)}: give {words}.")
+            elif not schema["additionalProperties"]:
+                close = difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.5)
+                known = f"Did you mean {path}.{close[0]}?" if close else f"It takes {', '.join(schema['properties'])}."
+                yield Problem(key, f" is no argument of {node._target_}. {known}")
+
+
+def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a `_target_`, with its key."""
+    if isinstance(cfg, DictConfig):
+        if path and cfg.get("_target_"):
+            yield path, cfg
+        children = [(str(key), key) for key in cfg]
+    elif isinstance(cfg, ListConfig):
+        children = [(str(index), index) for index in range(len(cfg))]
+    else:
+        return
+    for name, key in children:
+        if OmegaConf.is_missing(cfg, key):
+            continue
+        yield from nodes(cfg[key], f"{path}.{name}" if path else name)
+
+
+def mismatch(value: Any, schema: Schema) -> str | None:
+    """What would be valid instead, in words; None where `value` is."""
+    choices = schema.get("anyOf", [schema])
+    if any(_fits(value, choice) for choice in choices):
+        return None
+    words = dict.fromkeys(_words(choice) for choice in choices)
+    if len(words) > 1:
+        words.pop(WORDS["object"], None)  # a node instead of a number: true, but not what helps
+    return " or ".join(words)
+
+
+def _fits(value: Any, schema: Schema) -> bool:
+    if "enum" in schema:
+        return value in schema["enum"]
+    kind = schema.get("type")
+    if kind is None:
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    right = {
+        "integer": is_number and isinstance(value, int),
+        "number": is_number,
+        "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
+        "null": value is None,
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }[kind]
+    if not right:
+        return False
+    if is_number and not schema.get("minimum", value) <= value < schema.get("exclusiveMaximum", float("inf")):
+        return kind == "number" and value == float("inf") and "exclusiveMaximum" not in schema
+    items = schema.get("items", {})
+    return kind != "array" or all(mismatch(item, items) is None for item in value)
+
+
+def _words(schema: Schema) -> str:
+    if "enum" in schema:
+        return " or ".join("null" if each is None else str(each).lower() for each in schema["enum"])
+    words = WORDS.get(schema.get("type", ""), "anything")
+    if "minimum" in schema:
+        words += f", {schema['minimum']:g} or more"
+    if "exclusiveMaximum" in schema:
+        words += f", below {schema['exclusiveMaximum']:g}"
+    return words
+
+
+def _plain(node: DictConfig, name: str) -> Any:
+    value = node[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _shown(node: DictConfig, name: str) -> str:
+    value = _plain(node, name)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,140 @@
+"""Divide a folder of class folders into train, val and test: as a file for `data.split_file=`, or as copies.
+
+ml-split PATH --output splits.csv
+ml-split PATH --val 0.1 --test 0.2 --copy-to DIR --dry-run
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import get_console
+from rich.table import Table
+
+from imago.writing import replacing, replacing_folder
+
+if TYPE_CHECKING:  # `--help` needs neither torch nor the data
+    from imago.data.folders import FolderImages
+
+EXAMPLES = """examples:
+  ml-split photos --dry-run                              how many of each class would be where
+  ml-split photos --output splits.csv                    then: ml-train data.split_file=splits.csv
+  ml-split photos --val 0.1 --test 0.2 --seed 7 --copy-to photos_split
+                                                         then: ml-train data.data_dir=photos_split
+"""
+
+
+def main() -> None:
+    """The command line of splitting."""
+    try:
+        split(_arguments())
+    except (ValueError, OSError) as error:
+        sys.exit(f"Error: {error}")
+
+
+def split(given: argparse.Namespace) -> None:
+    """Draws the splits, shows their sizes, and writes them unless `given.dry_run`.
+
+    Raises:
+        ValueError: The shares leave nothing to train on, or the folder is already split.
+        FileExistsError: What would be written is there.
+    """
+    if min(given.val, given.test) < 0 or given.val + given.test >= 1:
+        raise ValueError(f"--val {given.val} --test {given.test}: give shares whose sum is below 1.")
+    if given.output is None and given.copy_to is None and not given.dry_run:
+        raise ValueError("Say where the splits go: --output FILE, --copy-to DIR, or --dry-run to see the counts only.")
+    for target in (given.output, given.copy_to):
+        if target is not None and target.exists():
+            raise FileExistsError(f"{target} is there already: nothing is overwritten. Give another name.")
+    from imago.data.folders import class_tree
+
+    class_names, images = class_tree(given.folder)
+    splits = draw(images, given.val, given.test, given.seed)
+    get_console().print(_table(splits, class_names))
+    if given.dry_run:
+        return
+    if given.output is not None:
+        _write_file(given, class_names, splits)
+        get_console().print(f"Next: ml-train data.split_file={given.output}", soft_wrap=True, highlight=False)
+    if given.copy_to is not None:
+        _copy(given, splits)
+        get_console().print(f"Next: ml-train data.data_dir={given.copy_to}", soft_wrap=True, highlight=False)
+
+
+def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
+    """Stratified splits; `val` and `test` are shares of all images, a split with share 0 is left out."""
+    from imago.data.images import stratified_split
+
+    found = {}
+    rest = images
+    for number, (name, share) in enumerate((("test", test), ("val", val))):
+        if share:
+            left = share * len(images) / len(rest)
+            rest, found[name] = stratified_split(rest, left, seed + number)
+    return {"train": rest, **{name: found[name] for name in ("val", "test") if name in found}}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ml-split",
+        description="Divide a folder of class folders into stratified train, val and test splits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="a folder with a folder of images for each class")
+    parser.add_argument("--val", type=float, default=0.15, help="share of val (default 0.15)")
+    parser.add_argument("--test", type=float, default=0.15, help="share of test (default 0.15)")
+    parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a CSV for data.split_file=; no image is touched")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="a new folder with copies in train/ val/ test/")
+    parser.add_argument("--dry-run", action="store_true", help="show the counts and write nothing")
+    return parser.parse_args()
+
+
+def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
+    from imago.data.images import class_counts
+
+    table = Table(title="Images per split")
+    for column in ("class", *splits, "all"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    counts = {name: class_counts(images, class_names) for name, images in splits.items()}
+    for class_name in class_names:
+        numbers = [counts[split][class_name] for split in splits]
+        table.add_row(class_name, *map(str, numbers), str(sum(numbers)))
+    table.add_section()
+    sizes = [len(images) for images in splits.values()]
+    table.add_row("all", *map(str, sizes), str(sum(sizes)))
+    return table
+
+
+def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[str, "FolderImages"]) -> None:
+    from imago.data.folders import SPLIT_FILE_HEADER
+
+    told = {"class_names": class_names, "data_dir": str(given.folder.resolve()), "seed": given.seed}
+    told |= {"val": given.val, "test": given.test}
+    with replacing(given.output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        file.write(SPLIT_FILE_HEADER + json.dumps(told, ensure_ascii=False) + "\n")
+        writer = csv.writer(file)
+        writer.writerow(["split", "path", "label"])
+        for name, images in splits.items():
+            writer.writerows(
+                (name, path, class_names[label]) for path, label in zip(images.paths, images.labels, strict=True)
+            )
+
+
+def _copy(given: argparse.Namespace, splits: dict[str, "FolderImages"]) -> None:
+    """All or nothing."""
+    with replacing_folder(given.copy_to) as temporary:
+        for name, images in splits.items():
+            for path in images.paths:
+                target = temporary / name / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(given.folder / path, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Every option of every group, run as people type it."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+import wandb
+from conftest import SMALL
+from omegaconf import OmegaConf
+
+
+@pytest.mark.parametrize(
+    ("words", "least_loss"),
+    [
+        (["debug=default"], math.inf),
+        (["debug=limit"], math.inf),
+        (["debug=overfit", "model.optimizer.lr=0.02", "trainer.max_epochs=30"], 0.2),
+    ],
+)
+def test_debug_presets_run_on_the_cpu_without_callbacks_and_loggers(train, words, least_loss):
+    run = train("trainer=cpu", "logger=tensorboard", "trainer.max_epochs=1", *words)
+    assert run.exit_code == 0, run.output
+    cfg = OmegaConf.load(run.dir / "config.yaml")
+    assert (cfg.logger, cfg.data.num_workers, cfg.trainer.detect_anomaly) == (None, 0, True)
+    assert (cfg.trainer.accelerator, cfg.trainer.devices) == ("cpu", 1)
+    assert " DEBUG " in run.output
+    assert not (run.dir / "checkpoints").exists()
+    assert run.history[-1]["train/loss"] < least_loss
+
+
+def test_debug_runs_stand_in_a_folder_of_their_own(command, colours, tmp_path):
+    run = command(
+        "train", f"data.data_dir={colours}", *SMALL, "debug=fdr", f"hydra.run.dir={tmp_path}/x", folder=tmp_path / "x"
+    )
+    assert (run.dir / "debug.log").is_file()
+    cfg = OmegaConf.load(run.dir / ".hydra" / "config.yaml")
+    assert cfg.task_name == "debug"
+
+
+def test_overfitting_three_batches_of_the_digits_brings_the_loss_to_0(command):
+    run = command(
+        "train",
+        "experiment=digits",
+        "debug=overfit",
+        "test=false",
+        "trainer.limit_val_batches=1",
+        "trainer.detect_anomaly=false",
+    )
+    assert run.exit_code == 0, run.output
+    losses = [row["train/loss"] for row in run.history]
+    assert len(losses) == 20
+    assert losses[-1] < 0.05
+
+
+def test_limit_takes_a_batch_at_least_of_each_split_for_three_epochs(train):
+    run = train("debug=limit", "trainer.max_epochs=3", "report.splits=[val,test]")
+    assert [row["step"] for row in run.history] == [1, 2, 3]
+    assert (run.json("reports/metrics_val.json")["n"], run.json("reports/metrics_test.json")["n"]) == (8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*Profiler:UserWarning")  # of PyTorch's about events and steps
+@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+def test_the_profile_is_in_the_run_folder(train, profiler):
+    run = train("debug=profiler", f"trainer.profiler={profiler}", "test=false", "trainer.max_epochs=1")
+    assert run.exit_code == 0, run.output
+    assert "training_step" in run.text(f"profile/fit-{profiler}.txt")
+
+
+def test_amp_trains_on_the_cpu_in_bf16_and_keeps_weights_in_fp32(train):
+    run = train("trainer=amp", "trainer.accelerator=cpu", "trainer.max_epochs=4")
+    assert run.exit_code == 0, run.output
+    assert "bf16-mixed" in run.text("summary.txt")
+    assert {tensor.dtype for tensor in run.weights().values() if tensor.is_floating_point()} == {torch.float32}
+    assert run.history[-1]["train/loss"] < run.history[0]["train/loss"]
+
+
+def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(train):
+    whole = train("trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    parts = train(
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=4",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.gradient_clip_val=0.5",
+    )
+    assert (whole.checkpoint()["global_step"], parts.checkpoint()["global_step"]) == (4, 2)
+    still = train(
+        "trainer.gradient_clip_val=1e-12",
+        "model/optimizer=sgd",
+        "model.optimizer.weight_decay=0",
+        "trainer.max_epochs=1",
+    )
+    start = train(
+        "model.optimizer.lr=0", "model/optimizer=sgd", "model.optimizer.weight_decay=0", "trainer.max_epochs=1"
+    )
+    for name, tensor in still.weights().items():
+        if tensor.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(tensor, start.weights()[name], atol=1e-9, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_all_loggers_at_once_have_metrics_settings_and_tags(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = train("logger=many", "tags=[spring,leaf]", "trainer.max_epochs=1")
+    assert run.exit_code == 0, run.output
+    with (run.dir / "csv" / "metrics.csv").open() as file:
+        assert any(row.get("val/acc") for row in csv.DictReader(file))
+    assert OmegaConf.load(run.dir / "csv" / "hparams.yaml").tags == ["spring", "leaf"]
+    assert list(run.dir.glob("tensorboard/events*"))
+    assert list(run.dir.glob("wandb/offline-run-*/*.wandb"))
+    assert wandb.run is None  # the next job of a sweep starts one of its own
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/logs/mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["tags"] == "spring, leaf"
+    assert found.data.params["trainer/max_epochs"] == "1"
+    assert found.data.metrics["val/acc"] == pytest.approx(run.history[0]["val/acc"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("monitor", "best"), [("val/acc", max), ("val/loss", min)])
+def test_optuna_gets_the_best_monitored_value_of_each_job(train, tmp_path, monitor, best):
+    run = train(
+        "-m",
+        "hparams_search=optuna",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.params={model.optimizer.lr: 'interval(0.001, 0.03)'}",
+        f"monitor={monitor}",
+        "test=false",
+    )
+    assert run.exit_code == 0, run.output
+    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    found = OmegaConf.load(sweep / "optimization_results.yaml")
+    histories = [
+        [json.loads(line)[monitor] for line in (job / "metrics.jsonl").read_text().splitlines()]
+        for job in sweep.iterdir()
+        if job.is_dir()
+    ]
+    assert len(histories) == 3
+    assert found.best_value == pytest.approx(best(best(values) for values in histories))
+
+
+def test_a_job_that_fails_is_the_sweepers_business(train, tmp_path):
+    run = train("-m", "data.image_size=16,0", "test=false", "trainer.max_epochs=1")
+    assert run.exit_code == 1
+    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    statuses = sorted(json.loads(path.read_text())["status"] for path in sweep.glob("*/status.json"))
+    assert statuses == ["completed", "failed"]
+    assert "Traceback" not in run.output
+
+
+def test_settings_of_this_machine_stand_in_local(train, tmp_path):
+    (tmp_path / "mine" / "local").mkdir(parents=True)
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\ntags: [this machine]\n")
+    run = train(f"--config-dir={tmp_path}/mine", "trainer.max_epochs=1", "test=false")
+    assert OmegaConf.load(run.dir / "config.yaml").tags == ["this machine"]
+
+
+def test_variables_of_ones_own_stand_in_params(train, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nparams: {width: 5}\nname: width_${params.width}\ntrainer: {max_epochs: 1}\n"
+    )
+    run = train(
+        f"--config-dir={tmp_path}/mine", "experiment=mine", "trainer.max_epochs=1", "test=false", "params.width=7"
+    )
+    assert OmegaConf.load(run.dir / "config.yaml").name == "width_7"

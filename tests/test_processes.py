@@ -1,0 +1,167 @@
+"""Runs in several processes on the CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPO, SMALL
+from omegaconf import OmegaConf
+from sklearn.metrics import accuracy_score
+from test_train import rows, same
+
+from imago.processes import ProcessError, other_processes, process_count
+from imago.run_folder import RunFolder
+
+
+def test_two_processes_make_one_run_and_score_every_image_once(train):
+    run = train(
+        "trainer=ddp_sim", "callbacks.confusion_matrix.every_n_epochs=1", "logger=csv", "report.splits=[train,test]"
+    )
+    assert run.exit_code == 0, run.output
+    assert run.json("status.json")["status"] == "completed"
+    for split, n in (("train", 39), ("test", 15)):
+        predictions = rows(run, split)
+        assert len({row["path"] for row in predictions}) == len(predictions) == n
+        expected = accuracy_score([r["label"] for r in predictions], [r["prediction"] for r in predictions])
+        assert run.json(f"reports/metrics_{split}.json")["acc"] == pytest.approx(expected)
+    assert [row["epoch"] for row in run.history] == [0, 1]
+    assert run.output.count("epoch 1 of 2") == 1
+    assert run.text("train.log").count("epoch 2 of 2") == 1
+    assert not [line for line in run.output.splitlines() if "WARNING" in line and "test split" not in line]
+
+
+def test_metrics_while_training_are_those_of_all_processes(train, tmp_path, monkeypatch):
+    """With a learning rate of 0 and no BatchNorm the networks stay equal: so must their val metrics be."""
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "class Plain(nn.Sequential):\n"
+        "    def __init__(self, num_classes: int) -> None:\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(768, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    still = ["model.net._target_=plain.Plain", "model.optimizer.lr=0", "model.optimizer.weight_decay=0"]
+    one, two = train(*still, "trainer.max_epochs=1"), train(*still, "trainer.max_epochs=1", "trainer=ddp_sim")
+    assert (one.exit_code, two.exit_code) == (0, 0), two.output
+    names = [name for name in one.history[0] if name.startswith("val/")]
+    assert len(names) > 5
+    for name in names:
+        assert two.history[0][name] == pytest.approx(one.history[0][name], abs=1e-6), name
+
+
+def test_a_sweep_in_two_processes_makes_exactly_two_folders(train, tmp_path):
+    run = train("-m", "seed=1,2", "trainer=ddp_sim", "trainer.max_epochs=1", "test=false")
+    assert run.exit_code == 0, run.output
+    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    jobs = [path for path in sweep.iterdir() if path.is_dir()]
+    assert sorted(json.loads((job / "status.json").read_text())["status"] for job in jobs) == ["completed"] * 2
+    weights = [torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for job in jobs]
+    assert not same(*weights)
+
+
+def test_three_processes_score_a_checkpoint_as_one_does(trained, command, colours):
+    words = [f"data.data_dir={colours}", *SMALL, f"ckpt_path={trained.dir}/checkpoints/best.ckpt"]
+    one = command("eval", *words, "data.batch_size=6")
+    three = command("eval", *words, "data.batch_size=6", "trainer=ddp_sim", "trainer.devices=3")
+    few = command("eval", *words, "data.batch_size=12", "trainer=ddp_sim", "trainer.devices=3")  # two batches
+    assert (one.exit_code, three.exit_code, few.exit_code) == (0, 0, 0), three.output + few.output
+    assert three.text("reports/predictions_test.csv") == one.text("reports/predictions_test.csv")
+    assert few.json("reports/metrics_test.json")["n"] == 15
+
+
+def test_what_goes_wrong_in_another_process_is_said_in_its_words(train, own_colours):
+    for path in (own_colours / "train").rglob("*.png"):
+        if path.stem >= "004":
+            path.write_bytes(b"")
+    run = train("trainer=ddp_sim", f"data.data_dir={own_colours}")
+    assert run.exit_code == 1
+    assert "the file is empty" in run.json("status.json")["error"]
+    assert "data.on_bad_image=skip" in run.json("status.json")["error"]
+    assert "Traceback" not in run.output
+
+
+def fails(_, run):
+    """A task whose other process fails while the first one waits."""
+    if run.rank:
+        raise ValueError("the disk of rank 1 is full")
+    time.sleep(15)
+    raise RuntimeError("the connection was closed by a peer")
+
+
+def test_the_first_cause_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+    with pytest.raises(ProcessError, match="In process 1 of 2: .*the disk of rank 1 is full"):
+        run_it(fails, tmp_path)
+
+
+def is_killed(_, run):
+    """A task whose other process dies without a word while the first one waits for it, as in a collective call."""
+    if run.rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_a_run_ends_when_another_process_is_killed(tmp_path):
+    code = (
+        "import imago.processes as p, test_processes as t, sys, pathlib\n"
+        "p.SECONDS_TO_RAISE = 1\n"
+        "t.run_it(t.is_killed, pathlib.Path(sys.argv[1]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{REPO}/tests:{REPO}/src"}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, timeout=60, check=False)
+    assert done.returncode == 1
+    assert time.monotonic() - started < 40
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "In process 1 of 2: it ended with exit status -9" in status["error"]
+
+
+def run_it(task, folder):
+    run = RunFolder.claim(folder)
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {}")
+    (folder / ".hydra" / "config.yaml").write_text("seed: 1")
+    run.processes = 2
+    with other_processes(task, run):
+        task(None, run)
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [(1, 1), ("2", 2), (3, 3), ("auto", 1), (-1, 1), ([0, 1], 2), ("0,1,", 2)]
+)
+def test_one_process_for_each_device(devices, count):
+    assert process_count(OmegaConf.create({"accelerator": "cpu", "devices": devices})) == count
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer=ddp_sim", "data.batch_size=9"], "data.batch_size=9 is that of the whole run: 2 processes cannot"),
+        (["trainer.devices=0"], "trainer.devices=0: give a number, 1 or more"),
+        (["trainer.devices=none"], "trainer.devices=none: give a number, 1 or more"),
+        (["+trainer.num_nodes=2"], "a run uses the devices of one machine"),
+        (["trainer.strategy=fsdp"], "trainer.strategy: give auto, ddp"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(train, words, message):
+    run = train(*words)
+    assert run.exit_code == 1
+    assert message in run.json("status.json")["error"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "mps"])
+def test_devices_that_are_not_there_are_refused(command, colours, trainer):
+    run = command("train", f"trainer={trainer}", f"data.data_dir={colours}", "trainer.devices=4")
+    assert run.exit_code == 1
+    assert "trainer.devices=4: there is no GPU here. Type trainer=cpu" in run.json("status.json")["error"]
+
+
+def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert "Start one: Imago starts the others itself" in train().json("status.json")["error"]

@@ -1,0 +1,70 @@
+import struct
+
+import numpy as np
+import pytest
+from torchvision.datasets import MNIST
+
+
+def write_idx(path, values):
+    """The format of MNIST's files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+def write_mnist(root):
+    """A tiny MNIST: the height of a bright bar is the digit."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 400), ("t10k", 60)):
+        digits = np.arange(count) % 10
+        images = generator.integers(0, 60, (count, 28, 28))
+        for image, digit in zip(images, digits, strict=True):
+            image[2 * digit : 2 * digit + 6, 4:20] = 230
+        write_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
+        write_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", digits)
+
+
+def test_the_example_people_know(command, tmp_path):
+    write_mnist(tmp_path / "sets")
+    run = command(
+        "train", "experiment=example", f"data.data_dir={tmp_path}/sets", "logger=[]", "trainer.accelerator=cpu"
+    )
+    assert run.exit_code == 0, run.output
+    assert len(run.history) == 10
+    assert run.json("reports/metrics_test.json")["n"] == 60
+    assert run.json("reports/metrics_test.json")["acc"] > 0.9
+    assert "no val split" in run.text("summary.txt")
+    assert run.weights()["net.features.0.0.weight"].shape == (64, 784)
+
+
+def test_without_network_it_is_said_what_to_do(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    run = command("train", "experiment=example", f"data.data_dir={tmp_path}/none")
+    assert run.exit_code == 1
+    error = run.json("status.json")["error"]
+    for words in (
+        "MNIST could not be downloaded",
+        f"below {tmp_path}/none/MNIST",
+        "data.data_dir=PATH",
+        "experiment=digits",
+    ):
+        assert words in error
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("options", [["trainer=ddp_sim"], ["data.num_workers=2"]])
+def test_it_works_in_several_processes(command, tmp_path, options):
+    write_mnist(tmp_path / "sets")
+    run = command(
+        "train",
+        "experiment=example",
+        f"data.data_dir={tmp_path}/sets",
+        "logger=[]",
+        "trainer.accelerator=cpu",
+        *options,
+        "trainer.min_epochs=1",
+        "trainer.max_epochs=1",
+        "report.splits=[test]",
+    )
+    assert run.exit_code == 0, run.output
+    assert run.json("reports/metrics_test.json")["n"] == 60
