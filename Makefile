@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu lint format schema bench wheel clean
+.PHONY: help install train test test-gpu lint format schema docs bench wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ format: $(INSTALLED)  ## Put the code into shape
 
 schema: $(INSTALLED)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
 	$(BIN)/python -m imago.signatures
+
+docs: $(INSTALLED)  ## Write docs/errors.md from what the commands print
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py
 
 bench: $(INSTALLED)  ## Measure against named peers (benchmarks/README.md)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -70,7 +70,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
         (
             "monitor=val/acurracy",
-            "no metric 'acurracy' to track; there are acc, precision, recall, f1, f1_per_class, loss, loss/ce",
+            "no metric 'acurracy' to track; there are acc, precision, recall, f1, loss, loss/ce",
         ),
         ("mode=best", "mode=best: give min or max"),
         ("model.freeze=head", "model.freeze=head: give backbone"),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.network_names import check_name
 from imago.origins import origin_of
@@ -75,7 +75,7 @@ def check(cfg: DictConfig, typed: list[str]) -> None:
     """
     if all(cfg.data.get(key, "") is None for key in ("data_dir", "split_file", "source")):
         raise ValueError(NO_DATA)
-    if "dataset" in cfg.data and cfg.data.dataset.get("path", "") is None:
+    if "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         raise ValueError(NO_DATASET)
     _check_arguments(cfg)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:

@@ -58,6 +58,10 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
             if asked_for_traceback:
                 raise
             sys.exit(f"Error: {explained(error, config_name, sys.argv[1:])}")
+        except OSError as error:  # only Hydra's own work is not inside run_command
+            if asked_for_traceback:
+                raise
+            sys.exit(f"Error: the run folder cannot be made: {error}. Give another hydra.run.dir= or paths.log_dir=")
         finally:
             if asked_for_traceback is None:
                 del os.environ["HYDRA_FULL_ERROR"]
@@ -78,6 +82,8 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check) -> float | No
         sys.exit(f"Error: {error}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
     with logging_to(folder / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)):
         try:
             if cfg.seed is None:

@@ -103,7 +103,10 @@ def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None 
     if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
         return f"{message} {node._target_} takes it: type +{key}="
     meant = _closest(key, list(_keys(base)))
-    return f"{message} Did you mean {' or '.join(meant)}?" if meant else f"{message} To add it, type +{key}="
+    if meant:
+        return f"{message} Did you mean {' or '.join(meant)}?"
+    add = f"To add it, type +{key}=" if "." in key else f"A variable of your own goes below params: params.{key}"
+    return f"{message} {add}"
 
 
 def _closest(key: str, known: list[str]) -> list[str]:

@@ -102,7 +102,9 @@ def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) 
                 shown.append(_seen(data.train_transform, pixels, size, index, epoch))
         for axes, image in zip(row, shown, strict=True):
             grey = image.shape[0] == 1
-            axes.imshow(image[0] if grey else image.permute(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1)
+            axes.imshow(
+                (image[0] if grey else image.permute(1, 2, 0)).numpy(), cmap="gray" if grey else None, vmin=0, vmax=1
+            )
             axes.set_axis_off()
         row[0].text(
             0, -0.06, shorten(data.class_names[images.labels[index]]), transform=row[0].transAxes, fontsize=8, va="top"

@@ -78,11 +78,13 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
 def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
     python, script = _interpreter(), Path(sys.argv[0])
     commands = []
-    if result.checkpoint is not None and script.name == "train.py":
+    installed = script.name == "ml-train"
+    if result.checkpoint is not None and (installed or script.name == "train.py"):
         typed = [f"seed={seed}" if each.startswith("seed=") else each for each in typed_overrides()]  # null drew one
         kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
-        evaluate = [_relative(script.with_name("eval.py")), f"ckpt_path={_for_hydra(_relative(result.checkpoint))}"]
-        commands.append(f"{python} {shlex.join([*evaluate, *kept])}")
+        words = [f"ckpt_path={_for_hydra(_relative(result.checkpoint))}", *kept]
+        evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
+        commands.append(f"{evaluate} {shlex.join(words)}")
     if (run.path / "tensorboard").is_dir():
         commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
     return commands

@@ -49,7 +49,7 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
             continue
         for name in map(str, node):
             key = f"{path}.{name}"
-            if name.startswith("_"):
+            if name.startswith("_") or OmegaConf.is_missing(node, name):
                 continue
             if name in schema["properties"]:
                 words = mismatch(_plain(node, name), schema["properties"][name])
@@ -85,7 +85,7 @@ def mismatch(value: Any, schema: Schema) -> str | None:
     words = dict.fromkeys(_words(choice) for choice in choices)
     if len(words) > 1:
         words.pop(WORDS["object"], None)  # a node instead of a number: true, but not what helps
-    return " or ".join(words)
+    return (", or " if any("," in each for each in words) else " or ").join(words)
 
 
 def _fits(value: Any, schema: Schema) -> bool:

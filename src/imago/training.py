@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 
 from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import check_fits, load_weights, read_checkpoint
@@ -87,6 +88,8 @@ def evaluate(
             write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
     for logger in trainer.loggers:
         logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # else the next job of a sweep would go on in this one's record
     run.sections["Results"] = {
         f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
     }

@@ -48,7 +48,7 @@ class MetricsCallback(Callback):
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
             self._check_tracked(
-                [*metrics.mapping, "loss", *(f"loss/{name}" for name in pl_module.criterions.criterions)]
+                [*_single_valued(metrics), "loss", *(f"loss/{name}" for name in pl_module.criterions.criterions)]
             )
         for metrics in self._stages.values():
             metrics.to(trainer.strategy.root_device)  # the module moves there after this hook only
@@ -134,3 +134,9 @@ class MetricsCallback(Callback):
         self.best = value if better else self.best
         assert self.best is not None
         return self.best
+
+
+def _single_valued(metrics: MetricsComposition) -> list[str]:
+    """The names of the metrics but those with a value per class."""
+    items = metrics.items(keep_base=True, copy_state=False)
+    return [str(name) for name, metric in items if getattr(metric, "average", "macro") not in (None, "none")]

@@ -1,0 +1,201 @@
+"""The console scripts beside train and eval."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import REPO, SMALL, draw_classes
+from PIL import Image
+
+from imago import split
+from imago.config import IN_CLONE
+
+SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-split")
+
+
+def script(name: str) -> str:
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.skip("Imago is not installed here: no console scripts")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_has_worked_examples_and_imports_nothing_heavy(name, tmp_path):
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(
+        [script(name), "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    examples = done.stdout.lower().partition("examples")[2]
+    assert examples.count(f"  {name} ") >= 2
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "torchvision", "lightning", "numpy", "matplotlib"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completion_can_be_installed():
+    done = subprocess.run([script("ml-train"), "-sc", "install=bash"], capture_output=True, text=True, check=True)
+    assert "complete" in done.stdout
+
+
+def test_inference_writes_what_is_predicted_for_each_image(trained, command, colours):
+    words = [f"data.data_dir={colours}", *SMALL, f"ckpt_path={trained.dir}/checkpoints/best.ckpt"]
+    run = command("inference", *words, "report.splits=[val,train]")
+    assert run.exit_code == 0, run.output
+    assert run.text("predictions_val.csv") == trained.text("reports/predictions_val.csv")
+    assert len(run.text("predictions_train.csv").splitlines()) == 40
+    assert f"Written: {run.dir}/predictions_train.csv" in run.output
+    assert "Predictions for train, the first 10 of 39" in run.output
+    assert "\x1b" not in run.output
+
+
+def test_inference_needs_a_checkpoint(command):
+    assert "ckpt_path is missing" in command("inference", "experiment=digits").output
+
+
+def test_augmentations_are_drawn_as_they_are_trained_on(command, colours):
+    run = command("visualise", "what=augmentations", f"data.data_dir={colours}", "samples=3", "data.image_size=32")
+    assert run.exit_code == 0, run.output
+    with Image.open(run.dir / "augmentations.png") as picture:
+        width, height = picture.size
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100
+    assert width > height > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["what=pictures"], "what=pictures: give tensorboard or augmentations"),
+        (["what=augmentations"], "No data is chosen"),
+        (["samples=0"], "samples=0: give 1 or more"),
+        (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),
+        (["prt=1"], "prt is no setting (typed). Did you mean port?"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(command, words, message):
+    run = command("visualise", *words)
+    assert run.exit_code != 0
+    assert message in run.output
+
+
+def test_tensorboard_is_served_on_this_machine_only(tmp_path, command, colours):
+    run = command(
+        "train", f"data.data_dir={colours}", *SMALL, "logger=tensorboard", "trainer.max_epochs=1", "test=false"
+    )
+    words = [f"logdir={run.dir}", "port=0", f"paths.log_dir={tmp_path}/logs"]
+    process = subprocess.Popen(
+        [script("ml-visualise"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        line = next(line for line in process.stdout if "TensorBoard shows" in line)
+        address = next(word for word in line.split() if word.startswith("http"))
+        assert address.startswith("http://localhost:")
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert b"tensor" in page.read().lower()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def split_command(monkeypatch, capsys, *words) -> str:
+    monkeypatch.setattr(sys, "argv", ["ml-split", *map(str, words)])
+    monkeypatch.setattr("rich._console", None)
+    split.main()
+    return capsys.readouterr().out
+
+
+def test_a_split_file_is_stratified_seeded_and_trained_on(tmp_path, monkeypatch, capsys, command):
+    photos = draw_classes(tmp_path / "photos", {"blue": 20, "green": 10, "red": 10})
+    shown = split_command(monkeypatch, capsys, photos, "--val", 0.2, "--test", 0.1, "--output", tmp_path / "one.csv")
+    split_command(monkeypatch, capsys, photos, "--val", 0.2, "--test", 0.1, "--output", tmp_path / "two.csv")
+    split_command(
+        monkeypatch, capsys, photos, "--val", 0.2, "--test", 0.1, "--seed", 1, "--output", tmp_path / "three.csv"
+    )
+    one, two, three = ((tmp_path / f"{name}.csv").read_text() for name in ("one", "two", "three"))
+    assert one == two
+    assert one.splitlines()[1:] != three.splitlines()[1:]
+    table = list(csv.DictReader(one.splitlines()[1:]))
+    counts = {split: sum(row["split"] == split for row in table) for split in ("train", "val", "test")}
+    assert counts == {"train": 28, "val": 8, "test": 4}
+    assert sum(row["split"] == "val" and row["label"] == "blue" for row in table) == 4
+    assert len({row["path"] for row in table}) == 40
+    assert "│ blue  │    14 │   4 │    2 │  20 │" in shown
+    run = command("train", f"data.split_file={tmp_path}/one.csv", *SMALL)
+    assert run.exit_code == 0, run.output
+    assert run.json("reports/metrics_test.json")["n"] == 4
+    assert run.checkpoint()["imago"]["class_names"] == ["blue", "green", "red"]
+    assert f"the splits are those of {tmp_path}/one.csv" in run.output
+
+
+def test_copies_are_a_tree_to_train_on(tmp_path, monkeypatch, capsys, command):
+    photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
+    before = {path: path.read_bytes() for path in photos.rglob("*.png")}
+    split_command(monkeypatch, capsys, photos, "--copy-to", tmp_path / "copies", "--val", 0.25, "--test", 0.25)
+    assert {path: path.read_bytes() for path in photos.rglob("*.png")} == before
+    assert len(list((tmp_path / "copies").rglob("*.png"))) == 16
+    run = command("train", f"data.data_dir={tmp_path}/copies", *SMALL)
+    assert run.json("reports/metrics_test.json")["n"] == 4
+
+
+def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
+    photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
+    shown = split_command(monkeypatch, capsys, photos, "--output", tmp_path / "x.csv", "--dry-run")
+    assert "Images per split" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--val", "0.6", "--test", "0.5", "--dry-run"], "give shares whose sum is below 1"),
+        ([], "Say where the splits go"),
+        (["--output", "there.csv"], "there.csv is there already"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.csv").touch()
+    photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
+    with pytest.raises(SystemExit, match=message):
+        split_command(monkeypatch, capsys, photos, *words)
+
+
+def test_a_folder_that_is_split_already_is_refused(colours, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="is split already: it has train, val"):
+        split_command(monkeypatch, capsys, colours, "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist. Make it with: ml-split"),
+        ("a,b\n", "is none that ml-split wrote"),
+        (
+            '# imago split: {"class_names": ["a", "b"], "data_dir": "/nowhere"}\nsplit,path,label\ntrain,a/1.png,a\n',
+            "is gone",
+        ),
+    ],
+)
+def test_a_split_file_that_cannot_be_used_is_refused(tmp_path, command, content, message):
+    if content is not None:
+        (tmp_path / "file.csv").write_text(content)
+    run = command("train", f"data.split_file={tmp_path}/file.csv", *SMALL)
+    assert run.exit_code == 1
+    assert message in run.json("status.json")["error"]
+
+
+def test_this_is_a_clone():
+    assert IN_CLONE is (REPO / "configs").is_dir()

@@ -1,0 +1,210 @@
+"""Users' mistakes, typed as they are made; docs/errors.md is what is printed (`make docs` writes it)."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, SMALL, draw_classes
+
+PAGE = REPO / "docs" / "errors.md"
+MOST_LINES = 10
+
+
+@dataclass
+class Mistake:
+    """`words` are typed after `python src/train.py`; WORK stands for a folder that `prepare` fills."""
+
+    title: str
+    words: Sequence[str]
+    prepare: Callable[[Path], object] = lambda work: None
+    made_before_a_run: bool = False
+
+
+def classes(work: Path, **counts: int) -> None:
+    draw_classes(work / "photos", counts)
+
+
+def unknown_class(work: Path) -> None:
+    draw_classes(work / "photos" / "train", {"blue": 4, "red": 4})
+    draw_classes(work / "photos" / "val", {"green": 4, "red": 4})
+
+
+def class_without_images(work: Path) -> None:
+    classes(work, blue=4, red=4)
+    (work / "photos" / "green").mkdir()
+
+
+def cut_image(work: Path) -> None:
+    classes(work, blue=12, red=12)
+    for path in (work / "photos").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+
+
+def own_experiment(text: str) -> Callable[[Path], None]:
+    def write(work: Path) -> None:
+        (work / "my_configs" / "experiment").mkdir(parents=True)
+        (work / "my_configs" / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
+
+    return write
+
+
+def finished_run(work: Path) -> None:
+    (work / "run").mkdir()
+    (work / "run" / "status.json").write_text('{"status": "completed"}')
+
+
+def damaged_checkpoint(work: Path) -> None:
+    (work / "best.ckpt").write_bytes(b"PK half a file")
+
+
+PHOTOS = "data.data_dir=WORK/photos"
+GOOD = {"prepare": lambda work: classes(work, blue=8, red=8)}
+MISTAKES = [
+    Mistake("No data", []),
+    Mistake("A folder that does not exist", ["data.data_dir=/photos"]),
+    Mistake("A folder without class folders", [PHOTOS], lambda work: (work / "photos").mkdir()),
+    Mistake("One class", [PHOTOS], lambda work: classes(work, blue=4)),
+    Mistake("A class folder without images", [PHOTOS], class_without_images),
+    Mistake("A class in val that train lacks", [PHOTOS], unknown_class),
+    Mistake("An image that cannot be read", [PHOTOS, *SMALL], cut_image),
+    Mistake("A typo in a key", ["data.batchsize=64"], made_before_a_run=True),
+    Mistake("A key without its group", ["batch_size=64"], made_before_a_run=True),
+    Mistake("An argument of the Trainer that no file has", ["trainer.num_nodes=2"], made_before_a_run=True),
+    Mistake("A typo in a group", ["trainr=gpu"], made_before_a_run=True),
+    Mistake("A typo in an option", ["experiment=digit"], made_before_a_run=True),
+    Mistake("A group set to null", ["logger=null"], made_before_a_run=True),
+    Mistake("A wrong type", ["experiment=digits", "trainer.max_epochs=many"]),
+    Mistake("A wrong type at the root", ["seed=abc"], made_before_a_run=True),
+    Mistake("A batch of nothing", ["experiment=digits", "data.batch_size=0"]),
+    Mistake("A number that is none", ["experiment=digits", "data.batch_size=abc"]),
+    Mistake("A negative number of workers", ["experiment=digits", "data.num_workers=-1"]),
+    Mistake(
+        "A typo in an own experiment",
+        ["--config-dir=WORK/my_configs", "experiment=mine", "data=digits"],
+        own_experiment("trainer:\n  max_epoch: 3\n"),
+    ),
+    Mistake(
+        "A stray key in an own experiment",
+        ["--config-dir=WORK/my_configs", "experiment=mine"],
+        own_experiment("learning_rate: 3\n"),
+        made_before_a_run=True,
+    ),
+    Mistake(
+        "An argument that an own target does not take",
+        [
+            "experiment=digits",
+            "+model.scheduler.gama=0.1",
+            "model.scheduler._target_=torch.optim.lr_scheduler.ExponentialLR",
+            "~model.scheduler.warmup",
+            "~model.scheduler.floor",
+        ],
+    ),
+    Mistake("A path with characters of Hydra's grammar", ["data.data_dir=/photos (2)/{a}"], made_before_a_run=True),
+    Mistake("A path with a comma", ["data.data_dir=/photos,old"], made_before_a_run=True),
+    Mistake("A file name with =", ["experiment=digits", "ckpt_path=epoch=3.ckpt"], made_before_a_run=True),
+    Mistake("A network that does not exist", [PHOTOS, "model.net.name=resnet81"], **GOOD),
+    Mistake("Weights that do not exist", [PHOTOS, "model.net.weights=IMAGENET"], **GOOD),
+    Mistake(
+        "An image size that the network does not take",
+        [PHOTOS, "model.net.name=vit_b_16", "model.net.weights=null", "data.image_size=100"],
+        **GOOD,
+    ),
+    Mistake(
+        "Images that are too small for the network",
+        [
+            PHOTOS,
+            "model.net.name=alexnet",
+            "model.net.weights=null",
+            "data.image_size=32",
+            "data.num_workers=0",
+            "trainer=cpu",
+            "logger=[]",
+            "callbacks.model_summary=null",
+        ],
+        **GOOD,
+    ),
+    Mistake("A monitor that does not exist", [PHOTOS, *SMALL, "monitor=val/acurracy"], **GOOD),
+    Mistake("A monitor without its stage", [PHOTOS, *SMALL, "monitor=acc"], **GOOD),
+    Mistake("A monitor with a value per class", [PHOTOS, *SMALL, "monitor=val/f1_per_class"], **GOOD),
+    Mistake("A checkpoint that is not there", [PHOTOS, *SMALL, "ckpt_path=/best.ckpt"], **GOOD),
+    Mistake(
+        "A damaged checkpoint",
+        [PHOTOS, *SMALL, "ckpt_path=WORK/best.ckpt"],
+        lambda work: (classes(work, blue=8, red=8), damaged_checkpoint(work)),
+    ),
+    Mistake("No GPU", ["experiment=digits", "trainer=gpu"]),
+    Mistake("More GPUs than there are", ["experiment=digits", "trainer=ddp", "trainer.devices=4"]),
+    Mistake("A batch that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD),
+    Mistake("No devices", ["experiment=digits", "trainer.devices=0"]),
+    Mistake("A second start into a finished run", ["experiment=digits", "hydra.run.dir=WORK/run"], finished_run),
+    Mistake(
+        "A log folder that cannot be written",
+        ["experiment=digits", "hydra.run.dir=WORK/file/run"],
+        lambda work: (work / "file").touch(),
+        made_before_a_run=True,
+    ),
+    Mistake("A loss that is not finite", [PHOTOS, *SMALL, "model/optimizer=sgd", "model.optimizer.lr=1e30"], **GOOD),
+    Mistake("A package that is not installed", ["experiment=digits", "logger=wandb"]),
+]
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, str]:
+    """Title -> what the console showed."""
+    return {}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.title)
+def test_the_message_is_short_and_last_and_the_exit_status_is_not_0(mistake, command, tmp_path, monkeypatch, printed):
+    if "GPU" in mistake.title and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    if mistake.title == "A package that is not installed":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    mistake.prepare(tmp_path)
+    words = [word.replace("WORK", str(tmp_path)) for word in mistake.words]
+    own_folder = next((Path(word.partition("=")[2]) for word in words if word.startswith("hydra.run.dir=")), None)
+    run = command("train", *words, folder=own_folder)
+    lines = run.output.strip().splitlines()
+    assert run.exit_code not in (0, None)
+    assert "Traceback" not in run.output
+    assert "\x1b" not in run.output
+    assert "\r" not in run.output
+    assert not mistake.made_before_a_run or not (run.dir / "status.json").exists()
+    first = next(number for number, line in enumerate(lines) if "ERROR" in line or line.startswith("Error:"))
+    assert len(lines[first:]) <= MOST_LINES, run.output
+    if "ERROR" in lines[first]:
+        assert "Traceback" in run.text("train.log")
+        assert run.json("status.json")["status"] == "failed"
+    printed[mistake.title] = readable("\n".join(lines[first:]), tmp_path)
+
+
+def readable(text: str, work: Path) -> str:
+    text = re.sub(r"^\d\d:\d\d:\d\d ERROR   ", "", text).removeprefix("Error: ")
+    text = re.sub(rf"{re.escape(str(work))}/run_\d+", "RUN", text)
+    text = re.sub(r"\.photos\.?\w*", ".photos", text.replace(str(work), "WORK"))
+    return re.sub(r"there are [\w, ]{300,}", "there are …", text)
+
+
+def test_the_page_is_what_is_printed(printed):
+    if len(printed) < len(MISTAKES):
+        pytest.skip("needs all the messages of this module, and a machine without a GPU")
+    page = [
+        "# Errors",
+        "",
+        "What is printed for common mistakes; written by the tests (`make docs`). The exit status is not 0, `status.json`",
+        "in the run folder says `failed` with the same words, and the traceback is in the log there. WORK and RUN stand",
+        "for folders.",
+        "",
+    ]
+    for mistake in MISTAKES:
+        typed = " ".join(word for word in mistake.words if word not in SMALL)
+        page += [f"## {mistake.title}", "", f"`{f'python src/train.py {typed}'.strip()}`", "", "```"]
+        page += [*printed[mistake.title].splitlines(), "```", ""]
+    text = "\n".join(page)
+    if os.environ.get("WRITE_DOCS"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text, "type make docs"
