@@ -2,17 +2,21 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from test_torchvision_set import write_mnist
 
+from imago.building import build_trainer
 from imago.config import CONFIG_DIR, Root, best_mode, slug, unused_folder, without_stage
+from imago.run_folder import RunFolder
 
 OPTIONS = sorted(
     (str(path.parent.relative_to(CONFIG_DIR)), path.stem)
     for path in Path(CONFIG_DIR).rglob("*.yaml")
-    if path.parent != Path(CONFIG_DIR) and path.parent.name != "hydra"
+    if path.parent != Path(CONFIG_DIR) and path.parent.name not in ("hydra", "local")
 )
 
 
@@ -68,6 +72,57 @@ def test_our_defaults_are_those_of_the_classes():
         for name, parameter in inspect.signature(get_object(node._target_)).parameters.items():
             if parameter.default is not parameter.empty and name not in silent and name != "scheduler":
                 assert node[name] == parameter.default, name
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric:RuntimeWarning")  # debug has no metrics
+@pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_runs_a_batch_of_everything(experiment, command, tmp_path, request):
+    data = []
+    if experiment == "example":
+        write_mnist(tmp_path / "sets")
+        data = [f"data.data_dir={tmp_path}/sets"]
+    elif experiment == "resnet18_ants":
+        photographs = request.getfixturevalue("hymenoptera")
+        data = [f"data.data_dir={photographs}", "model.net.weights=null", "data.image_size=64"]
+    run = command("train", f"experiment={experiment}", "debug=fdr", "report.splits=[]", *data)
+    assert run.exit_code == 0, run.output
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data" and option != "default"])
+def test_every_kind_of_data_is_made(option, tmp_path, data_dir, colours, request):
+    words = [f"paths.data_dir={data_dir}", f"paths.cache_dir={tmp_path}"]
+    if option == "image_folder":
+        words += [f"data.data_dir={colours}"]
+    elif option == "hymenoptera":
+        words += [f"data.data_dir={request.getfixturevalue('hymenoptera')}"]
+    elif option == "mnist":
+        write_mnist(tmp_path / "sets")
+        words += [f"data.data_dir={tmp_path}/sets"]
+    elif option == "hugging_face":
+        words += ["data.dataset.path=imagefolder", f"data.dataset.data_dir={colours}"]
+    data = instantiate(composed(f"data={option}", *words, "data.num_workers=0").data, _convert_="all")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.keys() == {"image", "label", "index", "epoch"}
+    assert batch["image"].dtype == torch.uint8
+    assert len(data.class_names) > 1
+
+
+@pytest.mark.parametrize("option", [o for g, o in OPTIONS if g == "trainer" and o not in ("gpu", "mps", "ddp")])
+def test_every_trainer_that_this_machine_has_is_made(option, tmp_path):
+    cfg = composed(f"trainer={option}", "logger=[]", "trainer.accelerator=cpu", f"hydra.runtime.output_dir={tmp_path}")
+    OmegaConf.set_struct(cfg, False)
+    cfg.callbacks = None
+    run = RunFolder(tmp_path, processes=2 if option == "ddp_sim" else 1)
+    trainer = build_trainer(cfg, run)
+    assert trainer.world_size == run.processes
+
+
+@pytest.mark.parametrize("option", ["gpu", "mps", "ddp"])
+def test_the_trainers_of_other_machines_name_their_device(option):
+    cfg = composed(f"trainer={option}").trainer
+    assert cfg.accelerator == {"mps": "mps"}.get(option, "gpu")
+    assert cfg.strategy == {"ddp": "ddp"}.get(option, "auto")
 
 
 def test_every_root_key_is_in_the_schema_and_the_config():
