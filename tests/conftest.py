@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -125,7 +126,9 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now
         try:
-            import_module(f"imago.{name}").main()
+            module = name if Path(f"{name}.py").is_file() else f"imago.{name}"
+            sys.path.append(os.getcwd())
+            import_module(module).main()
         except SystemExit as stop:
             code = stop.code
     words = output.getvalue() + (code if isinstance(code, str) else "")

@@ -4,14 +4,17 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import HYMENOPTERA, REPO, Run, type_command
+from conftest import HYMENOPTERA, REPO, Run, draw_classes, type_command
 from torchvision.models import resnet18
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+from imago import split
+
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 SHORT = [f"trainer.limit_{what}_batches=2" for what in ("train", "val", "test", "predict")]
 SHORT += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "data.num_workers=0", "report.splits=[test]"]
 
@@ -22,7 +25,7 @@ def commands() -> list[str]:
         text = page.read_text()
         blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
         found += [line.strip() for block in blocks for line in block.splitlines()]
-        found += re.findall(r"^\|[^|]*\| `(python [^`]*)` \|$", text, re.MULTILINE)
+        found += re.findall(r"^\|[^|]*\| `((?:python|ml-)[^`]*)` \|$", text, re.MULTILINE)
     return list(dict.fromkeys(re.sub(r"\s+# .*", "", line) for line in found if line))
 
 
@@ -35,35 +38,89 @@ def digits_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def workplace(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with the file that docs/models.md shows, pretrained weights, and the photographs."""
-    code = re.search(r"```python\n(# my_nets\.py.*?)```", (REPO / "docs" / "models.md").read_text(), re.DOTALL)
-    (tmp_path / "my_nets.py").write_text(code.group(1))
+    """A current folder with the files that the pages show, pretrained weights, and photographs."""
+    for page in PAGES:
+        for name, code in re.findall(
+            r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page.read_text(), re.DOTALL
+        ):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(code)
+    (tmp_path / "docs").symlink_to(REPO / "docs")
+    draw_classes(tmp_path / "PHOTOS", {"blue": 20, "green": 20, "red": 20}, size=64)
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in (tmp_path / "PHOTOS").rglob("*.png")]
+    (tmp_path / "TABLE").write_text("\n".join(["path,label", *rows]))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     cache = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
     cache.parent.mkdir(parents=True)
     torch.save(resnet18().state_dict(), cache)
     photographs = data_dir / "hymenoptera_data"
     if HYMENOPTERA.is_dir() and not photographs.exists():
         photographs.symlink_to(HYMENOPTERA)
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith(("my_", "count_classes"))]:
+        del sys.modules[name]
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python ")])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith(("python ", "ml-train", "ml-inf"))])
 def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
-    _, script, *words = shlex.split(line)
+    script, words = typed(line)
     if "experiment=resnet18_ants" in words and not HYMENOPTERA.is_dir():
         pytest.skip(f"the photographs of ants and bees are not at {HYMENOPTERA}")
     words = [word.replace("PATH", str(colours)).replace("RUN", str(digits_run.dir)) for word in words]
     if any(word in words for word in ("--help", "--cfg")):
-        run = type_command(Path(script).stem, words, workplace / "run")
+        run = type_command(script, words, workplace / "run")
         assert run.exit_code == 0
         assert "data_dir" in run.output
         return
-    small = [] if any(word.startswith("experiment=digits") for word in words) else ["data.image_size=32"]
+    if any("split_file" in word for word in words):
+        type_split(["PHOTOS", "--output", "splits.csv"])
+    small = (
+        []
+        if any(word.startswith(("experiment=digits", "experiment=unsure")) for word in words)
+        else ["data.image_size=32"]
+    )
     epochs = ["trainer.max_epochs=2"] if any("last.ckpt" in word for word in words) else []
+    trials = ["hydra.sweeper.n_trials=2"] if any("n_trials" in word for word in words) else []
+    words = [word for word in words if "n_trials" not in word]
     paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
-    run = type_command(Path(script).stem, [*paths, *words, *small, *SHORT, *epochs], workplace / "run")
+    short = [word for word in SHORT if "debug=overfit" not in words or "limit" not in word]
+    run = type_command(script, [*paths, *words, *small, *short, *epochs, *trials], workplace / "run")
     assert run.exit_code == 0, run.output
+
+
+def typed(line: str) -> tuple[str, list[str]]:
+    """The command's module, and its words; `--config-dir X` as one."""
+    first, *words = shlex.split(line)
+    script = Path(words.pop(0)).stem if first == "python" else first.removeprefix("ml-")
+    if "--config-dir" in words:
+        at = words.index("--config-dir")
+        words[at : at + 2] = [f"--config-dir={words[at + 1]}"]
+    return script, words
+
+
+def type_split(words: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ml-split", *words])
+        split.main()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-split ")])
+def test_the_splits_are_drawn(line, workplace):
+    type_split(typed(line)[1])
+    assert (workplace / "splits.csv").exists() is ("--output" in line)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-visualise")])
+def test_what_is_shown(line, workplace, data_dir):
+    _, words = typed(line)
+    if not words:
+        pytest.skip("TensorBoard is served until Ctrl-C: test_commands.py does that")
+    paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs"]
+    run = type_command("visualise", [*paths, *words], workplace / "run")
+    assert run.exit_code == 0, run.output
+    assert (run.dir / "augmentations.png").is_file()
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
@@ -82,14 +139,27 @@ def test_the_make_targets_run(line, tmp_path):
     if target == "train":
         assert "Run folder:" in done.stdout
     if target == "help":
-        targets = {"install", "train", "test", "test-gpu", "lint", "format", "bench", "wheel", "clean"}
+        targets = {
+            "install",
+            "train",
+            "test",
+            "test-gpu",
+            "lint",
+            "format",
+            "schema",
+            "docs",
+            "bench",
+            "wheel",
+            "clean",
+        }
         assert set(re.findall(r"make ([a-z-]+)", done.stdout)) >= targets
 
 
 def test_nothing_is_left_out():
-    others = [line for line in commands() if not line.startswith(("python ", "make "))]
-    assert others == ["source .venv/bin/activate"]
-    assert len(commands()) > 25
+    run = ("python ", "make ", "ml-train", "ml-inference", "ml-visualise", "ml-split")
+    others = [line for line in commands() if not line.startswith(run)]
+    assert others == ["source .venv/bin/activate", 'eval "$(ml-train -sc install=bash)"']  # test_commands.py
+    assert len(commands()) > 50
 
 
 def test_the_python_of_the_docs_runs(colours, capsys):
