@@ -165,3 +165,30 @@ def test_devices_that_are_not_there_are_refused(command, colours, trainer):
 def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert "Start one: Imago starts the others itself" in train().json("status.json")["error"]
+
+
+def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):
+    (tmp_path / "unwell.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Unwell(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1 and trainer.global_step == 2:\n"
+        "            raise ValueError('rank 1 is unwell')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = time.monotonic()
+    run = train("trainer=ddp_sim", "data.num_workers=2", "+callbacks.unwell={_target_: unwell.Unwell}")
+    assert run.exit_code == 1
+    assert run.json("status.json")["error"] == "In process 1 of 2: ValueError: rank 1 is unwell"
+    assert time.monotonic() - started < 90
+
+
+def test_early_stopping_ends_all_processes_well(train):
+    early = "callbacks.early_stopping"
+    run = train(
+        "trainer=ddp_sim", f"{early}.patience=1", f"{early}.min_delta=0.9", "trainer.max_epochs=9", "test=false"
+    )
+    assert run.exit_code == 0, run.output
+    assert len(run.history) < 9
+    assert "did not improve for 1 epochs" in run.text("summary.txt")

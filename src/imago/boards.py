@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -25,5 +26,6 @@ def serve_tensorboard(logdir: str | Path, port: int) -> None:
     except program.TensorBoardServerException as error:
         raise ValueError(f"TensorBoard could not be started ({error}). Type another port=") from error
     log.info("TensorBoard shows %s at %s (Ctrl-C ends it)", logdir, address)
-    while True:
-        time.sleep(3600)
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(3600)

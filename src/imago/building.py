@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
-from imago import backbones
 from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import WholeFileCheckpointIO, read_checkpoint
 from imago.config import typed_overrides
@@ -24,28 +23,29 @@ from imago.data.module import ImageDataModule
 from imago.module import DictModule
 from imago.randomness import key
 from imago.run_folder import RunFolder
-from imago.schema import nodes, problems, shipped
+from imago.schema import drop_inherited, nodes, problems, shipped
 from imago.signatures import arguments_schema
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it adds one of its own when it is imported; ours say it once
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-OWN_WORDS = ("precision", "profiler")  # options of the Trainer that take a word of ours
+OWN_WORDS = ("precision", "profiler", "plugins")  # options of the Trainer that we complete
 DDP = ("ddp", "ddp_find_unused_parameters_true")
-OWN_NETS = (backbones.torchvision_net, backbones.SimpleCNN, backbones.TinyNet, backbones.SimpleDenseNet)
+LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 
 
 def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
     """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data, _convert_="all")
-    drop_inherited(cfg.model.net, typed_overrides())
-    check_own_targets(cfg)
+    check_own_targets(cfg, typed_overrides())
     model: DictModule = instantiate(cfg.model, class_names=data.class_names, _convert_="all")
     strategy = instantiate(cfg.strategy)
     data.strategy = model.strategy = strategy
     data.rank, data.processes = run.rank, run.processes
+    if run.processes > 1:  # one device each, but the cores are shared
+        torch.set_num_threads(max(1, torch.get_num_threads() // run.processes))
     if run.rank:  # the same weights, which DDP sees to, but another dropout
         torch.manual_seed(key("rank", cfg.seed, run.rank))
     trainer = build_trainer(cfg, run)
@@ -72,11 +72,11 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
     own: dict[str, Any] = {
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
-        "plugins": [WholeFileCheckpointIO()],
+        "plugins": [WholeFileCheckpointIO(), *instantiate(cfg.trainer.get("plugins") or [])],
     }
-    if cfg.trainer.precision == "auto-mixed":
+    if cfg.trainer.get("precision") == "auto-mixed":
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
-    if cfg.trainer.profiler in PROFILERS:
+    if cfg.trainer.get("profiler") in PROFILERS:
         own["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=run.path / "profile", filename=cfg.trainer.profiler)
     missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
     if run.processes > 1:
@@ -130,25 +130,17 @@ def built(nodes: DictConfig | None) -> list[Any]:
     return [entry for entry in instantiate(nodes or {}, _convert_="all").values() if entry is not None]
 
 
-def check_own_targets(cfg: DictConfig) -> None:
-    """Keys and types of the nodes whose targets Imago does not ship, which `check` could not know."""
-    own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
-    for problem in problems(cfg, {target: arguments_schema(get_object(target)) for target in own}):
-        raise ValueError(f"{problem.key}{problem.what}")
+def check_own_targets(cfg: DictConfig, typed: list[str]) -> None:
+    """Keys and types of the nodes whose targets Imago does not ship, which `check` could not know.
 
-
-def drop_inherited(net: DictConfig, typed: list[str]) -> None:
-    """Takes from `net` the options of our own networks that another `_target_` does not have.
-
-    So `model.net._target_=my.module.MyNet` is enough. An option that was typed stays, and fails if it is unknown.
+    Raises:
+        ValueError: A key is unknown, or a value of another type than the annotation of code that is not a library's:
+            those of libraries are often narrower than what they take.
     """
-    target = get_object(net._target_)
-    taken = inspect.signature(target).parameters
-    if target in OWN_NETS or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        return
-    inherited = {name for own in OWN_NETS for name in inspect.signature(own).parameters} - set(taken)
-    for option in sorted(inherited & set(map(str, net))):
-        if not any(override.lstrip("+").startswith(f"model.net.{option}=") for override in typed):
-            log.info("%s takes no %s: that option of the model group is dropped", net._target_, option)
-            OmegaConf.set_struct(net, False)
-            del net[option]
+    own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
+    schemas = {target: arguments_schema(get_object(target)) for target in own}
+    drop_inherited(cfg, typed, schemas)
+    for problem in problems(cfg, schemas):
+        target = OmegaConf.select(cfg, problem.key.rpartition(".")[0])._target_
+        if not (problem.is_type and target.partition(".")[0] in LIBRARIES):
+            raise ValueError(f"{problem.key}{problem.what}")

@@ -4,17 +4,19 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.config import Root
 from imago.network_names import check_name
 from imago.origins import origin_of
-from imago.schema import nodes, problems, shipped
+from imago.schema import drop_inherited, nodes, problems, shipped
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")  # also in data/images.py, which is not light
+SPLITS = ("train", "val", "test")
 EXTRAS = {  # start of a target -> package and our extra
     "datasets.": ("datasets", "hf"),
     "imago.data.hugging_face.": ("datasets", "hf"),
@@ -40,6 +42,14 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "trainer.strategy: give auto, ddp or ddp_find_unused_parameters_true.",
     ),
     (
+        lambda cfg: "logger" in cfg.trainer,
+        "trainer.logger: loggers are a group of their own. Type logger=csv, or logger=[] for none.",
+    ),
+    (
+        lambda cfg: "callbacks" in cfg.trainer,
+        "trainer.callbacks: callbacks are a group of their own. Type callbacks=none for none.",
+    ),
+    (
         lambda cfg: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
         "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
         "trainer=ddp trainer.devices=4 for example.",
@@ -52,7 +62,7 @@ def check_scoring(cfg: DictConfig, typed: list[str]) -> None:
     """The same for commands that need a checkpoint and something to score."""
     if cfg.ckpt_path is None:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
-    if not cfg.report.splits:
+    if OmegaConf.is_list(cfg.report.splits) and not cfg.report.splits:
         raise ValueError("report.splits=[]: give at least one of train, val, test")
     check(cfg, typed)
 
@@ -73,17 +83,20 @@ def check(cfg: DictConfig, typed: list[str]) -> None:
 
     `typed` are the overrides of the command line.
     """
-    if all(cfg.data.get(key, "") is None for key in ("data_dir", "split_file", "source")):
+    _check_root(cfg)
+    if "data_dir" in cfg.data and not any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")):
         raise ValueError(NO_DATA)
     if "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         raise ValueError(NO_DATASET)
-    _check_arguments(cfg)
+    _check_arguments(cfg, typed)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed={cfg.seed}: give 0 or more, below 2**32, or null.")
     for is_given, refusal in REFUSED:
         if is_given(cfg):
             raise ValueError(refusal)
     _check_monitor(cfg, {override.lstrip("+").partition("=")[0] for override in typed})
+    if not OmegaConf.is_list(cfg.report.splits):
+        raise ValueError(f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example.")
     if cfg.test:
         for split in cfg.report.splits:
             _check_split(cfg, split)
@@ -91,8 +104,23 @@ def check(cfg: DictConfig, typed: list[str]) -> None:
         log.warning("train=false without ckpt_path=: the untrained network is scored")
 
 
-def _check_arguments(cfg: DictConfig) -> None:
+def _check_root(cfg: DictConfig) -> None:
+    """What `+KEY=` and `~KEY` do to the root passes Hydra."""
+    known = [each.name for each in fields(OmegaConf.get_type(cfg) or Root)]
+    for key in map(str, cfg):
+        if key not in known:
+            raise ValueError(
+                f"{key} is no setting; at the root there are {', '.join(known)}. "
+                f"A variable of your own goes below params: +params.{key}"
+            )
+    for key in ("data", "model", "trainer", "strategy"):
+        if cfg.get(key) is None:
+            raise ValueError(f"{key} is missing: leave ~{key} out, or choose an option, {key}=…")
+
+
+def _check_arguments(cfg: DictConfig, typed: list[str]) -> None:
     """Keys and types of all nodes whose targets we know."""
+    drop_inherited(cfg, typed, shipped())
     for problem in problems(cfg, shipped()):
         origin = origin_of(problem.key)
         raise ValueError(f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}")
@@ -126,5 +154,5 @@ def _check_split(cfg: DictConfig, split: Any) -> None:
     if split not in SPLITS:
         raise ValueError(f"report.splits has {split}: give some of {', '.join(SPLITS)}.")
     option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
-    if cfg.trainer[option] == 0:
+    if cfg.trainer.get(option) == 0:
         raise ValueError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")

@@ -30,6 +30,20 @@ from imago.run_folder import RunFolder, RunFolderError
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + number of the signal, as shells report it
+FLAGS_WITH_VALUE = [
+    "--config-dir",
+    "-cd",
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+]
 Task = Callable[[DictConfig, RunFolder], float | None]
 Check = Callable[[DictConfig, list[str]], None]
 
@@ -45,7 +59,7 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
 
     @functools.wraps(main)
     def command() -> Any:
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+        sys.argv[1:] = _flags_first(sys.argv[1:])
         asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing and leaving
         try:
@@ -69,10 +83,10 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
     return command
 
 
-def run_command(task: Task, cfg: DictConfig, check: Check = check) -> float | None:
+def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: bool = False) -> float | None:
     """Runs `task` in its run folder and returns its value for the sweeper; exits with a status unless it succeeds.
 
-    `check` refuses what cannot work before anything heavy is imported.
+    `check` refuses what cannot work before anything heavy is imported; `one_process` says that devices do not matter.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     sys.path.append(os.getcwd())  # `my.module.MyNet` stands beside the person who types it
@@ -91,14 +105,16 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check) -> float | No
                 log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
             check(cfg, typed_overrides())
-            run.processes = process_count(cfg.trainer)
+            run.processes = 1 if one_process else process_count(cfg.trainer)
             run.port = _free_port() if run.processes > 1 else 0
             with other_processes(task, run):
                 value = task(cfg, run)
         except SystemExit as stop:
             if stop.code == TERMINATED:
                 _give_up(run, "preempted", f"Terminated by SIGTERM.{_go_on(run)}", TERMINATED)
-            _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)  # as Lightning answers it
+            if stop.code == 1:  # as Lightning answers it
+                _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
+            _give_up(run, "failed", f"The program was left: {stop.code}", 1)
         except KeyboardInterrupt:
             _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
         except Exception as error:
@@ -106,6 +122,18 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check) -> float | No
             _give_up(run, "failed", message_of(error), 1)
         run.update(status="completed")
     return value
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """argparse wants what starts with a dash, and its value, before all overrides and not between them."""
+    flags: list[str] = []
+    others: list[str] = []
+    before = ""
+    for word in words:
+        is_flag = word.startswith("-") or before in FLAGS_WITH_VALUE
+        (flags if is_flag else others).append(word)
+        before = "" if before in FLAGS_WITH_VALUE else word
+    return flags + others
 
 
 def _describe(run: RunFolder, cfg: DictConfig) -> None:
@@ -145,6 +173,4 @@ def _terminated(*_: Any) -> NoReturn:
 
 def _go_on(run: RunFolder) -> str:
     last = run.path / "checkpoints" / "last.ckpt"
-    return (
-        f" Go on from it in a new folder with ckpt_path={last}" if last.is_file() else " No checkpoint was written yet."
-    )
+    return f" Go on from it in a new folder with ckpt_path={last}" if last.is_file() else ""

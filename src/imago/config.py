@@ -117,6 +117,11 @@ def typed_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def for_hydra(value: str) -> str:
+    """`value` in the quotes that Hydra's grammar needs for unusual characters."""
+    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
+
+
 def save_config(cfg: Any, folder: Path) -> None:
     """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
     hydra_files = folder / ".hydra"

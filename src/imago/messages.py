@@ -1,19 +1,34 @@
 """What a person reads of an exception."""
 
+import re
 import traceback
 from pathlib import Path
 
 from hydra.errors import InstantiationException
+from omegaconf.errors import OmegaConfBaseException
 
 TOO_SMALL = "The images are too small for this network: type a larger data.image_size="
 REMEDIES = {  # a part of what a library says -> what to type
     "OutOfMemoryError": "The device is full: type a smaller data.batch_size=, or trainer=amp",
     "Output size is too small": TOO_SMALL,
     "Kernel size can't be greater than actual input size": TOO_SMALL,
+    "to have 3 channels, but got 1": "This network takes colour images, the data are grey: type model=mnist",
     "divisible by partition size": "This network takes multiples of 224: type data.image_size=224",
     "Expected more than 1 value per channel when training": TOO_SMALL,
     "No space left on device": "The disk is full: remove something, or type another paths.log_dir=",
 }
+
+
+INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf that help nobody
+
+
+def interpolation_message(text: str) -> str | None:
+    """What OmegaConf says of a `${…}` that leads nowhere, in words; None where it says something else."""
+    if found := re.search(r"Interpolation key '([^']*)' not found", text):
+        return f"${{{found.group(1)}}}: there is no setting {found.group(1)} to take a value from"
+    if found := re.search(r"Environment variable '([^']*)' not found", text):
+        return f"The environment variable {found.group(1)} is not set, and a setting takes its value from it"
+    return None
 
 
 def message_of(error: BaseException) -> str:
@@ -26,6 +41,10 @@ def message_of(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     kind = "" if speaks and text else f"{type(error).__name__}: "
     where = f"\n(while making {key})" if key is not None and not speaks else ""
+    if isinstance(error, OmegaConfBaseException):
+        key = str(error.full_key) if error.full_key else None
+        plain = "\n".join(line for line in text.splitlines() if not re.match(INTERNAL, line))
+        return f"{f'{key}: ' if key else ''}{interpolation_message(text) or plain}"
     remedy = next((f"\n{words}" for sign, words in REMEDIES.items() if sign in kind + text), "")
     return f"{kind}{text}{where}{remedy}"
 

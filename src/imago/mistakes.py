@@ -4,6 +4,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.config import CONFIG_DIR
+from imago.messages import INTERNAL, interpolation_message
 from imago.schema import shipped
 
-EXTRAS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
@@ -26,11 +28,16 @@ def explained(error: Exception, config_name: str, typed: list[str]) -> str:
     """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
     text = "\n".join(str(each) for each in (error, error.__cause__) if each is not None)
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _unreadable(error.override, typed)
     if "--multirun" in text:
         return _sweep(text, typed)
     if isinstance(error, MissingConfigException):
         return _no_such_option(error)
+    if variable := interpolation_message(text):
+        word = next((word for word in typed if "${" in word), None)
+        return variable + (f" (in {word})" if word is not None else "")
+    if found := re.search(r"An item is already at '([^']*)'", text):
+        return f"{found.group(1)} is there already: leave out the +"
     if "Config group override must be a string" in text:
         return _null_group(typed)
     group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
@@ -38,7 +45,7 @@ def explained(error: Exception, config_name: str, typed: list[str]) -> str:
         return _no_such_key(group.group(1), config_name, typed)
     key = re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not (?:override|append to config) '([^']*)'", text)
-    if "not in struct" in text or re.search(r"not in '\w*Root'", text):
+    if "not in struct" in text or re.search(r"not in '\w+'", text):
         where = re.search(r"In '([^']*)'", text)
         named = max((match.group(1) for match in (key, override) if match is not None), key=len)
         return _no_such_key(named, config_name, typed, where.group(1) if where is not None else None)
@@ -46,11 +53,20 @@ def explained(error: Exception, config_name: str, typed: list[str]) -> str:
         found = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
         if found is not None:
             return f"{key.group(1)}={found.group(1)}: give {KINDS.get(found.group(2), found.group(2))}."
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
 
 
-def _unreadable(override: str) -> str:
+def _unreadable(override: str, typed: list[str]) -> str:
+    if "=" not in override:
+        after = typed[typed.index(override) + 1] if override in typed[:-1] else ""
+        if after and "=" not in after and Path(CONFIG_DIR, override).is_dir():
+            return f"{override} is no override: type KEY=VALUE. Did you mean {override}={after}?"
+        before = typed[typed.index(override) - 1] if override in typed and typed.index(override) else ""
+        if "=" in before:
+            whole = _quoted(f"{before} {override}")
+            return f"{override} is no override KEY=VALUE. A value with spaces needs quotes:\n  {whole}"
+        return f"{override} is no override: type KEY=VALUE."
     return (
         f"Hydra cannot read {override}\n"
         "Values with characters such as ( ) , = { ~ or spaces need quotes inside quotes:\n"
@@ -77,8 +93,8 @@ def _quoted(override: str) -> str:
 def _no_such_option(error: MissingConfigException) -> str:
     path, options = error.missing_cfg_file or "", [str(option) for option in error.options or []]
     group, _, option = path.rpartition("/")
-    if path in EXTRAS:
-        return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{EXTRAS[path]}]'"
+    if path in SWEEPERS:
+        return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
     if not group:
         return str(error).splitlines()[0]
     close = difflib.get_close_matches(option, options, n=1)
@@ -100,6 +116,11 @@ def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None 
     if base is None:
         return message
     node, last = _parent(base, key)
+    replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
+    if replaced is not None:
+        return (
+            f"{key} is new there. To replace a node by one with other keys, type ++{replaced.partition('=')[0]}={{…}}"
+        )
     if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
         return f"{message} {node._target_} takes it: type +{key}="
     meant = _closest(key, list(_keys(base)))
@@ -115,6 +136,9 @@ def _closest(key: str, known: list[str]) -> list[str]:
     names = {each.rpartition(".")[2]: each for each in siblings}
     if close := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
         return [names[close[0]]]
+    parent = key.rpartition(".")[0]
+    if parent in known:
+        return []
     if elsewhere := [each for each in known if each.rpartition(".")[2] == last]:
         return elsewhere[:3]
     ends = {each.rpartition(".")[2]: each for each in reversed(known)}
@@ -140,7 +164,9 @@ def _keys(cfg: Any, path: str = "") -> Iterable[str]:
 
 def _base_config(config_name: str, typed: list[str]) -> DictConfig | None:
     """The config with the groups that were typed, but without the other overrides: one of them is the mistake."""
-    groups = []
+    folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
+    folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
+    groups = [f"hydra.searchpath=['file://{Path(folder).resolve()}']"] if folder else []
     for word in typed:
         try:
             override = OverridesParser.create().parse_overrides([word])[0]

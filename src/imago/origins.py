@@ -15,7 +15,8 @@ def origin_of(key: str) -> str:
     """`typed`, or `in configs/experiment/mine.yaml`; empty where it cannot be told."""
     for override in typed_overrides():
         name = override.lstrip("+").partition("=")[0].replace("/", ".")
-        if name == key or key.startswith(f"{name}."):
+        is_group = Path(CONFIG_DIR, override.lstrip("+").partition("=")[0]).is_dir()
+        if name == key or (key.startswith(f"{name}.") and not is_group):
             return "typed"
     found = [path for path, package in _files() if _holds(path, package, key)]
     return f"in {_shown(found[-1])}" if found else ""

@@ -8,17 +8,20 @@ has one folder, one bar and one log, and a job of a sweep stays one job.
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +34,7 @@ from imago.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 SECONDS_TO_END = 60  # after rank 0 is through
+SECONDS_TO_FAIL_TOO = 4  # for the others, once rank 0 has failed
 SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
 
 
@@ -44,7 +48,7 @@ def process_count(trainer: DictConfig) -> int:
     Raises:
         ValueError: This machine does not have them.
     """
-    accelerator, devices = str(trainer.accelerator), trainer.devices
+    accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
     if accelerator == "cpu":
         return 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
     import torch
@@ -83,51 +87,57 @@ def other_processes(task: Callable[..., Any], run: RunFolder) -> Iterator[None]:
     if run.processes == 1:
         yield
         return
-    ranks = [_Rank(task, run, rank) for rank in range(1, run.processes)]
+    ranks: list[_Rank] = []
+    failed_here = True
     try:
+        for rank in range(1, run.processes):
+            ranks.append(_Rank(task, run, rank))
         yield
-        for rank in ranks:
-            rank.finish()
+        for each in ranks:
+            each.finish()
+        failed_here = False
     except Exception as error:
+        for each in ranks:
+            each.over = True  # this process has noticed by itself
         if raised_by_us(error):
             raise
-        for rank in ranks:  # rank 0 only sees that the connection broke
-            rank.wait(2)
-        failed = next((rank for rank in ranks if rank.failed), None)
+        deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
+        for each in ranks:  # rank 0 may only see that the connection broke
+            each.wait(max(0.0, deadline - time.monotonic()))
+        failed = next((each for each in ranks if each.failed), None)
         if failed is None:
             raise
         raise failed.error() from error
     finally:
-        for rank in ranks:
-            rank.kill()
-        _leave_group()
+        for each in ranks:
+            each.kill()
+        _leave_group(abort=failed_here)
 
 
 class _Rank:
-    """One process; its stdin stays open as long as rank 0 lives, its stdout brings its error."""
+    """One process; its stdin stays open as long as rank 0 lives, its stdout is a file that brings its error."""
 
     def __init__(self, task: Callable[..., Any], run: RunFolder, rank: int) -> None:
         self.run = run
         self.rank = rank
         self.over = False
-        self.stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed in kill
+        self.stdout, self.stderr = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115
         package = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "imago.processes"],
+            [sys.executable, "-P", "-m", "imago.processes"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self.stdout,
             stderr=self.stderr,
             text=True,
             env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,  # a group of its own: its loader workers end with it
         )
         assert self.process.stdin is not None
-        order = {"task": [task.__module__, task.__name__], "run": str(run.path), "rank": rank}
+        order = {"task": _address(task), "run": str(run.path), "rank": rank}
         self.process.stdin.write(json.dumps(order | {"processes": run.processes, "port": run.port}) + "\n")
         self.process.stdin.flush()
-        self.said = ""
-        self.watch = threading.Thread(target=self._watch, daemon=True)
-        self.watch.start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def failed(self) -> bool:
@@ -148,9 +158,9 @@ class _Rank:
 
     def error(self) -> ProcessError:
         """What it said when it failed."""
-        self.watch.join(2)
+        self.stdout.seek(0)
         try:
-            said = json.loads(self.said)
+            said = json.loads(self.stdout.read())
         except ValueError:  # it could not say anything: killed, or out of memory
             self.stderr.seek(0)
             last = self.stderr.read().strip()[-500:]
@@ -159,20 +169,22 @@ class _Rank:
         return ProcessError(f"In process {self.rank} of {self.run.processes}: {said['message']}")
 
     def kill(self) -> None:
-        """Ends it, if it has not."""
+        """Ends it and its loader workers, if they have not."""
         self.over = True
-        self.process.kill()
+        self._kill_group()
         self.process.wait()
-        self.watch.join(2)
-        for file in (self.process.stdin, self.process.stdout, self.stderr):
-            assert file is not None
+        assert self.process.stdin is not None
+        for file in (self.process.stdin, self.stdout, self.stderr):
             with suppress(OSError):
                 file.close()
 
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def _watch(self) -> None:
-        assert self.process.stdout is not None
-        self.said = self.process.stdout.read()
         if self.process.wait() and not self.over:
+            self._kill_group()  # workers that outlive it hold its connections, and rank 0 would wait for ever
             timer = threading.Timer(SECONDS_TO_RAISE, self._end_rank_0)
             timer.daemon = True
             timer.start()
@@ -188,13 +200,36 @@ class _Rank:
         os._exit(1)
 
 
-def _leave_group() -> None:
-    """So that the next job of a sweep can make a group of its own."""
+def _address(task: Callable[..., Any]) -> tuple[str | None, str, str]:
+    """Module (None: a script that was started by its path), file and name of `task`."""
+    module = sys.modules[task.__module__]
+    if module.__name__ == "__main__":
+        spec = module.__spec__
+        return (spec.name if spec is not None else None), str(module.__file__), task.__name__
+    return module.__name__, str(module.__file__), task.__name__
+
+
+def _at(module: str | None, file: str, name: str) -> Callable[..., Any]:
+    if module is not None:
+        return getattr(import_module(module), name)
+    spec = spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return getattr(script, name)
+
+
+def _leave_group(abort: bool = False) -> None:
+    """So that the next job of a sweep can make a group of its own; `abort` does not wait for the others."""
     if "torch" in sys.modules:
         import torch.distributed
 
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            if abort and torch.distributed.get_backend() == "nccl":
+                torch.distributed.distributed_c10d._abort_process_group()
+            else:
+                torch.distributed.destroy_process_group()
 
 
 def main() -> None:
@@ -202,15 +237,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
-    to_rank_0, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
     logging.getLogger().addHandler(logging.NullHandler())
     warnings.simplefilter("ignore")
     sys.path.append(os.getcwd())
     try:
         folder = Path(order["run"])
         run = RunFolder(folder, rank=order["rank"], processes=order["processes"], port=order["port"])
-        module, name = order["task"]
-        getattr(import_module(module), name)(restore_config(folder), run)
+        _at(*order["task"])(restore_config(folder), run)
         _leave_group()
     except BaseException as error:
         said = {"message": message_of(error), "traceback": traceback.format_exc()}
@@ -221,12 +255,21 @@ def main() -> None:
 
 def _exit(to_rank_0: Any, code: int) -> NoReturn:
     to_rank_0.flush()
-    os._exit(code)  # at once: threads of a broken process group would wait for their peers
+    _end(code)
 
 
 def _end_with_rank_0() -> None:
-    sys.stdin.read()
-    os._exit(1)
+    # not sys.stdin.read(): it would hold a lock that every loader worker, forked meanwhile, waits for in vain
+    while os.read(0, 1024):
+        pass
+    _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    """At once, with the loader's workers: threads of a broken process group would wait for their peers."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from rich import get_console
 from rich.table import Table
 
-from imago.config import typed_overrides
+from imago.config import for_hydra, typed_overrides
 from imago.run_folder import RunFolder
 from imago.scoring import Score
 from imago.training import Result
@@ -82,7 +81,7 @@ def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
     if result.checkpoint is not None and (installed or script.name == "train.py"):
         typed = [f"seed={seed}" if each.startswith("seed=") else each for each in typed_overrides()]  # null drew one
         kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
-        words = [f"ckpt_path={_for_hydra(_relative(result.checkpoint))}", *kept]
+        words = [f"ckpt_path={for_hydra(_relative(result.checkpoint))}", *kept]
         evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
         commands.append(f"{evaluate} {shlex.join(words)}")
     if (run.path / "tensorboard").is_dir():
@@ -93,11 +92,6 @@ def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
 def _interpreter() -> str:
     """What starts this Python again: the short word only where it means the same."""
     return "python" if shutil.which("python") == sys.executable else _relative(Path(sys.executable))
-
-
-def _for_hydra(value: str) -> str:
-    """`value` in the quotes that Hydra's grammar needs for unusual characters."""
-    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
 def _relative(path: Path) -> str:

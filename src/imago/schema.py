@@ -5,6 +5,7 @@ The signatures of all shipped targets stand in configs/schema/all.json, which `m
 
 import difflib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from imago.config import CONFIG_DIR
 
 Schema = Mapping[str, Any]
+log = logging.getLogger(__name__)
+
 WORDS = {
     "integer": "a whole number",
     "number": "a number",
@@ -33,6 +36,7 @@ class Problem:
 
     key: str
     what: str
+    is_type: bool = False
 
 
 @cache
@@ -54,11 +58,42 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
             if name in schema["properties"]:
                 words = mismatch(_plain(node, name), schema["properties"][name])
                 if words is not None:
-                    yield Problem(key, f"={_shown(node, name)}: give {words}.")
+                    yield Problem(key, f"={_shown(node, name)}: give {words}.", is_type=True)
             elif not schema["additionalProperties"]:
                 close = difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.5)
                 known = f"Did you mean {path}.{close[0]}?" if close else f"It takes {', '.join(schema['properties'])}."
                 yield Problem(key, f" is no argument of {node._target_}. {known}")
+
+
+def drop_inherited(cfg: DictConfig, typed: list[str], schemas: Mapping[str, Schema]) -> None:
+    """Takes from network, optimizer and scheduler the options of our files that a new `_target_` does not have.
+
+    So `model.net._target_=my.module.MyNet` is enough. An option that was typed stays, and fails if it is unknown.
+    """
+    names = [override.lstrip("+").partition("=")[0] for override in typed]
+    for part in ("net", "optimizer", "scheduler"):
+        node = cfg.model.get(part)
+        schema = schemas.get(node.get("_target_", "")) if isinstance(node, DictConfig) else None
+        if schema is None or schema["additionalProperties"]:
+            continue
+        ours = {name for target in shipped() if _is_a(target, part) for name in shipped()[target]["properties"]}
+        replaced = f"model.{part}" in names or f"model.{part}._target_" in names
+        if not (replaced or node._target_ not in shipped()):
+            continue
+        for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
+            if f"model.{part}.{option}" not in names:
+                log.info("%s takes no %s: that option of the model group is dropped", node._target_, option)
+                OmegaConf.set_struct(node, False)
+                del node[option]
+
+
+def _is_a(target: str, part: str) -> bool:
+    is_scheduler = target.startswith(("torch.optim.lr_scheduler.", "imago.schedules."))
+    return {
+        "net": target.startswith("imago.backbones."),
+        "optimizer": target.startswith("torch.optim.") and not is_scheduler,
+        "scheduler": is_scheduler,
+    }[part]
 
 
 def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -83,6 +118,8 @@ def mismatch(value: Any, schema: Schema) -> str | None:
     if any(_fits(value, choice) for choice in choices):
         return None
     words = dict.fromkeys(_words(choice) for choice in choices)
+    if set(words) == {WORDS["object"], WORDS["null"]}:
+        return "a node with _target_, or null"
     if len(words) > 1:
         words.pop(WORDS["object"], None)  # a node instead of a number: true, but not what helps
     return (", or " if any("," in each for each in words) else " or ").join(words)

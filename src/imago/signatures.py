@@ -6,6 +6,7 @@ python -m imago.signatures [--check]
 import collections.abc
 import inspect
 import json
+import numbers
 import sys
 import types
 import typing
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal, Union
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from imago.config import CONFIG_DIR, Root
 from imago.ranges import AtLeast, Below
@@ -22,7 +25,15 @@ from imago.schema import Schema
 from imago.writing import write_text
 
 FOLDER = Path(CONFIG_DIR, "schema")
-PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null", Path: "string"}
+PLAIN = {
+    int: "integer",
+    float: "number",
+    numbers.Number: "number",
+    str: "string",
+    bool: "boolean",
+    type(None): "null",
+    Path: "string",
+}
 ARRAYS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
 OBJECTS = (dict, collections.abc.Mapping)
 DEFAULTS = {"type": "array", "description": "Options that this file starts from"}
@@ -71,10 +82,17 @@ def _types(hint: Any) -> Iterator[Schema]:
         yield {"type": "array", "items": _one([choice for item in items for choice in _types(item)])}
         if (origin or hint) is not list:
             yield {"type": "object"}  # a node that makes one
-    elif (origin or hint) in OBJECTS or origin is collections.abc.Callable or inspect.isclass(hint):
+    elif (origin or hint) in OBJECTS or origin is collections.abc.Callable or _is_made(hint):
         yield {"type": "object"}
     else:
         yield {}
+
+
+def _is_made(hint: Any) -> bool:
+    """Whether a value of this class can only come from a node; of other classes we cannot tell (numbers, enums)."""
+    if not inspect.isclass(hint):
+        return False
+    return hint.__module__.startswith("imago.") or issubclass(hint, Tensor | nn.Module | Optimizer)
 
 
 def _range(hint: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ ml-split PATH --val 0.1 --test 0.2 --copy-to DIR --dry-run
 import argparse
 import csv
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich import get_console
 from rich.table import Table
 
+from imago.config import for_hydra
 from imago.writing import replacing, replacing_folder
 
 if TYPE_CHECKING:  # `--help` needs neither torch nor the data
@@ -59,10 +61,15 @@ def split(given: argparse.Namespace) -> None:
         return
     if given.output is not None:
         _write_file(given, class_names, splits)
-        get_console().print(f"Next: ml-train data.split_file={given.output}", soft_wrap=True, highlight=False)
+        _next("split_file", given.output)
     if given.copy_to is not None:
         _copy(given, splits)
-        get_console().print(f"Next: ml-train data.data_dir={given.copy_to}", soft_wrap=True, highlight=False)
+        _next("data_dir", given.copy_to)
+
+
+def _next(option: str, path: Path) -> None:
+    word = shlex.quote(f"data.{option}={for_hydra(str(path))}")
+    get_console().print(f"Next: ml-train {word}", soft_wrap=True, highlight=False, markup=False)
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:

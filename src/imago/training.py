@@ -124,7 +124,7 @@ def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | Non
         if isinstance(stopping, EarlyStopping) and stopping.stopped_epoch:
             reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
-            run.sections["Progress"]["stopped early"] = reason
+            run.sections.setdefault("Progress", {})["stopped early"] = reason
     if trainer.current_epoch == epochs_before:
         log.warning(
             "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",

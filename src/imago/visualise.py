@@ -17,7 +17,7 @@ from imago.run_folder import RunFolder
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="visualise")
 def main(cfg: DictConfig) -> float | None:
     """The command line of visualisation."""
-    return run_command(visualise_from_config, cfg, check_visualise)
+    return run_command(visualise_from_config, cfg, check_visualise, one_process=True)
 
 
 def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:

@@ -138,5 +138,5 @@ class MetricsCallback(Callback):
 
 def _single_valued(metrics: MetricsComposition) -> list[str]:
     """The names of the metrics but those with a value per class."""
-    items = metrics.items(keep_base=True, copy_state=False)
-    return [str(name) for name, metric in items if getattr(metric, "average", "macro") not in (None, "none")]
+    found = dict(metrics.items(keep_base=True, copy_state=False))
+    return [name for name in metrics.mapping if getattr(found[name], "average", "macro") not in (None, "none")]

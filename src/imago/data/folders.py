@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from imago.checks import SPLITS
 from imago.data.decode import read_image
-from imago.data.images import SPLIT_NAMES, SPLITS, Images, ImageSets
+from imago.data.images import SPLIT_NAMES, Images, ImageSets
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FILE_HEADER = "# imago split: "
@@ -85,7 +86,8 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
         class_names, root = list(told["class_names"]), data_dir or Path(told["data_dir"])
         columns = [row for row in rows if row][1:]
         label_of = {name: label for label, name in enumerate(class_names)}
-        found = [(split, path, label_of[name]) for split, path, name in columns]
+        split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+        found = [(split_of[split], path, label_of[name]) for split, path, name in columns]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"data.split_file={file} is none that ml-split wrote: {error}") from error
     sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])

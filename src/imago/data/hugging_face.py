@@ -145,7 +145,7 @@ def _column_images(split: str, part: Any, image_column: str, label_column: str, 
                 f"({', '.join(class_names)})."
             )
         labels.append(label_of[str(text)])
-    part = part.cast_column(image_column, Image(decode=False))
+    part = part.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     digits = len(str(len(part)))
     return ColumnImages(
         part, image_column, range(len(part)), [f"{split}/{i:0{digits}d}" for i in range(len(part))], labels

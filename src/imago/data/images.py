@@ -10,7 +10,6 @@ from typing import Self, TypeVar
 import numpy as np
 from torch import Tensor
 
-SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 

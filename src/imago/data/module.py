@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 
+from imago.checks import SPLITS
 from imago.data.decode import BadImageError
-from imago.data.images import SPLITS, Images, ImageSets, class_counts
+from imago.data.images import Images, ImageSets, class_counts
 from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
 from imago.data.stages import ImageTransform
 from imago.strategy import Strategy
@@ -62,7 +64,7 @@ class ImageDataModule(LightningDataModule):
         self.eval_transform = eval_transform
         self.image_size = image_size
         self.batch_size = batch_size
-        self.num_workers = _usable_cores() if num_workers is None else num_workers
+        self.num_workers = num_workers
         self.seed = seed
         self.strategy = Strategy()
         self.rank, self.processes = 0, 1
@@ -140,7 +142,7 @@ class ImageDataModule(LightningDataModule):
             self._loaders[name] = Loader(
                 ImageDataset(images, transform, self.image_size, self.seed),
                 sampler,
-                self.num_workers,
+                max(1, _usable_cores() // self.processes) if self.num_workers is None else self.num_workers,
                 self._epoch if name == "training" else int,
             )
         return self._loaders[name]
@@ -181,13 +183,15 @@ def _leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
 def _bad_images(images: Images, cache_dir: Path) -> dict[str, str]:
     """Path -> what is wrong with it; remembered until the images change."""
     memory = cache_dir / "bad_images" / f"{images.stamp(times=True)[:32]}.json"
-    if memory.is_file():
-        return json.loads(memory.read_text())
-    with ThreadPoolExecutor(_usable_cores()) as pool:
-        reasons = pool.map(lambda index: _reason(images, index), range(len(images)))
-    found = {path: reason for path, reason in zip(images.paths, reasons, strict=True) if reason is not None}
-    write_text(memory, json.dumps(found))
-    return found
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(memory.with_suffix(".lock")):  # one of several processes looks, the others read what it found
+        if memory.is_file():
+            return json.loads(memory.read_text())
+        with ThreadPoolExecutor(_usable_cores()) as pool:
+            reasons = pool.map(lambda index: _reason(images, index), range(len(images)))
+        found = {path: reason for path, reason in zip(images.paths, reasons, strict=True) if reason is not None}
+        write_text(memory, json.dumps(found))
+        return found
 
 
 def _reason(images: Images, index: int) -> str | None:
