@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+WITH_TOOLS := .venv/.installed_with_tools
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -10,33 +12,33 @@ ARGS ?=
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(INSTALLED)  ## Make .venv and install Imago with the tested versions (constraints.txt)
+install: $(WITH_TOOLS)  ## Make .venv and install Imago with the tested versions (constraints.txt)
 
 train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS="trainer.max_epochs=3" adds overrides
 	$(BIN)/python src/train.py experiment=digits $(ARGS)
 
-test: $(INSTALLED)  ## Run the tests; ARGS="-k data" chooses
+test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" chooses
 	$(BIN)/python -m pytest $(ARGS)
 
-test-gpu: $(INSTALLED)  ## Run the tests that need a GPU
+test-gpu: $(WITH_TOOLS)  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-lint: $(INSTALLED)  ## Check style and types
+lint: $(WITH_TOOLS)  ## Check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: $(INSTALLED)  ## Put the code into shape
+format: $(WITH_TOOLS)  ## Put the code into shape
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-schema: $(INSTALLED)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
+schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
 	$(BIN)/python -m imago.signatures
 
-docs: $(INSTALLED)  ## Write docs/errors.md from what the commands print
+docs: $(WITH_TOOLS)  ## Write docs/errors.md from what the commands print
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py
 
-bench: $(INSTALLED)  ## Measure against named peers (benchmarks/README.md)
+bench: $(WITH_TOOLS)  ## Measure against named peers (benchmarks/README.md)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-wheel: $(INSTALLED)  ## Build the package into dist/
+wheel: $(WITH_TOOLS)  ## Build the package into dist/
 	$(BIN)/uv build --out-dir dist
 
 clean:  ## Remove caches and builds; data/, logs/ and .venv stay
@@ -47,5 +49,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Imago needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": type make PYTHON=python3.12, for example")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	@touch $@
+
+# what only developing needs: the tests' tools, and all that the extras bring
+$(WITH_TOOLS): $(INSTALLED)
+	$(INSTALL) '.[dev]'
 	@touch $@
