@@ -18,7 +18,7 @@ train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS=
 	$(BIN)/python src/train.py experiment=digits $(ARGS)
 
 test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" chooses
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-gpu: $(WITH_TOOLS)  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one core each: before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +134,8 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
             import_module(module).main()
         except SystemExit as stop:
             code = stop.code
+    for path in folder.glob("checkpoints/*.ckpt"):  # whatever happened: whole, and plain types only
+        assert torch.load(path, map_location="cpu", weights_only=True)["imago"]["schema"] == 1
     words = output.getvalue() + (code if isinstance(code, str) else "")
     return Run(folder, 1 if isinstance(code, str) else code or 0, words)
 

@@ -74,7 +74,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         ),
         ("mode=best", "mode=best: give min or max"),
         ("model.freeze=head", "model.freeze=head: give backbone"),
-        ("report.splits=[tset]", "report.splits has tset: give some of train, val, test"),
+        ("report.splits=[tset]", "There is no split tset: give some of train, val, test"),
         ("monitor=acc", "give the stage too, monitor=val/acc"),
         ("model.optimizer.lr=fast", "model.optimizer.lr=fast: give a number"),
         ("data.image_size=[32,32]", "give a whole number, 1 or more"),

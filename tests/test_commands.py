@@ -16,7 +16,7 @@ from PIL import Image
 from imago import split
 from imago.config import IN_CLONE
 
-SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-split")
+SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-export", "ml-split")
 
 
 def script(name: str) -> str:
@@ -44,37 +44,33 @@ def test_completion_can_be_installed():
     assert "complete" in done.stdout
 
 
-def test_inference_writes_what_is_predicted_for_each_image(trained, command, colours):
-    words = [f"data.data_dir={colours}", *SMALL, f"ckpt_path={trained.dir}/checkpoints/best.ckpt"]
-    run = command("inference", *words, "report.splits=[val,train]")
+def test_samples_are_drawn_as_they_are_trained_on(command, colours):
+    run = command("visualise", "mode=samples", f"data.data_dir={colours}", "samples=3", "data.image_size=32")
     assert run.exit_code == 0, run.output
-    assert run.text("predictions_val.csv") == trained.text("reports/predictions_val.csv")
-    assert len(run.text("predictions_train.csv").splitlines()) == 40
-    assert f"Written: {run.dir}/predictions_train.csv" in run.output
-    assert "Predictions for train, the first 10 of 39" in run.output
-    assert "\x1b" not in run.output
-
-
-def test_inference_needs_a_checkpoint(command):
-    assert "ckpt_path is missing" in command("inference", "experiment=digits").output
-
-
-def test_augmentations_are_drawn_as_they_are_trained_on(command, colours):
-    run = command("visualise", "what=augmentations", f"data.data_dir={colours}", "samples=3", "data.image_size=32")
-    assert run.exit_code == 0, run.output
-    with Image.open(run.dir / "augmentations.png") as picture:
+    with Image.open(run.dir / "samples.png") as picture:
         width, height = picture.size
         assert len(picture.convert("RGB").getcolors(10**6)) > 100
     assert width > height > 300
 
 
+@pytest.mark.parametrize("mode", ["curves", "predictions"])
+def test_a_run_is_drawn_from_its_folder_alone(command, trained, mode):
+    run = command("visualise", f"mode={mode}", f"run={trained.dir}")
+    assert run.exit_code == 0, run.output
+    with Image.open(run.dir / f"{mode}.png") as picture:
+        assert picture.width > 300
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["what=pictures"], "what=pictures: give tensorboard or augmentations"),
-        (["what=augmentations"], "No data is chosen"),
+        (["mode=pictures"], "mode=pictures: give launch, samples, predictions, curves or report"),
+        (["mode=samples"], "No data is chosen"),
         (["samples=0"], "samples=0: give 1 or more"),
         (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),
+        (["mode=curves"], "latest: no run below"),
+        (["mode=report", "run=/nowhere"], "/nowhere is no run folder"),
         (["prt=1"], "prt is no setting (typed). Did you mean port?"),
     ],
 )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from test_torchvision_set import write_mnist
 
 from imago.building import build_trainer
+from imago.carried_config import offer
 from imago.config import CONFIG_DIR, Root, best_mode, slug, unused_folder, without_stage
 from imago.run_folder import RunFolder
 
@@ -114,7 +115,7 @@ def test_every_trainer_that_this_machine_has_is_made(option, tmp_path):
     OmegaConf.set_struct(cfg, False)
     cfg.callbacks = None
     run = RunFolder(tmp_path, processes=2 if option == "ddp_sim" else 1)
-    trainer = build_trainer(cfg, run)
+    trainer = build_trainer(cfg, run, [])
     assert trainer.world_size == run.processes
 
 
@@ -146,10 +147,15 @@ def test_defaults_are_those_for_photographs():
     assert cfg.trainer.accelerator == "auto"
 
 
-def test_eval_has_the_groups_of_train():
-    train, evaluation = composed(), composed(command="eval")
-    assert set(train) == set(evaluation)
-    assert (evaluation.task_name, list(evaluation.report.splits)) == ("eval", ["test"])
+@pytest.mark.parametrize("command", ["eval", "inference", "export"])
+def test_commands_that_start_from_a_checkpoint_have_the_groups_of_train(command):
+    offer({"data": {"image_size": 8}, "trainer": {"precision": "bf16-mixed"}, "seed": 5})
+    cfg = composed(command=command)
+    assert set(composed()) - set(cfg) == set()
+    assert (cfg.data, cfg.seed, cfg.task_name) == ({"image_size": 8}, 5, command)
+    assert (cfg.trainer.precision, cfg.trainer.accelerator) == ("bf16-mixed", "auto")
+    assert composed("data=digits", command=command).data.image_size == 32
+    offer({})
 
 
 def test_folder_names(tmp_path):

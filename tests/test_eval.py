@@ -1,69 +1,216 @@
-import re
+import csv
+import shutil
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, draw_classes
+from PIL import Image
+from sklearn.metrics import accuracy_score, log_loss
 
-from imago.checkpoints import read_checkpoint
+from imago.carried_config import carried, read_carried
+from imago.checkpoints import SCHEMA, read_checkpoint
+
+SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture
-def evaluate(command, colours, trained):
-    """Scores a checkpoint (the best of `trained`) with the overrides of that run."""
+def evaluate(command, trained):
+    """Scores a checkpoint (the best of `trained`), which needs nothing else."""
 
-    def run_it(*overrides: str, ckpt_path=trained.dir / "checkpoints" / "best.ckpt"):
-        return command("eval", f"data.data_dir={colours}", *SMALL, f"ckpt_path={ckpt_path}", *overrides)
+    def run_it(*overrides: str, ckpt_path=trained.dir):
+        return command("eval", f"ckpt_path={ckpt_path}", *overrides)
 
     return run_it
 
 
-def test_a_checkpoint_scores_as_it_did_at_the_end_of_training(evaluate, trained):
-    run = evaluate("report.splits=[train,val,test]")
+def test_a_run_folder_is_scored_as_it_was_at_the_end_of_training(evaluate, trained):
+    run = evaluate("split=[train,val,test]")
     assert run.exit_code == 0, run.output
-    for split in ("train", "val", "test"):
-        for name in (f"metrics_{split}.json", f"predictions_{split}.csv", f"classification_report_{split}.txt"):
+    for split in SPLITS:
+        for name in (f"metrics_{split}.json", f"predictions_{split}.csv", f"confusion_matrix_{split}.csv"):
             assert run.text(f"reports/{name}") == trained.text(f"reports/{name}")
     assert run.json("status.json")["status"] == "completed"
     assert (run.dir / "eval.log").exists()
 
 
-def test_the_predictions_do_not_depend_on_batch_size_or_workers(evaluate, trained):
-    run = evaluate("data.batch_size=4", "data.num_workers=2")
-    ours, theirs = run.json("reports/metrics_test.json"), trained.json("reports/metrics_test.json")
+def test_a_run_that_moved_and_lost_its_experiment_is_scored_elsewhere(command, colours, tmp_path, monkeypatch):
+    """Five overrides, a relative path, a config of one's own: none of it is there any more."""
+    monkeypatch.chdir(colours.parent)
+    own = tmp_path / "own"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nparams: {width: 24}\ndata: {image_size: '${params.width}'}\n"
+        "model: {optimizer: {lr: 0.02}}\n"
+    )
+    words = [word for word in SMALL if not word.startswith("data.image_size")]
+    more = ["experiment=mine", "seed=7", "data.eval_transform.box.share=0.9", "monitor=val/loss", "params.width=20"]
+    run = command("train", f"--config-dir={own}", f"data.data_dir={colours.name}", *words, *more)
+    assert run.exit_code == 0, run.output
+    moved = shutil.move(run.dir, tmp_path / "elsewhere")
+    shutil.rmtree(own)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    scored = command("eval", f"ckpt_path={moved}")
+    assert scored.exit_code == 0, scored.output
+    for name in ("metrics_test.json", "predictions_test.csv"):
+        assert scored.text(f"reports/{name}") == (moved / "reports" / name).read_text()
+
+
+def test_what_is_typed_wins_and_reaches_what_depends_on_it(evaluate):
+    run = evaluate("seed=3", "data.batch_size=5", "trainer=amp", "callbacks.early_stopping=null")
+    assert run.exit_code == 0, run.output
+    told = run.text("config.yaml")
+    assert "precision: auto-mixed" in told
+    assert told.count("seed: 3") == 3  # ${seed} in the data, and in the flip
+    assert run.json("reports/metrics_test.json")["n"] == 15
+
+
+def test_another_option_of_a_group_can_be_typed(evaluate, colours):
+    run = evaluate("data=image_folder", f"data.data_dir={colours}", "data.image_size=16", "data.num_workers=0")
+    assert run.exit_code == 0, run.output
+    assert run.json("reports/metrics_test.json")["n"] == 15
+
+
+def test_latest_is_the_newest_run_with_a_checkpoint(train, command, tmp_path):
+    for number, seed in enumerate((1, 2)):
+        run = train(f"seed={seed}", "trainer.max_epochs=1", folder=tmp_path / "logs" / "train" / "runs" / f"{number}")
+        assert run.exit_code == 0, run.output
+    (tmp_path / "logs" / "train" / "runs" / "2" / "checkpoints").mkdir(parents=True)
+    scored = command("eval", "ckpt_path=latest")
+    assert scored.exit_code == 0, scored.output
+    assert f"ckpt_path=latest: {run.dir}/checkpoints/best.ckpt" in scored.output
+    assert scored.text("reports/predictions_test.csv") == run.text("reports/predictions_test.csv")
+
+
+def test_there_is_no_latest_in_an_empty_folder(command):
+    assert "no run below" in command("eval", "ckpt_path=latest").output
+
+
+def test_scores_do_not_depend_on_batch_size_or_workers(evaluate):
+    one, four = evaluate("data.batch_size=1"), evaluate("data.batch_size=4", "data.num_workers=2")
+    ours, theirs = one.json("reports/metrics_test.json"), four.json("reports/metrics_test.json")
     assert ours["per_class"] == theirs["per_class"]
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
 
 
-def test_the_pretrained_weights_are_not_looked_for(command, colours, train):
-    options = ["model=resnet18", "data.image_size=32", "trainer.max_epochs=1"]
-    run = train(*options, "model.net.weights=null")
-    checkpoint = f"ckpt_path={run.dir}/checkpoints/best.ckpt"
-    scored = command("eval", f"data.data_dir={colours}", *SMALL, *options, "model.net.weights=DEFAULT", checkpoint)
+def test_any_number_of_processes_writes_the_same_metrics(evaluate, tmp_path):
+    """Seven images in batches of three: one process has no batch at all."""
+    few = draw_classes(tmp_path / "few" / "train", {"blue": 2, "green": 2, "red": 2}).parent
+    draw_classes(few / "val", {"blue": 3, "green": 2, "red": 2}, seed=1)
+    words = [f"data.data_dir={few}", "data.batch_size=4", "trainer=ddp_sim", "trainer.precision=bf16-mixed"]
+    runs = [evaluate(*words, f"trainer.devices={n}") for n in (1, 2, 3)]
+    assert [run.exit_code for run in runs] == [0, 0, 0], runs[-1].output
+    assert runs[0].json("reports/metrics_test.json")["n"] == 7
+    for name in ("metrics_test.json", "predictions_test.csv"):
+        assert runs[0].text(f"reports/{name}") == runs[1].text(f"reports/{name}") == runs[2].text(f"reports/{name}")
+
+
+def test_the_pretrained_weights_are_not_looked_for(command, train):
+    words = ["model=resnet18", "data.image_size=32", "trainer.max_epochs=1", "model.net.weights=null"]
+    run = train(*words)
+    scored = command("eval", f"ckpt_path={run.dir}", "model.net.weights=DEFAULT")
     assert scored.exit_code == 0, scored.output
 
 
+def test_odd_file_names_come_back_from_the_csv(evaluate, own_colours):
+    names = ["a,b.png", '"quoted".png', "new\nline.png", "=1+1.png", "ünïcødé 猫.png"]
+    for name, path in zip(names, sorted((own_colours / "val" / "red").iterdir()), strict=True):
+        path.rename(path.with_name(name))
+    run = evaluate(f"data.data_dir={own_colours}")
+    assert run.exit_code == 0, run.output
+    with (run.dir / "reports" / "predictions_test.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {f"val/red/{name}" for name in names} <= {row["path"] for row in rows}
+    metrics = run.json("reports/metrics_test.json")
+    labels = [row["label"] for row in rows]
+    assert metrics["acc"] == accuracy_score(labels, [row["prediction"] for row in rows])
+    probabilities = [[float(row[f"prob_{name}"]) for name in ("blue", "green", "red")] for row in rows]
+    assert metrics["cross_entropy"] == pytest.approx(log_loss(labels, probabilities))
+
+
+def test_checkpoints_carry_their_run_in_plain_types(trained):
+    told = trained.checkpoint("best")["imago"]
+    assert told["schema"] == SCHEMA
+    assert told["class_names"] == ["blue", "green", "red"]
+    assert told["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert told["eval_transform"]["box"] == {"_target_": "imago.data.stages.CenterBox", "share": 0.875}
+    assert told["image_size"] == 16
+    assert told["data"]["counts"] == {
+        "train": {"blue": 14, "green": 12, "red": 13},
+        "val": {"blue": 5, "green": 5, "red": 5},
+    }
+    assert told["best_value"] == max(row["val/acc"] for row in told["history"])
+    assert set(told["git"]) == {"commit", "dirty"}
+    assert set(told["versions"]) == {"imago", "torch", "torchvision", "python"}
+    content = read_carried(told["config"], "x")
+    assert content["data"]["seed"] == "${seed}"
+    assert "accelerator" not in content["trainer"]
+    assert "paths" not in content
+
+
+def test_what_reads_the_environment_becomes_its_value_and_secrets_stay_out(monkeypatch):
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv("PHOTOS", "/photos")
+    monkeypatch.setenv("HUB_TOKEN", "hidden")
+    cfg = OmegaConf.create(
+        {
+            "data": {"data_dir": "${oc.env:PHOTOS}/a", "seed": "${seed}", "login": "${oc.env:HUB_TOKEN}"},
+            "model": {"_target_": "${params.net}"},
+            "trainer": {"max_epochs": 1, "devices": 4},
+            "params": {"net": "my.Tokenizer"},
+            "seed": 1,
+            "logger": {"key": "x"},
+        }
+    )
+    content = read_carried(carried(cfg), "x")
+    assert content["data"] == {"data_dir": "/photos/a", "seed": "${seed}", "login": None}
+    assert content["model"] == {"_target_": "my.Tokenizer"}
+    assert content["trainer"] == {"max_epochs": 1}
+    assert "logger" not in content
+
+
+def wholly_pickled(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def lightning(path):
+    torch.save({"pytorch-lightning_version": "2.6", "state_dict": {}, "epoch": 1}, path)
+
+
+def newer(path):
+    torch.save({"state_dict": {}, "imago": {"schema": SCHEMA + 1, "versions": {"imago": "9.0"}}}, path)
+
+
+def older(path):
+    torch.save({"state_dict": {}, "imago": {"class_names": []}}, path)
+
+
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("write", "message"),
     [
         (None, "is not there"),
-        (b"", "is damaged or no checkpoint of Imago"),
-        (b"some text", "is damaged or no checkpoint of Imago"),
-        ({"fc.weight": torch.zeros(2)}, "is no checkpoint of Imago; model.net.weights= takes plain weights"),
-        ([1, 2], "is no checkpoint of Imago"),
+        (lambda path: path.touch(), "is damaged or no checkpoint of Imago"),
+        (lambda path: path.write_text("some text"), "is damaged or no checkpoint of Imago"),
+        (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), "is a state dict of 1 tensors. Train with it"),
+        (lambda path: torch.save({"model": {"w": torch.zeros(1)}}, path), "holds weights under 'model'"),
+        (lambda path: torch.save([1, 2], path), "is no checkpoint of Imago: it holds a list"),
+        (lightning, "is one of another Lightning project"),
+        (wholly_pickled, "holds torch.nn.modules.linear.Linear, which no checkpoint of Imago holds"),
+        (newer, f"is of schema {SCHEMA + 1}, written by Imago 9.0"),
+        (older, "does not carry its run"),
+        (lambda path: path.mkdir(), "is a folder without checkpoints/best.ckpt"),
     ],
 )
-def test_what_is_no_checkpoint_is_said(evaluate, tmp_path, content, message):
+def test_what_is_no_checkpoint_is_said(evaluate, tmp_path, write, message):
     path = tmp_path / "given.ckpt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
+    if write is not None:
+        write(path)
     run = evaluate(ckpt_path=path)
     assert run.exit_code == 1
     assert message in run.output
     assert str(path) in run.output
     assert "Traceback" not in run.output
-    assert run.json("status.json")["status"] == "failed"
 
 
 def test_half_a_checkpoint_is_said(evaluate, trained, tmp_path):
@@ -72,15 +219,30 @@ def test_half_a_checkpoint_is_said(evaluate, trained, tmp_path):
     assert "is damaged" in evaluate(ckpt_path=tmp_path / "half.ckpt").output
 
 
-def test_a_folder_is_said(evaluate, trained):
-    run = evaluate(ckpt_path=trained.dir)
-    assert f"is a folder: give a file in it, {trained.dir}/checkpoints/best.ckpt" in run.output
-
-
-def test_another_network_is_said(evaluate, train, trained):
-    run = evaluate("model=simple_cnn")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "ckpt_path is missing: type ckpt_path=RUN"),
+        (["ckpt_path="], "ckpt_path is missing"),
+        (["ckpt_path=https://example.org/best.ckpt"], "curl -L -o best.ckpt 'https://example.org/best.ckpt'"),
+        (["ckpt_path=[a.ckpt,b.ckpt]"], "give one checkpoint. ml-inference takes several"),
+        (["-m", "ckpt_path=a.ckpt,b.ckpt"], "a sweep over checkpoints is several commands"),
+        (["CKPT", "split=[]"], "split=[]: give at least one of train, val, test"),
+        (["CKPT", "split=valid"], "There is no split valid"),
+        (["CKPT", "report.splits=[val]"], "is for training: to choose what is scored, type split=test"),
+        (["CKPT", "data.batchsize=3"], "Did you mean data.batch_size?"),
+        (["CKPT", "calibrate=true", "coverage=1.5"], "coverage=1.5: give a share between 0 and 1"),
+        (["CKPT", "model=simple_cnn"], "holds another network than this run's"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(command, trained, words, message):
+    run = command("eval", *(f"ckpt_path={trained.dir}" if word == "CKPT" else word for word in words))
     assert run.exit_code == 1
-    assert re.search(r"holds another network than this run's: \d+ missing in it", run.output)
+    assert message in run.output
+    assert "Traceback" not in run.output
+
+
+def test_going_on_with_another_network_is_said(train, trained):
     resumed = train("model=simple_cnn", f"ckpt_path={trained.dir}/checkpoints/last.ckpt")
     assert "holds another network" in resumed.output
     assert resumed.exit_code == 1
@@ -94,24 +256,23 @@ def test_other_classes_are_said_with_both_lists(evaluate, own_colours):
     assert "checkpoint: blue, green, red\n  data:       blue, green, rust" in run.output
 
 
-def test_no_splits_are_said(evaluate):
-    assert "give at least one of train, val, test" in evaluate("report.splits=[]").output
+def test_the_evaluation_is_drawn_and_calibrated(evaluate, trained, tmp_path):
+    moved = shutil.copytree(trained.dir, tmp_path / "copy")
+    run = evaluate("calibrate=true", "target_accuracy=0.9", ckpt_path=moved)
+    assert run.exit_code == 0, run.output
+    assert "left to a person" in run.output
+    with Image.open(run.dir / "plots" / "reliability_test.png") as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 20
+    metrics = run.json("reports/metrics_test.json")
+    assert 0 <= metrics["ece"] <= 1
+    assert sum(each["n"] for each in metrics["reliability"]) == 15
+    assert metrics["calibrated"]["set_coverage"] >= 0.6
+    assert (moved / "checkpoints" / "best.calibration.json").is_file()
+    plain = evaluate(ckpt_path=moved)
+    assert "calibrated" not in plain.json("reports/metrics_test.json")
 
 
-def test_a_missing_ckpt_path_is_said(command, colours):
-    run = command("eval", f"data.data_dir={colours}", *SMALL)
-    assert "ckpt_path is missing: type ckpt_path=" in run.output
-    assert run.exit_code == 1
-
-
-def test_reading_executes_nothing(tmp_path, monkeypatch):
-    class Evil:
-        def __reduce__(self):
-            return open, ("executed", "w")
-
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {}, "imago": Evil()}, "evil.ckpt")
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
-    with pytest.raises(ValueError, match="damaged or no checkpoint"):
-        read_checkpoint("evil.ckpt")
-    assert not (tmp_path / "executed").exists()
+def test_every_checkpoint_is_read_without_running_anything(trained):
+    for path in trained.dir.rglob("*.ckpt"):
+        assert read_checkpoint(path)["imago"]["class_names"]
+        assert torch.load(path, weights_only=True)["state_dict"]

@@ -51,7 +51,11 @@ def installed(packages, tmp_path_factory) -> Path:
 def test_the_wheel_holds_all_modules_and_configs_and_nothing_else(packages):
     with zipfile.ZipFile(packages[1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    ours = {f"imago/{path.relative_to(REPO / 'src' / 'imago')}" for path in (REPO / "src" / "imago").rglob("*.py")}
+    ours = {
+        f"imago/{path.relative_to(REPO / 'src' / 'imago')}"
+        for path in (REPO / "src" / "imago").rglob("*.*")
+        if path.suffix in (".py", ".j2")
+    }
     configs = {
         f"imago/configs/{path.relative_to(REPO / 'configs')}"
         for path in (REPO / "configs").rglob("*.*")

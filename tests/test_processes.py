@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPO, SMALL
+from conftest import REPO
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 from test_train import rows, same
@@ -61,16 +61,6 @@ def test_a_sweep_in_two_processes_makes_exactly_two_folders(train, tmp_path):
     assert sorted(json.loads((job / "status.json").read_text())["status"] for job in jobs) == ["completed"] * 2
     weights = [torch.load(job / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for job in jobs]
     assert not same(*weights)
-
-
-def test_three_processes_score_a_checkpoint_as_one_does(trained, command, colours):
-    words = [f"data.data_dir={colours}", *SMALL, f"ckpt_path={trained.dir}/checkpoints/best.ckpt"]
-    one = command("eval", *words, "data.batch_size=6")
-    three = command("eval", *words, "data.batch_size=6", "trainer=ddp_sim", "trainer.devices=3")
-    few = command("eval", *words, "data.batch_size=12", "trainer=ddp_sim", "trainer.devices=3")  # two batches
-    assert (one.exit_code, three.exit_code, few.exit_code) == (0, 0, 0), three.output + few.output
-    assert three.text("reports/predictions_test.csv") == one.text("reports/predictions_test.csv")
-    assert few.json("reports/metrics_test.json")["n"] == 15
 
 
 def test_what_goes_wrong_in_another_process_is_said_in_its_words(train, own_colours):

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
+from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
-from imago.checkpoints import WholeFileCheckpointIO, read_checkpoint
+from imago.carried_config import carried, without_pretrained
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
 from imago.randomness import key
+from imago.reports import write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
 from imago.signatures import arguments_schema
@@ -44,14 +47,16 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     strategy = instantiate(cfg.strategy)
     data.strategy = model.strategy = strategy
     data.rank, data.processes = run.rank, run.processes
-    if run.processes > 1:  # one device each, but the cores are shared
-        torch.set_num_threads(max(1, torch.get_num_threads() // run.processes))
+    _share_cores(run)
     if run.rank:  # the same weights, which DDP sees to, but another dropout
         torch.manual_seed(key("rank", cfg.seed, run.rank))
-    trainer = build_trainer(cfg, run)
+    record = RunRecord(run, cfg.monitor, cfg.mode, _carried(cfg, data))
+    trainer = build_trainer(cfg, run, [*built(cfg.callbacks), record])
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
+    if run.rank == 0:
+        write_facts(run.path, data)
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
@@ -59,15 +64,37 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
 
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
     """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
-    read_checkpoint(cfg.ckpt_path)  # a wrong path should not wait for the data
-    if "weights" in cfg.model.net:
-        cfg.model.net.weights = None
+    without_pretrained(cfg.model)
     return build(cfg, run)
 
 
-def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
-    """The Trainer with its callbacks and loggers; Lightning adds none of its own."""
-    callbacks: list[Callback] = [*built(cfg.callbacks), RunRecord(run, cfg.monitor)]
+def _carried(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
+    """What checkpoints carry besides the config: what has to be done to an image, also where there is no Imago."""
+    normalise = data.eval_transform.normalisation
+    return {
+        "config": carried(cfg),
+        "eval_transform": OmegaConf.to_container(cfg.data.eval_transform, resolve=True),
+        "image_size": data.image_size,
+        "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
+    }
+
+
+def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
+    """A Trainer that predicts: of the callbacks, it has the bar."""
+    seed_everything(cfg.seed, verbose=False)
+    _share_cores(run)
+    bars = [callback for callback in built(cfg.callbacks) if isinstance(callback, ProgressBar)]
+    return build_trainer(cfg, run, [*bars, RunRecord(run, cfg.monitor, cfg.mode, {})])
+
+
+def _share_cores(run: RunFolder) -> None:
+    """Of several processes each has a device, but the cores are shared."""
+    if run.processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // run.processes))
+
+
+def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]) -> Trainer:
+    """The Trainer with `callbacks` and the config's loggers; Lightning adds none of its own."""
     loggers: list[Logger] = built(cfg.logger)
     own: dict[str, Any] = {
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -84,7 +111,7 @@ def build_trainer(cfg: DictConfig, run: RunFolder) -> Trainer:
         missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
     elif cfg.trainer.strategy in DDP:
         missing["strategy"] = "auto"  # of one process: nothing to exchange
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers or False, **missing, _convert_="all")
+    return instantiate(cfg.trainer, callbacks=list(callbacks), logger=loggers or False, **missing, _convert_="all")
 
 
 def mixed_precision(accelerator: str) -> str:

@@ -1,43 +1,68 @@
-"""Reading a checkpoint safely, and saying what is wrong with one that does not fit."""
+"""Finding a checkpoint, reading it safely, and saying what is wrong with one that does not fit."""
 
-import shutil
+import re
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from imago.data.module import ImageDataModule
-from imago.module import DictModule
-from imago.writing import replacing
+from imago.run_folder import LATEST, find_run
+
+if TYPE_CHECKING:  # this module needs torch only
+    from imago.data.module import ImageDataModule
+    from imago.module import DictModule
 
 Checkpoint = dict[str, Any]
 
-
-class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a checkpoint is whole or the one before is still there."""
-
-    def save_checkpoint(self, checkpoint: Checkpoint, path: Any, storage_options: Any = None) -> None:
-        """Raises OSError, with the free space, where the file cannot be written; the target is as it was."""
-        path = Path(path)
-        try:
-            # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
-            free = shutil.disk_usage(path.parent).free / 1e6
-            raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Checkpoint:
-        return read_checkpoint(path)
+SCHEMA = 1
+"""Of the entry `imago` of a checkpoint; raised when an older version could not read it any more."""
+BEST = "checkpoints/best.ckpt"
+URL = re.compile(r"\w+://")
+OTHERS = {  # how the files of others begin, or end -> what they are
+    ".safetensors": "holds plain weights; model.net.weights= of ml-train takes them",
+    ".onnx": "is an ONNX model",
+    ".h5": "is a Keras model",
+    ".keras": "is a Keras model",
+    ".pb": "is a TensorFlow model",
+    ".tflite": "is a TensorFlow Lite model",
+}
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def find_checkpoint(given: str, log_dir: Path) -> Path:
+    """The file that `given` stands for: itself, the best of a run folder, or the best of the `latest` run.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if URL.match(given):
+        raise ValueError(
+            f"ckpt_path={given} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
+            f"  curl -L -o best.ckpt '{given}'"
+        )
+    if given == LATEST:
+        return find_run(given, log_dir, holding=BEST) / BEST
+    path = Path(given).expanduser().absolute()
+    if not path.is_dir():
+        return path
+    best = path / BEST
+    if not best.is_file():
+        there = ", ".join(str(file) for file in sorted(path.rglob("*.ckpt"))[:5])
+        raise ValueError(
+            f"ckpt_path={path} is a folder without checkpoints/best.ckpt: give a run folder or a file"
+            + (f"; there are {there}" if there else "")
+        )
+    return best
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
     """The content of a checkpoint, on the CPU; nothing in the file is executed.
+
+    With `mmap` the weights stay in the file until they are used.
 
     Raises:
         FileNotFoundError: It is not there.
-        ValueError: It is no checkpoint, damaged, or holds more than plain types.
+        ValueError: It is no checkpoint, damaged, of a newer version, or holds more than plain types.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -45,28 +70,82 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path} is not there.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # torch has no common class for what a damaged file raises
-        raise ValueError(f"ckpt_path={path} is damaged or no checkpoint of Imago.") from error
+        raise ValueError(f"ckpt_path={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
-        raise ValueError(f"ckpt_path={path} is no checkpoint of Imago; model.net.weights= takes plain weights.")
+        raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
+    schema = checkpoint["imago"].get("schema") if isinstance(checkpoint["imago"], dict) else None
+    if not isinstance(schema, int):
+        raise ValueError(f"ckpt_path={path} does not carry its run: an earlier Imago wrote it. Train again.")
+    if schema > SCHEMA:
+        written_by = checkpoint["imago"].get("versions", {}).get("imago", "a newer version")
+        raise ValueError(
+            f"ckpt_path={path} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
+            "install a newer version."
+        )
     return checkpoint
 
 
-def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageDataModule, path: str | Path) -> None:
+def _what_it_is(path: Path, error: str) -> str:
+    """Of a file that torch does not load."""
+    named = re.search(r"GLOBAL (\S+)", error)
+    if named is not None:
+        return (
+            f"holds {named.group(1)}, which no checkpoint of Imago holds: nothing of it was executed. "
+            "A network saved whole (torch.save(net)) has to be saved as net.state_dict(), by who trusts it."
+        )
+    if "TorchScript" in error:
+        return "is a TorchScript program, no checkpoint of Imago."
+    if path.suffix in OTHERS:
+        return f"is no checkpoint of Imago: it {OTHERS[path.suffix]}."
+    refused = re.search(r"Unsupported operand \d+|Trying to call reduce[^.\n]*", error)
+    found = f" ({refused.group()})" if refused is not None and zipfile.is_zipfile(path) else ""
+    return f"is damaged or no checkpoint of Imago{found}."
+
+
+def _whose(content: Any) -> str:
+    if not isinstance(content, dict) or not content:
+        return f"holds a {type(content).__name__}."
+    if all(isinstance(value, torch.Tensor) for value in content.values()):
+        return (
+            f"is a state dict of {len(content)} tensors. Train with it: model.net.weights=PATH "
+            "model.net.name=NAME of ml-train."
+        )
+    if "pytorch-lightning_version" in content:
+        return "is one of another Lightning project. Its weights can be trained on: save its state_dict alone."
+    for entry in ("model", "state_dict", "model_state_dict", "net", "teacher"):
+        if isinstance(content.get(entry), dict):
+            return (
+                f"holds weights under {entry!r}: save that part alone, and give it as model.net.weights= to ml-train."
+            )
+    return f"holds {', '.join(map(str, list(content)[:5]))}."
+
+
+def check_fits(checkpoint: Checkpoint, model: "DictModule", data: "ImageDataModule", path: str | Path) -> None:
     """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
-    drawn, now = checkpoint["imago"]["drawn_val"], data.sets.drawn_val
+    check_data(checkpoint["imago"], data, path)
+    check_weights(checkpoint, model, path)
+
+
+def check_data(told: dict[str, Any], data: "ImageDataModule", path: str | Path) -> None:
+    """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
+    drawn, now = told["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
         raise ValueError(
             f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
             f"Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}"
         )
-    trained, given = checkpoint["imago"]["class_names"], list(model.class_names)
+    trained, given = told["class_names"], data.class_names
     if trained != given:
         raise ValueError(
             f"ckpt_path={path} was trained on other classes.\n"
             f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(given)}"
         )
+
+
+def check_weights(checkpoint: Checkpoint, model: "DictModule", path: str | Path) -> None:
+    """Raises ValueError unless the checkpoint holds this network."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
     lacking = sorted(ours.keys() - theirs.keys())
     foreign = sorted(theirs.keys() - ours.keys())
@@ -80,8 +159,9 @@ def check_fits(checkpoint: Checkpoint, model: DictModule, data: ImageDataModule,
         )
 
 
-def load_weights(model: DictModule, data: ImageDataModule, path: str | Path) -> None:
-    """Loads the weights of a checkpoint into `model`, if it fits."""
+def load_weights(model: "DictModule", data: "ImageDataModule", path: str | Path) -> Checkpoint:
+    """Loads the weights of a checkpoint into `model`, if it fits; returns the checkpoint."""
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, data, path)
     model.load_state_dict(checkpoint["state_dict"])
+    return checkpoint

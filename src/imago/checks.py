@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from imago.allow_list import check_targets
+from imago.carried_config import GROUPS, OPTION
 from imago.config import Root
 from imago.network_names import check_name
 from imago.origins import origin_of
@@ -17,6 +20,7 @@ from imago.schema import drop_inherited, nodes, problems, shipped
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 EXTRAS = {  # start of a target -> package and our extra
     "datasets.": ("datasets", "hf"),
     "imago.data.hugging_face.": ("datasets", "hf"),
@@ -58,35 +62,62 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
 """What cannot work, or not together: a test on the config, and what to say."""
 
 
-def check_scoring(cfg: DictConfig, typed: list[str]) -> None:
-    """The same for commands that need a checkpoint and something to score."""
-    if cfg.ckpt_path is None:
-        raise ValueError("ckpt_path is missing: type ckpt_path=RUN/checkpoints/best.ckpt")
-    if OmegaConf.is_list(cfg.report.splits) and not cfg.report.splits:
-        raise ValueError("report.splits=[]: give at least one of train, val, test")
-    check(cfg, typed)
+def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
+    """The same for commands that start from a checkpoint, whose config may make what is on the allow-list only."""
+    choices = HydraConfig.get().runtime.choices
+    check_targets(cfg, [group for group in GROUPS if choices.get(group) == OPTION], list(cfg.trusted_targets), typed)
+    check_settings(cfg, typed, needs_data)
+
+
+def splits_of(split: Any, cfg: DictConfig) -> list[str]:
+    """`test` -> [test]; a list stays one.
+
+    Raises:
+        ValueError: It is neither, or empty, or has something else than splits.
+    """
+    splits = list(split) if OmegaConf.is_list(split) else [split]
+    if not splits:
+        raise ValueError("split=[]: give at least one of train, val, test.")
+    for each in splits:
+        check_split(cfg, each)
+    return splits
 
 
 def check_visualise(cfg: DictConfig, typed: list[str]) -> None:
     """The same for looking at images, or at runs, which need no data."""
-    if cfg.what not in ("tensorboard", "augmentations"):
-        raise ValueError(f"what={cfg.what}: give tensorboard or augmentations.")
+    if cfg.mode not in VIEWS:
+        raise ValueError(f"mode={cfg.mode}: give {', '.join(VIEWS[:-1])} or {VIEWS[-1]}.")
     for option, given, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
         if given < least:
             raise ValueError(f"{option}={given}: give {least} or more.")
-    if cfg.what == "augmentations":
-        check(cfg, typed)
+    if cfg.mode == "samples":
+        check_settings(cfg, typed)
 
 
 def check(cfg: DictConfig, typed: list[str]) -> None:
-    """Raises ValueError for settings that are missing, out of range or at odds with each other.
+    """Raises ValueError for settings of training that are missing, out of range or at odds with each other.
 
     `typed` are the overrides of the command line.
     """
+    check_settings(cfg, typed)
+    if not OmegaConf.is_list(cfg.report.splits):
+        raise ValueError(f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example.")
+    if not isinstance(cfg.ckpt_path, str | None):
+        raise ValueError(f"ckpt_path={cfg.ckpt_path}: give one file, or null.")
+    if cfg.test:
+        for split in cfg.report.splits:
+            check_split(cfg, split)
+    if not cfg.train and cfg.ckpt_path is None and cfg.test:
+        log.warning("train=false without ckpt_path=: the untrained network is scored")
+
+
+def check_settings(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
+    """What all commands have in common."""
     _check_root(cfg)
-    if "data_dir" in cfg.data and not any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")):
+    has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
+    if needs_data and "data_dir" in cfg.data and not has_data:
         raise ValueError(NO_DATA)
-    if "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
+    if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         raise ValueError(NO_DATASET)
     _check_arguments(cfg, typed)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
@@ -95,13 +126,6 @@ def check(cfg: DictConfig, typed: list[str]) -> None:
         if is_given(cfg):
             raise ValueError(refusal)
     _check_monitor(cfg, {override.lstrip("+").partition("=")[0] for override in typed})
-    if not OmegaConf.is_list(cfg.report.splits):
-        raise ValueError(f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example.")
-    if cfg.test:
-        for split in cfg.report.splits:
-            _check_split(cfg, split)
-    if not cfg.train and cfg.ckpt_path is None and cfg.test:
-        log.warning("train=false without ckpt_path=: the untrained network is scored")
 
 
 def _check_root(cfg: DictConfig) -> None:
@@ -146,13 +170,14 @@ def _check_monitor(cfg: DictConfig, typed: set[str]) -> None:
         )
     if not cfg.monitor.startswith(("train/", "val/")):
         raise ValueError(f"monitor={cfg.monitor}: give the stage too, monitor=val/acc for example.")
-    if cfg.mode not in ("min", "max"):
+    if cfg.mode not in ("min", "max", *VIEWS):
         raise ValueError(f"mode={cfg.mode}: give min or max.")
 
 
-def _check_split(cfg: DictConfig, split: Any) -> None:
+def check_split(cfg: DictConfig, split: Any) -> None:
+    """Raises ValueError unless `split` is one, and something of it is scored."""
     if split not in SPLITS:
-        raise ValueError(f"report.splits has {split}: give some of {', '.join(SPLITS)}.")
+        raise ValueError(f"There is no split {split}: give some of {', '.join(SPLITS)}.")
     option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
     if cfg.trainer.get(option) == 0:
         raise ValueError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")

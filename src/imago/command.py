@@ -20,12 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check
-from imago.config import save_config, typed_overrides
+from imago.config import config_changes, save_config, typed_overrides
 from imago.logs import logging_to
-from imago.messages import message_of
+from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
 from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
+from imago.writing import write_json
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +69,25 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
             sys.exit(INTERRUPTED)
         except JobFailedError:
             sys.exit(1)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if asked_for_traceback:
                 raise
-            sys.exit(f"Error: {explained(error, config_name, sys.argv[1:])}")
-        except OSError as error:  # only Hydra's own work is not inside run_command
-            if asked_for_traceback:
-                raise
-            sys.exit(f"Error: the run folder cannot be made: {error}. Give another hydra.run.dir= or paths.log_dir=")
+            sys.exit(f"Error: {_in_words(error, config_name)}")
         finally:
             if asked_for_traceback is None:
                 del os.environ["HYDRA_FULL_ERROR"]
 
     return command
+
+
+def _in_words(error: Exception, config_name: str) -> str:
+    if raised_by_us(error):
+        return str(error)
+    if isinstance(error, OSError) and not isinstance(
+        error, HydraException
+    ):  # only Hydra's own work is not inside run_command
+        return f"the run folder cannot be made: {error}. Give another hydra.run.dir= or paths.log_dir="
+    return explained(error, config_name, sys.argv[1:])
 
 
 def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: bool = False) -> float | None:
@@ -121,6 +128,7 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
             log.debug("The run failed", exc_info=True)
             _give_up(run, "failed", message_of(error), 1)
         run.update(status="completed")
+        _report(run)
     return value
 
 
@@ -138,6 +146,7 @@ def _flags_first(words: list[str]) -> list[str]:
 
 def _describe(run: RunFolder, cfg: DictConfig) -> None:
     save_config(cfg, run.path)
+    write_json(run.path / "reports" / "changes.json", config_changes(cfg))
     run.sections["Run"] = {
         "name": cfg.name,
         "folder": run.path,
@@ -149,11 +158,20 @@ def _describe(run: RunFolder, cfg: DictConfig) -> None:
     log.debug("Command line: %s", " ".join(sys.argv))
 
 
+def _report(run: RunFolder) -> None:
+    """`report.html` of what was trained or scored, with how it ended."""
+    if any((run.path / name).is_file() for name in ("metrics.jsonl", "reports/data.json")):
+        from imago.run_report import refresh_report
+
+        refresh_report(run.path)
+
+
 def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
     log.info("The run folder is %s", run.path)
     log.error("%s", error)
     try:
         run.update(status=status, error=error)
+        _report(run)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)
     if status == "failed" and HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -2,14 +2,18 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 _HERE = Path(__file__).resolve().parent
@@ -38,7 +42,8 @@ class Root:
     deterministic: bool = False
     train: bool = True
     test: bool = True
-    ckpt_path: str | None = None
+    ckpt_path: Any = None  # ml-inference takes several
+    trusted_targets: list[str] = field(default_factory=list)
     monitor: str = "val/acc"
     mode: str = "max"
     optimized_metric: str = "val/acc"
@@ -56,10 +61,43 @@ class _KeptRoot(Root):
 
 
 @dataclass
+class EvalRoot(_KeptRoot):
+    """What `eval.yaml` has besides."""
+
+    split: Any = "test"
+    calibrate: bool = False
+    target_accuracy: float = 0.99
+    coverage: float = 0.9
+
+
+@dataclass
+class InferenceRoot(_KeptRoot):
+    """What `inference.yaml` has besides."""
+
+    source: Any = None
+    split: Any = "test"
+    weights: Any = None
+    tta: str = "none"
+    calibrated: bool = False
+    format: str = "csv"
+    rows: int = 10
+    gallery: bool = False
+
+
+@dataclass
+class ExportRoot(_KeptRoot):
+    """What `export.yaml` has besides."""
+
+    format: str = "safetensors"
+    output: str | None = None
+
+
+@dataclass
 class VisualiseRoot(_KeptRoot):
     """What `visualise.yaml` has besides."""
 
-    what: str = "tensorboard"
+    mode: str = "launch"
+    run: str = "latest"
     logdir: str = "logs"
     port: int = 6006
     samples: int = 8
@@ -122,6 +160,30 @@ def for_hydra(value: str) -> str:
     return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
 
 
+def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
+    """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
+    loader, name = GlobalHydra.instance().config_loader(), HydraConfig.get().job.config_name
+    try:
+        plain = loader.load_configuration(config_name=name, overrides=[], run_mode=RunMode.RUN)
+    except HydraException:  # a config of one's own that needs an override
+        return []
+    before, after = (dict(_leaves(OmegaConf.to_container(each, resolve=False))) for each in (plain, cfg))
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
+    return [
+        {"key": key, "default": before.get(key), "value": after.get(key)}
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, entry in value.items():
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
 def save_config(cfg: Any, folder: Path) -> None:
     """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
     hydra_files = folder / ".hydra"
@@ -148,6 +210,8 @@ def restore_config(folder: Path) -> DictConfig:
 def register() -> None:
     """Makes the root schema and the resolvers known to Hydra; may be called again."""
     ConfigStore.instance().store(name="root_schema", node=Root)
+    for name, schema in (("eval", EvalRoot), ("inference", InferenceRoot), ("export", ExportRoot)):
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema())
     ConfigStore.instance().store(name="visualise_schema", node=VisualiseRoot())
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("name_of_run", name_of_run, replace=True)

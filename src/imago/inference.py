@@ -1,40 +1,142 @@
-"""Write what a checkpoint predicts for each image of a split.
+"""Write what a checkpoint, or several, predict for each image.
 
-ml-inference ckpt_path=logs/train/runs/RUN/checkpoints/best.ckpt experiment=digits
+ml-inference ckpt_path=RUN source=PATH
+ml-inference ckpt_path=latest split=val
 """
 
-import hydra
-from omegaconf import DictConfig
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from imago.checks import check_scoring
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from imago.carried_config import starts_from_checkpoint
+from imago.checks import check_from_checkpoint, splits_of
 from imago.command import run_command, type_as_usual
 from imago.config import CONFIG_DIR
 from imago.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from imago.classifier import Classifier
+    from imago.data.images import Images
+
+TTA = ("none", "flip", "five_crop", "ten_crop")
+FORMATS = ("csv", "jsonl")
+OF_A_NETWORK = ("model", "data.image_size", "data.eval_transform")
+
 
 @type_as_usual
+@partial(starts_from_checkpoint, several=True)
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="inference")
 def main(cfg: DictConfig) -> float | None:
     """The command line of inference."""
-    return run_command(infer_from_config, cfg, check_scoring)
+    return run_command(infer_from_config, cfg, check_inference)
+
+
+def check_inference(cfg: DictConfig, typed: list[str]) -> None:
+    """Raises ValueError for settings that cannot work, or not together, before anything is made."""
+    check_from_checkpoint(cfg, typed, needs_data=cfg.source is None)
+    several = OmegaConf.is_list(cfg.ckpt_path)
+    if cfg.source is not None and any(word.startswith("split=") for word in typed):
+        raise ValueError(f"source={cfg.source} and split={cfg.split}: give one of them.")
+    if cfg.weights is not None:
+        if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
+            raise ValueError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
+        if not all(isinstance(each, int | float) and each >= 0 for each in cfg.weights) or not sum(cfg.weights):
+            raise ValueError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
+    if several and cfg.calibrated:
+        raise ValueError("calibrated=true is for one checkpoint: each has a calibration of its own.")
+    of_each = [word for word in typed if word.lstrip("+~").startswith(OF_A_NETWORK)]
+    if several and of_each:
+        raise ValueError(f"{of_each[0]}: networks and image sizes of an ensemble are those of their checkpoints.")
+    for option, choices in (("tta", TTA), ("format", FORMATS)):
+        if cfg[option] not in choices:
+            raise ValueError(f"{option}={cfg[option]}: give {', '.join(choices[:-1])} or {choices[-1]}.")
+    if cfg.calibrated and cfg.tta != "none":
+        raise ValueError("calibrated=true was fitted without test-time augmentation: type tta=none.")
+    if cfg.rows < 0:
+        raise ValueError(f"rows={cfg.rows}: give 0 or more.")
+    if cfg.source is None:
+        splits_of(cfg.split, cfg)
 
 
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Makes the objects, loads the checkpoint, and writes `predictions_<split>.csv` to the run folder."""
-    from imago.building import build_to_score
-    from imago.checkpoints import load_weights
-    from imago.reports import write_predictions
+    """Loads the checkpoints, predicts, and writes `predictions.csv` (of a split `predictions_<split>.csv`)."""
+    from imago.building import build_predictor
+    from imago.data.decode import BadImageError
+    from imago.predicting import predict
     from imago.results import show_predictions
-    from imago.scoring import score
 
-    data, model, trainer = build_to_score(cfg, run)
-    load_weights(model, data, cfg.ckpt_path)
-    for split in cfg.report.splits:
-        scored = score(trainer, model, data, split)
-        path = run.path / f"predictions_{split}.csv"
+    files = [Path(path) for path in (cfg.ckpt_path if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path])]
+    members = _members(cfg, files)
+    calibration = _calibration(files[0], members[0]) if cfg.calibrated else None
+    trainer = build_predictor(cfg, run)
+    bad: dict[str, str] = {}
+    for name, images in _images(cfg, members[0], files[0]).items():
+        loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
+        loading |= {"rank": run.rank, "processes": run.processes}
+        found = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
+        bad |= {path: reason for path, reason in zip(found.paths, found.bad, strict=True) if reason}
         if run.rank == 0:
-            write_predictions(scored, path)
-            show_predictions(scored, path)
+            path = run.path / f"{name}.{cfg.format}"
+            _write(found, path, calibration, images, cfg.gallery)
+            show_predictions(found, path, cfg.rows, calibration)
+    if bad:
+        run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
+        if cfg.data.on_bad_image == "error":
+            raise BadImageError(
+                f"{len(bad)} of the images could not be read; all others are predicted.\n  "
+                + "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
+                + "\nTo end with exit status 0 all the same, type data.on_bad_image=skip"
+            )
+
+
+def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
+    """The first by the composed config, on which typed settings are; others by their own."""
+    from imago.checkpoints import read_checkpoint
+    from imago.classifier import Classifier, of_checkpoint
+
+    if len(files) == 1:
+        return [Classifier.from_config(cfg, read_checkpoint(files[0]), files[0])]
+    members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
+    names = members[0].class_names
+    for file, member in zip(files, members, strict=True):
+        if member.class_names != names:
+            raise ValueError(
+                "The checkpoints of an ensemble have to know the same classes.\n"
+                f"  {files[0]}: {', '.join(names)}\n  {file}: {', '.join(member.class_names)}"
+            )
+    return members
+
+
+def _images(cfg: DictConfig, member: "Classifier", file: Path) -> "dict[str, Images]":
+    """Name of the file that is written, without its suffix -> images."""
+    from hydra.utils import instantiate
+
+    from imago.checkpoints import check_data
+    from imago.data.sources import read_source
+
+    if cfg.source is not None:
+        source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)
+        return {"predictions": read_source(source, member.class_names, member.channels)}
+    data = instantiate(cfg.data, _convert_="all")
+    check_data(member.checkpoint, data, file)
+    return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}
+
+
+def _calibration(file: Path, member: "Classifier") -> Any:
+    from imago.calibration import file_beside, read
+
+    return read(file_beside(file), member.checkpoint["timestamp"])
+
+
+def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
+    from imago.reports import prediction_rows, write_gallery, write_rows
+
+    write_rows(prediction_rows(found, calibration), path)
+    if gallery:
+        write_gallery(found, images, path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png"))
 
 
 if __name__ == "__main__":

@@ -170,7 +170,8 @@ class DictModule(LightningModule):
         batch = self(batch)
         losses = self.criterions(batch)
         self._losses(stage).update(losses, len(batch["label"]))
-        return batch | {"loss": losses["total"]}
+        each = {name: value.detach() for name, value in losses.items()}
+        return batch | {"loss": losses["total"], "losses": each}
 
     def _losses(self, stage: str) -> MeanLosses:
         return cast(MeanLosses, self.losses[f"{stage}_losses"])  # ModuleDict refuses the key "train"

@@ -1,5 +1,7 @@
 """Pictures of a run. Figures are made without pyplot: no window, no global state."""
 
+import base64
+import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,12 +17,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from imago.data.stages import Normalize
 from imago.randomness import keyed
 from imago.writing import replacing
 
 Picture = NDArray[np.uint8]
 MOST_NUMBERS = 20  # classes up to which each cell shows its number
+WRONG = "#b3261e"
 MOST_NAMES = 120  # classes up to which the axes show names
 
 
@@ -81,6 +83,57 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float, title: str) -> Figure:
+    """Accuracy against confidence, and how many images there are; `bins` as `metrics_<split>.json` has them."""
+    figure = Figure(figsize=(4.5, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    lows, widths = [each["low"] for each in bins], [each["high"] - each["low"] for each in bins]
+    upper.bar(lows, [each["accuracy"] for each in bins], widths, align="edge", edgecolor="white", label="accuracy")
+    upper.plot([0, 1], [0, 1], "k--", linewidth=1, label="as right as sure")
+    upper.plot(
+        [each["confidence"] for each in bins], [each["accuracy"] for each in bins], "o", markersize=4, color="C1"
+    )
+    upper.set(title=f"{title}: ECE {ece:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc="lower right")
+    lower.bar(lows, [each["n"] for each in bins], widths, align="edge", edgecolor="white", color="C7")
+    lower.set(xlabel="probability of the answer", ylabel="images")
+    return figure
+
+
+def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str, bool | None]], title: str) -> Figure:
+    """A contact sheet: pictures with captions below, which are red where an answer is known to be wrong."""
+    columns = min(max(len(pictures), 1), 8)
+    rows = max(math.ceil(len(pictures) / columns), 1)
+    height = 2.3 * rows + 0.4
+    figure = Figure(figsize=(max(1.7 * columns, 3.4), height))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.7 / height, top=1 - 0.45 / height, hspace=0.5)
+    figure.suptitle(title, fontsize=10)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, picture, (text, right) in zip(panels, pictures, captions, strict=False):
+        axes.imshow(picture)
+        colour = WRONG if right is False else "black"
+        axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=colour)
+    return figure
+
+
+def thumbnails_figure(noteworthy: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Figure:
+    """The mistakes and the unsure answers of `images_<split>.json`."""
+    entries = [*noteworthy["mistakes"], *noteworthy["unsure"]]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(each["image"].partition(",")[2]))) for each in entries]
+    captions = [
+        (
+            f"{shorten(Path(each['path']).name)}\n{shorten(each['label'])} taken for\n"
+            f"{shorten(each['prediction'])} {each['probability']:.1%}",
+            each["label"] == each["prediction"],
+        )
+        for each in entries
+    ]
+    what = f"{split}: the {len(noteworthy['mistakes'])} worst mistakes, then the least certain answers"
+    return gallery_figure(pictures, captions, what)
+
+
 def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) -> Figure:
     """Train images as they are, as they are scored, and as they are trained on in the first epochs.
 
@@ -116,9 +169,8 @@ def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any
     """The image after all stages, with its normalisation undone: float in [0, 1]."""
     batch = {"image": transform.image(pixels, size)[None], "index": torch.tensor([index]), "epoch": epoch}
     image = transform.batch(batch)["image"][0]
-    for step in transform.batch.steps.values():
-        if isinstance(step, Normalize):
-            image = image * torch.tensor(step.std).view(-1, 1, 1) + torch.tensor(step.mean).view(-1, 1, 1)
+    if (step := transform.normalisation) is not None:
+        image = image * torch.tensor(step.std).view(-1, 1, 1) + torch.tensor(step.mean).view(-1, 1, 1)
     return (image / 255 if image.dtype == torch.uint8 else image).clamp(0, 1)
 
 

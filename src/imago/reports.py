@@ -1,19 +1,40 @@
 """What is left of a score: tables, numbers and pictures in the run folder."""
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from imago.plots import confusion_matrix_figure, drawn, save, show_in_tensorboard
+from imago.calibration import Calibration
+from imago.data.images import Images
+from imago.data.module import ImageDataModule
+from imago.data.sources import UNKNOWN
+from imago.plots import (
+    confusion_matrix_figure,
+    drawn,
+    gallery_figure,
+    reliability_figure,
+    save,
+    shorten,
+    show_in_tensorboard,
+)
+from imago.predicting import Predictions
+from imago.provenance import environment
 from imago.scoring import Score
-from imago.writing import replacing, write_json, write_text
+from imago.thumbnails import noteworthy, samples, thumbnail
+from imago.writing import replacing, strict, write_json, write_text
+
+SHEET = 96  # images of a contact sheet
 
 
-def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: int, weights: str) -> None:
-    """Writes `reports/` and `plots/` of one score below `folder`, and shows them in TensorBoard.
+def write_reports(
+    score: Score, images: Images, folder: Path, loggers: Sequence[Logger], step: int, weights: str
+) -> None:
+    """Writes `reports/` and `plots/` of one score of `images` below `folder`, and shows them in TensorBoard.
 
     `weights` says in words which were scored.
     """
@@ -26,23 +47,125 @@ def write_reports(score: Score, folder: Path, loggers: Sequence[Logger], step: i
     write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
     write_json(reports / f"metrics_{split}.json", score.metrics)
     write_predictions(score, reports / f"predictions_{split}.csv")
+    scored = images if len(images) == len(score.paths) else images.select(score.indices)
+    write_json(reports / f"images_{split}.json", noteworthy(score, scored))
+    _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
     picture = drawn(confusion_matrix_figure(score.confusion, score.class_names, title))
     show_in_tensorboard(loggers, f"confusion_matrix/{split}", picture, step)
     save(picture, folder / "plots" / f"confusion_matrix_{split}.png")
+    picture = drawn(reliability_figure(score.metrics["reliability"], score.metrics["ece"], title))
+    show_in_tensorboard(loggers, f"reliability/{split}", picture, step)
+    save(picture, folder / "plots" / f"reliability_{split}.png")
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if not boards:
+        return
+    first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
+    sheet = drawn(gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images"))
+    show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
+    for logger in boards:
+        logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
+
+
+def write_facts(folder: Path, data: ImageDataModule) -> None:
+    """Writes what a report says of data and environment, before anything is trained."""
+    reports = folder / "reports"
+    write_json(reports / "data.json", data.facts | {"class_names": data.class_names, "notes": data.notes})
+    write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
+    write_json(reports / "environment.json", environment())
+
+
+def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fills TensorBoard's tab `hparams`: the settings beside the final `acc`, `f1` and `loss` of each split."""
+    final = {f"final/{split}_{name}": each[name] for split, each in metrics.items() for name in ("acc", "f1", "loss")}
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
+        if isinstance(logger, TensorBoardLogger) and final:
+            logger.log_hyperparams(dict(logger.hparams), final)
+
+
+def _write_confusion(score: Score, path: Path) -> None:
+    """Writes the counts: a row per true class, a column per predicted one."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *score.class_names])
+        writer.writerows([name, *row] for name, row in zip(score.class_names, score.confusion.tolist(), strict=True))
 
 
 def write_predictions(score: Score, path: Path) -> None:
-    """Writes a CSV with a row per image: label, prediction, loss and the probability of every class."""
-    probabilities = np.exp(score.log_probabilities)
-    names = np.array(score.class_names)
-    columns = ["index", "path", "label", "prediction", "correct", "loss", *(f"prob_{n}" for n in score.class_names)]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    """Writes a row per image: label, prediction, loss and the probability of every class."""
+    write_rows(prediction_rows(score), path)
+
+
+def prediction_rows(found: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
+    """A row per image, with plain values; None for what is not known.
+
+    Where images could not be read, each row has `error`; with a `calibration` the probabilities are calibrated, and
+    each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
+    """
+    log_probabilities = found.log_probabilities
+    extra: list[list[Any]] = []
+    if calibration is not None:
+        log_probabilities = calibration.apply(log_probabilities)
+        names = np.array(found.class_names)
+        sets = [" | ".join(names[row]) for row in calibration.sets(log_probabilities)]
+        extra = [calibration.accepts(log_probabilities).astype(int).tolist(), sets]
+    bad = found.bad if isinstance(found, Predictions) else []
+    columns = zip(found.paths, found.labels.tolist(), found.predictions.tolist(), strict=True)
+    for index, (path, label, prediction) in enumerate(columns):
+        reason = bad[index] if bad else ""
+        known = label != UNKNOWN
+        row = log_probabilities[index]
+        yield {
+            "index": index,
+            "path": path,
+            "label": found.class_names[label] if known else None,
+            "prediction": None if reason else found.class_names[prediction],
+            "correct": int(label == prediction) if known and not reason else None,
+            "loss": -float(row[label]) if known and not reason else None,
+            **{
+                f"prob_{name}": None if reason else value
+                for name, value in zip(found.class_names, np.exp(row).tolist(), strict=True)
+            },
+            **{
+                name: None if reason else column[index]
+                for name, column in zip(("accepted", "set"), extra, strict=False)
+            },
+            **({"error": reason or None} if any(bad) else {}),
+        }
+
+
+def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Writes a CSV, or JSON lines if `path` says `.jsonl`; None is an empty field, or null."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(strict(row), ensure_ascii=False) + "\n" for row in rows)
+            return
         writer = csv.writer(file)
-        writer.writerow(columns)
-        rows = zip(score.paths, score.labels, score.predictions, score.losses, probabilities, strict=True)
-        for index, (image, label, prediction, loss, row) in enumerate(rows):
-            correct = int(label == prediction)
-            writer.writerow([index, image, names[label], names[prediction], correct, float(loss), *row.tolist()])
+        for row in rows:
+            if row["index"] == 0:
+                writer.writerow(row)
+            writer.writerow(row.values())
+
+
+def captions(found: Score | Predictions) -> list[tuple[str, bool | None]]:
+    """Of each image: its name, prediction and probability in three lines, and whether that is right, if known."""
+    bad = found.bad if isinstance(found, Predictions) else [""] * len(found.paths)
+    texts: list[tuple[str, bool | None]] = []
+    best = np.exp(found.log_probabilities.max(axis=1)).tolist()
+    for path, label, prediction, probability, reason in zip(
+        found.paths, found.labels.tolist(), found.predictions.tolist(), best, bad, strict=True
+    ):
+        said = "unreadable" if reason else f"{shorten(found.class_names[prediction])}\n{probability:.1%}"
+        right = None if reason or label == UNKNOWN else label == prediction
+        texts.append((f"{shorten(Path(path).name)}\n{said}", right))
+    return texts
+
+
+def write_gallery(found: Predictions, images: Images, path: Path) -> None:
+    """Writes a contact sheet of the first images, with their names, predictions and probabilities."""
+    shown = min(len(images), SHEET)
+    title = f"{shown} images" if shown == len(images) else f"the first {shown} of {len(images)} images"
+    pictures = [thumbnail(images, index) for index in range(shown)]
+    save(drawn(gallery_figure(pictures, captions(found), title)), path)

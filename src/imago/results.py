@@ -1,56 +1,86 @@
 """What a person sees at the end of a run: scores beside the baseline, where things are, what to type next."""
 
 import logging
-import math
 import os
 import shlex
 import shutil
 import sys
+from itertools import islice
 from pathlib import Path
 
 from rich import get_console
 from rich.table import Table
+from rich.text import Text
 
-from imago.config import for_hydra, typed_overrides
+from imago.calibration import Calibration, in_words
+from imago.config import for_hydra
+from imago.predicting import Predictions
+from imago.reports import prediction_rows
 from imago.run_folder import RunFolder
 from imago.scoring import Score
 from imago.training import Result
 
 log = logging.getLogger(__name__)
 
-ONLY_FOR_TRAINING = ("ckpt_path", "name", "train", "test", "report.splits", "trainer.max_epochs")
 
-
-def show_results(result: Result, run: RunFolder, seed: int) -> None:
+def show_results(result: Result, run: RunFolder) -> None:
     """Prints the table, the run folder and the next commands; warns where the baseline is not beaten."""
     console = get_console()
     if result.scores:
         console.print(_table(result))
     for name, score in result.scores.items():
+        if "calibrated" in score.metrics:
+            console.print(f"{name}: {in_words(score.metrics['calibrated'])}", highlight=False)
+    for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     _warn_about_baseline(result.scores)
-    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {line}" for line in _next(result, run, seed))]
+    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {line}" for line in _next(result, run))]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def show_predictions(score: Score, path: Path, rows: int = 10) -> None:
-    """Prints the first rows, the accuracy, and where the file is."""
+def show_predictions(found: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
+    """Prints the first rows, the accuracy where labels are known, and where the file is."""
     console = get_console()
-    table = Table(title=f"Predictions for {score.split}, the first {min(rows, len(score.paths))} of {len(score.paths)}")
-    for column in ("path", "label", "prediction", "probability"):
-        table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
-    best = score.log_probabilities.max(axis=1)
-    for image, label, prediction, log_probability in zip(
-        score.paths, score.labels, score.predictions, best, strict=True
-    ):
-        if table.row_count == rows:
-            break
-        names = (score.class_names[label], score.class_names[prediction])
-        table.add_row(image, *names, f"{math.exp(log_probability):.4f}")
-    console.print(table)
-    console.print(f"accuracy {score.metrics['acc']:.4f}", highlight=False)
-    console.print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
+    if rows:
+        shown = list(islice(prediction_rows(found, calibration), rows))
+        table = Table(title=f"The first {len(shown)} of {len(found.paths)} predictions")
+        for column in ("path", "label", "prediction", "probability"):
+            table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
+        for row in shown:
+            said = row["prediction"] or "unreadable"
+            probability = "" if row["prediction"] is None else f"{row['prob_' + row['prediction']]:.4f}"
+            table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
+        console.print(table)
+    if found.accuracy is not None:
+        console.print(f"accuracy {found.accuracy:.4f}", highlight=False)
+    if calibration is not None:
+        accepted = calibration.accepts(calibration.apply(found.log_probabilities))[found.is_good]
+        console.print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)
+    show_written(path)
+
+
+def show_written(path: Path) -> None:
+    """Prints where something is."""
+    get_console().print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
+    """Prints what was fitted on val."""
+    before = val.metrics["ece"]
+    after = calibration.measured(val.log_probabilities, val.labels)
+    lines = [
+        f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f} "
+        f"(calibration error {before:.4f} -> {after['ece']:.4f})",
+        f"Threshold for {calibration.target_accuracy:.1%} right answers: {_or_none(calibration.threshold)}",
+    ]
+    for line in lines:
+        get_console().print(line, soft_wrap=True, highlight=False, markup=False)
+    show_written(path)
+
+
+def _or_none(threshold: float | None) -> str:
+    return f"{threshold:.4f}" if threshold is not None else "none reaches it"
 
 
 def _table(result: Result) -> Table:
@@ -74,16 +104,14 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
             log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
 
 
-def _next(result: Result, run: RunFolder, seed: int) -> list[str]:
+def _next(result: Result, run: RunFolder) -> list[str]:
     python, script = _interpreter(), Path(sys.argv[0])
     commands = []
     installed = script.name == "ml-train"
     if result.checkpoint is not None and (installed or script.name == "train.py"):
-        typed = [f"seed={seed}" if each.startswith("seed=") else each for each in typed_overrides()]  # null drew one
-        kept = [each for each in typed if each.lstrip("+~").partition("=")[0] not in ONLY_FOR_TRAINING]
-        words = [f"ckpt_path={for_hydra(_relative(result.checkpoint))}", *kept]
+        word = shlex.quote(f"ckpt_path={for_hydra(_relative(run.path))}")
         evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
-        commands.append(f"{evaluate} {shlex.join(words)}")
+        commands.append(f"{evaluate} {word}")
     if (run.path / "tensorboard").is_dir():
         commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
     return commands

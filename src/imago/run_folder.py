@@ -27,6 +27,9 @@ ORDER = (
 )
 
 
+LATEST = "latest"
+
+
 class RunFolderError(RuntimeError):
     """The folder cannot be used for this run."""
 
@@ -72,7 +75,7 @@ class RunFolder:
                     f"  ckpt_path={path}/checkpoints/last.ckpt\nor give another hydra.run.dir=, or remove the folder."
                 )
         run = cls(path)
-        run.update(status="running", started=_now(), pid=os.getpid(), host=socket.gethostname(), error=None)
+        run.update(status="running", started=now(), pid=os.getpid(), host=socket.gethostname(), error=None)
         return run
 
     def update(self, **status: Any) -> None:
@@ -80,7 +83,7 @@ class RunFolder:
         if self.rank:
             return
         self.status |= status
-        self.status["heartbeat"] = _now()
+        self.status["heartbeat"] = now()
         self._last_write = time.monotonic()
         write_json(self.path / "status.json", self.status)
         write_text(self.path / "summary.txt", self._summary())
@@ -101,6 +104,24 @@ class RunFolder:
         status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
         parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
         return "\n".join(_section(title, parts[title]) for title in sorted(parts, key=ORDER.index))
+
+
+def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
+    """The run folder that `given` stands for; `latest` is the newest in `log_dir` that has the file `holding`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if given != LATEST:
+        folder = Path(given).expanduser().absolute()
+        if not (folder / "status.json").is_file():
+            raise ValueError(f"{given} is no run folder: give one (it holds status.json), or the word latest.")
+        return folder
+    runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
+    trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
+    if not trained:
+        raise ValueError(f"latest: no run below {log_dir} has {holding}. Train first, or give a run folder.")
+    return max(trained, key=lambda run: (run / ".hydra" / "config.yaml").stat().st_mtime)  # written at its start
 
 
 def _section(title: str, lines: dict[str, Any]) -> str:
@@ -135,5 +156,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}  # a damaged status is that of a run which died
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, to the second, with its zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
+from imago.calibration import Calibration, expected_calibration_error, reliability
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
@@ -24,18 +25,21 @@ class Score:
     """What a network did on a split.
 
     `asked` is the split that was asked for, `split` the one that was scored (val where there is no test folder);
-    `baseline` is the accuracy of always answering with the most frequent class of train.
+    `baseline` is the accuracy of always answering with the most frequent class of train. With a `calibration`, the
+    metrics also say what it does here.
     """
 
     asked: str
     split: str
     class_names: list[str]
+    indices: list[int]
     paths: list[str]
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     log_probabilities: NDArray[np.float64]
     baseline: float
     extra: dict[str, Any]
+    calibration: Calibration | None = None
 
     @property
     def losses(self) -> NDArray[np.float64]:
@@ -66,6 +70,7 @@ class Score:
             "f1": float(f1),
             "cross_entropy": float(np.mean(self.losses)),
         }
+        bins = reliability(self.log_probabilities, self.labels)
         for name, value in own.items():
             if name in self.extra and abs(self.extra[name] - value) > 1e-4:
                 log.warning(
@@ -76,7 +81,10 @@ class Score:
             "n": len(self.labels),
             **self.extra,
             **own,
+            "ece": expected_calibration_error(bins),
             "baseline_acc": self.baseline,
+            **self._calibrated(),
+            "reliability": [asdict(each) for each in bins],
             "per_class": self._per_class(),
         }
 
@@ -91,6 +99,11 @@ class Score:
             zero_division=0,
             output_dict=as_dict,
         )
+
+    def _calibrated(self) -> dict[str, Any]:
+        if self.calibration is None:
+            return {}
+        return {"calibrated": self.calibration.measured(self.log_probabilities, self.labels)}
 
     @property
     def _present(self) -> list[int]:
@@ -108,7 +121,7 @@ class Score:
 
 def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str) -> Score:
     """Scores `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; other splits as predict."""
-    collector = _Collector()
+    collector = Collector()
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
     callbacks.append(collector)
     limit = trainer.limit_predict_batches
@@ -124,19 +137,21 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
         trainer.limit_predict_batches = limit
         callbacks.remove(collector)
     images = data.split(split)
-    index, prediction, logits = collector.rows()
-    assert len(set(index)) == len(index), "an image was scored twice"
+    rows = collector.rows()
+    index, logits = rows.index, rows.logits
+    _check_complete(trainer, split, index, len(images))
     log_probabilities = torch.log_softmax(logits.double(), dim=1)
     return Score(
         asked=split,
         split=data.scored_split(split),
         class_names=data.class_names,
+        indices=index,
         paths=[images.paths[i] for i in index],
         labels=np.array([images.labels[i] for i in index]),
-        predictions=prediction.numpy(),
+        predictions=rows.prediction.numpy(),
         log_probabilities=log_probabilities.numpy(),
         baseline=_majority_share(data.split("train").labels, [images.labels[i] for i in index]),
-        extra=_losses(model) | _callback_values(callbacks),
+        extra=rows.losses | _callback_values(callbacks),
     )
 
 
@@ -148,33 +163,52 @@ def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
         setattr(trainer, f"limit_{stage}_batches", 1)
 
 
-class _Collector(Callback):
-    """Keeps index, prediction and logits of every image that is scored."""
+def _check_complete(trainer: Trainer, split: str, index: list[int], images: int) -> None:
+    """Raises RuntimeError unless every image was scored, and once."""
+    limit = trainer.limit_test_batches if split == "test" else trainer.limit_predict_batches
+    whole = limit == 1.0 and isinstance(limit, float) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    if len(set(index)) != len(index) or (whole and len(index) != images):
+        raise RuntimeError(f"{len(index)} images were scored, {len(set(index))} different ones, of {images} in {split}")
+
+
+@dataclass
+class Rows:
+    """Of all images, in the order of their index; `losses` are means over them, `bad` says what could not be read."""
+
+    index: list[int]
+    prediction: torch.Tensor
+    logits: torch.Tensor
+    losses: dict[str, float]
+    bad: list[str]
+
+
+class Collector(Callback):
+    """Keeps index, prediction and logits of every image that is scored, and the losses of every batch."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[torch.Tensor, ...]] = []
+        self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[str]]] = []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.batches.append(tuple(outputs[key].cpu() for key in ("index", "prediction", "logits")))
+        index, prediction, logits = (outputs[key].cpu() for key in ("index", "prediction", "logits"))
+        losses = {name: float(value) for name, value in outputs["losses"].items()}
+        self.batches.append((index, prediction, logits, losses, outputs.get("bad") or [""] * len(index)))
 
     on_predict_batch_end = on_test_batch_end
 
-    def rows(self) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        """All images in the order of their index, those of the other processes too."""
+    def rows(self) -> Rows:
+        """Those of all processes, the same for any number of them."""
         batches = self.batches
         if torch.distributed.is_initialized():
             everywhere: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everywhere, batches)
             batches = [batch for process in everywhere for batch in process]
-        index, prediction, logits = (torch.cat(column) for column in zip(*batches, strict=True))
-        order = index.argsort()
-        return index[order].tolist(), prediction[order], logits[order]
-
-
-def _losses(model: DictModule) -> dict[str, float]:
-    return {name: float(value) for name, value in model.mean_losses("test").items()}
+        batches.sort(key=lambda batch: int(batch[0][0]))  # sums depend on their order
+        index, prediction, logits = (torch.cat(column) for column in list(zip(*batches, strict=True))[:3])
+        means = {name: sum(len(batch[0]) * batch[3][name] for batch in batches) / len(index) for name in batches[0][3]}
+        losses = {"loss" if name == "total" else f"loss/{name}": mean for name, mean in means.items()}
+        return Rows(index.tolist(), prediction, logits, losses, [reason for batch in batches for reason in batch[4]])
 
 
 def _callback_values(callbacks: Sequence[Callback]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
         result = train(data, model, trainer, run, cfg.monitor, cfg.mode, splits, cfg.ckpt_path)
     else:
         result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits)
-    show_results(result, run, cfg.seed)
+    show_results(result, run)
     return result.best_value
 
 

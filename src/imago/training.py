@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from imago.callbacks.run_record import RunRecord
-from imago.checkpoints import check_fits, load_weights, read_checkpoint
+from imago.calibration import Calibration
+from imago.callbacks.run_record import RunRecord, best_value
+from imago.checkpoints import Checkpoint, check_fits, load_weights, read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
-from imago.reports import write_reports
+from imago.reports import show_hyperparameters, write_reports
 from imago.run_folder import RunFolder
 from imago.scoring import Score, at_least_one_batch, score
 
@@ -59,10 +61,10 @@ def train(
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _say_why_it_ended(trainer, run, epochs_before)
-    best_value = _best_value(trainer, monitor, mode)
-    run.sections["Best"] = {monitor: best_value, "checkpoint": _best_checkpoint(trainer)}
+    best = _best_value(trainer, monitor, mode)
+    run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer)}
     result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
-    result.best_value = best_value
+    result.best_value = best
     return result
 
 
@@ -73,19 +75,30 @@ def evaluate(
     run: RunFolder,
     ckpt_path: str | Path | None,
     splits: list[str],
+    calibrate: Callable[[Score, Checkpoint], Calibration] | None = None,
 ) -> Result:
-    """Scores the weights of a checkpoint, or those that the model has, on `splits`."""
+    """Scores the weights of a checkpoint, or those that the model has, on `splits`.
+
+    `calibrate` is given the score of val, and the checkpoint, before.
+    """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
+    calibration = None
     if ckpt_path is not None:
-        load_weights(model, data, ckpt_path)
+        checkpoint = load_weights(model, data, ckpt_path)
+        if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
+            log.info("These data are not those that the checkpoint was trained with, or have changed since")
+        if calibrate is not None:
+            calibration = calibrate(score(trainer, model, data, "val"), checkpoint)
     elif splits:
         log.warning("There is no checkpoint: the weights are scored as they are")
     step = trainer.global_step
     for split in splits:
         log.info("Scoring %s: %d images", split, len(data.split(split)))
         result.scores[split] = score(trainer, model, data, split)
+        result.scores[split].calibration = calibration
         if trainer.is_global_zero:
-            write_reports(result.scores[split], run.path, trainer.loggers, step, result.weights)
+            write_reports(result.scores[split], data.split(split), run.path, trainer.loggers, step, result.weights)
+    show_hyperparameters(trainer.loggers, {name: each.metrics for name, each in result.scores.items()})
     for logger in trainer.loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
@@ -140,11 +153,8 @@ def _best_checkpoint(trainer: Trainer) -> Path | None:
 
 def _best_value(trainer: Trainer, monitor: str, mode: str) -> float | None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    records = [callback for callback in callbacks if isinstance(callback, RunRecord)]
-    values = [
-        row[monitor] for record in records for row in record.history if monitor in row and math.isfinite(row[monitor])
-    ]
-    if not values:
+    history = next(callback.history for callback in callbacks if isinstance(callback, RunRecord))
+    best = best_value(history, monitor, mode)
+    if best is None:
         log.warning("monitor=%s was never logged", monitor)
-        return None
-    return max(values) if mode == "max" else min(values)
+    return best

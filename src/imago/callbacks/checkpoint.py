@@ -1,15 +1,36 @@
-"""Checkpoints of a run."""
+"""How checkpoints of a run are written."""
 
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from imago.checkpoints import read_checkpoint
 from imago.writing import replacing
 
 log = logging.getLogger(__name__)
+
+
+class WholeFileCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a checkpoint is whole or the one before is still there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises OSError, with the free space, where the file cannot be written; the target is as it was."""
+        path = Path(path)
+        try:
+            # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -2,19 +2,22 @@
 
 import json
 import logging
+import math
 import platform
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, cast
 
 import torch
-import torchvision
 from lightning.pytorch import Callback, Trainer
 
-from imago import __version__
+from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
 from imago.plots import curves_figure, drawn, save
-from imago.run_folder import RunFolder
+from imago.provenance import git_state, versions
+from imago.run_folder import RunFolder, now
+from imago.run_report import refresh_report
 from imago.writing import strict, write_text
 
 log = logging.getLogger(__name__)
@@ -23,17 +26,22 @@ HEARTBEAT_SECONDS = 20
 
 
 class RunRecord(Callback):
-    """Writes `status.json`, `summary.txt`, `metrics.jsonl` and `plots/curves.png`; part of every run.
+    """Writes `status.json`, `summary.txt`, `metrics.jsonl`, `report.html` and `plots/curves.png`; part of every run.
 
-    `history` has a row per epoch with all logged metrics and "epoch"; it is in every checkpoint.
+    `history` has a row per epoch with all logged metrics and "epoch"; it is in every checkpoint, and so is `carried`:
+    plain types that say what ran.
     """
 
-    def __init__(self, run: RunFolder, monitor: str) -> None:
+    def __init__(self, run: RunFolder, monitor: str, mode: str, carried: Mapping[str, Any]) -> None:
         self.run = run
         self.monitor = monitor
+        self.mode = mode
+        self.carried = carried
+        self.clock = _Clock()
         self.history: list[dict[str, float]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.clock.start()
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         self.run.sections["Parameters"] = {
             "total": f"{sum(p.numel() for p in pl_module.parameters()):,}",
@@ -42,8 +50,21 @@ class RunRecord(Callback):
         self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
         self._write(trainer)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.clock.wait()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.compute()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.wait(images=len(batch["label"]))
         self._beat(trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.clock.other()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.clock.wait()
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         self._beat(trainer)
@@ -51,6 +72,7 @@ class RunRecord(Callback):
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.clock.other()
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
         self._write(trainer)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
@@ -65,18 +87,19 @@ class RunRecord(Callback):
             self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["imago"] = {
+            "schema": SCHEMA,
             "class_names": list(pl_module.class_names),
+            **self.carried,
             "history": [dict(row) for row in self.history],
             "monitor": self.monitor,
-            "timestamp": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "versions": {
-                "imago": __version__,
-                "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
-                "python": platform.python_version(),
-            },
-            "drawn_val": cast(ImageDataModule, trainer.datamodule).sets.drawn_val,  # type: ignore[attr-defined]
+            "best_value": best_value(self.history, self.monitor, self.mode),
+            "timestamp": now(),
+            "versions": versions(),
+            "git": dict(git_state()),
+            "data": data.facts,
+            "drawn_val": data.sets.drawn_val,
             "strategy": pl_module.strategy.state_dict(),
         }
 
@@ -97,7 +120,54 @@ class RunRecord(Callback):
         self.run.sections["Progress"] = {"epochs": f"{len(self.history)} of {epochs}", "steps": trainer.global_step}
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
-        self.run.update(epoch=len(self.history), step=trainer.global_step)
+        self.run.update(epoch=len(self.history), step=trainer.global_step, timing=self.clock.seconds())
+        refresh_report(self.run.path)
+
+
+class _Clock:
+    """Where the time of training goes: waiting for data, computing, and the rest.
+
+    On a GPU the computing of a step may be waited for in the next one.
+    """
+
+    def __init__(self) -> None:
+        self.spent = {"data": 0.0, "compute": 0.0, "other": 0.0}
+        self.images = 0
+        self._kind = "other"
+        self._since = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def wait(self, images: int = 0) -> None:
+        self.images += images
+        self._turn("data")
+
+    def compute(self) -> None:
+        self._turn("compute")
+
+    def other(self) -> None:
+        self._turn("other")
+
+    def seconds(self) -> dict[str, float]:
+        """By kind, and `images_per_second` of the train images in this process while training."""
+        self._turn(self._kind)
+        busy = self.spent["data"] + self.spent["compute"]
+        rates = {"images_per_second": round(self.images / busy, 1)} if self.images and busy else {}
+        return {kind: round(seconds, 3) for kind, seconds in self.spent.items()} | rates
+
+    def _turn(self, kind: str) -> None:
+        now = time.perf_counter()
+        self.spent[self._kind] += now - self._since if self._since else 0.0
+        self._kind, self._since = kind, now
+
+
+def best_value(history: Sequence[Mapping[str, float]], monitor: str, mode: str) -> float | None:
+    """The best finite value of `monitor` over the epochs; `mode` is max or min."""
+    values = [row[monitor] for row in history if monitor in row and math.isfinite(row[monitor])]
+    if not values:
+        return None
+    return max(values) if mode == "max" else min(values)
 
 
 def _is_shown(name: str) -> bool:

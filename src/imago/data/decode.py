@@ -27,7 +27,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
     try:
         with Image.open(source) as image:
             image.load()
-            return _pixels(_rgb(_upright(image)))
+            return upright_rgb(image)
     except FileNotFoundError:
         raise BadImageError(f"{name}: the file is gone") from None
     except Image.DecompressionBombError as error:
@@ -37,6 +37,11 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
         raise BadImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from error
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
         raise BadImageError(f"{name}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Tensor:
+    """The pixels of an opened image: uint8 (3, height, width); ValueError where it has none that can be shown."""
+    return _pixels(_rgb(_upright(image)))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -135,7 +135,7 @@ def _check_classes(
 ) -> None:
     if not class_names:
         hint = " The images stand in it directly: put those of each class into a folder of its own."
-        has_images = any(_is_image(p.name) for p in root.iterdir())
+        has_images = any(is_image(p.name) for p in root.iterdir())
         raise ValueError(f"{folders['train']} has no class folders.{hint if has_images else ''}")
     if len(class_names) == 1:
         raise ValueError(
@@ -156,9 +156,9 @@ def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> Folder
     for label, name in enumerate(tree.class_names):
         if name not in classes:
             continue
-        files = _files(classes[name])
-        images = [path for path in files if _is_image(path.name)]
-        tree.ignored.extend(str(path.relative_to(root)) for path in files if not _is_image(path.name))
+        files = files_below(classes[name])
+        images = [path for path in files if is_image(path.name)]
+        tree.ignored.extend(str(path.relative_to(root)) for path in files if not is_image(path.name))
         if not images:
             raise ValueError(
                 f"{classes[name]} has no images ({', '.join(SUFFIXES)}); it has {len(files)} other files. "
@@ -169,7 +169,7 @@ def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> Folder
     return FolderImages(root, paths, labels)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """All files below `folder`, sorted; hidden folders are left out, and links that lead back into the walk."""
     found: list[Path] = []
     seen: set[str] = set()
@@ -184,7 +184,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file of that name is taken for an image: by its suffix, and not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 

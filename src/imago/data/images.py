@@ -16,11 +16,13 @@ SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validati
 class Images(ABC):
     """The images of one split.
 
-    `paths` name them (relative to where they come from), `labels` are indices of the class names.
+    `paths` name them (relative to where they come from), `labels` are indices of the class names; `channels`
+    is 1 for grey images.
     """
 
     paths: Sequence[str]
     labels: Sequence[int]
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -16,26 +16,37 @@ Position = tuple[int, int]  # epoch, index
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of a split, each asked for as (epoch, index)."""
+    """The images of a split, each asked for as (epoch, index).
 
-    def __init__(self, images: Images, transform: ImageTransform, image_size: int, seed: int) -> None:
+    With `keep_bad`, one that cannot be read is black, and its `error` says why.
+    """
+
+    def __init__(
+        self, images: Images, transform: ImageTransform, image_size: int, seed: int, keep_bad: bool = False
+    ) -> None:
         self.images = images
         self.transform = transform
         self.image_size = image_size
         self.seed = seed
+        self.keep_bad = keep_bad
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, index = position
+        error = ""
         try:
             image = self.images.read(index)
-        except BadImageError as error:
-            return {"error": str(error)}  # an exception would come out of a worker as a traceback in words
+        except BadImageError as bad:
+            error = str(bad)
+            if not self.keep_bad:
+                return {"error": error}  # an exception would come out of a worker as a traceback in words
+            image = torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8)
         with keyed("augmentation", self.seed, epoch, index):
             image = self.transform.image(image, self.image_size)
-        return {"image": image, "label": self.images.labels[index], "index": index, "epoch": epoch}
+        sample = {"image": image, "label": self.images.labels[index], "index": index, "epoch": epoch}
+        return sample | ({"bad": error} if self.keep_bad else {})
 
 
 class TrainBatchSampler(Sampler[list[Position]]):
@@ -155,11 +166,15 @@ class Loader:
 
 
 def collate(samples: list[Batch]) -> Batch:
-    """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`."""
+    """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`.
+
+    Where bad images are kept, `bad` has a text for each image, empty for a good one.
+    """
     for sample in samples:
         if "error" in sample:
             return sample
-    return {
+    bad = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
+    return bad | {
         "image": torch.stack([sample["image"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples]),

@@ -5,11 +5,12 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError
@@ -84,6 +85,12 @@ class ImageDataModule(LightningDataModule):
         """Split -> number of images."""
         return {name: len(split) for name, split in self.sets.splits.items()}
 
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint and a report say of the data; plain types."""
+        counts = {name: class_counts(images, self.class_names) for name, images in self.sets.splits.items()}
+        return {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
+
     @property
     def notes(self) -> list[str]:
         """What a user should know about the data."""
@@ -127,10 +134,7 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
-        transform = self.train_transform if training else self.eval_transform
-        batch = transform.batch(batch)
-        # Lightning converts to the run's precision before this hook, when the pixels are still integers
-        return self.trainer.precision_plugin.convert_input(batch) if self.trainer is not None else batch
+        return to_network(batch, self.train_transform if training else self.eval_transform, self.trainer)
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders.values():
@@ -142,7 +146,7 @@ class ImageDataModule(LightningDataModule):
             self._loaders[name] = Loader(
                 ImageDataset(images, transform, self.image_size, self.seed),
                 sampler,
-                max(1, _usable_cores() // self.processes) if self.num_workers is None else self.num_workers,
+                workers(self.num_workers, self.processes),
                 self._epoch if name == "training" else int,
             )
         return self._loaders[name]
@@ -157,6 +161,18 @@ class ImageDataModule(LightningDataModule):
             log.debug("Class counts of %s: %s", split, class_counts(images, self.class_names))
         for note in self.notes:
             log.warning("%s", note)
+
+
+def to_network(batch: Batch, transform: ImageTransform, trainer: Trainer | None) -> Batch:
+    """The batch stage, and the precision of the run: Lightning converts before its hook for this, when the pixels are
+    still integers."""
+    batch = transform.batch(batch)
+    return trainer.precision_plugin.convert_input(batch) if trainer is not None else batch
+
+
+def workers(num_workers: int | None, processes: int) -> int:
+    """Loader workers for one of `processes`; None shares the cores out."""
+    return max(1, _usable_cores() // processes) if num_workers is None else num_workers
 
 
 def _usable_cores() -> int:

@@ -41,6 +41,11 @@ class ImageTransform:
         self.pixels = [step for step in (pixels or {}).values() if step is not None]
         self.batch = ComposeTransform(**(batch or {}))
 
+    @property
+    def normalisation(self) -> "Normalize | None":
+        """The step that normalises, if there is one."""
+        return next((step for step in self.batch.steps.values() if isinstance(step, Normalize)), None)
+
     def image(self, image: Tensor, size: int) -> Tensor:
         """Box and pixels of one uint8 (3, height, width) image: uint8 (3, size, size)."""
         box = self.box(image.shape[-2], image.shape[-1])

@@ -71,6 +71,7 @@ class MemoryImages(Images):
 
     def __init__(self, pixels: Tensor, paths: Sequence[str], labels: Sequence[int]) -> None:
         self.pixels = pixels
+        self.channels = pixels.shape[1]
         self.paths = paths
         self.labels = labels
 

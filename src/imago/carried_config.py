@@ -1,0 +1,217 @@
+"""The config that a checkpoint carries: written as text, read back as an option `from_checkpoint` of each group.
+
+So a command that starts from a checkpoint needs nothing else, and what is typed still wins: keys, and whole groups.
+"""
+
+import functools
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config import CONFIG_DIR, for_hydra
+from imago.run_folder import LATEST
+
+log = logging.getLogger(__name__)
+
+OPTION = "from_checkpoint"
+GROUPS = ("data", "model", "trainer", "strategy", "callbacks")
+ROOT_KEYS = ("seed", "deterministic", "monitor", "mode", "optimized_metric", "params")
+OF_THE_COMMAND = (
+    *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins", "profiler"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),
+)
+"""Options of the Trainer that belong to where and how much a command runs: a checkpoint carries none of them."""
+RESOLVERS = ("best_mode", "direction", "joined", "slug", "without_stage")
+"""Functions that a config may call wherever it is read: of their arguments alone."""
+SECRET = re.compile(r"(?i)token|secret|password|api_?key|credential")
+PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
+HARMLESS = re.compile(rf"\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
+WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
+FOR_TRAINING = ("train", "test", "report", "report.splits")
+MOST_TEXT = 2**20
+
+
+def carried(cfg: DictConfig) -> str:
+    """The YAML text that a checkpoint carries of `cfg`.
+
+    Interpolations are kept, so that overrides still reach what depends on them, but for those that read the
+    environment or call functions of your own: these become their values (secrets become null). Paths that exist become
+    absolute.
+    """
+    content: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
+    kept = {key: content[key] for key in (*GROUPS, *ROOT_KEYS) if content.get(key) is not None}
+    kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in OF_THE_COMMAND}
+    return OmegaConf.to_yaml(OmegaConf.create(_portable(cfg, kept, "")))
+
+
+def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _portable(cfg, entry, f"{key}.{name}" if key else str(name)) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_portable(cfg, entry, f"{key}[{index}]") for index, entry in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    name = key.rpartition(".")[2].partition("[")[0]
+    if name == "_target_":
+        return OmegaConf.select(cfg, key)
+    if _unknown_call(value) is not None:
+        if SECRET.search(value) or SECRET.search(name):
+            log.warning("%s is a secret: checkpoints carry null instead", key)
+            return None
+        return OmegaConf.select(cfg, key)
+    is_path = (key.startswith("data.") and PATHS.search(name)) or (key.startswith("params.") and "/" in value)
+    if is_path and "${" not in value and not Path(value).is_absolute() and Path(value).exists():
+        return str(Path(value).absolute())
+    return value
+
+
+def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
+    """The content of such a text, which may come from a stranger; nothing is resolved yet.
+
+    Raises:
+        ValueError: It is no config, has keys that no checkpoint carries, or calls functions.
+    """
+
+    def refuse(why: str) -> ValueError:
+        return ValueError(f"ckpt_path={path}: the config in it {why}. Nothing of it was used.")
+
+    if not isinstance(text, str) or len(text) > MOST_TEXT:
+        raise refuse("is no text, or too long")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few lines may unfold to gigabytes
+            raise refuse("has YAML aliases")
+        config = OmegaConf.create(text)
+        content = OmegaConf.to_container(config, resolve=False)
+    except yaml.YAMLError as error:
+        raise refuse(f"cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise refuse("has no keys")
+    if foreign := sorted(str(key) for key in content if key not in (*GROUPS, *ROOT_KEYS)):
+        raise refuse(f"has {', '.join(foreign)}, which no checkpoint carries")
+    for key, value in _texts(content):
+        if (call := _unknown_call(value)) is not None:
+            raise refuse(f"calls {call} ({key})")
+        if key.endswith("_target_") and "${" in value:
+            raise refuse(f"computes a name to import, {value} ({key})")
+    return cast(dict[str, Any], content)
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _texts(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _texts(entry, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _unknown_call(text: str) -> str | None:
+    """The first interpolation in `text` that is more than the name of a setting or one of `RESOLVERS`."""
+    for found in re.finditer(r"\$\{", text):
+        if HARMLESS.match(text, found.start()) is None:
+            return text[found.start() : found.start() + 40]
+    return None
+
+
+def offer(content: dict[str, Any]) -> None:
+    """Makes what a checkpoint carries the option `from_checkpoint` of each group, and of the root."""
+    store = ConfigStore.instance()
+    for group in GROUPS:
+        store.store(group=group, name=OPTION, node=OmegaConf.create(content.get(group) or {}))
+    here = cast(DictConfig, OmegaConf.load(Path(CONFIG_DIR, "trainer", "default.yaml")))
+    trainer = OmegaConf.create(content.get("trainer") or {})
+    for option in OF_THE_COMMAND:
+        if option in here:
+            trainer[option] = here[option]
+    store.store(group="trainer", name=OPTION, node=trainer)
+    store.store(name=OPTION, node=OmegaConf.create({key: content[key] for key in ROOT_KEYS if key in content}))
+
+
+def without_pretrained(model: DictConfig) -> None:
+    """Leaves the pretrained weights of a `model` node out: those of a checkpoint follow."""
+    if model.get("net") is not None and "weights" in model.net:
+        model.net.weights = None
+
+
+def starts_from_checkpoint(main: Callable[[], Any], several: bool = False) -> Callable[[], Any]:
+    """Finds the checkpoint that `ckpt_path=` names before Hydra composes, and offers the config in it.
+
+    With `several`, a list of them may be typed; the first one's config is offered.
+    """
+
+    @functools.wraps(main)
+    def command() -> Any:
+        sys.argv[1:] = _prepared(sys.argv[1:], several)
+        return main()
+
+    return command
+
+
+def _prepared(words: list[str], several: bool) -> list[str]:
+    """The command line with the files that `ckpt_path=` stands for.
+
+    Raises:
+        ValueError: There is no `ckpt_path=`, or nothing that can be read.
+    """
+    offer({})
+    at = next((i for i, word in enumerate(words) if word.lstrip("+").partition("=")[0] == "ckpt_path"), None)
+    if at is None:
+        if any(word.split("=")[0] in WITHOUT_CHECKPOINT for word in words):
+            return words
+        raise ValueError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
+    for word in words:
+        if word.lstrip("+~").partition("=")[0] in FOR_TRAINING:
+            raise ValueError(f"{word} is for training: to choose what is scored, type split=test or split=[train,val].")
+    override = OverridesParser.create().parse_overrides([words[at]])[0]
+    if override.is_sweep_override():
+        raise ValueError(
+            f"{words[at]}: a sweep over checkpoints is several commands, one for each. "
+            "ml-inference takes several as an ensemble: 'ckpt_path=[A,B]'"
+        )
+    value = override.value()
+    if isinstance(value, list) and not several:
+        raise ValueError(f"{words[at]}: give one checkpoint. ml-inference takes several, as an ensemble.")
+    given = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+    if value in (None, []) or "" in given:
+        raise ValueError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
+
+    from imago.checkpoints import find_checkpoint, read_checkpoint
+
+    log_dir = _log_dir(words) if LATEST in given else Path()
+    files = [find_checkpoint(each, log_dir) for each in given]
+    if LATEST in given:
+        print(f"ckpt_path=latest: {files[given.index(LATEST)]}")
+    offer(read_carried(read_checkpoint(files[0], mmap=True)["imago"].get("config"), files[0]))
+    quoted = [for_hydra(str(file)) for file in files]
+    word = f"ckpt_path=[{','.join(quoted)}]" if isinstance(value, list) else f"ckpt_path={quoted[0]}"
+    return [*words[:at], word, *words[at + 1 :]]
+
+
+def _log_dir(words: list[str]) -> Path:
+    """Where runs are, by what was typed and this machine's own settings."""
+    typed = [word for word in words if _is_path_override(word)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return Path(compose("train", typed).paths.log_dir).expanduser()
+
+
+def _is_path_override(word: str) -> bool:
+    try:
+        override: Override = OverridesParser.create().parse_overrides([word])[0]
+    except HydraException:
+        return False
+    return override.get_key_element().lstrip("+~").startswith("paths") and not override.is_sweep_override()

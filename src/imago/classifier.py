@@ -1,0 +1,160 @@
+"""A trained network with everything that it needs to look at an image, from its checkpoint alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from imago.allow_list import check_targets
+from imago.carried_config import read_carried, without_pretrained
+from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
+from imago.config import PROJECT_ROOT
+from imago.data.decode import read_image, upright_rgb
+from imago.data.stages import ImageTransform
+from imago.module import DictModule
+
+Picture = str | Path | Image.Image | Tensor | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely class, its probability, and that of every class."""
+
+    class_name: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Classifier:
+    """What `imago.load_classifier` returns.
+
+    Args:
+        model: The network, with its weights.
+        transform: What is done to an image before.
+        image_size: Side of the square that the network sees, in pixels.
+        checkpoint: What the checkpoint says of its run (its entry `imago`).
+    """
+
+    def __init__(
+        self, model: DictModule, transform: ImageTransform, image_size: int, checkpoint: dict[str, Any]
+    ) -> None:
+        self.model = model.eval()
+        self.transform = transform
+        self.image_size = image_size
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> "Classifier":
+        """Makes the objects of `model`, `data.eval_transform` and `data.image_size`, and loads the weights.
+
+        Raises:
+            ValueError: The weights are those of another network.
+        """
+        without_pretrained(cfg.model)
+        told = checkpoint["imago"]
+        model: DictModule = instantiate(cfg.model, class_names=told["class_names"], _convert_="all")
+        check_weights(checkpoint, model, path)
+        model.load_state_dict(checkpoint["state_dict"])
+        transform: ImageTransform = instantiate(cfg.data.eval_transform, _convert_="all")
+        return cls(model, transform, cfg.data.image_size, told)
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the network's outputs."""
+        return list(self.model.class_names)
+
+    @property
+    def channels(self) -> int:
+        """3, or 1 for a network of grey images."""
+        normalise = self.transform.normalisation
+        return 3 if normalise is None else len(normalise.mean)
+
+    def predict(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
+        """One prediction per image, in their order.
+
+        Args:
+            images: One or several of: a path, a PIL image, a uint8 tensor (3, height, width), a uint8 array
+                (height, width, 3).
+            batch_size: Images that the network sees at once.
+
+        Raises:
+            BadImageError: A file cannot be used as an image.
+        """
+        several: Sequence[Any] = [images] if isinstance(images, str | Path | Image.Image) or _is_one(images) else images  # type: ignore
+        rows: list[Tensor] = []
+        for first in range(0, len(several), batch_size):
+            rows += self._probabilities([self._pixels(image) for image in several[first : first + batch_size]])
+        return [self._prediction(row) for row in rows]
+
+    @torch.inference_mode()
+    def _probabilities(self, pixels: list[Tensor]) -> Tensor:
+        batch: dict[str, Any] = {
+            "image": torch.stack([self.transform.image(each, self.image_size) for each in pixels]),
+            "label": torch.zeros(len(pixels), dtype=torch.long),
+            "index": torch.arange(len(pixels)),
+            "epoch": 0,
+        }
+        device = self.model.device
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        return self.model(self.transform.batch(batch))["logits"].double().softmax(dim=1).cpu()
+
+    def _prediction(self, row: Tensor) -> Prediction:
+        best = int(row.argmax())
+        names = self.class_names
+        return Prediction(names[best], float(row[best]), dict(zip(names, row.tolist(), strict=True)))
+
+    def _pixels(self, image: Picture) -> Tensor:
+        """uint8 (channels, height, width)."""
+        if isinstance(image, str | Path):
+            pixels = read_image(image)
+        elif isinstance(image, Image.Image):
+            pixels = upright_rgb(image)
+        else:
+            pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+            raise ValueError(
+                f"An image of type {pixels.dtype} and shape {tuple(pixels.shape)}: give uint8, (3, height, width) as a "
+                "tensor or (height, width, 3) as an array."
+            )
+        if self.channels == 1:
+            return F.rgb_to_grayscale(pixels) if pixels.shape[0] == 3 else pixels
+        return pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels
+
+
+def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = ()) -> Classifier:
+    """The classifier in a checkpoint; nothing in the file is executed, and only what is known to be harmless is made.
+
+    Args:
+        path: A checkpoint, a run folder (its best one), or `latest` (of the runs in logs/).
+        device: Where it runs: `cpu`, `cuda`, …
+        trusted_targets: Beginnings of names of your own code that the checkpoint's config may make, `["my_net."]`.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is no checkpoint, or its config makes something else.
+    """
+    file = find_checkpoint(str(path), PROJECT_ROOT / "logs")
+    classifier = of_checkpoint(file, trusted_targets)
+    classifier.model.to(device)
+    return classifier
+
+
+def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
+    """The classifier by the checkpoint's own config."""
+    checkpoint = read_checkpoint(file)
+    cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file))
+    check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
+    return Classifier.from_config(cfg, checkpoint, file)
+
+
+def _is_one(images: Any) -> bool:
+    return isinstance(images, Tensor | np.ndarray) and images.ndim == 3

@@ -1,0 +1,95 @@
+"""Images to predict, wherever they stand: a file, a folder, a glob, a list, labelled or not."""
+
+import csv
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from imago.data.decode import read_image
+from imago.data.folders import SUFFIXES, files_below, is_image
+from imago.data.images import Images
+
+UNKNOWN = -1
+
+
+class SourceImages(Images):
+    """Image files; `known` holds the label of each, `UNKNOWN` where there is none, and `labels` 0 in its place."""
+
+    def __init__(self, files: Sequence[Path], paths: Sequence[str], known: Sequence[int], channels: int = 3) -> None:
+        self.files = files
+        self.paths = paths
+        self.known = known
+        self.labels = [max(label, 0) for label in known]  # losses are computed, and left out
+        self.channels = channels
+
+    def read(self, index: int) -> Tensor:
+        image = read_image(self.files[index])
+        return F.rgb_to_grayscale(image) if self.channels == 1 else image
+
+    def select(self, indices: Sequence[int]) -> "SourceImages":
+        files, paths, known = ([column[i] for i in indices] for column in (self.files, self.paths, self.known))
+        return SourceImages(files, paths, known, self.channels)  # type: ignore[arg-type]
+
+
+def read_source(source: str | Sequence[str], class_names: Sequence[str], channels: int = 3) -> SourceImages:
+    """The images that `source` stands for; files that are named are taken whatever their suffix.
+
+    Below a folder, and in a CSV with a column `label`, an image whose (nearest) folder or label is a class has that
+    label.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It has no images, or is a URL.
+    """
+    if not isinstance(source, str):
+        parts = [read_source(each, class_names, channels) for each in source]
+        if not parts:
+            raise ValueError("source=[] has no images.")
+        files, paths, known = (
+            [entry for part in parts for entry in getattr(part, name)] for name in ("files", "paths", "known")
+        )
+        return SourceImages(files, paths, known, channels)
+    if re.match(r"\w+://", source):
+        raise ValueError(f"source={source} is a URL: fetch it first, and give the file.")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = [file for file in files_below(path) if is_image(file.name)]
+        known = [_label(file.relative_to(path).parts[:-1], class_names) for file in files]
+        if not files:
+            raise ValueError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
+        return SourceImages(files, [file.relative_to(path).as_posix() for file in files], known, channels)
+    if path.is_file():
+        if path.suffix.lower() in (".txt", ".csv"):
+            return _list(path, class_names, channels)
+        return SourceImages([path], [path.name], [UNKNOWN], channels)
+    if glob.has_magic(source):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [file for file in found if file.is_file() and is_image(file.name)]
+        if not files:
+            raise ValueError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
+        return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
+    raise FileNotFoundError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
+
+
+def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
+    return next((class_names.index(name) for name in reversed(folders) if name in class_names), UNKNOWN)
+
+
+def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
+    """A path per line, or a CSV with a column `path` and perhaps `label`; paths are relative to the list."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        if file.suffix.lower() == ".txt":
+            rows = [(line.strip(), "") for line in lines if line.strip()]
+        else:
+            table = csv.DictReader(lines)
+            if "path" not in (table.fieldnames or []):
+                raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
+            rows = [(row["path"], row.get("label") or "") for row in table]
+    if not rows:
+        raise ValueError(f"source={file} names no images.")
+    known = [_label([label], class_names) for _, label in rows]
+    return SourceImages([file.parent / path for path, _ in rows], [path for path, _ in rows], known, channels)

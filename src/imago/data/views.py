@@ -1,0 +1,59 @@
+"""Views of an image for test-time augmentation: the mean of what a network says of them is often a little better."""
+
+import copy
+
+from torch import nn
+
+from imago.data.stages import Box, CenterBox, ImageTransform
+from imago.transforms import Batch, ComposeTransform
+
+CROP = 0.875
+"""Greatest side of the crops in the corners, as a share of the shorter side; of 224 from 256 pixels, as usual."""
+
+
+class CornerBox:
+    """A square in a corner of the image; `share` as in CenterBox."""
+
+    def __init__(self, share: float, bottom: bool, right: bool) -> None:
+        self.share = share
+        self.bottom = bottom
+        self.right = right
+
+    def __call__(self, height: int, width: int) -> Box:
+        side = max(1, round(self.share * min(height, width)))
+        return Box((height - side) * self.bottom, (width - side) * self.right, side, side)
+
+
+class Mirror(nn.Module):
+    """Every image of the batch, left and right exchanged."""
+
+    def forward(self, batch: Batch) -> Batch:
+        return {"image": batch["image"].flip(-1)}
+
+
+def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
+    """The transforms of `none` (1), `flip` (2), `five_crop` (5: the middle and the corners) or `ten_crop` (10).
+
+    Raises:
+        ValueError: Crops were asked for, and the box is not one in the middle.
+    """
+    found = [transform]
+    if tta in ("five_crop", "ten_crop"):
+        if not isinstance(transform.box, CenterBox):
+            raise ValueError(
+                f"tta={tta} needs imago.data.stages.CenterBox as data.eval_transform.box, this is a "
+                f"{type(transform.box).__name__}: type tta=flip"
+            )
+        share = min(transform.box.share, CROP)
+        for bottom, right in ((False, False), (False, True), (True, False), (True, True)):
+            found.append(copy.copy(transform))
+            found[-1].box = CornerBox(share, bottom, right)
+    if tta in ("flip", "ten_crop"):
+        found += [_mirrored(view) for view in found]
+    return found
+
+
+def _mirrored(transform: ImageTransform) -> ImageTransform:
+    mirrored = copy.copy(transform)
+    mirrored.batch = ComposeTransform(mirror=Mirror(), **transform.batch.steps)
+    return mirrored

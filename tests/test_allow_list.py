@@ -1,0 +1,270 @@
+"""Checkpoints from strangers: nothing in them is executed, and what was refused is named."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import imago
+from imago.allow_list import check_targets
+from imago.carried_config import GROUPS, read_carried
+from imago.checkpoints import read_checkpoint
+
+MARK = "executed"
+CODE = f"open('{MARK}', 'w').close()"
+CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("os.system", (f"touch {MARK}",)),
+    ("posix.system", (f"touch {MARK}",)),
+    ("os.popen", (f"touch {MARK}",)),
+    ("os.mkdir", (MARK,)),
+    ("os.rename", ("kept", MARK)),
+    ("os.remove", ("kept",)),
+    ("subprocess.Popen", (["touch", MARK],)),
+    ("subprocess.check_output", (["touch", MARK],)),
+    ("builtins.eval", (CODE,)),
+    ("builtins.exec", (CODE,)),
+    ("builtins.open", (MARK, "w")),
+    ("builtins.__import__", ("antigravity",)),
+    ("builtins.getattr", ("", "join")),
+    ("io.open", (MARK, "w")),
+    ("pathlib.Path", (MARK,)),
+    ("shutil.copy", ("kept", MARK)),
+    ("shutil.rmtree", ("kept",)),
+    ("importlib.import_module", ("this",)),
+    ("runpy.run_path", ("kept",)),
+    ("pty.spawn", (["touch", MARK],)),
+    ("timeit.timeit", (CODE,)),
+    ("code.interact", ()),
+    ("types.FunctionType", ()),
+    ("marshal.loads", (b"",)),
+    ("pickle.loads", (pickle.dumps(1),)),
+    ("functools.partial", (print,)),
+    ("operator.methodcaller", ("unlink",)),
+    ("logging.config.dictConfig", ({},)),
+    ("torch.load", ("kept",)),
+    ("torch.hub.load", ("kept",)),
+    ("torch.jit.load", ("kept",)),
+    ("torch.storage._load_from_bytes", (b"",)),
+    ("torch.utils.collect_env.run", (f"touch {MARK}",)),
+    ("numpy.load", ("kept",)),
+    ("hydra.utils.instantiate", ({"_target_": "os.system"},)),
+    ("imago.checkpoints.read_checkpoint", ("kept",)),
+]
+
+
+@pytest.fixture(autouse=True)
+def guarded(tmp_path, monkeypatch):
+    """Wherever a call would leave its mark, it is looked for afterwards."""
+    monkeypatch.chdir(tmp_path)
+    Path("kept").write_text("")
+    yield
+    assert not Path(MARK).exists()
+    assert Path("kept").exists()
+
+
+def calling(name: str, arguments: tuple[Any, ...]) -> bytes:
+    """A pickle that calls `name` when it is loaded."""
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode().join([b"\x80\x02", pickle.dumps(arguments, 2)[2:-1]]) + b"R."
+
+
+def in_checkpoint(pickled: bytes) -> bytes:
+    """A checkpoint of torch whose content is `pickled`."""
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {}, "imago": {}}, buffer)
+    rewritten = io.BytesIO()
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(rewritten, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
+    return rewritten.getvalue()
+
+
+def test_the_corpus_is_not_tame():
+    assert len(CALLS) >= 25
+    pickle.loads(calling("os.system", (f"touch {MARK}",)))
+    assert Path(MARK).exists()
+    Path(MARK).unlink()
+
+
+@pytest.mark.parametrize("container", [in_checkpoint, bytes], ids=["zip", "bare"])
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[name for name, _ in CALLS])
+def test_a_pickle_that_calls_is_refused_by_name(name, arguments, container, monkeypatch):
+    arguments = () if name == "functools.partial" else arguments
+    Path("evil.ckpt").write_bytes(container(calling(name, arguments)))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(
+        ValueError, match=name.removeprefix("builtins.") if container is in_checkpoint else "evil.ckpt"
+    ) as refused:
+        read_checkpoint("evil.ckpt")
+    assert "of Imago" in str(refused.value)
+
+
+def test_other_shapes_of_malice_are_refused():
+    reduced = b"\x80\x02}q\x00X\x05\x00\x00\x00imago" + calling("os.system", ("true",))[2:-1] + b"s."
+    by_stack = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."
+    built = b"\x80\x02ctorch.nn.modules.linear\nLinear\n)\x81}b."
+    instance = b"(S'true'\nios\nsystem\n."
+    for number, pickled in enumerate((reduced, by_stack, built, instance)):
+        Path(f"{number}.ckpt").write_bytes(in_checkpoint(pickled))
+        with pytest.raises(ValueError, match="of Imago"):
+            read_checkpoint(f"{number}.ckpt")
+
+
+GADGETS: list[tuple[str, Any]] = [
+    *((name, {"_args_": list(map(str, arguments))}) for name, arguments in CALLS[:12]),
+    ("torch.utils.collect_env.run", {"command": f"touch {MARK}"}),
+    ("setuptools._distutils.spawn.spawn", {"cmd": ["touch", MARK]}),
+    ("asyncio.create_subprocess_shell", {"cmd": f"touch {MARK}"}),
+    ("torch.hub.load", {"repo_or_dir": ".", "source": "local", "model": "x"}),
+    ("numpy.load", {"file": "kept", "allow_pickle": True}),
+    ("pathlib.Path.unlink", {"_args_": ["kept"]}),
+    ("open", {"_args_": [MARK, "w"]}),
+    ("torchvision.io.write_file", {"filename": MARK, "data": [1]}),
+    ("torch.nn.modules.module.torch.load", {"f": "kept", "weights_only": False}),
+    ("torch.nn.modules.module.torch.hub.load", {"repo_or_dir": "."}),
+    ("torchvision.models.resnet.torch.load", {"f": "kept"}),
+    ("torchvision.transforms.transforms.torch.load", {"f": "kept"}),
+    ("torchmetrics.utilities.imports.os.system", {"_args_": [f"touch {MARK}"]}),
+    ("lightning.pytorch.callbacks.model_checkpoint.os.system", {"_args_": [f"touch {MARK}"]}),
+    ("lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree", {"path": "kept"}),
+    ("imago.transforms.nn.modules.module.torch.load", {"f": "kept"}),
+    ("imago.backbones.read_weights", {"path": "kept"}),
+    ("imago.writing.write_text", {"path": MARK, "text": ""}),
+    ("torch.optim.optimizer.torch.load", {"f": "kept"}),
+    ("torch.nn.utils.stateless.torch.load", {"f": "kept"}),
+    ("torchvision.datasets.utils.download_and_extract_archive", {"url": "https://example.org/x.zip"}),
+    ("torchvision.datasets.ImageFolder", {"root": "."}),
+    ("torchvision.datasets.folder.os.system", {"_args_": [f"touch {MARK}"]}),
+    ("lightning.pytorch.callbacks.OnExceptionCheckpoint", {"dirpath": "/tmp/elsewhere"}),
+    ("imago.callbacks.checkpoint.RunCheckpoint", {"dirpath": "/tmp/elsewhere"}),
+    ("lightning.pytorch.Trainer", {"default_root_dir": "/tmp/elsewhere"}),
+    ("imago.data.hymenoptera.hymenoptera", {"root": ".", "url": "https://example.org/x.zip", "sha256": "0"}),
+    ("datasets.load_dataset", {"path": "pandas", "data_files": "kept"}),
+    ("datasets.load_dataset", {"path": "a_stranger/data"}),
+    ("datasets.load_dataset", {"path": "imagefolder", "trust_remote_code": True}),
+    ("hydra.utils.get_method", {"path": "os.system"}),
+    ("hydra._internal.instantiate._instantiate2.instantiate", {"config": {"_target_": "os.system"}}),
+    ("omegaconf.OmegaConf.save", {"config": {}, "f": MARK}),
+    ("torch.jit.load", {"f": "kept"}),
+    ("torch.package.PackageImporter", {"file_or_buffer": "kept"}),
+    ("torch.__builtins__.eval", {"_args_": [CODE]}),
+    ("imago.__dict__.x", {}),
+    ("my_net.Net", {}),
+]
+
+
+@pytest.mark.parametrize("place", ["data", "model.net", "callbacks.mine", "model.criterions.list"])
+@pytest.mark.parametrize(("name", "arguments"), GADGETS, ids=[name for name, _ in GADGETS])
+def test_a_config_that_makes_something_else_is_refused_by_name(name, arguments, place):
+    node: Any = {"_target_": name, **arguments}
+    if place.endswith("list"):
+        node = [{"deep": node}]
+    content: dict[str, Any] = {}
+    *parents, last = place.split(".")
+    inner = content
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[last] = node
+    cfg = OmegaConf.create(read_carried(yaml.dump(content), "stranger.ckpt"))
+    with pytest.raises(ValueError, match="none may. It was not run") as refused:
+        check_targets(cfg, GROUPS, trusted=[])
+    assert name in str(refused.value)
+    assert place.removesuffix(".list") in str(refused.value)
+
+
+def test_the_gadgets_are_not_tame():
+    assert len(GADGETS) >= 25
+    instantiate({"_target_": "torch.utils.collect_env.run", "command": f"touch {MARK}"})
+    assert Path(MARK).exists()
+    Path(MARK).unlink()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {x: '${oc.env:HOME}'}", r"calls \$\{oc.env:HOME"),
+        ("data: {x: '${oc.decode:${y}}'}", r"calls \$\{oc.decode"),
+        ("data: {x: '${${y}:1}'}", r"calls \$\{\$\{y\}"),
+        ("data: {x: ['a ${unused_folder:/tmp/x}']}", r"calls \$\{unused_folder"),
+        ("data: {x: '${hydra:runtime.cwd}'}", r"calls \$\{hydra"),
+        ("model: {_target_: '${params.t}'}\nparams: {t: os.system}", "computes a name to import"),
+        ("logger: {x: 1}", "has logger, which no checkpoint carries"),
+        ("hydra: {run: {dir: /tmp}}", "has hydra, which no checkpoint carries"),
+        ("data: !!python/object/apply:os.system ['touch executed']", "cannot be read"),
+        ("data: &a [1]\nmodel: [*a, *a]", "has YAML aliases"),
+        ("data: [", "cannot be read"),
+        ("[1, 2]", "has no keys"),
+        ("x" * 2_000_000, "too long"),
+        (None, "is no text"),
+    ],
+)
+def test_a_text_that_is_no_carried_config_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_carried(text, "stranger.ckpt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.nn.CrossEntropyLoss",
+        "torch.optim.AdamW",
+        "torch.optim.lr_scheduler.CosineAnnealingLR",
+        "torchvision.models.resnet18",
+        "torchvision.transforms.v2.ColorJitter",
+        "torchmetrics.classification.MulticlassAUROC",
+        "torchmetrics.Accuracy",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "imago.transforms.RenameTransform",
+        "torchvision.datasets.FashionMNIST",
+    ],
+)
+def test_what_people_use_is_allowed(name):
+    check_targets(OmegaConf.create({"model": {"net": {"_target_": name}}}), ["model"], trusted=[])
+
+
+def test_local_files_of_harmless_kinds_are_read():
+    node = {"_target_": "datasets.load_dataset", "_partial_": True, "path": "parquet", "data_files": "a.parquet"}
+    check_targets(OmegaConf.create({"data": {"dataset": node}}), ["data"], trusted=[])
+
+
+def stranger(trained, change) -> Path:
+    checkpoint = read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
+    content = yaml.safe_load(checkpoint["imago"]["config"])
+    change(content)
+    checkpoint["imago"]["config"] = yaml.dump(content)
+    torch.save(checkpoint, "stranger.ckpt")
+    return Path("stranger.ckpt").absolute()
+
+
+def test_the_commands_and_python_refuse_a_stranger(trained, command):
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["net"] = {"_target_": "torch.utils.collect_env.run", "command": f"touch {MARK}"}
+
+    path = stranger(trained, change)
+    for words in (["eval"], ["inference", "source=kept"], ["inference", "tta=flip"], ["export"]):
+        run = command(words[0], f"ckpt_path={path}", *words[1:])
+        assert run.exit_code == 1
+        assert "makes torch.utils.collect_env.run (model.net), as none may" in run.output
+    with pytest.raises(ValueError, match=r"torch\.utils\.collect_env\.run"):
+        imago.load_classifier(path)
+
+
+def test_code_of_ones_own_is_made_when_it_is_trusted(train, command, monkeypatch):
+    Path("my_net.py").write_text("from imago.backbones import TinyNet\nclass MyNet(TinyNet):\n    '''As it is.'''\n")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    run = train("model.net._target_=my_net.MyNet")
+    assert run.exit_code == 0, run.output
+    refused = command("eval", f"ckpt_path={run.dir}")
+    assert "If you know who wrote it, type 'trusted_targets=[my_net.]'" in refused.output
+    trusted = command("eval", f"ckpt_path={run.dir}", "trusted_targets=[my_net.]")
+    assert trusted.exit_code == 0, trusted.output
+    typed = command("eval", f"ckpt_path={run.dir}", "model.net._target_=my_net.MyNet")
+    assert typed.exit_code == 0, typed.output
+    assert imago.load_classifier(run.dir, trusted_targets=["my_net."]).class_names == ["blue", "green", "red"]

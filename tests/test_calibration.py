@@ -1,0 +1,91 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from imago.calibration import Calibration, expected_calibration_error, fit, in_words, read, reliability, write
+
+
+def answers(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probabilities that are `sharpness` times as sure as they should be, and labels drawn from the true ones."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 2, (n, 4))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = np.array([generator.choice(4, p=row) for row in true])
+    logits = logits * sharpness
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), labels
+
+
+def fitted(logs: np.ndarray, labels: np.ndarray, target: float = 0.9, coverage: float = 0.9) -> Calibration:
+    return fit(logs, labels, target, coverage, "data", "now")
+
+
+def test_the_calibration_error_of_a_hand_made_case():
+    logs = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]))
+    bins = reliability(logs, np.array([0, 0, 0, 1]), bins=10)
+    assert [(each.n, round(each.confidence, 6), each.accuracy) for each in bins] == [(2, 0.6, 0.5), (2, 0.9, 1.0)]
+    assert expected_calibration_error(bins) == pytest.approx((2 * 0.1 + 2 * 0.1) / 4)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
+def test_the_temperature_undoes_what_was_done(sharpness):
+    logs, labels = answers(20000, sharpness)
+    calibration = fitted(logs, labels)
+    assert calibration.temperature == pytest.approx(sharpness, rel=0.05)
+    other, its_labels = answers(20000, sharpness, seed=1)
+    calibrated = calibration.apply(other)
+    assert np.exp(calibrated).sum(axis=1) == pytest.approx(1)
+    assert expected_calibration_error(reliability(calibrated, its_labels)) < 0.02
+    assert log_loss(its_labels, np.exp(calibrated)) <= log_loss(its_labels, np.exp(other)) + 1e-3
+
+
+def test_the_threshold_keeps_its_promise_on_new_images():
+    calibration = fitted(*answers(20000, 2.0), target=0.95)
+    logs, labels = answers(20000, 2.0, seed=1)
+    measured = calibration.measured(logs, labels)
+    assert measured["accepted_acc"] == pytest.approx(0.95, abs=0.01)
+    assert 0.1 < measured["accepted_share"] < 0.9
+    assert measured["accepted_acc"] > (logs.argmax(axis=1) == labels).mean() + 0.05
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.95])
+def test_the_conformal_sets_hold_the_true_class_as_often_as_promised(coverage):
+    calibration = fitted(*answers(5000, 2.0), coverage=coverage)
+    logs, labels = answers(20000, 2.0, seed=1)
+    measured = calibration.measured(logs, labels)
+    assert measured["set_coverage"] == pytest.approx(coverage, abs=0.02)
+    assert 1 <= measured["set_size"] <= 4
+
+
+def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
+    logs = np.log(np.array([[0.9, 0.1], [0.8, 0.2]]))
+    calibration = fitted(logs, np.array([1, 1]), coverage=0.95)
+    assert calibration.quantile == 1.0
+    assert calibration.threshold is None
+    assert calibration.sets(calibration.apply(logs)).all()
+    assert not calibration.accepts(calibration.apply(logs)).any()
+    assert "all images are left to a person" in in_words(calibration.measured(logs, np.array([1, 1])))
+
+
+def test_words_and_file(tmp_path):
+    assert in_words({"accepted_acc": 0.991, "accepted_share": 0.82}) == (
+        "99.1 % right on 82 % of the images, 18 % left to a person"
+    )
+    calibration = fitted(*answers(100, 1.0))
+    write(calibration, tmp_path / "best.calibration.json")
+    assert read(tmp_path / "best.calibration.json", "now") == calibration
+    with pytest.raises(ValueError, match="was fitted for the checkpoint of now"):
+        read(tmp_path / "best.calibration.json", "later")
+    with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):
+        read(tmp_path / "other.calibration.json", "now")
+    (tmp_path / "bad.calibration.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no calibration"):
+        read(tmp_path / "bad.calibration.json", "now")
+
+
+def test_log_probabilities_of_zero_do_no_harm():
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.4, 0.6]]))
+    calibration = fitted(logs, np.array([0, 1, 1, 0]))
+    assert math.isfinite(calibration.temperature)

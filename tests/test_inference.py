@@ -1,0 +1,318 @@
+"""ml-inference, ml-export and imago.load_classifier."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import HYMENOPTERA, SMALL, draw_classes, type_command
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_torchvision_set import write_mnist
+
+import imago
+from imago.backbones import TinyNet
+from imago.data.decode import BadImageError
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture
+def infer(command, trained):
+    def run_it(*overrides: str, ckpt_path=trained.dir):
+        return command("inference", f"ckpt_path={ckpt_path}", *overrides)
+
+    return run_it
+
+
+def rows(run, name: str = "predictions.csv") -> list[dict[str, str]]:
+    with (run.dir / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities(run, name: str = "predictions.csv") -> np.ndarray:
+    return np.array([[float(row[f"prob_{name}"]) for name in NAMES] for row in rows(run, name)])
+
+
+def test_a_split_of_the_runs_data_is_predicted_as_it_was_scored(infer, trained):
+    run = infer("split=[val,train]")
+    assert run.exit_code == 0, run.output
+    for split in ("val", "train"):
+        assert run.text(f"predictions_{split}.csv") == trained.text(f"reports/predictions_{split}.csv")
+    assert f"Written: {run.dir}/predictions_train.csv" in run.output
+    assert "The first 10 of 39 predictions" in run.output
+    assert "\x1b" not in run.output
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Labelled by folders, with one unknown folder and files that are none of ours."""
+    root = draw_classes(tmp_path / "photos" / "deep", {"blue": 2, "red": 3}, seed=5).parent
+    (root / "unknown").mkdir()
+    shutil.copy(root / "deep" / "red" / "000.png", root / "unknown" / "x.png")
+    (root / "notes.txt").write_text("none")
+    (root / ".hidden.png").write_text("none")
+    return root
+
+
+def test_a_folder_is_walked_and_labelled_where_folders_are_classes(infer, photos):
+    run = infer(f"source={photos}", "rows=3")
+    assert run.exit_code == 0, run.output
+    found = rows(run)
+    assert [row["path"] for row in found] == [
+        *(f"deep/blue/00{i}.png" for i in range(2)),
+        *(f"deep/red/00{i}.png" for i in range(3)),
+        "unknown/x.png",
+    ]
+    assert [row["label"] for row in found] == ["blue"] * 2 + ["red"] * 3 + [""]
+    assert list(found[0]) == ["index", "path", "label", "prediction", "correct", "loss", *(f"prob_{n}" for n in NAMES)]
+    assert found[5]["correct"] == found[5]["loss"] == ""
+    assert found[5]["prob_red"] == found[2]["prob_red"]
+    right = np.mean([row["label"] == row["prediction"] for row in found[:5]])
+    assert f"accuracy {right:.4f}" in run.output
+    assert "The first 3 of 6" in run.output
+
+
+def test_files_globs_and_lists(infer, photos, tmp_path):
+    one = infer(f"source={photos}/deep/red/000.png")
+    assert [row["path"] for row in rows(one)] == ["000.png"]
+    several = infer(f"source='{photos}/**/00*.png'")
+    assert len(rows(several)) == 5
+    (tmp_path / "list.txt").write_text("photos/deep/red/000.png\n\nphotos/unknown/x.png\n")
+    assert len(rows(infer(f"source={tmp_path}/list.txt"))) == 2
+    (tmp_path / "list.csv").write_text("label,path\nred,photos/deep/red/000.png\nzebra,photos/unknown/x.png\n")
+    from_csv = infer(f"source={tmp_path}/list.csv", "format=jsonl")
+    lines = [json.loads(line) for line in from_csv.text("predictions.jsonl").splitlines()]
+    assert [line["label"] for line in lines] == ["red", None]
+    assert lines[0]["prob_red"] == pytest.approx(float(rows(one)[0]["prob_red"]), abs=1e-6)
+    both = infer(f"source=[{photos}/deep/red/000.png,{photos}/deep/blue]")
+    assert len(rows(both)) == 3
+
+
+def test_a_bad_file_is_a_row_with_its_error_and_an_exit_status(infer, photos):
+    (photos / "deep" / "red" / "bad.png").write_bytes(b"")
+    run = infer(f"source={photos}")
+    assert run.exit_code == 1
+    assert "1 of the images could not be read; all others are predicted" in run.output
+    assert "bad.png: the file is empty" in run.json("status.json")["error"]
+    assert "bad.png" in run.text("summary.txt")
+    found = {row["path"]: row for row in rows(run)}
+    assert len(found) == 7
+    assert "the file is empty" in found["deep/red/bad.png"]["error"]
+    assert found["deep/red/bad.png"]["prediction"] == found["deep/red/bad.png"]["prob_red"] == ""
+    assert found["deep/red/000.png"]["error"] == ""
+    skipped = infer(f"source={photos}", "data.on_bad_image=skip", "data.num_workers=2")
+    assert skipped.exit_code == 0, skipped.output
+    assert skipped.text("predictions.csv") == run.text("predictions.csv")
+    assert "bad.png" in skipped.text("summary.txt")
+
+
+def test_processes_and_precision_give_the_same_rows(infer, photos):
+    one = infer(f"source={photos}", "data.batch_size=2", "trainer=amp", "trainer.accelerator=cpu")
+    two = infer(f"source={photos}", "data.batch_size=2", "trainer=ddp_sim", "trainer.precision=bf16-mixed")
+    assert (one.exit_code, two.exit_code) == (0, 0), two.output
+    assert one.text("predictions.csv") == two.text("predictions.csv")
+    plain = infer(f"source={photos}", "data.batch_size=2")
+    assert [row["path"] for row in rows(plain)] == [row["path"] for row in rows(one)]
+    assert probabilities(plain) == pytest.approx(probabilities(one), abs=0.02)
+
+
+def test_flips_and_crops_are_means_over_views(infer, photos, tmp_path):
+    """Those of images that were mirrored and cut out by hand."""
+    image = Image.open(photos / "deep" / "red" / "002.png")
+    alone = tmp_path / "views"
+    alone.mkdir()
+    image.save(alone / "0.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(alone / "1.png")
+    share = ["data.eval_transform.box.share=1.0"]
+    both = probabilities(infer(f"source={alone}", *share))
+    flipped = probabilities(infer(f"source={alone}/0.png", "tta=flip", *share))
+    assert flipped[0] == pytest.approx(both.mean(axis=0), abs=1e-6)
+    side = round(0.875 * min(image.size))
+    width, height = image.size
+    corners = [(0, 0), (width - side, 0), (0, height - side), (width - side, height - side)]
+    for number, (left, top) in enumerate(corners, 2):
+        image.crop((left, top, left + side, top + side)).save(alone / f"{number}.png")
+    (alone / "1.png").unlink()
+    seen = probabilities(infer(f"source={alone}", *share))
+    assert probabilities(infer(f"source={alone}/0.png", "tta=five_crop", *share))[0] == pytest.approx(
+        seen.mean(axis=0), abs=1e-6
+    )
+    by_one = probabilities(infer(f"source={photos}", "tta=ten_crop", "data.batch_size=1"))
+    by_four = probabilities(infer(f"source={photos}", "tta=ten_crop", "data.batch_size=4"))
+    assert by_one == pytest.approx(by_four, abs=1e-6)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory, colours, data_dir):
+    """A second run, of another network and image size."""
+    folder = tmp_path_factory.mktemp("other")
+    words = [f"data.data_dir={colours}", *SMALL, "model=simple_cnn", "data.image_size=24", "test=false"]
+    return type_command("train", [*words, f"paths.log_dir={folder}/logs", f"paths.data_dir={data_dir}"], folder / "run")
+
+
+def test_an_ensemble_is_the_mean_of_its_members(infer, trained, other, photos):
+    a, b = (probabilities(infer(f"source={photos}", ckpt_path=run.dir)) for run in (trained, other))
+    even = probabilities(infer(f"source={photos}", ckpt_path=f"[{trained.dir},{other.dir}]"))
+    assert even == pytest.approx((a + b) / 2, abs=1e-9)
+    weighted = infer(f"source={photos}", "weights=[3,1]", "tta=flip", ckpt_path=f"[{trained.dir},{other.dir}]")
+    fa, fb = (probabilities(infer(f"source={photos}", "tta=flip", ckpt_path=run.dir)) for run in (trained, other))
+    assert probabilities(weighted) == pytest.approx((3 * fa + fb) / 4, abs=1e-9)
+
+
+def test_members_have_to_know_the_same_classes(infer, train, trained, own_colours):
+    for split in ("train", "val"):
+        (own_colours / split / "red").rename(own_colours / split / "rust")
+    run = train(f"data.data_dir={own_colours}", "trainer.max_epochs=1", "test=false")
+    refused = infer("split=val", ckpt_path=f"[{trained.dir},{run.dir}]")
+    assert refused.exit_code == 1
+    assert "blue, green, red" in refused.output
+    assert "blue, green, rust" in refused.output
+
+
+def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, trained, tmp_path, photos):
+    copy = shutil.copytree(trained.dir, tmp_path / "copy")
+    assert "There is no calibration" in infer(f"source={photos}", "calibrated=true", ckpt_path=copy).output
+    command("eval", f"ckpt_path={copy}", "calibrate=true", "target_accuracy=0.95", "coverage=0.8")
+    run = infer(f"source={photos}", "calibrated=true", ckpt_path=copy)
+    assert run.exit_code == 0, run.output
+    told = json.loads((copy / "checkpoints" / "best.calibration.json").read_text())
+    for row, p in zip(rows(run), probabilities(run), strict=True):
+        assert row["accepted"] == str(int(told["threshold"] is not None and p.max() >= told["threshold"]))
+        expected = {n for n, x in zip(NAMES, p, strict=True) if x >= 1 - told["quantile"] or x == p.max()}
+        assert set(row["set"].split(" | ")) == expected
+    plain = probabilities(infer(f"source={photos}", ckpt_path=copy))
+    scaled = plain ** (1 / told["temperature"])
+    assert probabilities(run) == pytest.approx(scaled / scaled.sum(axis=1, keepdims=True))
+    assert "left to a person" in run.output
+
+
+def test_the_contact_sheet_shows_the_images(infer, photos):
+    run = infer(f"source={photos}", "gallery=true")
+    with Image.open(run.dir / "gallery.png") as sheet:
+        assert sheet.width > 800
+        colours = sheet.convert("RGB").getcolors(10**6)
+    assert sum(count for count, (r, g, b) in colours if r > 160 and g < 100 and b < 100) > 1000  # red images
+    assert len(colours) > 200
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["source=/nowhere"], "source=/nowhere is not there. Give an image, a folder, a glob"),
+        (["source=EMPTY"], "has no images (.jpg"),
+        (["source=EMPTY/*.png"], "matches no images"),
+        (["source=https://example.org/a.jpg"], "is a URL: fetch it first"),
+        (["source=EMPTY/table.csv"], "has no column path; it has a, b"),
+        (["source=EMPTY", "split=val"], "give one of them"),
+        (["tta=twice"], "tta=twice: give none, flip, five_crop or ten_crop"),
+        (["format=xml"], "format=xml: give csv or jsonl"),
+        (["weights=[1,2]"], "give one for each checkpoint"),
+        (["rows=-1"], "rows=-1: give 0 or more"),
+        (["calibrated=true", "tta=flip"], "was fitted without test-time augmentation"),
+        (["ckpt_path=[A,A]", "data.image_size=8"], "are those of their checkpoints"),
+        (["ckpt_path=[A,A]", "weights=[0,0]"], "not all 0"),
+        (["ckpt_path=[A,A]", "calibrated=true"], "calibrated=true is for one checkpoint"),
+        (["split=nothing"], "There is no split nothing"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(command, trained, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "table.csv").write_text("a,b\n1,2\n")
+    words = [word.replace("EMPTY", f"{tmp_path}/empty").replace("A", str(trained.dir)) for word in words]
+    checkpoint = [] if words[0].startswith("ckpt_path") else [f"ckpt_path={trained.dir}"]
+    run = command("inference", *checkpoint, *words)
+    assert run.exit_code == 1
+    assert message in run.output
+    assert "Traceback" not in run.output
+
+
+def test_grey_networks_see_grey_images(command, tmp_path, photos):
+    write_mnist(tmp_path / "sets")
+    words = ["data=mnist", "model=mnist", f"data.data_dir={tmp_path}/sets", "trainer.max_epochs=1", "logger=[]"]
+    run = command("train", *words, "test=false", "trainer.accelerator=cpu")
+    assert run.exit_code == 0, run.output
+    found = command("inference", f"ckpt_path={run.dir}", f"source={photos}")
+    assert found.exit_code == 0, found.output
+    assert len(rows(found)) == 6
+
+
+def test_python_says_what_the_command_says(infer, trained, photos):
+    run = infer(f"source={photos}", "data.batch_size=6")
+    classifier = imago.load_classifier(trained.dir)
+    assert classifier.class_names == list(NAMES)
+    files = [photos / row["path"] for row in rows(run)]
+    found = classifier.predict(files)
+    expected = probabilities(run)
+    assert [each.class_name for each in found] == [row["prediction"] for row in rows(run)]
+    for each, p in zip(found, expected, strict=True):
+        assert list(each.probabilities.values()) == pytest.approx(p, abs=1e-7)
+        assert each.probability == max(each.probabilities.values())
+    with Image.open(files[0]) as image:
+        pixels = np.asarray(image.convert("RGB"))
+        kinds = [str(files[0]), image, pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
+        for kind in kinds:
+            assert classifier.predict(kind)[0].probability == pytest.approx(found[0].probability, abs=1e-6)
+    assert classifier.predict([]) == []
+    with pytest.raises(ValueError, match="give uint8"):
+        classifier.predict(torch.zeros(3, 8, 8))
+    with pytest.raises(BadImageError, match="the file is gone"):
+        classifier.predict("nowhere.png")
+    with pytest.raises(FileNotFoundError):
+        imago.load_classifier("nowhere.ckpt")
+    with pytest.raises(AttributeError, match="has no attribute 'load'"):
+        imago.load("x")
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, imago; assert 'torch' not in sys.modules; imago.load_classifier; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_exported_weights_stand_alone(command, trained):
+    run = command("export", f"ckpt_path={trained.dir}")
+    assert run.exit_code == 0, run.output
+    path = run.dir / "model_only.safetensors"
+    net = TinyNet(3)
+    net.load_state_dict(load_file(path))
+    for name, tensor in trained.weights("best").items():
+        if name.startswith("net."):
+            assert torch.equal(net.state_dict()[name.removeprefix("net.")], tensor)
+    with safe_open(path, "pt") as file:
+        told = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert told["class_names"] == list(NAMES)
+    assert told["image_size"] == 16
+    assert told["normalisation"]["mean"] == [0.485, 0.456, 0.406]
+    assert told["network"]["_target_"] == "imago.backbones.TinyNet"
+    assert "give a file that ends in" in command("export", f"ckpt_path={trained.dir}", "output=x.pt").output
+    assert "format=onnx: give safetensors" in command("export", f"ckpt_path={trained.dir}", "format=onnx").output
+    refused = command("eval", f"ckpt_path={path}")
+    assert "model.net.weights=" in refused.output
+    assert refused.exit_code == 1
+
+
+def test_exported_weights_can_be_trained_on(train, command, tmp_path):
+    words = ["model=resnet18", "data.image_size=32", "trainer.max_epochs=1", "test=false"]
+    run = train(*words, "model.net.weights=null")
+    exported = command("export", f"ckpt_path={run.dir}", f"output={tmp_path}/own.safetensors")
+    assert exported.exit_code == 0, exported.output
+    again = train(*words, f"model.net.weights={tmp_path}/own.safetensors")
+    assert again.exit_code == 0, again.output
+
+
+@pytest.mark.skipif(not HYMENOPTERA.is_dir(), reason=f"the photographs of ants and bees are not at {HYMENOPTERA}")
+def test_photographs_in_any_number_of_processes(command, hymenoptera):
+    words = ["model=resnet18", "model.net.weights=null", "data.image_size=64", "trainer.max_epochs=1"]
+    limits = ["trainer.limit_train_batches=2", "logger=[]", "trainer.accelerator=cpu", "data.num_workers=0"]
+    run = command("train", f"data.data_dir={hymenoptera}", *words, *limits, "test=false")
+    assert run.exit_code == 0, run.output
+    one = command("eval", f"ckpt_path={run.dir}", "trainer=cpu")
+    three = command("eval", f"ckpt_path={run.dir}", "trainer=ddp_sim", "trainer.devices=3")
+    assert three.exit_code == 0, three.output
+    assert three.text("reports/metrics_test.json") == one.text("reports/metrics_test.json")
