@@ -118,34 +118,34 @@ def test_other_shapes_of_malice_are_refused():
 
 
 GADGETS: list[tuple[str, Any]] = [
-    *((name, {"_args_": list(map(str, arguments))}) for name, arguments in CALLS[:12]),
+    *((name, {"argument": list(map(str, arguments))}) for name, arguments in CALLS[:12]),
     ("torch.utils.collect_env.run", {"command": f"touch {MARK}"}),
     ("setuptools._distutils.spawn.spawn", {"cmd": ["touch", MARK]}),
     ("asyncio.create_subprocess_shell", {"cmd": f"touch {MARK}"}),
     ("torch.hub.load", {"repo_or_dir": ".", "source": "local", "model": "x"}),
     ("numpy.load", {"file": "kept", "allow_pickle": True}),
-    ("pathlib.Path.unlink", {"_args_": ["kept"]}),
-    ("open", {"_args_": [MARK, "w"]}),
+    ("pathlib.Path.unlink", {"argument": ["kept"]}),
+    ("open", {"argument": [MARK, "w"]}),
     ("torchvision.io.write_file", {"filename": MARK, "data": [1]}),
     ("torch.nn.modules.module.torch.load", {"f": "kept", "weights_only": False}),
     ("torch.nn.modules.module.torch.hub.load", {"repo_or_dir": "."}),
     ("torchvision.models.resnet.torch.load", {"f": "kept"}),
     ("torchvision.transforms.transforms.torch.load", {"f": "kept"}),
-    ("torchmetrics.utilities.imports.os.system", {"_args_": [f"touch {MARK}"]}),
-    ("lightning.pytorch.callbacks.model_checkpoint.os.system", {"_args_": [f"touch {MARK}"]}),
+    ("torchmetrics.utilities.imports.os.system", {"argument": [f"touch {MARK}"]}),
+    ("lightning.pytorch.callbacks.model_checkpoint.os.system", {"argument": [f"touch {MARK}"]}),
     ("lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree", {"path": "kept"}),
     ("imago.transforms.nn.modules.module.torch.load", {"f": "kept"}),
     ("imago.backbones.read_weights", {"path": "kept"}),
     ("imago.writing.write_text", {"path": MARK, "text": ""}),
     ("torch.optim.optimizer.torch.load", {"f": "kept"}),
     ("torch.nn.utils.stateless.torch.load", {"f": "kept"}),
-    ("torchvision.datasets.utils.download_and_extract_archive", {"url": "https://example.org/x.zip"}),
+    ("torchvision.datasets.utils.download_and_extract_archive", {"url": "example.org/x.zip"}),
     ("torchvision.datasets.ImageFolder", {"root": "."}),
-    ("torchvision.datasets.folder.os.system", {"_args_": [f"touch {MARK}"]}),
+    ("torchvision.datasets.folder.os.system", {"argument": [f"touch {MARK}"]}),
     ("lightning.pytorch.callbacks.OnExceptionCheckpoint", {"dirpath": "/tmp/elsewhere"}),
     ("imago.callbacks.checkpoint.RunCheckpoint", {"dirpath": "/tmp/elsewhere"}),
     ("lightning.pytorch.Trainer", {"default_root_dir": "/tmp/elsewhere"}),
-    ("imago.data.hymenoptera.hymenoptera", {"root": ".", "url": "https://example.org/x.zip", "sha256": "0"}),
+    ("imago.data.hymenoptera.hymenoptera", {"root": ".", "url": "example.org/x.zip", "sha256": "0"}),
     ("datasets.load_dataset", {"path": "pandas", "data_files": "kept"}),
     ("datasets.load_dataset", {"path": "a_stranger/data"}),
     ("datasets.load_dataset", {"path": "imagefolder", "trust_remote_code": True}),
@@ -154,8 +154,12 @@ GADGETS: list[tuple[str, Any]] = [
     ("omegaconf.OmegaConf.save", {"config": {}, "f": MARK}),
     ("torch.jit.load", {"f": "kept"}),
     ("torch.package.PackageImporter", {"file_or_buffer": "kept"}),
-    ("torch.__builtins__.eval", {"_args_": [CODE]}),
+    ("torch.__builtins__.eval", {"argument": [CODE]}),
     ("imago.__dict__.x", {}),
+    ("imago.data.digits.digits", {"root": "/tmp/elsewhere"}),
+    ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "/tmp/elsewhere"}),
+    ("lightning.pytorch.callbacks.ModelCheckpoint", {"dirpath": "/tmp/elsewhere"}),
+    ("imago.data.image_folder.ImageFolderDataModule", {"cache_dir": "/tmp/elsewhere"}),
     ("my_net.Net", {}),
 ]
 
@@ -201,6 +205,24 @@ def test_the_gadgets_are_not_tame():
         ("data: &a [1]\nmodel: [*a, *a]", "has YAML aliases"),
         ("data: [", "cannot be read"),
         ("[1, 2]", "has no keys"),
+        ("callbacks: {defaults: [{/strategy@_global_.hydra.callbacks: from_checkpoint}]}", "has the key 'defaults'"),
+        ("callbacks: {a: {hydra: 1}}", "has the key 'hydra'"),
+        ("callbacks: {'/strategy@_global_': x}", "has the key '/strategy@_global_'"),
+        ('callbacks: {"\\e[31m": x}', r"has the key '\\x1b\[31m'"),
+        ("callbacks: 'x: {_target_: os.system}'", "has no keys in callbacks"),
+        ("callbacks: [{_target_: os.system}]", "has no keys in callbacks"),
+        ("data: {x: {_target_: datasets.load_dataset, _args_: [pandas]}}", "has the key '_args_'"),
+        ("data: {x: {_target_: torch.nn.ReLU, _recursive_: false}}", "has the key '_recursive_'"),
+        ("data: {data_files: 'http://127.0.0.1/?${paths.log_dir}'}", "takes data from http://127.0.0.1"),
+        ("data: " + "[" * 5000, "is nested too deeply"),
+        ("\n".join(" " * n + "a:" for n in range(400)), "is nested too deeply"),
+        (
+            "params: {"
+            + ", ".join(f"p{i}: '${{params.p{i + 1}}}${{params.p{i + 1}}}'" for i in range(30))
+            + ", p30: x}",
+            "unfold without end",
+        ),
+        ("params: {a: '${.b}', b: '${.a}'}", "unfold without end"),
         ("x" * 2_000_000, "too long"),
         (None, "is no text"),
     ],
@@ -226,12 +248,88 @@ def test_a_text_that_is_no_carried_config_is_refused(text, message):
     ],
 )
 def test_what_people_use_is_allowed(name):
-    check_targets(OmegaConf.create({"model": {"net": {"_target_": name}}}), ["model"], trusted=[])
+    place = "data.dataset" if "datasets" in name else "model.net"
+    cfg = OmegaConf.create({})
+    OmegaConf.update(cfg, place, {"_target_": name})
+    check_targets(cfg, GROUPS, trusted=[])
 
 
 def test_local_files_of_harmless_kinds_are_read():
     node = {"_target_": "datasets.load_dataset", "_partial_": True, "path": "parquet", "data_files": "a.parquet"}
     check_targets(OmegaConf.create({"data": {"dataset": node}}), ["data"], trusted=[])
+
+
+def composed_folders(tmp_path) -> Any:
+    return {
+        "paths": {"output_dir": f"{tmp_path}/out", "data_dir": f"{tmp_path}/data", "cache_dir": f"{tmp_path}/cache"}
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "node", "is_allowed"),
+    [
+        (
+            "callbacks.x",
+            {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "dirpath": "HERE/out/checkpoints"},
+            True,
+        ),
+        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "filename": "/tmp/best"}, False),
+        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "filename": ".."}, False),
+        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "dirpath": "HERE/out/../x"}, False),
+        ("data.source", {"_target_": "imago.data.digits.digits", "root": "HERE/data"}, True),
+        ("data.source", {"_target_": "imago.data.digits.digits", "root": "HERE"}, False),
+        ("model.net", {"_target_": "imago.data.digits.digits", "root": "HERE/data"}, False),
+        ("model.criterions.x", {"_target_": "imago.backbones.torchvision_net", "weights": "DEFAULT"}, False),
+        ("model.criterions.x", {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}, False),
+        ("model.net", {"_target_": "torchvision.models.resnet18"}, True),
+        ("params.x", {"_target_": "lightning.pytorch.Trainer"}, False),
+    ],
+)
+def test_places_and_folders(tmp_path, place, node, is_allowed):
+    node = {key: value.replace("HERE", str(tmp_path)) for key, value in node.items()}
+    cfg = OmegaConf.create(composed_folders(tmp_path))
+    OmegaConf.update(cfg, place, node)
+    if is_allowed:
+        check_targets(cfg, [*GROUPS, "params"], trusted=[])
+    else:
+        with pytest.raises(ValueError, match="none may"):
+            check_targets(cfg, [*GROUPS, "params"], trusted=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told.update(class_names="blue"), "class names"),
+        (lambda told: told.update(class_names=["a", "a"]), "class names"),
+        (lambda told: told.update(class_names=[1, 2, 3]), "class names"),
+        (lambda told: told.pop("class_names"), "class names"),
+        (lambda told: told.pop("data"), "lacks data"),
+        (lambda told: told.update(schema=True), "does not carry its run"),
+        (lambda told: told.update(schema=99, versions="x"), "is of schema 99"),
+        (lambda told: told.update(config=None), "is no text"),
+    ],
+)
+def test_odd_content_is_said(trained, change, message):
+    checkpoint = read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
+    change(checkpoint["imago"])
+    torch.save(checkpoint, "odd.ckpt")
+    with pytest.raises(ValueError, match=message):
+        imago.load_classifier("odd.ckpt")
+    checkpoint["state_dict"] = {"a": "b"}
+
+
+def test_hydra_is_not_steered_by_a_checkpoint(trained, command):
+    """A defaults list in a carried group would put nodes where Hydra makes them while it starts."""
+    for target in ("hydra.callbacks", "logger"):
+
+        def change(content: dict[str, Any], target: str = target) -> None:
+            node = {"_target_": "torch.utils.collect_env.run", "command": f"touch {MARK}"}
+            content["strategy"] = {"x": node}
+            content["callbacks"]["defaults"] = ["_self_", {f"/strategy@_global_.{target}": "from_checkpoint"}]
+
+        run = command("eval", f"ckpt_path={stranger(trained, change)}")
+        assert run.exit_code == 1
+        assert "has the key 'defaults' (callbacks)" in run.output
 
 
 def stranger(trained, change) -> Path:

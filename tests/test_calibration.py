@@ -75,7 +75,7 @@ def test_words_and_file(tmp_path):
     calibration = fitted(*answers(100, 1.0))
     write(calibration, tmp_path / "best.calibration.json")
     assert read(tmp_path / "best.calibration.json", "now") == calibration
-    with pytest.raises(ValueError, match="was fitted for the checkpoint of now"):
+    with pytest.raises(ValueError, match="was fitted for another checkpoint"):
         read(tmp_path / "best.calibration.json", "later")
     with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):
         read(tmp_path / "other.calibration.json", "now")

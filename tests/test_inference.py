@@ -187,6 +187,8 @@ def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, traine
         assert row["accepted"] == str(int(told["threshold"] is not None and p.max() >= told["threshold"]))
         expected = {n for n, x in zip(NAMES, p, strict=True) if x >= 1 - told["quantile"] or x == p.max()}
         assert set(row["set"].split(" | ")) == expected
+    otherwise = infer(f"source={photos}", "calibrated=true", "data.image_size=20", ckpt_path=copy)
+    assert "for images that were seen otherwise" in otherwise.output
     plain = probabilities(infer(f"source={photos}", ckpt_path=copy))
     scaled = plain ** (1 / told["temperature"])
     assert probabilities(run) == pytest.approx(scaled / scaled.sum(axis=1, keepdims=True))
@@ -214,6 +216,9 @@ def test_the_contact_sheet_shows_the_images(infer, photos):
         (["tta=twice"], "tta=twice: give none, flip, five_crop or ten_crop"),
         (["format=xml"], "format=xml: give csv or jsonl"),
         (["weights=[1,2]"], "give one for each checkpoint"),
+        (["source=EMPTY/gaps.csv"], "row 2 names no image"),
+        (["trainer.limit_predict_batches=1"], "predicts every image"),
+        (["ckpt_path=[A,A]", "weights=[1,true]"], "not all 0"),
         (["rows=-1"], "rows=-1: give 0 or more"),
         (["calibrated=true", "tta=flip"], "was fitted without test-time augmentation"),
         (["ckpt_path=[A,A]", "data.image_size=8"], "are those of their checkpoints"),
@@ -225,12 +230,20 @@ def test_the_contact_sheet_shows_the_images(infer, photos):
 def test_what_cannot_be_predicted_is_said(command, trained, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty" / "gaps.csv").write_text("path,label\na.png,blue\n,red\n")
     words = [word.replace("EMPTY", f"{tmp_path}/empty").replace("A", str(trained.dir)) for word in words]
     checkpoint = [] if words[0].startswith("ckpt_path") else [f"ckpt_path={trained.dir}"]
     run = command("inference", *checkpoint, *words)
     assert run.exit_code == 1
     assert message in run.output
     assert "Traceback" not in run.output
+
+
+def test_a_val_split_that_was_drawn_otherwise_is_refused(train, infer, colours):
+    run = train(f"data.data_dir={colours}/train", "trainer.max_epochs=1", "test=false")
+    refused = infer("split=val", "seed=1", ckpt_path=run.dir)
+    assert refused.exit_code == 1
+    assert "it has seen images of this one" in refused.output
 
 
 def test_grey_networks_see_grey_images(command, tmp_path, photos):

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,40 @@ from omegaconf import DictConfig, OmegaConf
 from imago.schema import nodes, shipped
 
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+PLACES = {  # beginning of a name -> the only keys where it may stand
+    "datasets.": ("data.dataset",),
+    "torchvision.datasets.": ("data.dataset",),
+    "imago.data.digits.": ("data.source",),
+    "imago.data.hymenoptera.": ("data.source",),
+    "imago.data.image_folder.": ("data",),
+    "imago.data.hugging_face.": ("data",),
+    "imago.data.torchvision_set.": ("data",),
+    "imago.backbones.torchvision_net": ("model.net",),
+    "torchvision.models.": ("model.net",),
+    "imago.module.": ("model",),
+    "imago.strategy.": ("strategy",),
+    "lightning.pytorch.Trainer": ("trainer",),
+    "lightning.pytorch.loggers.": (),  # checkpoints carry none
+}
+ARGUMENTS = {  # name -> the only arguments that may be given
+    "datasets.load_dataset": ("path", "name", "data_dir", "data_files", "cache_dir", "revision"),
+    "imago.data.hymenoptera.hymenoptera": ("root",),
+    "imago.data.digits.digits": ("root",),
+}
 SAFE_FILES = ("imagefolder", "parquet", "arrow")
 """Kinds of local files that `datasets` reads without running code; some of its others unpickle."""
-WRITES_TO = ("dirpath", "default_root_dir", "save_dir")
 MEMORY_SETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "CIFAR10", "CIFAR100")
-ARGUMENTS: dict[str, Mapping[str, Sequence[Any] | None]] = {
-    "datasets.load_dataset": {
-        "path": SAFE_FILES,
-        **dict.fromkeys(("name", "data_dir", "data_files", "cache_dir", "revision")),
-    },
-    "imago.data.hymenoptera.hymenoptera": {"root": None},
+CALLBACKS = (
+    *("EarlyStopping", "ModelSummary", "RichModelSummary", "LearningRateMonitor", "DeviceStatsMonitor", "Timer"),
+    *("TQDMProgressBar", "RichProgressBar", "GradientAccumulationScheduler", "StochasticWeightAveraging"),
+)
+"""Of Lightning: those that write no files."""
+FOLDERS = {  # argument -> the setting below whose folder it has to be
+    "dirpath": "paths.output_dir",
+    "default_root_dir": "paths.output_dir",
+    "cache_dir": "paths.cache_dir",
+    "root": "paths.data_dir",
 }
-"""Target -> its arguments that a stranger may give -> the values (None: any)."""
 
 
 def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str], typed: Sequence[str] = ()) -> None:
@@ -34,31 +56,24 @@ def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str]
     that the package only imports. All names are looked at before anything is imported. `trusted` are beginnings of
     names to accept besides, `typed` the overrides of the command line, whose values are trusted.
     """
+    words = [word.lstrip("+") for word in typed]
     found = [(path, node) for group in groups for path, node in nodes(OmegaConf.select(cfg, group), group)]
-    output_dir = Path(OmegaConf.select(cfg, "paths.output_dir", default=os.devnull))
     found = [
         (path, node)
         for path, node in found
-        if f"{path}._target_={node._target_}" not in [word.lstrip("+") for word in typed]
+        if f"{path}._target_={node._target_}" not in words
         and not any(str(node._target_).startswith(prefix) for prefix in trusted if prefix)
     ]
     for path, node in found:
-        if not _is_named(node._target_):
+        if not _is_named(node._target_) or not _is_in_place(node._target_, path):
             raise ValueError(refusal(path, node._target_))
     for path, node in found:
         if not _leads_to_it(node._target_):
             raise ValueError(refusal(path, node._target_))
         for name in [str(key) for key in node if not str(key).startswith("_")]:
-            if not _may_be_given(node._target_, name, node[name], output_dir):
+            is_typed = any(word.startswith(f"{path}.{name}=") for word in words)
+            if not is_typed and not _may_be_given(cfg, node._target_, name, node[name]):
                 raise ValueError(refusal(path, node._target_, f" with {name}={node[name]}"))
-
-
-def _may_be_given(target: str, name: str, value: Any, output_dir: Path) -> bool:
-    if name in WRITES_TO and value is not None:
-        return Path(os.path.abspath(value)).is_relative_to(output_dir)
-    if target not in ARGUMENTS:
-        return True
-    return name in ARGUMENTS[target] and (ARGUMENTS[target][name] or [value]).count(value) > 0
 
 
 def refusal(path: str, target: Any, arguments: str = "") -> str:
@@ -76,6 +91,10 @@ def _is_named(target: Any) -> bool:
     return target in shipped() or any(target.startswith(prefix) for prefix in FAMILIES)
 
 
+def _is_in_place(target: str, path: str) -> bool:
+    return all(path in places for prefix, places in PLACES.items() if target.startswith(prefix))
+
+
 def _leads_to_it(target: str) -> bool:
     module, _, name = target.rpartition(".")
     try:
@@ -88,6 +107,24 @@ def _leads_to_it(target: str) -> bool:
     return FAMILIES[prefix](found)
 
 
+def _may_be_given(cfg: DictConfig, target: str, name: str, value: Any) -> bool:
+    """Whether an argument can do no harm: names of files and folders are those that writing goes to."""
+    if target in ARGUMENTS and name not in ARGUMENTS[target]:
+        return False
+    if target == "datasets.load_dataset" and name == "path":
+        return value in SAFE_FILES
+    if name == "filename":
+        return value is None or (isinstance(value, str) and Path(value).name == value and ".." not in value)
+    if target == "imago.data.torchvision_set.TorchVisionDataModule" and name == "data_dir":
+        return _is_below(cfg, value, "paths.data_dir") or Path(str(value)).expanduser().is_dir()
+    return name not in FOLDERS or value is None or _is_below(cfg, value, FOLDERS[name])
+
+
+def _is_below(cfg: DictConfig, value: Any, setting: str) -> bool:
+    folder = OmegaConf.select(cfg, setting)
+    return folder is not None and Path(os.path.abspath(str(value))).is_relative_to(os.path.abspath(folder))
+
+
 def _class_of(base: str, package: str) -> Callable[[Any], bool]:
     """Whether something is a subclass of `base` that stands in `package`."""
 
@@ -96,7 +133,7 @@ def _class_of(base: str, package: str) -> Callable[[Any], bool]:
         return (
             inspect.isclass(found)
             and issubclass(found, getattr(importlib.import_module(module), name))
-            and (f"{found.__module__}.".startswith(package))
+            and f"{found.__module__}.".startswith(package)
         )
 
     return test
@@ -118,6 +155,12 @@ def _is_memory_set(found: Any) -> bool:
     return any(found is getattr(datasets, name) for name in MEMORY_SETS)
 
 
+def _is_callback(found: Any) -> bool:
+    from lightning.pytorch import callbacks
+
+    return any(found is getattr(callbacks, name) for name in CALLBACKS)
+
+
 FAMILIES: dict[str, Callable[[Any], bool]] = {
     "torch.nn.": _class_of("torch.nn.Module", "torch.nn."),
     "torch.optim.lr_scheduler.": _class_of("torch.optim.lr_scheduler.LRScheduler", "torch.optim."),
@@ -126,7 +169,7 @@ FAMILIES: dict[str, Callable[[Any], bool]] = {
     "torchvision.transforms.": _is_torchvision_transform,
     "torchvision.datasets.": _is_memory_set,
     "torchmetrics.": _class_of("torchmetrics.Metric", "torchmetrics.classification."),
-    "lightning.pytorch.callbacks.": _class_of("lightning.pytorch.Callback", "lightning.pytorch.callbacks."),
+    "lightning.pytorch.callbacks.": _is_callback,
     "imago.backbones.": _class_of("torch.nn.Module", "imago.backbones."),
     "imago.transforms.": _class_of("torch.nn.Module", "imago.transforms."),
 }

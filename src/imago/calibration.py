@@ -1,5 +1,6 @@
 """How far probabilities can be believed: calibration error, temperature, and when to leave an image to a person."""
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from scipy.optimize import minimize_scalar
 
 from imago.writing import write_json
@@ -54,7 +56,7 @@ class Calibration:
     `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an answer
     that is given; None where no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image
     if its calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
-    `checkpoint` is the time stamp of the checkpoint that it is for.
+    `checkpoint` is the `key_of` the checkpoint that it is for, and of the way in which it saw the images.
     """
 
     temperature: float
@@ -155,6 +157,12 @@ def in_words(measured: dict[str, Any]) -> str:
     )
 
 
+def key_of(timestamp: str, data: DictConfig) -> str:
+    """What a calibration holds for: a checkpoint by its time stamp, image size and evaluation transform."""
+    seen = {"size": data.image_size, "transform": OmegaConf.to_container(data.eval_transform, resolve=True)}
+    return f"{timestamp} {hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
 def file_beside(checkpoint: Path) -> Path:
     """Where the calibration of a checkpoint is."""
     return checkpoint.with_suffix(".calibration.json")
@@ -166,7 +174,7 @@ def write(calibration: Calibration, path: Path) -> None:
 
 
 def read(path: Path, checkpoint: str) -> Calibration:
-    """The calibration in a file, for the checkpoint with that time stamp.
+    """The calibration in a file, for the checkpoint with that `key_of`.
 
     Raises:
         ValueError: There is none, or it is for another checkpoint.
@@ -180,5 +188,5 @@ def read(path: Path, checkpoint: str) -> Calibration:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no calibration ({error}). {how}") from error
     if found.checkpoint != checkpoint:
-        raise ValueError(f"{path} was fitted for the checkpoint of {found.checkpoint}, not that of {checkpoint}. {how}")
+        raise ValueError(f"{path} was fitted for another checkpoint, or for images that were seen otherwise. {how}")
     return found

@@ -40,7 +40,13 @@ PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
 FOR_TRAINING = ("train", "test", "report", "report.splits")
-MOST_TEXT = 2**20
+MOST_TEXT, MOST_DEPTH, MOST_LOOKUPS = 2**20, 100, 2000
+RESERVED = ("defaults", "hydra")
+"""Keys to which Hydra listens while it composes."""
+KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
+INTERNAL = re.compile(r"_\w+_")
+OF_NODES = ("_target_", "_partial_", "_convert_")
+URL = re.compile(r"\w+:/")
 
 
 def carried(cfg: DictConfig) -> str:
@@ -89,23 +95,89 @@ def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
 
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise refuse("is no text, or too long")
+    if _depth(text) > MOST_DEPTH:  # the parser would take minutes
+        raise refuse("is nested too deeply")
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few lines may unfold to gigabytes
             raise refuse("has YAML aliases")
-        config = OmegaConf.create(text)
-        content = OmegaConf.to_container(config, resolve=False)
+        content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
         raise refuse(f"cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise refuse("has no keys")
     if foreign := sorted(str(key) for key in content if key not in (*GROUPS, *ROOT_KEYS)):
         raise refuse(f"has {', '.join(foreign)}, which no checkpoint carries")
+    for group in (*GROUPS, "params"):
+        if not isinstance(content.get(group, {}), dict):  # text would be parsed once more, as YAML
+            raise refuse(f"has no keys in {group}")
+    for key, name in _keys(content):
+        if name in RESERVED or not KEY.fullmatch(name) or (INTERNAL.fullmatch(name) and name not in OF_NODES):
+            raise refuse(f"has the key {name!r} ({key}), which no checkpoint carries")
     for key, value in _texts(content):
         if (call := _unknown_call(value)) is not None:
             raise refuse(f"calls {call} ({key})")
         if key.endswith("_target_") and "${" in value:
             raise refuse(f"computes a name to import, {value} ({key})")
+        if key.startswith("data") and URL.search(value):
+            raise refuse(f"takes data from {value} ({key})")
+    if _lookups(content) > MOST_LOOKUPS:  # a few lines may unfold to gigabytes
+        raise refuse("has interpolations that unfold without end")
     return cast(dict[str, Any], content)
+
+
+def _depth(text: str) -> int:
+    """An upper bound for the nesting of YAML, without parsing it."""
+    brackets = depth = indent = 0
+    for line in text.splitlines():
+        indent = max(indent, (len(line) - len(line.lstrip(" -?:"))))
+        for character in line:
+            brackets += (character in "[{") - (character in "]}")
+            depth = max(depth, brackets)
+    return depth + indent // 2
+
+
+def _keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield key, str(name)
+            yield from _keys(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _keys(entry, key)
+
+
+def _lookups(content: dict[str, Any]) -> int:
+    """How often something is looked up to resolve all of `content`; more than `MOST_LOOKUPS` where that never ends."""
+    known: dict[str, int] = {}
+    under_way: set[str] = set()
+
+    def of_key(key: str) -> int:
+        if key in under_way:
+            return MOST_LOOKUPS + 1
+        if key not in known:
+            under_way.add(key)
+            known[key] = sum(of_text(where, text) for where, text in _texts(_entry(content, key), key))
+            under_way.discard(key)
+        return min(known[key], MOST_LOOKUPS + 1)
+
+    def of_text(key: str, text: str) -> int:
+        names = [
+            ".".join([*(key.split(".")[: -len(dots)] if dots else []), name])
+            for dots, name in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.\[\]]+)", text)
+        ]
+        return sum(1 + of_key(name) for name in names)
+
+    return sum(of_text(key, text) for key, text in _texts(content))
+
+
+def _entry(content: Any, key: str) -> Any:
+    """What stands at `a.b[0]`; None for the command's own settings."""
+    for part in filter(None, re.split(r"[.\[\]]+", key)):
+        try:
+            content = content[int(part)] if isinstance(content, list) else content[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return content
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -131,9 +203,9 @@ def offer(content: dict[str, Any]) -> None:
     """Makes what a checkpoint carries the option `from_checkpoint` of each group, and of the root."""
     store = ConfigStore.instance()
     for group in GROUPS:
-        store.store(group=group, name=OPTION, node=OmegaConf.create(content.get(group) or {}))
+        store.store(group=group, name=OPTION, node=OmegaConf.create(dict(content.get(group) or {})))
     here = cast(DictConfig, OmegaConf.load(Path(CONFIG_DIR, "trainer", "default.yaml")))
-    trainer = OmegaConf.create(content.get("trainer") or {})
+    trainer = OmegaConf.create(dict(content.get("trainer") or {}))
     for option in OF_THE_COMMAND:
         if option in here:
             trainer[option] = here[option]

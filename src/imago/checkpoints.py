@@ -18,6 +18,7 @@ Checkpoint = dict[str, Any]
 SCHEMA = 1
 """Of the entry `imago` of a checkpoint; raised when an older version could not read it any more."""
 BEST = "checkpoints/best.ckpt"
+REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy")
 URL = re.compile(r"\w+://")
 OTHERS = {  # how the files of others begin, or end -> what they are
     ".safetensors": "holds plain weights; model.net.weights= of ml-train takes them",
@@ -75,16 +76,31 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
         raise ValueError(f"ckpt_path={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
-    schema = checkpoint["imago"].get("schema") if isinstance(checkpoint["imago"], dict) else None
-    if not isinstance(schema, int):
+    _check_told(checkpoint, path)
+    return checkpoint
+
+
+def _check_told(checkpoint: Checkpoint, path: Path) -> None:
+    """Raises ValueError unless the entry `imago` is of a kind that we read; it may come from a stranger."""
+    told, weights = checkpoint["imago"], checkpoint["state_dict"]
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if type(schema) is not int:
         raise ValueError(f"ckpt_path={path} does not carry its run: an earlier Imago wrote it. Train again.")
     if schema > SCHEMA:
-        written_by = checkpoint["imago"].get("versions", {}).get("imago", "a newer version")
+        versions = told.get("versions")
+        written_by = versions.get("imago") if isinstance(versions, dict) else "of a newer version"
         raise ValueError(
             f"ckpt_path={path} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
             "install a newer version."
         )
-    return checkpoint
+    names = told.get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_list or len(set(names)) != len(names) or len(names) < 2:
+        raise ValueError(f"ckpt_path={path} is damaged: its class names are no list of different names.")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise ValueError(f"ckpt_path={path} is damaged: its state_dict is none.")
+    if missing := [name for name in REQUIRED if name not in told]:
+        raise ValueError(f"ckpt_path={path} is damaged: it lacks {', '.join(missing)}.")
 
 
 def _what_it_is(path: Path, error: str) -> str:
@@ -155,7 +171,8 @@ def check_weights(checkpoint: Checkpoint, model: "DictModule", path: str | Path)
         found = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
         raise ValueError(
             f"ckpt_path={path} holds another network than this run's: {found}.\n"
-            "Type the same model= and model.net.name= as in the run that wrote it."
+            "Type the same model= and model.net.name= as in the run that wrote it; where its config comes along, leave "
+            "model= and experiment= out."
         )
 
 

@@ -65,7 +65,10 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
 def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
     """The same for commands that start from a checkpoint, whose config may make what is on the allow-list only."""
     choices = HydraConfig.get().runtime.choices
-    check_targets(cfg, [group for group in GROUPS if choices.get(group) == OPTION], list(cfg.trusted_targets), typed)
+    if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
+        raise ValueError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
+    groups = [*(group for group in GROUPS if choices.get(group) == OPTION), "params"]
+    check_targets(cfg, groups, list(cfg.trusted_targets), typed)
     check_settings(cfg, typed, needs_data)
 
 

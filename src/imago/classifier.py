@@ -64,6 +64,8 @@ class Classifier:
         model: DictModule = instantiate(cfg.model, class_names=told["class_names"], _convert_="all")
         check_weights(checkpoint, model, path)
         model.load_state_dict(checkpoint["state_dict"])
+        if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
+            raise ValueError(f"data.image_size={cfg.data.image_size}: give a whole number, 1 or more.")
         transform: ImageTransform = instantiate(cfg.data.eval_transform, _convert_="all")
         return cls(model, transform, cfg.data.image_size, told)
 

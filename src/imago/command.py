@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check
 from imago.config import config_changes, save_config, typed_overrides
-from imago.logs import logging_to
+from imago.logs import logging_to, plain
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
 from imago.processes import other_processes, process_count
@@ -72,7 +72,7 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if asked_for_traceback:
                 raise
-            sys.exit(f"Error: {_in_words(error, config_name)}")
+            sys.exit(f"Error: {plain(_in_words(error, config_name))}")
         finally:
             if asked_for_traceback is None:
                 del os.environ["HYDRA_FULL_ERROR"]
@@ -168,6 +168,7 @@ def _report(run: RunFolder) -> None:
 
 def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
     log.info("The run folder is %s", run.path)
+    error = plain(error)  # it may quote a stranger's file
     log.error("%s", error)
     try:
         run.update(status=status, error=error)

@@ -42,15 +42,15 @@ def check_eval(cfg: DictConfig, typed: list[str]) -> None:
 def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
     from imago.building import build_to_score
-    from imago.calibration import file_beside, fit, write
+    from imago.calibration import file_beside, fit, key_of, write
     from imago.results import show_calibration, show_results
     from imago.training import evaluate
 
     data, model, trainer = build_to_score(cfg, run)
 
     def calibrate(score: "Score", checkpoint: "Checkpoint") -> "Calibration":
-        fingerprint, written = data.facts["fingerprint"], checkpoint["imago"]["timestamp"]
-        found = fit(score.log_probabilities, score.labels, cfg.target_accuracy, cfg.coverage, fingerprint, written)
+        fingerprint, key = data.facts["fingerprint"], key_of(checkpoint["imago"]["timestamp"], cfg.data)
+        found = fit(score.log_probabilities, score.labels, cfg.target_accuracy, cfg.coverage, fingerprint, key)
         if run.rank == 0:
             write(found, file_beside(Path(cfg.ckpt_path)))
             show_calibration(found, score, file_beside(Path(cfg.ckpt_path)))

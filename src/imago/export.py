@@ -6,9 +6,10 @@ ml-export ckpt_path=latest output=ants.safetensors
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.carried_config import starts_from_checkpoint
 from imago.checks import check_from_checkpoint
@@ -44,9 +45,13 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.writing import replacing
 
     classifier = Classifier.from_config(cfg, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
-    told = classifier.checkpoint
-    metadata = {
-        name: told[name] for name in ("class_names", "image_size", "normalisation", "eval_transform", "versions")
+    normalise = classifier.transform.normalisation
+    metadata: dict[str, Any] = {
+        "class_names": classifier.class_names,
+        "image_size": classifier.image_size,
+        "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
+        "eval_transform": OmegaConf.to_container(cfg.data.eval_transform, resolve=True),
+        "versions": classifier.checkpoint["versions"],
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"

@@ -43,7 +43,7 @@ def check_inference(cfg: DictConfig, typed: list[str]) -> None:
     if cfg.weights is not None:
         if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
             raise ValueError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
-        if not all(isinstance(each, int | float) and each >= 0 for each in cfg.weights) or not sum(cfg.weights):
+        if not all(type(each) in (int, float) and each >= 0 for each in cfg.weights) or not sum(cfg.weights):
             raise ValueError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
     if several and cfg.calibrated:
         raise ValueError("calibrated=true is for one checkpoint: each has a calibration of its own.")
@@ -55,6 +55,9 @@ def check_inference(cfg: DictConfig, typed: list[str]) -> None:
             raise ValueError(f"{option}={cfg[option]}: give {', '.join(choices[:-1])} or {choices[-1]}.")
     if cfg.calibrated and cfg.tta != "none":
         raise ValueError("calibrated=true was fitted without test-time augmentation: type tta=none.")
+    limit = cfg.trainer.get("limit_predict_batches", 1.0)
+    if isinstance(limit, int) or limit != 1.0 or cfg.trainer.get("fast_dev_run"):  # 1 is one batch, 1.0 are all
+        raise ValueError("ml-inference predicts every image: leave limits out, and give a shorter source=.")
     if cfg.rows < 0:
         raise ValueError(f"rows={cfg.rows}: give 0 or more.")
     if cfg.source is None:
@@ -70,10 +73,10 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
 
     files = [Path(path) for path in (cfg.ckpt_path if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path])]
     members = _members(cfg, files)
-    calibration = _calibration(files[0], members[0]) if cfg.calibrated else None
+    calibration = _calibration(cfg, files[0], members[0]) if cfg.calibrated else None
     trainer = build_predictor(cfg, run)
     bad: dict[str, str] = {}
-    for name, images in _images(cfg, members[0], files[0]).items():
+    for name, images in _images(cfg, members, files).items():
         loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
         loading |= {"rank": run.rank, "processes": run.processes}
         found = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
@@ -102,6 +105,8 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
     names = members[0].class_names
     for file, member in zip(files, members, strict=True):
+        if member.channels != members[0].channels:
+            raise ValueError(f"{files[0]} and {file}: one is for colour images and one for grey ones.")
         if member.class_names != names:
             raise ValueError(
                 "The checkpoints of an ensemble have to know the same classes.\n"
@@ -110,7 +115,7 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     return members
 
 
-def _images(cfg: DictConfig, member: "Classifier", file: Path) -> "dict[str, Images]":
+def _images(cfg: DictConfig, members: "list[Classifier]", files: list[Path]) -> "dict[str, Images]":
     """Name of the file that is written, without its suffix -> images."""
     from hydra.utils import instantiate
 
@@ -119,16 +124,17 @@ def _images(cfg: DictConfig, member: "Classifier", file: Path) -> "dict[str, Ima
 
     if cfg.source is not None:
         source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)
-        return {"predictions": read_source(source, member.class_names, member.channels)}
+        return {"predictions": read_source(source, members[0].class_names, members[0].channels)}
     data = instantiate(cfg.data, _convert_="all")
-    check_data(member.checkpoint, data, file)
+    for member, file in zip(members, files, strict=True):
+        check_data(member.checkpoint, data, file)
     return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}
 
 
-def _calibration(file: Path, member: "Classifier") -> Any:
-    from imago.calibration import file_beside, read
+def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
+    from imago.calibration import file_beside, key_of, read
 
-    return read(file_beside(file), member.checkpoint["timestamp"])
+    return read(file_beside(file), key_of(member.checkpoint["timestamp"], cfg.data))
 
 
 def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:

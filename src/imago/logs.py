@@ -15,11 +15,16 @@ QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tenso
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
+def plain(text: str) -> str:
+    """`text` without colour codes and other control characters."""
+    return _CONTROL.sub("", text)
+
+
 class PlainFormatter(logging.Formatter):
     """Time, level, logger and message, without colour codes or other control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _CONTROL.sub("", super().format(record))
+        return plain(super().format(record))
 
 
 class LogFile(RotatingFileHandler):

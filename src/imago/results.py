@@ -34,7 +34,12 @@ def show_results(result: Result, run: RunFolder) -> None:
     for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     _warn_about_baseline(result.scores)
-    lines = [f"Run folder: {_relative(run.path)}", "Next:", *(f"  {line}" for line in _next(result, run))]
+    commands = _next(result, run)
+    lines = [
+        f"Run folder: {_relative(run.path)}",
+        *(["Next:"] if commands else []),
+        *(f"  {line}" for line in commands),
+    ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 

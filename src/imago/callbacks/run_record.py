@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
 from imago.plots import curves_figure, drawn, save
 from imago.provenance import git_state, versions
-from imago.run_folder import RunFolder, now
+from imago.run_folder import RunFolder
 from imago.run_report import refresh_report
 from imago.writing import strict, write_text
 
@@ -95,7 +96,7 @@ class RunRecord(Callback):
             "history": [dict(row) for row in self.history],
             "monitor": self.monitor,
             "best_value": best_value(self.history, self.monitor, self.mode),
-            "timestamp": now(),
+            "timestamp": datetime.now().astimezone().isoformat(timespec="microseconds"),
             "versions": versions(),
             "git": dict(git_state()),
             "data": data.facts,

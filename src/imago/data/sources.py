@@ -88,7 +88,9 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
             table = csv.DictReader(lines)
             if "path" not in (table.fieldnames or []):
                 raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
-            rows = [(row["path"], row.get("label") or "") for row in table]
+            rows = [(row["path"] or "", row.get("label") or "") for row in table]
+    if "" in [path for path, _ in rows]:
+        raise ValueError(f"source={file}: row {[path for path, _ in rows].index('') + 1} names no image.")
     if not rows:
         raise ValueError(f"source={file} names no images.")
     known = [_label([label], class_names) for _, label in rows]
