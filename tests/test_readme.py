@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torchvision.models import resnet18
 
 from imago import split
 
+FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 SHORT = [f"trainer.limit_{what}_batches=2" for what in ("train", "val", "test", "predict")]
 SHORT += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "data.num_workers=0", "report.splits=[test]"]
@@ -37,8 +39,8 @@ def digits_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def workplace(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with the files that the pages show, pretrained weights, and photographs."""
+def workplace(data_dir: Path, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with the files that the pages show, a run, pretrained weights, and photographs."""
     for page in PAGES:
         for name, code in re.findall(
             r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page.read_text(), re.DOTALL
@@ -47,6 +49,7 @@ def workplace(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             (tmp_path / name).write_text(code)
     (tmp_path / "docs").symlink_to(REPO / "docs")
     draw_classes(tmp_path / "PHOTOS", {"blue": 20, "green": 20, "red": 20}, size=64)
+    shutil.copytree(trained.dir, tmp_path / "RUN")
     rows = [f"{path.relative_to(tmp_path)},{path.parent.name}" for path in (tmp_path / "PHOTOS").rglob("*.png")]
     (tmp_path / "TABLE").write_text("\n".join(["path,label", *rows]))
     monkeypatch.chdir(tmp_path)
@@ -62,8 +65,24 @@ def workplace(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         del sys.modules[name]
 
 
+def is_training(line: str) -> bool:
+    return line.startswith(("python ", "ml-train")) and "src/eval.py" not in line
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith(FROM_CHECKPOINT)])
+def test_commands_that_start_from_a_checkpoint_run(line, workplace, colours):
+    script, words = typed(line)
+    words = [word.replace("PATH", str(colours)) for word in words]
+    paths = [f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
+    here = [] if script == "export" else ["trainer.accelerator=cpu", "data.num_workers=0"]
+    run = type_command(script, [*paths, *words, *here], workplace / "out")
+    assert run.exit_code == 0, run.output
+    written = {"eval": "report.html", "export": "model_only.safetensors"}.get(script, "predictions*")
+    assert list(run.dir.glob(written))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith(("python ", "ml-train", "ml-inf"))])
+@pytest.mark.parametrize("line", [line for line in commands() if is_training(line)])
 def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     script, words = typed(line)
     if "experiment=resnet18_ants" in words and not HYMENOPTERA.is_dir():
@@ -120,7 +139,7 @@ def test_what_is_shown(line, workplace, data_dir):
     paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs"]
     run = type_command("visualise", [*paths, *words], workplace / "run")
     assert run.exit_code == 0, run.output
-    assert (run.dir / "augmentations.png").is_file()
+    assert "Written: " in run.output
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
@@ -156,7 +175,7 @@ def test_the_make_targets_run(line, tmp_path):
 
 
 def test_nothing_is_left_out():
-    run = ("python ", "make ", "ml-train", "ml-inference", "ml-visualise", "ml-split")
+    run = ("python ", "make ", "ml-train", "ml-visualise", "ml-split", *FROM_CHECKPOINT)
     others = [line for line in commands() if not line.startswith(run)]
     assert others == ["source .venv/bin/activate", 'eval "$(ml-train -sc install=bash)"']  # test_commands.py
     assert len(commands()) > 50
@@ -166,6 +185,16 @@ def test_the_python_of_the_docs_runs(colours, capsys):
     code = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "wiring.md").read_text(), re.DOTALL)
     exec(code[0].replace("PATH", str(colours)), {})
     assert "['blue', 'green', 'red'] {'train': 39, 'val': 15}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])
+def test_the_python_of_inference_runs(page, workplace, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 5
+    exec(code, {})
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in said] == ["red", "blue"]
+    assert workplace == Path.cwd()
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():
