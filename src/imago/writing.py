@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import errno
 import json
 import math
 import os
@@ -9,10 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there takes its place when the block ends without an error."""
+    """A temporary path beside `path`; what was written there takes its place when the block ends without an error.
+
+    Raises:
+        OSError: The disk refuses it; names `path` and the free space.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -20,6 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(f"{path} could not be written ({free:.0f} MB are free): {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
             with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer knows RuntimeError only
+        except RuntimeError as error:  # all that torch's writer knows
             free = shutil.disk_usage(path.parent).free / 1e6
             raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
 
