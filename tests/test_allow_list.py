@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import SMALL, draw_classes
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -215,7 +216,7 @@ def test_the_gadgets_are_not_tame():
         ("data: {x: {_target_: torch.nn.ReLU, _recursive_: false}}", "has the key '_recursive_'"),
         ("data: {data_files: 'http://127.0.0.1/?${paths.log_dir}'}", "takes data from http://127.0.0.1"),
         ("data: " + "[" * 5000, "is nested too deeply"),
-        ("\n".join(" " * n + "a:" for n in range(400)), "is nested too deeply"),
+        ("\n".join(" " * n + "a:" for n in range(300)), "is nested too deeply"),
         (
             "params: {"
             + ", ".join(f"p{i}: '${{params.p{i + 1}}}${{params.p{i + 1}}}'" for i in range(30))
@@ -223,6 +224,17 @@ def test_the_gadgets_are_not_tame():
             "unfold without end",
         ),
         ("params: {a: '${.b}', b: '${.a}'}", "unfold without end"),
+        (
+            "params: {"
+            + ", ".join(f"l{i}: ['${{..l{i + 1}[0]}}${{..l{i + 1}[0]}}']" for i in range(30))
+            + ", l30: [x]}",
+            "unfold without end",
+        ),
+        ("params: {x: '{oc.env:HOME}'}\nmodel: {a: '$${params.x}'}", r"calls \$\$\{params"),
+        ("model: {a: '${without_stage:\"a/$\"}{oc.env:HOME}'}", r"calls \$\"\}"),
+        ("params: {x: 'a$'}", r"calls \$ "),
+        ("params: {x: '${joined:[" + "a," * 600 + "]}'}", "a long text with interpolations"),
+        ("# " + "]" * 3000 + "\nparams: " + "[" * 3000, "is nested too deeply"),
         ("x" * 2_000_000, "too long"),
         (None, "is no text"),
     ],
@@ -283,6 +295,10 @@ def composed_folders(tmp_path) -> Any:
         ("model.criterions.x", {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}, False),
         ("model.net", {"_target_": "torchvision.models.resnet18"}, True),
         ("params.x", {"_target_": "lightning.pytorch.Trainer"}, False),
+        ("model.net", {"_target_": "torchvision.models.resnet18", "pretrained": "1"}, False),
+        ("model.net", {"_target_": "torchvision.models.segmentation.deeplabv3_resnet50"}, False),
+        ("data", {"_target_": "imago.data.torchvision_set.TorchVisionDataModule", "data_dir": "HERE"}, False),
+        ("data", {"_target_": "imago.data.torchvision_set.TorchVisionDataModule", "data_dir": "HERE/data"}, True),
     ],
 )
 def test_places_and_folders(tmp_path, place, node, is_allowed):
@@ -307,6 +323,7 @@ def test_places_and_folders(tmp_path, place, node, is_allowed):
         (lambda told: told.update(schema=True), "does not carry its run"),
         (lambda told: told.update(schema=99, versions="x"), "is of schema 99"),
         (lambda told: told.update(config=None), "is no text"),
+        (lambda told: told.update(versions={"a": [1]}), "versions"),
     ],
 )
 def test_odd_content_is_said(trained, change, message):
@@ -315,7 +332,42 @@ def test_odd_content_is_said(trained, change, message):
     torch.save(checkpoint, "odd.ckpt")
     with pytest.raises(ValueError, match=message):
         imago.load_classifier("odd.ckpt")
-    checkpoint["state_dict"] = {"a": "b"}
+
+
+def test_names_of_classes_are_never_resolved(trained, command, tmp_path):
+    """Neither those in a checkpoint nor those of folders."""
+    evil = f"${{oc.create:{{_target_:torch.utils.collect_env.run,command:touch {MARK}}}}}"
+    checkpoint = read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
+    checkpoint["imago"]["class_names"] = [evil, "${oc.env:HOME}", "c"]
+    torch.save(checkpoint, "names.ckpt")
+    assert imago.load_classifier("names.ckpt").class_names == [evil, "${oc.env:HOME}", "c"]
+    photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
+    (photos / "red").rename(photos / evil)
+    run = command("train", f"data.data_dir={photos}", *SMALL, "trainer.max_epochs=1")
+    assert run.exit_code == 0, run.output
+    assert command("eval", f"ckpt_path={run.dir}").exit_code == 0
+
+
+def test_data_from_elsewhere_are_refused_however_they_are_put_together():
+    text = (
+        "data: {dataset: {_target_: datasets.load_dataset, path: parquet, data_files: '${params.u}//x/${params.u}'}}\n"
+        "params: {u: 'http:'}"
+    )
+    cfg = OmegaConf.create(read_carried(text, "stranger.ckpt"))
+    with pytest.raises(ValueError, match="has 'http://x/http:'"):
+        check_targets(cfg, GROUPS, trusted=[])
+    check_targets(cfg, GROUPS, trusted=[], typed=["data.dataset.data_files=http://x/http:"])
+
+
+def test_a_compressed_checkpoint_is_refused(trained):
+    with (
+        zipfile.ZipFile(trained.dir / "checkpoints" / "best.ckpt") as old,
+        zipfile.ZipFile("small.ckpt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match="is compressed, as no checkpoint of Imago is"):
+        read_checkpoint("small.ckpt")
 
 
 def test_hydra_is_not_steered_by_a_checkpoint(trained, command):

@@ -202,6 +202,7 @@ def readable(text: str, work: Path) -> str:
     text = re.sub(rf"{re.escape(str(work))}/run_\d+", "RUN", text)
     text = re.sub(r"\.photos\.?\w*", ".photos", text.replace(str(work), "WORK"))
     text = re.sub(r"\(\d+ MB are free\)", "(… MB are free)", text)
+    text = re.sub(r"pos \d+ vs \d+", "pos … vs …", text)
     return re.sub(r"there are [\w, ]{300,}", "there are …", text)
 
 

@@ -28,6 +28,8 @@ PLACES = {  # beginning of a name -> the only keys where it may stand
     "lightning.pytorch.Trainer": ("trainer",),
     "lightning.pytorch.loggers.": (),  # checkpoints carry none
 }
+ELSEWHERE = re.compile(r"\w+:/|::")
+DOWNLOADS = ("pretrained", "pretrained_backbone", "weights_backbone")
 ARGUMENTS = {  # name -> the only arguments that may be given
     "datasets.load_dataset": ("path", "name", "data_dir", "data_files", "cache_dir", "revision"),
     "imago.data.hymenoptera.hymenoptera": ("root",),
@@ -64,6 +66,8 @@ def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str]
         if f"{path}._target_={node._target_}" not in words
         and not any(str(node._target_).startswith(prefix) for prefix in trusted if prefix)
     ]
+    for group in groups:
+        _check_resolved(group, OmegaConf.select(cfg, group), words)
     for path, node in found:
         if not _is_named(node._target_) or not _is_in_place(node._target_, path):
             raise ValueError(refusal(path, node._target_))
@@ -74,6 +78,21 @@ def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str]
             is_typed = any(word.startswith(f"{path}.{name}=") for word in words)
             if not is_typed and not _may_be_given(cfg, node._target_, name, node[name]):
                 raise ValueError(refusal(path, node._target_, f" with {name}={node[name]}"))
+
+
+def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
+    """Raises ValueError for texts that would be resolved once more, and for data that are not files of this machine."""
+    if not OmegaConf.is_config(node):
+        return
+    texts = [OmegaConf.to_container(node, resolve=True)]
+    while texts:
+        each = texts.pop()
+        if isinstance(each, dict | list):
+            texts.extend(each.values() if isinstance(each, dict) else each)
+        elif not isinstance(each, str) or any(word.endswith(f"={each}") for word in typed):
+            continue
+        elif "${" in each or (group == "data" and ELSEWHERE.search(each)):
+            raise ValueError(f"The config in the checkpoint has {each!r} ({group}), as none may. It was not run.")
 
 
 def refusal(path: str, target: Any, arguments: str = "") -> str:
@@ -113,10 +132,12 @@ def _may_be_given(cfg: DictConfig, target: str, name: str, value: Any) -> bool:
         return False
     if target == "datasets.load_dataset" and name == "path":
         return value in SAFE_FILES
+    if target.startswith("torchvision.models.") and name in DOWNLOADS:
+        return False
     if name == "filename":
         return value is None or (isinstance(value, str) and Path(value).name == value and ".." not in value)
     if target == "imago.data.torchvision_set.TorchVisionDataModule" and name == "data_dir":
-        return _is_below(cfg, value, "paths.data_dir") or Path(str(value)).expanduser().is_dir()
+        return _is_below(cfg, value, "paths.data_dir")
     return name not in FOLDERS or value is None or _is_below(cfg, value, FOLDERS[name])
 
 
@@ -142,7 +163,8 @@ def _class_of(base: str, package: str) -> Callable[[Any], bool]:
 def _is_torchvision_model(found: Any) -> bool:
     from torchvision.models._api import BUILTIN_MODELS
 
-    return any(found is build for build in BUILTIN_MODELS.values())
+    is_classifier = getattr(found, "__module__", "").count(".") == 2  # segmentation and others stand deeper
+    return is_classifier and any(found is build for build in BUILTIN_MODELS.values())
 
 
 def _is_torchvision_transform(found: Any) -> bool:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
 from imago.carried_config import carried, without_pretrained
+from imago.classifier import built_model
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
@@ -43,7 +44,7 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     seed_everything(cfg.seed, verbose=False)
     data: ImageDataModule = instantiate(cfg.data, _convert_="all")
     check_own_targets(cfg, typed_overrides())
-    model: DictModule = instantiate(cfg.model, class_names=data.class_names, _convert_="all")
+    model = built_model(cfg.model, data.class_names)
     strategy = instantiate(cfg.strategy)
     data.strategy = model.strategy = strategy
     data.rank, data.processes = run.rank, run.processes

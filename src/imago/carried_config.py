@@ -37,10 +37,10 @@ RESOLVERS = ("best_mode", "direction", "joined", "slug", "without_stage")
 """Functions that a config may call wherever it is read: of their arguments alone."""
 SECRET = re.compile(r"(?i)token|secret|password|api_?key|credential")
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
-HARMLESS = re.compile(rf"\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
+HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
 FOR_TRAINING = ("train", "test", "report", "report.splits")
-MOST_TEXT, MOST_DEPTH, MOST_LOOKUPS = 2**20, 100, 2000
+MOST_TEXT, MOST_DEPTH, MOST_LOOKUPS, LONGEST_LOOKUP = 2**16, 100, 1000, 500
 RESERVED = ("defaults", "hydra")
 """Keys to which Hydra listens while it composes."""
 KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
@@ -101,7 +101,7 @@ def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few lines may unfold to gigabytes
             raise refuse("has YAML aliases")
         content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise refuse(f"cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise refuse("has no keys")
@@ -118,6 +118,8 @@ def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
             raise refuse(f"calls {call} ({key})")
         if key.endswith("_target_") and "${" in value:
             raise refuse(f"computes a name to import, {value} ({key})")
+        if "$" in value and len(value) > LONGEST_LOOKUP:
+            raise refuse(f"has a long text with interpolations ({key})")
         if key.startswith("data") and URL.search(value):
             raise refuse(f"takes data from {value} ({key})")
     if _lookups(content) > MOST_LOOKUPS:  # a few lines may unfold to gigabytes
@@ -131,7 +133,7 @@ def _depth(text: str) -> int:
     for line in text.splitlines():
         indent = max(indent, (len(line) - len(line.lstrip(" -?:"))))
         for character in line:
-            brackets += (character in "[{") - (character in "]}")
+            brackets = max(0, brackets + (character in "[{") - (character in "]}"))
             depth = max(depth, brackets)
     return depth + indent // 2
 
@@ -161,8 +163,9 @@ def _lookups(content: dict[str, Any]) -> int:
         return min(known[key], MOST_LOOKUPS + 1)
 
     def of_text(key: str, text: str) -> int:
+        parts = [part for part in re.split(r"[.\[\]]+", key) if part]
         names = [
-            ".".join([*(key.split(".")[: -len(dots)] if dots else []), name])
+            ".".join([*(parts[: -len(dots)] if dots else []), name])
             for dots, name in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.\[\]]+)", text)
         ]
         return sum(1 + of_key(name) for name in names)
@@ -192,8 +195,11 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _unknown_call(text: str) -> str | None:
-    """The first interpolation in `text` that is more than the name of a setting or one of `RESOLVERS`."""
-    for found in re.finditer(r"\$\{", text):
+    """The first interpolation in `text` that is more than the name of a setting or one of `RESOLVERS`.
+
+    A `$` at the end, or before something odd, may become one when texts are put together.
+    """
+    for found in re.finditer(r"\$", text):
         if HARMLESS.match(text, found.start()) is None:
             return text[found.start() : found.start() + 40]
     return None
@@ -207,6 +213,7 @@ def offer(content: dict[str, Any]) -> None:
     here = cast(DictConfig, OmegaConf.load(Path(CONFIG_DIR, "trainer", "default.yaml")))
     trainer = OmegaConf.create(dict(content.get("trainer") or {}))
     for option in OF_THE_COMMAND:
+        trainer.pop(option, None)
         if option in here:
             trainer[option] = here[option]
     store.store(group="trainer", name=OPTION, node=trainer)

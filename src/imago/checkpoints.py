@@ -70,8 +70,11 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
         raise ValueError(f"ckpt_path={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path} is not there.")
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and any(each.compress_type != zipfile.ZIP_STORED for each in zipfile.ZipFile(path).infolist()):
+        raise ValueError(f"ckpt_path={path} is compressed, as no checkpoint of Imago is: it may unfold to any size.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except Exception as error:  # torch has no common class for what a damaged file raises
         raise ValueError(f"ckpt_path={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
@@ -99,6 +102,10 @@ def _check_told(checkpoint: Checkpoint, path: Path) -> None:
         raise ValueError(f"ckpt_path={path} is damaged: its class names are no list of different names.")
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise ValueError(f"ckpt_path={path} is damaged: its state_dict is none.")
+    versions = told.get("versions")
+    are_texts = isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values())
+    if not are_texts or not isinstance(told.get("timestamp"), str):
+        raise ValueError(f"ckpt_path={path} is damaged: its versions or its time stamp are no texts.")
     if missing := [name for name in REQUIRED if name not in told]:
         raise ValueError(f"ckpt_path={path} is damaged: it lacks {', '.join(missing)}.")
 
@@ -135,7 +142,7 @@ def _whose(content: Any) -> str:
             return (
                 f"holds weights under {entry!r}: save that part alone, and give it as model.net.weights= to ml-train."
             )
-    return f"holds {', '.join(map(str, list(content)[:5]))}."
+    return f"holds {', '.join([key for key in content if isinstance(key, str)][:5])}."
 
 
 def check_fits(checkpoint: Checkpoint, model: "DictModule", data: "ImageDataModule", path: str | Path) -> None:

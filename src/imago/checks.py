@@ -68,6 +68,8 @@ def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = 
     if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
         raise ValueError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
     groups = [*(group for group in GROUPS if choices.get(group) == OPTION), "params"]
+    if not needs_data:
+        groups = ["data.eval_transform" if group == "data" else group for group in groups]
     check_targets(cfg, groups, list(cfg.trusted_targets), typed)
     check_settings(cfg, typed, needs_data)
 

@@ -61,7 +61,7 @@ class Classifier:
         """
         without_pretrained(cfg.model)
         told = checkpoint["imago"]
-        model: DictModule = instantiate(cfg.model, class_names=told["class_names"], _convert_="all")
+        model = built_model(cfg.model, told["class_names"])
         check_weights(checkpoint, model, path)
         model.load_state_dict(checkpoint["state_dict"])
         if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
@@ -130,6 +130,12 @@ class Classifier:
         if self.channels == 1:
             return F.rgb_to_grayscale(pixels) if pixels.shape[0] == 3 else pixels
         return pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels
+
+
+def built_model(node: DictConfig, class_names: Sequence[str]) -> DictModule:
+    """Makes a `model` node. The names are given afterwards: as arguments of `instantiate` they would be part of the
+    config, and a folder named `${…}` would be resolved."""
+    return instantiate(node, _partial_=True, _convert_="all")(class_names=list(class_names))
 
 
 def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = ()) -> Classifier:
