@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
 from imago.carried_config import carried, without_pretrained
-from imago.classifier import built_model
+from imago.classifier import built_model, seen_images
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
@@ -51,7 +51,9 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     _share_cores(run)
     if run.rank:  # the same weights, which DDP sees to, but another dropout
         torch.manual_seed(key("rank", cfg.seed, run.rank))
-    record = RunRecord(run, cfg.monitor, cfg.mode, _carried(cfg, data))
+    record = RunRecord(
+        run, cfg.monitor, cfg.mode, {"config": carried(cfg), **seen_images(cfg.data, data.eval_transform)}
+    )
     trainer = build_trainer(cfg, run, [*built(cfg.callbacks), record])
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
@@ -67,17 +69,6 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
     """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
     without_pretrained(cfg.model)
     return build(cfg, run)
-
-
-def _carried(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
-    """What checkpoints carry besides the config: what has to be done to an image, also where there is no Imago."""
-    normalise = data.eval_transform.normalisation
-    return {
-        "config": carried(cfg),
-        "eval_transform": OmegaConf.to_container(cfg.data.eval_transform, resolve=True),
-        "image_size": data.image_size,
-        "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
-    }
 
 
 def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:

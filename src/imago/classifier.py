@@ -138,6 +138,16 @@ def built_model(node: DictConfig, class_names: Sequence[str]) -> DictModule:
     return instantiate(node, _partial_=True, _convert_="all")(class_names=list(class_names))
 
 
+def seen_images(data: DictConfig, transform: ImageTransform) -> dict[str, Any]:
+    """What has to be done to an image, in plain types: for those who use the weights without Imago."""
+    normalise = transform.normalisation
+    return {
+        "eval_transform": OmegaConf.to_container(data.eval_transform, resolve=True),
+        "image_size": data.image_size,
+        "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
+    }
+
+
 def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = ()) -> Classifier:
     """The classifier in a checkpoint; nothing in the file is executed, and only what is known to be harmless is made.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from imago.carried_config import starts_from_checkpoint
 from imago.checks import check_from_checkpoint
@@ -40,17 +40,14 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from safetensors.torch import save_file
 
     from imago.checkpoints import read_checkpoint
-    from imago.classifier import Classifier
+    from imago.classifier import Classifier, seen_images
     from imago.results import show_written
     from imago.writing import replacing
 
     classifier = Classifier.from_config(cfg, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
-    normalise = classifier.transform.normalisation
     metadata: dict[str, Any] = {
         "class_names": classifier.class_names,
-        "image_size": classifier.image_size,
-        "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
-        "eval_transform": OmegaConf.to_container(cfg.data.eval_transform, resolve=True),
+        **seen_images(cfg.data, classifier.transform),
         "versions": classifier.checkpoint["versions"],
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}

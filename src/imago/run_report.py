@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from imago.writing import write_text
 
 SPLITS = ("test", "val", "train")
-CURVES = ("loss", "acc", "f1", "loss/ce")
+CURVES = ("loss", "acc", "f1")
 MOST_CELLS = 20  # classes up to which the confusion matrix is drawn
 MOST_CLASSES = 40  # rows of the table of classes
 CONFUSIONS = 8
