@@ -10,32 +10,38 @@ from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatc
 from imago.data.stages import ImageTransform, RandomResizedBox
 
 
+def some(count: int) -> FolderImages:
+    return FolderImages(Path(), [f"{number}.png" for number in range(count)], [0] * count)
+
+
 def order(sampler: TrainBatchSampler, epoch: int) -> list[int]:
     sampler.epoch = epoch
     return [index for batch in sampler for _, index in batch]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    sampler = TrainBatchSampler(50, 8, seed=0)
+    sampler = TrainBatchSampler(some(50), 8, seed=0)
     first = order(sampler, 0)
     assert sorted(first) == list(range(50))
     assert order(sampler, 1) != first
     assert order(sampler, 0) == first
-    assert order(TrainBatchSampler(50, 8, seed=1), 0) != first
-    assert order(TrainBatchSampler(50, 8, seed=0, same_order=True), 3) == first
+    assert order(TrainBatchSampler(some(50), 8, seed=1), 0) != first
+    assert order(TrainBatchSampler(some(50), 8, seed=0, same_order=True), 3) == first
 
 
 @pytest.mark.parametrize(("size", "batch_size", "batches"), [(9, 4, 2), (10, 4, 3), (8, 4, 2), (1, 4, 1), (3, 1, 3)])
 def test_only_a_last_train_batch_of_one_image_is_left_out(size, batch_size, batches):
-    sampler = TrainBatchSampler(size, batch_size, seed=0)
+    sampler = TrainBatchSampler(some(size), batch_size, seed=0)
     assert len(sampler) == len(list(sampler)) == batches
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 @pytest.mark.parametrize("size", [12, 24, 29, 31, 36, 37])
 def test_processes_train_on_parts_of_the_batches_of_one(size, processes):
-    whole = list(TrainBatchSampler(size, 12, seed=5))
-    parts = [list(TrainBatchSampler(size, 12, seed=5, rank=rank, processes=processes)) for rank in range(processes)]
+    whole = list(TrainBatchSampler(some(size), 12, seed=5))
+    parts = [
+        list(TrainBatchSampler(some(size), 12, seed=5, rank=rank, processes=processes)) for rank in range(processes)
+    ]
     assert len({len(part) for part in parts}) == 1
     for batch, *shares in zip(whole, *parts, strict=False):
         assert len({len(share) for share in shares}) == 1
@@ -47,9 +53,9 @@ def test_processes_train_on_parts_of_the_batches_of_one(size, processes):
 
 def test_a_batch_that_cannot_be_divided_is_refused():
     with pytest.raises(ValueError, match=r"data.batch_size=10 .* 4 processes cannot divide it. Type data.batch_size=8"):
-        TrainBatchSampler(50, 10, seed=0, processes=4)
+        TrainBatchSampler(some(50), 10, seed=0, processes=4)
     with pytest.raises(ValueError, match="3 train images cannot be divided by 4 processes"):
-        TrainBatchSampler(3, 8, seed=0, processes=4)
+        TrainBatchSampler(some(3), 8, seed=0, processes=4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 24, 25])
@@ -64,7 +70,7 @@ def test_whole_evaluation_batches_are_dealt_and_none_twice(size, processes):
 def loader(root, workers: int, epoch: int = 0) -> Loader:
     images = read_tree(root, 0.1, 0).splits["train"]
     dataset = ImageDataset(images, ImageTransform(RandomResizedBox()), 16, seed=3)
-    return Loader(dataset, TrainBatchSampler(len(images), 8, seed=3), workers, lambda: epoch)
+    return Loader(dataset, TrainBatchSampler(images, 8, seed=3), workers, lambda: (epoch, 0))
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(colours):
@@ -99,7 +105,7 @@ def test_the_epoch_is_read_when_the_first_batch_is_asked_for(colours):
     epochs = [0]
     images = read_tree(colours, 0.1, 0).splits["train"]
     dataset = ImageDataset(images, ImageTransform(RandomResizedBox()), 16, seed=3)
-    iterator = iter(Loader(dataset, TrainBatchSampler(len(images), 8, seed=3), 0, lambda: epochs[0]))
+    iterator = iter(Loader(dataset, TrainBatchSampler(images, 8, seed=3), 0, lambda: (epochs[0], 0)))
     epochs[0] = 4
     assert next(iterator)["epoch"] == 4
 

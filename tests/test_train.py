@@ -39,7 +39,7 @@ def test_the_run_folder_holds_what_the_blueprint_promises(trained):
         expected |= {f"plots/confusion_matrix_{split}.png", f"plots/reliability_{split}.png"}
     assert expected <= files
     others = {name for name in files - expected if not name.startswith("tensorboard/")}
-    assert others == {"csv/hparams.yaml"}
+    assert others == {"csv/hparams.yaml", ".lock"}
 
 
 def test_status_and_summary_say_how_it_went(trained):

@@ -20,11 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
 from imago.carried_config import carried, without_pretrained
+from imago.checkpoints import read_checkpoint
 from imago.classifier import built_model, seen_images
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
+from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.module import DictModule
-from imago.randomness import key
+from imago.preflight import Preflight
 from imago.reports import write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
@@ -45,21 +47,32 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     data: ImageDataModule = instantiate(cfg.data, _convert_="all")
     check_own_targets(cfg, typed_overrides())
     model = built_model(cfg.model, data.class_names)
+    model.seed = cfg.seed
     strategy = instantiate(cfg.strategy)
     data.strategy = model.strategy = strategy
     data.rank, data.processes = run.rank, run.processes
     _share_cores(run)
-    if run.rank:  # the same weights, which DDP sees to, but another dropout
-        torch.manual_seed(key("rank", cfg.seed, run.rank))
+    step = 0 if run.former else None  # what was logged by a process that left no checkpoint is logged again
+    if run.goes_on_from is not None:
+        step = int(read_checkpoint(run.goes_on_from, mmap=True)["global_step"])
+    if step is not None:
+        continue_records(cfg.logger, run.former, step)
     record = RunRecord(
         run, cfg.monitor, cfg.mode, {"config": carried(cfg), **seen_images(cfg.data, data.eval_transform)}
     )
-    trainer = build_trainer(cfg, run, [*built(cfg.callbacks), record])
+    before = [Preflight(run.path / "checkpoints", only=cfg.preflight == "only")] if cfg.train and cfg.preflight else []
+    trainer = build_trainer(cfg, run, [*before, *built(cfg.callbacks), record])
+    tolerate_full_disks(trainer.loggers)
+    if run.rank == 0:
+        for logger in trainer.loggers:
+            if step is not None and isinstance(logger, CSVLogger):
+                logger.forget_from(step)
+        remember_records(trainer.loggers, run)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     if run.rank == 0:
-        write_facts(run.path, data)
+        write_facts(run.path, data, goes_on=step is not None)
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
@@ -103,7 +116,10 @@ def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]
         missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
     elif cfg.trainer.strategy in DDP:
         missing["strategy"] = "auto"  # of one process: nothing to exchange
-    return instantiate(cfg.trainer, callbacks=list(callbacks), logger=loggers or False, **missing, _convert_="all")
+    trainer = instantiate(cfg.trainer, callbacks=list(callbacks), logger=loggers or False, **missing, _convert_="all")
+    # its handler of SIGTERM talks to the other processes in the middle of whatever they are exchanging
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def mixed_precision(accelerator: str) -> str:

@@ -39,7 +39,7 @@ SECRET = re.compile(r"(?i)token|secret|password|api_?key|credential")
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
-FOR_TRAINING = ("train", "test", "report", "report.splits")
+FOR_TRAINING = ("train", "test", "report", "report.splits", "resume", "auto_resume", "replay", "preflight")
 MOST_TEXT, MOST_DEPTH, MOST_LOOKUPS, LONGEST_LOOKUP = 2**16, 100, 1000, 500
 RESERVED = ("defaults", "hydra")
 """Keys to which Hydra listens while it composes."""
@@ -254,7 +254,9 @@ def _prepared(words: list[str], several: bool) -> list[str]:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
     for word in words:
         if word.lstrip("+~").partition("=")[0] in FOR_TRAINING:
-            raise ValueError(f"{word} is for training: to choose what is scored, type split=test or split=[train,val].")
+            split = word.lstrip("+~").startswith(("train", "test", "report"))
+            hint = ": to choose what is scored, type split=test or split=[train,val]" if split else ""
+            raise ValueError(f"{word} is for training{hint}.")
     override = OverridesParser.create().parse_overrides([words[at]])[0]
     if override.is_sweep_override():
         raise ValueError(
@@ -270,7 +272,7 @@ def _prepared(words: list[str], several: bool) -> list[str]:
 
     from imago.checkpoints import find_checkpoint, read_checkpoint
 
-    log_dir = _log_dir(words) if LATEST in given else Path()
+    log_dir = log_dir_of(words) if LATEST in given else Path()
     files = [find_checkpoint(each, log_dir) for each in given]
     if LATEST in given:
         print(f"ckpt_path=latest: {files[given.index(LATEST)]}")
@@ -280,7 +282,7 @@ def _prepared(words: list[str], several: bool) -> list[str]:
     return [*words[:at], word, *words[at + 1 :]]
 
 
-def _log_dir(words: list[str]) -> Path:
+def log_dir_of(words: list[str]) -> Path:
     """Where runs are, by what was typed and this machine's own settings."""
     typed = [word for word in words if _is_path_override(word)]
     GlobalHydra.instance().clear()

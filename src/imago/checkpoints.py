@@ -1,5 +1,7 @@
 """Finding a checkpoint, reading it safely, and saying what is wrong with one that does not fit."""
 
+import errno
+import logging
 import re
 import zipfile
 from pathlib import Path
@@ -13,12 +15,16 @@ if TYPE_CHECKING:  # this module needs torch only
     from imago.data.module import ImageDataModule
     from imago.module import DictModule
 
+log = logging.getLogger(__name__)
+
 Checkpoint = dict[str, Any]
 
 SCHEMA = 1
 """Of the entry `imago` of a checkpoint; raised when an older version could not read it any more."""
 BEST = "checkpoints/best.ckpt"
-REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy")
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+TO_GO_ON = (LAST, PREVIOUS, "best.ckpt")
+REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy", "progress")
 URL = re.compile(r"\w+://")
 OTHERS = {  # how the files of others begin, or end -> what they are
     ".safetensors": "holds plain weights; model.net.weights= of ml-train takes them",
@@ -81,6 +87,39 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
     _check_told(checkpoint, path)
     return checkpoint
+
+
+def last_readable(folder: Path) -> Path | None:
+    """The checkpoint to go on from: `last.ckpt`, or the one before where that is damaged, or the best.
+
+    Raises:
+        ValueError: There are some, and all are damaged.
+    """
+    found = [folder / name for name in TO_GO_ON if (folder / name).is_file()]
+    for path in found:
+        try:
+            check_whole(path)
+            read_checkpoint(path, mmap=True)
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be used: %s", path, error)
+            continue
+        if path != found[0]:
+            log.warning("The run goes on from %s", path)
+        return path
+    if found:
+        raise ValueError(f"No checkpoint in {folder} can be read. To begin anew, remove that folder.")
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Raises OSError unless every part of a checkpoint has the checksum that was written with it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise OSError(errno.EIO, f"{path} reads back differently than it was written ({damaged})")
 
 
 def _check_told(checkpoint: Checkpoint, path: Path) -> None:

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -58,8 +58,35 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
         "trainer=ddp trainer.devices=4 for example.",
     ),
+    (
+        lambda cfg: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
+        "model.on_bad_loss=skip works in one process: another one would wait for the gradients. "
+        "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
+    ),
+    (
+        lambda cfg: cfg.auto_resume and cfg.resume is not None,
+        "resume= and auto_resume=true: resume= is enough.",
+    ),
+    (
+        lambda cfg: cfg.auto_resume and not _has_fixed_folder(),
+        "auto_resume=true goes on in the folder of the run, which has to be the same each time: "
+        "type hydra.run.dir=FOLDER too (hydra.sweep.dir=FOLDER with -m).",
+    ),
+    (
+        lambda cfg: cfg.preflight not in (True, False, "only"),
+        "preflight: give true, false or only.",
+    ),
+    (
+        lambda cfg: cfg.preflight == "only" and not cfg.train,
+        "preflight=only with train=false leaves nothing to do.",
+    ),
 )
 """What cannot work, or not together: a test on the config, and what to say."""
+
+
+def _has_fixed_folder() -> bool:
+    overrides = HydraConfig.get().overrides.hydra
+    return any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
 
 
 def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
@@ -99,38 +126,59 @@ def check_visualise(cfg: DictConfig, typed: list[str]) -> None:
         check_settings(cfg, typed)
 
 
+def check_doctor(cfg: DictConfig, typed: list[str]) -> None:
+    """The same for looking at a folder of images."""
+    check_settings(cfg, typed)
+    if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
+        raise ValueError("ml-doctor looks at folders: type data.data_dir=PATH, without data.split_file=.")
+
+
 def check(cfg: DictConfig, typed: list[str]) -> None:
-    """Raises ValueError for settings of training that are missing, out of range or at odds with each other.
+    """Raises ValueError for settings of training that are missing, out of range or at odds with each other: all of
+    them in one message.
 
     `typed` are the overrides of the command line.
     """
-    check_settings(cfg, typed)
-    if not OmegaConf.is_list(cfg.report.splits):
-        raise ValueError(f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example.")
-    if not isinstance(cfg.ckpt_path, str | None):
-        raise ValueError(f"ckpt_path={cfg.ckpt_path}: give one file, or null.")
-    if cfg.test:
-        for split in cfg.report.splits:
-            check_split(cfg, split)
+    _raise_all(*_problems(cfg, typed), *_training_problems(cfg))
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: the untrained network is scored")
 
 
 def check_settings(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
     """What all commands have in common."""
-    _check_root(cfg)
+    _raise_all(*_problems(cfg, typed, needs_data))
+
+
+def _raise_all(*problems: str) -> None:
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems)))
+
+
+def _problems(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> Iterator[str]:
+    _check_root(cfg)  # without the root's keys nothing else can be asked
     has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
     if needs_data and "data_dir" in cfg.data and not has_data:
-        raise ValueError(NO_DATA)
+        yield NO_DATA
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
-        raise ValueError(NO_DATASET)
-    _check_arguments(cfg, typed)
+        yield NO_DATASET
+    yield from _argument_problems(cfg, typed)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed={cfg.seed}: give 0 or more, below 2**32, or null.")
-    for is_given, refusal in REFUSED:
-        if is_given(cfg):
-            raise ValueError(refusal)
-    _check_monitor(cfg, {override.lstrip("+").partition("=")[0] for override in typed})
+        yield f"seed={cfg.seed}: give 0 or more, below 2**32, or null."
+    yield from (refusal for is_given, refusal in REFUSED if is_given(cfg))
+    yield from _monitor_problems(cfg, {override.lstrip("+").partition("=")[0] for override in typed})
+
+
+def _training_problems(cfg: DictConfig) -> Iterator[str]:
+    if not OmegaConf.is_list(cfg.report.splits):
+        yield f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example."
+    elif cfg.test:
+        for split in cfg.report.splits:
+            try:
+                check_split(cfg, split)
+            except ValueError as error:
+                yield str(error)
+    if not isinstance(cfg.ckpt_path, str | None):
+        yield f"ckpt_path={cfg.ckpt_path}: give one file, or null."
 
 
 def _check_root(cfg: DictConfig) -> None:
@@ -147,36 +195,33 @@ def _check_root(cfg: DictConfig) -> None:
             raise ValueError(f"{key} is missing: leave ~{key} out, or choose an option, {key}=…")
 
 
-def _check_arguments(cfg: DictConfig, typed: list[str]) -> None:
+def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
     """Keys and types of all nodes whose targets we know."""
     drop_inherited(cfg, typed, shipped())
     for problem in problems(cfg, shipped()):
         origin = origin_of(problem.key)
-        raise ValueError(f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}")
-    _check_extras(cfg)
-    if cfg.model.get("net") is not None and cfg.model.net.get("_target_") == "imago.backbones.torchvision_net":
-        check_name(cfg.model.net.name)
-
-
-def _check_extras(cfg: DictConfig) -> None:
+        yield f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}"
     for key, node in nodes(cfg):
         for prefix, (package, extra) in EXTRAS.items():
             if node._target_.startswith(prefix) and importlib.util.find_spec(package) is None:
-                raise ValueError(
-                    f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
-                )
+                yield f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
+    if cfg.model.get("net") is not None and cfg.model.net.get("_target_") == "imago.backbones.torchvision_net":
+        try:
+            check_name(cfg.model.net.name)
+        except ValueError as error:
+            yield str(error)
 
 
-def _check_monitor(cfg: DictConfig, typed: set[str]) -> None:
+def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
     if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
-        raise ValueError(
+        yield (
             f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric}: these are one setting under two "
             "names; type monitor= alone."
         )
     if not cfg.monitor.startswith(("train/", "val/")):
-        raise ValueError(f"monitor={cfg.monitor}: give the stage too, monitor=val/acc for example.")
+        yield f"monitor={cfg.monitor}: give the stage too, monitor=val/acc for example."
     if cfg.mode not in ("min", "max", *VIEWS):
-        raise ValueError(f"mode={cfg.mode}: give min or max.")
+        yield f"mode={cfg.mode}: give min or max."
 
 
 def check_split(cfg: DictConfig, split: Any) -> None:

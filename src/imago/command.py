@@ -20,17 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check
-from imago.config import config_changes, save_config, typed_overrides
+from imago.config import config_changes, save_config, settings_changed, typed_overrides
 from imago.logs import logging_to, plain
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
-from imago.processes import other_processes, process_count
+from imago.processes import TERMINATED, other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
 from imago.writing import write_json
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED, TERMINATED = 130, 143  # 128 + number of the signal, as shells report it
+INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 FLAGS_WITH_VALUE = [
     "--config-dir",
     "-cd",
@@ -45,6 +45,8 @@ FLAGS_WITH_VALUE = [
     "--info",
     "-i",
 ]
+MORE = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping")
+"""Settings that give a finished run something to do."""
 Task = Callable[[DictConfig, RunFolder], float | None]
 Check = Callable[[DictConfig, list[str]], None]
 
@@ -97,28 +99,49 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     sys.path.append(os.getcwd())  # `my.module.MyNet` stands beside the person who types it
+    goes_on = cfg.resume is not None or cfg.auto_resume
     try:
-        run = RunFolder.claim(folder)
+        run = RunFolder.claim(folder, goes_on)
     except (RunFolderError, OSError) as error:
         sys.exit(f"Error: {error}")
+    try:
+        return _run_in(run, task, cfg, check, one_process)
+    finally:
+        run.release()
+
+
+def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_process: bool) -> float | None:
+    changed = settings_changed(cfg, run.path) if run.former else []
+    if run.former.get("status") == "completed" and not any(change.startswith(MORE) for change in changed):
+        print(
+            f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
+            f"For more epochs type resume={run.path} trainer.max_epochs="
+        )
+        return run.former.get("best_value")
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
+        for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+            signal.signal(number, _terminated)
     if not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
-    with logging_to(folder / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)):
+    with logging_to(run.path / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)), run.beating():
         try:
+            run.start()
             if cfg.seed is None:
                 cfg.seed = random.SystemRandom().randrange(2**31)
                 log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
             check(cfg, typed_overrides())
+            if changed:
+                log.warning("Changed since the run began: %s", "; ".join(changed))
+            if run.former:
+                run.goes_on_from = checkpoint_to_go_on_from(run.path)
             run.processes = 1 if one_process else process_count(cfg.trainer)
             run.port = _free_port() if run.processes > 1 else 0
             with other_processes(task, run):
                 value = task(cfg, run)
         except SystemExit as stop:
             if stop.code == TERMINATED:
-                _give_up(run, "preempted", f"Terminated by SIGTERM.{_go_on(run)}", TERMINATED)
+                _give_up(run, "preempted", f"Terminated by a signal.{_go_on(run)}", TERMINATED)
             if stop.code == 1:  # as Lightning answers it
                 _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
             _give_up(run, "failed", f"The program was left: {stop.code}", 1)
@@ -127,7 +150,7 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
         except Exception as error:
             log.debug("The run failed", exc_info=True)
             _give_up(run, "failed", message_of(error), 1)
-        run.update(status="completed")
+        run.update(status="completed", best_value=value)
         _report(run)
     return value
 
@@ -156,6 +179,15 @@ def _describe(run: RunFolder, cfg: DictConfig) -> None:
     run.sections["Configuration"] = {"config.yaml": "\n" + OmegaConf.to_yaml(cfg, resolve=True).rstrip()}
     run.update()
     log.debug("Command line: %s", " ".join(sys.argv))
+
+
+def checkpoint_to_go_on_from(folder: Path) -> Path | None:
+    """The last checkpoint of a run folder that can be read; None without any: the run begins anew."""
+    if not any(folder.glob("checkpoints/*.ckpt")):
+        return None
+    from imago.checkpoints import last_readable
+
+    return last_readable(folder / "checkpoints")
 
 
 def _report(run: RunFolder) -> None:
@@ -191,5 +223,5 @@ def _terminated(*_: Any) -> NoReturn:
 
 
 def _go_on(run: RunFolder) -> str:
-    last = run.path / "checkpoints" / "last.ckpt"
-    return f" Go on from it in a new folder with ckpt_path={last}" if last.is_file() else ""
+    """What to type, after training."""
+    return f" Go on with resume={run.path}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""

@@ -43,6 +43,10 @@ class Root:
     train: bool = True
     test: bool = True
     ckpt_path: Any = None  # ml-inference takes several
+    resume: str | None = None
+    auto_resume: bool = False
+    replay: str | None = None
+    preflight: Any = True  # or the word only
     trusted_targets: list[str] = field(default_factory=list)
     monitor: str = "val/acc"
     mode: str = "max"
@@ -173,6 +177,23 @@ def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
         {"key": key, "default": before.get(key), "value": after.get(key)}
         for key in keys
         if before.get(key) != after.get(key)
+    ]
+
+
+def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
+    """`KEY BEFORE -> NOW` for each setting that differs from the `config.yaml` of a run folder."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return []
+    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
+    now = dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
+    moved = str(before.get("paths.output_dir")), str(now.get("paths.output_dir"))
+    before = {key: value.replace(*moved) if isinstance(value, str) else value for key, value in before.items()}
+    of_the_command = ("resume", "auto_resume", "replay", "name", "paths", "ckpt_path", "preflight")
+    return [
+        f"{key} {before.get(key)} -> {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in of_the_command
     ]
 
 

@@ -48,3 +48,25 @@ class MetricsComposition(MetricCollection):
             return
         for name, metric in self.items(keep_base=True, copy_state=False):
             metric.update(**arguments(batch, self.mapping[str(name)]))
+
+
+def state_of(metric: Metric) -> dict[str, Any]:
+    """What a metric has summed up, on the CPU: plain types and tensors."""
+    return {
+        "updates": metric.update_count,
+        "states": {name: _on(value, "cpu") for name, value in metric.metric_state.items()},
+    }
+
+
+def load_state(metric: Metric, state: Mapping[str, Any]) -> None:
+    """Takes what `state_of` gave."""
+    metric.reset()
+    for name, value in state["states"].items():
+        setattr(metric, name, _on(value, metric.device))
+    metric._update_count = state["updates"]  # else it would say that there was no update
+
+
+def _on(value: Any, device: Any) -> Any:
+    if isinstance(value, list):
+        return [_on(each, device) for each in value]
+    return value.detach().to(device, copy=True)

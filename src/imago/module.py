@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -14,10 +15,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.backbones import head_names
 from imago.criterions import CriterionsComposition, MeanLosses
+from imago.randomness import seed_with
 from imago.strategy import Strategy
 from imago.transforms import Batch, ComposeTransform
 
 log = logging.getLogger(__name__)
+
+ON_BAD_LOSS = ("error", "skip")
+TAME = (
+    "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1; "
+    "model.on_bad_loss=skip leaves single batches out."
+)
 
 
 class DictModule(LightningModule):
@@ -34,6 +42,8 @@ class DictModule(LightningModule):
         compile: Compile the network in place.
         freeze: `backbone` trains the head only.
         monitor: The metric that a plateau scheduler watches.
+        on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
+            says so.
     """
 
     def __init__(
@@ -47,8 +57,11 @@ class DictModule(LightningModule):
         compile: bool = False,
         freeze: str | None = None,
         monitor: str = "val/loss",
+        on_bad_loss: str = "error",
     ) -> None:
         super().__init__()
+        if on_bad_loss not in ON_BAD_LOSS:
+            raise ValueError(f"model.on_bad_loss={on_bad_loss}: give {' or '.join(ON_BAD_LOSS)}.")
         self.class_names = list(class_names)
         self.net = net(num_classes=len(self.class_names))
         self.criterions = criterions
@@ -56,8 +69,14 @@ class DictModule(LightningModule):
         self.scheduler = scheduler
         self.forward_fn = forward_fn
         self.monitor = monitor
+        self.on_bad_loss = on_bad_loss
+        self.skipped_batches = 0
+        self._unchecked: list[tuple[int, int, Tensor]] = []  # number of the batch, step, loss
         self.strategy = Strategy()
-        self._validated_epoch: int | None = None
+        self.seed: int | None = None
+        """Of dropout and the like; None leaves the generators as they are."""
+        self.validated_epoch: int | None = None
+        """The last epoch in which validation ran."""
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
         if forward_fn is not None:
             forward_fn.bind(self.net)
@@ -76,14 +95,28 @@ class DictModule(LightningModule):
         logits = self.net(batch["image"])
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Batch:
-        batch = self._step(batch, "train")
+    def training_step(self, batch: Batch, batch_idx: int) -> Batch | None:
+        batch, losses = self._forward_with_losses(batch)
+        if self.on_bad_loss == "skip" and not torch.isfinite(losses["total"]):
+            self.skipped_batches += 1
+            log.warning("%s: the batch is skipped", self._bad_loss(losses["total"], batch_idx, self.global_step))
+            return None
+        batch = self._counted(batch, losses, "train")
+        self._unchecked.append((batch_idx, self.global_step, batch["loss"].detach()))
         if self._logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
-            self._check_finite(batch["loss"], f"batch {batch_idx}")
+            self.check_losses()
         if self._logging_is_due:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
         return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
+
+    def check_losses(self) -> None:
+        """Raises FloatingPointError, with the step, where a loss since the last call was not finite."""
+        losses, self._unchecked = self._unchecked, []
+        if not losses or bool(torch.stack([loss for _, _, loss in losses]).isfinite().all()):
+            return
+        batch_idx, step, loss = next(each for each in losses if not torch.isfinite(each[2]))
+        raise FloatingPointError(f"{self._bad_loss(loss, batch_idx, step)}. {TAME}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         return self._step(batch, "val")
@@ -95,7 +128,11 @@ class DictModule(LightningModule):
         return self._step(batch, "test")
 
     def on_train_epoch_start(self) -> None:
-        self._losses("train").reset()
+        self.running_losses("train").reset()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.seed is not None:
+            seed_with("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1:  # each process has its own running means; those of rank 0 count
@@ -103,22 +140,28 @@ class DictModule(LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_epoch_start(self) -> None:
-        self._losses("val").reset()
+        self.running_losses("val").reset()
 
     def on_test_epoch_start(self) -> None:
-        self._losses("test").reset()
+        self.running_losses("test").reset()
 
     on_predict_epoch_start = on_test_epoch_start
 
     def on_train_epoch_end(self) -> None:
-        losses = self._log_losses("train")
-        self._check_finite(losses["train/loss"], "at its end")
+        self.check_losses()
+        self._log_losses("train")
+        scheduler = self.lr_schedulers()
+        watched = self.epoch_metrics().get(self.monitor)
+        if isinstance(scheduler, ReduceLROnPlateau) and watched is not None:  # no validation, nothing to watch
+            scheduler.step(watched)
 
     def on_validation_epoch_end(self) -> None:
         losses = self._log_losses("val")
         if not self.trainer.sanity_checking:
-            self._validated_epoch = self.current_epoch
-            self._check_finite(losses["val/loss"], "after validation")
+            self.validated_epoch = self.current_epoch
+            if not torch.isfinite(losses["val/loss"]):
+                what = f"The loss became {losses['val/loss'].item()} in epoch {self.current_epoch}, after validation"
+                raise FloatingPointError(f"{what} (step {self.global_step}). {TAME}")
 
     def on_test_epoch_end(self) -> None:
         self._log_losses("test")
@@ -138,8 +181,8 @@ class DictModule(LightningModule):
         scheduler = self.scheduler(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
         if isinstance(scheduler, ReduceLROnPlateau):
-            # only where validation runs is there something to watch
-            config |= {"monitor": self.monitor, "frequency": self.trainer.check_val_every_n_epoch, "strict": False}
+            # on_train_epoch_end steps it: Lightning would only do so when the epoch's checkpoint is written
+            config |= {"monitor": self.monitor, "frequency": sys.maxsize}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def optimizer_step(
@@ -156,24 +199,30 @@ class DictModule(LightningModule):
 
     def mean_losses(self, stage: str) -> dict[str, Tensor]:
         """`loss` (the weighted total) and `loss/<name>`, means over the samples of the epoch so far."""
-        means = self._losses(stage).compute()
+        means = self.running_losses(stage).compute()
         return {"loss" if name == "total" else f"loss/{name}": value for name, value in means.items()}
 
     def epoch_metrics(self) -> dict[str, float]:
         """All that is known of the training epoch that ends, by the names it is logged under."""
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if self._validated_epoch != self.current_epoch:  # Lightning keeps those of an earlier epoch
+        if self.validated_epoch != self.current_epoch:  # Lightning keeps those of an earlier epoch
             metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
         return metrics | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
 
     def _step(self, batch: Batch, stage: str) -> Batch:
+        return self._counted(*self._forward_with_losses(batch), stage)
+
+    def _forward_with_losses(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         batch = self(batch)
-        losses = self.criterions(batch)
-        self._losses(stage).update(losses, len(batch["label"]))
+        return batch, self.criterions(batch)
+
+    def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
+        self.running_losses(stage).update(losses, len(batch["label"]))
         each = {name: value.detach() for name, value in losses.items()}
         return batch | {"loss": losses["total"], "losses": each}
 
-    def _losses(self, stage: str) -> MeanLosses:
+    def running_losses(self, stage: str) -> MeanLosses:
+        """The means of a stage, as they add up."""
         return cast(MeanLosses, self.losses[f"{stage}_losses"])  # ModuleDict refuses the key "train"
 
     def _log_losses(self, stage: str) -> dict[str, Tensor]:
@@ -182,22 +231,21 @@ class DictModule(LightningModule):
         return means
 
     def log_same(self, values: Mapping[str, Tensor | float]) -> None:
-        """Logs values of an epoch that all processes have computed together: the greatest of equal ones is exact."""
+        """Logs values of an epoch that all processes have computed together: the greatest of equal ones is exact.
+
+        Those of train epochs reach the loggers through the run record, before the epoch's checkpoint is written.
+        """
         for name, value in values.items():
-            self.log(name, value, prog_bar=name.endswith("/loss"), sync_dist=True, reduce_fx="max")
+            logger = False if name.startswith("train/") else None  # None: where there is one
+            self.log(name, value, prog_bar=name.endswith("/loss"), sync_dist=True, reduce_fx="max", logger=logger)
 
     @property
     def _logging_is_due(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) % every == 0
 
-    def _check_finite(self, loss: Tensor, when: str) -> None:
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss became {loss.item()} in epoch {self.current_epoch}, {when} (step {self.global_step}). "
-                "Checkpoints of earlier epochs are kept. "
-                "Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1."
-            )
+    def _bad_loss(self, loss: Tensor, batch_idx: int, step: int) -> str:
+        return f"The loss became {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} (step {step})"
 
     def _freeze(self, net: Callable[..., nn.Module], freeze: str) -> list[nn.Module]:
         if freeze != "backbone":

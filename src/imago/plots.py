@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from imago.loggers import tolerated
 from imago.randomness import keyed
 from imago.writing import replacing
 
@@ -193,7 +194,8 @@ def show_in_tensorboard(loggers: Sequence[Logger], tag: str, picture: Picture, s
     """Adds the picture to every TensorBoard logger."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+            with tolerated("TensorBoardLogger"):
+                logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
 def _matrix(axes: Axes, values: NDArray[Any], title: str, form: str, greatest: float) -> None:

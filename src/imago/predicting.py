@@ -60,7 +60,7 @@ class PredictData(LightningDataModule):
         self.transform = transform
         dataset = ImageDataset(images, transform, image_size, seed=0, keep_bad=True)
         sampler = EvalBatchSampler(len(images), batch_size, rank, processes)
-        self.loader = Loader(dataset, sampler, workers(num_workers, processes), int)
+        self.loader = Loader(dataset, sampler, workers(num_workers, processes))
 
     def predict_dataloader(self) -> Loader:
         return self.loader

@@ -33,6 +33,7 @@ from imago.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+TERMINATED = 128 + signal.SIGTERM  # as shells report it
 SECONDS_TO_END = 60  # after rank 0 is through
 SECONDS_TO_FAIL_TOO = 4  # for the others, once rank 0 has failed
 SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
@@ -134,7 +135,8 @@ class _Rank:
             start_new_session=True,  # a group of its own: its loader workers end with it
         )
         assert self.process.stdin is not None
-        order = {"task": _address(task), "run": str(run.path), "rank": rank}
+        goes_on_from = str(run.goes_on_from) if run.goes_on_from is not None else None
+        order = {"task": _address(task), "run": str(run.path), "rank": rank, "goes_on_from": goes_on_from}
         self.process.stdin.write(json.dumps(order | {"processes": run.processes, "port": run.port}) + "\n")
         self.process.stdin.flush()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -234,7 +236,8 @@ def _leave_group(abort: bool = False) -> None:
 
 def main() -> None:
     """Rank 1 and up: does the task that rank 0 writes to stdin, silently; the error, if any, goes to stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 answers for all
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
@@ -244,9 +247,12 @@ def main() -> None:
     try:
         folder = Path(order["run"])
         run = RunFolder(folder, rank=order["rank"], processes=order["processes"], port=order["port"])
+        run.goes_on_from = Path(order["goes_on_from"]) if order["goes_on_from"] is not None else None
         _at(*order["task"])(restore_config(folder), run)
         _leave_group()
     except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:  # agreed with rank 0, which says why
+            _exit(to_rank_0, 0)
         said = {"message": message_of(error), "traceback": traceback.format_exc()}
         to_rank_0.write(json.dumps(said))
         _exit(to_rank_0, 1)

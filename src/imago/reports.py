@@ -13,6 +13,7 @@ from imago.calibration import Calibration
 from imago.data.images import Images
 from imago.data.module import ImageDataModule
 from imago.data.sources import UNKNOWN
+from imago.loggers import tolerated
 from imago.plots import (
     confusion_matrix_figure,
     drawn,
@@ -24,6 +25,7 @@ from imago.plots import (
 )
 from imago.predicting import Predictions
 from imago.provenance import environment
+from imago.run_folder import now
 from imago.scoring import Score
 from imago.thumbnails import noteworthy, samples, thumbnail
 from imago.writing import replacing, strict, write_json, write_text
@@ -63,15 +65,23 @@ def write_reports(
     sheet = drawn(gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images"))
     show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
     for logger in boards:
-        logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
+        with tolerated("TensorBoardLogger"):
+            logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
 
 
-def write_facts(folder: Path, data: ImageDataModule) -> None:
-    """Writes what a report says of data and environment, before anything is trained."""
+def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False) -> None:
+    """Writes what a report says of data and environment, before anything is trained.
+
+    Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
+    """
     reports = folder / "reports"
     write_json(reports / "data.json", data.facts | {"class_names": data.class_names, "notes": data.notes})
     write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
-    write_json(reports / "environment.json", environment())
+    file, here = reports / "environment.json", environment() | {"time": now()}
+    if goes_on and file.is_file():
+        first = json.loads(file.read_text(encoding="utf-8"))
+        here = first | {"resumed": [*first.get("resumed", []), here]}
+    write_json(file, here)
 
 
 def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:

@@ -3,12 +3,15 @@
 import json
 import os
 import socket
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from imago import run_lock
 from imago.writing import write_json, write_text
 
 ORDER = (
@@ -28,6 +31,7 @@ ORDER = (
 
 
 LATEST = "latest"
+HEARTBEAT_SECONDS = 20
 
 
 class RunFolderError(RuntimeError):
@@ -39,7 +43,8 @@ class RunFolder:
     """One run, one folder: keeps `status.json` and `summary.txt` up to date.
 
     `sections` are the parts of the summary: title (one of `ORDER`) -> lines. Of a run in several processes only
-    `rank` 0 writes; they meet at `port`.
+    `rank` 0 writes; they meet at `port`. `former` is the status that the folder had, where a run goes on, and
+    `goes_on_from` its checkpoint.
     """
 
     path: Path
@@ -48,50 +53,78 @@ class RunFolder:
     port: int = 0
     status: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _last_write: float = field(default=0.0, init=False)
+    former: dict[str, Any] = field(default_factory=dict)
+    goes_on_from: Path | None = None
+    _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
-    def claim(cls, path: Path) -> "RunFolder":
-        """Takes `path` for a new run.
+    def claim(cls, path: Path, goes_on: bool = False) -> "RunFolder":
+        """Takes `path` for this process, until `release`; `former` is the status of the run that it holds already.
 
         Raises:
-            RunFolderError: It holds a finished run, or one that has a checkpoint: nothing is overwritten.
+            RunFolderError: Another process has it; or, unless the run `goes_on`, it holds a finished run or one that
+                has a checkpoint: nothing is overwritten.
         """
         path.mkdir(parents=True, exist_ok=True)
         status_file = path / "status.json"
-        if not status_file.is_file() and any(path.iterdir()):
+        if not status_file.is_file() and any(entry.name not in (run_lock.FILE, ".hydra") for entry in path.iterdir()):
             raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
-        if status_file.is_file():
-            status = _read(status_file)
-            if _is_alive(status):
-                raise RunFolderError(
-                    f"{path} is in use by the running process {status['pid']}. Give another hydra.run.dir=."
-                )
-            if status.get("status") == "completed":
-                raise RunFolderError(f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder.")
-            if any(path.glob("checkpoints/*.ckpt")):
-                raise RunFolderError(
-                    f"{path} holds an unfinished run with a checkpoint. Go on from it in a new folder with\n"
-                    f"  ckpt_path={path}/checkpoints/last.ckpt\nor give another hydra.run.dir=, or remove the folder."
-                )
-        run = cls(path)
-        run.update(status="running", started=now(), pid=os.getpid(), host=socket.gethostname(), error=None)
-        return run
+        former = read_status(status_file) if status_file.is_file() else {}
+        if not run_lock.take(path) or _is_alive(former):
+            raise RunFolderError(
+                f"{path} is in use by the running process {former.get('pid', '')} on {former.get('host', 'a machine')}."
+                " Give another hydra.run.dir=."
+            )
+        if not goes_on and (refusal := _taken_by(former, path)):
+            run_lock.release(path)
+            raise RunFolderError(refusal)
+        for folder in (path, *(each for each in path.iterdir() if each.is_dir())):
+            for left_over in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left_over.unlink(missing_ok=True)
+        return cls(path, former=former)
+
+    def start(self) -> None:
+        """The run begins, or goes on."""
+        kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers") if key in self.former}
+        self.status = {"started": now()} | kept
+        if self.former:
+            self.status |= {"resumed": now(), "times_resumed": self.former.get("times_resumed", 0) + 1}
+        self.update(status="running", pid=os.getpid(), host=socket.gethostname(), error=None)
+
+    def release(self) -> None:
+        """Lets other processes have the folder."""
+        run_lock.release(self.path)
 
     def update(self, **status: Any) -> None:
         """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
         if self.rank:
             return
-        self.status |= status
-        self.status["heartbeat"] = now()
-        self._last_write = time.monotonic()
-        write_json(self.path / "status.json", self.status)
-        write_text(self.path / "summary.txt", self._summary())
+        with self._writing:
+            self.status |= status
+            self._beat()
+            write_text(self.path / "summary.txt", self._summary())
 
-    def beat(self, every_seconds: float) -> None:
-        """A heartbeat, unless the last one is younger than that."""
-        if time.monotonic() - self._last_write >= every_seconds:
-            self.update()
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Inside, `status.json` is rewritten at least every 30 seconds: so a dead run can be told from a slow one."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                with self._writing, suppress(OSError):  # a full disk is told by what has to be written
+                    self._beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        self.status["heartbeat"] = now()
+        write_json(self.path / "status.json", dict(self.status))
 
     def _summary(self) -> str:
         seconds = datetime.now().astimezone() - datetime.fromisoformat(self.status["started"])
@@ -104,6 +137,18 @@ class RunFolder:
         status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
         parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
         return "\n".join(_section(title, parts[title]) for title in sorted(parts, key=ORDER.index))
+
+
+def _taken_by(former: dict[str, Any], path: Path) -> str | None:
+    """Why a new run cannot have the folder; None where nothing would be lost."""
+    if former.get("status") == "completed":
+        return f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder."
+    if former and any(path.glob("checkpoints/*.ckpt")):
+        return (
+            f"{path} holds an unfinished run with a checkpoint. Go on with it:\n  resume={path}\n"
+            "(auto_resume=true makes the same command do that), or give another hydra.run.dir=."
+        )
+    return None
 
 
 def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
@@ -136,7 +181,9 @@ def _shown(value: Any) -> str:
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
-    """Whether another process of this machine is still at it."""
+    """Whether another process of this machine is still at it, where there are no locks."""
+    if run_lock.HAS_LOCKS:
+        return False
     pid: Any = status.get("pid")
     if status.get("status") != "running" or status.get("host") != socket.gethostname() or pid == os.getpid():
         return False
@@ -149,11 +196,12 @@ def _is_alive(status: dict[str, Any]) -> bool:
     return True
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
+    """What a `status.json` says; nothing where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return {}  # a damaged status is that of a run which died
+        return {}  # that of a run which died
 
 
 def now() -> str:

@@ -138,8 +138,8 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
         callbacks.remove(collector)
     images = data.split(split)
     rows = collector.rows()
-    index, logits = rows.index, rows.logits
-    _check_complete(trainer, split, index, len(images))
+    _check_complete(trainer, split, rows.index, len(images))
+    index, logits = images.indices(rows.index), rows.logits
     log_probabilities = torch.log_softmax(logits.double(), dim=1)
     return Score(
         asked=split,

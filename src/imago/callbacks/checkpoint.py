@@ -1,30 +1,53 @@
 """How checkpoints of a run are written."""
 
 import logging
+import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from imago.checkpoints import read_checkpoint
+from imago.checkpoints import check_whole, read_checkpoint
 from imago.writing import replacing
 
 log = logging.getLogger(__name__)
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a checkpoint is whole or the one before is still there."""
+    """Writes beside the target, reads it back and renames: a checkpoint is whole, or the one before is still there.
+
+    `on_full_disk`: `stop` raises where a file cannot be written, `continue` says it and goes on without.
+    """
+
+    on_full_disk = "stop"
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises OSError, with the free space, where the file cannot be written; the target is as it was."""
-        path = Path(path)
+        """With `storage_options={"keep": NAME}` the file that was there before is kept under that name.
+
+        Raises:
+            OSError: With the free space, where the file cannot be written; the target is as it was.
+        """
         try:
-            # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+            self._save(checkpoint, Path(path), (storage_options or {}).get("keep"))
+        except OSError as error:
+            if self.on_full_disk == "stop":
+                raise
+            log.error("%s. The run goes on without it (callbacks.resume.on_full_disk=continue)", error)
+
+    def _save(self, checkpoint: dict[str, Any], path: Path, keep: str | None) -> None:
+        try:
+            with replacing(path) as temporary:
+                # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                check_whole(temporary)
+                if keep is not None and path.is_file():
+                    _link(path, path.with_name(keep))
         except RuntimeError as error:  # all that torch's writer knows
             free = shutil.disk_usage(path.parent).free / 1e6
             raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
@@ -33,11 +56,27 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+def _link(path: Path, other: Path) -> None:
+    """Gives `path` the second name `other`; where the disk knows no links, the only one."""
+    temporary = other.with_name(f".{other.name}.{os.getpid()}.tmp")
+    try:
+        os.link(path, temporary)
+    except OSError:
+        os.replace(path, other)
+        return
+    os.replace(temporary, other)
+
+
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint that keeps the best so far when a run goes on in another folder.
 
     Its parent forgets the best score there, so that the first epoch would become the best, however bad.
     """
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # the run goes on
+            super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["dirpath"] != self.dirpath:
@@ -47,12 +86,15 @@ class RunCheckpoint(ModelCheckpoint):
     def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with the best checkpoint copied to this folder; as at the start where it is gone."""
         assert self.dirpath is not None
-        earlier, path = Path(state["best_model_path"]), Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}")
-        if not state["best_model_path"] or not earlier.is_file():
-            log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
+        path = Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}")
+        earlier = path if path.is_file() else Path(state["best_model_path"])  # there where the whole folder moved
+        if not state["best_model_path"] or not _is_checkpoint(earlier):
+            if state["best_model_path"]:
+                log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
             return {key: getattr(self, key) for key in state if key != "monitor"}
-        with replacing(path) as temporary:
-            shutil.copyfile(earlier, temporary)
+        if earlier != path:
+            with replacing(path) as temporary:
+                shutil.copyfile(earlier, temporary)
         kept = {str(path): state["best_model_score"]} if state["best_k_models"] else {}
         return {
             "dirpath": self.dirpath,
@@ -61,3 +103,12 @@ class RunCheckpoint(ModelCheckpoint):
             "kth_best_model_path": str(path) if kept else "",
             "last_model_path": "",
         }
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether there is a checkpoint of ours: the path stands in a file that may be a stranger's."""
+    try:
+        read_checkpoint(path, mmap=True)
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,13 +1,13 @@
 """Metrics per stage, and the best value of the one that is tracked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from imago.metrics import MetricsComposition
+from imago.metrics import MetricsComposition, load_state, state_of
 from imago.transforms import Batch
 
 STAGES = ("train", "val", "test")
@@ -42,16 +42,15 @@ class MetricsCallback(Callback):
         self._stages: dict[str, MetricsComposition] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Raises ValueError where the tracked metric is none of ours, before the first batch."""
         if not self._stages:
             metrics = self.metrics(num_classes=len(pl_module.class_names))
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
-            self._check_tracked(
-                [*_single_valued(metrics), "loss", *(f"loss/{name}" for name in pl_module.criterions.criterions)]
-            )
         for metrics in self._stages.values():
             metrics.to(trainer.strategy.root_device)  # the module moves there after this hook only
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.check_tracked(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["train"].reset()
@@ -103,7 +102,32 @@ class MetricsCallback(Callback):
         if (state_dict["tracked_metric_name"], state_dict["mode"]) == (self.tracked_metric_name, self.mode):
             self.best = state_dict["best"]
 
+    def names(self) -> list[str]:
+        """The metrics that have one value."""
+        return _single_valued(self._stages["train"])
+
+    def check_tracked(self, model: Any) -> None:
+        """Raises ValueError where the tracked metric is none that is logged."""
+        names = [*self.names(), "loss", *(f"loss/{name}" for name in model.criterions.criterions)]
+        if self.tracked_metric_name not in names:
+            raise ValueError(
+                f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "
+                "Type monitor=val/NAME with one of these."
+            )
+
+    def epoch_state(self) -> dict[str, Any]:
+        """What the train metrics have summed up in the epoch under way."""
+        return {str(name): state_of(metric) for name, metric in self._stages["train"].items(keep_base=True)}
+
+    def load_epoch(self, states: Mapping[str, Any]) -> None:
+        """Takes `epoch_state()`; metrics that were not among them begin anew."""
+        for name, metric in self._stages["train"].items(keep_base=True, copy_state=False):
+            if str(name) in states:
+                load_state(metric, states[str(name)])
+
     def _update(self, stage: str, outputs: Batch) -> None:
+        if outputs["loss"] is None:  # the batch was skipped
+            return
         with torch.no_grad():
             self._stages[stage].update(outputs)
 
@@ -120,13 +144,6 @@ class MetricsCallback(Callback):
     def _keep_values(self) -> None:
         computed = self._stages["test"].compute()
         self.values = {name.removeprefix("test/"): value.tolist() for name, value in computed.items()}
-
-    def _check_tracked(self, names: list[str]) -> None:
-        if self.tracked_metric_name not in names:
-            raise ValueError(
-                f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "
-                "Type monitor=val/NAME with one of these."
-            )
 
     def _track(self, values: dict[str, Tensor]) -> float:
         value = float(values[f"val/{self.tracked_metric_name}"])

@@ -6,7 +6,6 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, cast
 
@@ -15,15 +14,15 @@ from lightning.pytorch import Callback, Trainer
 
 from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
+from imago.loggers import tolerated
 from imago.plots import curves_figure, drawn, save
 from imago.provenance import git_state, versions
+from imago.resuming import Progress, progress_of, restore_logged, stop_if_it_had_stopped, take_up
 from imago.run_folder import RunFolder
 from imago.run_report import refresh_report
 from imago.writing import strict, write_text
 
 log = logging.getLogger(__name__)
-
-HEARTBEAT_SECONDS = 20
 
 
 class RunRecord(Callback):
@@ -40,6 +39,7 @@ class RunRecord(Callback):
         self.carried = carried
         self.clock = _Clock()
         self.history: list[dict[str, float]] = []
+        self._progress: Progress | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.start()
@@ -50,6 +50,12 @@ class RunRecord(Callback):
         }
         self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
         self._write(trainer)
+        stop_if_it_had_stopped(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._progress is not None:
+            restore_logged(trainer, self._progress)
+            self.clock.wait()  # in the middle of an epoch, none starts
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.wait()
@@ -59,7 +65,7 @@ class RunRecord(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.clock.wait(images=len(batch["label"]))
-        self._beat(trainer)
+        self.run.status["step"] = trainer.global_step  # the next heartbeat tells it
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.other()
@@ -67,25 +73,21 @@ class RunRecord(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.wait()
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        self._beat(trainer)
-
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.other()
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
+        self._log_epoch(trainer)
         self._write(trainer)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
         log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
-            save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
+            with tolerated("plots/curves.png"):
+                save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        with suppress(OSError):  # on a full disk, the exception is what has to be told
-            self._write(trainer)
+        self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
@@ -102,23 +104,34 @@ class RunRecord(Callback):
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
             "strategy": pl_module.strategy.state_dict(),
+            "progress": progress_of(trainer, pl_module),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint["imago"]["history"]]
+        self._progress = checkpoint["imago"]["progress"]
         pl_module.strategy.load_state_dict(checkpoint["imago"]["strategy"])
+        take_up(trainer, pl_module, checkpoint)
 
-    def _beat(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            self.run.beat(HEARTBEAT_SECONDS)
+    def _log_epoch(self, trainer: Trainer) -> None:
+        """Now, as Lightning would only do it when the epoch's checkpoint is written: a kill between would lose it."""
+        row = {name: value for name, value in self.history[-1].items() if name == "epoch" or name.startswith("train/")}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=max(0, trainer.global_step - 1))
 
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
+        with tolerated("The record in the run folder"):
+            self._write_record(trainer)
+
+    def _write_record(self, trainer: Trainer) -> None:
         lines = "".join(json.dumps(strict(row)) + "\n" for row in self.history)
         write_text(self.run.path / "metrics.jsonl", lines)
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
         self.run.sections["Progress"] = {"epochs": f"{len(self.history)} of {epochs}", "steps": trainer.global_step}
+        if skipped := trainer.lightning_module.skipped_batches:
+            self.run.sections["Progress"]["batches skipped (loss not finite)"] = skipped
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
         self.run.update(epoch=len(self.history), step=trainer.global_step, timing=self.clock.seconds())

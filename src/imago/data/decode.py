@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+FLOAT = "float pixels have no fixed range: save it with 8 or 16 bits"
+
 
 class BadImageError(ValueError):
     """A file that cannot be used as an image; the message names it and says why."""
@@ -39,6 +41,20 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
         raise BadImageError(f"{name}: {error}") from error
 
 
+def header_fault(path: Path) -> str | None:
+    """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F":
+                return f"{path}: {FLOAT}"
+            return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if path.is_file() and path.stat().st_size == 0:
+            return f"{path}: the file is empty"
+        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        return f"{path}: {what}"
+
+
 def upright_rgb(image: Image.Image) -> Tensor:
     """The pixels of an opened image: uint8 (3, height, width); ValueError where it has none that can be shown."""
     return _pixels(_rgb(_upright(image)))
@@ -55,7 +71,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # "I;16", or "I" where 16-bit pixels were read into 32
         return _eight_bit(image).convert("RGB")
     if image.mode == "F":
-        raise ValueError("float pixels have no fixed range: save it with 8 or 16 bits")
+        raise ValueError(FLOAT)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

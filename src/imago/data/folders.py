@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.decode import read_image
+from imago.data.decode import header_fault, read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,6 +28,9 @@ class FolderImages(Images):
     def read(self, index: int) -> Tensor:
         return read_image(self.root / self.paths[index])
 
+    def fault(self, index: int) -> str | None:
+        return header_fault(self.root / self.paths[index])
+
     def select(self, indices: Sequence[int]) -> "FolderImages":
         return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
 
@@ -42,8 +45,8 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
     a `val` folder a stratified share `val_ratio` of train, drawn with `seed`, becomes the val split.
     """
-    folders = _split_folders(root)
-    found = {name: _class_folders(folder) for name, folder in folders.items()}
+    folders = split_folders(root)
+    found = {name: class_folders(folder) for name, folder in folders.items()}
     class_names = sorted(found["train"])
     _check_classes(root, folders, found, class_names)
     tree = ImageSets(str(root), class_names, {})
@@ -67,10 +70,10 @@ def class_tree(root: Path) -> tuple[list[str], FolderImages]:
     Raises:
         ValueError: It has splits already, or no classes.
     """
-    folders = _split_folders(root)
+    folders = split_folders(root)
     if folders != {"train": root}:
         raise ValueError(f"{root} is split already: it has {', '.join(folder.name for folder in folders.values())}.")
-    classes = _class_folders(root)
+    classes = class_folders(root)
     _check_classes(root, folders, {"train": classes}, sorted(classes))
     return sorted(classes), _read_split(root, ImageSets(str(root), sorted(classes), {}), classes)
 
@@ -105,7 +108,12 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
     return sets
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split -> its folder; class folders alone are train.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such folder, or no train split in it.
+    """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(
@@ -122,7 +130,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {"train": root}
 
 
-def _class_folders(folder: Path) -> dict[str, Path]:
+def class_folders(folder: Path) -> dict[str, Path]:
+    """Class -> its folder in that of a split."""
     return {path.name: path for path in _folders(folder)}
 
 

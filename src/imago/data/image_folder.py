@@ -20,6 +20,7 @@ class ImageFolderDataModule(ImageDataModule):
         eval_transform: The same for everything that is scored, the train split included.
         data_dir: `train/ val/ test/` of class folders, or class folders; None asks `source`.
         split_file: A file of `ml-split` that says which image is in which split; `data_dir` is then optional.
+        exclude: A file of paths below `data_dir`, one per line, that are left out: `ml-doctor` writes one.
         source: Returns the folder of a set that Imago fetches or makes itself.
         image_size: Side of the square that the network sees, in pixels.
         batch_size: Images per training step of the whole run.
@@ -37,6 +38,7 @@ class ImageFolderDataModule(ImageDataModule):
         eval_transform: ImageTransform,
         data_dir: str | None = None,
         split_file: str | None = None,
+        exclude: str | None = None,
         source: Callable[[], Path] | None = None,
         image_size: Positive = 224,
         batch_size: Positive = 32,
@@ -47,6 +49,8 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: str = ".cache",
     ) -> None:
         sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
+        if exclude is not None:
+            leave_out(sets, Path(exclude).expanduser())
         super().__init__(
             sets,
             train_transform,
@@ -71,3 +75,23 @@ def _image_sets(
             raise ValueError(NO_DATA)
         folder = source()
     return read_tree(folder, val_ratio, seed)
+
+
+def leave_out(sets: ImageSets, file: Path) -> None:
+    """Takes what `data.exclude` lists out of all splits.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Nothing would be left of a class.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    listed = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    for name, images in list(sets.splits.items()):
+        found = listed.intersection(images.paths)
+        if found:
+            sets.leave_out(name, found)
+            sets.excluded += sorted(found)
+    if gone := len(listed) - len(sets.excluded):
+        sets.notes.append(f"{gone} of the {len(listed)} files in {file} are not among the images")

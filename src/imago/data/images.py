@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -23,6 +23,9 @@ class Images(ABC):
     paths: Sequence[str]
     labels: Sequence[int]
     channels: int = 3
+    numbers: Sequence[int] | None = None
+    """Where images were left out: the place of each among all `total`, by which its random numbers are keyed."""
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -34,6 +37,26 @@ class Images(ABC):
     @abstractmethod
     def select(self, indices: Sequence[int]) -> Self:
         """Those at `indices`, in that order."""
+
+    def without(self, paths: Container[str]) -> Self:
+        """The others; their random numbers are those that they would have had."""
+        kept = [index for index, path in enumerate(self.paths) if path not in paths]
+        numbers = self.numbers or range(len(self))
+        images = self.select(kept)
+        images.numbers, images.total = [numbers[index] for index in kept], self.total or len(self)
+        return images
+
+    def indices(self, numbers: Sequence[int]) -> list[int]:
+        """Where the images with these numbers are."""
+        if self.numbers is None:
+            return list(numbers)
+        where = {number: index for index, number in enumerate(self.numbers)}
+        return [where[number] for number in numbers]
+
+    def fault(self, index: int) -> str | None:
+        """What is wrong with an image, as far as that can be told without decoding it."""
+        del index
+        return None
 
     def stamp(self, times: bool = False) -> str:
         """Changes when the images do, as far as that can be told without reading them; `times`: of files, also when
@@ -48,13 +71,15 @@ Kind = TypeVar("Kind", bound=Images)
 
 @dataclass
 class ImageSets:
-    """The splits of a data set; `ignored` are files that were not taken, `notes` what a user should know."""
+    """The splits of a data set; `ignored` are files that were not taken, `excluded` those that were left out on
+    request, `notes` what a user should know."""
 
     root: str
     class_names: list[str]
     splits: dict[str, Images]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
     drawn_val: dict[str, float] | None = None
     """`val_ratio` and `seed` where val was drawn from train."""
 
@@ -78,6 +103,15 @@ class ImageSets:
             f"no val split in {self.root}: {len(self.splits['val'])} images of train "
             f"(data.val_ratio={val_ratio}, stratified, seed {seed}) are the val split"
         )
+
+    def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:
+        """Takes images out of a split; ValueError where a class of train, or the split, would be empty."""
+        kept = self.splits[split].without(paths)
+        empty = [c for c, n in class_counts(kept, self.class_names).items() if not n and split == "train"]
+        if empty or not len(kept):
+            of = f" of {', '.join(empty)}" if empty else ""
+            raise ValueError(f"No {kind}image{of} is left in the {split} split of {self.root}.")
+        self.splits[split] = kept
 
     def fingerprint(self) -> str:
         """The same for the same names, labels, sizes and splits, wherever they are."""

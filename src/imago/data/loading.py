@@ -1,6 +1,7 @@
 """Batches of a split, in an order and with augmentations that are functions of seed, epoch and index."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -43,9 +44,10 @@ class ImageDataset(Dataset[Batch]):
             if not self.keep_bad:
                 return {"error": error}  # an exception would come out of a worker as a traceback in words
             image = torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8)
-        with keyed("augmentation", self.seed, epoch, index):
+        number = index if self.images.numbers is None else self.images.numbers[index]
+        with keyed("augmentation", self.seed, epoch, number):
             image = self.transform.image(image, self.image_size)
-        sample = {"image": image, "label": self.images.labels[index], "index": index, "epoch": epoch}
+        sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
         return sample | ({"bad": error} if self.keep_bad else {})
 
 
@@ -54,15 +56,17 @@ class TrainBatchSampler(Sampler[list[Position]]):
 
     Every batch of the run is divided evenly: what cannot be is left out of the last one, and the whole last batch if it
     would leave a process with a single image (unless it is the only one), because BatchNorm cannot train on one value.
-    Which images those are changes with every epoch. `same_order` repeats the order of epoch 0.
+    Which images those are changes with every epoch. `same_order` repeats the order of epoch 0. Where images were left
+    out, the others keep their order.
 
     Raises:
         ValueError: The batch cannot be divided by the number of processes.
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, same_order: bool = False, rank: int = 0, processes: int = 1
+        self, images: Images, batch_size: int, seed: int, same_order: bool = False, rank: int = 0, processes: int = 1
     ) -> None:
+        size = len(images)
         if batch_size % processes:
             raise ValueError(
                 f"data.batch_size={batch_size} is that of the whole run: {processes} processes cannot divide it. "
@@ -70,6 +74,7 @@ class TrainBatchSampler(Sampler[list[Position]]):
             )
         if size < processes:
             raise ValueError(f"{size} train images cannot be divided by {processes} processes: type trainer.devices=1")
+        self.images = images
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -93,7 +98,11 @@ class TrainBatchSampler(Sampler[list[Position]]):
     def _order(self) -> list[int]:
         epoch = 0 if self.same_order else self.epoch
         generator = torch.Generator().manual_seed(key("order", self.seed, epoch))
-        return torch.randperm(self.size, generator=generator).tolist()
+        order = torch.randperm(self.images.total or self.size, generator=generator).tolist()
+        if self.images.numbers is None:
+            return order
+        left = set(self.images.numbers)
+        return self.images.indices([number for number in order if number in left])
 
 
 class EvalBatchSampler(Sampler[list[Position]]):
@@ -115,11 +124,26 @@ class EvalBatchSampler(Sampler[list[Position]]):
             yield [(self.epoch, index) for index in range(first, min(first + self.batch_size, self.size))]
 
 
+class RestOfEpoch(Sampler[list[Position]]):
+    """The batches of a sampler from `first` on; those before are not loaded."""
+
+    first = 0
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return max(0, len(self.batches) - self.first)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        return islice(iter(self.batches), self.first, None)
+
+
 class Loader:
     """Yields the batches of a split.
 
-    No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that the epoch is read when the first
-    batch is asked for and not when Lightning, ahead of time, asks for the iterator.
+    No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that `position` (the epoch, and the batch
+    to begin with) is asked for with the first batch and not when Lightning, ahead of time, asks for the iterator.
     """
 
     def __init__(
@@ -127,27 +151,33 @@ class Loader:
         dataset: ImageDataset,
         batch_sampler: Any,
         num_workers: int,
-        epoch: Callable[[], int],
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.dataset = dataset
         self.batch_sampler = batch_sampler
         self.num_workers = num_workers
-        self.epoch = epoch
+        self.position = position
+        self._rest = RestOfEpoch(batch_sampler)
         self._batches: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
         return max(1, len(self.batch_sampler))  # with 0, Lightning would skip the hooks where processes meet
 
     def __iter__(self) -> Iterator[Batch]:
-        self.batch_sampler.epoch = self.epoch()
+        self.batch_sampler.epoch, self._rest.first = self.position()
         if self._batches is None:
             self._batches = self._start()
         for batch in self._batches:
             if "error" in batch:
-                raise BadImageError(
-                    f"{batch['error']}. Repair or remove it, or leave such files out: data.on_bad_image=skip"
-                )
+                raise bad_image(batch["error"])
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `position` knows where to go on. Without it Lightning would warn that this cannot be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes `state_dict()`."""
 
     def close(self) -> None:
         """Ends the workers; left to the garbage collector, each may take five seconds. It can be iterated again."""
@@ -156,13 +186,18 @@ class Loader:
     def _start(self) -> DataLoader[Batch]:
         return DataLoader(
             self.dataset,
-            batch_sampler=self.batch_sampler,
+            batch_sampler=self._rest,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # private: nothing is drawn from the global one
         )
+
+
+def bad_image(error: str) -> BadImageError:
+    """The error for an image that cannot be read, with what to do."""
+    return BadImageError(f"{error}. Repair or remove it, or leave such files out: data.on_bad_image=skip")
 
 
 def collate(samples: list[Batch]) -> Batch:

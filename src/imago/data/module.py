@@ -3,25 +3,30 @@
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError
 from imago.data.images import Images, ImageSets, class_counts
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
+from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler, bad_image, collate
 from imago.data.stages import ImageTransform
+from imago.randomness import seed_with
 from imago.strategy import Strategy
 from imago.transforms import Batch
 from imago.writing import write_text
 
 log = logging.getLogger(__name__)
+
+MOST_NAMED = 10  # files in a message
 
 
 class ImageDataModule(LightningDataModule):
@@ -34,8 +39,8 @@ class ImageDataModule(LightningDataModule):
         image_size: Side of the square that the network sees, in pixels.
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        on_bad_image: `error` stops at an image that cannot be read; `skip` decodes every one once before the run and
-            leaves such images out.
+        on_bad_image: `error` stops at an image that cannot be read, most of them at the start; `skip` decodes every one
+            once before the run and leaves such images out.
         seed: Of the order and the augmentations.
         cache_dir: Where `skip` remembers what it found.
     """
@@ -71,7 +76,11 @@ class ImageDataModule(LightningDataModule):
         self.rank, self.processes = 0, 1
         self.predicted_split = "test"
         self.same_order = False
-        self.skipped = _leave_out_bad_images(sets, Path(cache_dir)) if on_bad_image == "skip" else []
+        self.skipped: list[str] = []
+        if on_bad_image == "skip":
+            self.skipped = _leave_out_bad_images(sets, Path(cache_dir))
+        else:
+            _check_headers(sets, Path(cache_dir))
         self._loaders: dict[str, Loader] = {}
         self._log_sets()
 
@@ -97,7 +106,11 @@ class ImageDataModule(LightningDataModule):
         notes = list(self.sets.notes)
         if "test" not in self.sets.splits:
             notes.append(f"no test split in {self.sets.root}: the val split is scored as test")
-        for what, paths in (("not taken (no image suffix)", self.sets.ignored), ("skipped (unreadable)", self.skipped)):
+        for what, paths in (
+            ("not taken (no image suffix, or hidden)", self.sets.ignored),
+            ("skipped (unreadable)", self.skipped),
+            ("left out (data.exclude)", self.sets.excluded),
+        ):
             if paths:
                 notes.append(f"{len(paths)} files {what}: {_shortened(paths)}")
         return notes
@@ -113,9 +126,21 @@ class ImageDataModule(LightningDataModule):
         return self.sets.splits[self.scored_split(name)]
 
     def train_dataloader(self) -> Loader:
-        images = len(self.sets.splits["train"])
+        images = self.sets.splits["train"]
         sampler = TrainBatchSampler(images, self.batch_size, self.seed, self.same_order, self.rank, self.processes)
         return self._loader("training", "train", self.train_transform, self.strategy.train_batch_sampler(sampler))
+
+    def some_images(self, split: str, count: int, device: torch.device) -> Batch:
+        """The first `count` images of a split as the network gets them in training, or in validation."""
+        training = split == "train"
+        transform = self.train_transform if training else self.eval_transform
+        dataset = ImageDataset(self.sets.splits[split], transform, self.image_size, self.seed)
+        samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
+        bad = next((sample["error"] for sample in samples if "error" in sample), None)
+        if bad is not None:
+            raise bad_image(bad)
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate(samples).items()}
+        return to_network(batch, transform, self.trainer)
 
     def val_dataloader(self) -> Loader:
         return self.eval_dataloader("val")
@@ -134,6 +159,8 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
+        if training:  # for transforms of batches that draw from torch's generator, as MixUp does
+            seed_with("batch", self.seed, self.rank, *self._position())
         return to_network(batch, self.train_transform if training else self.eval_transform, self.trainer)
 
     def teardown(self, stage: str) -> None:
@@ -147,12 +174,16 @@ class ImageDataModule(LightningDataModule):
                 ImageDataset(images, transform, self.image_size, self.seed),
                 sampler,
                 workers(self.num_workers, self.processes),
-                self._epoch if name == "training" else int,
+                *([self._position] if name == "training" else []),
             )
         return self._loaders[name]
 
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer is not None else 0
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and the number in it of the train batch that comes next."""
+        if self.trainer is None:
+            return 0, 0
+        loop: Any = self.trainer.fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
     def _log_sets(self) -> None:
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
@@ -185,27 +216,40 @@ def _leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     found: list[str] = []
     for name, images in sets.splits.items():
         log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
-        reasons = _bad_images(images, cache_dir)
+        reasons = _remembered("bad_images", images, cache_dir, _reason)
         found += reasons.values()
-        kept = images.select([i for i, path in enumerate(images.paths) if path not in reasons])
-        empty = [c for c, n in class_counts(kept, sets.class_names).items() if not n and name == "train"]
-        if empty or not len(kept):
-            of = f" of {', '.join(empty)}" if empty else ""
-            raise ValueError(f"No readable image{of} is left in the {name} split of {sets.root}.")
-        sets.splits[name] = kept
+        if reasons:
+            sets.leave_out(name, reasons, "readable ")
     return sorted(found)
 
 
-def _bad_images(images: Images, cache_dir: Path) -> dict[str, str]:
+def _check_headers(sets: ImageSets, cache_dir: Path) -> None:
+    """Raises BadImageError with all files that can be told to be no images by their first bytes."""
+    found: list[str] = []
+    for images in sets.splits.values():
+        found += _remembered("headers", images, cache_dir, lambda images, index: images.fault(index)).values()
+    if found:
+        raise BadImageError(
+            f"{len(found)} files cannot be used as images:\n  "
+            + "\n  ".join(sorted(found)[:MOST_NAMED])
+            + (f"\n  and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+            + "\nRepair or remove them, or leave such files out: data.on_bad_image=skip. "
+            + f"ml-doctor data.data_dir={sets.root} says more."
+        )
+
+
+def _remembered(
+    what: str, images: Images, cache_dir: Path, reason: Callable[[Images, int], str | None]
+) -> dict[str, str]:
     """Path -> what is wrong with it; remembered until the images change."""
-    memory = cache_dir / "bad_images" / f"{images.stamp(times=True)[:32]}.json"
+    memory = cache_dir / what / f"{images.stamp(times=True)[:32]}.json"
     memory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(memory.with_suffix(".lock")):  # one of several processes looks, the others read what it found
         if memory.is_file():
             return json.loads(memory.read_text())
         with ThreadPoolExecutor(_usable_cores()) as pool:
-            reasons = pool.map(lambda index: _reason(images, index), range(len(images)))
-        found = {path: reason for path, reason in zip(images.paths, reasons, strict=True) if reason is not None}
+            reasons = pool.map(lambda index: reason(images, index), range(len(images)))
+        found = {path: said for path, said in zip(images.paths, reasons, strict=True) if said is not None}
         write_text(memory, json.dumps(found))
         return found
 

@@ -1,0 +1,53 @@
+"""Look at every file of a data folder before it is trained on: damaged and doubled images, leaks, strange classes.
+
+ml-doctor data.data_dir=PATH
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from omegaconf import DictConfig
+
+from imago.checks import check_doctor
+from imago.command import run_command, type_as_usual
+from imago.config import CONFIG_DIR
+from imago.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from imago.data.faults import Findings
+
+
+@type_as_usual
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
+def main(cfg: DictConfig) -> None:
+    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors)."""
+    status = run_command(examine_from_config, cfg, check_doctor, one_process=True)
+    if status:
+        sys.exit(int(status))
+
+
+def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
+    """Looks, shows what was found, writes it to the run folder; returns the exit status."""
+    from imago.data.faults import find_faults
+    from imago.data.module import workers
+    from imago.doctor_report import show, write
+
+    root = _folder(cfg)
+    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1))
+    write(findings, run.path)
+    show(findings, run.path)
+    return findings.exit_status
+
+
+def _folder(cfg: DictConfig) -> Path:
+    from hydra.utils import instantiate
+
+    if cfg.data.get("data_dir") is not None:
+        return Path(cfg.data.data_dir).expanduser()
+    return Path(instantiate(cfg.data.source)())
+
+
+if __name__ == "__main__":
+    main()

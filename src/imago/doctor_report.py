@@ -1,0 +1,100 @@
+"""What the doctor found, for people and for programs."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+from rich import get_console
+from rich.table import Table
+from rich.text import Text
+
+from imago.data.decode import BadImageError
+from imago.data.faults import KINDS, Fault, Findings
+from imago.data.folders import FolderImages
+from imago.thumbnails import data_uri, thumbnail
+from imago.writing import write_json, write_text
+
+log = logging.getLogger(__name__)
+
+PICTURES = 12  # of each kind
+NAMED = 3  # files of each kind in the table
+STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def show(findings: Findings, folder: Path) -> None:
+    """Prints the table, and where the rest is."""
+    console = get_console()
+    sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
+    classes = len(findings.counts.get("train", {}))
+    title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
+    found = findings.of_kind()
+    if not found:
+        console.print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(title=title)
+    for column in ("found", "files", "what it means", "for example"):
+        table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
+    for kind, faults in found.items():
+        level, meaning = KINDS[kind]
+        named = "\n".join(_in_a_line(fault) for fault in faults[:NAMED])
+        table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(meaning), Text(named))
+    console.print(table)
+    lines = [f"All of it, with pictures: {folder / 'doctor.html'} (.md, .json)"]
+    if excluded := findings.to_exclude():
+        lines.append(f"To train without the {len(excluded)} worst: data.exclude={folder / 'exclude.txt'}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Writes `doctor.json`, `doctor.md`, `doctor.html` and `exclude.txt` to `folder`."""
+    found = findings.of_kind()
+    excluded = findings.to_exclude()
+    write_json(
+        folder / "doctor.json",
+        {
+            "root": str(findings.root),
+            "images": findings.images,
+            "counts": findings.counts,
+            "exit_status": findings.exit_status,
+            "faults": [{"level": fault.level} | asdict(fault) for fault in findings.faults],
+            "exclude": excluded,
+        },
+    )
+    lines = [f"# {findings.root}", "", f"{findings.images} images.", ""]
+    for kind, faults in found.items():
+        lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
+        lines += [*(f"- `{_in_a_line(fault)}`" for fault in faults), ""]
+    write_text(folder / "doctor.md", "\n".join(lines if found else [*lines, "Nothing was found.", ""]))
+    listed = "".join(f"# {why}\n{path}\n" for path, why in excluded.items())
+    write_text(folder / "exclude.txt", listed)
+    page = Environment(loader=PackageLoader("imago", "."), autoescape=True, undefined=StrictUndefined)
+    kinds = []
+    for kind, faults in found.items():
+        level, meaning = KINDS[kind]
+        told = {"kind": kind, "level": level, "meaning": meaning, "count": len(faults)}
+        kinds.append(told | {"faults": _rows(findings.root, faults)})
+    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, excluded=len(excluded))
+    write_text(folder / "doctor.html", html)
+
+
+def _in_a_line(fault: Fault) -> str:
+    other = f" = {fault.other}" if fault.other else ""
+    return f"{fault.path}{other}{f': {fault.detail}' if fault.detail else ''}"
+
+
+def _rows(root: Path, faults: list[Fault]) -> list[dict[str, object]]:
+    return [
+        {"line": _in_a_line(fault), "pictures": [_picture(root, path) for path in (fault.path, fault.other) if path]}
+        for fault in faults[:PICTURES]
+    ]
+
+
+def _picture(root: Path, path: str) -> str:
+    """A thumbnail, grey where there is nothing to see."""
+    try:
+        return data_uri(thumbnail(FolderImages(root, [path], [0]), 0))
+    except (BadImageError, OSError):
+        return data_uri(Image.new("RGB", (112, 112), "#cccccc"))

@@ -1,0 +1,213 @@
+"""What can go wrong later is tried in seconds before the first epoch, and said in one message."""
+
+import copy
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from imago.callbacks.metrics import MetricsCallback
+from imago.checkpoints import read_checkpoint
+from imago.data.module import ImageDataModule
+from imago.messages import message_of
+from imago.module import DictModule
+from imago.randomness import keyed
+
+log = logging.getLogger(__name__)
+
+MOST_IMAGES = 8  # of the batches that are tried; their memory is scaled
+FILES = 4  # best, last, the one before, and the one that is being written
+OWN = ("imago.", "lightning.")
+FILE = ".preflight.ckpt"
+
+
+class Preflight(Callback):
+    """Tries a train batch, a val batch, a checkpoint, disk and memory when training begins; changes nothing.
+
+    Args:
+        folder: Where the checkpoints will be.
+        only: Stop there.
+    """
+
+    def __init__(self, folder: Path, only: bool = False) -> None:
+        self.folder = folder
+        self.only = only
+        self._logits: Tensor | None = None
+        self._saved_bytes = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Raises ValueError with all that was found."""
+        if trainer.ckpt_path is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._look(trainer, pl_module)
+        if self.only:
+            trainer.fit_loop.max_epochs = 0
+
+    def _look(self, trainer: Trainer, model: DictModule) -> None:
+        began = time.monotonic()
+        looks: tuple[Callable[[Trainer, DictModule], None], ...] = (
+            _check_monitors,
+            self._try_train_batch,
+            self._try_val_batch,
+            self._try_checkpoint,
+            self._check_memory,
+        )
+        problems: list[str] = []
+        with keyed("preflight"):
+            for look in looks:
+                try:
+                    look(trainer, model)
+                except Exception as error:
+                    log.debug("Preflight", exc_info=True)
+                    said = message_of(error)
+                    if not any(said in other for other in problems):
+                        problems.append(said)
+        if problems:
+            first = f"{len(problems)} problems were found before the first epoch:\n" if len(problems) > 1 else ""
+            raise ValueError(first + "\n".join(problems))
+        log.info("Preflight: nothing was found in %.1f s", time.monotonic() - began)
+
+    def _try_train_batch(self, trainer: Trainer, model: DictModule) -> None:
+        batch = self._batch(trainer, model, "train")
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        criterions = copy.deepcopy(model.criterions)  # some count how often they are called
+        sizes: dict[int, int] = {}
+
+        def saved(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        try:
+            with trainer.precision_plugin.train_step_context():
+                with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+                    loss = criterions(model(batch))["total"]
+                loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+        own = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+        self._saved_bytes = max(0, sum(sizes.values()) - own) / len(batch["label"])
+
+    def _try_val_batch(self, trainer: Trainer, model: DictModule) -> None:
+        self._logits = self._evaluated(trainer, model)
+
+    def _try_checkpoint(self, trainer: Trainer, model: DictModule) -> None:
+        """Saves, reads and loads: the same logits have to come out."""
+        file = self.folder / FILE
+        try:
+            trainer.save_checkpoint(file)
+            if not file.is_file():
+                raise OSError(f"{file} could not be written.")
+            weights = read_checkpoint(file)["state_dict"]
+            size = file.stat().st_size
+            trainer.strategy.barrier()  # until all have read it
+        finally:
+            if trainer.is_global_zero:
+                file.unlink(missing_ok=True)
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.zero_()  # so that only what was saved comes back
+        model.load_state_dict(weights)
+        if self._logits is not None and not torch.allclose(
+            self._evaluated(trainer, model), self._logits, rtol=1e-3, atol=1e-4, equal_nan=True
+        ):
+            raise ValueError(
+                "A network that was saved and loaded gives other logits: either it is not deterministic in evaluation, "
+                "or it keeps what it needs outside of its parameters and buffers (register_buffer)."
+            )
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
+        free = shutil.disk_usage(self.folder).free
+        log.info("Checkpoints will need about %s; %s are free", _shown(needed), _shown(free))
+        if needed > free:
+            raise OSError(
+                f"Checkpoints will need about {_shown(needed)} in {self.folder}, where {_shown(free)} are free. "
+                "Remove something, or type another paths.log_dir="
+            )
+
+    def _check_memory(self, trainer: Trainer, model: DictModule) -> None:
+        data = _data(trainer)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        images = -(-data.batch_size // trainer.world_size)
+        needed, free = int(self._saved_bytes * images + 3 * weights), _free_memory(model.device)
+        if free is not None and needed > free:
+            raise MemoryError(
+                f"A step on {images} images needs about {_shown(needed)} of memory, {_shown(free)} are free: "
+                "type a smaller data.batch_size= (and trainer.accumulate_grad_batches=), or trainer=amp"
+            )
+        if free is not None:
+            log.info("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
+
+    def _evaluated(self, trainer: Trainer, model: DictModule) -> Tensor:
+        batch = self._batch(trainer, model, "val")
+        model.eval()
+        try:
+            with torch.no_grad(), trainer.precision_plugin.val_step_context():
+                batch = model(batch)
+                copy.deepcopy(model.criterions)(batch)
+        finally:
+            model.train()
+        return batch["logits"]
+
+    def _batch(self, trainer: Trainer, model: DictModule, split: str) -> dict[str, Any]:
+        data = _data(trainer)
+        compiled = any(module._compiled_call_impl is not None for module in model.net.modules())
+        share = -(-data.batch_size // trainer.world_size)
+        return data.some_images(split, share if compiled else min(share, MOST_IMAGES), model.device)
+
+
+def _check_monitors(trainer: Trainer, model: DictModule) -> None:
+    """Raises ValueError where a callback waits for a metric that nobody logs."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    owners = [callback for callback in callbacks if isinstance(callback, MetricsCallback)]
+    for owner in owners:
+        owner.check_tracked(model)
+    if any(not type(callback).__module__.startswith(OWN) for callback in callbacks):
+        return  # may log what we do not know of
+    names = {name for owner in owners for name in owner.names()} | {"loss", *_losses(model)}
+    known = sorted(f"{stage}/{name}" for stage in ("train", "val") for name in names)
+    known += [f"val/{owner.tracked_metric_name}_best" for owner in owners]
+    for callback in callbacks:
+        waits = isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None
+        if waits and callback.monitor not in known and callback.monitor.startswith(("train/", "val/")):
+            what = f"{type(callback).__name__} waits for {callback.monitor}, which is not logged"
+            raise ValueError(f"{what}. There are {', '.join(known)}.")
+
+
+def _losses(model: DictModule) -> list[str]:
+    return [f"loss/{name}" for name in model.criterions.criterions]
+
+
+def _data(trainer: Trainer) -> ImageDataModule:
+    return cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """In bytes; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:  # what a container may use
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        return min(free, limit - used)
+    except (OSError, ValueError):
+        return free
+
+
+def _shown(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,49 @@
+"""Callbacks for tests of resuming."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+
+class Snapshots(Callback):
+    """Copies the run folder whenever `last.ckpt` has changed: what `kill -9` at that moment leaves."""
+
+    def __init__(self, to: str) -> None:
+        self.to = Path(to)
+        self.seen = 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        last = folder / "checkpoints" / "last.ckpt"
+        if trainer.is_global_zero and last.exists() and last.stat().st_mtime_ns != self.seen:
+            self.seen = last.stat().st_mtime_ns
+            shutil.copytree(folder, self.to / f"{trainer.global_step:03d}", ignore=shutil.ignore_patterns(".lock"))
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        self.on_train_batch_start(trainer)
+
+
+class Signal(Callback):
+    """Sends this process a signal, `times` times, when train batch `batch` (over all epochs) ends."""
+
+    def __init__(self, number: int, batch: int, times: int = 1, in_validation: bool = False) -> None:
+        self.number = number
+        self.batch = batch
+        self.times = times
+        self.in_validation = in_validation
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if not self.in_validation and trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
+            self.send()
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.in_validation and trainer.fit_loop.epoch_loop.total_batch_idx >= self.batch:
+            self.send()
+
+    def send(self) -> None:
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.Signals(self.number))

@@ -1,0 +1,299 @@
+"""Whatever ends a run, it goes on to the same bits."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, SMALL
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_train import same
+
+sys.path.append(str(REPO / "benchmarks"))
+ONE_CYCLE = "++model.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}"
+NO_STOPPING = "callbacks.early_stopping=null"
+
+
+@pytest.fixture
+def snapshots(train, tmp_path, monkeypatch):
+    """A whole run, and what its folder was at each of its checkpoints."""
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))  # for the second of two processes
+
+    def run_it(*overrides: str):
+        to = tmp_path / "snapshots"
+        watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={to}"]
+        every = ["trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv"]
+        whole = train(*every, *overrides, *watch)
+        assert whole.exit_code == 0, whole.output
+        return whole, sorted(to.iterdir())
+
+    return run_it
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def resumed(command, folder: Path, *overrides: str):
+    return command("train", f"resume={folder}", "callbacks.snapshots=null", *overrides, folder=folder)
+
+
+def check_the_same(run, whole) -> None:
+    assert run.exit_code == 0, run.output
+    assert same(run.weights(), whole.weights())
+    assert run.history == whole.history
+    assert logged(run.dir) == logged(whole.dir)
+    assert run.text("reports/predictions_test.csv") == whole.text("reports/predictions_test.csv")
+    assert run.json("status.json")["status"] == "completed"
+    names = {path.name for path in (run.dir / "checkpoints").iterdir()}
+    assert names == {"best.ckpt", "last.ckpt"}
+
+
+def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snapshots, command):
+    whole, folders = snapshots(ONE_CYCLE, "model=simple_cnn", "data.image_size=24")  # with dropout
+    assert [folder.name for folder in folders] == [f"{step:03d}" for step in range(1, 15)]
+    for folder in folders:
+        check_the_same(resumed(command, folder), whole)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.accumulate_grad_batches=3"],
+        ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
+        ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
+        ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
+        ["data.num_workers=2"],
+        ["trainer.precision=bf16-mixed"],
+        ["trainer.max_steps=12", "trainer.max_epochs=-1"],
+        ["trainer=ddp_sim", "trainer.val_check_interval=2"],
+    ],
+    ids=lambda overrides: overrides[0].replace("trainer.", ""),
+)
+def test_whatever_is_switched_on_a_run_goes_on_to_the_same_bits(snapshots, command, overrides):
+    whole, folders = snapshots(*overrides)
+    assert len(folders) >= 4
+    for folder in {folders[1], folders[len(folders) // 2], folders[-1]}:
+        check_the_same(resumed(command, folder), whole)
+
+
+def test_killed_runs_end_as_one_that_nobody_killed():
+    from kill_resume import PHASES, main
+
+    tally = main(["--kills", str(len(PHASES)), "--configurations", "1", "--seed", "5"])
+    assert sum(tally.kills.values()) >= len(PHASES)
+    assert (tally.lost, tally.different) == (0, [])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_weights_do_not_depend_on_the_workers_nor_on_where_the_global_generators_stand(train):
+    wanted = ["model=simple_cnn", "data.image_size=24", NO_STOPPING]
+    weights = [train(*wanted, f"data.num_workers={count}").weights() for count in (0, 1, 2, 4)]
+    assert all(same(weights[0], each) for each in weights[1:])
+
+
+def test_transforms_of_batches_and_of_pythons_generator_are_keyed_too(snapshots, command, tmp_path, monkeypatch):
+    (tmp_path / "noisy.py").write_text(
+        "import random, numpy, torch\n"
+        "class Noise(torch.nn.Module):\n"
+        "    def forward(self, batch):\n"
+        "        return {'image': batch['image'] + torch.rand_like(batch['image'])}\n"
+        "class Shift(torch.nn.Module):\n"
+        "    def forward(self, image):\n"
+        "        return image.roll(random.randrange(9) + numpy.random.randint(9), -1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    noise = "+data.train_transform.batch.noise._target_=noisy.Noise"
+    shift = "+data.train_transform.pixels.shift._target_=noisy.Shift"
+    whole, folders = snapshots(noise, shift, "data.num_workers=2")
+    check_the_same(resumed(command, folders[7], "data.num_workers=0"), whole)
+
+
+def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, command):
+    run = train("trainer.max_epochs=2", NO_STOPPING, "logger=tensorboard", "model.scheduler=null")
+    before = {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()}
+    again = command("train", f"resume={run.dir}", folder=run.dir)
+    assert again.exit_code == 0
+    assert "holds a finished run (2 epochs): nothing to do" in again.output
+    assert {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()} == before
+    more = command("train", f"resume={run.dir}", "trainer.max_epochs=4", folder=run.dir)
+    assert "Changed since the run began: trainer.max_epochs 2 -> 4" in more.output
+    assert [row["epoch"] for row in more.history] == [0, 1, 2, 3]
+    assert more.history == train("trainer.max_epochs=4", NO_STOPPING, "model.scheduler=null").history
+    (board,) = {path.parent for path in more.dir.rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(board))
+    events.Reload()
+    assert [event.value for event in events.Scalars("val/acc")] == [row["val/acc"] for row in more.history]
+    assert len(more.json("reports/environment.json")["resumed"]) == 1
+
+
+def test_a_run_that_was_stopped_early_stays_stopped_unless_more_patience_is_typed(train, command):
+    stop = ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"]
+    run = train(*stop)
+    epochs = len(run.history)
+    assert epochs < 6
+    status = json.loads((run.dir / "status.json").read_text())
+    (run.dir / "status.json").write_text(json.dumps(status | {"status": "running"}))  # killed while it was scored
+    scored = command("train", f"resume={run.dir}", folder=run.dir)
+    assert len(scored.history) == epochs
+    patient = command("train", f"resume={run.dir}", "callbacks.early_stopping.patience=5", folder=run.dir)
+    assert len(patient.history) == 6
+
+
+def test_the_same_command_goes_on_where_it_is_told_to(train, snapshots):
+    whole, folders = snapshots()
+    words = ["trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv"]
+    auto = "auto_resume=true"
+    assert "type hydra.run.dir=FOLDER too" not in train(*words, auto, folder=folders[5]).output
+    assert same(train(*words, auto, folder=folders[5]).weights(), whole.weights())
+    assert "nothing to do" in train(*words, auto, folder=folders[5]).output
+    refused = train(*words, folder=folders[6])
+    assert refused.exit_code == 1
+    assert f"resume={folders[6]}" in refused.output
+
+
+def test_a_run_without_a_checkpoint_begins_anew(train, command):
+    run = train("trainer.max_epochs=1", "model.optimizer.lr=0.003")
+    shutil.rmtree(run.dir / "checkpoints")
+    status = json.loads((run.dir / "status.json").read_text())
+    (run.dir / "status.json").write_text(json.dumps(status | {"status": "running"}))
+    again = command("train", f"resume={run.dir}", folder=run.dir)
+    assert again.exit_code == 0, again.output
+    assert "lr: 0.003" in again.text("config.yaml")
+    assert again.history == run.history
+
+
+def test_latest_is_the_newest_run_and_keeps_its_own_settings(command, colours, tmp_path):
+    small = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=1", "name=mine", "+params.mine=3"]
+    folder = tmp_path / "logs" / "train" / "runs" / "first"
+    run = command("train", *small, folder=folder)
+    assert run.exit_code == 0, run.output
+    more = command("train", "resume=latest", "trainer.max_epochs=2", folder=folder)
+    assert more.exit_code == 0, more.output
+    assert len(more.history) == 2
+    assert "name: mine" in more.text("config.yaml")
+    assert "mine: 3" in more.text("config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resume=/nowhere"], "/nowhere is no run folder"),
+        (["resume={run}", "experiment=digits"], "leave experiment= out"),
+        (["resume={run}", "ckpt_path=x.ckpt"], "leave ckpt_path= out"),
+        (["resume={run}", "-m"], "leave -m out"),
+        (["resume={run}", "trainer.max_epoch=3"], "trainer.max_epochs"),
+        (["auto_resume=true", "hydra.job.name=x"], "type hydra.run.dir=FOLDER too"),
+    ],
+)
+def test_what_cannot_go_on_is_said(trained, colours, tmp_path, words, message):
+    words = [word.format(run=trained.dir) for word in words]
+    given = [*words, f"paths.log_dir={tmp_path}/logs"]
+    if "auto_resume=true" in words:
+        given += [f"data.data_dir={colours}", *SMALL]
+    done = subprocess.run([sys.executable, "src/train.py", *given], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("override", ["data.batch_size=4", "trainer.accumulate_grad_batches=2", "seed=7"])
+def test_other_batches_are_refused_within_an_epoch_and_said_between_two(snapshots, command, override):
+    _, folders = snapshots()
+    middle, end = folders[6], folders[4]
+    assert torch.load(end / "checkpoints" / "last.ckpt", weights_only=True)["imago"]["progress"]["batch"] == 0
+    refused = resumed(command, middle, override)
+    assert refused.exit_code == 1
+    name, value = override.split("=")
+    assert "from the middle of epoch 1 (batch 2), which cannot go on with other batches" in refused.output
+    assert re.search(rf"{name}: \w+, now {value}", refused.output)
+    said = resumed(command, end, override)
+    assert said.exit_code == 0, said.output
+    assert "The epochs to come see other batches than those before" in said.output
+
+
+def test_other_data_are_refused_within_an_epoch(snapshots, command, own_colours):
+    _, folders = snapshots(f"data.data_dir={own_colours}")
+    (own_colours / "train" / "red" / "000.png").unlink()
+    refused = resumed(command, folders[6])
+    assert refused.exit_code == 1
+    assert "the data (fingerprint)" in refused.output
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(snapshots, command):
+    whole, folders = snapshots()
+    folder = folders[8]
+    last = folder / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    weights = torch.load(last, weights_only=True)["state_dict"]["net.head.weight"].numpy().tobytes()
+    content[content.find(weights)] ^= 1  # one bit of a weight
+    last.write_bytes(content)
+    run = resumed(command, folder)
+    assert "last.ckpt cannot be used" in run.output
+    assert f"The run goes on from {folder}/checkpoints/previous.ckpt" in run.output
+    check_the_same(run, whole)
+    for name in ("best", "last"):
+        (folders[9] / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    (folders[9] / "checkpoints" / "previous.ckpt").write_bytes(b"")
+    lost = resumed(command, folders[9])
+    assert lost.exit_code == 1
+    assert "No checkpoint in" in lost.output
+
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted"), (signal.SIGUSR1, 143, "preempted")]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "status", "trainer"), [*((*each, "cpu") for each in SIGNALS), (*SIGNALS[1], "ddp_sim")]
+)
+def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, colours, number, code, status, trainer):
+    words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", f"trainer={trainer}", NO_STOPPING]
+    send = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(number)}"]
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "src/train.py", *words, *send, "+callbacks.signal.batch=6", f"hydra.run.dir={folder}"],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    recorded = json.loads((folder / "status.json").read_text())
+    assert recorded["status"] == status
+    assert f"Go on with resume={folder}" in recorded["error"]
+    assert done.stdout.strip().endswith(recorded["error"])
+    assert "Traceback" not in done.stdout + done.stderr
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == recorded["step"] == 7  # nothing is lost
+    whole = train("trainer.max_epochs=3", NO_STOPPING, f"trainer={trainer}")
+    rest = command("train", f"resume={folder}", "callbacks.signal=null", folder=folder)
+    assert rest.exit_code == 0, rest.output
+    assert same(rest.weights(), whole.weights())
+    assert rest.history == whole.history
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, colours):
+    words = [f"data.data_dir={colours}", *SMALL, f"hydra.run.dir={tmp_path}/run"]
+    send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=2", "+callbacks.signal.batch=1"]
+    done = subprocess.run(
+        [sys.executable, "src/train.py", *words, *send, "+callbacks.signal.times=2"],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 130
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
