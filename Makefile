@@ -36,7 +36,7 @@ docs: $(WITH_TOOLS)  ## Write docs/errors.md from what the commands print
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py
 
 bench: $(WITH_TOOLS)  ## Measure against named peers (benchmarks/README.md)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/train_*.py; do $(BIN)/python $$script || exit 1; done
 
 wheel: $(WITH_TOOLS)  ## Build the package into dist/
 	$(BIN)/uv build --out-dir dist

@@ -13,7 +13,7 @@ import torch
 from conftest import HYMENOPTERA, REPO, Run, draw_classes, type_command
 from torchvision.models import resnet18
 
-from imago import split
+from imago import split, status
 
 FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -93,6 +93,11 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
         assert run.exit_code == 0
         assert "data_dir" in run.output
         return
+    if any(word.startswith(("resume=", "replay=")) for word in words):
+        goes_on(words, workplace, digits_run)
+        return
+    if any("exclude" in word for word in words):
+        Path(digits_run.dir, "exclude.txt").write_text("train/red/000.png\n")
     if any("split_file" in word for word in words):
         type_split(["PHOTOS", "--output", "splits.csv"])
     small = (
@@ -107,6 +112,33 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     short = [word for word in SHORT if "debug=overfit" not in words or "limit" not in word]
     run = type_command(script, [*paths, *words, *small, *short, *epochs, *trials], workplace / "run")
     assert run.exit_code == 0, run.output
+
+
+def goes_on(words: list[str], workplace: Path, finished: Run) -> None:
+    """`resume=` and `replay=`: on a copy of a finished run, two more epochs at most."""
+    folder = workplace / "logs" / "train" / "runs" / "copy"
+    shutil.copytree(finished.dir, folder, ignore=shutil.ignore_patterns(".lock"))
+    words = [word.replace(str(finished.dir), str(folder)).replace("epochs=20", "epochs=2") for word in words]
+    where = folder if "resume" in words[0] else workplace / "again"
+    run = type_command("train", [*words, f"paths.log_dir={workplace}/logs"], where)
+    assert run.exit_code == 0, run.output
+    assert any(said in run.output for said in ("nothing to do", "Run folder:"))
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith(("ml-status", "ml-doctor"))])
+def test_runs_and_data_are_looked_at(line, workplace, trained, monkeypatch, capsys):
+    script, words = typed(line)
+    if script == "doctor":
+        words = [word.replace("PATH", "PHOTOS") for word in words]
+        run = type_command("doctor", [*words, f"paths.log_dir={workplace}/logs"], workplace / "run")
+        assert (run.exit_code, (run.dir / "doctor.html").is_file()) == (0, True), run.output
+        return
+    (workplace / "logs" / "train" / "runs").mkdir(parents=True)
+    shutil.copytree(trained.dir, workplace / "logs" / "train" / "runs" / "one", dirs_exist_ok=True)
+    monkeypatch.setattr("imago.status.PROJECT_ROOT", workplace)
+    monkeypatch.setattr(sys, "argv", ["ml-status", *words])
+    status.main()
+    assert "completed" in capsys.readouterr().out
 
 
 def typed(line: str) -> tuple[str, list[str]]:
@@ -175,7 +207,7 @@ def test_the_make_targets_run(line, tmp_path):
 
 
 def test_nothing_is_left_out():
-    run = ("python ", "make ", "ml-train", "ml-visualise", "ml-split", *FROM_CHECKPOINT)
+    run = ("python ", "make ", "ml-train", "ml-visualise", "ml-split", "ml-status", "ml-doctor", *FROM_CHECKPOINT)
     others = [line for line in commands() if not line.startswith(run)]
     assert others == ["source .venv/bin/activate", 'eval "$(ml-train -sc install=bash)"']  # test_commands.py
     assert len(commands()) > 50

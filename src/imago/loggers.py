@@ -24,8 +24,10 @@ MLFLOW = "lightning.pytorch.loggers.MLFlowLogger"
 WRITING = ("log_metrics", "log_hyperparams", "save", "finalize")
 
 
-def continue_records(nodes: DictConfig, former: dict[str, Any], step: int) -> None:
+def continue_records(nodes: Any, former: dict[str, Any], step: int) -> None:
     """Changes the config group `logger` so that its loggers go on with their records, from `step` on."""
+    if not isinstance(nodes, DictConfig):
+        return  # logger=[]
     ids = former.get("loggers", {})
     for name, node in nodes.items():
         target = node.get("_target_") if node is not None else None
@@ -104,10 +106,12 @@ def tolerated(what: str) -> Iterator[None]:
     """Inside, what the disk refuses is said, once for each `what`, and the run goes on."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):  # Lightning wraps them
+            raise
         if what not in _said:
             _said.add(what)
-            log.error("%s cannot be written, the run goes on without: %s", what, error)
+            log.error("%s cannot be written, the run goes on without: %s", what, error.__cause__ or error)
 
 
 _said: set[str] = set()

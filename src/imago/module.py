@@ -3,6 +3,7 @@
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -71,6 +72,8 @@ class DictModule(LightningModule):
         self.monitor = monitor
         self.on_bad_loss = on_bad_loss
         self.skipped_batches = 0
+        if on_bad_loss == "skip":
+            warnings.filterwarnings("ignore", "`training_step` returned `None`")  # we say it ourselves
         self._unchecked: list[tuple[int, int, Tensor]] = []  # number of the batch, step, loss
         self.strategy = Strategy()
         self.seed: int | None = None

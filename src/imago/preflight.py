@@ -1,11 +1,11 @@
 """What can go wrong later is tried in seconds before the first epoch, and said in one message."""
 
-import copy
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,7 +77,6 @@ class Preflight(Callback):
     def _try_train_batch(self, trainer: Trainer, model: DictModule) -> None:
         batch = self._batch(trainer, model, "train")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        criterions = copy.deepcopy(model.criterions)  # some count how often they are called
         sizes: dict[int, int] = {}
 
         def saved(tensor: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class Preflight(Callback):
         try:
             with trainer.precision_plugin.train_step_context():
                 with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-                    loss = criterions(model(batch))["total"]
+                    loss = _losses_of(model, model(batch))["total"]
                 loss.backward()
         finally:
             model.zero_grad(set_to_none=True)
@@ -113,6 +112,8 @@ class Preflight(Callback):
         finally:
             if trainer.is_global_zero:
                 file.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder, if there is nothing else in it
+                    self.folder.rmdir()
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.zero_()  # so that only what was saved comes back
@@ -126,7 +127,7 @@ class Preflight(Callback):
             )
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.folder.parent).free
         log.info("Checkpoints will need about %s; %s are free", _shown(needed), _shown(free))
         if needed > free:
             raise OSError(
@@ -153,7 +154,7 @@ class Preflight(Callback):
         try:
             with torch.no_grad(), trainer.precision_plugin.val_step_context():
                 batch = model(batch)
-                copy.deepcopy(model.criterions)(batch)
+                _losses_of(model, batch)
         finally:
             model.train()
         return batch["logits"]
@@ -181,6 +182,17 @@ def _check_monitors(trainer: Trainer, model: DictModule) -> None:
         if waits and callback.monitor not in known and callback.monitor.startswith(("train/", "val/")):
             what = f"{type(callback).__name__} waits for {callback.monitor}, which is not logged"
             raise ValueError(f"{what}. There are {', '.join(known)}.")
+
+
+def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The losses; what they count is put back."""
+    before = [(module, dict(vars(module))) for module in model.criterions.modules()]
+    try:
+        return model.criterions(batch)
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def _losses(model: DictModule) -> list[str]:

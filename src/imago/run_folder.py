@@ -100,7 +100,7 @@ class RunFolder:
         if self.rank:
             return
         with self._writing:
-            self.status |= status
+            self.status = {"started": now()} | self.status | status
             self._beat()
             write_text(self.path / "summary.txt", self._summary())
 

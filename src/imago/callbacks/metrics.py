@@ -126,7 +126,7 @@ class MetricsCallback(Callback):
                 load_state(metric, states[str(name)])
 
     def _update(self, stage: str, outputs: Batch) -> None:
-        if outputs["loss"] is None:  # the batch was skipped
+        if outputs.get("loss") is None:  # the batch was skipped
             return
         with torch.no_grad():
             self._stages[stage].update(outputs)

@@ -1,0 +1,234 @@
+"""One of each defect is found, and nothing in a clean folder."""
+
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_classes
+from PIL import Image
+
+from imago.data.faults import KINDS, find_faults
+from imago.data.folders import read_tree
+from imago.data.loading import TrainBatchSampler
+
+
+def photograph(seed: int, size: int = 96) -> Image.Image:
+    """Something smooth, unlike noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header promises 20,000 x 20,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    root = draw_classes(tmp_path / "clean" / "train", {"blue": 12, "green": 12, "red": 12}).parent
+    draw_classes(root / "val", {"blue": 5, "green": 5, "red": 5}, seed=1)
+    return root
+
+
+@pytest.fixture
+def sick(clean: Path) -> Path:
+    red, blue, val = clean / "train" / "red", clean / "train" / "blue", clean / "val"
+    (red / "empty.png").write_bytes(b"")
+    (red / "text.jpg").write_text("no image")
+    (red / "bomb.png").write_bytes(bomb())
+    photograph(1).save(red / "cut.jpg")
+    (red / "cut.jpg").write_bytes((red / "cut.jpg").read_bytes()[:-900])
+    Image.fromarray(np.random.default_rng(0).random((9, 9)).astype(np.float32)).save(red / "float.tiff")
+    (red / "nowhere.png").symlink_to("/nowhere/at/all.png")
+    shutil.copy(red / "001.png", val / "red" / "leaked.png")
+    shutil.copy(red / "002.png", blue / "also_red.png")
+    (red / "._003.jpg").write_bytes(b"\0\5\26\7")
+    (red / "readme.txt").write_text("hello")
+    photograph(2).save(red / "really_a.png", format="jpeg")
+    (red / "loop").symlink_to(red)
+    shutil.rmtree(val / "green")
+    draw_classes(val, {"green": 1}, seed=8)
+    (val / "green" / "000.png").unlink()
+    draw_classes(clean / "extra", {"red": 3}, seed=4)
+    shutil.move(clean / "extra" / "red", clean / "train" / "violet")
+    (clean / "extra").rmdir()
+    (val / "yellow").mkdir()
+    photograph(9).save(val / "yellow" / "a.png")
+    shutil.copy(red / "004.png", red / "copy.png")
+    photograph(3).save(red / "near.png")
+    photograph(3).resize((80, 80)).save(red / "near_smaller.jpg", quality=92)
+    photograph(4).save(red / "near_leak.png")
+    photograph(4).save(val / "red" / "near_leak.jpg", quality=92)
+    photograph(5).save(blue / "near_label.png")
+    photograph(5).save(red / "near_label.jpg", quality=92)
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(red / "deep.png")
+    turned = photograph(6).getexif()
+    turned[0x0112] = 6
+    photograph(6).save(red / "turned.jpg", exif=turned)
+    photograph(7).convert("RGBA").save(red / "clear.png")
+    photograph(8).save(red / "moving.webp", save_all=True, append_images=[photograph(10)])
+    for number in range(40):  # thirteen times those of the smallest class
+        photograph(100 + number).save(blue / f"more_{number}.png")
+    return clean
+
+
+def test_each_defect_is_found_and_named(sick):
+    found = find_faults(sick, workers=2).of_kind()
+    paths = {kind: {fault.path for fault in faults} for kind, faults in found.items()}
+    expected = {
+        "unreadable": {"train/red/nowhere.png"},
+        "empty file": {"train/red/empty.png"},
+        "not an image": {"train/red/text.jpg"},
+        "decompression bomb": {"train/red/bomb.png"},
+        "damaged": {"train/red/cut.jpg"},
+        "float pixels": {"train/red/float.tiff"},
+        "empty class": {"val/green"},
+        "unknown class": {"val/yellow"},
+        "leak": {"train/red/001.png"},
+        "dot-underscore file": {"train/red/._003.jpg"},
+        "ignored file": {"train/red/readme.txt"},
+        "wrong suffix": {"train/red/really_a.png"},
+        "link loop": {"train/red/loop"},
+        "missing class": {"val/violet"},
+        "tiny class": {"train/violet"},
+        "imbalance": {"train/blue"},
+        "duplicate": {"train/red/copy.png"},
+        "16 bits": {"train/red/deep.png"},
+        "turned by EXIF": {"train/red/turned.jpg"},
+        "transparent": {"train/red/clear.png"},
+        "several frames": {"train/red/moving.webp"},
+    }
+    assert {kind: paths.get(kind) for kind in expected} == expected
+    pairs = {kind: {frozenset((f.path, f.other)) for f in found[kind]} for kind in found}
+    assert pairs["two labels"] == {frozenset(("train/red/002.png", "train/blue/also_red.png"))}
+    assert pairs["near-duplicate"] == {frozenset(("train/red/near.png", "train/red/near_smaller.jpg"))}
+    assert pairs["near-leak"] == {frozenset(("train/red/near_leak.png", "val/red/near_leak.jpg"))}
+    near_labels = frozenset(("train/blue/near_label.png", "train/red/near_label.jpg"))
+    assert pairs["near-duplicate, two labels"] == {near_labels}
+    assert paths.keys() == KINDS.keys()  # none without a test
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_found(clean):
+    (clean / "train" / "red" / "001.png").chmod(0)
+    (fault,) = find_faults(clean, workers=1).faults
+    assert (fault.kind, fault.path) == ("unreadable", "train/red/001.png")
+
+
+def test_nothing_is_found_in_a_clean_folder(clean, command):
+    run = command("doctor", f"data.data_dir={clean}")
+    assert run.exit_code == 0, run.output
+    assert "51 images (train 36, val 15), 3 classes: nothing was found" in run.output
+    assert run.json("doctor.json")["faults"] == []
+
+
+def test_the_command_writes_what_it_found_and_changes_nothing(sick, command):
+    before = {path: os.lstat(path).st_mtime_ns for path in sick.rglob("*")}
+    run = command("doctor", f"data.data_dir={sick}")
+    assert run.exit_code == 2
+    assert {path: os.lstat(path).st_mtime_ns for path in sick.rglob("*")} == before
+    told = run.json("doctor.json")
+    assert told["exit_status"] == 2
+    assert {fault["kind"] for fault in told["faults"]} == set(KINDS)
+    html = run.text("doctor.html")
+    assert html.count("<h2") == len(KINDS)
+    assert "data:image/jpeg;base64," in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "## leak: 1 (error)" in run.text("doctor.md")
+    for kind in ("leak", "two labels", "decompression bomb"):
+        assert kind in run.output
+    assert run.json("status.json")["status"] == "completed"
+
+
+def test_warnings_alone_end_with_1(clean, command):
+    shutil.copy(clean / "train" / "red" / "000.png", clean / "train" / "red" / "copy.png")
+    assert command("doctor", f"data.data_dir={clean}").exit_code == 1
+
+
+def test_what_it_would_leave_out_can_be_left_out(clean, command, train):
+    red = clean / "train" / "red"
+    (red / "text.jpg").write_text("no image")
+    shutil.copy(red / "001.png", clean / "val" / "red" / "leaked.png")
+    shutil.copy(red / "004.png", red / "copy.png")
+    doctor = command("doctor", f"data.data_dir={clean}")
+    listed = doctor.dir / "exclude.txt"
+    paths = [line for line in listed.read_text().splitlines() if not line.startswith("#")]
+    assert paths == ["train/red/001.png", "train/red/copy.png", "train/red/text.jpg"]
+    run = train(f"data.data_dir={clean}", f"data.exclude={listed}", "report.splits=[train]")
+    assert run.exit_code == 0, run.output
+    assert "3 files left out (data.exclude)" in run.text("summary.txt")
+    assert run.json("reports/metrics_train.json")["n"] == 35
+    missing = train(f"data.data_dir={clean}", "data.exclude=/nowhere.txt")
+    assert "data.exclude=/nowhere.txt does not exist. ml-doctor" in missing.output
+
+
+def test_files_that_are_no_images_are_all_named_at_the_start(clean, train):
+    for name in ("a", "b"):
+        (clean / "train" / "red" / f"{name}.png").write_bytes(b"")
+    (clean / "val" / "blue" / "c.jpg").write_text("no image")
+    run = train(f"data.data_dir={clean}")
+    assert run.exit_code == 1
+    for words in ("3 files cannot be used", "red/a.png: the file is empty", "red/b.png", "c.jpg: not an image"):
+        assert words in run.output
+    assert "ml-doctor data.data_dir=" in run.output
+
+
+def test_images_that_are_left_out_do_not_change_the_others(clean):
+    whole = read_tree(clean, 0.1, 0).splits["train"]
+    fewer = whole.without({whole.paths[5], whole.paths[20]})
+    order, rest = (
+        [images.paths[index] for batch in TrainBatchSampler(images, 8, seed=3) for _, index in batch]
+        for images in (whole, fewer)
+    )
+    left_out = {whole.paths[5], whole.paths[20]}
+    assert rest == [path for path in order if path not in left_out][: len(rest)]
+    assert fewer.indices([6, 35]) == [5, 33]
+
+
+def test_augmentation_of_the_others_stays_when_an_image_is_skipped(clean, train, tmp_path, monkeypatch):
+    """Ten images are watched; one before them is spoilt. What the network sees of them must stay."""
+    (tmp_path / "watching.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import Callback\n"
+        "class Watch(Callback):\n"
+        "    def __init__(self):\n"
+        "        self.seen = {}\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        self.seen.update({int(i): x.clone() for i, x in zip(batch['index'], batch['image'])})\n"
+        "    def on_fit_end(self, trainer, module):\n"
+        "        torch.save(self.seen, trainer.default_root_dir + '/seen.pt')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = [f"data.data_dir={clean}", "trainer.max_epochs=1", "+callbacks.watch._target_=watching.Watch"]
+    words += ["preflight=false", "test=false", "data.batch_size=1", "model=simple_cnn", "data.image_size=24"]
+    whole = train(*words)
+    (clean / "train" / "blue" / "003.png").write_bytes(b"")
+    skipping = train(*words, "data.on_bad_image=skip")
+    before, after = (torch.load(run.dir / "seen.pt", weights_only=True) for run in (whole, skipping))
+    assert 3 in before
+    assert 3 not in after
+    assert len(after) == 35
+    assert all(torch.equal(before[index], image) for index, image in after.items())
+
+
+def test_splits_of_a_file_are_refused(command, tmp_path):
+    run = command("doctor", f"data.split_file={tmp_path}/splits.csv")
+    assert run.exit_code == 1
+    assert "type data.data_dir=PATH" in run.output
+
+
+def test_the_photographs_have_one_file_that_is_not_taken(hymenoptera, command):
+    run = command("doctor", f"data.data_dir={hymenoptera}")
+    assert run.exit_code == 1
+    (fault,) = run.json("doctor.json")["faults"]
+    assert (fault["kind"], fault["path"]) == ("ignored file", "train/ants/imageNotFound.gif")

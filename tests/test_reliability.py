@@ -1,0 +1,277 @@
+"""Checkpoints are whole, disks may be full, losses may be bad, and what can go wrong is tried before."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO, SMALL
+from test_train import same
+
+from imago import run_lock
+from imago.callbacks.checkpoint import WholeFileCheckpointIO
+from imago.run_folder import RunFolder
+from imago.status import true_state
+
+sys.path.append(str(REPO / "benchmarks"))
+
+
+def typed(*words: str, code: str = "", timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """`python src/train.py WORDS`, after `code`."""
+    start = f"{code}\nimport runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    environment = os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", start, "src/train.py", *words]
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def limit(size: int) -> str:
+    """A limit on the size of files stands in for a full disk: the writer sees the same kind of error."""
+    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+
+
+def test_kills_while_saving_leave_a_whole_checkpoint():
+    from kill_saving import main
+
+    found = main(["--kills", "12", "--megabytes", "2"])
+    assert found["in the middle of a file"] > 0
+    assert (found["kills"], found["unreadable"]) == (12, 0)
+
+
+def test_what_is_written_is_read_back_before_it_replaces_anything(tmp_path, monkeypatch):
+    io, path = WholeFileCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"a": torch.zeros(1000)}}, path)
+    save = torch.save
+
+    def spoilt(content, file):
+        save(content, file)
+        file.seek(1200)
+        file.write(b"\xff" * 100)
+
+    monkeypatch.setattr("torch.save", spoilt)
+    with pytest.raises(OSError, match=r"last\.ckpt could not be written"):
+        io.save_checkpoint({"state_dict": {"a": torch.ones(1000)}}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["state_dict"]["a"], torch.zeros(1000))
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("on_full_disk", ["stop", "continue"])
+def test_a_disk_that_fills_up_while_training(tmp_path, colours, on_full_disk):
+    """SimpleCNN's checkpoints are larger than TinyNet's: the limit lets the first runs' be written, and no more."""
+    words = [f"data.data_dir={colours}", *SMALL, f"hydra.run.dir={tmp_path}/run", "callbacks.early_stopping=null"]
+    fills = "import resource\nfrom lightning.pytorch import Callback\nimport snapshots\n"
+    fills += "class Fill(Callback):\n"
+    fills += "    def on_train_epoch_start(self, trainer, module):\n"
+    fills += "        if trainer.current_epoch == 1: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+    fills += "snapshots.Fill = Fill\n"
+    more = ["+callbacks.fill._target_=snapshots.Fill", f"callbacks.resume.on_full_disk={on_full_disk}", "test=false"]
+    done = typed(*words, *more, code=fills)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert f"{tmp_path}/run/checkpoints/last.ckpt" in done.stdout
+    assert "MB are free" in done.stdout
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    if on_full_disk == "stop":
+        assert (done.returncode, status["status"]) == (1, "failed")
+        assert "could not be written" in status["error"]
+    else:
+        assert (done.returncode, status["status"]) == (0, "completed"), done.stdout + done.stderr
+        assert status["epoch"] == 2
+        assert "The run goes on without it" in done.stdout
+
+
+def test_logs_that_cannot_be_written_do_not_end_the_run(train, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("imago.loggers._Writer.save", refuse)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", refuse)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_image", refuse)
+    monkeypatch.setattr("imago.callbacks.run_record.RunRecord._write_record", refuse)
+    run = train("logger=[csv,tensorboard]")
+    assert run.exit_code == 0, run.output
+    for name in ("CSVLogger", "TensorBoardLogger", "The record in the run folder"):
+        assert run.output.count(f"{name} cannot be written, the run goes on without") == 1
+    assert run.checkpoint()["epoch"] == 1
+
+
+def bad_losses(folder: Path, which: int) -> str:
+    """A loss that is NaN at call `which`; returns the override that chooses it."""
+    (folder / f"bad_losses_{which}.py").write_text(
+        "import torch\n"
+        "class Breaks(torch.nn.CrossEntropyLoss):\n"
+        "    calls = 0\n"
+        "    def forward(self, input, target):\n"
+        "        self.calls += torch.is_grad_enabled()\n"
+        f"        bad = torch.is_grad_enabled() and self.calls == {which}\n"
+        "        return super().forward(input, target) * (float('nan') if bad else 1)\n"
+    )
+    return f"model.criterions.criterions.ce._target_=bad_losses_{which}.Breaks"
+
+
+def test_a_batch_with_a_bad_loss_is_skipped_if_that_is_asked_for(train, tmp_path, monkeypatch):
+    breaks = bad_losses(tmp_path, 8)
+    monkeypatch.chdir(tmp_path)
+    run = train(breaks, "model.on_bad_loss=skip", "trainer.max_epochs=3", "logger=csv")
+    assert run.exit_code == 0, run.output
+    assert "The loss became nan in epoch 1, batch 2 (step 7): the batch is skipped" in run.output
+    assert "batches skipped (loss not finite)" in run.text("summary.txt")
+    assert all(value == value for row in run.history for value in row.values())  # no NaN
+    refused = train(breaks, "model.on_bad_loss=skip", "trainer=ddp_sim")
+    assert "model.on_bad_loss=skip works in one process" in refused.output
+
+
+def test_what_an_exception_leaves_is_kept_apart(train, tmp_path, monkeypatch):
+    breaks = bad_losses(tmp_path, 9)
+    monkeypatch.chdir(tmp_path)
+    run = train(breaks, "callbacks.resume.every_n_train_steps=2")
+    assert run.exit_code == 1
+    assert "The loss became nan in epoch 1, batch 3 (step 8)" in run.json("status.json")["error"]
+    assert run.checkpoint("last")["global_step"] == 8
+    assert run.checkpoint("on_exception")["global_step"] == 8
+    assert all(tensor.isfinite().all() for tensor in run.weights("last").values())
+
+
+def test_several_problems_are_said_in_one_message(train, own_colours):
+    kept = (own_colours / "train" / "blue" / "000.png").read_bytes()
+    (own_colours / "train" / "blue" / "000.png").write_bytes(kept[: len(kept) // 2])
+    words = [f"data.data_dir={own_colours}", "monitor=val/acurracy", "callbacks.early_stopping.monitor=val/loss"]
+    run = train(*words, "callbacks.model_checkpoint.monitor=val/loss", "data.on_bad_image=error")
+    error = run.json("status.json")["error"]
+    assert "2 problems were found before the first epoch" in error
+    assert "no metric 'acurracy' to track" in error
+    assert "blue/000.png" in error
+    settings = train("monitor=acc", "mode=best", "seed=-1", "+trainer.num_nodes=2", "preflight=maybe")
+    for words in ("give the stage too", "mode=best: give min", "seed=-1", "trainer.num_nodes", "preflight: give true"):
+        assert words in settings.json("status.json")["error"]
+
+
+def test_preflight_changes_nothing(train):
+    words = ["model=simple_cnn", "data.image_size=24"]
+    assert same(train(*words).weights(), train(*words, "preflight=false").weights())
+
+
+def test_preflight_alone_trains_nothing(command):
+    run = command("train", "experiment=digits", "debug=preflight")
+    assert run.exit_code == 0, run.output
+    assert "Preflight: nothing was found in" in run.output
+    assert "Checkpoints will need about" in run.output
+    assert not list(run.dir.glob("checkpoints/*"))
+    assert run.text("metrics.jsonl") == ""
+
+
+@pytest.mark.parametrize(
+    ("patched", "words"),
+    [
+        ("imago.preflight.shutil.disk_usage", "MB are free. Remove something"),
+        ("imago.preflight._free_memory", "of memory, 0.0 MB are free: type a smaller data.batch_size="),
+    ],
+)
+def test_too_little_disk_or_memory_is_said_before_the_first_epoch(train, monkeypatch, patched, words):
+    usage = type("Usage", (), {"free": 5})()
+    monkeypatch.setattr(patched, lambda *_: usage if "disk" in patched else 5)
+    run = train()
+    assert run.exit_code == 1
+    assert words in run.json("status.json")["error"]
+
+
+def test_a_network_that_keeps_state_outside_of_its_buffers_is_refused(train, tmp_path, monkeypatch):
+    (tmp_path / "forgetful.py").write_text(
+        "import torch\n"
+        "class Forgetful(torch.nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.layer = torch.nn.Linear(768, num_classes)\n"
+        "    def state_dict(self, *args, **kwargs):\n"
+        "        state = super().state_dict(*args, **kwargs)\n"
+        "        for name in state:\n"
+        "            state[name] = state[name] if torch.is_grad_enabled() is False else state[name] * 0\n"
+        "        return state\n"
+        "    def forward(self, image):\n"
+        "        return self.layer(image.flatten(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train("model.net._target_=forgetful.Forgetful")
+    assert run.exit_code == 1
+    assert "saved and loaded gives other logits" in run.json("status.json")["error"]
+
+
+def test_a_replay_is_compared(train, command, tmp_path):
+    run = train("trainer.max_epochs=2", "model.optimizer.lr=0.003")
+    again = command("train", f"replay={run.dir}", folder=tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert "came out the same, to the bit" in again.output
+    assert again.json("reports/replay.json") == {"replayed": str(run.dir), "different": [], "around": []}
+    other = command("train", f"replay={run.dir}", "model.optimizer.lr=0.004", folder=tmp_path / "other")
+    assert other.exit_code == 1
+    assert "came out differently: epochs (metrics.jsonl), weights (checkpoints/last.ckpt)" in other.output
+
+
+def test_receipts_say_what_it_takes_to_run_it_again(trained):
+    here = trained.json("reports/environment.json")
+    assert here["command"].startswith("python")
+    assert {"torch", "torchvision", "imago", "python"} <= here["versions"].keys()
+    assert {"commit", "dirty"} == here["git"].keys()
+    assert len(trained.json("reports/data.json")["fingerprint"]) == 16
+
+
+def test_status_tells_the_dead_from_the_living(tmp_path, monkeypatch, capsys):
+    from imago.status import main
+
+    names = ("alive", "dead", "done", "elsewhere", "gone")
+    folders = {name: tmp_path / "train" / "runs" / name for name in names}
+    for name, folder in folders.items():
+        run = RunFolder.claim(folder)
+        run.start()
+        if name != "alive":
+            run.update(status="completed") if name == "done" else None
+            run.release()
+    for name, age in (("elsewhere", 10), ("gone", 1000)):
+        status = json.loads((folders[name] / "status.json").read_text())
+        beat = (datetime.now().astimezone() - timedelta(seconds=age)).isoformat()
+        (folders[name] / "status.json").write_text(json.dumps(status | {"host": "other", "heartbeat": beat}))
+    (folders["dead"] / "checkpoints").mkdir()
+    (folders["dead"] / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", ["ml-status", str(tmp_path), "--json"])
+    main()
+    states = {Path(run["folder"]).name: run["state"] for run in json.loads(capsys.readouterr().out)}
+    expected = {"alive": "running", "dead": "dead", "done": "completed", "elsewhere": "running", "gone": "dead"}
+    assert states == expected
+    monkeypatch.setattr(sys, "argv", ["ml-status", str(tmp_path)])
+    monkeypatch.setattr("rich._console", None)
+    main()
+    shown = capsys.readouterr().out
+    assert f"ml-train resume={folders['dead']}" in shown
+    assert "train/runs/alive" in shown
+    run_lock.release(folders["alive"])
+    assert true_state(folders["alive"], {"status": "running", "host": socket.gethostname()}) == "dead"
+
+
+def test_a_slow_run_shows_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("imago.run_folder.HEARTBEAT_SECONDS", 0.05)
+    run = RunFolder.claim(tmp_path)
+    run.start()
+    (tmp_path / "status.json").unlink()
+    with run.beating():
+        time.sleep(0.5)  # a step that takes long
+        assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+    run.release()
+
+
+def test_a_killed_run_is_dead_and_goes_on(tmp_path, colours):
+    folder = tmp_path / "run"
+    words = [f"data.data_dir={colours}", *SMALL, "callbacks.early_stopping=null", f"hydra.run.dir={folder}"]
+    kill = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(signal.SIGKILL)}"]
+    done = typed(*words, "trainer.max_epochs=3", *kill, "+callbacks.signal.batch=7")
+    assert done.returncode == -signal.SIGKILL
+    assert true_state(folder, json.loads((folder / "status.json").read_text())) == "dead"
+    rest = typed(*words, "trainer.max_epochs=3", "auto_resume=true")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert json.loads((folder / "status.json").read_text())["times_resumed"] == 1
