@@ -275,3 +275,13 @@ def test_a_killed_run_is_dead_and_goes_on(tmp_path, colours):
     rest = typed(*words, "trainer.max_epochs=3", "auto_resume=true")
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert json.loads((folder / "status.json").read_text())["times_resumed"] == 1
+
+
+def test_the_one_before_may_be_the_same_file_already(tmp_path):
+    """That is what a kill between the two renames leaves; 1,000 kills found it."""
+    io, path = WholeFileCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"state_dict": {"a": torch.zeros(9)}}, path)
+    os.link(path, tmp_path / "previous.ckpt")
+    io.save_checkpoint({"state_dict": {"a": torch.ones(9)}}, path, {"keep": "previous.ckpt"})
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "previous.ckpt"]
+    assert torch.load(path, weights_only=True)["state_dict"]["a"].sum() == 9

@@ -282,6 +282,19 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, 
     assert rest.history == whole.history
 
 
+@pytest.mark.parametrize("overrides", [["trainer.val_check_interval=2"], []], ids=["in an epoch", "at its end"])
+def test_a_signal_in_a_validation_keeps_all_training(train, command, monkeypatch, overrides):
+    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
+    words = ["trainer.max_epochs=3", NO_STOPPING, "logger=csv", "data.batch_size=4", *overrides]
+    send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=15", "+callbacks.signal.batch=13"]
+    stopped = train(*words, *send, "+callbacks.signal.in_validation=true")
+    assert stopped.exit_code == 143
+    step = 14 if overrides else 20
+    assert stopped.checkpoint()["global_step"] == stopped.json("status.json")["step"] == step
+    rest = command("train", f"resume={stopped.dir}", "callbacks.signal=null", folder=stopped.dir)
+    check_the_same(rest, train(*words))
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path, colours):
     words = [f"data.data_dir={colours}", *SMALL, f"hydra.run.dir={tmp_path}/run"]
     send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=2", "+callbacks.signal.batch=1"]

@@ -33,6 +33,7 @@ def progress_of(trainer: Trainer, model: DictModule) -> Progress:
     return {
         "epoch": loop.epoch_progress.current.processed,
         "batch": loop.epoch_loop.batch_progress.current.ready if under_way else 0,
+        "validating": bool(trainer.validating),
         "logged": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
         "validated_epoch": model.validated_epoch,
         "skipped_batches": model.skipped_batches,
@@ -49,7 +50,7 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_settings(progress, trainer)
-    _correct(checkpoint["loops"]["fit_loop"])
+    _correct(checkpoint["loops"]["fit_loop"], progress["validating"])
     _keep_typed_patience(trainer, checkpoint)
     model.validated_epoch = progress["validated_epoch"]
     model.skipped_batches = progress["skipped_batches"]
@@ -101,9 +102,14 @@ def _check_settings(progress: Progress, trainer: Trainer) -> None:
     log.warning("The epochs to come see other batches than those before. Changed since then: %s", "; ".join(changed))
 
 
-def _correct(fit_loop: dict[str, Any]) -> None:
+def _correct(fit_loop: dict[str, Any], validating: bool) -> None:
     """Makes the state of an epoch's end that of the next one's start: with `max_steps` Lightning would repeat the end,
-    and after an early end it would go on with the old epoch."""
+    and after an early end it would go on with the old epoch. A validation that was under way begins anew."""
+    if validating:
+        progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+        progress["current"] = dict.fromkeys(progress["current"], 0)
+        progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning's sign for that
+        progress["is_last_batch"] = False
     epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     if epochs["current"]["processed"] != epochs["current"]["ready"]:
         return

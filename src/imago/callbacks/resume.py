@@ -26,8 +26,8 @@ ON_FULL_DISK = ("stop", "continue")
 class ResumeCheckpoint(Checkpoint):
     """Keeps the last state of the run in `last.ckpt`, and saves it before a signal (Ctrl-C too) ends the run.
 
-    It is written at each epoch's end, and after optimizer steps within an epoch; never where validation is due, because
-    a run that went on from there would leave that validation out. What an exception leaves is kept apart, in
+    It is written at each epoch's end, and after optimizer steps within an epoch, but not where validation is due:
+    Lightning would leave that validation out when the run goes on. What an exception leaves is kept apart, in
     `on_exception.ckpt`.
 
     Args:
@@ -80,9 +80,11 @@ class ResumeCheckpoint(Checkpoint):
         if asked:
             self._leave(trainer, asked)
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        if self._asked and trainer.world_size == 1:
-            self._leave(trainer, self._asked)  # a validation may take long, and is repeated when the run goes on
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
+        if self._asked and trainer.world_size == 1:  # a validation may take long: it is repeated when the run goes on
+            if not trainer.fit_loop._should_accumulate():
+                self._save(trainer, pl_module)
+            self._leave(trainer, self._asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         asked, _ = self._agreed(trainer)
