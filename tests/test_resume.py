@@ -135,6 +135,24 @@ def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, comm
     assert len(more.json("reports/environment.json")["resumed"]) == 1
 
 
+def test_a_finished_run_stays_finished_when_what_is_typed_cannot_work(train, command):
+    run = train("trainer.max_epochs=1")
+    wrong = command("train", f"resume={run.dir}", "trainer.max_epochs=2", "monitor=acc", folder=run.dir)
+    assert wrong.exit_code == 1
+    assert "give the stage too" in wrong.output
+    assert "nothing to do" in command("train", f"resume={run.dir}", folder=run.dir).output
+
+
+def test_a_seed_that_was_drawn_is_kept(train):
+    words = ["seed=null", "trainer.max_epochs=1", NO_STOPPING]
+    run = train(*words, "auto_resume=true")
+    seed = re.search(r"drew seed=(\d+)", run.output).group(1)
+    more = train(*words, "auto_resume=true", "trainer.max_epochs=2", folder=run.dir)
+    assert more.exit_code == 0, more.output
+    assert f"seed: {seed}" in more.text("config.yaml")
+    assert "drew seed" not in more.output
+
+
 def test_a_run_that_was_stopped_early_stays_stopped_unless_more_patience_is_typed(train, command):
     stop = ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"]
     run = train(*stop)
@@ -207,7 +225,7 @@ def test_what_cannot_go_on_is_said(trained, colours, tmp_path, words, message):
 
 @pytest.mark.parametrize("override", ["data.batch_size=4", "trainer.accumulate_grad_batches=2", "seed=7"])
 def test_other_batches_are_refused_within_an_epoch_and_said_between_two(snapshots, command, override):
-    _, folders = snapshots()
+    whole, folders = snapshots()
     middle, end = folders[6], folders[4]
     assert torch.load(end / "checkpoints" / "last.ckpt", weights_only=True)["imago"]["progress"]["batch"] == 0
     refused = resumed(command, middle, override)
@@ -215,6 +233,7 @@ def test_other_batches_are_refused_within_an_epoch_and_said_between_two(snapshot
     name, value = override.split("=")
     assert "from the middle of epoch 1 (batch 2), which cannot go on with other batches" in refused.output
     assert re.search(rf"{name}: \w+, now {value}", refused.output)
+    check_the_same(resumed(command, middle), whole)  # its own settings are not lost
     said = resumed(command, end, override)
     assert said.exit_code == 0, said.output
     assert "The epochs to come see other batches than those before" in said.output

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check
-from imago.config import config_changes, save_config, settings_changed, typed_overrides
+from imago.config import config_changes, drawn_seed, save_config, settings_changed, typed_overrides
 from imago.logs import logging_to, plain
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
 from imago.processes import TERMINATED, other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
-from imago.writing import write_json
+from imago.writing import replacing, write_json
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,11 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
     if not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
     with logging_to(run.path / f"{cfg.task_name}.log", verbose=bool(HydraConfig.get().verbose)), run.beating():
+        before = Before.of(run)
         try:
             run.start()
+            if cfg.seed is None:
+                cfg.seed = drawn_seed(run.path) if run.former else None
             if cfg.seed is None:
                 cfg.seed = random.SystemRandom().randrange(2**31)
                 log.info("seed=null: drew seed=%d", cfg.seed)
@@ -141,18 +145,45 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
                 value = task(cfg, run)
         except SystemExit as stop:
             if stop.code == TERMINATED:
-                _give_up(run, "preempted", f"Terminated by a signal.{_go_on(run)}", TERMINATED)
+                _give_up(run, before, "preempted", f"Terminated by a signal.{_go_on(run)}", TERMINATED)
             if stop.code == 1:  # as Lightning answers it
-                _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
-            _give_up(run, "failed", f"The program was left: {stop.code}", 1)
+                _give_up(run, before, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
+            _give_up(run, before, "failed", f"The program was left: {stop.code}", 1)
         except KeyboardInterrupt:
-            _give_up(run, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
+            _give_up(run, before, "interrupted", f"Stopped by Ctrl-C.{_go_on(run)}", INTERRUPTED)
         except Exception as error:
             log.debug("The run failed", exc_info=True)
-            _give_up(run, "failed", message_of(error), 1)
+            _give_up(run, before, "failed", message_of(error), 1)
         run.update(status="completed", best_value=value)
         _report(run)
     return value
+
+
+@dataclass
+class Before:
+    """What a run that goes on was before: put back where it could not go on, so that its own settings are not lost."""
+
+    files: dict[Path, bytes]
+    checkpoints: list[tuple[str, int]]
+
+    @classmethod
+    def of(cls, run: RunFolder) -> "Before":
+        """Nothing, for a run that begins."""
+        named = [run.path / "config.yaml", *(run.path / ".hydra").glob("*.yaml"), run.path / "status.json"]
+        files = {file: file.read_bytes() for file in named if file.is_file()} if run.former else {}
+        return cls(files, _checkpoints(run))
+
+    def restore(self, run: RunFolder) -> None:
+        """Unless a checkpoint was written since."""
+        if self.checkpoints != _checkpoints(run):
+            return
+        for file, content in self.files.items():
+            with replacing(file) as temporary:
+                temporary.write_bytes(content)
+
+
+def _checkpoints(run: RunFolder) -> list[tuple[str, int]]:
+    return sorted((file.name, file.stat().st_mtime_ns) for file in run.path.glob("checkpoints/*.ckpt"))
 
 
 def _flags_first(words: list[str]) -> list[str]:
@@ -198,12 +229,13 @@ def _report(run: RunFolder) -> None:
         refresh_report(run.path)
 
 
-def _give_up(run: RunFolder, status: str, error: str, code: int) -> NoReturn:
+def _give_up(run: RunFolder, before: Before, status: str, error: str, code: int) -> NoReturn:
     log.info("The run folder is %s", run.path)
     error = plain(error)  # it may quote a stranger's file
     log.error("%s", error)
     try:
         run.update(status=status, error=error)
+        before.restore(run)
         _report(run)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)

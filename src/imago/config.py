@@ -197,6 +197,12 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
     ]
 
 
+def drawn_seed(folder: Path) -> int | None:
+    """The seed in the `config.yaml` of a run folder, where there is one."""
+    file = folder / "config.yaml"
+    return cast(DictConfig, OmegaConf.load(file)).get("seed") if file.is_file() else None
+
+
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for name, entry in value.items():
