@@ -1,5 +1,6 @@
 """Checkpoints are whole, disks may be full, losses may be bad, and what can go wrong is tried before."""
 
+import csv
 import errno
 import json
 import os
@@ -269,12 +270,16 @@ def test_a_killed_run_is_dead_and_goes_on(tmp_path, colours):
     folder = tmp_path / "run"
     words = [f"data.data_dir={colours}", *SMALL, "callbacks.early_stopping=null", f"hydra.run.dir={folder}"]
     kill = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(signal.SIGKILL)}"]
+    words += ["logger=csv", "callbacks.resume=null"]  # it goes on from best.ckpt
     done = typed(*words, "trainer.max_epochs=3", *kill, "+callbacks.signal.batch=7")
     assert done.returncode == -signal.SIGKILL
     assert true_state(folder, json.loads((folder / "status.json").read_text())) == "dead"
     rest = typed(*words, "trainer.max_epochs=3", "auto_resume=true")
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert json.loads((folder / "status.json").read_text())["times_resumed"] == 1
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        losses = [row["step"] for row in csv.DictReader(file) if row["train/loss_step"]]
+    assert losses == [str(step) for step in range(15)]
 
 
 def test_the_one_before_may_be_the_same_file_already(tmp_path):

@@ -108,8 +108,6 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         pl_module.check_losses()  # on a GPU they are not looked at after each step
-        for logger in trainer.loggers:  # what was logged before this step is not logged again
-            logger.save()
         trainer.save_checkpoint(self.dirpath / LAST, storage_options={"keep": PREVIOUS})
         self._saved_at = time.monotonic()
 

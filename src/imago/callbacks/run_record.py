@@ -90,6 +90,8 @@ class RunRecord(Callback):
         self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a run that goes on from here does not log again what came before
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         checkpoint["imago"] = {
             "schema": SCHEMA,
