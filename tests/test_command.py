@@ -233,5 +233,5 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, colours):
     assert status["status"] == "failed"
     assert f"{tmp_path}/run/checkpoints/.preflight.ckpt could not be written" in status["error"]
     assert "MB are free" in status["error"]
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
     assert "Traceback" not in done.stdout + done.stderr
