@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -138,6 +140,20 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         assert torch.load(path, map_location="cpu", weights_only=True)["imago"]["schema"] == 1
     words = output.getvalue() + (code if isinstance(code, str) else "")
     return Run(folder, 1 if isinstance(code, str) else code or 0, words)
+
+
+def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Types `python src/train.py <words>` in a process of its own, which runs `code` first."""
+    start = f"{code}\nimport runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", start, "src/train.py", *words],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
+    )
 
 
 Command = Callable[..., Run]

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, SMALL
+from conftest import REPO, SMALL, type_in_subprocess
 from test_train import same
 
 from imago import run_lock
@@ -23,19 +22,6 @@ from imago.run_folder import RunFolder
 from imago.status import true_state
 
 sys.path.append(str(REPO / "benchmarks"))
-
-
-def typed(*words: str, code: str = "", timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """`python src/train.py WORDS`, after `code`."""
-    start = f"{code}\nimport runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    environment = os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", start, "src/train.py", *words]
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=timeout)
-
-
-def limit(size: int) -> str:
-    """A limit on the size of files stands in for a full disk: the writer sees the same kind of error."""
-    return f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
 
 
 def test_kills_while_saving_leave_a_whole_checkpoint():
@@ -73,7 +59,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path, colours, on_full_disk):
     fills += "        if trainer.current_epoch == 1: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
     fills += "snapshots.Fill = Fill\n"
     more = ["+callbacks.fill._target_=snapshots.Fill", f"callbacks.resume.on_full_disk={on_full_disk}", "test=false"]
-    done = typed(*words, *more, code=fills)
+    done = type_in_subprocess(*words, *more, code=fills)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert f"{tmp_path}/run/checkpoints/last.ckpt" in done.stdout
     assert "MB are free" in done.stdout
@@ -271,10 +257,10 @@ def test_a_killed_run_is_dead_and_goes_on(tmp_path, colours):
     words = [f"data.data_dir={colours}", *SMALL, "callbacks.early_stopping=null", f"hydra.run.dir={folder}"]
     kill = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(signal.SIGKILL)}"]
     words += ["logger=csv", "callbacks.resume=null"]  # it goes on from best.ckpt
-    done = typed(*words, "trainer.max_epochs=3", *kill, "+callbacks.signal.batch=7")
+    done = type_in_subprocess(*words, "trainer.max_epochs=3", *kill, "+callbacks.signal.batch=7")
     assert done.returncode == -signal.SIGKILL
     assert true_state(folder, json.loads((folder / "status.json").read_text())) == "dead"
-    rest = typed(*words, "trainer.max_epochs=3", "auto_resume=true")
+    rest = type_in_subprocess(*words, "trainer.max_epochs=3", "auto_resume=true")
     assert rest.returncode == 0, rest.stdout + rest.stderr
     assert json.loads((folder / "status.json").read_text())["times_resumed"] == 1
     with (folder / "csv" / "metrics.csv").open(newline="") as file:

@@ -2,17 +2,15 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, SMALL
+from conftest import REPO, SMALL, type_in_subprocess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import same
 
@@ -217,7 +215,7 @@ def test_what_cannot_go_on_is_said(trained, colours, tmp_path, words, message):
     given = [*words, f"paths.log_dir={tmp_path}/logs"]
     if "auto_resume=true" in words:
         given += [f"data.data_dir={colours}", *SMALL]
-    done = subprocess.run([sys.executable, "src/train.py", *given], cwd=REPO, capture_output=True, text=True)
+    done = type_in_subprocess(*given)
     assert done.returncode == 1
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -262,9 +260,9 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(snapshots, command):
     for name in ("best", "last"):
         (folders[9] / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
     (folders[9] / "checkpoints" / "previous.ckpt").write_bytes(b"")
-    lost = resumed(command, folders[9])
-    assert lost.exit_code == 1
-    assert "No checkpoint in" in lost.output
+    lost = type_in_subprocess(f"resume={folders[9]}")
+    assert lost.returncode == 1
+    assert "No checkpoint in" in lost.stdout
 
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted"), (signal.SIGUSR1, 143, "preempted")]
@@ -277,15 +275,7 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, 
     words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", f"trainer={trainer}", NO_STOPPING]
     send = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(number)}"]
     folder = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "src/train.py", *words, *send, "+callbacks.signal.batch=6", f"hydra.run.dir={folder}"],
-        cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
-    )
+    done = type_in_subprocess(*words, *send, "+callbacks.signal.batch=6", f"hydra.run.dir={folder}")
     assert done.returncode == code, done.stdout + done.stderr
     recorded = json.loads((folder / "status.json").read_text())
     assert recorded["status"] == status
@@ -317,15 +307,7 @@ def test_a_signal_in_a_validation_keeps_all_training(train, command, monkeypatch
 def test_a_second_ctrl_c_stops_at_once(tmp_path, colours):
     words = [f"data.data_dir={colours}", *SMALL, f"hydra.run.dir={tmp_path}/run"]
     send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=2", "+callbacks.signal.batch=1"]
-    done = subprocess.run(
-        [sys.executable, "src/train.py", *words, *send, "+callbacks.signal.times=2"],
-        cwd=REPO,
-        env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    done = type_in_subprocess(*words, *send, "+callbacks.signal.times=2")
     assert done.returncode == 130
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()

@@ -25,13 +25,13 @@ from imago.config import config_changes, drawn_seed, save_config, settings_chang
 from imago.logs import logging_to, plain
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
-from imago.processes import TERMINATED, other_processes, process_count
+from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
+from imago.signals import INTERRUPTED, STOPPING, TERMINATED
 from imago.writing import replacing, write_json
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 FLAGS_WITH_VALUE = [
     "--config-dir",
     "-cd",
@@ -120,7 +120,7 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
         )
         return run.former.get("best_value")
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        for number in STOPPING:
             signal.signal(number, _terminated)
     if not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes

@@ -1,22 +1,17 @@
 """What the doctor found, for people and for programs."""
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
-from imago.data.decode import BadImageError
 from imago.data.faults import KINDS, Fault, Findings
 from imago.data.folders import FolderImages
 from imago.thumbnails import data_uri, thumbnail
 from imago.writing import write_json, write_text
-
-log = logging.getLogger(__name__)
 
 PICTURES = 12  # of each kind
 NAMED = 3  # files of each kind in the table
@@ -94,7 +89,4 @@ def _rows(root: Path, faults: list[Fault]) -> list[dict[str, object]]:
 
 def _picture(root: Path, path: str) -> str:
     """A thumbnail, grey where there is nothing to see."""
-    try:
-        return data_uri(thumbnail(FolderImages(root, [path], [0]), 0))
-    except (BadImageError, OSError):
-        return data_uri(Image.new("RGB", (112, 112), "#cccccc"))
+    return data_uri(thumbnail(FolderImages(root, [path], [0]), 0))

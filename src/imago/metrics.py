@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torchmetrics import Metric, MetricCollection
 
 from imago.transforms import Batch, arguments
@@ -48,6 +49,15 @@ class MetricsComposition(MetricCollection):
             return
         for name, metric in self.items(keep_base=True, copy_state=False):
             metric.update(**arguments(batch, self.mapping[str(name)]))
+
+
+def of_all_processes(own: Any) -> list[Any]:
+    """What each process gives, in the order of their ranks; called by all of them together."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, own)
+    return everywhere
 
 
 def state_of(metric: Metric) -> dict[str, Any]:

@@ -200,6 +200,11 @@ class DictModule(LightningModule):
             module.eval()
         return self
 
+    @property
+    def loss_names(self) -> list[str]:
+        """The names in `mean_losses`."""
+        return ["loss", *(f"loss/{name}" for name in self.criterions.criterions)]
+
     def mean_losses(self, stage: str) -> dict[str, Tensor]:
         """`loss` (the weighted total) and `loss/<name>`, means over the samples of the epoch so far."""
         means = self.running_losses(stage).compute()

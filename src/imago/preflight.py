@@ -174,7 +174,7 @@ def _check_monitors(trainer: Trainer, model: DictModule) -> None:
         owner.check_tracked(model)
     if any(not type(callback).__module__.startswith(OWN) for callback in callbacks):
         return  # may log what we do not know of
-    names = {name for owner in owners for name in owner.names()} | {"loss", *_losses(model)}
+    names = {name for owner in owners for name in owner.names()} | set(model.loss_names)
     known = sorted(f"{stage}/{name}" for stage in ("train", "val") for name in names)
     known += [f"val/{owner.tracked_metric_name}_best" for owner in owners]
     for callback in callbacks:
@@ -193,10 +193,6 @@ def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
-
-
-def _losses(model: DictModule) -> list[str]:
-    return [f"loss/{name}" for name in model.criterions.criterions]
 
 
 def _data(trainer: Trainer) -> ImageDataModule:

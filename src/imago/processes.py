@@ -30,10 +30,10 @@ from omegaconf import DictConfig
 from imago.config import restore_config
 from imago.messages import message_of, raised_by_us
 from imago.run_folder import RunFolder
+from imago.signals import STOPPING, TERMINATED
 
 log = logging.getLogger(__name__)
 
-TERMINATED = 128 + signal.SIGTERM  # as shells report it
 SECONDS_TO_END = 60  # after rank 0 is through
 SECONDS_TO_FAIL_TOO = 4  # for the others, once rank 0 has failed
 SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
@@ -236,7 +236,7 @@ def _leave_group(abort: bool = False) -> None:
 
 def main() -> None:
     """Rank 1 and up: does the task that rank 0 writes to stdin, silently; the error, if any, goes to stdout."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+    for number in (signal.SIGINT, *STOPPING):
         signal.signal(number, signal.SIG_IGN)  # rank 0 answers for all
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_rank_0, daemon=True).start()

@@ -5,16 +5,14 @@ What is left are the sums of the epoch under way and the last logged values.
 """
 
 import logging
-from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
-from imago.metrics import load_state, state_of
+from imago.metrics import load_state, of_all_processes, state_of
 from imago.module import DictModule
 
 log = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ def progress_of(trainer: Trainer, model: DictModule) -> Progress:
         "validated_epoch": model.validated_epoch,
         "skipped_batches": model.skipped_batches,
         "settings": _settings(trainer),
-        "sums": _of_all_processes(_sums(trainer, model)) if under_way else [],
+        "sums": of_all_processes(_sums(trainer, model)) if under_way else [],
     }
 
 
@@ -122,9 +120,8 @@ def _correct(fit_loop: dict[str, Any], validating: bool) -> None:
 def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Lightning would take the patience of the checkpoint, whatever was typed."""
     for callback in trainer.early_stopping_callbacks:
-        state = checkpoint["callbacks"].get(callback.state_key) if isinstance(callback, EarlyStopping) else None
-        if isinstance(callback, EarlyStopping) and state is not None:
-            state["patience"] = callback.patience
+        if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+            checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
 
 
 def _sums(trainer: Trainer, model: DictModule) -> dict[str, Any]:
@@ -135,11 +132,3 @@ def _sums(trainer: Trainer, model: DictModule) -> dict[str, Any]:
 def _metrics_callbacks(trainer: Trainer) -> list[MetricsCallback]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it elsewhere
     return [callback for callback in callbacks if isinstance(callback, MetricsCallback)]
-
-
-def _of_all_processes(own: Mapping[str, Any]) -> list[Any]:
-    if not torch.distributed.is_initialized():
-        return [own]
-    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, own)
-    return everywhere

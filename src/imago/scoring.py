@@ -15,6 +15,7 @@ from sklearn.metrics import classification_report, confusion_matrix, precision_r
 from imago.calibration import Calibration, expected_calibration_error, reliability
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
+from imago.metrics import of_all_processes
 from imago.module import DictModule
 
 log = logging.getLogger(__name__)
@@ -199,11 +200,7 @@ class Collector(Callback):
 
     def rows(self) -> Rows:
         """Those of all processes, the same for any number of them."""
-        batches = self.batches
-        if torch.distributed.is_initialized():
-            everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, batches)
-            batches = [batch for process in everywhere for batch in process]
+        batches = [batch for process in of_all_processes(self.batches) for batch in process]
         batches.sort(key=lambda batch: int(batch[0][0]))  # sums depend on their order
         index, prediction, logits = (torch.cat(column) for column in list(zip(*batches, strict=True))[:3])
         means = {name: sum(len(batch[0]) * batch[3][name] for batch in batches) / len(index) for name in batches[0][3]}

@@ -58,15 +58,12 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 
 def _link(path: Path, other: Path) -> None:
     """Gives `path` the second name `other`; where the disk knows no links, the only one."""
-    temporary = other.with_name(f".{other.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(path, temporary)
+        with replacing(other) as temporary:
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
     except OSError:
         os.replace(path, other)
-        return
-    os.replace(temporary, other)
-    temporary.unlink(missing_ok=True)  # it is still there if both were names of one file already
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -108,7 +108,7 @@ class MetricsCallback(Callback):
 
     def check_tracked(self, model: Any) -> None:
         """Raises ValueError where the tracked metric is none that is logged."""
-        names = [*self.names(), "loss", *(f"loss/{name}" for name in model.criterions.criterions)]
+        names = [*self.names(), *model.loss_names]
         if self.tracked_metric_name not in names:
             raise ValueError(
                 f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "

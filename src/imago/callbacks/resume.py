@@ -14,12 +14,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.checkpoints import LAST, PREVIOUS
-from imago.processes import TERMINATED
+from imago.signals import STOPPING, TERMINATED
 
 log = logging.getLogger(__name__)
 
 ON_EXCEPTION = "on_exception.ckpt"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 ON_FULL_DISK = ("stop", "continue")
 
 
@@ -64,7 +63,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *STOPPING)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop

@@ -1,5 +1,7 @@
 """From an image file to pixels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,34 +27,34 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
     Raises:
         BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
     """
-    name = name or str(source)
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return upright_rgb(image)
-    except FileNotFoundError:
-        raise BadImageError(f"{name}: the file is gone") from None
-    except Image.DecompressionBombError as error:
-        raise BadImageError(f"{name}: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
-        raise BadImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from error
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
-        raise BadImageError(f"{name}: {error}") from error
+    with _naming(source, name or str(source)), Image.open(source) as image:
+        image.load()
+        return upright_rgb(image)
 
 
 def header_fault(path: Path) -> str | None:
     """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
     try:
-        with Image.open(path) as image:
+        with _naming(path, str(path)), Image.open(path) as image:
             if image.mode == "F":
-                return f"{path}: {FLOAT}"
-            return None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if path.is_file() and path.stat().st_size == 0:
-            return f"{path}: the file is empty"
-        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        return f"{path}: {what}"
+                raise ValueError(FLOAT)
+    except BadImageError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _naming(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
+    """Inside, whatever goes wrong with `source` becomes a BadImageError that says it of `name`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadImageError(f"{name}: the file is gone") from None
+    except Image.UnidentifiedImageError as error:
+        empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
+        raise BadImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from error
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
+        raise BadImageError(f"{name}: {error}") from error
 
 
 def upright_rgb(image: Image.Image) -> Tensor:

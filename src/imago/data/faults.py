@@ -113,7 +113,7 @@ class _Seen:
     small: Any = None  # uint8 (8, 8, 3)
 
 
-def find_faults(root: Path, workers: int, splits: Mapping[str, Path] | None = None) -> Findings:
+def find_faults(root: Path, workers: int) -> Findings:
     """Looks at every file below `root`, a folder as `data.data_dir` takes it.
 
     Raises:
@@ -121,7 +121,7 @@ def find_faults(root: Path, workers: int, splits: Mapping[str, Path] | None = No
     """
     found = Findings(root)
     files: list[tuple[str, str, Path]] = []
-    folders = dict(splits or split_folders(root))
+    folders = split_folders(root)
     names = {split: sorted(class_folders(folder)) for split, folder in folders.items()}
     for split, folder in folders.items():
         for name in names[split]:
@@ -259,14 +259,13 @@ def _same_files(seen: Iterable[_Seen]) -> Iterator[Fault]:
     for group in by_digest.values():
         first = group[0]
         for other in group[1:]:
-            same = next((each for each in group if each.label == other.label and each is not other), first)
             if other.label != first.label:
                 yield Fault("two labels", other.path, other=first.path)
             elif other.split != first.split:
                 inside, outside = (first, other) if first.split == "train" else (other, first)
                 yield Fault("leak", inside.path, other=outside.path)
             else:
-                yield Fault("duplicate", other.path, other=same.path)
+                yield Fault("duplicate", other.path, other=first.path)
 
 
 def _alike(seen: Iterable[_Seen]) -> Iterator[Fault]:
