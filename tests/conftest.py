@@ -151,7 +151,7 @@ def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProce
         env=os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
     )
 

@@ -197,6 +197,7 @@ def test_a_dead_run_is_used_again_only_without_a_checkpoint(tmp_path):
         RunFolder.claim(tmp_path)
     assert RunFolder.claim(tmp_path, goes_on=True).former["status"] == "failed"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    run.release()
 
 
 def test_a_log_folder_that_cannot_be_written_is_said(tmp_path, colours):

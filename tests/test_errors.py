@@ -144,6 +144,11 @@ MISTAKES = [
     Mistake("A batch that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD),
     Mistake("No devices", ["experiment=digits", "trainer.devices=0"]),
     Mistake("A second start into a finished run", ["experiment=digits", "hydra.run.dir=WORK/run"], finished_run),
+    Mistake("A folder to go on in that holds no run", ["resume=WORK/run"], made_before_a_run=True),
+    Mistake(
+        "An experiment beside resume=", ["resume=WORK/run", "experiment=digits"], finished_run, made_before_a_run=True
+    ),
+    Mistake("Several mistakes at once", [PHOTOS, "monitor=acc", "data.batch_size=0", "trainer.max_epochs=many"]),
     Mistake(
         "A log folder that cannot be written",
         ["experiment=digits", "hydra.run.dir=WORK/file/run"],

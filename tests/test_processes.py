@@ -117,8 +117,11 @@ def run_it(task, folder):
     (folder / ".hydra" / "hydra.yaml").write_text("hydra: {}")
     (folder / ".hydra" / "config.yaml").write_text("seed: 1")
     run.processes = 2
-    with other_processes(task, run):
-        task(None, run)
+    try:
+        with other_processes(task, run):
+            task(None, run)
+    finally:
+        run.release()
 
 
 @pytest.mark.parametrize(
