@@ -1,5 +1,6 @@
 """One of each defect is found, and nothing in a clean folder."""
 
+import errno
 import os
 import shutil
 import struct
@@ -12,8 +13,9 @@ import torch
 from conftest import draw_classes
 from PIL import Image
 
+from imago.data.decode import BadImageError, read_image
 from imago.data.faults import KINDS, find_faults
-from imago.data.folders import read_tree
+from imago.data.folders import listed_paths, read_tree, write_paths
 from imago.data.loading import TrainBatchSampler
 
 
@@ -56,6 +58,12 @@ def sick(clean: Path) -> Path:
     (red / "readme.txt").write_text("hello")
     photograph(2).save(red / "really_a.png", format="jpeg")
     (red / "loop").symlink_to(red)
+    (red / "up").symlink_to(clean)
+    (clean / "train" / "scarlet").symlink_to(red)
+    (clean / "more").mkdir()
+    whole = bytearray((red / "005.png").read_bytes())
+    whole[len(whole) // 2] ^= 255
+    (red / "flipped.png").write_bytes(whole)
     shutil.rmtree(val / "green")
     draw_classes(val, {"green": 1}, seed=8)
     (val / "green" / "000.png").unlink()
@@ -90,15 +98,18 @@ def test_each_defect_is_found_and_named(sick):
         "empty file": {"train/red/empty.png"},
         "not an image": {"train/red/text.jpg"},
         "decompression bomb": {"train/red/bomb.png"},
-        "damaged": {"train/red/cut.jpg"},
+        "damaged": {"train/red/cut.jpg", "train/red/flipped.png"},
         "float pixels": {"train/red/float.tiff"},
         "empty class": {"val/green"},
         "unknown class": {"val/yellow"},
+        "same folder": {"train/scarlet"},
+        "refused": {"."},
+        "unused folder": {"more"},
         "leak": {"train/red/001.png"},
         "dot-underscore file": {"train/red/._003.jpg"},
         "ignored file": {"train/red/readme.txt"},
         "wrong suffix": {"train/red/really_a.png"},
-        "link loop": {"train/red/loop"},
+        "link loop": {"train/red/loop", "train/red/up"},
         "missing class": {"val/violet"},
         "tiny class": {"train/violet"},
         "imbalance": {"train/blue"},
@@ -123,6 +134,102 @@ def test_a_file_that_may_not_be_read_is_found(clean):
     (clean / "train" / "red" / "001.png").chmod(0)
     (fault,) = find_faults(clean, workers=1).faults
     assert (fault.kind, fault.path) == ("unreadable", "train/red/001.png")
+
+
+def test_what_training_refuses_is_an_error(clean, tmp_path):
+    (tmp_path / "flat").mkdir()
+    photograph(0).save(tmp_path / "flat" / "a.png")
+    (fault, refused) = find_faults(tmp_path / "flat", workers=1).faults
+    assert (fault.kind, refused.kind) == ("ignored file", "refused")
+    assert "has no class folders" in refused.detail
+    one = draw_classes(tmp_path / "one", {"red": 12})
+    assert {fault.kind for fault in find_faults(one, workers=1).faults} == {"refused"}
+    for file in (clean / "val").rglob("*.png"):
+        file.unlink()
+    assert {"empty class", "refused"} == {fault.kind for fault in find_faults(clean, workers=1).faults}
+
+
+def test_of_equal_files_that_of_test_stays_and_every_leak_is_told(clean):
+    draw_classes(clean / "test", {"blue": 5, "green": 5, "red": 5}, seed=2)
+    for place in ("train/red/a.png", "val/red/a.png", "val/red/b.png", "test/red/a.png"):
+        photograph(7).save(clean / place)
+    for place in ("train/red/c.png", "train/blue/c.png", "val/blue/c.png"):
+        photograph(8).save(clean / place)
+    found = find_faults(clean, workers=1)
+    leaks = {"train/red/a.png", "val/red/a.png", "val/red/b.png", "train/red/c.png", "train/blue/c.png"}
+    assert {fault.path for fault in found.of_kind()["leak"]} == leaks
+    assert set(found.to_exclude()) == leaks | {"val/blue/c.png"}
+
+
+def test_each_of_many_images_that_look_alike_is_told_once(tmp_path):
+    draw_classes(tmp_path / "train", {"blue": 12})
+    for split, count in (("train", 330), ("val", 2)):
+        (tmp_path / split / "red").mkdir(parents=True)
+        for number in range(count):
+            picture = photograph(1)
+            picture.putpixel((number % 90, number // 90 + 40 * (split == "val")), (0, 0, 0))
+            picture.save(tmp_path / split / "red" / f"{number}.png")
+    found = find_faults(tmp_path, workers=2).of_kind()
+    assert len(found["near-duplicate"]) + len(found["near-leak"]) == 331
+    assert {fault.other for fault in found["near-leak"]} == {"val/red/0.png", "val/red/1.png"}
+
+
+def test_a_damaged_later_frame_is_no_damage(clean):
+    path = clean / "train" / "red" / "pages.tif"
+    photograph(1).save(path, save_all=True, append_images=[photograph(2)])
+    content = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", content, 4)
+    (entries,) = struct.unpack_from("<H", content, first)
+    (second,) = struct.unpack_from("<I", content, first + 2 + 12 * entries)
+    struct.pack_into("<H", content, second, 0)
+    path.write_bytes(content)
+    with Image.open(path) as image, pytest.raises(TypeError, match="Missing dimensions"):
+        image.seek(1)
+    read_image(path)  # the first one is taken
+    assert not {"damaged", "not an image"} & find_faults(clean, workers=1).of_kind().keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.png", "# c.png", " d .png", '"e".png', "caf\udce9.png", "f\x85g.png", "h\u2028.png"]
+)
+def test_names_of_any_kind_can_be_left_out(clean, command, name):
+    red = clean / "train" / "red"
+    shutil.copy(red / "001.png", red / name)
+    run = command("doctor", f"data.data_dir={clean}")
+    assert run.exit_code == 1, run.output
+    (fault,) = run.json("doctor.json")["faults"]
+    assert {fault["path"], fault["other"]} == {f"train/red/{name}", "train/red/001.png"}
+    assert listed_paths(run.dir / "exclude.txt") == {fault["path"]}
+    write_paths(clean / "list", {f"train/red/{name}": f"duplicate: {name}", name: name})
+    assert listed_paths(clean / "list") == {f"train/red/{name}", name}
+
+
+def test_a_pipe_is_no_image(clean, train):
+    os.mkfifo(clean / "train" / "red" / "pipe.png")
+    (fault,) = find_faults(clean, workers=1).faults
+    assert (fault.kind, fault.detail) == ("unreadable", "a device or a pipe, not a file")
+    assert "pipe.png: a device or a pipe, not a file" in train(f"data.data_dir={clean}").output
+
+
+def test_what_is_not_the_fault_of_the_file_is_not_remembered(clean, train, monkeypatch):
+    """A disk that fails for a moment, say, or a permission."""
+    words = [f"data.data_dir={clean}", "data.on_bad_image=skip", "debug=preflight"]
+
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("PIL.Image.Image.load", fails)
+    assert "No readable image of blue, green, red is left" in train(*words).output
+    monkeypatch.undo()
+    done = train(*words)
+    assert done.exit_code == 0, done.output
+
+
+def test_an_eps_under_another_name_is_never_run(clean):
+    path = clean / "train" / "red" / "e.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(BadImageError, match="not an image"):
+        read_image(path)
 
 
 def test_nothing_is_found_in_a_clean_folder(clean, command):
@@ -163,6 +270,9 @@ def test_what_it_would_leave_out_can_be_left_out(clean, command, train):
     doctor = command("doctor", f"data.data_dir={clean}")
     listed = doctor.dir / "exclude.txt"
     paths = [line for line in listed.read_text().splitlines() if not line.startswith("#")]
+    assert listed_paths(listed) == set(paths)
+    again = command("doctor", f"data.data_dir={clean}", f"data.exclude={listed}")
+    assert (again.exit_code, again.json("doctor.json")["faults"]) == (0, [])
     assert paths == ["train/red/001.png", "train/red/copy.png", "train/red/text.jpg"]
     run = train(f"data.data_dir={clean}", f"data.exclude={listed}", "report.splits=[train]")
     assert run.exit_code == 0, run.output
@@ -223,7 +333,7 @@ def test_augmentation_of_the_others_stays_when_an_image_is_skipped(clean, train,
 
 def test_splits_of_a_file_are_refused(command, tmp_path):
     run = command("doctor", f"data.split_file={tmp_path}/splits.csv")
-    assert run.exit_code == 1
+    assert run.exit_code == 2
     assert "type data.data_dir=PATH" in run.output
 
 

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -289,6 +291,29 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, 
     assert rest.exit_code == 0, rest.output
     assert same(rest.weights(), whole.weights())
     assert rest.history == whole.history
+
+
+def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
+    """`srun` and `scontrol` are stand-ins; SIGUSR1 is what Slurm sends before the time limit."""
+    (tmp_path / "bin").mkdir()
+    for name, does in (("srun", 'exec "$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/queued')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "src").symlink_to(REPO / "src")
+    send = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(signal.SIGUSR1)}"]
+    words = [f"data.data_dir={colours}", *SMALL, NO_STOPPING, *send, "+callbacks.signal.batch=6"]
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    environment |= {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
+    statuses = []
+    for _ in range(2):
+        job = ["bash", REPO / "scripts" / "train.slurm", *words]
+        done = subprocess.run(job, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
+        statuses.append(done.returncode)
+    assert statuses == [143, 0], done.stdout + done.stderr
+    assert (tmp_path / "queued").read_text() == "requeue 4711\n"
+    status = json.loads((tmp_path / "logs" / "slurm" / "4711" / "status.json").read_text())
+    assert (status["status"], status["times_resumed"], status["epoch"]) == ("completed", 1, 2)
 
 
 @pytest.mark.parametrize("overrides", [["trainer.val_check_interval=2"], []], ids=["in an epoch", "at its end"])

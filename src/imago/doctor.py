@@ -22,22 +22,26 @@ if TYPE_CHECKING:
 @type_as_usual
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
 def main(cfg: DictConfig) -> None:
-    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors)."""
-    status = run_command(examine_from_config, cfg, check_doctor, one_process=True)
-    if status:
-        sys.exit(int(status))
+    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look)."""
+    try:
+        status = run_command(examine_from_config, cfg, check_doctor, one_process=True)
+    except SystemExit as stop:
+        sys.exit(2 if stop.code == 1 else stop.code)
+    sys.exit(int(status or 0))
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     """Looks, shows what was found, writes it to the run folder; returns the exit status."""
     from imago.data.faults import find_faults
-    from imago.data.module import workers
+    from imago.data.folders import listed_paths
+    from imago.data.loading import workers
     from imago.doctor_report import show, write
 
     root = _folder(cfg)
-    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1))
-    write(findings, run.path)
+    excluded = listed_paths(Path(cfg.data.exclude).expanduser()) if cfg.data.exclude is not None else set()
+    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1), excluded)
     show(findings, run.path)
+    write(findings, run.path)
     return findings.exit_status
 
 

@@ -2,14 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
-from imago.data.faults import KINDS, Fault, Findings
-from imago.data.folders import FolderImages
+from imago.data.faults import KINDS, UNUSABLE, Fault, Findings
+from imago.data.folders import FolderImages, is_image, write_paths
 from imago.thumbnails import data_uri, thumbnail
 from imago.writing import write_json, write_text
 
@@ -28,13 +29,13 @@ def show(findings: Findings, folder: Path) -> None:
     if not found:
         console.print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
         return
-    table = Table(title=title)
-    for column in ("found", "files", "what it means", "for example"):
+    table = Table(title=Text(title))
+    for column in ("found", "files", "for example"):
         table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
     for kind, faults in found.items():
         level, meaning = KINDS[kind]
-        named = "\n".join(_in_a_line(fault) for fault in faults[:NAMED])
-        table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(meaning), Text(named))
+        named = "\n".join(f"  {_in_a_line(fault)}" for fault in faults[:NAMED])
+        table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(f"{meaning}\n{named}"))
     console.print(table)
     lines = [f"All of it, with pictures: {folder / 'doctor.html'} (.md, .json)"]
     if excluded := findings.to_exclude():
@@ -63,30 +64,37 @@ def write(findings: Findings, folder: Path) -> None:
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
         lines += [*(f"- `{_in_a_line(fault)}`" for fault in faults), ""]
     write_text(folder / "doctor.md", "\n".join(lines if found else [*lines, "Nothing was found.", ""]))
-    listed = "".join(f"# {why}\n{path}\n" for path, why in excluded.items())
-    write_text(folder / "exclude.txt", listed)
+    write_paths(folder / "exclude.txt", excluded)
     page = Environment(loader=PackageLoader("imago", "."), autoescape=True, undefined=StrictUndefined)
     kinds = []
     for kind, faults in found.items():
         level, meaning = KINDS[kind]
-        told = {"kind": kind, "level": level, "meaning": meaning, "count": len(faults)}
-        kinds.append(told | {"faults": _rows(findings.root, faults)})
-    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, excluded=len(excluded))
+        rows = _rows(findings.root, faults)
+        kinds.append({"kind": kind, "level": level, "meaning": meaning, "count": len(faults), "faults": rows})
+    told: dict[str, Any] = {"excluded": len(excluded), "exclude_file": folder / "exclude.txt"}
+    told["class_names"] = sorted({name for classes in findings.counts.values() for name in classes})
+    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, **told)
     write_text(folder / "doctor.html", html)
 
 
 def _in_a_line(fault: Fault) -> str:
     other = f" = {fault.other}" if fault.other else ""
-    return f"{fault.path}{other}{f': {fault.detail}' if fault.detail else ''}"
+    line = f"{fault.path}{other}{f': {fault.detail}' if fault.detail else ''}"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
 
 
 def _rows(root: Path, faults: list[Fault]) -> list[dict[str, object]]:
     return [
-        {"line": _in_a_line(fault), "pictures": [_picture(root, path) for path in (fault.path, fault.other) if path]}
+        {"line": _in_a_line(fault), "pictures": [_picture(root, path) for path in _images_of(root, fault)]}
         for fault in faults[:PICTURES]
     ]
 
 
+def _images_of(root: Path, fault: Fault) -> list[str]:
+    """Those that can be shown."""
+    paths = [fault.path, fault.other] if fault.kind not in UNUSABLE else []
+    return [path for path in paths if path and is_image(Path(path).name) and (root / path).is_file()]
+
+
 def _picture(root: Path, path: str) -> str:
-    """A thumbnail, grey where there is nothing to see."""
     return data_uri(thumbnail(FolderImages(root, [path], [0]), 0))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from imago.classifier import Classifier
 from imago.data.images import Images
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader
-from imago.data.module import to_network, workers
+from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, workers
+from imago.data.module import to_network
 from imago.data.sources import UNKNOWN
 from imago.data.stages import ImageTransform
 from imago.data.views import views

@@ -75,7 +75,9 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False) -> N
     Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
     """
     reports = folder / "reports"
-    write_json(reports / "data.json", data.facts | {"class_names": data.class_names, "notes": data.notes})
+    left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
+    write_json(reports / "data.json", told)
     write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
     file, here = reports / "environment.json", environment() | {"time": now()}
     if goes_on and file.is_file():

@@ -4,15 +4,17 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from imago.data.decode import BadImageError
 from imago.data.images import Images
-from imago.predicting import Predictions
-from imago.scoring import Score
+
+if TYPE_CHECKING:
+    from imago.predicting import Predictions
+    from imago.scoring import Score
 
 SIDE = 112  # pixels
 OF_EACH_KIND = 12
@@ -51,7 +53,7 @@ def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def noteworthy(found: Score | Predictions, images: Images) -> dict[str, list[dict[str, Any]]]:
+def noteworthy(found: "Score | Predictions", images: Images) -> dict[str, list[dict[str, Any]]]:
     """The `mistakes` with the greatest loss, and the `unsure` answers whose probability is least.
 
     Each with `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of

@@ -1,5 +1,7 @@
 """From an image file to pixels."""
 
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,14 +9,19 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
 from torch import Tensor
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+NO_FILE = "a device or a pipe, not a file"
 FLOAT = "float pixels have no fixed range: save it with 8 or 16 bits"
 
 
 class BadImageError(ValueError):
     """A file that cannot be used as an image; the message names it and says why."""
+
+    lasting = True
+    """Whether its content is at fault, and not a permission, a disk or too little memory."""
 
 
 def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor:
@@ -27,20 +34,31 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
     Raises:
         BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
     """
-    with _naming(source, name or str(source)), Image.open(source) as image:
+    with _naming(source, name or str(source)), open_image(source) as image:
         image.load()
         return upright_rgb(image)
 
 
-def header_fault(path: Path) -> str | None:
+def header_fault(path: Path) -> BadImageError | None:
     """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
     try:
-        with _naming(path, str(path)), Image.open(path) as image:
+        with _naming(path, str(path)), open_image(path) as image:
             if image.mode == "F":
                 raise ValueError(FLOAT)
     except BadImageError as error:
-        return str(error)
+        return error
     return None
+
+
+def open_image(source: str | Path | BinaryIO) -> Image.Image:
+    """Reads the header with one of the decoders of `FORMATS`: those of others may start programs, or are seldom used.
+
+    Raises:
+        ValueError: It is a device or a pipe, which may never end.
+    """
+    if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
+        raise ValueError(NO_FILE)
+    return Image.open(source, formats=FORMATS)
 
 
 @contextmanager
@@ -48,18 +66,30 @@ def _naming(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
     """Inside, whatever goes wrong with `source` becomes a BadImageError that says it of `name`."""
     try:
         yield
-    except FileNotFoundError:
-        raise BadImageError(f"{name}: the file is gone") from None
+    except FileNotFoundError as error:
+        raise _bad(name, "the file is gone", lasting=False) from error
     except Image.UnidentifiedImageError as error:
         empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
-        raise BadImageError(f"{name}: {'the file is empty' if empty else 'not an image'}") from error
+        raise _bad(name, "the file is empty" if empty else "not an image") from error
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
-        raise BadImageError(f"{name}: {error}") from error
+        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        raise _bad(name, str(error) or type(error).__name__, lasting=not passing) from error
+
+
+def _bad(name: str, reason: str, lasting: bool = True) -> BadImageError:
+    error = BadImageError(f"{name}: {reason}")
+    error.lasting = lasting
+    return error
 
 
 def upright_rgb(image: Image.Image) -> Tensor:
     """The pixels of an opened image: uint8 (3, height, width); ValueError where it has none that can be shown."""
-    return _pixels(_rgb(_upright(image)))
+    return _pixels(shown(image))
+
+
+def shown(image: Image.Image) -> Image.Image:
+    """The same before it becomes a tensor."""
+    return _rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -3,19 +3,19 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imago.data.decode import FLOAT
-from imago.data.folders import class_folders, is_image, split_folders
+from imago.data.decode import FLOAT, NO_FILE, open_image, shown
+from imago.data.folders import SUFFIXES, class_folders, is_image, read_tree, split_folders, walk
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
@@ -25,18 +25,24 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "decompression bomb": (ERROR, "more pixels than are safe to decode, by the header"),
     "damaged": (ERROR, "files that cannot be decoded to their end"),
     "float pixels": (ERROR, FLOAT),
-    "empty class": (ERROR, "class folders without images"),
+    "empty class": (ERROR, "class folders without an image that can be used"),
     "unknown class": (ERROR, "classes that train lacks"),
+    "same folder": (ERROR, "classes that are one folder under two names, through a link"),
+    "refused": (ERROR, "the folder cannot be trained on as it is"),
     "leak": (ERROR, "the same file in two splits: scores are too good"),
     "two labels": (ERROR, "the same file under two classes"),
     "dot-underscore file": (WARNING, "what a Mac leaves beside a file; not taken"),
-    "ignored file": (WARNING, "files without an image suffix; not taken"),
+    "ignored file": (
+        WARNING,
+        f"files in no class folder, or without one of {' '.join(SUFFIXES)}; not taken",
+    ),
+    "unused folder": (WARNING, "folders beside the splits"),
     "wrong suffix": (WARNING, "files of another format than their name says; they are read all the same"),
     "link loop": (WARNING, "links that lead back into the folder; not followed"),
     "missing class": (WARNING, "classes of train that another split lacks"),
     "tiny class": (WARNING, "classes of train with few images"),
     "imbalance": (WARNING, "the largest class of train against the smallest"),
-    "duplicate": (WARNING, "the same file twice in a split"),
+    "duplicate": (WARNING, "the same file twice in a split; a leak if val is drawn from it"),
     "near-duplicate": (WARNING, "images that look the same"),
     "near-leak": (WARNING, "images that look the same in two splits"),
     "near-duplicate, two labels": (WARNING, "images that look the same under two classes"),
@@ -46,10 +52,12 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "several frames": (NOTE, "the first one is taken"),
 }
 UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "float pixels")
+ORDER = ("train", "val", "test")
+NEAR = ("near-duplicate, two labels", "near-leak", "near-duplicate")
 TINY, IMBALANCED = 10, 10.0
 MOST_BITS, MOST_LEVELS = 3, 6.0  # by which near-duplicates may differ: of 64 bits, and in mean grey levels
 BANDS = 4  # of 16 bits: two hashes that differ in 3 bits or fewer agree in one of them
-MOST_IN_A_BAND = 200  # images that share a band; more than that are all alike in what it sees
+WINDOW = 200  # images that share a band and are compared with each other: in the order of their hashes, where more do
 FLAT = 2.0  # standard deviation of grey levels below which there is nothing to compare
 
 
@@ -89,12 +97,13 @@ class Findings:
         return {kind: faults for kind, faults in found.items() if faults}
 
     def to_exclude(self) -> dict[str, str]:
-        """Path -> why: what cannot be used, all but one of equal files, train's copies of other splits' images, and all
-        files that have two labels."""
-        excluded = {fault.path: fault.kind for fault in self.faults if fault.kind in (*UNUSABLE, "duplicate")}
+        """Path -> why: images that cannot be used, all but one of equal files (that of test stays, or else of val), and
+        all files that have two labels."""
+        excluded: dict[str, str] = {}
         for fault in self.faults:
-            if fault.kind == "leak":
-                excluded[fault.path] = f"leak: {fault.other}"
+            is_bad = fault.kind in UNUSABLE and is_image(Path(fault.path).name)
+            if is_bad or fault.kind in ("duplicate", "leak"):
+                excluded.setdefault(fault.path, fault.kind + (f": {fault.other}" if fault.other else ""))
             elif fault.kind == "two labels":
                 excluded |= {fault.path: f"two labels: {fault.other}", fault.other: f"two labels: {fault.path}"}
         return dict(sorted(excluded.items()))
@@ -112,9 +121,13 @@ class _Seen:
     hash: int | None = None
     small: Any = None  # uint8 (8, 8, 3)
 
+    @property
+    def is_usable(self) -> bool:
+        return not any(fault.kind in UNUSABLE for fault in self.faults)
 
-def find_faults(root: Path, workers: int) -> Findings:
-    """Looks at every file below `root`, a folder as `data.data_dir` takes it.
+
+def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Findings:
+    """Looks at every file below `root`, a folder as `data.data_dir` takes it, but the images that are `excluded`.
 
     Raises:
         FileNotFoundError, ValueError: It is no such folder.
@@ -122,21 +135,37 @@ def find_faults(root: Path, workers: int) -> Findings:
     found = Findings(root)
     files: list[tuple[str, str, Path]] = []
     folders = split_folders(root)
-    names = {split: sorted(class_folders(folder)) for split, folder in folders.items()}
+    found.faults += _outside_classes(root, folders)
+    names: dict[str, list[str]] = {}
     for split, folder in folders.items():
-        for name in names[split]:
-            images = list(_files(root, folder / name, found))
-            files += [(split, name, file) for file in images]
-            found.counts.setdefault(split, {})[name] = len(images)
-            if not images:
-                found.faults.append(Fault("empty class", _below(root, folder / name)))
-    found.faults += _class_faults(found.counts, names)
+        try:
+            found_names = sorted(class_folders(folder))
+        except PermissionError as error:
+            found.faults.append(Fault("unreadable", _below(root, folder), str(error.strerror)))
+            continue
+        first_name: dict[str, str] = {}  # real path -> class
+        for name in found_names:
+            same = first_name.setdefault(os.path.realpath(folder / name), name)
+            if same != name:
+                found.faults.append(Fault("same folder", _below(root, folder / name), f"it is {same}"))
+                continue
+            names.setdefault(split, []).append(name)
+            images = _files(root, folder / name, found)
+            files += [(split, name, file) for file in images if _below(root, file) not in excluded]
     with ThreadPoolExecutor(workers) as pool:  # decoders and hashes let go of the interpreter
         seen = list(pool.map(lambda entry: _look(root, *entry), files))
     found.images = len(seen)
+    found.counts = {split: dict.fromkeys(names[split], 0) for split in names}
+    for each in seen:
+        found.counts[each.split][each.label] += each.is_usable
+    found.faults += _class_faults(root, folders, found.counts)
     found.faults += [fault for each in seen for fault in each.faults]
     found.faults += _same_files(seen)
     found.faults += _alike(seen)
+    try:
+        read_tree(root, 0.1, 0)
+    except (OSError, ValueError) as error:
+        found.faults.append(Fault("refused", ".", str(error)))
     return found
 
 
@@ -144,38 +173,46 @@ def _below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
+def _outside_classes(root: Path, folders: Mapping[str, Path]) -> Iterator[Fault]:
+    """Files in no class folder, and folders in no split."""
+    for folder in dict.fromkeys([root, *folders.values()]):
+        with suppress(PermissionError):  # told elsewhere
+            for path in sorted(folder.iterdir()):
+                if path.is_file():
+                    yield _ignored(root, path)
+                elif folder == root and root not in folders.values() and path not in folders.values():
+                    yield Fault("unused folder", _below(root, path))
+
+
+def _ignored(root: Path, path: Path) -> Fault:
+    return Fault("dot-underscore file" if path.name.startswith("._") else "ignored file", _below(root, path))
+
+
 def _files(root: Path, folder: Path, found: Findings) -> Iterator[Path]:
     """Those that are taken for images; the others become faults."""
-    walked: set[str] = set()
 
-    def refused(error: OSError) -> None:
+    def loop(path: Path) -> None:
+        found.faults.append(Fault("link loop", _below(root, path), f"leads to {os.path.realpath(path)}"))
+
+    def unreadable(error: OSError) -> None:
         found.faults.append(Fault("unreadable", _below(root, Path(error.filename)), str(error.strerror)))
 
-    for directory, names, files in os.walk(folder, followlinks=True, onerror=refused):
-        real = os.path.realpath(directory)
-        if real in walked:
-            found.faults.append(Fault("link loop", _below(root, Path(directory)), f"leads to {real}"))
-            names.clear()
-            continue
-        walked.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(directory, name)
-            if is_image(name):
-                yield path
-            elif name.startswith("._"):
-                found.faults.append(Fault("dot-underscore file", _below(root, path)))
-            else:
-                found.faults.append(Fault("ignored file", _below(root, path)))
+    for path in walk(folder, loop, unreadable):
+        if is_image(path.name):
+            yield path
+        else:
+            found.faults.append(_ignored(root, path))
 
 
-def _class_faults(counts: Mapping[str, Mapping[str, int]], names: Mapping[str, list[str]]) -> Iterator[Fault]:
+def _class_faults(root: Path, folders: Mapping[str, Path], counts: Mapping[str, Mapping[str, int]]) -> Iterator[Fault]:
+    for split, classes in counts.items():
+        yield from (Fault("empty class", _below(root, folders[split] / name)) for name, n in classes.items() if not n)
     train = counts.get("train", {})
-    for split in names:
-        if split != "train":
-            yield from (Fault("unknown class", f"{split}/{name}") for name in names[split] if name not in train)
-            yield from (Fault("missing class", f"{split}/{name}") for name in train if name not in names[split])
     filled = {name: count for name, count in train.items() if count}
+    for split, classes in counts.items():
+        if split != "train":
+            yield from (Fault("unknown class", f"{split}/{name}") for name in classes if name not in train)
+            yield from (Fault("missing class", f"{split}/{name}") for name in filled if name not in classes)
     for name, count in filled.items():
         if count < TINY:
             yield Fault("tiny class", f"train/{name}", f"{count} images")
@@ -193,6 +230,8 @@ def _look(root: Path, split: str, label: str, file: Path) -> _Seen:
         return _Seen(path, split, label, tuple(Fault(kind, path, detail) for kind, detail in faults), **more)
 
     try:
+        if file.exists() and not file.is_file():
+            return seen(("unreadable", NO_FILE))
         content = file.read_bytes()
     except OSError as error:
         return seen(("unreadable", str(error.strerror or error)))
@@ -200,40 +239,36 @@ def _look(root: Path, split: str, label: str, file: Path) -> _Seen:
         return seen(("empty file", ""))
     digest = hashlib.sha256(content).digest()
     try:
-        image = Image.open(BytesIO(content))
+        with open_image(BytesIO(content)) as image:
+            if image.mode == "F":
+                return seen(("float pixels", ""), digest=digest)
+            image.load()  # before its EXIF data, which would load a PNG and take its damage for theirs
+            faults = list(_oddities(file, image))
+            small = np.asarray(shown(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
     except Image.DecompressionBombError as error:
         return seen(("decompression bomb", str(error)), digest=digest)
-    except Exception as error:
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        return seen(("not an image" if unknown else "damaged", "" if unknown else str(error)), digest=digest)
-    with image:
-        faults = list(_header_faults(file, image))
-        if any(kind in UNUSABLE for kind, _ in faults):
-            return seen(*faults, digest=digest)
-        try:
-            image.load()
-            small = np.asarray(image.convert("RGB").resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
-        except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
-            return seen(*faults, ("damaged", str(error)), digest=digest)
+    except Image.UnidentifiedImageError:
+        return seen(("not an image", ""), digest=digest)
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
+        return seen(("damaged", str(error) or type(error).__name__), digest=digest)
     return seen(*faults, digest=digest, hash=_difference_hash(small), small=_mean_blocks(small, 8, 8).astype(np.uint8))
 
 
-def _header_faults(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
+def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
+    """What is not plain about an image that can be read."""
     expected = Image.registered_extensions().get(file.suffix.lower())
-    if expected is not None and image.format not in (expected, "MPO"):
+    if expected is not None and image.format not in (expected, "MPO" if expected == "JPEG" else expected):
         yield "wrong suffix", f"it is {image.format}"
-    if image.mode == "F":
-        yield "float pixels", ""
     if image.mode.startswith("I"):
         yield "16 bits", ""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         yield "transparent", ""
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        yield "several frames", f"{image.n_frames}"  # type: ignore[attr-defined]
-    try:
+    with suppress(Exception):  # a later frame may be damaged; the first one is taken
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            yield "several frames", f"{image.n_frames}"  # type: ignore[attr-defined]
+    orientation = 1
+    with suppress(Exception):  # damaged EXIF data do not make the pixels worse
         orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data do not make the pixels worse
-        orientation = 1
     if orientation not in (0, 1):
         yield "turned by EXIF", f"orientation {orientation}"
 
@@ -257,40 +292,68 @@ def _same_files(seen: Iterable[_Seen]) -> Iterator[Fault]:
         if each.digest:
             by_digest[each.digest].append(each)
     for group in by_digest.values():
-        first = group[0]
-        for other in group[1:]:
-            if other.label != first.label:
-                yield Fault("two labels", other.path, other=first.path)
-            elif other.split != first.split:
-                inside, outside = (first, other) if first.split == "train" else (other, first)
-                yield Fault("leak", inside.path, other=outside.path)
-            else:
-                yield Fault("duplicate", other.path, other=first.path)
+        kept = max(group, key=lambda each: ORDER.index(each.split))  # the first one of them
+        for each in group:
+            other = next((one for one in group if one.label != each.label), None)
+            if other is not None and each is not group[0]:
+                yield Fault("two labels", each.path, other=other.path)
+            if each.split != kept.split:
+                yield Fault("leak", each.path, other=kept.path)
+            elif each is not kept and other is None:
+                yield Fault("duplicate", each.path, other=kept.path)
 
 
 def _alike(seen: Iterable[_Seen]) -> Iterator[Fault]:
-    """Pairs whose hashes differ in few bits, and whose 8x8 colours hardly differ; not those that are the same file."""
+    """Images whose hashes differ in few bits, and whose 8x8 colours hardly differ: each once, with one that it is like.
+
+    Of files that are the same, the first one stands for all.
+    """
     bands: dict[tuple[int, int], list[_Seen]] = defaultdict(list)
-    for each in seen:
-        if each.hash is not None:
-            for band in range(BANDS):
-                bands[band, each.hash >> (16 * band) & 0xFFFF].append(each)
-    compared: set[tuple[str, str]] = set()
+    for each in {each.digest: each for each in reversed(list(seen)) if each.hash is not None}.values():
+        for band in range(BANDS):
+            assert each.hash is not None
+            bands[band, each.hash >> (16 * band) & 0xFFFF].append(each)
+    found: list[Fault] = []
     for group in bands.values():
-        if not 1 < len(group) <= MOST_IN_A_BAND:
-            continue
-        for one, other in combinations(group, 2):
-            pair = one.path, other.path
-            if pair not in compared and _is_alike(one, other):
-                compared.add(pair)
-                kind = "near-duplicate" if one.split == other.split else "near-leak"
-                kind = "near-duplicate, two labels" if one.label != other.label else kind
-                yield Fault(kind, one.path, other=other.path)
+        group.sort(key=lambda each: (each.hash, each.path))
+        for first in range(0, max(1, len(group) - WINDOW // 2), WINDOW // 2):
+            found += _joined(_alike_pairs(group[first : first + WINDOW]))
+    yield from _joined(found)
 
 
-def _is_alike(one: _Seen, other: _Seen) -> bool:
-    assert one.hash is not None
-    assert other.hash is not None
-    if one.digest == other.digest or (one.hash ^ other.hash).bit_count() > MOST_BITS:
-        return False
-    return float(np.abs(one.small.astype(float) - other.small.astype(float)).mean()) <= MOST_LEVELS
+def _alike_pairs(group: Sequence[_Seen]) -> list[Fault]:
+    if len(group) < 2:
+        return []
+    hashes = np.array([each.hash for each in group], dtype=np.uint64)
+    differing = (hashes[:, None] ^ hashes[None, :]).view(np.uint8).reshape(len(group), len(group), 8)
+    bits = np.unpackbits(differing, axis=2).sum(axis=2)
+    ones, others = np.nonzero(np.triu(bits <= MOST_BITS, k=1))
+    small = np.stack([each.small for each in group]).astype(np.int16)
+    levels = np.abs(small[ones] - small[others]).mean(axis=(1, 2, 3))
+    close = levels <= MOST_LEVELS
+    return [_near(group[one], group[other]) for one, other in zip(ones[close], others[close], strict=True)]
+
+
+def _near(one: _Seen, other: _Seen) -> Fault:
+    kind = "near-duplicate" if one.split == other.split else "near-leak"
+    kind = "near-duplicate, two labels" if one.label != other.label else kind
+    first, second = sorted((one, other), key=lambda each: (ORDER.index(each.split), each.path))
+    return Fault(kind, first.path, other=second.path)
+
+
+def _joined(pairs: Iterable[Fault]) -> list[Fault]:
+    """As many pairs as hold the same groups together, the worst first: two labels, then leaks."""
+    group_of: dict[str, str] = {}
+
+    def group(path: str) -> str:
+        while (up := group_of.get(path, path)) != path:
+            group_of[path] = path = group_of.get(up, up)
+        return path
+
+    kept = []
+    for fault in sorted(pairs, key=lambda fault: (NEAR.index(fault.kind), fault.path, fault.other)):
+        one, other = group(fault.path), group(fault.other)
+        if one != other:
+            group_of[one] = other
+            kept.append(fault)
+    return kept

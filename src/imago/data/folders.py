@@ -4,14 +4,16 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.decode import header_fault, read_image
+from imago.data.decode import BadImageError, header_fault, read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets
+from imago.writing import write_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FILE_HEADER = "# imago split: "
@@ -28,7 +30,7 @@ class FolderImages(Images):
     def read(self, index: int) -> Tensor:
         return read_image(self.root / self.paths[index])
 
-    def fault(self, index: int) -> str | None:
+    def fault(self, index: int) -> BadImageError | None:
         return header_fault(self.root / self.paths[index])
 
     def select(self, indices: Sequence[int]) -> "FolderImages":
@@ -179,18 +181,56 @@ def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> Folder
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted; hidden folders are left out, and links that lead back into the walk."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for directory, names, files in os.walk(folder, followlinks=True):
+    """All files below `folder`, sorted; hidden folders are left out, and links that lead back into the walk.
+
+    Raises:
+        OSError: A folder in it cannot be listed.
+    """
+    return sorted(walk(folder, loop=lambda path: None, unreadable=_refuse))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
+
+
+def walk(folder: Path, loop: Callable[[Path], object], unreadable: Callable[[OSError], object]) -> Iterator[Path]:
+    """The files below `folder`, hidden folders left out. Links to folders are followed, but not to where the walk has
+    been, and not to what `folder` is in: `loop` is told of those."""
+    seen = {os.path.realpath(parent) for parent in Path(os.path.abspath(folder)).parents}
+    for directory, names, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(directory)
         if real in seen:
+            loop(Path(directory))
             names.clear()
             continue
         seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        found.extend(Path(directory, name) for name in files)
-    return sorted(found)
+        visible = [name for name in names if not name.startswith(".")]
+        names[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(directory, name)), name))
+        yield from (Path(directory, name) for name in sorted(files))
+
+
+def listed_paths(file: Path) -> set[str]:
+    """What a file of paths holds, as `write_paths` writes it: one per line, `#` begins a comment.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, or a line in it cannot be read.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")]
+    try:
+        return {json.loads(line) if line[0] == '"' else line for line in lines if line and line[0] != "#"}
+    except ValueError as error:
+        raise ValueError(f"data.exclude={file}: a line that begins with a quote is no JSON string: {error}") from None
+
+
+def write_paths(file: Path, paths: Mapping[str, str]) -> None:
+    """Writes paths, each after a comment that says why; names that would be read otherwise as JSON strings."""
+    write_text(file, "".join(f"# {_in_a_line(why)}\n{_in_a_line(path)}\n" for path, why in paths.items()))
+
+
+def _in_a_line(text: str) -> str:
+    return text if text.isprintable() and text == text.strip() and text[0] not in '#"' else json.dumps(text)
 
 
 def is_image(name: str) -> bool:

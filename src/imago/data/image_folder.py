@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from imago.checks import NO_DATA
-from imago.data.folders import read_split_file, read_tree
+from imago.data.folders import listed_paths, read_split_file, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.stages import ImageTransform
@@ -84,10 +84,7 @@ def leave_out(sets: ImageSets, file: Path) -> None:
         FileNotFoundError: There is no such file.
         ValueError: Nothing would be left of a class.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
-    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    listed = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    listed = listed_paths(file)
     for name, images in list(sets.splits.items()):
         found = listed.intersection(images.paths)
         if found:

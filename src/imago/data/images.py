@@ -10,6 +10,8 @@ from typing import Self, TypeVar
 import numpy as np
 from torch import Tensor
 
+from imago.data.decode import BadImageError
+
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
@@ -53,7 +55,7 @@ class Images(ABC):
         where = {number: index for index, number in enumerate(self.numbers)}
         return [where[number] for number in numbers]
 
-    def fault(self, index: int) -> str | None:
+    def fault(self, index: int) -> BadImageError | None:
         """What is wrong with an image, as far as that can be told without decoding it."""
         del index
         return None

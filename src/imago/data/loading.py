@@ -1,5 +1,6 @@
 """Batches of a split, in an order and with augmentations that are functions of seed, epoch and index."""
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -197,7 +198,7 @@ class Loader:
 
 def bad_image(error: str) -> BadImageError:
     """The error for an image that cannot be read, with what to do."""
-    return BadImageError(f"{error}. Repair or remove it, or leave such files out: data.on_bad_image=skip")
+    return BadImageError(f"{error}. Repair or remove it, or start with data.on_bad_image=skip, which leaves it out")
 
 
 def collate(samples: list[Batch]) -> Batch:
@@ -215,3 +216,14 @@ def collate(samples: list[Batch]) -> Batch:
         "index": torch.tensor([sample["index"] for sample in samples]),
         "epoch": samples[0]["epoch"],
     }
+
+
+def workers(num_workers: int | None, processes: int) -> int:
+    """Loader workers for one of `processes`; None shares the cores out."""
+    return max(1, usable_cores() // processes) if num_workers is None else num_workers
+
+
+def usable_cores() -> int:
+    """That this process may use; at most 8, beyond which disks do not keep up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)

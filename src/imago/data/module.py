@@ -1,14 +1,17 @@
 """From image sets of any kind to batches."""
 
+import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
@@ -17,7 +20,16 @@ from torch import Tensor
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError
 from imago.data.images import Images, ImageSets, class_counts
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler, bad_image, collate
+from imago.data.loading import (
+    EvalBatchSampler,
+    ImageDataset,
+    Loader,
+    TrainBatchSampler,
+    bad_image,
+    collate,
+    usable_cores,
+    workers,
+)
 from imago.data.stages import ImageTransform
 from imago.randomness import seed_with
 from imago.strategy import Strategy
@@ -27,6 +39,7 @@ from imago.writing import write_text
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 10  # files in a message
+PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
 
 
 class ImageDataModule(LightningDataModule):
@@ -201,22 +214,12 @@ def to_network(batch: Batch, transform: ImageTransform, trainer: Trainer | None)
     return trainer.precision_plugin.convert_input(batch) if trainer is not None else batch
 
 
-def workers(num_workers: int | None, processes: int) -> int:
-    """Loader workers for one of `processes`; None shares the cores out."""
-    return max(1, _usable_cores() // processes) if num_workers is None else num_workers
-
-
-def _usable_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
-
-
 def _leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     """Takes the unreadable images out of `sets`; returns what was wrong with each."""
     found: list[str] = []
     for name, images in sets.splits.items():
         log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
-        reasons = _remembered("bad_images", images, cache_dir, _reason)
+        reasons = _remembered("bad_images", sets.root, images, cache_dir, _reason)
         found += reasons.values()
         if reasons:
             sets.leave_out(name, reasons, "readable ")
@@ -227,7 +230,8 @@ def _check_headers(sets: ImageSets, cache_dir: Path) -> None:
     """Raises BadImageError with all files that can be told to be no images by their first bytes."""
     found: list[str] = []
     for images in sets.splits.values():
-        found += _remembered("headers", images, cache_dir, lambda images, index: images.fault(index)).values()
+        look = type(images).fault
+        found += _remembered("headers", sets.root, images, cache_dir, look).values()
     if found:
         raise BadImageError(
             f"{len(found)} files cannot be used as images:\n  "
@@ -239,26 +243,35 @@ def _check_headers(sets: ImageSets, cache_dir: Path) -> None:
 
 
 def _remembered(
-    what: str, images: Images, cache_dir: Path, reason: Callable[[Images, int], str | None]
+    what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | None]
 ) -> dict[str, str]:
-    """Path -> what is wrong with it; remembered until the images change."""
-    memory = cache_dir / what / f"{images.stamp(times=True)[:32]}.json"
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(memory.with_suffix(".lock")):  # one of several processes looks, the others read what it found
-        if memory.is_file():
+    """Path -> what is wrong with it; remembered until the images, or Pillow, change."""
+    key = hashlib.sha256(f"{root}\n{images.stamp(times=True)}\n{PIL.__version__}".encode()).hexdigest()
+    memory = cache_dir / what / f"{key[:32]}.json"
+    with ExitStack() as stack:
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(memory.with_suffix(".lock")))  # one of several processes looks
+        except OSError as error:
+            log.warning("What is found in the images is not remembered: %s", error)
+        with suppress(OSError, ValueError):
             return json.loads(memory.read_text())
-        with ThreadPoolExecutor(_usable_cores()) as pool:
-            reasons = pool.map(lambda index: reason(images, index), range(len(images)))
-        found = {path: said for path, said in zip(images.paths, reasons, strict=True) if said is not None}
-        write_text(memory, json.dumps(found))
-        return found
+        parts = [range(first, min(first + PART, len(images))) for first in range(0, len(images), PART)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            errors = list(chain.from_iterable(pool.map(lambda part: [look(images, index) for index in part], parts)))
+        found = {path: error for path, error in zip(images.paths, errors, strict=True) if error is not None}
+        reasons = {path: str(error) for path, error in found.items()}
+        if all(error.lasting for error in found.values()):
+            with suppress(OSError):
+                write_text(memory, json.dumps(reasons))
+        return reasons
 
 
-def _reason(images: Images, index: int) -> str | None:
+def _reason(images: Images, index: int) -> BadImageError | None:
     try:
         images.read(index)
     except BadImageError as error:
-        return str(error)
+        return error
     return None
 
 
