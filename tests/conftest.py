@@ -152,6 +152,7 @@ def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         timeout=600,
+        start_new_session=True,  # signals to its group are not for the tests
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
     )
 

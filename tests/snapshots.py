@@ -10,15 +10,16 @@ from lightning.pytorch import Callback, Trainer
 
 
 class Snapshots(Callback):
-    """Copies the run folder whenever `last.ckpt` has changed: what `kill -9` at that moment leaves."""
+    """Copies the run folder whenever a checkpoint has changed: what `kill -9` at that moment leaves."""
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, file: str = "last.ckpt") -> None:
         self.to = Path(to)
+        self.file = file
         self.seen = 0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         folder = Path(trainer.default_root_dir)
-        last = folder / "checkpoints" / "last.ckpt"
+        last = folder / "checkpoints" / self.file
         if trainer.is_global_zero and last.exists() and last.stat().st_mtime_ns != self.seen:
             self.seen = last.stat().st_mtime_ns
             shutil.copytree(folder, self.to / f"{trainer.global_step:03d}", ignore=shutil.ignore_patterns(".lock"))
@@ -28,13 +29,16 @@ class Snapshots(Callback):
 
 
 class Signal(Callback):
-    """Sends this process a signal, `times` times, when train batch `batch` (over all epochs) ends."""
+    """Sends this process, or its `group`, a signal, `times` times, when train batch `batch` (over all epochs) ends."""
 
-    def __init__(self, number: int, batch: int, times: int = 1, in_validation: bool = False) -> None:
+    def __init__(
+        self, number: int, batch: int, times: int = 1, in_validation: bool = False, group: bool = False
+    ) -> None:
         self.number = number
         self.batch = batch
         self.times = times
         self.in_validation = in_validation
+        self.kill = os.killpg if group else os.kill
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not self.in_validation and trainer.fit_loop.epoch_loop.total_batch_idx == self.batch:
@@ -46,4 +50,4 @@ class Signal(Callback):
 
     def send(self) -> None:
         for _ in range(self.times):
-            os.kill(os.getpid(), signal.Signals(self.number))
+            self.kill(os.getpid(), signal.Signals(self.number))

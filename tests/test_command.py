@@ -1,6 +1,8 @@
 """The command line as a whole: start-up, errors, signals."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from PIL import Image
 
 from imago.run_folder import RunFolder, RunFolderError
 from imago.run_lock import is_taken
+from imago.status import true_state
 
 
 def python(*words: str, cwd: Path = REPO, **options) -> subprocess.CompletedProcess[str]:
@@ -197,7 +200,32 @@ def test_a_dead_run_is_used_again_only_without_a_checkpoint(tmp_path):
         RunFolder.claim(tmp_path)
     assert RunFolder.claim(tmp_path, goes_on=True).former["status"] == "failed"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    (tmp_path / "status.json").write_text("{")  # damaged: the checkpoint is still somebody's
+    with pytest.raises(RunFolderError, match=f"resume={tmp_path}"):
+        RunFolder.claim(tmp_path)
     run.release()
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_is_no_strange_folder(tmp_path):
+    (tmp_path / ".status.json.4711.tmp").touch()
+    run = RunFolder.claim(tmp_path)
+    assert not (tmp_path / ".status.json.4711.tmp").exists()
+    run.release()
+
+
+def test_a_disk_without_locks_does_not_keep_runs_from_starting(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    run = RunFolder.claim(tmp_path)
+    run.start()
+    with pytest.raises(OSError, match="No locks"):
+        is_taken(tmp_path)
+    assert true_state(tmp_path, run.status) == "running"  # by its heartbeat
+    (tmp_path / "status.json").write_text(json.dumps(run.status | {"pid": os.getppid()}))
+    with pytest.raises(RunFolderError, match="in use by the running process"):
+        RunFolder.claim(tmp_path)
 
 
 def test_a_log_folder_that_cannot_be_written_is_said(tmp_path, colours):
@@ -232,7 +260,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, colours):
     assert done.returncode == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"
-    assert f"{tmp_path}/run/checkpoints/.preflight.ckpt could not be written" in status["error"]
+    assert f"{tmp_path}/run/checkpoints/.preflight.tmp could not be written" in status["error"]
     assert "MB are free" in status["error"]
     assert not list((tmp_path / "run").glob("checkpoints/*"))
     assert "Traceback" not in done.stdout + done.stderr

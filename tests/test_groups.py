@@ -102,7 +102,7 @@ def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(trai
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_all_loggers_at_once_have_metrics_settings_and_tags(train, tmp_path, monkeypatch):
+def test_all_loggers_at_once_have_metrics_settings_and_tags_and_go_on(train, command, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = train("logger=many", "tags=[spring,leaf]", "trainer.max_epochs=1")
     assert run.exit_code == 0, run.output
@@ -120,6 +120,14 @@ def test_all_loggers_at_once_have_metrics_settings_and_tags(train, tmp_path, mon
     assert found.data.tags["tags"] == "spring, leaf"
     assert found.data.params["trainer/max_epochs"] == "1"
     assert found.data.metrics["val/acc"] == pytest.approx(run.history[0]["val/acc"])
+    more = command("train", f"resume={run.dir}", "trainer.max_epochs=2", folder=run.dir)
+    assert more.exit_code == 0, more.output
+    (found,) = client.search_runs([found.info.experiment_id])
+    assert found.info.status == "FINISHED"
+    steps = [each.step for each in client.get_metric_history(found.info.run_id, "val/acc")]
+    assert steps == [row["step"] - 1 for row in more.history]
+    (of_wandb,) = {folder.name.rpartition("-")[2] for folder in run.dir.glob("wandb/offline-run-*")}
+    assert of_wandb == run.json("status.json")["loggers"]["wandb"] != "None"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

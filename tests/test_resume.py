@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,10 @@ def snapshots(train, tmp_path, monkeypatch):
 def logged(folder: Path) -> list[dict[str, str]]:
     with (folder / "csv" / "metrics.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def resumed(command, folder: Path, *overrides: str):
@@ -81,7 +86,8 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
 def test_whatever_is_switched_on_a_run_goes_on_to_the_same_bits(snapshots, command, overrides):
     whole, folders = snapshots(*overrides)
     assert len(folders) >= 4
-    for folder in {folders[1], folders[len(folders) // 2], folders[-1]}:
+    ends = [each for each in folders if not saved(each)["imago"]["progress"]["batch"]]  # of epochs
+    for folder in {folders[1], ends[0], folders[-1]}:
         check_the_same(resumed(command, folder), whole)
 
 
@@ -166,6 +172,43 @@ def test_a_run_that_was_stopped_early_stays_stopped_unless_more_patience_is_type
     assert len(patient.history) == 6
 
 
+def test_a_run_that_was_stopped_by_a_threshold_stays_stopped(train, command):
+    run = train("+callbacks.early_stopping.stopping_threshold=100", "monitor=val/loss", "mode=min")
+    assert len(run.history) == 1
+    assert "Early stopping after epoch 1" in run.output
+    status = json.loads((run.dir / "status.json").read_text())
+    (run.dir / "status.json").write_text(json.dumps(status | {"status": "running"}))
+    assert len(command("train", f"resume={run.dir}", folder=run.dir).history) == 1
+
+
+def test_what_is_typed_of_optimizer_and_scheduler_holds_when_a_run_goes_on(snapshots, command):
+    _, folders = snapshots("model.scheduler=null")
+    typed = ["model.optimizer.lr=0.5", "model.optimizer.weight_decay=0.25", "trainer.max_epochs=2"]
+    run = resumed(command, folders[7], *typed)
+    assert run.exit_code == 0, run.output
+    (group,) = run.checkpoint()["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
+
+
+def test_torchs_own_schedules_take_more_epochs(train, command):
+    run = train(ONE_CYCLE, NO_STOPPING)
+    more = command("train", f"resume={run.dir}", "trainer.max_epochs=4", folder=run.dir)
+    assert more.exit_code == 0, more.output
+    assert len(more.history) == 4
+    (scheduler,) = more.checkpoint()["lr_schedulers"]
+    assert (scheduler["total_steps"], scheduler["last_epoch"]) == (20, 20)
+
+
+def test_a_checkpoint_of_another_callback_at_the_last_batch_keeps_the_epoch(snapshots, command):
+    other = ["callbacks.resume=null", "callbacks.model_checkpoint.monitor=null"]
+    other += ["+callbacks.model_checkpoint.every_n_train_steps=5", "+callbacks.snapshots.file=best.ckpt"]
+    other += ["callbacks.model_checkpoint.save_on_train_epoch_end=false"]
+    whole, folders = snapshots(*other)
+    rest = resumed(command, folders[0])
+    assert rest.history == whole.history
+    assert logged(rest.dir) == logged(whole.dir)
+
+
 def test_the_same_command_goes_on_where_it_is_told_to(train, snapshots):
     whole, folders = snapshots()
     words = ["trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv"]
@@ -173,6 +216,9 @@ def test_the_same_command_goes_on_where_it_is_told_to(train, snapshots):
     assert "type hydra.run.dir=FOLDER too" not in train(*words, auto, folder=folders[5]).output
     assert same(train(*words, auto, folder=folders[5]).weights(), whole.weights())
     assert "nothing to do" in train(*words, auto, folder=folders[5]).output
+    other = train(*words, auto, "model.optimizer.lr=0.5", folder=folders[5])
+    assert other.exit_code == 1
+    assert "a finished run with other settings: model.optimizer.lr 0.01 -> 0.5" in other.output
     refused = train(*words, folder=folders[6])
     assert refused.exit_code == 1
     assert f"resume={folders[6]}" in refused.output
@@ -208,6 +254,8 @@ def test_latest_is_the_newest_run_and_keeps_its_own_settings(command, colours, t
         (["resume={run}", "experiment=digits"], "leave experiment= out"),
         (["resume={run}", "ckpt_path=x.ckpt"], "leave ckpt_path= out"),
         (["resume={run}", "-m"], "leave -m out"),
+        (["resume={run}", "train=false", "trainer.max_epochs=5"], "leave train=false and preflight=only out"),
+        (["resume={run}", "debug=preflight", "preflight=only"], "leave debug= out"),
         (["resume={run}", "trainer.max_epoch=3"], "trainer.max_epochs"),
         (["auto_resume=true", "hydra.job.name=x"], "type hydra.run.dir=FOLDER too"),
     ],
@@ -227,7 +275,7 @@ def test_what_cannot_go_on_is_said(trained, colours, tmp_path, words, message):
 def test_other_batches_are_refused_within_an_epoch_and_said_between_two(snapshots, command, override):
     whole, folders = snapshots()
     middle, end = folders[6], folders[4]
-    assert torch.load(end / "checkpoints" / "last.ckpt", weights_only=True)["imago"]["progress"]["batch"] == 0
+    assert saved(end)["imago"]["progress"]["batch"] == 0
     refused = resumed(command, middle, override)
     assert refused.exit_code == 1
     name, value = override.split("=")
@@ -271,11 +319,22 @@ SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "status", "trainer"), [*((*each, "cpu") for each in SIGNALS), (*SIGNALS[1], "ddp_sim")]
+    ("number", "code", "status", "override"),
+    [
+        *((*each, "trainer=cpu") for each in SIGNALS),
+        (*SIGNALS[1], "trainer=ddp_sim"),
+        (*SIGNALS[1], "+callbacks.signal.group=true"),
+    ],
 )
-def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, colours, number, code, status, trainer):
-    words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", f"trainer={trainer}", NO_STOPPING]
+def test_a_signal_ends_the_step_saves_and_is_recorded(
+    train, command, tmp_path, colours, number, code, status, override
+):
+    """To a group: as `timeout`, and schedulers, send it; the loader's workers get it too."""
+    words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", override, NO_STOPPING]
     send = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(number)}"]
+    trainer = [override] if override.startswith("trainer") else []
+    if not trainer:
+        words.append("data.num_workers=2")
     folder = tmp_path / "run"
     done = type_in_subprocess(*words, *send, "+callbacks.signal.batch=6", f"hydra.run.dir={folder}")
     assert done.returncode == code, done.stdout + done.stderr
@@ -284,9 +343,9 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(train, command, tmp_path, 
     assert f"Go on with resume={folder}" in recorded["error"]
     assert done.stdout.strip().endswith(recorded["error"])
     assert "Traceback" not in done.stdout + done.stderr
-    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == recorded["step"] == 7  # nothing is lost
-    whole = train("trainer.max_epochs=3", NO_STOPPING, f"trainer={trainer}")
+    assert saved(folder)["global_step"] == recorded["step"] == 7  # nothing is lost
+    assert done.stdout.count("stopping after this step") == 1
+    whole = train("trainer.max_epochs=3", NO_STOPPING, *trainer)
     rest = command("train", f"resume={folder}", "callbacks.signal=null", folder=folder)
     assert rest.exit_code == 0, rest.output
     assert same(rest.weights(), whole.weights())
@@ -316,14 +375,32 @@ def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
     assert (status["status"], status["times_resumed"], status["epoch"]) == ("completed", 1, 2)
 
 
-@pytest.mark.parametrize("overrides", [["trainer.val_check_interval=2"], []], ids=["in an epoch", "at its end"])
-def test_a_signal_in_a_validation_keeps_all_training(train, command, monkeypatch, overrides):
+def test_a_second_signal_does_not_hide_how_the_run_ended(tmp_path, colours):
+    again = "import os, signal\nfrom imago.run_folder import RunFolder\noriginal = RunFolder.update\n"
+    again += "def update(self, **status):\n"
+    again += "    if status.get('status') == 'preempted': os.kill(os.getpid(), signal.SIGTERM)\n"
+    again += "    original(self, **status)\nRunFolder.update = update\n"
+    send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=15", "+callbacks.signal.batch=1"]
+    words = [f"data.data_dir={colours}", *SMALL, f"hydra.run.dir={tmp_path}/run", *send]
+    assert type_in_subprocess(*words, code=again).returncode == 143
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        (["trainer.val_check_interval=2"], 14),
+        ([], 20),
+        (["trainer.val_check_interval=5", "trainer.accumulate_grad_batches=3"], 6),
+    ],
+    ids=["in an epoch", "at its end", "in an accumulation"],
+)
+def test_a_signal_in_a_validation_keeps_all_training(train, command, monkeypatch, overrides, step):
     monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
     words = ["trainer.max_epochs=3", NO_STOPPING, "logger=csv", "data.batch_size=4", *overrides]
     send = ["+callbacks.signal._target_=snapshots.Signal", "+callbacks.signal.number=15", "+callbacks.signal.batch=13"]
     stopped = train(*words, *send, "+callbacks.signal.in_validation=true")
     assert stopped.exit_code == 143
-    step = 14 if overrides else 20
     assert stopped.checkpoint()["global_step"] == stopped.json("status.json")["step"] == step
     rest = command("train", f"resume={stopped.dir}", "callbacks.signal=null", folder=stopped.dir)
     check_the_same(rest, train(*words))

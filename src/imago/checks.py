@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from imago.allow_list import check_targets
@@ -68,6 +69,10 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "resume= and auto_resume=true: resume= is enough.",
     ),
     (
+        lambda cfg: cfg.resume is not None and (not cfg.train or cfg.preflight == "only"),
+        "resume= trains on: leave train=false and preflight=only out. To score a run: python src/eval.py ckpt_path=",
+    ),
+    (
         lambda cfg: cfg.auto_resume and not _has_fixed_folder(),
         "auto_resume=true goes on in the folder of the run, which has to be the same each time: "
         "type hydra.run.dir=FOLDER too (hydra.sweep.dir=FOLDER with -m).",
@@ -85,8 +90,8 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
 
 
 def _has_fixed_folder() -> bool:
-    overrides = HydraConfig.get().overrides.hydra
-    return any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
+    key = "hydra.sweep.dir=" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir="
+    return any(word.startswith(key) for word in HydraConfig.get().overrides.hydra)
 
 
 def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:

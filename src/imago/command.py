@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import random
+import shlex
 import signal
 import socket
 import sys
@@ -21,14 +22,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check
-from imago.config import config_changes, drawn_seed, save_config, settings_changed, typed_overrides
+from imago.config import config_changes, drawn_seed, for_hydra, save_config, settings_changed, typed_overrides
 from imago.logs import logging_to, plain
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
 from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
 from imago.signals import INTERRUPTED, STOPPING, TERMINATED
-from imago.writing import replacing, write_json
+from imago.writing import write_json
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ FLAGS_WITH_VALUE = [
     "--info",
     "-i",
 ]
+OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache_dir")
 MORE = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping")
 """Settings that give a finished run something to do."""
 Task = Callable[[DictConfig, RunFolder], float | None]
@@ -112,8 +114,16 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
 
 
 def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_process: bool) -> float | None:
+    if run.former and cfg.seed is None:
+        cfg.seed = drawn_seed(run.path)
     changed = settings_changed(cfg, run.path) if run.former else []
-    if run.former.get("status") == "completed" and not any(change.startswith(MORE) for change in changed):
+    is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch"))
+    if is_finished and not any(change.startswith(MORE) for change in changed):
+        if other := [each for each in changed if each.startswith(OTHER_RESULTS) and not each.startswith(SAME_RESULTS)]:
+            sys.exit(
+                f"Error: {run.path} holds a finished run with other settings: {'; '.join(other)}. "
+                "Give another folder (hydra.run.dir=, hydra.sweep.dir= with -m)."
+            )
         print(
             f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
             f"For more epochs type resume={run.path} trainer.max_epochs="
@@ -128,8 +138,6 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
         before = Before.of(run)
         try:
             run.start()
-            if cfg.seed is None:
-                cfg.seed = drawn_seed(run.path) if run.former else None
             if cfg.seed is None:
                 cfg.seed = random.SystemRandom().randrange(2**31)
                 log.info("seed=null: drew seed=%d", cfg.seed)
@@ -175,11 +183,8 @@ class Before:
 
     def restore(self, run: RunFolder) -> None:
         """Unless a checkpoint was written since."""
-        if self.checkpoints != _checkpoints(run):
-            return
-        for file, content in self.files.items():
-            with replacing(file) as temporary:
-                temporary.write_bytes(content)
+        if self.files and self.checkpoints == _checkpoints(run):
+            run.put_back(self.files)
 
 
 def _checkpoints(run: RunFolder) -> list[tuple[str, int]]:
@@ -230,6 +235,9 @@ def _report(run: RunFolder) -> None:
 
 
 def _give_up(run: RunFolder, before: Before, status: str, error: str, code: int) -> NoReturn:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *STOPPING):
+            signal.signal(number, signal.SIG_IGN)  # the first one has ended the run; a second would keep that a secret
     log.info("The run folder is %s", run.path)
     error = plain(error)  # it may quote a stranger's file
     log.error("%s", error)
@@ -256,4 +264,8 @@ def _terminated(*_: Any) -> NoReturn:
 
 def _go_on(run: RunFolder) -> str:
     """What to type, after training."""
-    return f" Go on with resume={run.path}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
+    return (
+        f" Go on with {shlex.quote(f'resume={for_hydra(str(run.path))}')}"
+        if (run.path / "checkpoints" / "last.ckpt").is_file()
+        else ""
+    )

@@ -16,12 +16,15 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from imago.writing import write_text
+
 _HERE = Path(__file__).resolve().parent
 _CLONE = _HERE.parent.parent
 IN_CLONE = not (_HERE / "configs").is_dir()
 CONFIG_DIR = str(_CLONE / "configs" if IN_CLONE else _HERE / "configs")
 PROJECT_ROOT = _CLONE if IN_CLONE else Path.cwd()
 LONGEST_NAME = 60
+OF_THE_COMMAND = ("resume", "auto_resume", "replay", "preflight")  # how it is run, not what
 
 
 @dataclass
@@ -115,7 +118,7 @@ def name_of_run() -> str:
     overrides = HydraConfig.get().overrides.task
     for override in sorted(overrides, key=lambda each: each in sys.argv):  # what a sweep varies was not typed: first
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in ("name", "ckpt_path") and not key.startswith(("hydra", "paths")):
+        if key not in ("name", "ckpt_path", *OF_THE_COMMAND) and not key.startswith(("hydra", "paths")):
             parts.append(f"{key.split('.')[-1].split('/')[-1]}_{value.rstrip('/').split('/')[-1]}")
     return slug("_".join(parts)) or "base"
 
@@ -189,11 +192,11 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
     now = dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
     moved = str(before.get("paths.output_dir")), str(now.get("paths.output_dir"))
     before = {key: value.replace(*moved) if isinstance(value, str) else value for key, value in before.items()}
-    of_the_command = ("resume", "auto_resume", "replay", "name", "paths", "ckpt_path", "preflight")
+    not_settings = (*OF_THE_COMMAND, "name", "paths", "ckpt_path")
     return [
         f"{key} {before.get(key)} -> {now.get(key)}"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key.partition(".")[0] not in of_the_command
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in not_settings
     ]
 
 
@@ -208,17 +211,17 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, entry in value.items():
             yield from _leaves(entry, f"{key}.{name}" if key else str(name))
     else:
-        yield key, value
+        yield key, None if value == {} else value
 
 
 def save_config(cfg: Any, folder: Path) -> None:
     """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
     hydra_files = folder / ".hydra"
     hydra_files.mkdir(exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    OmegaConf.save(cfg, hydra_files / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), hydra_files / "hydra.yaml")
-    OmegaConf.save(OmegaConf.create(typed_overrides()), hydra_files / "overrides.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(hydra_files / "config.yaml", OmegaConf.to_yaml(cfg))
+    write_text(hydra_files / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": HydraConfig.get()})))
+    write_text(hydra_files / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(typed_overrides())))
 
 
 def restore_config(folder: Path) -> DictConfig:

@@ -14,12 +14,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from imago.carried_config import log_dir_of
-from imago.config import for_hydra
+from imago.config import OF_THE_COMMAND, for_hydra
 from imago.run_folder import find_run
 
 OPTION = "from_run"
 GROUPS = ("data", "model", "trainer", "strategy", "callbacks", "logger", "paths")
-OF_THE_COMMAND = ("resume", "auto_resume", "replay", "name")
 WORDS = ("resume", "replay")
 
 
@@ -75,5 +74,5 @@ def _offer(content: dict[str, Any], name: str) -> None:
     store = ConfigStore.instance()
     for group in GROUPS:
         store.store(group=group, name=OPTION, node=OmegaConf.create(dict(content.get(group) or {})))
-    root = {key: value for key, value in content.items() if key not in (*GROUPS, *OF_THE_COMMAND)}
+    root = {key: value for key, value in content.items() if key not in (*GROUPS, *OF_THE_COMMAND, "name")}
     store.store(name="settings_of_run", node=OmegaConf.create(root | {"name": name}))

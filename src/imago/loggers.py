@@ -86,7 +86,7 @@ def remember_records(loggers: Sequence[Logger], run: RunFolder) -> None:
     ids: dict[str, str] = {}
     for each in loggers:
         if isinstance(each, WandbLogger):
-            ids["wandb"] = str(each.version)
+            ids["wandb"] = str(each.experiment.id)  # `version` has none before the record is made
         elif isinstance(each, MLFlowLogger):
             ids["mlflow"] = str(each.run_id)
     if ids:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from imago.backbones import head_names
 from imago.criterions import CriterionsComposition, MeanLosses
 from imago.randomness import seed_with
+from imago.schedules import built_state
 from imago.strategy import Strategy
 from imago.transforms import Batch, ComposeTransform
 
@@ -74,6 +75,8 @@ class DictModule(LightningModule):
         self.skipped_batches = 0
         if on_bad_loss == "skip":
             warnings.filterwarnings("ignore", "`training_step` returned `None`")  # we say it ourselves
+        self.built: dict[str, Any] = {}
+        """The settings of the optimizer and its scheduler as they were made."""
         self._unchecked: list[tuple[int, int, Tensor]] = []  # number of the batch, step, loss
         self.strategy = Strategy()
         self.seed: int | None = None
@@ -176,6 +179,12 @@ class DictModule(LightningModule):
         except (TypeError, ValueError) as error:
             given = getattr(self.optimizer, "keywords", {})
             raise ValueError(f"model.optimizer refuses {given}: {error}") from error
+        made = self._with_scheduler(optimizer)
+        scheduler = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
+        self.built = built_state(optimizer, scheduler)
+        return made
+
+    def _with_scheduler(self, optimizer: Optimizer) -> Any:
         if self.scheduler is None:
             return optimizer
         if _takes_total_steps(self.scheduler):

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MOST_IMAGES = 8  # of the batches that are tried; their memory is scaled
 FILES = 4  # best, last, the one before, and the one that is being written
 OWN = ("imago.", "lightning.")
-FILE = ".preflight.ckpt"
+FILE = ".preflight.tmp"
 
 
 class Preflight(Callback):

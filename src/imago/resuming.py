@@ -9,15 +9,19 @@ from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
 from imago.metrics import load_state, of_all_processes, state_of
 from imago.module import DictModule
+from imago.schedules import take_typed
 
 log = logging.getLogger(__name__)
 
 Progress = dict[str, Any]
+
+STOPPING = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold", "check_finite")
 
 
 def progress_of(trainer: Trainer, model: DictModule) -> Progress:
@@ -31,11 +35,13 @@ def progress_of(trainer: Trainer, model: DictModule) -> Progress:
     return {
         "epoch": loop.epoch_progress.current.processed,
         "batch": loop.epoch_loop.batch_progress.current.ready if under_way else 0,
-        "validating": bool(trainer.validating),
+        "validating": bool(trainer.validating) or (under_way and _validation_is_due(trainer)),
         "logged": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
         "validated_epoch": model.validated_epoch,
         "skipped_batches": model.skipped_batches,
         "settings": _settings(trainer),
+        "stopping": _stopping(trainer),
+        "built": model.built,
         "sums": of_all_processes(_sums(trainer, model)) if under_way else [],
     }
 
@@ -48,6 +54,10 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_settings(progress, trainer)
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
+        raise ValueError(
+            f"trainer.max_epochs={trainer.max_epochs}: the checkpoint has {progress['epoch']} epochs already."
+        )
     _correct(checkpoint["loops"]["fit_loop"], progress["validating"])
     _keep_typed_patience(trainer, checkpoint)
     model.validated_epoch = progress["validated_epoch"]
@@ -59,18 +69,40 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
             callback.load_epoch(states)
 
 
-def restore_logged(trainer: Trainer, progress: Progress) -> None:
-    """What callbacks may still want to see of an earlier validation; Lightning forgets it before training starts."""
+def go_on(trainer: Trainer, model: DictModule, progress: Progress) -> None:
+    """What is left to do when Lightning has restored the rest, before the first batch."""
+    # what callbacks may still want to see of an earlier validation; Lightning forgets it
     trainer.callback_metrics.update(
         {name: value.to(trainer.strategy.root_device) for name, value in progress["logged"].items()}
     )
+    if not progress["batch"]:
+        trainer.fit_loop.epoch_loop._restarting = False  # else, with `max_steps`, it counts one more logged step
+    scheduler = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
+    take_typed(trainer.optimizers[0], scheduler, progress.get("built", {}), model.built)
 
 
-def stop_if_it_had_stopped(trainer: Trainer) -> None:
-    """Lightning restores that early stopping has fired, and trains on."""
+def stop_if_it_had_stopped(trainer: Trainer, progress: Progress | None) -> None:
+    """Lightning restores that early stopping has fired, and trains on; that is right where other settings are typed."""
+    if progress is None:
+        return
+    same = progress.get("stopping", _stopping(trainer)) == _stopping(trainer)
     for callback in trainer.early_stopping_callbacks:
-        if isinstance(callback, EarlyStopping) and callback.stopped_epoch and callback.wait_count >= callback.patience:
-            trainer.should_stop = True
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop |= same
+            if not same:
+                callback.stopping_reason, callback.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
+
+
+def _stopping(trainer: Trainer) -> list[dict[str, Any]]:
+    callbacks = [each for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
+    return [{name: getattr(callback, name) for name in STOPPING} for callback in callbacks]
+
+
+def _validation_is_due(trainer: Trainer) -> bool:
+    """A checkpoint of another callback than ours may be written between the last batch and the validation."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    return trainer.training and fetcher is not None and bool(loop._should_check_val_fx(fetcher))
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
@@ -103,12 +135,14 @@ def _check_settings(progress: Progress, trainer: Trainer) -> None:
 def _correct(fit_loop: dict[str, Any], validating: bool) -> None:
     """Makes the state of an epoch's end that of the next one's start: with `max_steps` Lightning would repeat the end,
     and after an early end it would go on with the old epoch. A validation that was under way begins anew."""
+    epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     if validating:
         progress = fit_loop["epoch_loop.val_loop.batch_progress"]
         progress["current"] = dict.fromkeys(progress["current"], 0)
         progress["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # Lightning's sign for that
         progress["is_last_batch"] = False
-    epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+        for counters in (batches["total"], batches["current"]):
+            counters["completed"] = counters["processed"]  # not yet, where a callback saved at the end of the batch
     if epochs["current"]["processed"] != epochs["current"]["ready"]:
         return
     for counters in epochs.values():

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from imago import run_lock
-from imago.writing import write_json, write_text
+from imago.writing import replacing, write_json, write_text
 
 ORDER = (
     "Status",
@@ -31,6 +32,7 @@ ORDER = (
 
 
 LATEST = "latest"
+LEFT_OVER = ".*.tmp"  # files of a process that was killed while it wrote
 HEARTBEAT_SECONDS = 20
 
 
@@ -67,10 +69,11 @@ class RunFolder:
         """
         path.mkdir(parents=True, exist_ok=True)
         status_file = path / "status.json"
-        if not status_file.is_file() and any(entry.name not in (run_lock.FILE, ".hydra") for entry in path.iterdir()):
+        strange = [each.name for each in path.iterdir() if each.name not in (run_lock.FILE, ".hydra")]
+        if not status_file.is_file() and any(not fnmatch(name, LEFT_OVER) for name in strange):
             raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
-        former = read_status(status_file) if status_file.is_file() else {}
-        if not run_lock.take(path) or _is_alive(former):
+        former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
+        if not run_lock.take(path) or (not run_lock.held(path) and _is_alive(former)):
             raise RunFolderError(
                 f"{path} is in use by the running process {former.get('pid', '')} on {former.get('host', 'a machine')}."
                 " Give another hydra.run.dir=."
@@ -79,7 +82,7 @@ class RunFolder:
             run_lock.release(path)
             raise RunFolderError(refusal)
         for folder in (path, *(each for each in path.iterdir() if each.is_dir())):
-            for left_over in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for left_over in folder.glob(LEFT_OVER):
                 left_over.unlink(missing_ok=True)
         return cls(path, former=former)
 
@@ -90,6 +93,14 @@ class RunFolder:
         if self.former:
             self.status |= {"resumed": now(), "times_resumed": self.former.get("times_resumed", 0) + 1}
         self.update(status="running", pid=os.getpid(), host=socket.gethostname(), error=None)
+
+    def put_back(self, files: dict[Path, bytes]) -> None:
+        """Replaces files, `status.json` among them, by what they were; the next heartbeat says the same."""
+        with self._writing:
+            for file, content in files.items():
+                with replacing(file) as temporary:
+                    temporary.write_bytes(content)
+            self.status = dict(self.former)
 
     def release(self) -> None:
         """Lets other processes have the folder."""
@@ -181,9 +192,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
-    """Whether another process of this machine is still at it, where there are no locks."""
-    if run_lock.HAS_LOCKS:
-        return False
+    """Whether another process of this machine is still at it, as far as its number tells: where there are no locks."""
     pid: Any = status.get("pid")
     if status.get("status") != "running" or status.get("host") != socket.gethostname() or pid == os.getpid():
         return False

@@ -4,6 +4,9 @@ POSIX record locks belong to a process. Those of `flock` belong to the open file
 is left over would keep a dead run's folder locked.
 """
 
+import errno
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -13,24 +16,39 @@ except ImportError:  # Windows: there, only the process in status.json is looked
     fcntl = None  # type: ignore[assignment]
 
 FILE = ".lock"
-HAS_LOCKS = fcntl is not None
+TAKEN = (errno.EACCES, errno.EAGAIN)
+SECONDS = 0.2  # for ml-status to look
 _held: dict[Path, IO[str]] = {}
 """Files that stay open: closing any descriptor of a file ends the locks of this process on it."""
 
 
 def take(folder: Path) -> bool:
-    """Locks `folder` for this process until `release`; False where another process has it."""
+    """Locks `folder` for this process until `release`; False where another process has it. On a disk without locks
+    it is not `held` then."""
     folder = folder.resolve()
     if fcntl is None or folder in _held:
         return True
     file = (folder / FILE).open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    for pause in (SECONDS, 0):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                break
+            time.sleep(pause)
+        else:
+            _held[folder] = file
+            return True
+    else:
         file.close()
         return False
-    _held[folder] = file
+    file.close()
     return True
+
+
+def held(folder: Path) -> bool:
+    """Whether this process has the lock."""
+    return folder.resolve() in _held
 
 
 def release(folder: Path) -> None:
@@ -40,10 +58,20 @@ def release(folder: Path) -> None:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether some process, this one included, has the lock."""
-    if folder.resolve() in _held:
+    """Whether some process, this one included, has the lock.
+
+    Raises:
+        OSError: That cannot be known: a disk without locks, or a file of somebody else's.
+    """
+    if held(folder):
         return True
-    if not (folder / FILE).is_file() or not take(folder):
-        return (folder / FILE).is_file()
-    release(folder)
+    if fcntl is None:
+        raise OSError("there are no locks here")
+    with suppress(FileNotFoundError), (folder / FILE).open() as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # needs no right to write
+        except OSError as error:
+            if error.errno in TAKEN:
+                return True
+            raise
     return False

@@ -1,9 +1,13 @@
-"""Learning-rate schedules that torch does not have in one piece."""
+"""Learning-rate schedules that torch does not have in one piece, and settings that change while they last."""
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of an optimizer's groups, as schedulers change them
+PLAIN = dict | list | tuple | bool | int | float | str | None
 
 
 def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, floor: float = 0.0) -> LambdaLR:
@@ -24,3 +28,32 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
+
+
+def built_state(optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """The settings of an optimizer and its scheduler that were just made: plain types only."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return _plain({"groups": groups, "scheduler": scheduler.state_dict() if scheduler is not None else {}})
+
+
+def take_typed(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Puts in what was typed since a checkpoint was written, whose state has brought the settings of that time too.
+
+    `then` and `now` are what `built_state` gave. Learning rates keep the share that the schedule has left of them.
+    """
+    if not then or then == now:
+        return
+    for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
+        for key in after.keys() & before.keys():
+            if after[key] != before[key]:
+                group[key] = group[key] * after[key] / before[key] if key in RATES and before[key] else after[key]
+    for key, value in now["scheduler"].items():
+        if scheduler is not None and key in then["scheduler"] and value != then["scheduler"][key]:
+            setattr(scheduler, key, value)
+
+
+def _plain(value: Any) -> Any:
+    """`value` without what a checkpoint cannot hold, such as functions."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if isinstance(each, PLAIN)}
+    return [_plain(each) for each in value if isinstance(each, PLAIN)] if isinstance(value, list | tuple) else value

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import WandbLogger
 
 from imago.calibration import Calibration
@@ -134,11 +135,13 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
 
 def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | None) -> None:
     for stopping in trainer.early_stopping_callbacks:
-        if isinstance(stopping, EarlyStopping) and stopping.stopped_epoch:
-            reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+        if isinstance(stopping, EarlyStopping) and stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
-    if trainer.current_epoch == epochs_before:
+    if trainer.current_epoch == epochs_before and run.goes_on_from is not None:
+        log.info("All epochs had been trained when the run ended: what is left is to score it")
+    elif trainer.current_epoch == epochs_before:
         log.warning(
             "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",
             trainer.current_epoch,

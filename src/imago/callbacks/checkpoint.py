@@ -78,7 +78,8 @@ class RunCheckpoint(ModelCheckpoint):
             super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["dirpath"] != self.dirpath:
+        best = state_dict["best_model_path"]
+        if state_dict["dirpath"] != self.dirpath or (best and not Path(best).is_file()):
             state_dict = state_dict | self._moved(state_dict)
         super().load_state_dict(state_dict)
 

@@ -46,4 +46,5 @@ class ConfusionMatrixCallback(Callback):
         classes = len(pl_module.class_names)
         counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
         figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
-        show_in_tensorboard(boards, "confusion_matrix/val_while_training", drawn(figure), trainer.global_step)
+        step = max(0, trainer.global_step - 1)  # that of the epoch's metrics
+        show_in_tensorboard(boards, "confusion_matrix/val_while_training", drawn(figure), step)

@@ -63,7 +63,8 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, *STOPPING)}
+            heard = [each for each in (signal.SIGINT, *STOPPING) if signal.getsignal(each) != signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._ask) for number in heard}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         loop = trainer.fit_loop.epoch_loop
@@ -80,9 +81,10 @@ class ResumeCheckpoint(Checkpoint):
             self._leave(trainer, asked)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        if self._asked and trainer.world_size == 1:  # a validation may take long: it is repeated when the run goes on
-            if not trainer.fit_loop._should_accumulate():
-                self._save(trainer, pl_module)
+        """A validation may take long: it is repeated when the run goes on. One in the middle of an accumulation is
+        waited for, because gradients are not kept."""
+        if self._asked and trainer.world_size == 1 and not trainer.fit_loop._should_accumulate():
+            self._save(trainer, pl_module)
             self._leave(trainer, self._asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

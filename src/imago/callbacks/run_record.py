@@ -17,7 +17,7 @@ from imago.data.module import ImageDataModule
 from imago.loggers import tolerated
 from imago.plots import curves_figure, drawn, save
 from imago.provenance import git_state, versions
-from imago.resuming import Progress, progress_of, restore_logged, stop_if_it_had_stopped, take_up
+from imago.resuming import Progress, go_on, progress_of, stop_if_it_had_stopped, take_up
 from imago.run_folder import RunFolder
 from imago.run_report import refresh_report
 from imago.writing import strict, write_text
@@ -50,11 +50,11 @@ class RunRecord(Callback):
         }
         self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
         self._write(trainer)
-        stop_if_it_had_stopped(trainer)
+        stop_if_it_had_stopped(trainer, self._progress)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self._progress is not None:
-            restore_logged(trainer, self._progress)
+            go_on(trainer, pl_module, self._progress)
             self.clock.wait()  # in the middle of an epoch, none starts
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:

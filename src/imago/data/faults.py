@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import minimum_spanning_tree
 
 from imago.data.decode import FLOAT, NO_FILE, open_image, shown
 from imago.data.folders import SUFFIXES, class_folders, is_image, read_tree, split_folders, walk
@@ -317,11 +319,12 @@ def _alike(seen: Iterable[_Seen]) -> Iterator[Fault]:
     for group in bands.values():
         group.sort(key=lambda each: (each.hash, each.path))
         for first in range(0, max(1, len(group) - WINDOW // 2), WINDOW // 2):
-            found += _joined(_alike_pairs(group[first : first + WINDOW]))
+            found += _alike_pairs(group[first : first + WINDOW])
     yield from _joined(found)
 
 
 def _alike_pairs(group: Sequence[_Seen]) -> list[Fault]:
+    """As many pairs as hold together what is alike, the worst kinds first: thousands of pictures may be."""
     if len(group) < 2:
         return []
     hashes = np.array([each.hash for each in group], dtype=np.uint64)
@@ -329,9 +332,12 @@ def _alike_pairs(group: Sequence[_Seen]) -> list[Fault]:
     bits = np.unpackbits(differing, axis=2).sum(axis=2)
     ones, others = np.nonzero(np.triu(bits <= MOST_BITS, k=1))
     small = np.stack([each.small for each in group]).astype(np.int16)
-    levels = np.abs(small[ones] - small[others]).mean(axis=(1, 2, 3))
-    close = levels <= MOST_LEVELS
-    return [_near(group[one], group[other]) for one, other in zip(ones[close], others[close], strict=True)]
+    close = np.abs(small[ones] - small[others]).mean(axis=(1, 2, 3)) <= MOST_LEVELS
+    ones, others = ones[close], others[close]
+    splits, labels = (np.array([getattr(each, name) for each in group]) for name in ("split", "label"))
+    rank = np.where(labels[ones] != labels[others], 1, np.where(splits[ones] != splits[others], 2, 3))  # as in NEAR
+    tree = minimum_spanning_tree(coo_array((rank, (ones, others)), shape=bits.shape)).tocoo()
+    return [_near(group[one], group[other]) for one, other in zip(tree.row, tree.col, strict=True)]
 
 
 def _near(one: _Seen, other: _Seen) -> Fault:
@@ -342,7 +348,7 @@ def _near(one: _Seen, other: _Seen) -> Fault:
 
 
 def _joined(pairs: Iterable[Fault]) -> list[Fault]:
-    """As many pairs as hold the same groups together, the worst first: two labels, then leaks."""
+    """The same for pairs of several windows."""
     group_of: dict[str, str] = {}
 
     def group(path: str) -> str:

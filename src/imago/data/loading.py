@@ -1,6 +1,8 @@
 """Batches of a split, in an order and with augmentations that are functions of seed, epoch and index."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -12,6 +14,7 @@ from imago.data.decode import BadImageError
 from imago.data.images import Images
 from imago.data.stages import ImageTransform
 from imago.randomness import key, keyed
+from imago.signals import STOPPING
 from imago.transforms import Batch
 
 Position = tuple[int, int]  # epoch, index
@@ -192,8 +195,27 @@ class Loader:
             persistent_workers=self.num_workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # private: nothing is drawn from the global one
         )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Schedulers send their signals to all processes of a job, terminals to a group: the run answers them, and needs
+    its workers until it has saved. Of SIGTERM, that of the run itself ends a worker."""
+    del worker
+    for number in (signal.SIGINT, *STOPPING):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere a worker dies of it, as torch has it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_run(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
 
 
 def bad_image(error: str) -> BadImageError:
