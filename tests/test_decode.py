@@ -1,10 +1,12 @@
+import io
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imago.data.decode import BadImageError, read_image
 
@@ -65,6 +67,39 @@ def test_exif_orientation_is_applied(tmp_path):
     image = save(picture, tmp_path / "a.png", exif=exif)
     assert image.shape == (3, 4, 2)
     assert image[:, 0, 1].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=["", "progressive", "4:4:4"])
+def test_jpegs_are_decoded_as_pillow_does_it(tmp_path, orientation, options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((61, 43))
+    picture.save(tmp_path / "a.jpg", exif=exif, **options)
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_image(tmp_path / "a.jpg").permute(1, 2, 0).numpy(), expected)
+
+
+def test_the_photographs_are_decoded_as_pillow_does_it(hymenoptera):
+    for path in sorted(hymenoptera.rglob("*.jpg"))[::8]:
+        with Image.open(path) as image:
+            expected = np.array(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
+        difference = np.abs(read_image(path).permute(1, 2, 0).numpy() - expected)
+        assert difference.max() <= 1  # 0 where simplejpeg and Pillow bring the same libjpeg-turbo
+        assert difference.mean() <= 0.05
+
+
+def test_grey_jpegs_and_those_that_only_pillow_takes(tmp_path):
+    grey = save(Image.new("L", (8, 6), 77), tmp_path / "a.jpg")
+    assert grey.shape == (3, 6, 8)
+    assert grey.unique().tolist() == [77]
+    content = (tmp_path / "a.jpg").read_bytes()
+    odd = content[:-2] + bytes(9) + content[-2:]  # of no harm, but libjpeg warns
+    with pytest.raises(ValueError, match="extraneous bytes"):
+        simplejpeg.decode_jpeg(odd)
+    assert torch.equal(read_image(io.BytesIO(odd)), grey)
+    assert torch.equal(read_image(io.BytesIO(content)), grey)
 
 
 def test_damaged_exif_data_do_not_make_the_pixels_worse(tmp_path, monkeypatch):

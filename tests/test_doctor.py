@@ -61,6 +61,9 @@ def sick(clean: Path) -> Path:
     (red / "up").symlink_to(clean)
     (clean / "train" / "scarlet").symlink_to(red)
     (clean / "more").mkdir()
+    (clean / ".git").mkdir()
+    (clean / "val" / "scarlet").mkdir()
+    photograph(11).save(clean / "val" / "scarlet" / "a.png")
     whole = bytearray((red / "005.png").read_bytes())
     whole[len(whole) // 2] ^= 255
     (red / "flipped.png").write_bytes(whole)
@@ -211,7 +214,7 @@ def test_a_pipe_is_no_image(clean, train):
     assert "pipe.png: a device or a pipe, not a file" in train(f"data.data_dir={clean}").output
 
 
-def test_what_is_not_the_fault_of_the_file_is_not_remembered(clean, train, monkeypatch):
+def test_what_is_not_the_fault_of_the_file_is_neither_skipped_nor_remembered(clean, train, monkeypatch):
     """A disk that fails for a moment, say, or a permission."""
     words = [f"data.data_dir={clean}", "data.on_bad_image=skip", "debug=preflight"]
 
@@ -219,10 +222,19 @@ def test_what_is_not_the_fault_of_the_file_is_not_remembered(clean, train, monke
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("PIL.Image.Image.load", fails)
-    assert "No readable image of blue, green, red is left" in train(*words).output
+    stopped = train(*words)
+    assert stopped.exit_code == 1
+    assert "Input/output error (and 35 more such files). It may be a good image" in stopped.output
     monkeypatch.undo()
     done = train(*words)
     assert done.exit_code == 0, done.output
+
+
+def test_of_several_folders_the_worst_counts(clean, command, tmp_path):
+    draw_classes(tmp_path / "one", {"red": 12})
+    assert command("doctor", "-m", f"data.data_dir={tmp_path}/one,{clean}").exit_code == 2
+    assert command("doctor", "-m", f"data.data_dir={clean},/nowhere").exit_code == 2
+    assert command("doctor", f"data.data_dirr={clean}").exit_code == 2
 
 
 def test_an_eps_under_another_name_is_never_run(clean):

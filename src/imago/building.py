@@ -69,7 +69,8 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
                 logger.forget_from(step)
         remember_records(trainer.loggers, run)
     for logger in trainer.loggers:
-        if step is None or not isinstance(logger, MLFlowLogger):  # MLflow refuses parameters that have changed
+        known = isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})
+        if not known:  # MLflow refuses parameters that have changed
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     if run.rank == 0:

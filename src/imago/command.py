@@ -47,7 +47,7 @@ FLAGS_WITH_VALUE = [
     "--info",
     "-i",
 ]
-OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache_dir")
+OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache_dir", "data.data_dir")
 MORE = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping")
 """Settings that give a finished run something to do."""
 Task = Callable[[DictConfig, RunFolder], float | None]
@@ -126,7 +126,7 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
             )
         print(
             f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
-            f"For more epochs type resume={run.path} trainer.max_epochs="
+            f"For more epochs type {_resume(run)} trainer.max_epochs="
         )
         return run.former.get("best_value")
     if threading.current_thread() is threading.main_thread():
@@ -235,9 +235,10 @@ def _report(run: RunFolder) -> None:
 
 
 def _give_up(run: RunFolder, before: Before, status: str, error: str, code: int) -> NoReturn:
+    handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, *STOPPING):
-            signal.signal(number, signal.SIG_IGN)  # the first one has ended the run; a second would keep that a secret
+        for number in (signal.SIGINT, *STOPPING):  # the first one has ended the run; a second would keep that a secret
+            handlers[number] = signal.signal(number, signal.SIG_IGN)
     log.info("The run folder is %s", run.path)
     error = plain(error)  # it may quote a stranger's file
     log.error("%s", error)
@@ -248,6 +249,8 @@ def _give_up(run: RunFolder, before: Before, status: str, error: str, code: int)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)
     if status == "failed" and HydraConfig.get().mode == RunMode.MULTIRUN:
+        for number, handler in handlers.items():  # for the next job
+            signal.signal(number, handler)
         raise JobFailedError(error)
     sys.exit(code)
 
@@ -264,8 +267,8 @@ def _terminated(*_: Any) -> NoReturn:
 
 def _go_on(run: RunFolder) -> str:
     """What to type, after training."""
-    return (
-        f" Go on with {shlex.quote(f'resume={for_hydra(str(run.path))}')}"
-        if (run.path / "checkpoints" / "last.ckpt").is_file()
-        else ""
-    )
+    return f" Go on with {_resume(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
+
+
+def _resume(run: RunFolder) -> str:
+    return shlex.quote(f"resume={for_hydra(str(run.path))}")

@@ -19,15 +19,28 @@ if TYPE_CHECKING:
     from imago.data.faults import Findings
 
 
+def main() -> None:
+    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look).
+
+    Of several folders (`-m`), the worst counts.
+    """
+    _found.clear()
+    try:
+        _main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        sys.exit(2 if isinstance(stop.code, str) or stop.code == 1 else stop.code)
+    sys.exit(int(max(_found, default=0)))
+
+
 @type_as_usual
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
-def main(cfg: DictConfig) -> None:
-    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look)."""
-    try:
-        status = run_command(examine_from_config, cfg, check_doctor, one_process=True)
-    except SystemExit as stop:
-        sys.exit(2 if stop.code == 1 else stop.code)
-    sys.exit(int(status or 0))
+def _main(cfg: DictConfig) -> None:
+    _found.append(run_command(examine_from_config, cfg, check_doctor, one_process=True) or 0)
+
+
+_found: list[float] = []
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:

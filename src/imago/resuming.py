@@ -85,7 +85,7 @@ def stop_if_it_had_stopped(trainer: Trainer, progress: Progress | None) -> None:
     """Lightning restores that early stopping has fired, and trains on; that is right where other settings are typed."""
     if progress is None:
         return
-    same = progress.get("stopping", _stopping(trainer)) == _stopping(trainer)
+    same = progress.get("stopping") == _stopping(trainer)
     for callback in trainer.early_stopping_callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             trainer.should_stop |= same

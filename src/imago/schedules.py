@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of an optimizer's groups, as schedulers change them
+COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
 PLAIN = dict | list | tuple | bool | int | float | str | None
 
 
@@ -45,11 +46,26 @@ def take_typed(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[s
         return
     for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
         for key in after.keys() & before.keys():
-            if after[key] != before[key]:
-                group[key] = group[key] * after[key] / before[key] if key in RATES and before[key] else after[key]
-    for key, value in now["scheduler"].items():
-        if scheduler is not None and key in then["scheduler"] and value != then["scheduler"][key]:
-            setattr(scheduler, key, value)
+            # schedulers set `lr` to their first value when they are made, and keep what was typed as `initial_lr`
+            base = "initial_lr" if key == "lr" and "initial_lr" in before.keys() & after.keys() else key
+            if after[base] != before[base]:
+                group[key] = group[key] * after[base] / before[base] if key in RATES and before[base] else after[key]
+    if scheduler is None or then["scheduler"] == now["scheduler"]:
+        return
+    scheduler.load_state_dict(_replaced(scheduler.state_dict(), then["scheduler"], now["scheduler"]))
+    if hasattr(scheduler, "_get_closed_form_lr"):  # else it goes on from where the other schedule had come to
+        for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _replaced(state: Any, then: Any, now: Any) -> Any:
+    """`state` with the settings in which `now` differs from `then`; counters are those of the state."""
+    if isinstance(state, dict) and isinstance(then, dict) and isinstance(now, dict):
+        common = then.keys() & now.keys() - set(COUNTERS)
+        return {key: _replaced(each, then[key], now[key]) if key in common else each for key, each in state.items()}
+    if isinstance(state, list) and all(isinstance(each, dict) for each in state):
+        return [_replaced(*each) for each in zip(state, then, now, strict=False)]
+    return state if then == now else now
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,14 @@
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
 from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
@@ -34,31 +35,76 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
     Raises:
         BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
     """
-    with _naming(source, name or str(source)), open_image(source) as image:
+    with _naming(source, name or str(source)), _opened(source) as file, open_image(file) as image:
+        pixels = _jpeg(file, image)
+        if pixels is not None:
+            return pixels
         image.load()
         return upright_rgb(image)
+
+
+def _jpeg(file: BinaryIO, image: Image.Image) -> Tensor | None:
+    """The pixels of a JPEG whose header Pillow has found good, to the bit as Pillow decodes them, in less time.
+
+    None for what is no usual JPEG, or not quite whole: Pillow has the last word on it.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    file.seek(0)
+    try:
+        pixels = simplejpeg.decode_jpeg(file.read(), "RGB")
+    except ValueError:
+        return None
+    return _turned(torch.from_numpy(pixels).permute(2, 0, 1), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF has it."""
+    with suppress(Exception):  # damaged EXIF data do not make the pixels worse
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _turned(pixels: Tensor, orientation: int) -> Tensor:
+    """Upright, as `ImageOps.exif_transpose` does it."""
+    if orientation >= 5:  # the first row of the file is a side of the picture
+        pixels = pixels.transpose(1, 2)
+    flips = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
+    return pixels.flip(flips) if flips else pixels
 
 
 def header_fault(path: Path) -> BadImageError | None:
     """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
     try:
-        with _naming(path, str(path)), open_image(path) as image:
+        with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
             if image.mode == "F":
                 raise ValueError(FLOAT)
     except BadImageError as error:
-        return error
+        return without_frames(error)
     return None
 
 
-def open_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Reads the header with one of the decoders of `FORMATS`: those of others may start programs, or are seldom used.
+def without_frames(error: BadImageError) -> BadImageError:
+    """The same without what it was raised from, which holds the half-decoded image."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
-    Raises:
-        ValueError: It is a device or a pipe, which may never end.
-    """
-    if isinstance(source, str | Path) and not stat.S_ISREG(os.stat(source).st_mode):
+
+@contextmanager
+def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The file to read from; ValueError for a device or a pipe, which may never end."""
+    if not isinstance(source, str | Path):
+        yield source
+        return
+    if not stat.S_ISREG(os.stat(source).st_mode):
         raise ValueError(NO_FILE)
-    return Image.open(source, formats=FORMATS)
+    with open(source, "rb") as file:
+        yield file
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Reads the header with one of the decoders of `FORMATS`; others are seldom used, or start programs."""
+    return Image.open(file, formats=FORMATS)
 
 
 @contextmanager
@@ -67,7 +113,7 @@ def _naming(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise _bad(name, "the file is gone", lasting=False) from error
+        raise _bad(name, "the file is gone") from error
     except Image.UnidentifiedImageError as error:
         empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
         raise _bad(name, "the file is empty" if empty else "not an image") from error

@@ -139,6 +139,7 @@ def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Find
     folders = split_folders(root)
     found.faults += _outside_classes(root, folders)
     names: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
     for split, folder in folders.items():
         try:
             found_names = sorted(class_folders(folder))
@@ -150,6 +151,7 @@ def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Find
             same = first_name.setdefault(os.path.realpath(folder / name), name)
             if same != name:
                 found.faults.append(Fault("same folder", _below(root, folder / name), f"it is {same}"))
+                aliases.setdefault(split, []).append(name)
                 continue
             names.setdefault(split, []).append(name)
             images = _files(root, folder / name, found)
@@ -160,7 +162,7 @@ def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Find
     found.counts = {split: dict.fromkeys(names[split], 0) for split in names}
     for each in seen:
         found.counts[each.split][each.label] += each.is_usable
-    found.faults += _class_faults(root, folders, found.counts)
+    found.faults += _class_faults(root, folders, found.counts, aliases)
     found.faults += [fault for each in seen for fault in each.faults]
     found.faults += _same_files(seen)
     found.faults += _alike(seen)
@@ -177,13 +179,18 @@ def _below(root: Path, path: Path) -> str:
 
 def _outside_classes(root: Path, folders: Mapping[str, Path]) -> Iterator[Fault]:
     """Files in no class folder, and folders in no split."""
+    has_splits = root not in folders.values()
     for folder in dict.fromkeys([root, *folders.values()]):
         with suppress(PermissionError):  # told elsewhere
             for path in sorted(folder.iterdir()):
                 if path.is_file():
                     yield _ignored(root, path)
-                elif folder == root and root not in folders.values() and path not in folders.values():
+                elif has_splits and folder == root and _is_unused(path, folders):
                     yield Fault("unused folder", _below(root, path))
+
+
+def _is_unused(path: Path, folders: Mapping[str, Path]) -> bool:
+    return path.is_dir() and not path.name.startswith(".") and path not in folders.values()
 
 
 def _ignored(root: Path, path: Path) -> Fault:
@@ -206,15 +213,18 @@ def _files(root: Path, folder: Path, found: Findings) -> Iterator[Path]:
             found.faults.append(_ignored(root, path))
 
 
-def _class_faults(root: Path, folders: Mapping[str, Path], counts: Mapping[str, Mapping[str, int]]) -> Iterator[Fault]:
+def _class_faults(
+    root: Path, folders: Mapping[str, Path], counts: Mapping[str, Mapping[str, int]], aliases: Mapping[str, list[str]]
+) -> Iterator[Fault]:
     for split, classes in counts.items():
         yield from (Fault("empty class", _below(root, folders[split] / name)) for name, n in classes.items() if not n)
     train = counts.get("train", {})
     filled = {name: count for name, count in train.items() if count}
-    for split, classes in counts.items():
-        if split != "train":
-            yield from (Fault("unknown class", f"{split}/{name}") for name in classes if name not in train)
-            yield from (Fault("missing class", f"{split}/{name}") for name in filled if name not in classes)
+    known = {split: {*classes, *aliases.get(split, [])} for split, classes in counts.items()}
+    for split in counts.keys() - {"train"}:
+        unknown = sorted(known[split] - known.get("train", set()))
+        yield from (Fault("unknown class", f"{split}/{name}") for name in unknown)
+        yield from (Fault("missing class", f"{split}/{name}") for name in filled if name not in known[split])
     for name, count in filled.items():
         if count < TINY:
             yield Fault("tiny class", f"train/{name}", f"{count} images")
@@ -245,8 +255,8 @@ def _look(root: Path, split: str, label: str, file: Path) -> _Seen:
             if image.mode == "F":
                 return seen(("float pixels", ""), digest=digest)
             image.load()  # before its EXIF data, which would load a PNG and take its damage for theirs
-            faults = list(_oddities(file, image))
             small = np.asarray(shown(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
+            faults = list(_oddities(file, image))  # last: it may leave a damaged later frame behind
     except Image.DecompressionBombError as error:
         return seen(("decompression bomb", str(error)), digest=digest)
     except Image.UnidentifiedImageError:

@@ -217,7 +217,7 @@ def listed_paths(file: Path) -> set[str]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
     try:
         return {json.loads(line) if line[0] == '"' else line for line in lines if line and line[0] != "#"}
     except ValueError as error:

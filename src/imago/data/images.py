@@ -36,6 +36,11 @@ class Images(ABC):
     def read(self, index: int) -> Tensor:
         """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
 
+    def read_many(self, indices: Sequence[int]) -> Tensor | None:
+        """Several at once, uint8 (n, channels, height, width), where they are in memory and of one size."""
+        del indices
+        return None
+
     @abstractmethod
     def select(self, indices: Sequence[int]) -> Self:
         """Those at `indices`, in that order."""

@@ -1,5 +1,6 @@
 """Batches of a split, in an order and with augmentations that are functions of seed, epoch and index."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -34,9 +35,24 @@ class ImageDataset(Dataset[Batch]):
         self.image_size = image_size
         self.seed = seed
         self.keep_bad = keep_bad
+        self._labels = torch.tensor(images.labels)
+        self._numbers = torch.arange(len(images)) if images.numbers is None else torch.tensor(images.numbers)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitems__(self, positions: list[Position]) -> list[Batch] | Batch:
+        """A whole batch, sliced where the images are in memory and nothing random is done to each."""
+        indices = [index for _, index in positions]
+        images = None if self.transform.is_random or self.keep_bad else self.images.read_many(indices)
+        if images is None:
+            return [self[position] for position in positions]
+        return {
+            "image": self.transform.image(images, self.image_size),
+            "label": self._labels[indices],
+            "index": self._numbers[indices],
+            "epoch": positions[0][0],
+        }
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, index = position
@@ -209,11 +225,13 @@ def _leave_signals_to_the_run(worker: int) -> None:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # elsewhere a worker dies of it, as torch has it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
-def _end_with_the_run(run: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid and run.is_alive():
         pass
     os._exit(0)
 
@@ -223,11 +241,13 @@ def bad_image(error: str) -> BadImageError:
     return BadImageError(f"{error}. Repair or remove it, or start with data.on_bad_image=skip, which leaves it out")
 
 
-def collate(samples: list[Batch]) -> Batch:
+def collate(samples: list[Batch] | Batch) -> Batch:
     """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`.
 
     Where bad images are kept, `bad` has a text for each image, empty for a good one.
     """
+    if isinstance(samples, dict):
+        return samples  # made in one piece
     for sample in samples:
         if "error" in sample:
             return sample

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.decode import BadImageError
+from imago.data.decode import BadImageError, without_frames
 from imago.data.images import Images, ImageSets, class_counts
 from imago.data.loading import (
     EvalBatchSampler,
@@ -259,11 +259,13 @@ def _remembered(
         parts = [range(first, min(first + PART, len(images))) for first in range(0, len(images), PART)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             errors = list(chain.from_iterable(pool.map(lambda part: [look(images, index) for index in part], parts)))
-        found = {path: error for path, error in zip(images.paths, errors, strict=True) if error is not None}
-        reasons = {path: str(error) for path, error in found.items()}
-        if all(error.lasting for error in found.values()):
-            with suppress(OSError):
-                write_text(memory, json.dumps(reasons))
+        passing = [str(error) for error in errors if error is not None and not error.lasting]
+        if passing:
+            what = f"{passing[0]}{f' (and {len(passing) - 1} more such files)' if len(passing) > 1 else ''}"
+            raise BadImageError(f"{what}. It may be a good image: see to it that it can be read, and start again.")
+        reasons = {path: str(error) for path, error in zip(images.paths, errors, strict=True) if error is not None}
+        with suppress(OSError):
+            write_text(memory, json.dumps(reasons))
         return reasons
 
 
@@ -271,7 +273,7 @@ def _reason(images: Images, index: int) -> BadImageError | None:
     try:
         images.read(index)
     except BadImageError as error:
-        return error
+        return without_frames(error)
     return None
 
 

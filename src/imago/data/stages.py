@@ -46,8 +46,14 @@ class ImageTransform:
         """The step that normalises, if there is one."""
         return next((step for step in self.batch.steps.values() if isinstance(step, Normalize)), None)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether box or pixels may draw: then each image needs random numbers of its own."""
+        return bool(self.pixels) or getattr(self.box, "is_random", True)
+
     def image(self, image: Tensor, size: int) -> Tensor:
-        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, size, size)."""
+        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, size, size). Several of one size at once,
+        (n, 3, height, width), where it is not random."""
         box = self.box(image.shape[-2], image.shape[-1])
         image = F.resized_crop(image, *box, [size, size], antialias=True)
         for step in self.pixels:
@@ -61,6 +67,8 @@ class CenterBox:
     Args:
         share: Its side as a share of the image's shorter side; 0.875 is the usual 224 of 256 pixels.
     """
+
+    is_random = False
 
     def __init__(self, share: float = 0.875) -> None:
         if not 0 < share <= 1:
@@ -118,7 +126,13 @@ class Normalize(nn.Module):
         super().__init__()
         self.mean = list(mean)
         self.std = list(std)
+        self._scale = torch.tensor([1 / (255 * std) for std in std])[:, None, None]
+        self._shift = torch.tensor([-mean / std for mean, std in zip(mean, std, strict=True)])[:, None, None]
 
     def forward(self, batch: Batch) -> Batch:
-        image = F.to_dtype(batch["image"], torch.float32, scale=True)
-        return {"image": F.normalize(image, self.mean, self.std, inplace=True)}
+        image = batch["image"]
+        if len(self.mean) > image.shape[-3]:
+            raise ValueError(f"Normalize has {len(self.mean)} means, the images have {image.shape[-3]} channel(s).")
+        if self._scale.device != image.device:
+            self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
+        return {"image": torch.addcmul(self._shift, image.to(torch.float32), self._scale)}  # two passes over the pixels

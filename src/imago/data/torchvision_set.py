@@ -78,6 +78,9 @@ class MemoryImages(Images):
     def read(self, index: int) -> Tensor:
         return self.pixels[index]
 
+    def read_many(self, indices: Sequence[int]) -> Tensor:
+        return self.pixels[torch.tensor(indices)]
+
     def select(self, indices: Sequence[int]) -> "MemoryImages":
         paths, labels = [self.paths[i] for i in indices], [self.labels[i] for i in indices]
         return MemoryImages(self.pixels[torch.tensor(indices, dtype=torch.long)], paths, labels)
