@@ -136,7 +136,9 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
 def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | None) -> None:
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping) and stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-            reason = stopping.stopping_reason_message or stopping.stopping_reason.name
+            reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+            if stopping.stopping_reason != EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
     if trainer.current_epoch == epochs_before and run.goes_on_from is not None:
