@@ -111,7 +111,11 @@ class RandomHorizontalFlip(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         flipped = uniforms(batch["index"], "horizontal flip", self.seed, batch["epoch"]) < self.p
-        return {"image": torch.where(flipped[:, None, None, None], batch["image"].flip(-1), batch["image"])}
+        image = batch["image"]
+        if image.device.type == "cpu":
+            rows = flipped.nonzero()[:, 0]
+            return {"image": image.index_copy(0, rows, image[rows].flip(-1))}
+        return {"image": torch.where(flipped[:, None, None, None], image.flip(-1), image)}  # without asking the device
 
 
 class Normalize(nn.Module):
@@ -133,6 +137,9 @@ class Normalize(nn.Module):
         image = batch["image"]
         if len(self.mean) > image.shape[-3]:
             raise ValueError(f"Normalize has {len(self.mean)} means, the images have {image.shape[-3]} channel(s).")
+        if image.dtype != torch.uint8:  # another transform has converted them
+            return {"image": F.normalize(F.to_dtype(image, torch.float32, scale=True), self.mean, self.std)}
         if self._scale.device != image.device:
             self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
-        return {"image": torch.addcmul(self._shift, image.to(torch.float32), self._scale)}  # two passes over the pixels
+        image = image.to(torch.float32)
+        return {"image": torch.addcmul(self._shift, image, self._scale, out=image)}  # in two passes over the pixels
