@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -50,18 +51,25 @@ class RawLoop:
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3)
 
     def epoch(self) -> float:
-        start = time.perf_counter()
-        self.net.train()
-        losses, right = torch.zeros(()), torch.zeros((), dtype=torch.long)
-        for images, labels in self.loader:
-            logits = self.net(images)
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            losses += loss.detach() * len(labels)
-            right += (logits.argmax(1) == labels).sum()
-        return time.perf_counter() - start
+        return raw_epoch(self.net, self.optimizer, self.loader)
+
+
+def raw_epoch(
+    net: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> float:
+    """Seconds of an epoch that counts loss and accuracy as tensors."""
+    start = time.perf_counter()
+    net.train()
+    losses, right = torch.zeros(()), torch.zeros((), dtype=torch.long)
+    for images, labels in batches:
+        logits = net(images)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses += loss.detach() * len(labels)
+        right += (logits.argmax(1) == labels).sum()
+    return time.perf_counter() - start
 
 
 class Stopwatch(Callback):

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from torchvision.transforms import v2
+from train_epoch import raw_epoch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
@@ -82,17 +83,7 @@ class RawLoop:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=fused)
 
     def epoch(self) -> float:
-        start = time.perf_counter()
-        losses, right = torch.zeros(()), torch.zeros((), dtype=torch.long)
-        for images, labels in self.batches():
-            logits = self.net(images)
-            loss = torch.nn.functional.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            losses += loss.detach() * len(labels)
-            right += (logits.argmax(1) == labels).sum()
-        return time.perf_counter() - start
+        return raw_epoch(self.net, self.optimizer, self.batches())
 
 
 class Stopwatch(Callback):
