@@ -226,10 +226,10 @@ def listed_paths(file: Path) -> set[str]:
 
 def write_paths(file: Path, paths: Mapping[str, str]) -> None:
     """Writes paths, each after a comment that says why; names that would be read otherwise as JSON strings."""
-    write_text(file, "".join(f"# {_in_a_line(why)}\n{_in_a_line(path)}\n" for path, why in paths.items()))
+    write_text(file, "".join(f"# {_quoted(why)}\n{_quoted(path)}\n" for path, why in paths.items()))
 
 
-def _in_a_line(text: str) -> str:
+def _quoted(text: str) -> str:
     return text if text.isprintable() and text == text.strip() and text[0] not in '#"' else json.dumps(text)
 
 
