@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
-from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
+from imago.data.stages import Box, CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
 from imago.randomness import keyed
 
 
@@ -17,13 +19,29 @@ def test_the_centre_box_is_the_usual_resize_and_crop():
     assert (ours - theirs).abs().mean() < 1
 
 
-def test_the_random_box_is_that_of_torchvision():
-    image = picture()
-    with keyed("a", 3):
-        ours = ImageTransform(RandomResizedBox((0.1, 1.0))).image(image, 64)
-    with keyed("a", 3):
-        theirs = v2.RandomResizedCrop(64, scale=(0.1, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)(image)
-    assert torch.equal(ours, theirs)
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (40, 400)])
+def test_random_boxes_are_distributed_as_those_of_torchvision(height, width):
+    scale, ratio, count = (0.1, 1.0), (3 / 4, 4 / 3), 4000
+    ours_box, theirs_box = RandomResizedBox(scale, ratio), v2.RandomResizedCrop(1, scale, ratio)
+    with keyed("boxes"):
+        ours = np.array([ours_box(height, width) for _ in range(count)])
+        drawn = [theirs_box.make_params([torch.empty(1, 1, 1).expand(1, height, width)]) for _ in range(count)]
+    theirs = np.array([[each[side] for side in Box._fields] for each in drawn])
+    assert (ours.min(axis=0) >= 0).all()
+    assert (ours[:, 0] + ours[:, 2]).max() <= height
+    assert (ours[:, 1] + ours[:, 3]).max() <= width
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("side", "size"), [(8, 32), (300, 224), (224, 224)])
+def test_pixels_are_resized_to_the_bit_as_torchvision_does_it(channels, side, size):
+    image = torch.randint(0, 256, (channels, side, side + 5), dtype=torch.uint8)
+    for each in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):  # as tensors, and as decoders have them
+        ours = ImageTransform(CenterBox(1.0)).image(each, size)
+        theirs = v2.functional.resized_crop(image, *CenterBox(1.0)(side, side + 5), [size, size], antialias=True)
+        assert torch.equal(ours, theirs)
 
 
 def test_pixel_transforms_of_torchvision_run_after_the_box():
@@ -58,6 +76,16 @@ def test_normalize_scales_to_one_first():
     out = Normalize([0.5, 0.5, 0.2], [0.5, 0.25, 1.0])({"image": image})["image"]
     assert out.dtype == torch.float32
     assert out.flatten().tolist() == pytest.approx([-1, 2, 0], abs=1e-6)
+
+
+def test_normalize_gives_the_same_for_both_orders_in_memory():
+    image = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    normalize = Normalize([0.5, 0.4, 0.2], [0.5, 0.25, 1.0])
+    plain = normalize({"image": image})["image"]
+    pixel_by_pixel = normalize({"image": image.contiguous(memory_format=torch.channels_last)})["image"]
+    assert torch.equal(plain, pixel_by_pixel)
+    expected = v2.functional.normalize(image / 255, [0.5, 0.4, 0.2], [0.5, 0.25, 1.0])
+    assert torch.allclose(plain, expected, atol=1e-6)
 
 
 def test_a_share_out_of_range_is_refused():

@@ -19,7 +19,7 @@ from imago.carried_config import read_carried, without_pretrained
 from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
 from imago.config import PROJECT_ROOT
 from imago.data.decode import read_image, upright_rgb
-from imago.data.stages import ImageTransform
+from imago.data.stages import ImageTransform, stacked
 from imago.module import DictModule
 
 Picture = str | Path | Image.Image | Tensor | NDArray[np.uint8]
@@ -100,7 +100,7 @@ class Classifier:
     @torch.inference_mode()
     def _probabilities(self, pixels: list[Tensor]) -> Tensor:
         batch: dict[str, Any] = {
-            "image": torch.stack([self.transform.image(each, self.image_size) for each in pixels]),
+            "image": stacked([self.transform.image(each, self.image_size) for each in pixels]),
             "label": torch.zeros(len(pixels), dtype=torch.long),
             "index": torch.arange(len(pixels)),
             "epoch": 0,

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from imago.data.decode import BadImageError
+from imago.data.stages import BoxOf, cut
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
@@ -35,6 +36,12 @@ class Images(ABC):
     @abstractmethod
     def read(self, index: int) -> Tensor:
         """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
+
+    def read_box(self, index: int, box: BoxOf, size: int) -> Tensor:
+        """What `box(height, width)` cuts out of the image; it will be resized to `size`, which a decoder may use."""
+        del size
+        image = self.read(index)
+        return cut(image, box(image.shape[-2], image.shape[-1]))
 
     def read_many(self, indices: Sequence[int]) -> Tensor | None:
         """Several at once, uint8 (n, channels, height, width), where they are in memory and of one size."""
