@@ -30,6 +30,7 @@ from train_epoch import raw_epoch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from imago.backbones import SimpleDenseNet
+from imago.building import NoProfiler
 from imago.callbacks.checkpoint import RunCheckpoint, WholeFileCheckpointIO
 from imago.callbacks.metrics import MetricsCallback
 from imago.callbacks.progress import PlainProgress
@@ -127,6 +128,7 @@ def ours(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor)
             callbacks=[watch, MetricsCallback(metrics, "acc"), PlainProgress(), best, ResumeCheckpoint(folder)],
             logger=CSVLogger(folder),
             plugins=[WholeFileCheckpointIO()],
+            profiler=NoProfiler(),
             enable_model_summary=False,
             default_root_dir=folder,
             use_distributed_sampler=False,

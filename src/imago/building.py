@@ -4,6 +4,7 @@ import inspect
 import logging
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
@@ -110,7 +111,9 @@ def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]
     }
     if cfg.trainer.get("precision") == "auto-mixed":
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
-    if cfg.trainer.get("profiler") in PROFILERS:
+    if cfg.trainer.get("profiler") is None:
+        own["profiler"] = NoProfiler()
+    elif cfg.trainer.profiler in PROFILERS:
         own["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=run.path / "profile", filename=cfg.trainer.profiler)
     missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
     if run.processes > 1:
@@ -139,6 +142,15 @@ def _ddp(find_unused_parameters: bool) -> DDPStrategy:
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
     kwargs: Any = {option: False}
     return DDPStrategy(find_unused_parameters=find_unused_parameters, **kwargs)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning asks it some 80 times per step for a context that does nothing, and makes a new one each time."""
+
+    _nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
 
 
 class OwnProcesses(LightningEnvironment):

@@ -1,10 +1,10 @@
 """Losses by name, their weighted total, and their means over an epoch."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from imago.transforms import Batch, arguments
 
@@ -45,28 +45,41 @@ class CriterionsComposition(nn.Module):
             name: criterion(**arguments(batch, self.mapping.get(name, {"input": "logits", "target": "label"})))
             for name, criterion in self.criterions.items()
         }
-        total = torch.stack([self.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-        return losses | {"total": total}
+        weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]
+        return losses | {"total": weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum()}
 
 
-class MeanLosses(Metric):
-    """Means over samples of losses that are means over batches."""
-
-    full_state_update = False
-    sums: Tensor
-    count: Tensor
+class MeanLosses:
+    """Means over samples of losses that are means over batches; summed up on the device of the losses."""
 
     def __init__(self, names: list[str]) -> None:
-        super().__init__()
         self.names = names
-        self.add_state("sums", torch.zeros(len(names)), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        self._sums = torch.zeros(len(self.names))
+        self._count = 0
 
     def update(self, losses: Mapping[str, Tensor], samples: int) -> None:
         """Adds a batch of `samples` samples."""
-        self.sums += samples * torch.stack([losses[name].detach().float() for name in self.names])
-        self.count += samples
+        batch = torch.stack([losses[name].detach().float() for name in self.names])
+        if self._sums.device != batch.device:
+            self._sums = self._sums.to(batch.device)
+        self._sums.add_(batch, alpha=samples)
+        self._count += samples
 
     def compute(self) -> dict[str, Tensor]:
-        """Name -> mean."""
-        return dict(zip(self.names, self.sums / self.count, strict=True))
+        """Name -> mean over what all processes, which call this together, have seen."""
+        total = torch.cat([self._sums, self._sums.new_tensor([self._count])])
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return dict(zip(self.names, total[:-1] / total[-1], strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What this process has summed up: plain types and a tensor on the CPU."""
+        return {"sums": self._sums.to("cpu", copy=True), "count": self._count}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes `state()`."""
+        self._sums, self._count = state["sums"].clone(), state["count"]

@@ -2,11 +2,12 @@
 
 import inspect
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +24,7 @@ from imago.transforms import Batch, ComposeTransform
 
 log = logging.getLogger(__name__)
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 ON_BAD_LOSS = ("error", "skip")
 TAME = (
     "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1; "
@@ -89,7 +91,8 @@ class DictModule(LightningModule):
         if compile:
             self.net.compile()  # in place: assigning torch.compile's result would rename every weight
         names = [*criterions.criterions, "total"]
-        self.losses = nn.ModuleDict({f"{stage}_losses": MeanLosses(names) for stage in ("train", "val", "test")})
+        self.running_losses = {stage: MeanLosses(names) for stage in ("train", "val", "test")}
+        """The means of each stage, as they add up."""
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
@@ -109,9 +112,10 @@ class DictModule(LightningModule):
             return None
         batch = self._counted(batch, losses, "train")
         self._unchecked.append((batch_idx, self.global_step, batch["loss"].detach()))
-        if self._logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
+        logging_is_due = self._logging_is_due
+        if logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
             self.check_losses()
-        if self._logging_is_due:
+        if logging_is_due:
             for logger in self.loggers:
                 logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
         return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
@@ -119,10 +123,12 @@ class DictModule(LightningModule):
     def check_losses(self) -> None:
         """Raises FloatingPointError, with the step, where a loss since the last call was not finite."""
         losses, self._unchecked = self._unchecked, []
-        if not losses or bool(torch.stack([loss for _, _, loss in losses]).isfinite().all()):
+        if not losses:
             return
-        batch_idx, step, loss = next(each for each in losses if not torch.isfinite(each[2]))
-        raise FloatingPointError(f"{self._bad_loss(loss, batch_idx, step)}. {TAME}")
+        values = torch.stack([loss for _, _, loss in losses]).tolist() if len(losses) > 1 else [losses[0][2].item()]
+        for (batch_idx, step, loss), value in zip(losses, values, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{self._bad_loss(loss, batch_idx, step)}. {TAME}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         return self._step(batch, "val")
@@ -134,7 +140,7 @@ class DictModule(LightningModule):
         return self._step(batch, "test")
 
     def on_train_epoch_start(self) -> None:
-        self.running_losses("train").reset()
+        self.running_losses["train"].reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.seed is not None:
@@ -146,10 +152,10 @@ class DictModule(LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
 
     def on_validation_epoch_start(self) -> None:
-        self.running_losses("val").reset()
+        self.running_losses["val"].reset()
 
     def on_test_epoch_start(self) -> None:
-        self.running_losses("test").reset()
+        self.running_losses["test"].reset()
 
     on_predict_epoch_start = on_test_epoch_start
 
@@ -175,7 +181,7 @@ class DictModule(LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         try:
-            optimizer = self.optimizer(trained)
+            optimizer = self.optimizer(trained, **self._fused())
         except (TypeError, ValueError) as error:
             given = getattr(self.optimizer, "keywords", {})
             raise ValueError(f"model.optimizer refuses {given}: {error}") from error
@@ -183,6 +189,18 @@ class DictModule(LightningModule):
         scheduler = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
         self.built = built_state(optimizer, scheduler)
         return made
+
+    def _fused(self) -> dict[str, bool]:
+        """`fused=True`, one kernel for all weights, for an optimizer that takes it, unless something else was typed.
+
+        Not where Lightning clips gradients of a scaled loss: a fused step undoes the scale only after the clipping.
+        """
+        has_it = getattr(self.optimizer, "func", self.optimizer) in FUSED
+        typed = {"fused", "foreach", "capturable", "differentiable"} & getattr(self.optimizer, "keywords", {}).keys()
+        clips_scaled = self.trainer.gradient_clip_val is not None and self.trainer.precision == "16-mixed"
+        return (
+            {"fused": True} if has_it and not typed and not clips_scaled and self.device.type in ("cpu", "cuda") else {}
+        )
 
     def _with_scheduler(self, optimizer: Optimizer) -> Any:
         if self.scheduler is None:
@@ -216,7 +234,7 @@ class DictModule(LightningModule):
 
     def mean_losses(self, stage: str) -> dict[str, Tensor]:
         """`loss` (the weighted total) and `loss/<name>`, means over the samples of the epoch so far."""
-        means = self.running_losses(stage).compute()
+        means = self.running_losses[stage].compute()
         return {"loss" if name == "total" else f"loss/{name}": value for name, value in means.items()}
 
     def epoch_metrics(self) -> dict[str, float]:
@@ -234,13 +252,9 @@ class DictModule(LightningModule):
         return batch, self.criterions(batch)
 
     def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
-        self.running_losses(stage).update(losses, len(batch["label"]))
+        self.running_losses[stage].update(losses, len(batch["label"]))
         each = {name: value.detach() for name, value in losses.items()}
         return batch | {"loss": losses["total"], "losses": each}
-
-    def running_losses(self, stage: str) -> MeanLosses:
-        """The means of a stage, as they add up."""
-        return cast(MeanLosses, self.losses[f"{stage}_losses"])  # ModuleDict refuses the key "train"
 
     def _log_losses(self, stage: str) -> dict[str, Tensor]:
         means = {f"{stage}/{name}": value for name, value in self.mean_losses(stage).items()}

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
-from imago.metrics import load_state, of_all_processes, state_of
+from imago.metrics import of_all_processes
 from imago.module import DictModule
 from imago.schedules import take_typed
 
@@ -64,7 +64,7 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
     model.skipped_batches = progress["skipped_batches"]
     if progress["batch"]:
         sums = progress["sums"][trainer.global_rank]
-        load_state(model.running_losses("train"), sums["losses"])
+        model.running_losses["train"].load_state(sums["losses"])
         for callback, states in zip(_metrics_callbacks(trainer), sums["metrics"], strict=False):
             callback.load_epoch(states)
 
@@ -159,7 +159,7 @@ def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _sums(trainer: Trainer, model: DictModule) -> dict[str, Any]:
-    losses = state_of(model.running_losses("train"))
+    losses = model.running_losses["train"].state()
     return {"losses": losses, "metrics": [callback.epoch_state() for callback in _metrics_callbacks(trainer)]}
 
 

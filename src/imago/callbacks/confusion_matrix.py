@@ -2,11 +2,11 @@
 
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from imago.metrics import ClassCounts
 from imago.plots import confusion_matrix_figure, drawn, show_in_tensorboard
 
 
@@ -21,26 +21,23 @@ class ConfusionMatrixCallback(Callback):
         if every_n_epochs < 1:
             raise ValueError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: give 1 or more.")
         self.every_n_epochs = every_n_epochs
-        self._counts: Tensor | None = None
+        self._counts = ClassCounts(0)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        classes = len(pl_module.class_names)
-        self._counts = torch.zeros(classes**2, dtype=torch.long, device=pl_module.device)
+        self._counts = ClassCounts(len(pl_module.class_names), matrix=True)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        assert self._counts is not None
-        pairs = outputs["label"] * len(pl_module.class_names) + outputs["prediction"]
-        self._counts += torch.bincount(pairs, minlength=len(self._counts))
+        self._counts.update(outputs["label"], outputs["prediction"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not due:
             return
-        assert self._counts is not None
-        total = trainer.strategy.reduce(self._counts, reduce_op="sum")
+        matrix = self._counts.matrix.to(trainer.strategy.root_device)  # of a process that had no batch, too
+        total = trainer.strategy.reduce(matrix, reduce_op="sum")
         if not boards or not trainer.is_global_zero:
             return
         classes = len(pl_module.class_names)

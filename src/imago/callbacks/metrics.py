@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from imago.metrics import MetricsComposition, load_state, state_of
+from imago.metrics import MetricsComposition
 from imago.transforms import Batch
 
 STAGES = ("train", "val", "test")
@@ -117,13 +117,11 @@ class MetricsCallback(Callback):
 
     def epoch_state(self) -> dict[str, Any]:
         """What the train metrics have summed up in the epoch under way."""
-        return {str(name): state_of(metric) for name, metric in self._stages["train"].items(keep_base=True)}
+        return self._stages["train"].state()
 
-    def load_epoch(self, states: Mapping[str, Any]) -> None:
-        """Takes `epoch_state()`; metrics that were not among them begin anew."""
-        for name, metric in self._stages["train"].items(keep_base=True, copy_state=False):
-            if str(name) in states:
-                load_state(metric, states[str(name)])
+    def load_epoch(self, state: Mapping[str, Any]) -> None:
+        """Takes `epoch_state()`."""
+        self._stages["train"].load_state(state)
 
     def _update(self, stage: str, outputs: Batch) -> None:
         if outputs.get("loss") is None:  # the batch was skipped

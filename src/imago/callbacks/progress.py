@@ -17,7 +17,42 @@ def progress_bar(seconds_between_lines: float = 10.0) -> ProgressBar:
     Args:
         seconds_between_lines: Of the plain lines, within an epoch; at its end the run record writes one anyway.
     """
-    return RichProgressBar() if sys.stdout.isatty() else PlainProgress(seconds_between_lines)
+    return TimedBar() if sys.stdout.isatty() else PlainProgress(seconds_between_lines)
+
+
+class TimedBar(RichProgressBar):
+    """Rich's bar, moved ten times a second: Lightning moves it after every batch, however short."""
+
+    _moved = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._is_due(batch_idx + 1 == self.total_train_batches):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due(batch_idx + 1 == self.total_val_batches_current_dataloader):
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due(batch_idx + 1 == self.total_test_batches_current_dataloader):
+            super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._is_due(batch_idx + 1 == self.total_predict_batches_current_dataloader):
+            super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def _is_due(self, last: bool) -> bool:
+        now = time.monotonic()
+        if not last and now - self._moved < 0.1:
+            return False
+        self._moved = now
+        return True
 
 
 class PlainProgress(ProgressBar):

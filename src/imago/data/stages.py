@@ -176,6 +176,8 @@ class Normalize(nn.Module):
         self._scale = torch.tensor([1 / (255 * std) for std in std])[:, None, None]
         self._shift = torch.tensor([-mean / std for mean, std in zip(mean, std, strict=True)])[:, None, None]
 
+        self._rows: tuple[Tensor, Tensor] | None = None  # scale and shift for a row of pixels
+
     def forward(self, batch: Batch) -> Batch:
         image = batch["image"]
         if len(self.mean) > image.shape[-3]:
@@ -186,13 +188,15 @@ class Normalize(nn.Module):
             return {"image": F.normalize(F.to_dtype(image, torch.float32, scale=True), self.mean, self.std)}
         if self._scale.device != image.device:
             self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
+            self._rows = None
         image = image.to(torch.float32)  # and then in place: two passes over the pixels
         pixel_by_pixel = image.permute(0, 2, 3, 1)
         if pixel_by_pixel.is_contiguous():  # whole rows at once: three values are too few for the CPU's wide registers
             n, height, width, channels = pixel_by_pixel.shape
             rows = pixel_by_pixel.view(n * height, width * channels)
-            scale, shift = (each.flatten().repeat(width) for each in (self._scale, self._shift))
-            torch.addcmul(shift, rows, scale, out=rows)
+            if self._rows is None or len(self._rows[0]) != width * channels:
+                self._rows = self._scale.flatten().repeat(width), self._shift.flatten().repeat(width)
+            torch.addcmul(self._rows[1], rows, self._rows[0], out=rows)
         else:
             torch.addcmul(self._shift, image, self._scale, out=image)
         return {"image": image}
