@@ -78,6 +78,15 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "type hydra.run.dir=FOLDER too (hydra.sweep.dir=FOLDER with -m).",
     ),
     (
+        lambda cfg: cfg.data.get("decode") == "fast" and cfg.data.get("cache") in ("ram", "disk"),
+        "data.decode=fast and data.cache=: a cache is decoded once, exactly. Type data.decode=exact, or "
+        "data.cache=auto, which then keeps what is not cut at random.",
+    ),
+    (
+        lambda cfg: cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto",
+        "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share.",
+    ),
+    (
         lambda cfg: cfg.preflight not in (True, False, "only"),
         "preflight: give true, false or only.",
     ),
@@ -133,7 +142,9 @@ def check_visualise(cfg: DictConfig, typed: list[str]) -> None:
 
 def check_doctor(cfg: DictConfig, typed: list[str]) -> None:
     """The same for looking at a folder of images."""
-    check_settings(cfg, typed)
+    check_settings(cfg, typed, needs_data=not cfg.clean)
+    if cfg.clean:
+        return
     if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
         raise ValueError("ml-doctor looks at folders: type data.data_dir=PATH, without data.split_file=.")
 

@@ -47,7 +47,7 @@ FLAGS_WITH_VALUE = [
     "--info",
     "-i",
 ]
-OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache_dir", "data.data_dir")
+OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache", "data.data_dir")
 MORE = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping")
 """Settings that give a finished run something to do."""
 Task = Callable[[DictConfig, RunFolder], float | None]

@@ -110,6 +110,13 @@ class VisualiseRoot(_KeptRoot):
     samples: int = 8
 
 
+@dataclass
+class DoctorRoot(_KeptRoot):
+    """What `doctor.yaml` has besides."""
+
+    clean: bool = False
+
+
 def name_of_run() -> str:
     """`lr_0.01_batch_size_32`: the last part of each overridden key and its value; `base` without any."""
     if not HydraConfig.initialized():
@@ -240,7 +247,12 @@ def restore_config(folder: Path) -> DictConfig:
 def register() -> None:
     """Makes the root schema and the resolvers known to Hydra; may be called again."""
     ConfigStore.instance().store(name="root_schema", node=Root)
-    for name, schema in (("eval", EvalRoot), ("inference", InferenceRoot), ("export", ExportRoot)):
+    for name, schema in (
+        ("eval", EvalRoot),
+        ("inference", InferenceRoot),
+        ("export", ExportRoot),
+        ("doctor", DoctorRoot),
+    ):
         ConfigStore.instance().store(name=f"{name}_schema", node=schema())
     ConfigStore.instance().store(name="visualise_schema", node=VisualiseRoot())
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)

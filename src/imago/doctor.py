@@ -1,6 +1,7 @@
 """Look at every file of a data folder before it is trained on: damaged and doubled images, leaks, strange classes.
 
 ml-doctor data.data_dir=PATH
+ml-doctor clean
 """
 
 import sys
@@ -25,6 +26,7 @@ def main() -> None:
     Of several folders (`-m`), the worst counts.
     """
     _found.clear()
+    sys.argv[1:] = ["clean=true" if word == "clean" else word for word in sys.argv[1:]]
     try:
         _main()
     except SystemExit as stop:
@@ -45,6 +47,8 @@ _found: list[float] = []
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     """Looks, shows what was found, writes it to the run folder; returns the exit status."""
+    if cfg.clean:
+        return _clean(Path(cfg.data.cache_dir))
     from imago.data.faults import find_faults
     from imago.data.folders import listed_paths
     from imago.data.loading import workers
@@ -56,6 +60,16 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     show(findings, run.path)
     write(findings, run.path)
     return findings.exit_status
+
+
+def _clean(cache_dir: Path) -> float:
+    from imago.data.cache import clean
+
+    removed = clean(cache_dir)
+    for place, size in removed:
+        print(f"removed {place}: {size / 1e6:.0f} MB")
+    print(f"{len(removed)} caches of decoded images were in {cache_dir}")
+    return 0
 
 
 def _folder(cfg: DictConfig) -> Path:

@@ -21,3 +21,4 @@ class Below:
 Positive = Annotated[int, AtLeast(1)]
 ZeroOrMore = Annotated[int, AtLeast(0)]
 Share = Annotated[float, AtLeast(0.0), Below(1.0)]
+ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]

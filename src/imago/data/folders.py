@@ -11,8 +11,9 @@ from typing import NoReturn
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.decode import BadImageError, header_fault, read_image
+from imago.data.decode import BadImageError, header_fault, read_box, read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets
+from imago.data.stages import BoxOf
 from imago.writing import write_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -29,6 +30,11 @@ class FolderImages(Images):
 
     def read(self, index: int) -> Tensor:
         return read_image(self.root / self.paths[index])
+
+    def read_box(self, index: int, box: BoxOf, size: int) -> Tensor:
+        if self.decode == "exact":
+            return super().read_box(index, box, size)
+        return read_box(self.root / self.paths[index], box, size)
 
     def fault(self, index: int) -> BadImageError | None:
         return header_fault(self.root / self.paths[index])

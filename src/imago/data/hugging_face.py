@@ -11,7 +11,7 @@ from imago.data.decode import read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.stages import ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore
+from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class HuggingFaceDataModule(ImageDataModule):
             leaves such images out.
         seed: Of the split, the order and the augmentations.
         cache_dir: Where `skip` remembers what it found.
+        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class HuggingFaceDataModule(ImageDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
+        cache: Literal["none", "ram", "disk", "auto"] = "auto",
+        cache_gb: ZeroOrMoreFloat | None = None,
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
         sets.draw_val(val_ratio, seed)
@@ -64,6 +68,8 @@ class HuggingFaceDataModule(ImageDataModule):
             on_bad_image=on_bad_image,
             seed=seed,
             cache_dir=cache_dir,
+            cache=cache,
+            cache_gb=cache_gb,
         )
 
 

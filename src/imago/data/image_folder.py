@@ -9,7 +9,7 @@ from imago.data.folders import listed_paths, read_split_file, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.stages import ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore
+from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -30,6 +30,10 @@ class ImageFolderDataModule(ImageDataModule):
             leaves such files out.
         seed: Of the split, the order and the augmentations.
         cache_dir: Where `skip` remembers what it found.
+        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
+        decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
+            `image_size`: other pixels, by about two grey levels.
     """
 
     def __init__(
@@ -47,6 +51,9 @@ class ImageFolderDataModule(ImageDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
+        cache: Literal["none", "ram", "disk", "auto"] = "auto",
+        cache_gb: ZeroOrMoreFloat | None = None,
+        decode: Literal["exact", "fast"] = "exact",
     ) -> None:
         sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
         if exclude is not None:
@@ -61,7 +68,11 @@ class ImageFolderDataModule(ImageDataModule):
             on_bad_image=on_bad_image,
             seed=seed,
             cache_dir=cache_dir,
+            cache=cache,
+            cache_gb=cache_gb,
         )
+        for images in sets.splits.values():
+            images.decode = decode
 
 
 def _image_sets(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,8 @@ class Images(ABC):
     paths: Sequence[str]
     labels: Sequence[int]
     channels: int = 3
+    decode: Literal["exact", "fast"] = "exact"
+    """`fast`: `read_box` may leave out pixels that would be shrunk away."""
     numbers: Sequence[int] | None = None
     """Where images were left out: the place of each among all `total`, by which its random numbers are keyed."""
     total: int | None = None

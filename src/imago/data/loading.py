@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -43,13 +44,18 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def is_sliced(self) -> bool:
+        """Whether batches are slices of images in memory, with nothing random done to each."""
+        return self.transform.randomness == "none" and not self.keep_bad and self.images.read_many([0]) is not None
+
     def __getitems__(self, positions: list[Position]) -> list[Batch] | Batch:
-        """A whole batch, sliced where the images are in memory and nothing random is done to each."""
-        indices = [index for _, index in positions]
-        can_slice = self.transform.randomness == "none" and not self.keep_bad
-        images = self.images.read_many(indices) if can_slice else None
-        if images is None:
+        """A whole batch at once, where it is a slice."""
+        if not self.is_sliced:
             return [self[position] for position in positions]
+        indices = [index for _, index in positions]
+        images = self.images.read_many(indices)
+        assert images is not None
         return {
             "image": self.transform.image(images, self.image_size),
             "label": self._labels[indices],
@@ -177,6 +183,7 @@ class Loader:
 
     No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that `position` (the epoch, and the batch
     to begin with) is asked for with the first batch and not when Lightning, ahead of time, asks for the iterator.
+    `prepare` is then given the dataset and the number of workers, and says which are used: caches are filled there.
     """
 
     def __init__(
@@ -185,11 +192,13 @@ class Loader:
         batch_sampler: Any,
         num_workers: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        prepare: Callable[[ImageDataset, int], tuple[ImageDataset, int]] = lambda dataset, workers: (dataset, workers),
     ) -> None:
         self.dataset = dataset
         self.batch_sampler = batch_sampler
         self.num_workers = num_workers
         self.position = position
+        self.prepare = prepare
         self._rest = RestOfEpoch(batch_sampler)
         self._batches: DataLoader[Batch] | None = None
 
@@ -217,11 +226,12 @@ class Loader:
         self._batches = None
 
     def _start(self) -> DataLoader[Batch]:
+        dataset, num_workers = self.prepare(self.dataset, self.num_workers)
         return DataLoader(
-            self.dataset,
+            dataset,
             batch_sampler=self._rest,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_leave_signals_to_the_run,

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import PIL
 import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from imago.checks import SPLITS
+from imago.data.cache import GIGABYTE, Cache
 from imago.data.decode import BadImageError, without_frames
 from imago.data.images import Images, ImageSets, class_counts
 from imago.data.loading import (
@@ -30,7 +33,7 @@ from imago.data.loading import (
     usable_cores,
     workers,
 )
-from imago.data.stages import ImageTransform
+from imago.data.stages import CenterBox, ImageTransform
 from imago.randomness import seed_with
 from imago.strategy import Strategy
 from imago.transforms import Batch
@@ -38,6 +41,7 @@ from imago.writing import write_text
 
 log = logging.getLogger(__name__)
 
+CACHES = ("none", "ram", "disk", "auto")
 MOST_NAMED = 10  # files in a message
 PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
 
@@ -55,7 +59,10 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: `error` stops at an image that cannot be read, most of them at the start; `skip` decodes every one
             once before the run and leaves such images out.
         seed: Of the order and the augmentations.
-        cache_dir: Where `skip` remembers what it found.
+        cache_dir: Where `skip` remembers what it found, and `disk` keeps pixels.
+        cache: Where decoded images are kept, `ram` or `disk`, for the epochs to come; `auto` chooses where they fit and
+            a run has three epochs or more. The results are those of `none`.
+        cache_gb: Gigabytes that the decoded images of a split may take; None takes a quarter of what is free.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class ImageDataModule(LightningDataModule):
         on_bad_image: str,
         seed: int,
         cache_dir: str,
+        cache: str = "none",
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__()
         for option, given in (("image_size", image_size), ("batch_size", batch_size)):
@@ -78,6 +87,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"data.num_workers={num_workers}: give 0 (load in the main process), more, or null.")
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"data.on_bad_image={on_bad_image}: give error or skip.")
+        if cache not in CACHES:
+            raise ValueError(f"data.cache={cache}: give one of {', '.join(CACHES)}.")
         self.sets = sets
         self.train_transform = train_transform
         self.eval_transform = eval_transform
@@ -94,6 +105,10 @@ class ImageDataModule(LightningDataModule):
             self.skipped = _leave_out_bad_images(sets, Path(cache_dir))
         else:
             _check_headers(sets, Path(cache_dir))
+        self.cache = cache
+        self.cache_gb = cache_gb
+        self.cache_dir = Path(cache_dir)
+        self._decoded: dict[str, Images] = {}
         self._loaders: dict[str, Loader] = {}
         self._log_sets()
 
@@ -187,9 +202,48 @@ class ImageDataModule(LightningDataModule):
                 ImageDataset(images, transform, self.image_size, self.seed),
                 sampler,
                 workers(self.num_workers, self.processes),
-                *([self._position] if name == "training" else []),
+                self._position if name == "training" else lambda: (0, 0),
+                partial(self._from_cache, split),
             )
         return self._loaders[name]
+
+    def _from_cache(self, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
+        """The dataset over decoded images, where they are cached; a slice of memory needs no workers."""
+        images, transform = dataset.images, dataset.transform
+        if self.cache != "none" and not dataset.is_sliced and self._is_read_often():
+            images, transform = self._keep(split, images, transform)
+        elif split in self._decoded:
+            images = self._decoded[split]
+        dataset = ImageDataset(images, transform, self.image_size, self.seed)
+        return dataset, 0 if self.num_workers is None and dataset.is_sliced else num_workers
+
+    def _keep(self, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
+        budget = round(self.cache_gb * GIGABYTE) if self.cache_gb is not None else None
+        cache = Cache(self.cache, self.cache_dir, budget, self.processes)
+        size, box = self.image_size, transform.box
+        try:
+            if isinstance(box, CenterBox) and not transform.pixels:  # what the network sees is always the same
+                key = f"{box.share} of {size} pixels, {images.decode}"
+                seen = cache.keep(
+                    images, f"{split}, resized", key, lambda i: transform.resized(images.read_box(i, box, size), size)
+                )
+                return seen, transform if seen is images else transform.with_box(CenterBox(1.0))
+            if images.decode == "exact":  # else it depends on the box which pixels are decoded
+                self._decoded[split] = cache.keep(images, split, "whole", images.read)
+            return self._decoded.get(split, images), transform
+        except BadImageError as error:
+            raise bad_image(str(error)) from None
+
+    def _is_read_often(self) -> bool:
+        trainer: Any = self.trainer
+        if self.cache == "disk":
+            return True
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:
+            return False
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+        if self.cache == "ram":
+            return epochs > 1
+        return epochs > 2 and not trainer.overfit_batches and trainer.limit_train_batches == 1.0
 
     def _position(self) -> tuple[int, int]:
         """The epoch, and the number in it of the train batch that comes next."""

@@ -1,5 +1,6 @@
 """The three stages of an image's way into the network: which box, its pixels, the batch on the device."""
 
+import copy
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,12 @@ class ImageTransform:
     def randomness(self) -> Randomness:
         """What box and pixels may draw."""
         return "any" if self.pixels else getattr(self.box, "randomness", "any")
+
+    def with_box(self, box: BoxOf) -> "ImageTransform":
+        """The same with another box."""
+        other = copy.copy(self)
+        other.box = box
+        return other
 
     def image(self, image: Tensor, size: int) -> Tensor:
         """Box and pixels of one uint8 (3, height, width) image: uint8 (3, size, size). Several of one size at once,

@@ -12,7 +12,7 @@ from torch import Tensor
 from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.stages import ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore
+from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class TorchVisionDataModule(ImageDataModule):
         on_bad_image: As in the other kinds; images in memory are never bad.
         seed: Of the split, the order and the augmentations.
         cache_dir: As in the other kinds.
+        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class TorchVisionDataModule(ImageDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
+        cache: Literal["none", "ram", "disk", "auto"] = "auto",
+        cache_gb: ZeroOrMoreFloat | None = None,
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
@@ -63,6 +67,8 @@ class TorchVisionDataModule(ImageDataModule):
             on_bad_image=on_bad_image,
             seed=seed,
             cache_dir=cache_dir,
+            cache=cache,
+            cache_gb=cache_gb,
         )
 
 

@@ -46,8 +46,7 @@ def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
             )
         share = min(transform.box.share, CROP)
         for bottom, right in ((False, False), (False, True), (True, False), (True, True)):
-            found.append(copy.copy(transform))
-            found[-1].box = CornerBox(share, bottom, right)
+            found.append(transform.with_box(CornerBox(share, bottom, right)))
     if tta in ("flip", "ten_crop"):
         found += [_mirrored(view) for view in found]
     return found

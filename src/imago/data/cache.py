@@ -1,0 +1,258 @@
+"""Decoded pixels, kept in memory or on the disk: what is read again need not be decoded again."""
+
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import simplejpeg
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from imago.data.images import Images
+from imago.data.loading import usable_cores
+from imago.writing import replacing_folder
+
+log = logging.getLogger(__name__)
+
+FOLDER, PIXELS, SIZES = "pixels", "pixels.bin", "sizes.npy"
+SHARE = 4  # of what is free, a cache takes a quarter
+PART = 64  # images that are decoded at once
+SAMPLE = 32  # images that tell what the whole will take
+GIGABYTE = 10**9
+
+
+class CachedImages(Images):
+    """The images of `source`, decoded before.
+
+    Args:
+        source: Whose paths and labels they have.
+        sizes: Height and width of each, (n, 2).
+        pixels: Their bytes one after the other, each (height, width, channels); or the file with these bytes, which
+            all processes that open it share.
+    """
+
+    def __init__(self, source: Images, sizes: np.ndarray, pixels: Tensor | Path) -> None:
+        self.source = source
+        self.paths, self.labels, self.channels = source.paths, source.labels, source.channels
+        self.numbers, self.total = source.numbers, source.total
+        self.sizes = sizes
+        self.file = pixels if isinstance(pixels, Path) else None
+        self._pixels = pixels if isinstance(pixels, Tensor) else None
+        ends = np.cumsum(sizes.astype(np.int64).prod(axis=1) * self.channels)
+        self._starts = np.concatenate([np.zeros(1, np.int64), ends])
+        self._all_equal = len(np.unique(sizes, axis=0)) == 1
+
+    @property
+    def pixels(self) -> Tensor:
+        """All bytes; a file is opened where it is asked for first, so that each worker does it itself."""
+        if self._pixels is None:
+            self._pixels = torch.from_file(str(self.file), shared=False, size=int(self._starts[-1]), dtype=torch.uint8)
+        return self._pixels
+
+    def read(self, index: int) -> Tensor:
+        height, width = self.sizes[index].tolist()
+        flat = self.pixels[self._starts[index] : self._starts[index + 1]]
+        return flat.view(height, width, self.channels).permute(2, 0, 1)
+
+    def read_many(self, indices: Sequence[int]) -> Tensor | None:
+        if not self._all_equal:
+            return None
+        height, width = self.sizes[0].tolist()
+        return (
+            self.pixels[: self._starts[-1]]
+            .view(-1, height, width, self.channels)[torch.tensor(indices)]
+            .permute(0, 3, 1, 2)
+        )
+
+    def select(self, indices: Sequence[int]) -> Any:
+        return self.source.select(indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({"_pixels": None} if self.file is not None else {})
+
+
+class TooLargeError(ValueError):
+    """A cache would be larger than it may be."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where decoded pixels may be kept.
+
+    Args:
+        kind: `ram`, `disk`, or `auto`: the first of the two in which they fit.
+        folder: Of the ones on the disk.
+        budget: Bytes that the pixels of a split may take; None takes a quarter of what is free.
+        processes: Of the run. Memory is not shared between them, so that with several `auto` takes the disk.
+    """
+
+    kind: str
+    folder: Path
+    budget: int | None = None
+    processes: int = 1
+
+    def keep(self, source: Images, name: str, key: str, decode: Callable[[int], Tensor]) -> Images:
+        """`source` with what `decode` makes of each of its images; as it is, where `auto` finds no place for it.
+
+        Args:
+            source: The images.
+            name: What they are, for people.
+            key: What else than the files the pixels depend on.
+            decode: index -> uint8 (channels, height, width).
+
+        Raises:
+            TooLargeError: They need more than the budget.
+            OSError: The disk cannot take them.
+        """
+        kinds = [self.kind] if self.kind != "auto" else ["disk"] if self.processes > 1 else ["ram", "disk"]
+        stamp = f"{key}\n{source.stamp(times=True)}\n{PIL.__version__} {simplejpeg.__version__} {torch.__version__}"
+        place = self.folder / FOLDER / hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        if self.kind == "auto" and (found := _opened(source, place)) is not None:
+            return found
+        needed = _estimate(source, decode)
+        for kind in kinds:
+            budget = self.budget if self.budget is not None else _free(kind, self.folder) // SHARE
+            if needed > budget:
+                continue
+            try:
+                if kind == "ram":
+                    return _in_memory(source, name, decode, min(budget, 2 * needed + GIGABYTE))
+                return _on_disk(source, name, decode, place, budget)
+            except (TooLargeError, OSError) as error:
+                if self.kind != "auto":
+                    raise type(error)(f"data.cache={self.kind}: {error}. Type data.cache=none, or auto.") from error
+                log.warning("data.cache=auto: %s is not cached: %s", name, error)
+        if self.kind != "auto":
+            raise TooLargeError(
+                f"data.cache={self.kind}: the decoded images of {name} need about {needed / GIGABYTE:.2f} GB, and may "
+                f"take {budget / GIGABYTE:.2f} GB. Type data.cache_gb={needed * 1.2 / GIGABYTE:.1f}, or "
+                f"data.cache={'disk, or data.cache=' if self.kind == 'ram' else ''}none."
+            )
+        log.info("data.cache=auto: %s needs %.1f GB, more than a quarter of what is free", name, needed / GIGABYTE)
+        return source
+
+
+def clean(folder: Path) -> list[tuple[Path, int]]:
+    """Removes all caches on the disk but those that are being built; returns each with its bytes."""
+    removed = []
+    for place in sorted((folder / FOLDER).glob("*")):
+        if place.suffix == ".lock" or not place.is_dir():
+            continue
+        name = place.name.removeprefix(".").removesuffix(".tmp")
+        with suppress(Timeout), FileLock(place.with_name(f"{name}.lock"), timeout=0):
+            size = sum(file.stat().st_size for file in place.glob("*"))
+            shutil.rmtree(place)
+            removed.append((place, size))
+    return removed
+
+
+def _estimate(source: Images, decode: Callable[[int], Tensor]) -> int:
+    """Bytes of all decoded images, by some of them."""
+    some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
+    return round(np.mean([decode(int(index)).numel() for index in some]) * len(source))
+
+
+def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most: int) -> CachedImages:
+    pixels = torch.empty(most, dtype=torch.uint8)  # memory is taken where it is written only
+
+    def write(image: np.ndarray, start: int) -> None:
+        pixels[start : start + image.size] = torch.from_numpy(image.reshape(-1))
+
+    sizes = _decoded(source, name, decode, write, most, "memory")
+    return CachedImages(source, sizes, pixels)
+
+
+def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: Path, most: int) -> CachedImages:
+    """What another run has built, or builds at the moment, is taken."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_name(f"{place.name}.lock")):
+        found = _opened(source, place)
+        if found is not None:
+            return found
+        shutil.rmtree(place, ignore_errors=True)
+        with replacing_folder(place) as temporary:
+            with (temporary / PIXELS).open("wb") as file:
+                sizes = _decoded(source, name, decode, lambda image, _: file.write(image.data), most, str(place))
+                file.flush()
+                os.fsync(file.fileno())
+            np.save(temporary / SIZES, sizes)
+    return CachedImages(source, sizes, place / PIXELS)
+
+
+def _opened(source: Images, place: Path) -> CachedImages | None:
+    """None where there is none, or no whole one."""
+    try:
+        images = CachedImages(source, np.load(place / SIZES), place / PIXELS)
+        whole = len(images.sizes) == len(source) and (place / PIXELS).stat().st_size == images._starts[-1]
+    except (OSError, ValueError):
+        return None
+    return images if whole else None
+
+
+def _decoded(
+    source: Images,
+    name: str,
+    decode: Callable[[int], Tensor],
+    write: Callable[[np.ndarray, int], Any],
+    most: int,
+    where: str,
+) -> np.ndarray:
+    """Writes the pixels of all images in their order; returns their sizes, (n, 2)."""
+    began, used, sizes = time.perf_counter(), 0, np.empty((len(source), 2), np.int32)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for part in _parts(len(source), f"Decoding {name}"):
+            for index, image in zip(part, pool.map(decode, part), strict=True):
+                if used + image.numel() > most:
+                    raise TooLargeError(f"the decoded images of {name} need more than {most / GIGABYTE:.2f} GB")
+                write(image.permute(1, 2, 0).contiguous().numpy(), used)
+                used += image.numel()
+                sizes[index] = image.shape[1:]
+    seconds = time.perf_counter() - began
+    log.info("Cached %s: %d images, %.0f MB, in %.1f s; in %s", name, len(source), used / 1e6, seconds, where)
+    return sizes
+
+
+def _parts(count: int, what: str) -> Iterator[range]:
+    from rich.progress import track
+
+    firsts = range(0, count, PART)
+    for first in track(firsts, what, disable=not sys.stdout.isatty(), transient=True):
+        yield range(first, min(first + PART, count))
+
+
+def _free(kind: str, folder: Path) -> int:
+    """Bytes that are free, in memory or on the disk of `folder`."""
+    if kind == "ram":
+        return free_memory()
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free
+
+
+def free_memory() -> int:
+    """Bytes that this process could take without others suffering; containers have a limit of their own."""
+    found = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):
+            group = Path("/sys/fs/cgroup")
+            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    if not found:  # not Linux
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(found))
