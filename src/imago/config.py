@@ -246,6 +246,8 @@ def restore_config(folder: Path) -> DictConfig:
 
 def register() -> None:
     """Makes the root schema and the resolvers known to Hydra; may be called again."""
+    # Hydra copies the store of all schemas with each of the 130 questions of --help; what it loads, it copies anyway
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     ConfigStore.instance().store(name="root_schema", node=Root)
     for name, schema in (
         ("eval", EvalRoot),
