@@ -69,11 +69,20 @@ def test_the_profile_is_in_the_run_folder(train, profiler):
 
 
 def test_amp_trains_on_the_cpu_in_bf16_and_keeps_weights_in_fp32(train):
-    run = train("trainer=amp", "trainer.accelerator=cpu", "trainer.max_epochs=4")
+    run = train("trainer.precision=bf16-mixed", "trainer.accelerator=cpu", "trainer.max_epochs=4")
     assert run.exit_code == 0, run.output
     assert "bf16-mixed" in run.text("summary.txt")
     assert {tensor.dtype for tensor in run.weights().values() if tensor.is_floating_point()} == {torch.float32}
     assert run.history[-1]["train/loss"] < run.history[0]["train/loss"]
+
+
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_amp_is_left_out_on_a_cpu_that_would_be_slower_with_it(train, monkeypatch, has_bf16, precision):
+    monkeypatch.setattr("imago.building._cpu_has_bf16", lambda: has_bf16)
+    run = train("trainer=amp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "test=false")
+    assert run.exit_code == 0, run.output
+    assert precision in run.text("summary.txt")
+    assert ("this CPU computes bf16 by detours" in run.output) != has_bf16
 
 
 def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(train):

@@ -5,6 +5,7 @@ import logging
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler, SimpleProfiler
+from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +29,7 @@ from imago.data.module import ImageDataModule
 from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.module import DictModule
 from imago.preflight import Preflight
+from imago.profiling import PartsProfiler
 from imago.reports import write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
@@ -36,8 +38,8 @@ from imago.signatures import arguments_schema
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it adds one of its own when it is imported; ours say it once
 
-PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-OWN_WORDS = ("precision", "profiler", "plugins")  # options of the Trainer that we complete
+PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that we complete
 DDP = ("ddp", "ddp_find_unused_parameters_true")
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 
@@ -45,6 +47,7 @@ LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
     """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
     seed_everything(cfg.seed, verbose=False)
+    _choose_matmul(cfg)
     data: ImageDataModule = instantiate(cfg.data, _convert_="all")
     check_own_targets(cfg, typed_overrides())
     model = built_model(cfg.model, data.class_names)
@@ -90,9 +93,16 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
 def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
     """A Trainer that predicts: of the callbacks, it has the bar."""
     seed_everything(cfg.seed, verbose=False)
+    _choose_matmul(cfg)
     _share_cores(run)
     bars = [callback for callback in built(cfg.callbacks) if isinstance(callback, ProgressBar)]
     return build_trainer(cfg, run, [*bars, RunRecord(run, cfg.monitor, cfg.mode, {})])
+
+
+def _choose_matmul(cfg: DictConfig) -> None:
+    """On a GPU: a CPU could take even less than the 10 bits of TF32."""
+    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
+        torch.set_float32_matmul_precision(cfg.matmul_precision)
 
 
 def _share_cores(run: RunFolder) -> None:
@@ -111,6 +121,8 @@ def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]
     }
     if cfg.trainer.get("precision") == "auto-mixed":
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
+    if cfg.trainer.get("benchmark") is None:
+        own["benchmark"] = not cfg.deterministic
     if cfg.trainer.get("profiler") is None:
         own["profiler"] = NoProfiler()
     elif cfg.trainer.profiler in PROFILERS:
@@ -128,9 +140,27 @@ def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]
 
 
 def mixed_precision(accelerator: str) -> str:
-    """bf16 where the device has it (CPUs do), else fp16, whose loss Lightning scales."""
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "16-mixed" if on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else "bf16-mixed"
+    """bf16 where the device has it; else, on a GPU, fp16, whose loss Lightning scales, and on a CPU 32 bits."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator in ("auto", "mps", "gpu") and torch.backends.mps.is_available():
+        return "bf16-mixed"
+    if _cpu_has_bf16():
+        return "bf16-mixed"
+    log.warning(
+        "trainer=amp: this CPU computes bf16 by detours, which takes longer than 32 bits: 32 bits are used. "
+        "Type trainer.precision=bf16-mixed to have it all the same"
+    )
+    return "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    """By the flags of Intel and AMD (AMX, AVX512-bf16) and of ARM."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def _ddp(find_unused_parameters: bool) -> DDPStrategy:

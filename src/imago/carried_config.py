@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 OPTION = "from_checkpoint"
 GROUPS = ("data", "model", "trainer", "strategy", "callbacks")
-ROOT_KEYS = ("seed", "deterministic", "monitor", "mode", "optimized_metric", "params")
+ROOT_KEYS = ("seed", "deterministic", "matmul_precision", "monitor", "mode", "optimized_metric", "params")
 OF_THE_COMMAND = (
     *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins", "profiler"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),

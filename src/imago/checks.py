@@ -87,6 +87,10 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share.",
     ),
     (
+        lambda cfg: cfg.matmul_precision not in ("highest", "high", "medium"),
+        "matmul_precision: give highest, high or medium.",
+    ),
+    (
         lambda cfg: cfg.preflight not in (True, False, "only"),
         "preflight: give true, false or only.",
     ),

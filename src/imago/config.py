@@ -43,6 +43,7 @@ class Root:
     tags: list[str] = field(default_factory=list)
     seed: int | None = 42
     deterministic: bool = False
+    matmul_precision: str = "high"
     train: bool = True
     test: bool = True
     ckpt_path: Any = None  # ml-inference takes several

@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -43,7 +44,8 @@ class DictModule(LightningModule):
         scheduler: Makes the learning-rate scheduler, given the optimizer; stepped per epoch, or per step if it takes
             `total_steps`, which it is given.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
-        compile: Compile the network in place.
+        compile: Compile the network in place; the first batch then takes a minute.
+        channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with.
         freeze: `backbone` trains the head only.
         monitor: The metric that a plateau scheduler watches.
         on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
@@ -59,6 +61,7 @@ class DictModule(LightningModule):
         scheduler: Callable[..., Any] | None = None,
         forward_fn: ComposeTransform | None = None,
         compile: bool = False,
+        channels_last: bool = True,
         freeze: str | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
@@ -88,6 +91,10 @@ class DictModule(LightningModule):
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
         if forward_fn is not None:
             forward_fn.bind(self.net)
+        self.channels_last = channels_last
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        self._is_to_be_compiled = compile
         if compile:
             self.net.compile()  # in place: assigning torch.compile's result would rename every weight
         names = [*criterions.criterions, "total"]
@@ -96,6 +103,21 @@ class DictModule(LightningModule):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
+        if self.channels_last and batch["image"].ndim == 4:  # as the loader has them
+            batch = batch | {"image": batch["image"].contiguous(memory_format=torch.channels_last)}
+        if self._is_to_be_compiled:
+            return self._compiling(batch)
+        return self._forward(batch)
+
+    def _compiling(self, batch: Batch) -> Batch:
+        self._is_to_be_compiled = False
+        log.info("model.compile=true: compiling the network, which takes a minute or so")
+        began = time.monotonic()
+        batch = self._forward(batch)
+        log.info("Compiled in %.0f s", time.monotonic() - began)
+        return batch
+
+    def _forward(self, batch: Batch) -> Batch:
         if self.forward_fn is not None:
             batch = self.forward_fn(batch)
             if missing := {"logits", "prediction"} - batch.keys():

@@ -22,6 +22,7 @@ ORDER = (
     "Progress",
     "Last epoch",
     "Timing",
+    "Profile",
     "Run",
     "Data",
     "Parameters",

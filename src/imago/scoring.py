@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 from imago.calibration import Calibration, expected_calibration_error, reliability
 from imago.callbacks.metrics import MetricsCallback
@@ -50,6 +49,8 @@ class Score:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Row: true class, column: predicted class."""
+        from sklearn.metrics import confusion_matrix
+
         return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
 
     @property
@@ -91,6 +92,8 @@ class Score:
 
     def report(self, as_dict: bool = False) -> Any:
         """scikit-learn's classification report of the classes that occur, with 4 decimals as text."""
+        from sklearn.metrics import classification_report
+
         return classification_report(
             self.labels,
             self.predictions,
@@ -117,6 +120,8 @@ class Score:
         return {name: dict(zip(keys, row, strict=True)) for name, row in zip(self.class_names, rows, strict=True)}
 
     def _scores(self, **options: Any) -> Any:
+        from sklearn.metrics import precision_recall_fscore_support
+
         return precision_recall_fscore_support(self.labels, self.predictions, zero_division=0, **options)
 
 

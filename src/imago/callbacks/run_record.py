@@ -16,6 +16,7 @@ from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
 from imago.loggers import tolerated
 from imago.plots import curves_figure, drawn, save
+from imago.profiling import PartsProfiler, in_words
 from imago.provenance import git_state, versions
 from imago.resuming import Progress, go_on, progress_of, stop_if_it_had_stopped, take_up
 from imago.run_folder import RunFolder
@@ -23,6 +24,10 @@ from imago.run_report import refresh_report
 from imago.writing import strict, write_text
 
 log = logging.getLogger(__name__)
+
+
+LONG_WAIT, LEAST_WAIT = 0.25, 2.0
+"""Share of an epoch, and seconds of it, spent waiting for images, from which on it is worth a warning."""
 
 
 class RunRecord(Callback):
@@ -40,6 +45,7 @@ class RunRecord(Callback):
         self.clock = _Clock()
         self.history: list[dict[str, float]] = []
         self._progress: Progress | None = None
+        self._has_advised = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.start()
@@ -75,6 +81,7 @@ class RunRecord(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.other()
+        self._say_if_loading_is_slow(trainer)
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
         self._log_epoch(trainer)
         self._write(trainer)
@@ -82,6 +89,11 @@ class RunRecord(Callback):
         log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if isinstance(profiler := trainer.profiler, PartsProfiler) and trainer.is_global_zero:  # type: ignore[attr-defined]
+            self.run.sections["Profile"] = in_words(profiler.spent, self.clock.images)
+            self.run.update(profile=self.run.sections["Profile"])
+            lines = (f"  {part:<34}{share}" for part, share in self.run.sections["Profile"].items())
+            log.info("Where the time went:\n%s", "\n".join(lines))
         if self.history and trainer.is_global_zero:
             with tolerated("plots/curves.png"):
                 save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
@@ -121,6 +133,23 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(0, trainer.global_step - 1))
 
+    def _say_if_loading_is_slow(self, trainer: Trainer) -> None:
+        """Once, of an epoch that filled no cache."""
+        spent = self.clock.of_epoch()
+        busy = spent["data"] + spent["compute"]
+        settled = trainer.current_epoch > 0 or trainer.max_epochs == 1
+        if self._has_advised or not settled or spent["data"] < max(LONG_WAIT * busy, LEAST_WAIT):
+            return
+        self._has_advised = True
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        log.warning(
+            "%.0f %% of epoch %d (%.1f s) was spent waiting for images. %s",
+            100 * spent["data"] / busy,
+            trainer.current_epoch + 1,
+            spent["data"],
+            data.how_to_load_faster(),
+        )
+
     def _write(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero:
             return
@@ -151,6 +180,7 @@ class _Clock:
         self.images = 0
         self._kind = "other"
         self._since = 0.0
+        self._before_epoch = dict(self.spent)
 
     def start(self) -> None:
         self._since = time.perf_counter()
@@ -171,6 +201,12 @@ class _Clock:
         busy = self.spent["data"] + self.spent["compute"]
         rates = {"images_per_second": round(self.images / busy, 1)} if self.images and busy else {}
         return {kind: round(seconds, 3) for kind, seconds in self.spent.items()} | rates
+
+    def of_epoch(self) -> dict[str, float]:
+        """What was spent since this was called last."""
+        self._turn(self._kind)
+        before, self._before_epoch = self._before_epoch, dict(self.spent)
+        return {kind: seconds - before[kind] for kind, seconds in self.spent.items()}
 
     def _turn(self, kind: str) -> None:
         now = time.perf_counter()

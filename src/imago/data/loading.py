@@ -199,6 +199,8 @@ class Loader:
         self.num_workers = num_workers
         self.position = position
         self.prepare = prepare
+        self.loaded = dataset.images
+        """What is read from: perhaps decoded before."""
         self._rest = RestOfEpoch(batch_sampler)
         self._batches: DataLoader[Batch] | None = None
 
@@ -227,6 +229,7 @@ class Loader:
 
     def _start(self) -> DataLoader[Batch]:
         dataset, num_workers = self.prepare(self.dataset, self.num_workers)
+        self.loaded = dataset.images
         return DataLoader(
             dataset,
             batch_sampler=self._rest,

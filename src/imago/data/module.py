@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.cache import GIGABYTE, Cache
+from imago.data.cache import GIGABYTE, Cache, CachedImages
 from imago.data.decode import BadImageError, without_frames
 from imago.data.images import Images, ImageSets, class_counts
 from imago.data.loading import (
@@ -233,6 +233,20 @@ class ImageDataModule(LightningDataModule):
             return self._decoded.get(split, images), transform
         except BadImageError as error:
             raise bad_image(str(error)) from None
+
+    def how_to_load_faster(self) -> str:
+        """What to type, as far as it is not done yet."""
+        cores, used = workers(None, self.processes), workers(self.num_workers, self.processes)
+        advice = [f"data.num_workers={cores} (now {used})"] if used < cores else []
+        if self.cache == "none":
+            advice.append("data.cache=auto")
+        elif not any(isinstance(loader.loaded, CachedImages) for loader in self._loaders.values()):
+            advice.append("data.cache=disk data.cache_gb= (the decoded images were not kept)")
+        if self.sets.splits["train"].decode == "exact" and "train" not in self._decoded:
+            advice.append("data.decode=fast (large JPEGs)")
+        if not advice:
+            return f"The loader uses all {used} cores and decoded images: smaller ones would load faster."
+        return f"To load faster, type {', or '.join(advice)}."
 
     def _is_read_often(self) -> bool:
         trainer: Any = self.trainer
