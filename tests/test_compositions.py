@@ -1,7 +1,17 @@
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassCohenKappa,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+    MulticlassPrecision,
+    MulticlassRecall,
+    MulticlassSpecificity,
+)
 
 from imago.criterions import CriterionsComposition, MeanLosses
 from imago.metrics import MetricsComposition
@@ -64,6 +74,65 @@ def test_names_that_do_not_fit_are_refused():
         CriterionsComposition({"ce": None})
     with pytest.raises(ValueError, match="mapping names f2, but the metrics are f1"):
         MetricsComposition({"f1": MulticlassF1Score(2)}, mapping={"f2": {}})
+
+
+COUNTED = {
+    "micro": MulticlassAccuracy(4, average="micro"),
+    "macro": MulticlassAccuracy(4, average="macro"),
+    "weighted": MulticlassPrecision(4, average="weighted"),
+    "recall": MulticlassRecall(4, average=None),
+    "f1": MulticlassF1Score(4, average="macro"),
+    "specificity": MulticlassSpecificity(4),
+    "mcc": MulticlassMatthewsCorrCoef(4),
+    "kappa": MulticlassCohenKappa(4),
+    "matrix": MulticlassConfusionMatrix(4, normalize="true"),
+}
+NOT_COUNTED = {
+    "top2": MulticlassAccuracy(4, top_k=2),
+    "ignoring": MulticlassF1Score(4, ignore_index=0),
+    "auroc": MulticlassAUROC(4),
+}
+
+
+def four_classes(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(20, 4, generator=generator)
+    labels = torch.randint(3, (20,), generator=generator)  # a class without images, too
+    return {"logits": logits, "label": labels, "prediction": logits.argmax(dim=1)}
+
+
+def of_four_classes() -> MetricsComposition:
+    return MetricsComposition({name: metric.clone() for name, metric in (COUNTED | NOT_COUNTED).items()}, num_classes=4)
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples", "ignore:.*NaN values found")
+def test_metrics_made_from_one_count_are_those_of_torchmetrics():
+    metrics = of_four_classes()
+    assert set(metrics.counted) == set(COUNTED)
+    alone = {name: metric.clone() for name, metric in (COUNTED | NOT_COUNTED).items()}
+    for epoch in range(2):
+        for seed in range(3):
+            batch = four_classes(10 * epoch + seed)
+            metrics.update(batch)
+            for metric in alone.values():
+                metric.update(batch["logits"], batch["label"])
+            for name, value in metrics.compute().items():  # in the middle of an epoch, too
+                assert torch.equal(value, alone[name].compute()), name
+        metrics.reset()
+        for metric in alone.values():
+            metric.reset()
+
+
+@pytest.mark.filterwarnings("ignore:No positive samples", "ignore:.*NaN values found")
+def test_what_metrics_have_counted_can_be_kept_and_taken_up():
+    whole, first, second = (of_four_classes() for _ in range(3))
+    for seed in range(4):
+        whole.update(four_classes(seed))
+        (first if seed < 2 else second).update(four_classes(seed))
+        if seed == 1:
+            second.load_state(first.state())
+    for name, value in whole.compute().items():
+        assert torch.equal(value, second.compute()[name]), name
 
 
 def test_mean_losses_weigh_batches_by_their_samples():

@@ -8,7 +8,8 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps
 
-from imago.data.decode import BadImageError, read_image
+from imago.data.decode import BadImageError, read_box, read_image
+from imago.data.stages import Box, ImageTransform, cut
 
 RED = (255, 0, 0)
 
@@ -129,3 +130,62 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BadImageError, match="pixels"):
         read_image(tmp_path / "bomb.png")
+
+
+def photograph(path, height: int, width: int, **options) -> None:
+    """Smooth shapes, as photographs have them, and a little noise."""
+    small = torch.rand(1, 3, height // 40, width // 40, generator=torch.Generator().manual_seed(0))
+    large = torch.nn.functional.interpolate(small, (height, width), mode="bicubic").clamp(0, 1)
+    noisy = (255 * large + 3 * torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))).clamp(
+        0, 255
+    )
+    Image.fromarray(noisy[0].permute(1, 2, 0).byte().numpy()).save(path, quality=92, **options)
+
+
+@pytest.mark.parametrize(("orientation", "part"), [(1, 1), (6, 0.6), (8, 0.3), (3, 0.05)])
+def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_path, orientation, part):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph(tmp_path / "large.jpg", 1200, 1600, exif=exif)
+    asked = []
+
+    def box(height: int, width: int) -> Box:
+        asked.append((height, width))
+        side = 8 * round(part * 140)
+        return Box(32, 48, side, side)  # elsewhere it is moved by half a decoded pixel at most
+
+    whole = read_image(tmp_path / "large.jpg")
+    exact = ImageTransform(box).resized(cut(whole, box(*whole.shape[1:])), 112)
+    found = read_box(tmp_path / "large.jpg", box, 112)
+    assert asked == [tuple(whole.shape[1:])] * 2  # a random box is drawn for the upright image, and once
+    fast = ImageTransform(box).resized(found, 112)
+    assert (exact.float() - fast.float()).abs().mean() < 2.5
+    if part == 0.05:
+        assert torch.equal(exact, fast)
+    else:
+        assert found.shape[1] < 300
+
+
+def test_fast_decoding_of_other_files_is_exact(tmp_path):
+    photograph(tmp_path / "large.png", 600, 800)
+    whole = read_image(tmp_path / "large.png")
+    box = Box(10, 20, 500, 600)
+    assert torch.equal(read_box(tmp_path / "large.png", lambda *_: box, 64), cut(whole, box))
+    Image.open(tmp_path / "large.png").convert("CMYK").save(tmp_path / "cmyk.jpg")
+    whole = read_image(tmp_path / "cmyk.jpg")
+    assert torch.equal(read_box(tmp_path / "cmyk.jpg", lambda *_: box, 64), cut(whole, box))
+
+
+def test_a_run_that_decodes_fast_learns_and_repeats(train, tmp_path):
+    for split, count in (("train", 12), ("val", 4)):
+        for name, shift in (("dark", 0.3), ("light", 1.0)):
+            folder = tmp_path / "large" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                grey = np.full((96, 128, 3), 255 * shift) - np.random.default_rng(number).integers(0, 40, (96, 128, 3))
+                Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg")
+    words = [f"data.data_dir={tmp_path}/large", "data.decode=fast", "trainer.max_epochs=3", "model.optimizer.lr=0.02"]
+    first, again = train(*words), train(*words, "data.num_workers=2")
+    assert first.exit_code == 0, first.output
+    assert first.history == again.history
+    assert first.json("reports/metrics_test.json")["acc"] == 1.0

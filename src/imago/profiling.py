@@ -74,7 +74,7 @@ class PartsProfiler(SimpleProfiler):
 
 
 def in_words(spent: Mapping[str, float], images: int) -> dict[str, str]:
-    """Part -> its share and seconds, the greatest first; then images per second, and what they would be without a wait."""
+    """Part -> its share and seconds, the greatest first; then images per second, and without the wait for images."""
     total = sum(spent.values())
     lines = {
         part: f"{seconds / total:6.1%}  {seconds:.2f} s"

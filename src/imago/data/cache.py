@@ -119,7 +119,7 @@ class Cache:
         kinds = [self.kind] if self.kind != "auto" else ["disk"] if self.processes > 1 else ["ram", "disk"]
         stamp = f"{key}\n{source.stamp(times=True)}\n{PIL.__version__} {simplejpeg.__version__} {torch.__version__}"
         place = self.folder / FOLDER / hashlib.sha256(stamp.encode()).hexdigest()[:32]
-        if self.kind == "auto" and (found := _opened(source, place)) is not None:
+        if self.kind != "ram" and (found := _opened(source, place)) is not None:
             return found
         needed = _estimate(source, decode)
         for kind in kinds:

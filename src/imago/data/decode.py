@@ -63,7 +63,12 @@ def read_box(source: Path, box: BoxOf, size: int) -> Tensor:
             part = next((part for part in (8, 4, 2) if min(chosen.height, chosen.width) >= part * size), 1)
             pixels = _jpeg(file, image, part)
             if pixels is not None:
-                return cut(pixels, Box(*(side // part for side in chosen)))
+                top, left = round(chosen.top / part), round(chosen.left / part)
+                bottom, right = (
+                    round((chosen.top + chosen.height) / part),
+                    round((chosen.left + chosen.width) / part),
+                )
+                return cut(pixels, Box(top, left, bottom - top, right - left))
             box = _always(chosen)  # a random one is drawn once
         image.load()
         pixels = upright_rgb(image)

@@ -1,0 +1,160 @@
+"""What does not depend on how busy a machine is: calls, imports, what is fused, how often a bar moves."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from conftest import draw_classes, type_in_subprocess
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+
+from imago.callbacks.progress import TimedBar
+from imago.profiling import in_words
+
+MOST_CALLS = 2600
+
+
+class CountCalls(Callback):
+    """The Python functions that are called in a step, on average from step 20 to 60."""
+
+    per_step = 0.0
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps += 1
+        if self.steps == 20:
+            sys.setprofile(self._count)
+        elif self.steps == 60:
+            sys.setprofile(None)
+            CountCalls.per_step = self.calls / 40
+
+    def _count(self, frame: Any, event: str, argument: Any) -> None:
+        self.calls += event == "call"
+
+
+def test_a_step_with_everything_on_takes_few_python_calls(command, tmp_path):
+    """Metrics, two loggers, checkpoints, early stopping, record, progress. lightning-hydra-template takes 7,279."""
+    folder = draw_classes(tmp_path / "data" / "train", {"blue": 320, "red": 320}, size=16).parent
+    run = command(
+        "train",
+        f"data.data_dir={folder}",
+        "model=mnist",
+        "model.net.in_features=768",
+        "data.image_size=16",
+        "data.batch_size=8",
+        "data.num_workers=0",
+        "data.train_transform=${data.eval_transform}",  # sliced from memory, as MNIST
+        "data.cache=ram",
+        "trainer=cpu",
+        "trainer.max_epochs=2",
+        "logger=[csv,tensorboard]",
+        "test=false",
+        "+callbacks.count._target_=test_speed.CountCalls",
+    )
+    assert run.exit_code == 0, run.output
+    assert 200 < CountCalls.per_step <= MOST_CALLS
+
+
+UNNEEDED = ("tensorboard", "opacus", "datasets", "wandb", "mlflow", "optuna", "sklearn", "pandas", "safetensors")
+
+
+def test_only_what_a_run_needs_is_imported(colours, tmp_path):
+    """By name, not by seconds. torchvision's networks are not among them: torchmetrics imports them itself."""
+    code = (
+        f"import atexit, sys\natexit.register(lambda: print('FOUND', sorted(set({UNNEEDED!r}) & sys.modules.keys())))"
+    )
+    words = [f"data.data_dir={colours}", "model=simple_cnn", "debug=fdr", "test=false", f"hydra.run.dir={tmp_path}/run"]
+    done = type_in_subprocess(*words, f"paths.cache_dir={tmp_path}/cache", code=code)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FOUND []" in done.stdout
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_optimizers_are_fused_unless_something_else_is_typed(train, optimizer):
+    words = [f"model/optimizer={optimizer}", "model.optimizer.lr=0.01", "test=false", "trainer.max_epochs=3"]
+    fused, plain = train(*words), train(*words, "+model.optimizer.fused=false")
+    assert (fused.exit_code, plain.exit_code) == (0, 0), plain.output
+    groups = [run.checkpoint()["optimizer_states"][0]["param_groups"][0] for run in (fused, plain)]
+    assert [group["fused"] for group in groups] == [True, False]
+    for name, tensor in plain.weights().items():
+        assert torch.allclose(tensor.float(), fused.weights()[name].float(), atol=1e-3), name
+
+
+def test_weights_pixel_by_pixel_give_the_same_network(train):
+    words = ["model=simple_cnn", "test=false"]
+    last, first = train(*words), train(*words, "model.channels_last=false")
+    assert last.exit_code == 0, last.output
+    weights = [next(each for each in run.weights().values() if each.ndim == 4) for run in (last, first)]
+    assert [each.is_contiguous(memory_format=torch.channels_last) for each in weights] == [True, False]
+    assert last.history[-1]["train/loss"] == pytest.approx(first.history[-1]["train/loss"], abs=1e-3)
+
+
+class Moves(TimedBar):
+    """Counts, instead of drawing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves: list[int] = []
+
+    @property
+    def total_train_batches(self) -> int:  # type: ignore[override]
+        return 5000
+
+
+def test_the_bar_moves_by_time_and_at_the_last_batch(monkeypatch):
+    clock = iter(number / 1000 for number in range(10_000, 20_000))  # a millisecond per batch
+    monkeypatch.setattr("imago.callbacks.progress.time.monotonic", lambda: next(clock))
+    bar = Moves()
+    monkeypatch.setattr(
+        "lightning.pytorch.callbacks.RichProgressBar.on_train_batch_end",
+        lambda self, trainer, module, outputs, batch, batch_idx: self.moves.append(batch_idx),
+    )
+    for batch_idx in range(5000):
+        bar.on_train_batch_end(None, None, None, None, batch_idx)  # type: ignore[arg-type]
+    assert 45 <= len(bar.moves) <= 55
+    assert (bar.moves[0], bar.moves[-1]) == (0, 4999)
+
+
+class Slow(nn.Module):
+    """A transform that takes its time."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        import time
+
+        time.sleep(0.06)
+        return image
+
+
+def test_slow_loading_is_said_with_what_to_type(train):
+    slow = "+data.train_transform.pixels.slow._target_=test_speed.Slow"
+    run = train(slow, "trainer.max_epochs=3", "test=false", "data.cache=none")
+    assert run.exit_code == 0, run.output
+    (line,) = [line for line in run.output.splitlines() if "was spent waiting for images" in line]
+    assert "of epoch 2" in line
+    assert "data.cache=auto" in line
+    assert "data.num_workers=" in line
+    assert "spent waiting for images" not in train("test=false").output
+
+
+def test_the_profile_adds_up_and_is_in_summary_and_report(train):
+    run = train("debug=profiler", "logger=csv")
+    assert run.exit_code == 0, run.output
+    assert "Where the time went:" in run.output
+    profile = run.json("status.json")["profile"]
+    assert {"waiting for images", "forward", "backward", "optimizer", "validation", "checkpoints"} <= profile.keys()
+    shares = [float(value.split("%")[0]) for value in profile.values() if "%" in value]
+    assert sum(shares) == pytest.approx(100, abs=0.6)
+    assert float(profile["the limit, were all images there"]) > float(profile["images per second while training"]) > 0
+    for name in ("summary.txt", "report.html", "report.md"):
+        assert profile["forward"].split()[0] in run.text(name)
+
+
+def test_a_profile_without_images_has_no_rate():
+    assert in_words({"forward": 3.0, "waiting for images": 1.0}, 0) == {
+        "forward": " 75.0%  3.00 s",
+        "waiting for images": " 25.0%  1.00 s",
+    }
