@@ -71,12 +71,13 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.fit_loop._should_accumulate():  # gradients are not kept
             return
         asked, due = self._agreed(trainer)
+        if not asked and not due:
+            return
         last_of_epoch = loop._num_ready_batches_reached()
         assert trainer.fit_loop._data_fetcher is not None
         if last_of_epoch or loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             return  # after the validation, or at the end of the epoch
-        if asked or due:
-            self._save(trainer, pl_module)
+        self._save(trainer, pl_module)
         if asked:
             self._leave(trainer, asked)
 

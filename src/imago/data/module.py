@@ -187,7 +187,7 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         training = self.trainer is not None and self.trainer.training
-        if training:  # for transforms of batches that draw from torch's generator, as MixUp does
+        if training and self.train_transform.batch_draws:
             seed_with("batch", self.seed, self.rank, *self._position())
         return to_network(batch, self.train_transform if training else self.eval_transform, self.trainer)
 

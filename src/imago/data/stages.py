@@ -60,6 +60,11 @@ class ImageTransform:
         """What box and pixels may draw."""
         return "any" if self.pixels else getattr(self.box, "randomness", "any")
 
+    @property
+    def batch_draws(self) -> bool:
+        """Whether steps of the batch stage may draw from torch's generator, as MixUp does; ours do not."""
+        return any(getattr(step, "draws", True) for step in self.batch.steps.values())
+
     def with_box(self, box: BoxOf) -> "ImageTransform":
         """The same with another box."""
         other = copy.copy(self)
@@ -152,6 +157,8 @@ class RandomHorizontalFlip(nn.Module):
         seed: The run's seed.
     """
 
+    draws = False
+
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         self.p = p
@@ -175,6 +182,8 @@ class Normalize(nn.Module):
         mean: Of red, green and blue, in [0, 1].
         std: Likewise.
     """
+
+    draws = False
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
