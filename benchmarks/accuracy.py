@@ -1,6 +1,6 @@
 """What comes out of training, over seeds: ours against a raw PyTorch loop of the same recipe.
 
-The raw loop is ImageFolder, torchvision's v2 transforms, a DataLoader and AdamW with the same schedule; of both the epoch
+The raw loop is ImageFolder, torchvision v2 transforms, a DataLoader and AdamW with the same schedule; of both the epoch
 with the best accuracy on val is scored on test (val where there is no test). Mean and standard deviation over the seeds
 are printed, and Welch's test that the means are equal.
 

@@ -1,7 +1,11 @@
 """Run with `make test-gpu`."""
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,3 +27,31 @@ def test_a_checkpoint_written_on_a_gpu_is_scored_on_a_cpu(train, command):
 def test_the_default_trainer_takes_the_gpu(train):
     run = train("trainer.accelerator=auto")
     assert torch.cuda.get_device_name(0) in run.text("summary.txt")
+
+
+class CountWaits(Callback):
+    """The times that a step waits for the GPU, over steps 5 to 14."""
+
+    waits = -1
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.caught = warnings.catch_warnings(record=True)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+        if self.steps == 5:
+            self.found = self.caught.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        elif self.steps == 15:
+            torch.cuda.set_sync_debug_mode("default")
+            self.caught.__exit__(None, None, None)
+            CountWaits.waits = sum("synchronizing CUDA operation" in str(each.message) for each in self.found or [])
+
+
+def test_no_step_waits_for_the_gpu(train):
+    words = ["trainer=gpu", "trainer.accelerator=gpu", "data.batch_size=2", "trainer.log_every_n_steps=1000"]
+    run = train(*words, "+callbacks.count._target_=test_gpu.CountWaits", "logger=[]", "test=false")
+    assert run.exit_code == 0, run.output
+    assert CountWaits.waits == 0

@@ -235,7 +235,7 @@ def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
     run = command("train", f"data.data_dir={colours}", "model=tiny_net", "data.image_size=16", "debug=fdr")
     assert run.exit_code == 0
     assert not (run.dir / "checkpoints").exists()
-    assert run.json("reports/metrics_val.json")["n"] == 15
+    assert run.json("reports/metrics_test.json")["n"] == 15
     assert (run.dir / "debug.log").exists()
 
 
