@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, draw_classes
+from PIL import Image
 
 from imago.data.cache import Cache, CachedImages, TooLargeError, clean, free_memory
 from imago.data.decode import BadImageError
@@ -203,6 +204,72 @@ def test_a_full_disk_is_said(colours, tmp_path, monkeypatch):
     assert kept(tmp_path) == []
     source = images(colours)
     assert Cache("auto", tmp_path, processes=2).keep(source, "train", "whole", source.read) is source
+
+
+def test_folders_that_look_alike_have_caches_of_their_own(tmp_path, train):
+    for name in ("one", "two"):
+        draw_classes(tmp_path / name / "train", {"blue": 6, "red": 6}, seed=ord(name[0]))
+        for file in (tmp_path / name).rglob("*.png"):
+            Image.open(file).save(file.with_suffix(".bmp"))  # the same size, whatever is on it
+            file.unlink()
+            os.utime(file.with_suffix(".bmp"), (1, 1))
+    words = [*THREE, "data.cache=disk", "data.image_size=8"]
+    first, second = (train(f"data.data_dir={tmp_path}/{name}", *words) for name in ("one", "two"))
+    assert second.exit_code == 0, second.output
+    assert "Cached train" in second.output
+    assert first.history[-1]["train/loss"] != second.history[-1]["train/loss"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no array"])
+def test_damaged_sizes_are_no_cache(colours, tmp_path, content):
+    source = images(colours)
+    keep(source, tmp_path)
+    (place,) = (tmp_path / "pixels").glob("*[!k]")
+    (place / "sizes.npy").write_bytes(content)
+    assert torch.equal(keep(source, tmp_path).read(5), source.read(5))
+
+
+def test_auto_goes_without_a_cache_where_its_folder_cannot_be_made(colours, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    source = images(colours)
+    assert Cache("auto", tmp_path / "file", processes=2).keep(source, "train", "whole", source.read) is source
+
+
+def test_a_cache_that_is_removed_while_it_is_used_stays_readable(colours, tmp_path):
+    source, found = images(colours), keep(images(colours), tmp_path)
+    assert len(clean(tmp_path)) == 1
+    assert torch.equal(found.read(5), source.read(5))
+
+
+class Darken(torch.nn.Module):
+    """In place, as `RandomErasing(inplace=True)`."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        image[...] = image // 2
+        return image
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_transforms_that_work_in_place_leave_the_cache_as_it_is(tmp_path, kind):
+    source = images(draw_classes(tmp_path / "images", {"blue": 2, "red": 2}))
+    source = source.select([0])
+    found = keep(source, tmp_path, kind)
+    size = found.read(0).shape[1]
+    dataset = ImageDataset(found, ImageTransform(CenterBox(1.0), pixels={"darken": Darken()}), size, seed=0)
+    assert torch.equal(dataset[0, 0]["image"], dataset[1, 0]["image"])
+    assert torch.equal(found.read(0), source.read(0))
+
+
+def test_scoring_takes_a_cache_that_is_there_and_builds_none(train, command, tmp_path):
+    run = train(*THREE, "data.cache=disk")
+    before = kept(tmp_path / "cache")
+    scored = command("eval", f"ckpt_path={run.dir}", "split=[train,val]")
+    assert scored.exit_code == 0, scored.output
+    assert "Cached" not in scored.output
+    assert kept(tmp_path / "cache") == before
+    ram = train(*THREE, "data.cache=ram")
+    several = command("eval", f"ckpt_path={ram.dir}", "trainer=ddp_sim")
+    assert several.exit_code == 0, several.output
 
 
 def test_more_than_the_first_images_promise_is_noticed(tmp_path):

@@ -51,7 +51,12 @@ class CountWaits(Callback):
 
 
 def test_no_step_waits_for_the_gpu(train):
-    words = ["trainer=gpu", "trainer.accelerator=gpu", "data.batch_size=2", "trainer.log_every_n_steps=1000"]
+    words = [
+        "trainer=gpu",
+        "trainer.accelerator=gpu",
+        "data.batch_size=2",
+        "trainer.log_every_n_steps=0",
+    ]  # logging reads the loss
     run = train(*words, "+callbacks.count._target_=test_gpu.CountWaits", "logger=[]", "test=false")
     assert run.exit_code == 0, run.output
     assert CountWaits.waits == 0

@@ -93,6 +93,53 @@ def test_weights_pixel_by_pixel_give_the_same_network(train):
     assert last.history[-1]["train/loss"] == pytest.approx(first.history[-1]["train/loss"], abs=1e-3)
 
 
+NETS = """
+from torch import nn
+class Viewing(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.deep = nn.Conv3d(1, 1, 1)
+        self.head = nn.Linear(4 * 14 * 14, num_classes)
+    def forward(self, x):
+        return self.head(self.conv(x).relu().view(len(x), -1))
+"""
+
+
+def test_own_networks_may_use_view(train, tmp_path, monkeypatch):
+    (tmp_path / "view_nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    words = ["model.net._target_=view_nets.Viewing", "test=false"]
+    run = train(*words)
+    assert run.exit_code == 0, run.output
+    refused = train(*words, "model.channels_last=true")
+    assert refused.exit_code == 1
+    assert "type model.channels_last=false" in refused.output
+
+
+def test_what_an_optimizer_has_kept_follows_the_layout_of_the_weights(train, command):
+    """A fused kernel would else pair each weight with another one's moments."""
+    runs = []
+    for layout in ("true", "false"):
+        half = train("model=simple_cnn", "trainer.max_epochs=1", "test=false", "model.channels_last=true")
+        words = ["trainer.max_epochs=3", f"model.channels_last={layout}"]
+        runs.append(command("train", f"resume={half.dir}", *words, folder=half.dir))
+        assert runs[-1].exit_code == 0, runs[-1].output
+    checkpoint = runs[1].checkpoint()
+    weights = [each for name, each in checkpoint["state_dict"].items() if name.startswith("net.") and each.ndim == 4]
+    moments = [each["exp_avg"] for each in checkpoint["optimizer_states"][0]["state"].values()]
+    assert [each.stride() for each in moments if each.ndim == 4] == [each.stride() for each in weights]
+    for name, tensor in runs[0].weights().items():
+        assert torch.allclose(tensor.float(), runs[1].weights()[name].float(), atol=2e-3), name
+
+
+def test_a_deterministic_trainer_does_not_let_cudnn_choose(train):
+    assert train("trainer.deterministic=true", "trainer.max_epochs=1", "test=false").exit_code == 0
+    assert torch.backends.cudnn.benchmark is False
+    assert train("trainer.max_epochs=1", "test=false").exit_code == 0
+    assert torch.backends.cudnn.benchmark is True
+
+
 class Moves(TimedBar):
     """Counts, instead of drawing."""
 

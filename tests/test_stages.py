@@ -88,6 +88,24 @@ def test_normalize_gives_the_same_for_both_orders_in_memory():
     assert torch.allclose(plain, expected, atol=1e-6)
 
 
+def test_one_mean_stands_for_all_channels():
+    image = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    for each in (image, image.contiguous(memory_format=torch.channels_last)):
+        assert torch.allclose(Normalize([0.5], [0.25])({"image": each})["image"], (image / 255 - 0.5) / 0.25, atol=1e-6)
+
+
+class OwnBox(RandomResizedBox):
+    """Draws from torch."""
+
+    def __call__(self, height: int, width: int) -> Box:
+        return Box(0, 0, int(torch.randint(1, height + 1, ())), width)
+
+
+def test_a_box_that_inherits_from_ours_may_draw_from_any_generator():
+    assert ImageTransform(RandomResizedBox()).randomness == "box"
+    assert ImageTransform(OwnBox()).randomness == "any"
+
+
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"share=1\.5"):
         CenterBox(1.5)

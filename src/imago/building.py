@@ -101,8 +101,8 @@ def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
 
 def _choose_matmul(cfg: DictConfig) -> None:
     """On a GPU: a CPU could take even less than the 10 bits of TF32."""
-    if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":
-        torch.set_float32_matmul_precision(cfg.matmul_precision)
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    torch.set_float32_matmul_precision(cfg.matmul_precision if on_gpu else "highest")
 
 
 def _share_cores(run: RunFolder) -> None:
@@ -122,7 +122,7 @@ def build_trainer(cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback]
     if cfg.trainer.get("precision") == "auto-mixed":
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
     if cfg.trainer.get("benchmark") is None:
-        own["benchmark"] = not cfg.deterministic
+        own["benchmark"] = not cfg.trainer.get("deterministic")
     if cfg.trainer.get("profiler") is None:
         own["profiler"] = NoProfiler()
     elif cfg.trainer.profiler in PROFILERS:

@@ -83,10 +83,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "data.cache=auto, which then keeps what is not cut at random.",
     ),
     (
-        lambda cfg: cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto",
-        "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share.",
-    ),
-    (
         lambda cfg: cfg.matmul_precision not in ("highest", "high", "medium"),
         "matmul_precision: give highest, high or medium.",
     ),
@@ -189,6 +185,10 @@ def _problems(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> Ite
 
 
 def _training_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto":
+        yield (
+            "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share."
+        )
     if not OmegaConf.is_list(cfg.report.splits):
         yield f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example."
     elif cfg.test:

@@ -69,9 +69,10 @@ class MeanLosses:
         self._sums.add_(batch, alpha=samples)
         self._count += samples
 
-    def compute(self) -> dict[str, Tensor]:
-        """Name -> mean over what all processes, which call this together, have seen."""
+    def compute(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        """Name -> mean over what all processes, which call this together, have seen; they exchange it by `device`."""
         total = torch.cat([self._sums, self._sums.new_tensor([self._count])])
+        total = total.to(device)  # in a process that had no batch they are still on the CPU
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         return dict(zip(self.names, total[:-1] / total[-1], strict=True))

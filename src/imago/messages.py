@@ -15,6 +15,7 @@ REMEDIES = {  # a part of what a library says -> what to type
     "to have 3 channels, but got 1": "This network takes colour images, the data are grey: type model=mnist",
     "divisible by partition size": "This network takes multiples of 224: type data.image_size=224",
     "Expected more than 1 value per channel when training": TOO_SMALL,
+    "view size is not compatible": "This network uses .view: type model.channels_last=false, or use .flatten in it",
     "No space left on device": "The disk is full: remove something, or type another paths.log_dir=",
 }
 

@@ -45,7 +45,8 @@ class DictModule(LightningModule):
             `total_steps`, which it is given.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
         compile: Compile the network in place; the first batch then takes a minute.
-        channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with.
+        channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
+            it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
         freeze: `backbone` trains the head only.
         monitor: The metric that a plateau scheduler watches.
         on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
@@ -61,7 +62,7 @@ class DictModule(LightningModule):
         scheduler: Callable[..., Any] | None = None,
         forward_fn: ComposeTransform | None = None,
         compile: bool = False,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
         freeze: str | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
@@ -91,9 +92,12 @@ class DictModule(LightningModule):
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
         if forward_fn is not None:
             forward_fn.bind(self.net)
-        self.channels_last = channels_last
-        if channels_last:
-            self.net.to(memory_format=torch.channels_last)
+        known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago")
+        self.channels_last = known if channels_last is None else channels_last
+        if self.channels_last:
+            for parameter in self.net.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._is_to_be_compiled = compile
         if compile:
             self.net.compile()  # in place: assigning torch.compile's result would rename every weight
@@ -109,8 +113,10 @@ class DictModule(LightningModule):
 
     def forward(self, batch: Batch) -> Batch:
         """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
-        if self.channels_last and batch["image"].ndim == 4:  # as the loader has them
-            batch = batch | {"image": batch["image"].contiguous(memory_format=torch.channels_last)}
+        image = batch["image"]
+        if image.ndim == 4:  # the loader has them pixel by pixel
+            order = torch.channels_last if self.channels_last else torch.contiguous_format
+            batch = batch | {"image": image.contiguous(memory_format=order)}
         if self._is_to_be_compiled:
             return self._compiling(batch)
         return self._forward(batch)
@@ -262,7 +268,7 @@ class DictModule(LightningModule):
 
     def mean_losses(self, stage: str) -> dict[str, Tensor]:
         """`loss` (the weighted total) and `loss/<name>`, means over the samples of the epoch so far."""
-        means = self.running_losses[stage].compute()
+        means = self.running_losses[stage].compute(self.device)
         return {"loss" if name == "total" else f"loss/{name}": value for name, value in means.items()}
 
     def epoch_metrics(self) -> dict[str, float]:

@@ -7,9 +7,11 @@ What is left are the sums of the epoch under way and the last logged values.
 import logging
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch import Tensor
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
@@ -64,6 +66,11 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
     model.skipped_batches = progress["skipped_batches"]
     if progress["batch"]:
         sums = progress["sums"][trainer.global_rank]
+        if "sums" not in sums["losses"]:
+            raise ValueError(
+                "The checkpoint is from the middle of an epoch of an older Imago. Go on from an epoch's end: "
+                "ckpt_path=RUN/checkpoints/best.ckpt, or finish the run with that version."
+            )
         model.running_losses["train"].load_state(sums["losses"])
         for callback, states in zip(_metrics_callbacks(trainer), sums["metrics"], strict=False):
             callback.load_epoch(states)
@@ -79,6 +86,16 @@ def go_on(trainer: Trainer, model: DictModule, progress: Progress) -> None:
         trainer.fit_loop.epoch_loop._restarting = False  # else, with `max_steps`, it counts one more logged step
     scheduler = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
     take_typed(trainer.optimizers[0], scheduler, progress.get("built", {}), model.built)
+    _lay_out(trainer.optimizers[0])
+
+
+def _lay_out(optimizer: Any) -> None:
+    """Fused kernels take for granted that what the optimizer keeps lies in memory as the weights do, which may have
+    changed since (model.channels_last)."""
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def stop_if_it_had_stopped(trainer: Trainer, progress: Progress | None) -> None:

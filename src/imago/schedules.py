@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of an optimizer's groups, as schedulers change them
 COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
+OF_THE_STATE = ("fused", "foreach", "capturable")  # how a step is computed goes with what the optimizer has kept
 PLAIN = dict | list | tuple | bool | int | float | str | None
 
 
@@ -45,7 +46,7 @@ def take_typed(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[s
     if not then or then == now:
         return
     for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
-        for key in after.keys() & before.keys():
+        for key in after.keys() & before.keys() - set(OF_THE_STATE):
             # schedulers set `lr` to their first value when they are made, and keep what was typed as `initial_lr`
             base = "initial_lr" if key == "lr" and "initial_lr" in before.keys() & after.keys() else key
             if after[base] != before[base]:

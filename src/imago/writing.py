@@ -61,7 +61,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _sync_folder(temporary)
         os.rename(temporary, path)
+        _sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

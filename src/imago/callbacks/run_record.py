@@ -46,6 +46,7 @@ class RunRecord(Callback):
         self.history: list[dict[str, float]] = []
         self._progress: Progress | None = None
         self._has_advised = False
+        self._first_epoch = 0  # of this process
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.start()
@@ -59,6 +60,7 @@ class RunRecord(Callback):
         stop_if_it_had_stopped(trainer, self._progress)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._first_epoch = trainer.current_epoch
         if self._progress is not None:
             go_on(trainer, pl_module, self._progress)
             self.clock.wait()  # in the middle of an epoch, none starts
@@ -137,7 +139,7 @@ class RunRecord(Callback):
         """Once, of an epoch that filled no cache."""
         spent = self.clock.of_epoch()
         busy = spent["data"] + spent["compute"]
-        settled = trainer.current_epoch > 0 or trainer.max_epochs == 1
+        settled = trainer.current_epoch > self._first_epoch or trainer.max_epochs == 1
         if self._has_advised or not settled or spent["data"] < max(LONG_WAIT * busy, LEAST_WAIT):
             return
         self._has_advised = True

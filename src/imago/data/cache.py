@@ -27,6 +27,7 @@ from imago.writing import replacing_folder
 log = logging.getLogger(__name__)
 
 FOLDER, PIXELS, SIZES = "pixels", "pixels.bin", "sizes.npy"
+FORMAT = 1  # to be raised where other pixels come out of the same files
 SHARE = 4  # of what is free, a cache takes a quarter
 PART = 64  # images that are decoded at once
 SAMPLE = 32  # images that tell what the whole will take
@@ -103,13 +104,15 @@ class Cache:
     budget: int | None = None
     processes: int = 1
 
-    def keep(self, source: Images, name: str, key: str, decode: Callable[[int], Tensor]) -> Images:
+    def keep(self, source: Images, name: str, key: str, decode: Callable[[int], Tensor], build: bool = True) -> Images:
         """`source` with what `decode` makes of each of its images; as it is, where `auto` finds no place for it.
+
+        Without `build` only what is on the disk already is taken.
 
         Args:
             source: The images.
             name: What they are, for people.
-            key: What else than the files the pixels depend on.
+            key: What the pixels depend on besides what `source.stamp` tells: where they come from, what is cut.
             decode: index -> uint8 (channels, height, width).
 
         Raises:
@@ -117,16 +120,17 @@ class Cache:
             OSError: The disk cannot take them.
         """
         kinds = [self.kind] if self.kind != "auto" else ["disk"] if self.processes > 1 else ["ram", "disk"]
-        stamp = f"{key}\n{source.stamp(times=True)}\n{PIL.__version__} {simplejpeg.__version__} {torch.__version__}"
-        place = self.folder / FOLDER / hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        place = self._place(source, key) if self.kind != "ram" else self.folder
         if self.kind != "ram" and (found := _opened(source, place)) is not None:
             return found
+        if not build:
+            return source
         needed = _estimate(source, decode)
         for kind in kinds:
-            budget = self.budget if self.budget is not None else _free(kind, self.folder) // SHARE
-            if needed > budget:
-                continue
             try:
+                budget = self.budget if self.budget is not None else _free(kind, self.folder) // SHARE
+                if needed > budget:
+                    continue
                 if kind == "ram":
                     return _in_memory(source, name, decode, min(budget, 2 * needed + GIGABYTE))
                 return _on_disk(source, name, decode, place, budget)
@@ -140,8 +144,13 @@ class Cache:
                 f"take {budget / GIGABYTE:.2f} GB. Type data.cache_gb={needed * 1.2 / GIGABYTE:.1f}, or "
                 f"data.cache={'disk, or data.cache=' if self.kind == 'ram' else ''}none."
             )
-        log.info("data.cache=auto: %s needs %.1f GB, more than a quarter of what is free", name, needed / GIGABYTE)
+        log.info("data.cache=auto: %s is not cached: it needs %.1f GB", name, needed / GIGABYTE)
         return source
+
+    def _place(self, source: Images, key: str) -> Path:
+        versions = f"{FORMAT} {PIL.__version__} {simplejpeg.__version__} {torch.__version__}"
+        stamp = f"{key}\n{source.stamp(times=True)}\n{versions}"
+        return self.folder / FOLDER / hashlib.sha256(stamp.encode()).hexdigest()[:32]
 
 
 def clean(folder: Path) -> list[tuple[Path, int]]:
@@ -165,7 +174,10 @@ def _estimate(source: Images, decode: Callable[[int], Tensor]) -> int:
 
 
 def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most: int) -> CachedImages:
-    pixels = torch.empty(most, dtype=torch.uint8)  # memory is taken where it is written only
+    try:
+        pixels = torch.empty(most, dtype=torch.uint8)  # memory is taken where it is written only
+    except RuntimeError as error:
+        raise TooLargeError(f"{most / GIGABYTE:.2f} GB of memory cannot be had") from error
 
     def write(image: np.ndarray, start: int) -> None:
         pixels[start : start + image.size] = torch.from_numpy(image.reshape(-1))
@@ -187,8 +199,13 @@ def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: 
                 sizes = _decoded(source, name, decode, lambda image, _: file.write(image.data), most, str(place))
                 file.flush()
                 os.fsync(file.fileno())
-            np.save(temporary / SIZES, sizes)
-    return CachedImages(source, sizes, place / PIXELS)
+            with (temporary / SIZES).open("wb") as file:
+                np.save(file, sizes)
+                file.flush()
+                os.fsync(file.fileno())
+    found = _opened(source, place)
+    assert found is not None
+    return found
 
 
 def _opened(source: Images, place: Path) -> CachedImages | None:
@@ -196,7 +213,9 @@ def _opened(source: Images, place: Path) -> CachedImages | None:
     try:
         images = CachedImages(source, np.load(place / SIZES), place / PIXELS)
         whole = len(images.sizes) == len(source) and (place / PIXELS).stat().st_size == images._starts[-1]
-    except (OSError, ValueError):
+        if whole:
+            _ = images.pixels  # opened now: `ml-doctor clean` may come before the first batch
+    except (OSError, ValueError, EOFError, RuntimeError):  # a file that a power cut has left half written
         return None
     return images if whole else None
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from imago.checks import SPLITS
 from imago.data.cache import GIGABYTE, Cache, CachedImages
 from imago.data.decode import BadImageError, without_frames
+from imago.data.folders import FolderImages
 from imago.data.images import Images, ImageSets, class_counts
 from imago.data.loading import (
     EvalBatchSampler,
@@ -210,26 +211,30 @@ class ImageDataModule(LightningDataModule):
     def _from_cache(self, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
         """The dataset over decoded images, where they are cached; a slice of memory needs no workers."""
         images, transform = dataset.images, dataset.transform
-        if self.cache != "none" and not dataset.is_sliced and self._is_read_often():
+        if self.cache != "none" and images.read_many([0]) is None:  # else they are in memory
             images, transform = self._keep(split, images, transform)
-        elif split in self._decoded:
-            images = self._decoded[split]
         dataset = ImageDataset(images, transform, self.image_size, self.seed)
         return dataset, 0 if self.num_workers is None and dataset.is_sliced else num_workers
 
     def _keep(self, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
         budget = round(self.cache_gb * GIGABYTE) if self.cache_gb is not None else None
         cache = Cache(self.cache, self.cache_dir, budget, self.processes)
-        size, box = self.image_size, transform.box
+        size, box, root, build = self.image_size, transform.box, self.sets.root, self._is_read_often()
+        if not build and self.cache != "disk":
+            return self._decoded.get(split, images), transform
         try:
-            if isinstance(box, CenterBox) and not transform.pixels:  # what the network sees is always the same
-                key = f"{box.share} of {size} pixels, {images.decode}"
+            if type(box) is CenterBox and not transform.pixels:  # what the network sees is always the same
+                key = f"{root}\n{box.share} of {size} pixels, {images.decode}"
                 seen = cache.keep(
-                    images, f"{split}, resized", key, lambda i: transform.resized(images.read_box(i, box, size), size)
+                    images,
+                    f"{split}, resized",
+                    key,
+                    lambda index: transform.resized(images.read_box(index, box, size), size),
+                    build,
                 )
                 return seen, transform if seen is images else transform.with_box(CenterBox(1.0))
             if images.decode == "exact":  # else it depends on the box which pixels are decoded
-                self._decoded[split] = cache.keep(images, split, "whole", images.read)
+                self._decoded[split] = cache.keep(images, split, f"{root}\nwhole", images.read, build)
             return self._decoded.get(split, images), transform
         except BadImageError as error:
             raise bad_image(str(error)) from None
@@ -237,23 +242,25 @@ class ImageDataModule(LightningDataModule):
     def how_to_load_faster(self) -> str:
         """What to type, as far as it is not done yet."""
         cores, used = workers(None, self.processes), workers(self.num_workers, self.processes)
+        images = self.sets.splits["train"]
         advice = [f"data.num_workers={cores} (now {used})"] if used < cores else []
-        if self.cache == "none":
-            advice.append("data.cache=auto")
-        elif not any(isinstance(loader.loaded, CachedImages) for loader in self._loaders.values()):
-            advice.append("data.cache=disk data.cache_gb= (the decoded images were not kept)")
-        if self.sets.splits["train"].decode == "exact" and "train" not in self._decoded:
-            advice.append("data.decode=fast (large JPEGs)")
+        if not isinstance(self._loaders["training"].loaded, CachedImages):
+            if self.cache == "none":
+                advice.append("data.cache=auto")
+            elif images.decode == "exact":
+                advice.append("data.cache=disk with a larger data.cache_gb (the decoded images were not kept)")
+            if isinstance(images, FolderImages) and images.decode == "exact":
+                advice.append("data.decode=fast (large JPEGs)")
         if not advice:
-            return f"The loader uses all {used} cores and decoded images: smaller ones would load faster."
+            return f"The loader uses all {used} cores, and decodes no more than it has to."
         return f"To load faster, type {', or '.join(advice)}."
 
     def _is_read_often(self) -> bool:
         trainer: Any = self.trainer
-        if self.cache == "disk":
-            return True
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:
             return False
+        if self.cache == "disk":
+            return True
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
         if self.cache == "ram":
             return epochs > 1

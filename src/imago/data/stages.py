@@ -58,7 +58,8 @@ class ImageTransform:
     @property
     def randomness(self) -> Randomness:
         """What box and pixels may draw."""
-        return "any" if self.pixels else getattr(self.box, "randomness", "any")
+        own = vars(type(self.box))  # what a box inherits need not be true of it
+        return "any" if self.pixels else own.get("randomness", "any")
 
     @property
     def batch_draws(self) -> bool:
@@ -82,6 +83,8 @@ class ImageTransform:
             batch = (image if image.ndim == 4 else image[None]).contiguous(memory_format=torch.channels_last)
             batch = interpolate(batch, (size, size), mode="bilinear", antialias=True)  # to the bit as torchvision's
             image = batch if image.ndim == 4 else batch[0]
+        elif self.pixels:
+            image = image.clone()  # they may work in place, and it may be a part of a cache
         for step in self.pixels:
             image = step(image)
         return image
@@ -206,10 +209,11 @@ class Normalize(nn.Module):
             self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
             self._rows = None
         image = image.to(torch.float32)  # and then in place: two passes over the pixels
-        pixel_by_pixel = image.permute(0, 2, 3, 1)
-        if pixel_by_pixel.is_contiguous():  # whole rows at once: three values are too few for the CPU's wide registers
-            n, height, width, channels = pixel_by_pixel.shape
-            rows = pixel_by_pixel.view(n * height, width * channels)
+        channels = len(self.mean)
+        if image.ndim == 4 and image.shape[1] == channels and image.is_contiguous(memory_format=torch.channels_last):
+            # whole rows at once: three values are too few for the CPU's wide registers
+            n, _, height, width = image.shape
+            rows = image.permute(0, 2, 3, 1).reshape(n * height, width * channels)
             if self._rows is None or len(self._rows[0]) != width * channels:
                 self._rows = self._scale.flatten().repeat(width), self._shift.flatten().repeat(width)
             torch.addcmul(self._rows[1], rows, self._rows[0], out=rows)
