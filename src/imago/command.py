@@ -178,6 +178,7 @@ class Before:
     def of(cls, run: RunFolder) -> "Before":
         """Nothing, for a run that begins."""
         named = [run.path / "config.yaml", *(run.path / ".hydra").glob("*.yaml"), run.path / "status.json"]
+        named.append(run.path / "reports" / "changes.json")
         files = {file: file.read_bytes() for file in named if file.is_file()} if run.former else {}
         return cls(files, _checkpoints(run))
 
