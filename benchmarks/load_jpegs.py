@@ -97,7 +97,9 @@ def dali(folder: Path, size: int, batch: int, training: bool, workers: int) -> L
             std=[255 * value for value in STD],
         )
 
-    pipeline = steps(batch_size=batch, num_threads=max(1, workers), device_id=None)
+    # without working ahead: its threads would compute while the next contender is measured
+    ahead = {"exec_async": False, "exec_pipelined": False}
+    pipeline = steps(batch_size=batch, num_threads=max(1, workers), device_id=None, **ahead)
     pipeline.build()
 
     def load() -> int:
