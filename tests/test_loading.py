@@ -1,4 +1,6 @@
+import gc
 import multiprocessing
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 from imago.data.folders import FolderImages, read_tree
+from imago.data.images import Names
 from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
 from imago.data.stages import ImageTransform, RandomResizedBox
 
@@ -129,4 +132,35 @@ def test_a_bad_image_is_named_without_a_workers_traceback(own_colours, workers):
 
 def test_a_split_selects_in_the_order_given():
     chosen = FolderImages(Path(), ["a", "b", "c"], [0, 1, 2]).select([2, 0])
-    assert (chosen.paths, chosen.labels) == (["c", "a"], [2, 0])
+    assert (list(chosen.paths), list(chosen.labels)) == (["c", "a"], [2, 0])
+
+
+def test_names_are_a_sequence_of_texts():
+    texts = ["a", "", "Käfer/😀.png", "z" * 300, "\udcff.png"]
+    names = Names(texts)
+    assert names == texts
+    assert (len(names), names[-1], names[2]) == (5, texts[-1], texts[2])
+    assert names[1:4] == texts[1:4]
+    assert "a" in names
+    assert names != texts[:-1]
+    with pytest.raises(IndexError):
+        names[5]
+
+
+def test_what_is_kept_of_each_image_is_small():
+    """Beside the bytes of its name at most 16, with what the loader needs for an epoch's order."""
+    count = 50_000
+    path = "train/class_{:02d}/picture_{:07d}.jpg"
+    length = len(path.format(1, 1).encode())
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    images = FolderImages(
+        Path(), [path.format(number % 50, number) for number in range(count)], [number % 50 for number in range(count)]
+    )
+    kept = ImageDataset(images, ImageTransform(RandomResizedBox()), 16, 0), TrainBatchSampler(images, 32, seed=0)
+    next(iter(kept[1]))
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (after - before) / count - length <= 16

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError, header_fault, read_box, read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names
 from imago.data.stages import BoxOf
 from imago.writing import write_text
 
@@ -25,8 +26,8 @@ class FolderImages(Images):
 
     def __init__(self, root: Path, paths: Sequence[str], labels: Sequence[int]) -> None:
         self.root = root
-        self.paths = paths
-        self.labels = labels
+        self.paths = Names(paths)
+        self.labels = array("i", labels)
 
     def read(self, index: int) -> Tensor:
         return read_image(self.root / self.paths[index])
@@ -43,8 +44,10 @@ class FolderImages(Images):
         return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
 
     def stamp(self, times: bool = False) -> str:
-        sizes = "".join(f"{_size_and_time(self.root / path)[: 1 + times]}\n" for path in self.paths)
-        return hashlib.sha256((super().stamp() + sizes).encode()).hexdigest()
+        digest = hashlib.sha256(super().stamp().encode())
+        for path in self.paths:
+            digest.update(f"{_size_and_time(self.root / path)[: 1 + times]}\n".encode())
+        return digest.hexdigest()
 
 
 def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:

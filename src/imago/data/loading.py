@@ -38,8 +38,6 @@ class ImageDataset(Dataset[Batch]):
         self.image_size = image_size
         self.seed = seed
         self.keep_bad = keep_bad
-        self._labels = torch.tensor(images.labels)
-        self._numbers = torch.arange(len(images)) if images.numbers is None else torch.tensor(images.numbers)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,12 +54,19 @@ class ImageDataset(Dataset[Batch]):
         indices = [index for _, index in positions]
         images = self.images.read_many(indices)
         assert images is not None
+        labels, numbers = self._labels_and_numbers
         return {
             "image": self.transform.image(images, self.image_size),
-            "label": self._labels[indices],
-            "index": self._numbers[indices],
+            "label": labels[indices],
+            "index": numbers[indices],
             "epoch": positions[0][0],
         }
+
+    @cached_property
+    def _labels_and_numbers(self) -> tuple[Tensor, Tensor]:
+        """Of all images, int64 (n,); batches that are no slices do without."""
+        numbers = range(len(self)) if self.images.numbers is None else self.images.numbers
+        return torch.tensor(list(self.images.labels)), torch.tensor(numbers)
 
     def __getitem__(self, position: Position) -> Batch:
         epoch, index = position
@@ -132,16 +137,16 @@ class TrainBatchSampler(Sampler[list[Position]]):
         for first in range(0, len(self) * self.batch_size, self.batch_size):
             share = min(self.batch_size, self.size - first) // self.processes
             first += self.rank * share
-            yield [(self.epoch, index) for index in order[first : first + share]]
+            yield [(self.epoch, index) for index in order[first : first + share].tolist()]
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Tensor:
         epoch = 0 if self.same_order else self.epoch
         generator = torch.Generator().manual_seed(key("order", self.seed, epoch))
-        order = torch.randperm(self.images.total or self.size, generator=generator).tolist()
+        order = torch.randperm(self.images.total or self.size, generator=generator)
         if self.images.numbers is None:
             return order
         left = set(self.images.numbers)
-        return self.images.indices([number for number in order if number in left])
+        return torch.tensor(self.images.indices([number for number in order.tolist() if number in left]))
 
 
 class EvalBatchSampler(Sampler[list[Position]]):
