@@ -71,8 +71,8 @@ def test_auto_caches_what_is_read_three_times_and_fits(train):
 def test_a_cache_that_would_be_larger_than_it_may_be_is_refused(train):
     run = train(*THREE, "data.cache=ram", "data.cache_gb=0")
     assert run.exit_code == 1
-    assert "data.cache=ram: the decoded images of train need about 0.00 GB, and may take 0.00 GB" in run.last_line
-    assert "data.cache=disk, or data.cache=none" in run.last_line
+    assert "data.cache=ram: the decoded images of train need about 0.1 MB, and may take 0.0 MB" in run.last_line
+    assert "Type data.cache_gb=0.01, or data.cache=disk, or data.cache=none" in run.last_line
 
 
 def test_a_bad_image_is_named_before_the_first_epoch(train, own_colours):

@@ -139,6 +139,8 @@ MISTAKES = [
         [PHOTOS, *SMALL, "ckpt_path=WORK/best.ckpt"],
         lambda work: (classes(work, blue=8, red=8), damaged_checkpoint(work)),
     ),
+    Mistake("Images that fit into no cache", [PHOTOS, *SMALL, "data.cache=ram", "data.cache_gb=0"], **GOOD),
+    Mistake("Two settings that do not go together", ["experiment=digits", "data.decode=fast", "data.cache=disk"]),
     Mistake("No GPU", ["experiment=digits", "trainer=gpu"]),
     Mistake("More GPUs than there are", ["experiment=digits", "trainer=ddp", "trainer.devices=4"]),
     Mistake("A batch that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD),

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -139,12 +140,13 @@ class Cache:
                     raise type(error)(f"data.cache={self.kind}: {error}. Type data.cache=none, or auto.") from error
                 log.warning("data.cache=auto: %s is not cached: %s", name, error)
         if self.kind != "auto":
+            enough = math.ceil(1.2 * needed / 10**7) / 100
             raise TooLargeError(
-                f"data.cache={self.kind}: the decoded images of {name} need about {needed / GIGABYTE:.2f} GB, and may "
-                f"take {budget / GIGABYTE:.2f} GB. Type data.cache_gb={needed * 1.2 / GIGABYTE:.1f}, or "
+                f"data.cache={self.kind}: the decoded images of {name} need about {_megabytes(needed)}, and may take "
+                f"{_megabytes(budget)}. Type data.cache_gb={enough}, or "
                 f"data.cache={'disk, or data.cache=' if self.kind == 'ram' else ''}none."
             )
-        log.info("data.cache=auto: %s is not cached: it needs %.1f GB", name, needed / GIGABYTE)
+        log.info("data.cache=auto: %s is not cached: it needs %s", name, _megabytes(needed))
         return source
 
     def _place(self, source: Images, key: str) -> Path:
@@ -177,7 +179,7 @@ def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most:
     try:
         pixels = torch.empty(most, dtype=torch.uint8)  # memory is taken where it is written only
     except RuntimeError as error:
-        raise TooLargeError(f"{most / GIGABYTE:.2f} GB of memory cannot be had") from error
+        raise TooLargeError(f"{_megabytes(most)} of memory cannot be had") from error
 
     def write(image: np.ndarray, start: int) -> None:
         pixels[start : start + image.size] = torch.from_numpy(image.reshape(-1))
@@ -234,7 +236,7 @@ def _decoded(
         for part in _parts(len(source), f"Decoding {name}"):
             for index, image in zip(part, pool.map(decode, part), strict=True):
                 if used + image.numel() > most:
-                    raise TooLargeError(f"the decoded images of {name} need more than {most / GIGABYTE:.2f} GB")
+                    raise TooLargeError(f"the decoded images of {name} need more than {_megabytes(most)}")
                 write(image.permute(1, 2, 0).contiguous().numpy(), used)
                 used += image.numel()
                 sizes[index] = image.shape[1:]
@@ -249,6 +251,10 @@ def _parts(count: int, what: str) -> Iterator[range]:
     firsts = range(0, count, PART)
     for first in track(firsts, what, disable=not sys.stdout.isatty(), transient=True):
         yield range(first, min(first + PART, count))
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 10**6:,.1f} MB"
 
 
 def _free(kind: str, folder: Path) -> int:
