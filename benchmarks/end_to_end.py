@@ -65,7 +65,7 @@ def commands(given: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     found = {
         "raw": [sys.executable, "-c", RAW, root, "EPOCHS", *map(str, (size, batch, cores))],
         "ours": [sys.executable, train, *own],
-        "ours, cache=none": [sys.executable, train, *own, "data.cache=none"],
+        "ours, no cache": [sys.executable, train, *own, "data.cache=none"],
     }
     if given.timm is not None:
         words = ["--data-dir", root, "--train-split", "train", "--val-split", "val", "--model", "resnet18"]
@@ -107,7 +107,10 @@ def main() -> None:
             for name, words in commands(given, Path(folder)).items():
                 seconds = []
                 for count in (1, 3):
-                    filled = {"EPOCHS": str(count), "OUT": f"{folder}/{name.replace(', ', '_')}_{turn}_{count}"}
+                    filled = {
+                        "EPOCHS": str(count),
+                        "OUT": f"{folder}/{name.replace(', ', '_').replace(' ', '_')}_{turn}_{count}",
+                    }
                     full = [word.replace("EPOCHS", filled["EPOCHS"]).replace("OUT", filled["OUT"]) for word in words]
                     found, most = measured(full)
                     seconds.append(found)
