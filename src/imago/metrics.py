@@ -49,6 +49,7 @@ class MetricsComposition(MetricCollection):
             for name, metric in built.items()
             if self.mapping[name] == DEFAULT_MAPPING and _is_counted(metric, num_classes)
         ]
+        self._others = [name for name in built if name not in self.counted]
         self._counts = ClassCounts(
             num_classes or 0, matrix=any(isinstance(built[name], MulticlassConfusionMatrix) for name in self.counted)
         )
@@ -58,9 +59,8 @@ class MetricsComposition(MetricCollection):
         """Adds a batch."""
         if self.counted:
             self._counts.update(**arguments(batch, {"label": "label", "prediction": "prediction"}))
-        for name, mapping in self.mapping.items():
-            if name not in self.counted:
-                self[name].update(**arguments(batch, mapping))
+        for name in self._others:
+            self[name].update(**arguments(batch, self.mapping[name]))
 
     def compute(self) -> dict[str, Any]:
         """Name -> value over what all processes, which call this together, have seen."""
@@ -75,14 +75,13 @@ class MetricsComposition(MetricCollection):
 
     def state(self) -> dict[str, Any]:
         """What this process has summed up: plain types and tensors on the CPU."""
-        others = [name for name in self.mapping if name not in self.counted]
-        return {"counts": self._counts.state(), "metrics": {name: _state_of(self[name]) for name in others}}
+        return {"counts": self._counts.state(), "metrics": {name: _state_of(self[name]) for name in self._others}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes `state()`; metrics that were not among them begin anew."""
         self._counts.load_state(state["counts"])
-        for name in self.mapping:
-            if name not in self.counted and name in state["metrics"]:
+        for name in self._others:
+            if name in state["metrics"]:
                 _load_state(self[name], state["metrics"][name])
 
 

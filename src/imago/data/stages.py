@@ -194,7 +194,6 @@ class Normalize(nn.Module):
         self.std = list(std)
         self._scale = torch.tensor([1 / (255 * std) for std in std])[:, None, None]
         self._shift = torch.tensor([-mean / std for mean, std in zip(mean, std, strict=True)])[:, None, None]
-
         self._rows: tuple[Tensor, Tensor] | None = None  # scale and shift for a row of pixels
 
     def forward(self, batch: Batch) -> Batch:
