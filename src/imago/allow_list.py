@@ -24,6 +24,7 @@ PLACES = {  # beginning of a name -> the only keys where it may stand
     "imago.backbones.torchvision_net": ("model.net",),
     "torchvision.models.": ("model.net",),
     "imago.module.": ("model",),
+    "imago.dp.": ("strategy",),
     "imago.strategy.": ("strategy",),
     "lightning.pytorch.Trainer": ("trainer",),
     "lightning.pytorch.loggers.": (),  # checkpoints carry none

@@ -1,6 +1,7 @@
 """Networks: any of torchvision's classification models by name, and small ones of our own."""
 
 import logging
+import math
 import re
 import socket
 from collections import OrderedDict
@@ -168,6 +169,28 @@ def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> N
     state._metadata = getattr(pretrained, "_metadata", None)  # type: ignore[attr-defined]  # mnasnet's version
     net.load_state_dict(state)
     log.info("Loaded the %s%s", what, f"; new: {', '.join(sorted(left_out))}" if left_out else "")
+
+
+def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
+    """Replaces each BatchNorm that is not in `but`, in place, by a new GroupNorm of at most 32 groups (the choice of
+    Opacus' ModuleValidator); returns their names."""
+    kept = set(map(id, but))
+    found = [
+        (name, layer)
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and id(layer) not in kept
+    ]
+    for name, layer in found:
+        groups = math.gcd(32, layer.num_features)
+        net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
+    if found:
+        log.warning(
+            "model.norm=group: %d BatchNorm layers are GroupNorm now; their pretrained weights and statistics, if any, "
+            "are gone: %s",
+            len(found),
+            ", ".join(name for name, _ in found),
+        )
+    return [name for name, _ in found]
 
 
 class SimpleCNN(nn.Module):

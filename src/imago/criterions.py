@@ -41,12 +41,40 @@ class CriterionsComposition(nn.Module):
         self.mapping = {name: dict(names) for name, names in (mapping or {}).items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses = {
-            name: criterion(**arguments(batch, self.mapping.get(name, {"input": "logits", "target": "label"})))
-            for name, criterion in self.criterions.items()
-        }
+        return self._with_total(
+            {name: criterion(**self._arguments(name, batch)) for name, criterion in self.criterions.items()}
+        )
+
+    def per_image(self, batch: Batch) -> dict[str, Tensor]:
+        """The same for each of the n images by itself, (n,); with class weights they are not divided by their sum.
+
+        Raises:
+            ValueError: A loss cannot say what an image adds to it.
+        """
+        return self._with_total(
+            {name: _per_image(name, loss, self._arguments(name, batch)) for name, loss in self.criterions.items()}
+        )
+
+    def _arguments(self, name: str, batch: Batch) -> Batch:
+        return arguments(batch, self.mapping.get(name, {"input": "logits", "target": "label"}))
+
+    def _with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]
-        return losses | {"total": weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum()}
+        return losses | {"total": weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum(dim=0)}
+
+
+def _per_image(name: str, criterion: Any, given: Batch) -> Tensor:
+    if getattr(criterion, "reduction", None) != "mean":
+        raise ValueError(
+            f"model.criterions.criterions.{name}: the loss of each single image is needed, which losses of torch.nn "
+            "with reduction=mean can give."
+        )
+    criterion.reduction = "none"
+    try:
+        losses = criterion(**given)
+    finally:
+        criterion.reduction = "mean"
+    return losses if losses.ndim == 1 else losses.flatten(1).mean(dim=1)
 
 
 class MeanLosses:

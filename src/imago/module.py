@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from imago.backbones import head_names
+from imago.backbones import head_names, with_group_norm
 from imago.criterions import CriterionsComposition, MeanLosses
 from imago.randomness import seed_with
 from imago.schedules import built_state
@@ -48,6 +48,8 @@ class DictModule(LightningModule):
         channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
             it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
         freeze: `backbone` trains the head only.
+        norm: `group` replaces each BatchNorm that is trained by a GroupNorm: images then do not depend on the others of
+            their batch. Its pretrained weights and statistics are lost.
         monitor: The metric that a plateau scheduler watches.
         on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
             says so.
@@ -64,6 +66,7 @@ class DictModule(LightningModule):
         compile: bool = False,
         channels_last: bool | None = None,
         freeze: str | None = None,
+        norm: str | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
     ) -> None:
@@ -90,6 +93,9 @@ class DictModule(LightningModule):
         self.validated_epoch: int | None = None
         """The last epoch in which validation ran."""
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
+        if norm not in (None, "group"):
+            raise ValueError(f"model.norm={norm}: give group, or null.")
+        self.replaced_norms = with_group_norm(self.net, self.frozen) if norm == "group" else []
         if forward_fn is not None:
             forward_fn.bind(self.net)
         known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago")
@@ -139,7 +145,7 @@ class DictModule(LightningModule):
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Batch | None:
-        batch, losses = self._forward_with_losses(batch)
+        batch, losses = self.strategy.forward(self, batch)
         if self.on_bad_loss == "skip" and not torch.isfinite(losses["total"]):
             self.skipped_batches += 1
             log.warning("%s: the batch is skipped", self._bad_loss(losses["total"], batch_idx, self.global_step))
@@ -196,6 +202,8 @@ class DictModule(LightningModule):
     def on_train_epoch_end(self) -> None:
         self.check_losses()
         self._log_losses("train")
+        for name, value in self.strategy.epoch_metrics().items():
+            self.log(name, value, prog_bar=True, logger=False)  # the run record does
         scheduler = self.lr_schedulers()
         watched = self.epoch_metrics().get(self.monitor)
         if isinstance(scheduler, ReduceLROnPlateau) and watched is not None:  # no validation, nothing to watch
@@ -249,6 +257,9 @@ class DictModule(LightningModule):
             config |= {"monitor": self.monitor, "frequency": sys.maxsize}
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def backward(self, loss: Tensor, *_: Any, **__: Any) -> None:
+        self.strategy.backward(loss)
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
@@ -276,14 +287,12 @@ class DictModule(LightningModule):
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.validated_epoch != self.current_epoch:  # Lightning keeps those of an earlier epoch
             metrics = {name: value for name, value in metrics.items() if not name.startswith("val/")}
-        return metrics | {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
+        metrics |= {f"train/{name}": float(value) for name, value in self.mean_losses("train").items()}
+        return metrics | self.strategy.epoch_metrics()
 
     def _step(self, batch: Batch, stage: str) -> Batch:
-        return self._counted(*self._forward_with_losses(batch), stage)
-
-    def _forward_with_losses(self, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
         batch = self(batch)
-        return batch, self.criterions(batch)
+        return self._counted(batch, self.criterions(batch), stage)
 
     def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
         self.running_losses[stage].update(losses, len(batch["label"]))

@@ -138,7 +138,7 @@ class Preflight(Callback):
     def _check_memory(self, trainer: Trainer, model: DictModule) -> None:
         data = _data(trainer)
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        images = -(-data.batch_size // trainer.world_size)
+        images = model.strategy.at_once(-(-data.batch_size // trainer.world_size))
         needed, free = int(self._saved_bytes * images + 3 * weights), _free_memory(model.device)
         if free is not None and needed > free:
             raise MemoryError(

@@ -143,7 +143,10 @@ def all_schemas() -> dict[str, Any]:
     definitions = targets | {"node": {"type": "object", "allOf": known}}
     files: dict[str, Any] = {"all.json": {"$comment": "Written by `make schema`", "$defs": definitions}}
     for group in sorted(path.name for path in Path(CONFIG_DIR).iterdir() if any(path.rglob("*.yaml"))):
-        files[f"{group}.json"] = {"$ref": "root.json"} if _is_global(group) else _group_schema(group, targets)
+        own = _group_schema(group, targets)
+        root = {"$ref": "root.json"}
+        every, some = _global_files(group)
+        files[f"{group}.json"] = root if every else {"anyOf": [own, root]} if some else own
     files["root.json"] = _root_schema(files)
     return files
 
@@ -152,8 +155,10 @@ def _as_node(target: str) -> Schema:
     return {"$ref": f"all.json#/$defs/{target}"}
 
 
-def _is_global(group: str) -> bool:
-    return any("@package _global_" in path.read_text() for path in Path(CONFIG_DIR, group).rglob("*.yaml"))
+def _global_files(group: str) -> tuple[bool, bool]:
+    """Whether all, and whether some files of a group say what they say to the root."""
+    are = ["@package _global_" in path.read_text() for path in Path(CONFIG_DIR, group).rglob("*.yaml")]
+    return all(are), any(are)
 
 
 def _group_schema(group: str, targets: dict[str, Schema]) -> Schema:
@@ -166,6 +171,8 @@ def _group_schema(group: str, targets: dict[str, Schema]) -> Schema:
     named = False
     for path in sorted(Path(CONFIG_DIR, group).glob("*.yaml")):
         cfg = OmegaConf.load(path)
+        if "@package _global_" in path.read_text():
+            cfg = OmegaConf.select(cfg, group)
         if isinstance(cfg, DictConfig) and cfg.get("_target_"):
             named = True
             for name, schema in targets[cfg._target_]["properties"].items():

@@ -1,11 +1,18 @@
 """How the network is optimised, beyond the optimizer: the points where a strategy may take over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imago.transforms import Batch
+
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from torch import Tensor
     from torch.optim import Optimizer
     from torch.utils.data import Sampler
+
+    from imago.module import DictModule
 
 
 class Strategy:
@@ -15,9 +22,29 @@ class Strategy:
         """The sampler of the train batches, given the usual one; yields lists of (epoch, index), `epoch` is set."""
         return sampler
 
+    def begin(self, trainer: "Trainer", model: "DictModule", folder: Path) -> None:
+        """Training is about to begin, or to go on, in the run folder `folder`."""
+
+    def forward(self, model: "DictModule", batch: Batch) -> "tuple[Batch, Mapping[str, Tensor]]":
+        """A train batch through the network: with its logits, and the losses by name, means over the batch."""
+        batch = model(batch)
+        return batch, model.criterions(batch)
+
+    def backward(self, loss: "Tensor") -> None:
+        """From the total of the losses to gradients."""
+        loss.backward()
+
     def optimizer_step(self, optimizer: "Optimizer", closure: Callable[[], Any]) -> None:
         """One step; `closure` runs forward and backward."""
         optimizer.step(closure=closure)
+
+    def at_once(self, images: int) -> int:
+        """How many of a batch go through the network at a time."""
+        return images
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """What is logged of each epoch besides losses and metrics."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep: plain types and tensors."""
@@ -26,6 +53,13 @@ class Strategy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes `state_dict()` of the run that goes on."""
 
+    def why_it_ended(self) -> str | None:
+        """Where the strategy has ended the training: the reason."""
+        return None
+
     def report(self) -> dict[str, Any]:
         """Lines of the run's summary."""
         return {}
+
+    def write_report(self, folder: Path) -> None:
+        """Writes files of its own into `folder`."""

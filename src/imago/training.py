@@ -61,7 +61,7 @@ def train(
     at_least_one_batch(trainer, "val", data.val_dataloader())
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    _say_why_it_ended(trainer, run, epochs_before)
+    _say_why_it_ended(trainer, model, run, epochs_before)
     best = _best_value(trainer, monitor, mode)
     run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer)}
     result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
@@ -107,8 +107,6 @@ def evaluate(
     run.sections["Results"] = {
         f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
     }
-    if report := model.strategy.report():
-        run.sections["Strategy"] = report
     return result
 
 
@@ -133,7 +131,7 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
         trainer.log_every_n_steps = cap  # type: ignore[attr-defined]
 
 
-def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | None) -> None:
+def _say_why_it_ended(trainer: Trainer, model: DictModule, run: RunFolder, epochs_before: int | None) -> None:
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping) and stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
             reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
@@ -141,6 +139,11 @@ def _say_why_it_ended(trainer: Trainer, run: RunFolder, epochs_before: int | Non
                 reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
+    if spent := model.strategy.why_it_ended():
+        log.info("Training ended after epoch %d: %s", trainer.current_epoch, spent)
+        run.sections.setdefault("Progress", {})["ended"] = spent
+        run.update(reason=spent)
+        return
     if trainer.current_epoch == epochs_before and run.goes_on_from is not None:
         log.info("All epochs had been trained when the run ended: what is left is to score it")
     elif trainer.current_epoch == epochs_before:

@@ -124,7 +124,7 @@ class MetricsCallback(Callback):
         self._stages["train"].load_state(state)
 
     def _update(self, stage: str, outputs: Batch) -> None:
-        if outputs.get("loss") is None:  # the batch was skipped
+        if outputs.get("loss") is None or not len(outputs["label"]):  # the batch was skipped, or is empty
             return
         with torch.no_grad():
             self._stages[stage].update(outputs)

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
 from imago.loggers import tolerated
+from imago.module import DictModule
 from imago.plots import curves_figure, drawn, save
 from imago.profiling import PartsProfiler, in_words
 from imago.provenance import git_state, versions
@@ -56,6 +57,7 @@ class RunRecord(Callback):
             "trained": f"{trained:,}",
         }
         self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
+        pl_module.strategy.begin(trainer, pl_module, self.run.path)
         self._write(trainer)
         stop_if_it_had_stopped(trainer, self._progress)
 
@@ -131,7 +133,8 @@ class RunRecord(Callback):
 
     def _log_epoch(self, trainer: Trainer) -> None:
         """Now, as Lightning would only do it when the epoch's checkpoint is written: a kill between would lose it."""
-        row = {name: value for name, value in self.history[-1].items() if name == "epoch" or name.startswith("train/")}
+        known = ("val/", "step")  # Lightning has logged the first when validation ended
+        row = {name: value for name, value in self.history[-1].items() if not name.startswith(known)}
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(0, trainer.global_step - 1))
 
@@ -167,6 +170,10 @@ class RunRecord(Callback):
             self.run.sections["Progress"]["batches skipped (loss not finite)"] = skipped
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
+        strategy = cast(DictModule, trainer.lightning_module).strategy
+        if report := strategy.report():
+            self.run.sections["Strategy"] = report
+            strategy.write_report(self.run.path / "reports")
         self.run.update(epoch=len(self.history), step=trainer.global_step, timing=self.clock.seconds())
         refresh_report(self.run.path)
 

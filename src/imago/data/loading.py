@@ -48,7 +48,9 @@ class ImageDataset(Dataset[Batch]):
         return self.transform.randomness == "none" and not self.keep_bad and self.images.read_many([0]) is not None
 
     def __getitems__(self, positions: list[Position]) -> list[Batch] | Batch:
-        """A whole batch at once, where it is a slice."""
+        """A whole batch at once, where it is a slice, or empty."""
+        if not positions:
+            return self._empty()
         if not self.is_sliced:
             return [self[position] for position in positions]
         indices = [index for _, index in positions]
@@ -61,6 +63,12 @@ class ImageDataset(Dataset[Batch]):
             "index": numbers[indices],
             "epoch": positions[0][0],
         }
+
+    def _empty(self) -> Batch:
+        """A batch of no images: Poisson sampling has such."""
+        none = torch.zeros(0, dtype=torch.int64)
+        shape = (0, self.images.channels, self.image_size, self.image_size)
+        return {"image": torch.zeros(shape, dtype=torch.uint8), "label": none, "index": none.clone(), "epoch": 0}
 
     @cached_property
     def _labels_and_numbers(self) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Differential privacy: `strategy=dp`."""

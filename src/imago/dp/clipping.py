@@ -1,0 +1,90 @@
+"""How the gradients of single images are bounded before they are summed up."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from imago.dp.gradients import Part
+from imago.dp.secret import SecretDraws
+
+CLIPPINGS = ("flat", "per_layer", "adaptive")
+
+
+class Clipping:
+    """`flat`: the gradient of an image over all parameters has at most the norm `norm`."""
+
+    def __init__(self, norm: float) -> None:
+        self.norm = norm
+
+    def clipped(self, parts: Mapping[str, Part], count: int) -> Iterator[tuple[str, Tensor]]:
+        """Name -> sum over the images of what is left of their gradients; `count` is the number of parameters."""
+        norms = torch.stack([part.squared_norms() for part in parts.values()]).sum(dim=0).sqrt()
+        self._look_at(norms)
+        factors = self._factors(norms, self.norm)
+        for name, part in parts.items():
+            yield name, part.weighted_sum(factors)
+
+    def noise_std(self, noise_multiplier: float) -> float:
+        """The standard deviation of the noise on the sum."""
+        return noise_multiplier * self.norm
+
+    def adapt(self, draws: SecretDraws, noise_multiplier: float, expected: float) -> None:
+        """After a step on `expected` images in the mean."""
+
+    def _look_at(self, norms: Tensor) -> None:
+        """Of a part of the batch, before it is clipped."""
+
+    @staticmethod
+    def _factors(norms: Tensor, norm: float) -> Tensor:
+        return (norm / norms.clamp_min(1e-12)).clamp(max=1.0)
+
+
+class PerLayer(Clipping):
+    """`per_layer`: the gradient of each of k parameters has at most the norm `norm` / sqrt(k)."""
+
+    def clipped(self, parts: Mapping[str, Part], count: int) -> Iterator[tuple[str, Tensor]]:
+        for name, part in parts.items():
+            yield name, part.weighted_sum(self._factors(part.squared_norms().sqrt(), self.norm / count**0.5))
+
+
+class Adaptive(Clipping):
+    """`adaptive`: `flat`, with a norm that follows a quantile of the norms (Andrew et al. 2021, algorithm 1).
+
+    How many gradients are below the norm is asked for with noise of its own. The gradients get a little more noise, so
+    that both together spend what gradients with the noise multiplier of the run would.
+    """
+
+    QUANTILE, RATE = 0.5, 0.2
+
+    def __init__(self, norm: float) -> None:
+        super().__init__(norm)
+        self._below: Tensor | float = 0.0  # sum of 1/2 for each norm below, and -1/2 above: at most 1/2 for an image
+
+    def noise_std(self, noise_multiplier: float) -> float:
+        if noise_multiplier == 0:
+            return 0.0
+        counting = self._std_of_count(noise_multiplier)
+        return self.norm * (noise_multiplier**-2 - (2 * counting) ** -2) ** -0.5
+
+    def adapt(self, draws: SecretDraws, noise_multiplier: float, expected: float) -> None:
+        below = torch.as_tensor(self._below, dtype=torch.float64)
+        noisy = below + draws.normal(torch.zeros((), dtype=torch.float64), self._std_of_count(noise_multiplier)).to(
+            below.device
+        )
+        share = min(1.0, max(0.0, float(noisy) / expected + 0.5))
+        self.norm *= float(torch.exp(torch.tensor(-self.RATE * (share - self.QUANTILE))))
+        self._below = 0.0
+
+    def _look_at(self, norms: Tensor) -> None:
+        self._below = self._below + ((norms <= self.norm).double() - 0.5).sum()
+
+    @staticmethod
+    def _std_of_count(noise_multiplier: float) -> float:
+        """Such that the gradients need 2 % more noise."""
+        return noise_multiplier * 2.5
+
+
+def clipping_of(name: str, norm: float) -> Clipping:
+    """By its name in `strategy.clipping`."""
+    return {"flat": Clipping, "per_layer": PerLayer, "adaptive": Adaptive}[name](norm)

@@ -1,0 +1,483 @@
+"""Per-sample gradients in one backward pass: their norms, and their weighted sums.
+
+Calls that use a trained parameter are caught, so that any network is taken that is made of them, its in-place
+activations and residual sums included. Of a matrix that is multiplied at T places of an image (the pixels of a
+convolution, the tokens of a transformer), the norm of the gradient is had either from the gradient itself, or from two
+Gram matrices of T x T (ghost norm: Goodfellow 2015; of convolutions: Rochette et al. 2019); the cheaper one is taken,
+layer by layer (mixed ghost clipping: Bu et al. 2022). Weighted sums are made of what is kept of the one backward pass
+(book-keeping: Bu et al. 2023).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+MODES = ("auto", "hooks", "ghost")
+
+
+class UnknownGradientError(ValueError):
+    """A parameter is used in a way of which the gradient per sample is not known."""
+
+
+class Part(ABC):
+    """What one use of a parameter adds to its gradient, for each of n samples."""
+
+    @abstractmethod
+    def whole(self) -> Tensor:
+        """The gradients (n, *shape of the parameter)."""
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Of the gradients, (n,)."""
+
+    @abstractmethod
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """Of the gradients; `factors` is (n,)."""
+
+
+@dataclass
+class Whole(Part):
+    """The gradients themselves."""
+
+    gradients: Tensor
+
+    def whole(self) -> Tensor:
+        return self.gradients
+
+    def squared_norms(self) -> Tensor:
+        rows = self.gradients.flatten(2) if self.gradients.ndim > 2 else self.gradients[:, None]
+        return torch.linalg.vector_norm(rows, dim=2).square().sum(dim=1)  # in one go it is off by 1e-3 for large ones
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        return (factors @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
+
+
+class Kernels(Whole):
+    """Those of a convolution, as (n, out, height, width, in)."""
+
+    def whole(self) -> Tensor:
+        return self.gradients.permute(0, 1, 4, 2, 3)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        return super().weighted_sum(factors).permute(0, 3, 1, 2)
+
+
+@dataclass
+class Linear(Part):
+    """Of a matrix: inputs (n, T, in) and gradients of the outputs (n, T, out)."""
+
+    inputs: Tensor
+    outputs: Tensor
+
+    def whole(self) -> Tensor:
+        return self.outputs.transpose(1, 2) @ self.inputs
+
+    def squared_norms(self) -> Tensor:
+        return _gram_norms(self.inputs, self.outputs)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        weighted = self.outputs * factors.view(-1, 1, 1)
+        return weighted.flatten(0, 1).T @ self.inputs.flatten(0, 1)
+
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether the Gram matrices are cheaper."""
+        _, places, inputs = self.inputs.shape
+        return _prefers_gram(places, inputs, self.outputs.shape[2])
+
+
+@dataclass
+class Convolution(Part):
+    """Of a kernel: inputs (n, in, height, width) and gradients of the outputs (n, out, height', width')."""
+
+    inputs: Tensor
+    outputs: Tensor
+    kernel: torch.Size
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def whole(self) -> Tensor:
+        return self.kernels().whole()
+
+    def kernels(self) -> "Kernels":
+        """The gradients, in the order that they are made in."""
+        patches, outputs = self._matrices()
+        out, inputs, height, width = self.kernel
+        return Kernels((outputs.transpose(1, 2) @ patches).view(-1, out, height, width, inputs))
+
+    def squared_norms(self) -> Tensor:
+        return _gram_norms(*self._matrices()).view(-1, self.groups).sum(dim=1)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        weighted = self.outputs * factors.view(-1, 1, 1, 1)
+        sizes = (self.stride, self.padding, self.dilation)
+        empty = self.inputs.new_empty(1).expand(self.kernel)  # its shape is asked for only
+        _, summed, _ = torch.ops.aten.convolution_backward(
+            weighted, self.inputs, empty, None, *sizes, False, [0, 0], self.groups, [False, True, False]
+        )
+        return summed
+
+    @property
+    def prefers_gram(self) -> bool:
+        """Whether the Gram matrices are cheaper."""
+        return _prefers_gram(
+            self.outputs[0, 0].numel(), math.prod(self.kernel[1:]), self.outputs.shape[1] // self.groups
+        )
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """What the kernel was multiplied with, (n * groups, T, values of a patch), and (n * groups, T, out / groups).
+
+        Channels come last, as in the memory of most networks: that is twice as fast as `unfold`.
+        """
+        count, out, height, width = self.outputs.shape
+        _, channels, down, across = self.kernel
+        (top, left), (step_down, step_across) = self.padding, self.stride
+        pixels = self.inputs.permute(0, 2, 3, 1)
+        if top or left:
+            pixels = F.pad(pixels, (0, 0, left, left, top, top))
+        image, row, column, channel = (pixels := pixels.contiguous()).stride()
+        patches = pixels.as_strided(
+            (count, self.groups, height, width, down, across, channels),
+            (
+                *(image, channels * channel, row * step_down, column * step_across),
+                *(row * self.dilation[0], column * self.dilation[1], channel),
+            ),
+        )
+        outputs = self.outputs.view(count, self.groups, out // self.groups, height, width).permute(0, 1, 3, 4, 2)
+        return (
+            patches.reshape(count * self.groups, height * width, -1),
+            outputs.reshape(count * self.groups, height * width, -1),
+        )
+
+
+class Tape(TorchFunctionMode):
+    """Inside, the use of `parameters` is noted; after the backward pass of the sum of the losses of the `count` samples
+    it has what each of them adds.
+
+    Args:
+        parameters: Name -> trained parameter. None of them gets a `grad`.
+        count: Samples in the batch.
+        mode: `hooks` takes all gradients themselves, `ghost` all Gram matrices, `auto` the cheaper, layer by layer.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], count: int, mode: str = "auto") -> None:
+        super().__init__()
+        self.parameters = dict(parameters)
+        self.count = count
+        self.mode = mode
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._parts: dict[str, list[Part]] = {}
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Of the parameters that were used; one that was used several times has its gradients summed up."""
+        for name, parts in self._parts.items():
+            yield name, parts[0] if len(parts) == 1 else Whole(torch.stack([each.whole() for each in parts]).sum(0))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in MIXING and _is_training(args, kwargs):
+            raise UnknownGradientError(
+                "BatchNorm normalises an image by the others of its batch: no image has a gradient of its own. "
+                "Type model.norm=group"
+            )
+        used = [each for each in (*args, *kwargs.values()) if id(each) in self._names]
+        if not used:
+            return func(*args, **kwargs)
+        if rule := RULES.get(func):
+            return rule(self, *args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self.refuse(used[0], f"is used by {resolve_name(func) or func}")
+        return result  # its shape, or the like
+
+    def refuse(self, parameter: Tensor, why: str) -> None:
+        """Raises UnknownGradientError."""
+        raise UnknownGradientError(
+            f"{self._names[id(parameter)]} {why}: its gradient for a single image is not known. "
+            "docs/privacy.md lists the networks that can be trained with strategy=dp"
+        )
+
+    def is_trained(self, weight: Tensor | None) -> bool:
+        """Whether `weight` is one of the parameters."""
+        return weight is not None and id(weight) in self._names
+
+    def noted(self, output: Tensor, record: Callable[[Tensor], None]) -> Tensor:
+        """`output`, whose gradient is given to `record` in the backward pass."""
+        if not output.requires_grad:
+            output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        device = output.device.type
+
+        def take(gradient: Tensor) -> None:
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                record(gradient.float() if gradient.dtype in (torch.bfloat16, torch.float16) else gradient)
+
+        output.register_hook(take)
+        return output
+
+    def add(self, weight: Tensor | None, part: Callable[[], Part]) -> None:
+        """Takes what one use of `weight` adds, if it is one of the parameters."""
+        if weight is None or not self.is_trained(weight):
+            return
+        made = part()
+        if isinstance(made, Linear | Convolution):
+            gram = self.mode == "ghost" or (self.mode == "auto" and made.prefers_gram)
+            made = _Gram(made) if gram else _kept(made)
+        self._parts.setdefault(self._names[id(weight)], []).append(made)
+
+    def check_rows(self, weight: Tensor, inputs: Tensor) -> None:
+        """Raises UnknownGradientError where the first dimension is not that of the samples."""
+        if inputs.ndim < 2 or len(inputs) != self.count:
+            self.refuse(weight, f"is used on {tuple(inputs.shape)} values for a batch of {self.count} images")
+
+
+@dataclass
+class _Gram(Part):
+    """Norms by Gram matrices, made at once; what the sum needs is kept."""
+
+    part: Linear | Convolution
+
+    def __post_init__(self) -> None:
+        self.norms = self.part.squared_norms()
+
+    def whole(self) -> Tensor:
+        return self.part.whole()
+
+    def squared_norms(self) -> Tensor:
+        return self.norms
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        return self.part.weighted_sum(factors)
+
+
+@dataclass
+class _Factors(Part):
+    """Norms by gradients that are too large to be kept."""
+
+    part: Linear | Convolution
+    norms: Tensor
+
+    def whole(self) -> Tensor:
+        return self.part.whole()
+
+    def squared_norms(self) -> Tensor:
+        return self.norms
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        return self.part.weighted_sum(factors)
+
+
+def _kept(part: Linear | Convolution) -> Part:
+    """The gradients, or what they are made of, whichever is less."""
+    gradients = part.kernels() if isinstance(part, Convolution) else Whole(part.whole())
+    if gradients.gradients.numel() <= part.inputs.numel() + part.outputs.numel():
+        return gradients
+    return _Factors(part, gradients.squared_norms())
+
+
+def _gram_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """The squared norms (n,) of `outputs.transpose(1, 2) @ inputs`, both (n, T, …)."""
+    if inputs.shape[1] == 1:
+        return inputs.square().sum(dim=(1, 2)) * outputs.square().sum(dim=(1, 2))
+    products = (inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))
+    return products.sum(dim=(1, 2)).clamp_min(0)
+
+
+def _prefers_gram(places: int, inputs: int, outputs: int) -> bool:
+    return places * (inputs + outputs) < inputs * outputs
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """As it was used: under autocast gradients come in half precision."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    tape.check_rows(weight, input)
+    version = input._version
+    inputs = input.detach()
+
+    def record(gradient: Tensor) -> None:
+        _check_unchanged(tape, weight, inputs, version)
+        outputs = gradient.reshape(len(gradient), -1, gradient.shape[-1])
+        tape.add(weight, lambda: Linear(_float(inputs).reshape(len(inputs), -1, inputs.shape[-1]), outputs))
+        tape.add(bias, lambda: Whole(outputs.sum(dim=1)))
+
+    return tape.noted(F.linear(input, weight.detach(), None if bias is None else bias.detach()), record)
+
+
+def _conv2d(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    tape.check_rows(weight, input)
+    if isinstance(padding, str):
+        tape.refuse(weight, f"is used by a convolution with padding={padding!r}")
+    version = input._version
+    inputs = input.detach()
+
+    def record(gradient: Tensor) -> None:
+        _check_unchanged(tape, weight, inputs, version)
+        sizes = (_pair(stride), _pair(padding), _pair(dilation))
+        tape.add(weight, lambda: Convolution(_float(inputs), gradient, weight.shape, *sizes, groups))
+        tape.add(bias, lambda: Whole(gradient.sum(dim=(2, 3))))
+
+    plain = None if bias is None else bias.detach()
+    return tape.noted(F.conv2d(input, weight.detach(), plain, stride, padding, dilation, groups), record)
+
+
+def _group_norm(
+    tape: Tape,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    assert weight is not None
+    tape.check_rows(weight, input)
+    inputs, version = input.detach(), input._version
+
+    def record(gradient: Tensor) -> None:
+        _check_unchanged(tape, weight, inputs, version)
+        normal = F.group_norm(_float(inputs), num_groups, eps=eps)
+        tape.add(weight, lambda: Whole((gradient * normal).flatten(2).sum(dim=2)))
+        tape.add(bias, lambda: Whole(gradient.flatten(2).sum(dim=2)))
+
+    plain = None if bias is None else bias.detach()
+    return tape.noted(F.group_norm(input, num_groups, weight.detach(), plain, eps), record)
+
+
+def _layer_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    assert weight is not None
+    tape.check_rows(weight, input)
+    inputs, version = input.detach(), input._version
+
+    def record(gradient: Tensor) -> None:
+        _check_unchanged(tape, weight, inputs, version)
+        normal = F.layer_norm(_float(inputs), normalized_shape, eps=eps)
+        rows = (len(inputs), -1, *normalized_shape)
+        tape.add(weight, lambda: Whole((gradient * normal).reshape(rows).sum(dim=1)))
+        tape.add(bias, lambda: Whole(gradient.reshape(rows).sum(dim=1)))
+
+    plain = None if bias is None else bias.detach()
+    return tape.noted(F.layer_norm(input, normalized_shape, weight.detach(), plain, eps), record)
+
+
+def _attention(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _embed_dim: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    _bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    need_weights: bool = True,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Of tokens to those of the same image, as vision transformers have it; sizes (T, n, width)."""
+    masks = [name for name in ("key_padding_mask", "attn_mask", "static_k", "static_v") if others.get(name) is not None]
+    if (
+        in_proj_weight is None
+        or not (query is key is value)
+        or bias_k is not None
+        or add_zero_attn
+        or need_weights
+        or masks
+    ):
+        tape.refuse(out_proj_weight, "is part of an attention with masks, biases of keys or averaged weights")
+    assert in_proj_weight is not None
+    tokens = query.transpose(0, 1)
+    count, places, width = tokens.shape
+    joined = _linear(tape, tokens, in_proj_weight, in_proj_bias)
+    heads = joined.view(count, places, 3, num_heads, width // num_heads).permute(2, 0, 3, 1, 4)
+    queries, keys, values = heads.unbind(0)
+    mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout_p if training else 0.0)
+    out = _linear(tape, mixed.transpose(1, 2).reshape(count, places, width), out_proj_weight, out_proj_bias)
+    return out.transpose(0, 1), None
+
+
+def _expand(tape: Tape, parameter: Tensor, *sizes: Any) -> Tensor:
+    shape = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
+    return _copies(tape, parameter, shape).expand(*shape)
+
+
+def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The rule of a sum or product with the values of each image."""
+
+    def rule(tape: Tape, one: Any, other: Any, **kwargs: Any) -> Tensor:
+        parameter, values = (one, other) if tape.is_trained(one) else (other, one)
+        if tape.is_trained(values) or not isinstance(values, Tensor):
+            tape.refuse(parameter, f"is changed by {operation.__name__}")
+        copies = _copies(tape, parameter, tuple(values.shape))
+        return operation(copies, values, **kwargs) if parameter is one else operation(values, copies, **kwargs)
+
+    return rule
+
+
+def _copies(tape: Tape, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A copy of the parameter for each sample, whose gradients are noted; it meets values of `shape`."""
+    shared = parameter.shape[1:] if parameter.ndim == len(shape) and parameter.shape[0] == 1 else parameter.shape
+    if len(shared) != len(shape) - 1 or shape[0] != tape.count:
+        tape.refuse(parameter, f"of shape {tuple(parameter.shape)} meets values of shape {tuple(shape)}")
+    copies = parameter.detach().view(shared).expand(tape.count, *shared).clone()
+    rows = (tape.count, *parameter.shape)
+    return tape.noted(copies, lambda gradient: tape.add(parameter, lambda: Whole(gradient.reshape(rows))))
+
+
+def _check_unchanged(tape: Tape, weight: Tensor, inputs: Tensor, version: int) -> None:
+    if inputs._version != version:
+        tape.refuse(weight, "is used on values that are changed in place afterwards")
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else [*value, *value][:2]
+
+
+def _is_training(args: Any, kwargs: Any) -> bool:
+    """Of `batch_norm(input, running_mean, running_var, weight, bias, training, …)`."""
+    return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
+
+
+MIXING = (F.batch_norm,)
+RULES: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    F.conv2d: _conv2d,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.multi_head_attention_forward: _attention,
+    Tensor.expand: _expand,
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _elementwise(torch.add)),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _elementwise(torch.mul)),
+}

@@ -1,0 +1,96 @@
+"""Which images a batch has, and the noise: drawn from the entropy of the operating system, never from the seed.
+
+Whoever could draw them again could take the noise off: they are secret, and a run cannot be repeated to the bit.
+"""
+
+import math
+import os
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from imago.data.loading import Position
+
+MOST_AT_ONCE = 2**20
+
+
+def entropy() -> int:
+    """63 bits; tests put a key in its place."""
+    return secrets.randbits(63)
+
+
+class SecretDraws:
+    """Draws of choices and of Gaussian noise.
+
+    Args:
+        secure: Each number comes from the system's cryptographic generator, and noise is a sum of four Gaussians, so
+            that the gaps between floating-point numbers do not tell what it was added to (Holohan and Braghin 2021).
+            Otherwise torch's generators are seeded from there: quick, and enough unless somebody has many gigabytes of
+            the noise itself.
+    """
+
+    def __init__(self, secure: bool = False) -> None:
+        self.secure = secure
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def chosen(self, count: int, rate: float) -> list[int]:
+        """Each of 0 … count - 1 with the probability `rate`, independently."""
+        if self.secure:
+            uniform = torch.from_numpy(_uniform(count))
+        else:
+            uniform = torch.rand(count, dtype=torch.float64, generator=self._generator(torch.device("cpu")))
+        return (uniform < rate).nonzero()[:, 0].tolist()
+
+    def normal(self, like: Tensor, std: float) -> Tensor:
+        """Noise of the shape, type and device of `like`."""
+        if std == 0:
+            return torch.zeros_like(like)
+        if self.secure:
+            parts = sum(_gaussian(like.numel()) for _ in range(4)) / 2
+            return torch.from_numpy(parts * std).to(like).view(like.shape)
+        draws = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=self._generator(like.device))
+        return draws.mul_(std)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(entropy())
+        return self._generators[device]
+
+
+class PoissonBatchSampler(Sampler[list[Position]]):
+    """Batches as (epoch, index) to which each image belongs with the probability `rate`, independently: their sizes
+    vary, and some may be empty. An epoch has as many as there would be of `batch_size` images."""
+
+    def __init__(self, size: int, batch_size: int, draws: SecretDraws) -> None:
+        self.size = size
+        self.rate = min(1.0, batch_size / size)
+        self.draws = draws
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(1 / self.rate)
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        for _ in range(len(self)):
+            yield [(self.epoch, index) for index in self.draws.chosen(self.size, self.rate)]
+
+
+def _uniform(count: int) -> np.ndarray:
+    """float64 (count,), above 0 and below 1."""
+    words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)
+    return (words + 0.5) * 2.0**-53
+
+
+def _gaussian(count: int) -> np.ndarray:
+    """float64 (count,), by the transform of Box and Muller (1958)."""
+    found = np.empty(count + count % 2)
+    for first in range(0, len(found), MOST_AT_ONCE):
+        part = found[first : first + MOST_AT_ONCE]
+        half = len(part) // 2
+        radius, angle = np.sqrt(-2 * np.log(_uniform(half))), 2 * np.pi * _uniform(half)
+        part[:half], part[half:] = radius * np.cos(angle), radius * np.sin(angle)
+    return found[:count]
