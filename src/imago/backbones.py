@@ -23,6 +23,7 @@ from imago.network_names import check_name
 log = logging.getLogger(__name__)
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # in files from before torch 0.4
+LEAST_CHANNELS = 4  # of a group
 StateDict = dict[str, Tensor]
 Build = Callable[..., nn.Module]
 
@@ -172,8 +173,11 @@ def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> N
 
 
 def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
-    """Replaces each BatchNorm that is not in `but`, in place, by a new GroupNorm of at most 32 groups (the choice of
-    Opacus' ModuleValidator); returns their names."""
+    """Replaces each BatchNorm that is not in `but`, in place, by a new GroupNorm; returns their names.
+
+    It has at most 32 groups, as Opacus' ModuleValidator makes it, but at least 4 channels in each: by itself, a channel
+    would lose its brightness. Of vectors it is one group.
+    """
     kept = set(map(id, but))
     found = [
         (name, layer)
@@ -182,6 +186,9 @@ def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
     ]
     for name, layer in found:
         groups = math.gcd(32, layer.num_features)
+        while groups > 1 and layer.num_features < LEAST_CHANNELS * groups:
+            groups //= 2
+        groups = 1 if isinstance(layer, nn.BatchNorm1d) else groups
         net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
     if found:
         log.warning(

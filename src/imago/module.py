@@ -93,6 +93,9 @@ class DictModule(LightningModule):
         self.validated_epoch: int | None = None
         """The last epoch in which validation ran."""
         self.frozen = self._freeze(net, freeze) if freeze is not None else []
+        if self.frozen:
+            self.train()  # all but these
+            warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
         if norm not in (None, "group"):
             raise ValueError(f"model.norm={norm}: give group, or null.")
         self.replaced_norms = with_group_norm(self.net, self.frozen) if norm == "group" else []
@@ -248,6 +251,11 @@ class DictModule(LightningModule):
         if self.scheduler is None:
             return optimizer
         if _takes_total_steps(self.scheduler):
+            if math.isinf(self.trainer.estimated_stepping_batches):
+                raise ValueError(
+                    "model.scheduler plans the steps of the whole run, which has no end: type trainer.max_epochs=, or "
+                    "model.scheduler=null."
+                )
             scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         scheduler = self.scheduler(optimizer)

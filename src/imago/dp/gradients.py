@@ -356,8 +356,9 @@ def _group_norm(
     def record(gradient: Tensor) -> None:
         _check_unchanged(tape, weight, inputs, version)
         normal = F.group_norm(_float(inputs), num_groups, eps=eps)
-        tape.add(weight, lambda: Whole((gradient * normal).flatten(2).sum(dim=2)))
-        tape.add(bias, lambda: Whole(gradient.flatten(2).sum(dim=2)))
+        rows = (*inputs.shape[:2], -1)
+        tape.add(weight, lambda: Whole((gradient * normal).reshape(rows).sum(dim=2)))
+        tape.add(bias, lambda: Whole(gradient.reshape(rows).sum(dim=2)))
 
     plain = None if bias is None else bias.detach()
     return tape.noted(F.group_norm(input, num_groups, weight.detach(), plain, eps), record)

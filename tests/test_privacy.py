@@ -1,0 +1,577 @@
+"""strategy=dp: the gradients are those of single images, the noise is there, and what is spent is what is said."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, type_in_subprocess
+from lightning.pytorch.callbacks import Callback
+from opacus import GradSampleModule
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.validators import ModuleValidator
+from scipy.stats import binom, chisquare, kstest, norm
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, with_group_norm
+from imago.criterions import CriterionsComposition
+from imago.dp.accounting import Ledger, epsilon, noise_for, steps_within
+from imago.dp.clipping import Adaptive, Clipping, PerLayer
+from imago.dp.gradients import Tape, UnknownGradientError
+from imago.dp.secret import PoissonBatchSampler, SecretDraws
+from imago.dp.strategy import LEDGER, DifferentialPrivacy
+from imago.module import DictModule
+
+CLASSES = 3
+STEPS = 5  # of an epoch of the 39 images in batches of 8
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "regnet_y_400mf", "vit_b_16"),
+    *("convnext_tiny", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11"),
+)
+DP = ("strategy=dp", "logger=[]")
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    own: dict[str, Callable[[], nn.Module]] = {
+        "SimpleCNN": partial(SimpleCNN, CLASSES),
+        "TinyNet": partial(TinyNet, CLASSES),
+        "SimpleDenseNet": partial(SimpleDenseNet, CLASSES, 3 * 32 * 32, [8]),
+    }
+    size = {"image_size": 32} if name.startswith("vit") else {}
+    net = own[name]() if name in own else models.get_model(name, weights=None, num_classes=CLASSES, **size)
+    with_group_norm(net)
+    for layer in net.modules():  # what is random would be drawn anew for each image by itself
+        if isinstance(layer, nn.Dropout) or type(layer).__name__ == "StochasticDepth":
+            layer.p = 0.0
+    return net.train()
+
+
+def batch_of(count: int, size: int = 32, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, size, size, generator=generator, dtype=dtype)
+    return images, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def one_by_one(net: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Name -> gradients (n, …), each of an image that is alone."""
+    rows: dict[str, list[Tensor]] = {name: [] for name, _ in net.named_parameters()}
+    for image, label in zip(images, labels, strict=True):
+        net.zero_grad()
+        F.cross_entropy(net(image[None]), label[None]).backward()
+        for name, parameter in net.named_parameters():
+            rows[name].append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone())
+    net.zero_grad()
+    return {name: torch.stack(each) for name, each in rows.items()}
+
+
+def taped(net: nn.Module, images: Tensor, labels: Tensor, mode: str = "auto") -> Tape:
+    with Tape(dict(net.named_parameters()), len(labels), mode) as tape:
+        losses = F.cross_entropy(net(images), labels, reduction="none")
+    losses.sum().backward()
+    return tape
+
+
+@pytest.mark.parametrize("name", ["SimpleCNN", "TinyNet", "SimpleDenseNet", *TORCHVISION])
+def test_norms_and_sums_are_those_of_images_one_by_one(name):
+    net = network(name).double()
+    images, labels = batch_of(3, 64 if name in ("densenet121", "vgg11") else 32, torch.float64)
+    wanted = one_by_one(net, images, labels)
+    norms = torch.stack([each.flatten(1).square().sum(dim=1) for each in wanted.values()]).sum(dim=0)
+    factors = torch.tensor([0.3, 1.0, 0.7], dtype=torch.float64)
+    for mode in ("auto", "hooks", "ghost"):
+        parts = dict(taped(net, images, labels, mode).parts())
+        assert parts.keys() == wanted.keys()
+        assert torch.allclose(sum(part.squared_norms() for part in parts.values()), norms, rtol=1e-9)
+        for key, part in parts.items():
+            summed = torch.einsum("n,n...->...", factors, wanted[key])
+            assert torch.allclose(part.weighted_sum(factors), summed, rtol=1e-6, atol=1e-9 * float(norms.max()) ** 0.5)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_gradients_are_those_of_opacus():
+    net = network("SimpleCNN")
+    images, labels = batch_of(6)
+    images.requires_grad_()
+    wrapped = GradSampleModule(network("SimpleCNN"), loss_reduction="sum")
+    wrapped.load_state_dict({f"_module.{name}": value for name, value in net.state_dict().items()})
+    F.cross_entropy(wrapped(images), labels, reduction="sum").backward()
+    theirs = {name.removeprefix("_module."): each.grad_sample for name, each in wrapped.named_parameters()}
+    for mode in ("hooks", "ghost"):
+        for name, part in taped(net, images, labels, mode).parts():
+            assert torch.allclose(part.whole(), theirs[name], atol=1e-6)
+
+
+def test_a_parameter_that_is_used_twice_has_one_gradient():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 12)
+            self.head = nn.Linear(12, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(self.layer(x.flatten(1)).tanh()))
+
+    net = Tied().double()
+    images, labels = batch_of(4, 2, torch.float64)
+    wanted = one_by_one(net, images, labels)
+    for name, part in taped(net, images, labels).parts():
+        assert torch.allclose(part.squared_norms(), wanted[name].flatten(1).square().sum(dim=1))
+
+
+def test_layers_are_replaced_as_modulevalidator_does_it_where_groups_have_four_channels():
+    ours, theirs = models.resnet18(), ModuleValidator.fix(models.resnet18())
+    replaced = with_group_norm(ours)
+    found = {name: layer for name, layer in theirs.named_modules() if isinstance(layer, nn.GroupNorm)}
+    assert replaced == list(found)
+    for name, layer in found.items():
+        if layer.num_channels >= 128:
+            assert repr(ours.get_submodule(name)) == repr(layer)
+    assert repr(ours.bn1).startswith("GroupNorm(16, 64")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: models.resnet18(num_classes=CLASSES), "Type model.norm=group"),
+        (lambda: models.swin_t(num_classes=CLASSES), "relative_position_bias_table is used by"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(3072, 3))), "is used by"),
+    ],
+)
+def test_what_has_no_gradient_of_one_image_is_refused(make, words):
+    with pytest.raises(UnknownGradientError, match=words):
+        taped(make(), *batch_of(2))
+
+
+def dp_step(
+    net: nn.Module, images: Tensor, labels: Tensor, folder: Path, rate: float = 1.0, **options: Any
+) -> DifferentialPrivacy:
+    """One step of SGD with learning rate 1."""
+    dp = DifferentialPrivacy(**options)
+    dp.num_examples, dp.sample_rate = round(len(labels) / rate), rate
+    dp.attach(dict(net.named_parameters()), Ledger(folder / "ledger"))
+
+    class Model:
+        criterions = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+        device = torch.device("cpu")
+
+        def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+            return {**batch, "logits": net(batch["image"])}
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    model: Any = Model()
+    dp.optimizer_step(optimizer, lambda: dp.forward(model, {"image": images, "label": labels}))
+    return dp
+
+
+def moved(net: nn.Module, before: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float((each.detach() - before[name]).square().sum()) for name, each in net.named_parameters()))
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])
+@pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
+def test_an_image_moves_the_weights_by_the_clipping_norm_at_most(clipping, mode, tmp_path):
+    images, labels = batch_of(1)
+    net = network("SimpleCNN")
+    before = {name: each.detach().clone() for name, each in net.named_parameters()}
+    options = {"noise_multiplier": 0, "max_grad_norm": 0.5, "clipping": clipping, "grad_sample_mode": mode}
+    dp_step(net, 100 * images, labels, tmp_path, **options)
+    assert 0 < moved(net, before) <= 0.5 * (1 + 1e-5)
+
+
+def test_noise_has_the_deviation_that_is_said(tmp_path):
+    net = network("SimpleCNN")
+    before = {name: each.detach().clone() for name, each in net.named_parameters()}
+    images, labels = batch_of(4)
+    dp_step(net, images, labels, tmp_path, noise_multiplier=50.0, max_grad_norm=0.2)
+    count = sum(each.numel() for each in net.parameters())
+    assert moved(net, before) / math.sqrt(count) == pytest.approx(50 * 0.2 / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_noise_is_gaussian_and_differs_each_time(secure):
+    draws = SecretDraws(secure)
+    noise = draws.normal(torch.zeros(20_001), 3.0)
+    assert kstest((noise / 3).double().numpy(), norm.cdf).pvalue > 1e-6
+    assert not torch.equal(noise, SecretDraws(secure).normal(torch.zeros(20_001), 3.0))
+    assert not torch.equal(noise, draws.normal(torch.zeros(20_001), 3.0))
+
+
+def chi_square(sizes: list[int], count: int, rate: float) -> float:
+    """The p-value of sizes that should be binomial; rare ones are put together."""
+    found = np.bincount(sizes, minlength=count + 1)
+    wanted = binom.pmf(np.arange(count + 1), count, rate) * len(sizes)
+    common = wanted >= 5
+    return chisquare([*found[common], found[~common].sum()], [*wanted[common], max(wanted[~common].sum(), 1e-9)]).pvalue
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_each_image_is_drawn_by_itself(secure):
+    sampler = PoissonBatchSampler(40, 8, SecretDraws(secure))
+    drawn = [[index for _, index in batch] for _ in range(800) for batch in sampler]
+    assert len(drawn) == 4000
+    assert chi_square([len(batch) for batch in drawn], 40, 0.2) > 1e-6
+    assert chisquare(np.bincount([index for batch in drawn for index in batch], minlength=40)).pvalue > 1e-6
+    together = sum(0 in batch and 1 in batch for batch in drawn)
+    assert binom.cdf(together, 4000, 0.04) > 1e-6
+    assert binom.sf(together, 4000, 0.04) > 1e-6
+
+
+class Watch(Callback):
+    """What a run did, seen from outside."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.draws = 0
+        step, normal = DictModule.training_step, SecretDraws.normal
+
+        def training_step(module: DictModule, batch: dict[str, Any], batch_idx: int) -> Any:
+            self.sizes.append(len(batch["image"]))
+            return step(module, batch, batch_idx)
+
+        def counted(draws: SecretDraws, like: Tensor, std: float) -> Tensor:
+            self.draws += 1
+            return normal(draws, like, std)
+
+        monkeypatch.setattr(DictModule, "training_step", training_step)
+        monkeypatch.setattr(SecretDraws, "normal", counted)
+
+
+PARAMETERS = len(list(TinyNet(3).parameters()))
+
+
+def spent(steps: int, noise: float, rate: float, delta: float, kind: type = PRVAccountant) -> float:
+    """By an accountant that is stepped here."""
+    accountant = kind()
+    for _ in range(steps):
+        accountant.step(noise_multiplier=noise, sample_rate=rate)
+    return accountant.get_epsilon(delta)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("prv", PRVAccountant), ("rdp", RDPAccountant)])
+@pytest.mark.filterwarnings("ignore:Optimal order is the")
+def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(train, monkeypatch, name, kind):
+    watch = Watch(monkeypatch)
+    run = train(*DP, f"strategy.accountant={name}", "trainer.max_epochs=3")
+    assert run.exit_code == 0, run.output
+    assert watch.draws == 3 * STEPS * PARAMETERS
+    told = run.json("reports/privacy.json")
+    assert (told["steps"], told["num_examples"], told["delta"]) == (3 * STEPS, 39, 1e-3)
+    assert told["sample_rate"] == 8 / 39
+    for epoch, row in enumerate(run.history, 1):
+        wanted = spent(watch.draws * epoch // (3 * PARAMETERS), 1.1, 8 / 39, 1e-3, kind)
+        assert abs(row["privacy/epsilon"] - wanted) < 1e-9
+    assert abs(told["epsilon"] - run.history[-1]["privacy/epsilon"]) < 1e-9
+    assert f"{told['epsilon']:.4f}" in run.text("summary.txt")
+    assert "which checkpoint was kept as the best one" in run.text("reports/privacy.md")
+
+
+def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
+    watch = Watch(monkeypatch)
+    run = train(*DP, "data.batch_size=2", "trainer.max_epochs=15", "test=false")
+    assert run.exit_code == 0, run.output
+    assert chi_square(watch.sizes, 39, 2 / 39) > 1e-6
+    assert watch.sizes.count(0) > 10
+    assert len(watch.sizes) == run.json("reports/privacy.json")["steps"] == 15 * 20
+    assert watch.draws == 15 * 20 * PARAMETERS
+
+
+def test_an_empty_batch_moves_the_weights_by_noise(tmp_path):
+    net = network("TinyNet")
+    before = {name: each.detach().clone() for name, each in net.named_parameters()}
+    images, labels = batch_of(4)
+    dp = DifferentialPrivacy(noise_multiplier=1.0)
+    dp.num_examples, dp.sample_rate = 10, 0.4
+    dp.attach(dict(net.named_parameters()), Ledger(tmp_path / "ledger"))
+    model = type("Model", (), {"criterions": CriterionsComposition({"ce": nn.CrossEntropyLoss()}), "device": "cpu"})()
+    batch = {"image": images[:0], "label": labels[:0]}
+    dp.optimizer_step(torch.optim.SGD(net.parameters(), lr=1.0), lambda: dp.forward(model, batch))
+    assert moved(net, before) > 0
+    assert dp.steps == 1
+
+
+def test_without_noise_and_clipping_it_is_plain_training(train):
+    """With a batch of all images each is drawn for certain."""
+    words = ["data.batch_size=39", "model.norm=group", "trainer.max_epochs=3", "trainer.max_steps=3", "test=false"]
+    none = "strategy.noise_multiplier=0", "strategy.max_grad_norm=1e6"
+    # a step of AdamW divides by the size of the gradient, and would show how small ones are rounded
+    words += ["model/optimizer=sgd", "model.optimizer.lr=0.1"]
+    plain = train(*words, "strategy=none").weights()
+    for more in ([], ["strategy.physical_batch_size=7"], ["strategy.grad_sample_mode=hooks"]):
+        private = train(*DP, *words, *none, *more)
+        assert "without noise there is no privacy" in private.output
+        for name, weight in private.weights().items():
+            assert torch.allclose(weight, plain[name], atol=1e-6), name
+
+
+def test_much_noise_destroys_what_is_learnt_and_no_two_runs_are_alike(train):
+    words = ["model.optimizer.lr=0.03", "trainer.max_epochs=8", "data.batch_size=20"]
+    calm = train(*DP, *words, "strategy.noise_multiplier=0.1", "strategy.max_grad_norm=0.5")
+    assert calm.json("reports/metrics_test.json")["acc"] > 0.9
+    loud = train(*DP, *words, "strategy.noise_multiplier=1000", "model/optimizer=sgd")
+    assert loud.json("reports/metrics_test.json")["acc"] < 0.7
+    one, other = (train(*DP, "trainer.max_epochs=1", "test=false").weights() for _ in range(2))
+    assert not torch.equal(one["net.head.weight"], other["net.head.weight"])
+
+
+def test_it_is_learnt_in_bfloat16_too(train):
+    run = train(*DP, "trainer.precision=bf16-mixed", "strategy.noise_multiplier=0.1", "trainer.max_epochs=8",
+                "model.optimizer.lr=0.03", "data.batch_size=20")  # fmt: skip
+    assert run.json("reports/metrics_test.json")["acc"] > 0.9
+
+
+def test_the_target_alone_finds_the_noise_and_all_steps_are_taken(train):
+    run = train(*DP, "strategy.target_epsilon=5", "trainer.max_epochs=3")
+    told = run.json("reports/privacy.json")
+    assert 4.9 < told["epsilon"] <= 5
+    assert told["steps"] == 3 * STEPS
+    assert "reason" not in run.json("status.json")
+
+
+def test_the_budget_ends_the_training(train):
+    words = ["strategy.target_epsilon=12", "strategy.noise_multiplier=0.8"]
+    run = train(*DP, *words, "trainer.max_epochs=20", "callbacks.early_stopping=null")
+    assert run.exit_code == 0
+    status, told = run.json("status.json"), run.json("reports/privacy.json")
+    assert (status["status"], status["reason"]) == ("completed", "privacy budget spent")
+    assert "privacy budget spent" in run.text("summary.txt")
+    assert 0 < told["steps"] < 20 * STEPS
+    assert told["epsilon"] <= 12 < spent(told["steps"] + 1, 0.8, 8 / 39, 1e-3)
+    assert "val/acc" in run.history[-1]  # the last, shorter epoch is validated
+    assert run.checkpoint("best")["imago"]["strategy"]["history"]
+
+
+def test_a_budget_that_is_too_small_is_refused(train):
+    run = train(*DP, "strategy.target_epsilon=0.01", "strategy.noise_multiplier=0.5")
+    assert run.exit_code == 1
+    assert "a single step would spend more. Type more noise, or a larger target." in run.last_line
+
+
+def test_a_run_goes_on_with_what_it_has_spent(train):
+    first = train(*DP, "trainer.max_epochs=2", "test=false")
+    rest = train(*DP, "trainer.max_epochs=4", "test=false", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
+    assert rest.json("reports/privacy.json")["steps"] == 4 * STEPS
+    assert abs(rest.history[-1]["privacy/epsilon"] - spent(4 * STEPS, 1.1, 8 / 39, 1e-3)) < 1e-9
+    louder = train(
+        *DP, "trainer.max_epochs=4", "test=false", "strategy.noise_multiplier=2",
+        f"ckpt_path={first.dir}/checkpoints/last.ckpt",
+    )  # fmt: skip
+    both = PRVAccountant()
+    both.history = [(1.1, 8 / 39, 2 * STEPS), (2.0, 8 / 39, 2 * STEPS)]
+    assert abs(louder.history[-1]["privacy/epsilon"] - both.get_epsilon(1e-3)) < 1e-9
+
+
+def test_a_checkpoint_without_a_count_is_refused(train):
+    plain = train("model.norm=group", "test=false")
+    run = train(*DP, "trainer.max_epochs=4", f"ckpt_path={plain.dir}/checkpoints/last.ckpt")
+    assert run.exit_code == 1
+    assert "the checkpoint was trained without privacy" in run.last_line
+
+
+def test_a_ledger_with_missing_lines_is_refused(train, command):
+    run = train(*DP, "test=false")
+    ledger = run.dir / LEDGER
+    lines = ledger.read_text().splitlines(keepends=True)
+    assert len(lines) == 2 * STEPS
+    assert json.loads(lines[0]) == {"noise_multiplier": 1.1, "sample_rate": 8 / 39}
+    ledger.write_text("".join(lines[:3]))
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
+    assert again.exit_code == 1
+    assert "has 3 steps, the checkpoint 10: lines are missing" in again.last_line
+    ledger.write_text("nonsense\n")
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
+    assert "is damaged" in again.last_line
+
+
+def test_a_step_that_cannot_be_noted_is_not_taken(tmp_path):
+    net = network("TinyNet")
+    before = {name: each.detach().clone() for name, each in net.named_parameters()}
+    (tmp_path / "ledger").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        dp_step(net, *batch_of(2), tmp_path, noise_multiplier=1.0)
+    assert moved(net, before) == 0
+
+
+KILLED = """
+import os, random, signal, sys
+import imago.building, imago.training, opacus.accountants
+import imago.train
+from imago.dp.secret import SecretDraws
+normal, file, parameters = SecretDraws.normal, sys.argv.pop(1), int(sys.argv.pop(1))
+chance = random.Random(3)
+words, done = sys.argv[1:], False
+for attempt in range(21):
+    last = chance.randrange(1, 5 * parameters) if attempt < 20 else -1
+    if child := os.fork():
+        print(attempt, os.waitpid(child, 0)[1])
+        continue
+    calls = 0
+    def counted(draws, like, std):
+        global calls
+        if calls % parameters == 0:
+            with open(file, 'ab', buffering=0) as steps:
+                steps.write(b'.')
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return normal(draws, like, std)
+    SecretDraws.normal = counted
+    imago.train.main()
+    os._exit(0)
+sys.exit()
+"""
+
+
+def test_after_twenty_kills_all_noise_that_was_drawn_is_counted(tmp_path, colours):
+    words = [f"data.data_dir={colours}", *SMALL, *DP, "trainer.max_epochs=8", "auto_resume=true", "test=false"]
+    words += [f"hydra.run.dir={tmp_path}/run", f"paths.cache_dir={tmp_path}/cache", f"paths.log_dir={tmp_path}/logs"]
+    words += ["callbacks.resume.every_n_train_steps=2", "callbacks.early_stopping=null"]
+    done = type_in_subprocess(
+        f"{tmp_path}/steps", str(PARAMETERS), *words, code=f"import sys; del sys.argv[1]\n{KILLED}"
+    )
+    assert done.stdout.count(" 9\n") >= 10, done.stdout + done.stderr
+    told = json.loads((tmp_path / "run/reports/privacy.json").read_text())
+    steps = len((tmp_path / "steps").read_bytes())
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "completed"
+    assert told["steps"] == steps > 8 * STEPS
+    assert abs(told["epsilon"] - spent(steps, 1.1, 8 / 39, 1e-3)) < 1e-9
+
+
+def test_the_checkpoint_is_a_plain_one(train, command):
+    run = train(*DP)
+    plain = train("model.norm=group", "test=false")
+    assert run.weights().keys() == plain.weights().keys()
+    assert run.checkpoint()["optimizer_states"][0]["param_groups"][0].keys() >= {"lr", "betas"}
+    score = command("eval", f"ckpt_path={run.dir}")
+    assert score.json("reports/metrics_test.json")["acc"] == run.json("reports/metrics_test.json")["acc"]
+
+
+def test_a_frozen_backbone_keeps_its_batchnorm(train):
+    run = train(*DP, "model.freeze=backbone", "trainer.max_epochs=1", "test=false")
+    assert run.exit_code == 0
+    assert run.json("reports/privacy.json")["replaced"] == []
+    assert "net.features.0.1.running_mean" in run.weights()
+
+
+def test_adaptive_clipping_finds_the_median_of_the_norms():
+    norms = torch.linspace(2.0, 6.0, 201)
+    clipping = Adaptive(0.1)
+    for _ in range(200):
+        clipping._look_at(norms)
+        clipping.adapt(SecretDraws(), 1.0, len(norms))
+    assert clipping.norm == pytest.approx(4.0, rel=0.1)
+    noise = clipping.noise_std(1.0) / clipping.norm
+    counting = 2 * clipping._std_of_count(1.0)  # an image moves the count by 1/2
+    assert noise**-2 + counting**-2 == pytest.approx(1.0)
+
+
+def test_noise_and_steps_for_a_target():
+    noise = noise_for(3.0, 1e-5, 0.05, 200, "rdp")
+    assert 2.9 < epsilon([(noise, 0.05, 200)], 1e-5, "rdp") <= 3
+    count = steps_within(3.0, [(1.0, 0.05, 20)], 1.0, 0.05, 10_000, 1e-5, "rdp")
+    assert epsilon([(1.0, 0.05, 20 + count)], 1e-5, "rdp") <= 3 < epsilon([(1.0, 0.05, 21 + count)], 1e-5, "rdp")
+    assert epsilon([(0.0, 0.05, 1)], 1e-5, "rdp") == math.inf
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.gradient_clip_val=1"], "strategy=dp and trainer.gradient_clip_val"),
+        (["trainer.accumulate_grad_batches=2"], "strategy=dp and trainer.accumulate_grad_batches"),
+        (["trainer.precision=16-true"], "strategy=dp and trainer.precision=16-true"),
+        (["model.compile=true"], "strategy=dp and model.compile"),
+        (["model.on_bad_loss=skip"], "strategy=dp and model.on_bad_loss=skip"),
+        (["+data.train_transform.batch.mix._target_=torchvision.transforms.v2.MixUp"], "MixUp, CutMix"),
+        (["trainer.overfit_batches=2"], "strategy=dp and trainer.overfit_batches"),
+        (["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging",
+          "+callbacks.swa.swa_lrs=0.1"], "average weights (SWA, EMA)"),
+        (["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "average weights (SWA, EMA)"),
+        (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS looks at a batch"),
+        (["trainer.min_epochs=2"], "trainer.min_epochs and trainer.min_steps"),
+        (["model.norm=null"], "BatchNorm normalises an image by the others"),
+        (["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "Type trainer.devices=1"),
+        (["+model.criterions.criterions.ce.reduction=sum"], "the loss of each single image is needed"),
+        (["strategy.clipping=round"], "give flat, per_layer or adaptive"),
+        (["strategy.accountant=gdp"], "give prv or rdp"),
+        (["strategy.target_delta=2.0"], "give auto, or a number between 0 and 1"),
+        (["strategy.noise_multiplier=-1"], "give a number, 0 or more"),
+        (["strategy.noise_multiplier=0", "strategy.target_epsilon=3"], "type more noise"),
+        (["strategy.physical_batch_size=0"], "give a number above 0"),
+        (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "without an end"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_combined_is_refused_before_the_first_step(train, words, said):
+    run = train(*DP, *words)
+    assert run.exit_code == 1
+    assert said in run.output
+    assert not (run.dir / LEDGER).exists()
+
+
+def test_other_batches_are_refused(train, tmp_path, monkeypatch):
+    (tmp_path / "weighted.py").write_text(
+        "from torch.utils.data import WeightedRandomSampler\n"
+        "from imago.data.image_folder import ImageFolderDataModule\n"
+        "class Weighted(ImageFolderDataModule):\n"
+        "    def train_dataloader(self):\n"
+        "        loader = super().train_dataloader()\n"
+        "        loader.batch_sampler = WeightedRandomSampler([1.0] * 39, 5)\n"
+        "        return loader\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train(*DP, "data._target_=weighted.Weighted")
+    assert run.exit_code == 1
+    assert "a sampler with weights" in run.output
+
+
+def test_the_loss_of_an_image_may_not_depend_on_others(train, tmp_path, monkeypatch):
+    (tmp_path / "centred.py").write_text(
+        "from imago.backbones import TinyNet\n"
+        "class Centred(TinyNet):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x - x.mean(dim=0))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = train(*DP, "model.net._target_=centred.Centred")
+    assert run.exit_code == 1
+    assert "the loss of an image depends on the others of its batch" in run.output
+
+
+def test_a_large_delta_is_warned_of(train):
+    assert "is not below 1 / 39" in train(*DP, "strategy.target_delta=0.1", "test=false", "trainer.max_epochs=1").output
+
+
+def test_photographs_of_ants_and_bees_to_the_end(command, hymenoptera):
+    run = command(
+        "train", f"data.data_dir={hymenoptera}", *DP, "model.net.weights=null", "data.image_size=32",
+        "trainer.max_epochs=1", "trainer.accelerator=cpu", "data.batch_size=64", "strategy.target_epsilon=8",
+        "strategy.physical_batch_size=16", "report.splits=[test]",
+    )  # fmt: skip
+    assert run.exit_code == 0
+    assert run.json("reports/privacy.json")["epsilon"] <= 8
+    assert len(run.json("reports/privacy.json")["replaced"]) == 20
+    assert "layer1.0.bn1" in run.output
+
+
+def test_per_layer_clipping_bounds_each_parameter():
+    net = network("TinyNet")
+    images, labels = batch_of(1)
+    parts = dict(taped(net, 100 * images, labels).parts())
+    for _, clipped in PerLayer(1.0).clipped(parts, len(parts)):
+        assert float(clipped.norm()) <= 1 / math.sqrt(len(parts)) * (1 + 1e-5)
+    total = sum(float(clipped.square().sum()) for _, clipped in Clipping(1.0).clipped(parts, len(parts)))
+    assert math.sqrt(total) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_opacus_is_imported_where_it_is_asked_for():
+    code = "import atexit, sys; atexit.register(lambda: print('OPACUS', 'opacus' in sys.modules))"
+    done = type_in_subprocess("experiment=digits", "debug=fdr", "trainer.accelerator=cpu", "test=false", code=code)
+    assert "OPACUS False" in done.stdout, done.stdout + done.stderr
+    assert sys.modules["opacus"]
