@@ -1,8 +1,8 @@
 """Accuracy on the test images of the digits for several privacy budgets, over seeds.
 
 `experiment=digits_dp`: softmax regression on 8 x 8 pixels, 100 steps on 256 images in the mean. The row without privacy
-has the same recipe, with strategy=none. A seed settles the weights at the start and the augmentations; batches and noise
-are secret, so that numbers differ a little each time.
+has the same recipe, with strategy=none. A seed settles the weights at the start; batches and noise are secret, so that
+numbers differ a little each time.
 
     python benchmarks/privacy_accuracy.py --seeds 5
 """

@@ -486,7 +486,7 @@ def test_noise_and_steps_for_a_target():
     [
         (["trainer.gradient_clip_val=1"], "strategy=dp and trainer.gradient_clip_val"),
         (["trainer.accumulate_grad_batches=2"], "strategy=dp and trainer.accumulate_grad_batches"),
-        (["trainer.precision=16-true"], "strategy=dp and trainer.precision=16-true"),
+        (["trainer.precision=16-true"], "strategy=dp and trainer.precision: a scaled loss"),
         (["model.compile=true"], "strategy=dp and model.compile"),
         (["model.on_bad_loss=skip"], "strategy=dp and model.on_bad_loss=skip"),
         (["+data.train_transform.batch.mix._target_=torchvision.transforms.v2.MixUp"], "MixUp, CutMix"),
@@ -531,17 +531,54 @@ def test_other_batches_are_refused(train, tmp_path, monkeypatch):
     assert "a sampler with weights" in run.output
 
 
-def test_the_loss_of_an_image_may_not_depend_on_others(train, tmp_path, monkeypatch):
-    (tmp_path / "centred.py").write_text(
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("x = x - x.mean(dim=0)", "the loss of an image depends on the others of its batch"),
+        ("x = x * torch.stack([self.own, self.own]).mean()", "net.own is used in a way of which the gradient"),
+        ("self.seen += x.detach().mean()", "net.seen changes with the images that the network sees"),
+    ],
+)
+def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tmp_path, monkeypatch, change, said):
+    (tmp_path / f"own{len(change)}.py").write_text(
+        "import torch\n"
         "from imago.backbones import TinyNet\n"
-        "class Centred(TinyNet):\n"
+        "class Own(TinyNet):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__(num_classes)\n"
+        "        self.own = torch.nn.Parameter(torch.ones(1))\n"
+        "        self.register_buffer('seen', torch.zeros(()))\n"
         "    def forward(self, x):\n"
-        "        return super().forward(x - x.mean(dim=0))\n"
+        f"        {change}\n"
+        "        return super().forward(x)\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train(*DP, "model.net._target_=centred.Centred")
+    run = train(*DP, f"model.net._target_=own{len(change)}.Own")
     assert run.exit_code == 1
-    assert "the loss of an image depends on the others of its batch" in run.output
+    assert said in run.output
+
+
+def test_nobody_goes_on_from_it_without_privacy(train):
+    first = train(*DP, "trainer.max_epochs=1", "test=false")
+    run = train("model.norm=group", "trainer.max_epochs=2", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
+    assert run.exit_code == 1
+    assert "Type the same one (strategy=dp)" in run.last_line
+
+
+def test_a_spent_budget_stays_spent(train, command):
+    words = ["strategy.target_epsilon=8", "strategy.noise_multiplier=0.8", "trainer.max_epochs=9"]
+    run = train(*DP, *words, "callbacks.early_stopping=null")
+    steps = run.json("reports/privacy.json")["steps"]
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=12", folder=run.dir)
+    assert again.exit_code == 0, again.output
+    assert "privacy budget spent" in again.output
+    assert run.json("reports/privacy.json")["steps"] == steps
+
+
+def test_noise_lies_in_memory_as_the_weights_do():
+    weight = torch.zeros(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    for secure in (False, True):
+        assert SecretDraws(secure).normal(weight, 1.0).stride() == weight.stride()
 
 
 def test_a_large_delta_is_warned_of(train):

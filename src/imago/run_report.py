@@ -76,6 +76,7 @@ def gathered(folder: Path) -> dict[str, Any]:
         "changes": _json(folder, "reports/changes.json") or [],
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},
+        "privacy": _json(folder, "reports/privacy.json") or {},
         "environment": _json(folder, "reports/environment.json") or {},
         "checkpoint": "checkpoints/best.ckpt" if (folder / "checkpoints/best.ckpt").is_file() else None,
     }

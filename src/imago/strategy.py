@@ -51,7 +51,16 @@ class Strategy:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes `state_dict()` of the run that goes on."""
+        """Takes `state_dict()` of the run that goes on.
+
+        Raises:
+            ValueError: It is that of another strategy.
+        """
+        if state:
+            raise ValueError(
+                "The checkpoint was trained with another strategy, whose promises would not hold for what goes on from "
+                "it. Type the same one (strategy=dp)."
+            )
 
     def why_it_ended(self) -> str | None:
         """Where the strategy has ended the training: the reason."""

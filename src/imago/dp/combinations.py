@@ -11,7 +11,7 @@ from torch.optim import LBFGS
 
 from imago.callbacks.run_record import RunRecord
 from imago.data.module import ImageDataModule
-from imago.dp.gradients import Tape
+from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.secret import PoissonBatchSampler
 from imago.module import DictModule
 
@@ -40,13 +40,9 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "strategy.physical_batch_size= for the images that fit into memory, and trainer.accumulate_grad_batches=1",
     ),
     (
-        lambda trainer, model, data: trainer.precision == "16-mixed",
-        "trainer.precision=16-mixed scales the loss, and would clip scaled gradients. "
-        "Type trainer.precision=bf16-mixed, or 32-true",
-    ),
-    (
-        lambda trainer, model, data: trainer.precision == "16-true",
-        "trainer.precision=16-true: sums of noise need more bits. Type trainer.precision=bf16-mixed, or 32-true",
+        lambda trainer, model, data: trainer.precision not in ("32-true", "64-true", "bf16-mixed"),
+        "trainer.precision: a scaled loss (16-mixed) would have scaled gradients clipped, and sums of noise need more "
+        "bits than 16. Type trainer.precision=bf16-mixed, or 32-true",
     ),
     (
         lambda trainer, model, data: any(each._compiled_call_impl is not None for each in model.net.modules()),
@@ -101,7 +97,7 @@ def check_samples_apart(model: DictModule, mode: str) -> None:
     """Tries the network on two grey images, in training.
 
     Raises:
-        ValueError: The gradient of one is not known, or depends on the other image.
+        ValueError: The gradient of one is not known, or depends on the other image; or what is seen is kept elsewhere.
     """
     data = cast(ImageDataModule, model.trainer.datamodule)  # type: ignore[attr-defined]
     batch: dict[str, Any] = data.some_images("train", 2, model.device)
@@ -109,13 +105,24 @@ def check_samples_apart(model: DictModule, mode: str) -> None:
     image.requires_grad_()
     batch = batch | {"image": image, "label": batch["label"].expand(2), "index": batch["index"].expand(2)}
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    buffers = {name: each.clone() for name, each in model.named_buffers()}
     with Tape(parameters, 2, mode):
         losses = model.criterions.per_image(model(batch))["total"]
-    (gradient,) = torch.autograd.grad(losses[0], image, allow_unused=True)
-    if isinstance(gradient, Tensor) and bool(gradient[1].any()):
+    losses[0].backward()
+    if isinstance(image.grad, Tensor) and bool(image.grad[1].any()):
         raise ValueError(
             "strategy=dp: the loss of an image depends on the others of its batch, so that no gradient is that of one "
             "image. Does the network normalise over the batch? model.norm=group replaces BatchNorm"
+        )
+    if found := [name for name, each in parameters.items() if each.grad is not None]:
+        raise UnknownGradientError(
+            f"strategy=dp: {found[0]} is used in a way of which the gradient for a single image is not known. "
+            "docs/privacy.md lists the networks that can be trained"
+        )
+    if kept := [name for name, each in model.named_buffers() if not torch.equal(each, buffers[name])]:
+        raise ValueError(
+            f"strategy=dp: {kept[0]} changes with the images that the network sees in training, and would be saved "
+            "without noise. Take that layer out"
         )
 
 

@@ -46,14 +46,13 @@ class SecretDraws:
         return (uniform < rate).nonzero()[:, 0].tolist()
 
     def normal(self, like: Tensor, std: float) -> Tensor:
-        """Noise of the shape, type and device of `like`."""
+        """Noise of the shape, type and device of `like`, and in memory as `like` is: fused optimizers need that."""
         if std == 0:
             return torch.zeros_like(like)
         if self.secure:
             parts = sum(_gaussian(like.numel()) for _ in range(4)) / 2
-            return torch.from_numpy(parts * std).to(like).view(like.shape)
-        draws = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=self._generator(like.device))
-        return draws.mul_(std)
+            return torch.empty_like(like).copy_(torch.from_numpy(parts * std).view(like.shape))
+        return torch.empty_like(like).normal_(std=std, generator=self._generator(like.device))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
