@@ -29,6 +29,7 @@ from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import LEDGER, DifferentialPrivacy
 from imago.module import DictModule
+from imago.randomness import key
 
 CLASSES = 3
 STEPS = 5  # of an epoch of the 39 images in batches of 8
@@ -91,8 +92,8 @@ def test_norms_and_sums_are_those_of_images_one_by_one(name):
         parts = dict(taped(net, images, labels, mode).parts())
         assert parts.keys() == wanted.keys()
         assert torch.allclose(sum(part.squared_norms() for part in parts.values()), norms, rtol=1e-9)
-        for key, part in parts.items():
-            summed = torch.einsum("n,n...->...", factors, wanted[key])
+        for name_, part in parts.items():
+            summed = torch.einsum("n,n...->...", factors, wanted[name_])
             assert torch.allclose(part.weighted_sum(factors), summed, rtol=1e-6, atol=1e-9 * float(norms.max()) ** 0.5)
     assert all(parameter.grad is None for parameter in net.parameters())
 
@@ -276,7 +277,7 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
 
 def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
     watch = Watch(monkeypatch)
-    run = train(*DP, "data.batch_size=2", "trainer.max_epochs=15", "test=false")
+    run = train(*DP, "data.batch_size=2", "trainer.max_epochs=15", "callbacks.early_stopping=null", "test=false")
     assert run.exit_code == 0, run.output
     assert chi_square(watch.sizes, 39, 2 / 39) > 1e-6
     assert watch.sizes.count(0) > 10
@@ -312,20 +313,26 @@ def test_without_noise_and_clipping_it_is_plain_training(train):
             assert torch.allclose(weight, plain[name], atol=1e-6), name
 
 
-def test_much_noise_destroys_what_is_learnt_and_no_two_runs_are_alike(train):
-    words = ["model.optimizer.lr=0.03", "trainer.max_epochs=8", "data.batch_size=20"]
-    calm = train(*DP, *words, "strategy.noise_multiplier=0.1", "strategy.max_grad_norm=0.5")
-    assert calm.json("reports/metrics_test.json")["acc"] > 0.9
-    loud = train(*DP, *words, "strategy.noise_multiplier=1000", "model/optimizer=sgd")
-    assert loud.json("reports/metrics_test.json")["acc"] < 0.7
+DIGITS = ("experiment=digits_dp", "trainer.accelerator=cpu", "logger=[]", "report.splits=[test]")
+
+
+def test_much_noise_destroys_what_is_learnt(command):
+    words = [*DIGITS, "trainer.max_epochs=4"]
+    calm = command("train", *words, "strategy.noise_multiplier=0.1")
+    assert calm.json("reports/metrics_test.json")["acc"] > 0.8
+    loud = command("train", *words, "strategy.noise_multiplier=1000")
+    assert loud.json("reports/metrics_test.json")["acc"] < 0.5
+
+
+def test_no_two_runs_are_alike(train):
     one, other = (train(*DP, "trainer.max_epochs=1", "test=false").weights() for _ in range(2))
     assert not torch.equal(one["net.head.weight"], other["net.head.weight"])
 
 
-def test_it_is_learnt_in_bfloat16_too(train):
-    run = train(*DP, "trainer.precision=bf16-mixed", "strategy.noise_multiplier=0.1", "trainer.max_epochs=8",
-                "model.optimizer.lr=0.03", "data.batch_size=20")  # fmt: skip
-    assert run.json("reports/metrics_test.json")["acc"] > 0.9
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_it_is_learnt_in_other_precisions_too(command, precision):
+    words = ["trainer.max_epochs=4", "strategy.noise_multiplier=0.1", f"trainer.precision={precision}"]
+    assert command("train", *DIGITS, *words).json("reports/metrics_test.json")["acc"] > 0.8
 
 
 def test_the_target_alone_finds_the_noise_and_all_steps_are_taken(train):
@@ -496,6 +503,9 @@ def test_noise_and_steps_for_a_target():
         (["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "average weights (SWA, EMA)"),
         (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS looks at a batch"),
         (["trainer.min_epochs=2"], "trainer.min_epochs and trainer.min_steps"),
+        (["monitor=train/loss"], "strategy=dp and a monitor of train/"),
+        (["model/scheduler=plateau", "model.monitor=train/loss"], "strategy=dp and a monitor of train/"),
+        (["trainer.precision=bf16-true"], "strategy=dp and trainer.precision"),
         (["model.norm=null"], "BatchNorm normalises an image by the others"),
         (["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "Type trainer.devices=1"),
         (["+model.criterions.criterions.ce.reduction=sum"], "the loss of each single image is needed"),
@@ -537,10 +547,13 @@ def test_other_batches_are_refused(train, tmp_path, monkeypatch):
         ("x = x - x.mean(dim=0)", "the loss of an image depends on the others of its batch"),
         ("x = x * torch.stack([self.own, self.own]).mean()", "net.own is used in a way of which the gradient"),
         ("self.seen += x.detach().mean()", "net.seen changes with the images that the network sees"),
+        ("x = x - x.detach().mean(dim=0)", "the loss of an image depends on the others of its batch"),
+        ("return super().forward(x.flip(0)).flip(0)", "or they change places in the network"),
+        ("return super().forward(self.norm(x))", "net.norm.running_mean changes with the images"),
     ],
 )
 def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tmp_path, monkeypatch, change, said):
-    (tmp_path / f"own{len(change)}.py").write_text(
+    (tmp_path / f"own_{key('own', change)}.py").write_text(
         "import torch\n"
         "from imago.backbones import TinyNet\n"
         "class Own(TinyNet):\n"
@@ -548,12 +561,13 @@ def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tm
         "        super().__init__(num_classes)\n"
         "        self.own = torch.nn.Parameter(torch.ones(1))\n"
         "        self.register_buffer('seen', torch.zeros(()))\n"
+        "        self.norm = torch.nn.InstanceNorm2d(3, track_running_stats=True)\n"
         "    def forward(self, x):\n"
         f"        {change}\n"
         "        return super().forward(x)\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train(*DP, f"model.net._target_=own{len(change)}.Own")
+    run = train(*DP, f"model.net._target_=own_{key('own', change)}.Own")
     assert run.exit_code == 1
     assert said in run.output
 
@@ -563,6 +577,67 @@ def test_nobody_goes_on_from_it_without_privacy(train):
     run = train("model.norm=group", "trainer.max_epochs=2", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
     assert run.exit_code == 1
     assert "Type the same one (strategy=dp)" in run.last_line
+
+
+def test_a_refusal_leaves_the_report_as_it_is(train, command):
+    run = train(*DP, "test=false")
+    told, summary = run.json("reports/privacy.json"), run.text("summary.txt")
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=4", "trainer.accumulate_grad_batches=2",
+                    folder=run.dir)  # fmt: skip
+    assert again.exit_code == 1
+    assert run.json("reports/privacy.json") == told
+    assert "epsilon  0.0" not in run.text("summary.txt")
+    assert summary
+
+
+def test_the_steps_of_a_checkpoint_are_added_to_those_of_another_run_in_the_folder(train):
+    first = train(*DP, "test=false")
+    folder = first.dir.parent / "other"
+    folder.mkdir()
+    Ledger(folder / LEDGER).add_all([(10.0, 8 / 39, 12)])
+    (folder / "status.json").write_text('{"status": "failed"}')
+    more = ["trainer.max_epochs=3", "test=false", f"ckpt_path={first.dir}/checkpoints/last.ckpt"]
+    run = train(*DP, *more, folder=folder)
+    assert run.exit_code == 0, run.output
+    told = run.json("reports/privacy.json")
+    assert [each["steps"] for each in told["steps_by_noise"]] == [12, 3 * STEPS]
+
+
+def test_a_removed_ledger_is_missed(train, command):
+    run = train(*DP, "test=false")
+    (run.dir / LEDGER).unlink()
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
+    assert again.exit_code == 1
+    assert "has 0 steps, the checkpoint 10: lines are missing" in again.last_line
+
+
+def test_a_larger_budget_goes_on(train, command):
+    words = ["strategy.target_epsilon=8", "strategy.noise_multiplier=0.8", "trainer.max_epochs=9"]
+    run = train(*DP, *words, "callbacks.early_stopping=null", "test=false")
+    before = run.json("reports/privacy.json")
+    again = command("train", f"resume={run.dir}", "strategy.target_epsilon=10", folder=run.dir)
+    assert again.exit_code == 0, again.output
+    assert 8 < run.json("reports/privacy.json")["epsilon"] <= 10
+    assert run.json("reports/privacy.json")["steps"] > before["steps"]
+
+
+def test_all_bits_of_the_entropy_count(monkeypatch):
+    drawn = []
+    for high in (0, 1):
+        monkeypatch.setattr("imago.dp.secret.entropy", lambda bits, high=high: 5 + (high << (bits - 1)))
+        drawn.append((SecretDraws().normal(torch.zeros(9), 1.0), SecretDraws().chosen(99, 0.5)))
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+    assert drawn[0][1] != drawn[1][1]
+
+
+def test_a_norm_that_cancels_is_not_too_small():
+    inputs = torch.full((1, 64, 128), 1e4)
+    outputs = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
+    outputs -= outputs.mean(dim=1, keepdim=True)
+    from imago.dp.gradients import Linear
+
+    part = Linear(inputs, outputs)
+    assert part.squared_norms() >= 0.99 * part.whole().double().square().sum()
 
 
 def test_a_spent_budget_stays_spent(train, command):
@@ -579,6 +654,18 @@ def test_noise_lies_in_memory_as_the_weights_do():
     weight = torch.zeros(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     for secure in (False, True):
         assert SecretDraws(secure).normal(weight, 1.0).stride() == weight.stride()
+
+
+def test_the_norm_that_is_typed_is_the_one_that_clips(train):
+    first = train(*DP, "trainer.max_epochs=1", "test=false")
+    more = ["strategy.max_grad_norm=0.1", "trainer.max_epochs=2", f"ckpt_path={first.dir}/checkpoints/last.ckpt"]
+    assert train(*DP, *more, "test=false").json("reports/privacy.json")["max_grad_norm"] == 0.1
+
+
+def test_an_epoch_has_as_many_steps_as_batches():
+    for size in range(1, 130):
+        for batch_size in (1, 2, 7, 64, 200):
+            assert len(PoissonBatchSampler(size, batch_size, SecretDraws())) == math.ceil(size / min(size, batch_size))
 
 
 def test_a_large_delta_is_warned_of(train):

@@ -47,8 +47,14 @@ FLAGS_WITH_VALUE = [
     "--info",
     "-i",
 ]
-OTHER_RESULTS, SAME_RESULTS = ("data.", "model.", "seed "), ("data.num_workers", "data.cache", "data.data_dir")
-MORE = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping")
+OTHER_RESULTS, SAME_RESULTS = (
+    ("data.", "model.", "seed ", "strategy."),
+    ("data.num_workers", "data.cache", "data.data_dir"),
+)
+MORE = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping"),
+    "strategy.target_epsilon",
+)
 """Settings that give a finished run something to do."""
 Task = Callable[[DictConfig, RunFolder], float | None]
 Check = Callable[[DictConfig, list[str]], None]

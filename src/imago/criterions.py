@@ -74,6 +74,8 @@ def _per_image(name: str, criterion: Any, given: Batch) -> Tensor:
         losses = criterion(**given)
     finally:
         criterion.reduction = "mean"
+    if not losses.ndim:
+        raise ValueError(f"model.criterions.criterions.{name} gives one number for a batch, whatever its reduction is.")
     return losses if losses.ndim == 1 else losses.flatten(1).mean(dim=1)
 
 

@@ -30,6 +30,16 @@ class Ledger:
         """All that were taken."""
         return sum(count for _, _, count in self.history)
 
+    def begins_with(self, history: Sequence[Steps]) -> bool:
+        """Whether its first steps are those."""
+        own, other = _each(self.history), _each(history)
+        return own[: len(other)] == other
+
+    def is_begun_by(self, history: Sequence[Steps]) -> bool:
+        """Whether those begin with all that it has."""
+        own, other = _each(self.history), _each(history)
+        return other[: len(own)] == own
+
     def add(self, noise_multiplier: float, sample_rate: float) -> None:
         """Notes a step that is about to be taken.
 
@@ -64,6 +74,10 @@ class Ledger:
         if self.history and self.history[-1][:2] == (noise, rate):
             count += self.history.pop()[2]
         self.history.append((noise, rate, count))
+
+
+def _each(history: Iterable[Steps]) -> list[tuple[float, float]]:
+    return [(noise, rate) for noise, rate, count in history for _ in range(count)]
 
 
 def _read(file: Path, line: bytes) -> tuple[float, float]:
@@ -133,9 +147,13 @@ def steps_within(
 
     if most < 1 or not fits(1):
         return 0
-    if fits(most):
-        return most
-    few, many = 1, most
+    few, many = 1, 2
+    while many < most and fits(many):  # not `most` first: accountants need memory for many steps
+        few, many = many, 2 * many
+    if many >= most:
+        if fits(most):
+            return most
+        many = most
     while many - few > 1:
         middle = (few + many) // 2
         few, many = (middle, many) if fits(middle) else (few, middle)

@@ -5,15 +5,23 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch import Tensor
 from torch.optim import LBFGS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.callbacks.run_record import RunRecord
 from imago.data.module import ImageDataModule
 from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.secret import PoissonBatchSampler
 from imago.module import DictModule
+from imago.randomness import keyed
 
 try:
     from lightning.pytorch.callbacks import WeightAveraging
@@ -73,6 +81,16 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "Leave them out",
     ),
     (
+        lambda trainer, model, data: _has(trainer, BaseFinetuning),
+        "Callbacks that unfreeze layers later: their gradients are not clipped. Leave them out; model.freeze=backbone "
+        "trains the head",
+    ),
+    (
+        lambda trainer, model, data: any(name.startswith("train/") for name in _watched(trainer, model)),
+        "a monitor of train/: losses and metrics of training have no noise, and would choose the weights, the learning "
+        "rate or the end. Type monitor=val/loss, or another one of val/",
+    ),
+    (
         lambda trainer, model, data: isinstance(trainer.optimizers[0], LBFGS),
         "model.optimizer: LBFGS looks at a batch several times in a step. Type model/optimizer=adamw, or sgd",
     ),
@@ -94,32 +112,50 @@ def check_combinations(trainer: Trainer, model: DictModule) -> None:
 
 
 def check_samples_apart(model: DictModule, mode: str) -> None:
-    """Tries the network on two grey images, in training.
+    """Tries the network on random images, in training.
 
     Raises:
-        ValueError: The gradient of one is not known, or depends on the other image; or what is seen is kept elsewhere.
+        ValueError: The gradient of an image is not known, or depends on another one; or what is seen is kept elsewhere.
     """
     data = cast(ImageDataModule, model.trainer.datamodule)  # type: ignore[attr-defined]
-    batch: dict[str, Any] = data.some_images("train", 2, model.device)
-    image = torch.rand_like(batch["image"].expand(2, *batch["image"].shape[1:]), dtype=torch.float32)
-    image.requires_grad_()
-    batch = batch | {"image": image, "label": batch["label"].expand(2), "index": batch["index"].expand(2)}
+    like = data.some_images("train", 1, model.device)
+    dtype = like["image"].dtype if like["image"].is_floating_point() else torch.float32
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    buffers = {name: each.clone() for name, each in model.named_buffers()}
-    with Tape(parameters, 2, mode):
-        losses = model.criterions.per_image(model(batch))["total"]
+    state = {name: each.clone() for name, each in model.state_dict().items()}
+
+    def losses_beside(others: int) -> tuple[Tensor, Tape]:
+        """Of an image, and of two others with other labels."""
+        with keyed("images beside", others):
+            rest = torch.rand(2, *like["image"].shape[1:], dtype=dtype)
+        with keyed("image"):
+            first = torch.rand(1, *like["image"].shape[1:], dtype=dtype)
+        labels = torch.tensor([0, others, others]) % len(model.class_names)
+        batch: dict[str, Any] = like | {
+            "image": torch.cat([first, rest]).to(model.device),
+            "label": labels.to(model.device),
+            "index": torch.arange(3, device=model.device),
+        }
+        gpus = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(gpus), Tape(parameters, 3, mode) as tape:
+            torch.manual_seed(0)  # of dropout
+            return model.criterions.per_image(model(batch))["total"], tape
+
+    losses, tape = losses_beside(0)
+    others, _ = losses_beside(1)
     losses[0].backward()
-    if isinstance(image.grad, Tensor) and bool(image.grad[1].any()):
+    strange = any(bool(part.squared_norms()[1:].any()) for _, part in tape.parts())
+    if strange or not torch.allclose(losses[0], others[0], rtol=1e-3, atol=1e-4):
         raise ValueError(
-            "strategy=dp: the loss of an image depends on the others of its batch, so that no gradient is that of one "
-            "image. Does the network normalise over the batch? model.norm=group replaces BatchNorm"
+            "strategy=dp: the loss of an image depends on the others of its batch, or they change places in the "
+            "network, so that no gradient is that of one image. Does it normalise over the batch? model.norm=group "
+            "replaces BatchNorm"
         )
     if found := [name for name, each in parameters.items() if each.grad is not None]:
         raise UnknownGradientError(
             f"strategy=dp: {found[0]} is used in a way of which the gradient for a single image is not known. "
             "docs/privacy.md lists the networks that can be trained"
         )
-    if kept := [name for name, each in model.named_buffers() if not torch.equal(each, buffers[name])]:
+    if kept := [name for name, each in model.state_dict().items() if not torch.equal(each, state[name])]:
         raise ValueError(
             f"strategy=dp: {kept[0]} changes with the images that the network sees in training, and would be saved "
             "without noise. Take that layer out"
@@ -129,3 +165,11 @@ def check_samples_apart(model: DictModule, mode: str) -> None:
 def _has(trainer: Trainer, kind: type) -> bool:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     return any(isinstance(each, kind) for each in callbacks if not isinstance(each, RunRecord))
+
+
+def _watched(trainer: Trainer, model: DictModule) -> list[str]:
+    """The metrics that callbacks and the learning rate follow."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    names = [each.monitor for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint)]
+    plateau = any(isinstance(each.scheduler, ReduceLROnPlateau) for each in trainer.lr_scheduler_configs)
+    return [name for name in [*names, *([model.monitor] if plateau else [])] if name is not None]

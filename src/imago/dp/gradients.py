@@ -190,7 +190,7 @@ class Tape(TorchFunctionMode):
                 "Type model.norm=group"
             )
         used = [each for each in (*args, *kwargs.values()) if id(each) in self._names]
-        if not used:
+        if not used or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if rule := RULES.get(func):
             return rule(self, *args, **kwargs)
@@ -288,7 +288,8 @@ def _gram_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
     if inputs.shape[1] == 1:
         return inputs.square().sum(dim=(1, 2)) * outputs.square().sum(dim=(1, 2))
     products = (inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))
-    return products.sum(dim=(1, 2)).clamp_min(0)
+    rounding = torch.finfo(products.dtype).eps * products.abs().sum(dim=(1, 2))  # so that no norm is too small
+    return products.sum(dim=(1, 2)).clamp_min(0) + rounding
 
 
 def _prefers_gram(places: int, inputs: int, outputs: int) -> bool:

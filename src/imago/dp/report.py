@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 NOT_COVERED = (
     "which checkpoint was kept as the best one, where it was chosen on private validation images",
     "other runs on the same images: a search over settings spends the budget of each",
-    "the number of train images, which is published here",
+    "the learning rate and the end of training, where they follow private validation images",
+    "the number of train images, their class counts and their fingerprint, in the checkpoints and the reports",
     "the losses and metrics of training and validation, in the logs, the checkpoints and the reports",
     "the reports about the train and val images: predictions, worst mistakes, thumbnails",
     "pretrained weights, class weights and normalisation: they are taken as public",

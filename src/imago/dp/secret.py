@@ -18,46 +18,49 @@ from imago.data.loading import Position
 MOST_AT_ONCE = 2**20
 
 
-def entropy() -> int:
-    """63 bits; tests put a key in its place."""
-    return secrets.randbits(63)
+def entropy(bits: int) -> int:
+    """From the operating system."""
+    return secrets.randbits(bits)
 
 
 class SecretDraws:
     """Draws of choices and of Gaussian noise.
 
     Args:
-        secure: Each number comes from the system's cryptographic generator, and noise is a sum of four Gaussians, so
-            that the gaps between floating-point numbers do not tell what it was added to (Holohan and Braghin 2021).
-            Otherwise torch's generators are seeded from there: quick, and enough unless somebody has many gigabytes of
-            the noise itself.
+        secure: Each number comes from the system's cryptographic generator, and noise is a sum of four Gaussians in 64
+            bits, so that the gaps between floating-point numbers do not tell what it was added to (Holohan and Braghin
+            2021). Otherwise it comes from Philox with secret keys, one for choices and one for noise: of 128 bits on
+            the CPU (torch's own generator takes 32 there, few enough to try them all), of 63 on a GPU.
     """
 
     def __init__(self, secure: bool = False) -> None:
         self.secure = secure
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._choices = np.random.Generator(np.random.Philox(key=entropy(128)))
+        self._noise = np.random.Generator(np.random.Philox(key=entropy(128)))
+        self._on_devices: dict[torch.device, torch.Generator] = {}
 
     def chosen(self, count: int, rate: float) -> list[int]:
         """Each of 0 … count - 1 with the probability `rate`, independently."""
-        if self.secure:
-            uniform = torch.from_numpy(_uniform(count))
-        else:
-            uniform = torch.rand(count, dtype=torch.float64, generator=self._generator(torch.device("cpu")))
-        return (uniform < rate).nonzero()[:, 0].tolist()
+        uniform = _uniform(count) if self.secure else self._choices.random(count)
+        return np.flatnonzero(uniform < rate).tolist()
 
     def normal(self, like: Tensor, std: float) -> Tensor:
-        """Noise of the shape, type and device of `like`, and in memory as `like` is: fused optimizers need that."""
+        """Noise of the shape and device of `like`, and in memory as `like` is, which fused optimizers need; of its type
+        too, unless `secure`: then of 64 bits."""
         if std == 0:
             return torch.zeros_like(like)
         if self.secure:
-            parts = sum(_gaussian(like.numel()) for _ in range(4)) / 2
-            return torch.empty_like(like).copy_(torch.from_numpy(parts * std).view(like.shape))
-        return torch.empty_like(like).normal_(std=std, generator=self._generator(like.device))
+            parts = sum(_gaussian(like.numel()) for _ in range(4)) / 2 * std
+            return torch.empty_like(like, dtype=torch.float64).copy_(torch.from_numpy(parts).view(like.shape))
+        if like.device.type != "cpu":
+            return torch.empty_like(like).normal_(std=std, generator=self._on(like.device))
+        drawn = self._noise.standard_normal(like.shape, dtype=np.float64 if like.dtype == torch.float64 else np.float32)
+        return torch.empty_like(like).copy_(torch.from_numpy(np.asarray(drawn))).mul_(std)
 
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(entropy())
-        return self._generators[device]
+    def _on(self, device: torch.device) -> torch.Generator:
+        if device not in self._on_devices:
+            self._on_devices[device] = torch.Generator(device).manual_seed(entropy(63))
+        return self._on_devices[device]
 
 
 class PoissonBatchSampler(Sampler[list[Position]]):
@@ -66,12 +69,13 @@ class PoissonBatchSampler(Sampler[list[Position]]):
 
     def __init__(self, size: int, batch_size: int, draws: SecretDraws) -> None:
         self.size = size
-        self.rate = min(1.0, batch_size / size)
+        self.batch_size = min(batch_size, size)
+        self.rate = self.batch_size / size
         self.draws = draws
         self.epoch = 0
 
     def __len__(self) -> int:
-        return math.ceil(1 / self.rate)
+        return math.ceil(self.size / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Position]]:
         for _ in range(len(self)):

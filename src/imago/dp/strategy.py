@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from imago.data.loading import TrainBatchSampler
 from imago.dp.accounting import ACCOUNTANTS, Ledger, Steps, epsilon, noise_for, steps_within
-from imago.dp.clipping import CLIPPINGS, Clipping, clipping_of
+from imago.dp.clipping import CLIPPINGS, Adaptive, Clipping, clipping_of
 from imago.dp.combinations import check_combinations, check_samples_apart
 from imago.dp.gradients import MODES, Tape
 from imago.dp.report import privacy_report, write_privacy_report
@@ -121,7 +121,9 @@ class DifferentialPrivacy(Strategy):
         self._trainer = trainer
         self.replaced = list(model.replaced_norms)
         parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        self.attach(parameters, self._opened_ledger(folder))
+        ckpt_path = trainer.ckpt_path
+        same = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
+        self.attach(parameters, self._opened_ledger(folder, same))
         self._settle_noise(trainer)
         if self.delta >= 1 / self.num_examples:
             log.warning(
@@ -187,7 +189,7 @@ class DifferentialPrivacy(Strategy):
                 noisy = self.draws.normal(parameter, std)
                 if name in self._sums:
                     noisy += self._sums[name]
-                parameter.grad = noisy.div_(expected)
+                parameter.grad = noisy.div_(expected).to(parameter.dtype)
         self._sums = {}
         self.clipping.adapt(self.draws, self.noise_multiplier, expected)
         optimizer.step()
@@ -198,7 +200,7 @@ class DifferentialPrivacy(Strategy):
         return min(images, self.physical_batch_size or images)
 
     def epoch_metrics(self) -> dict[str, float]:
-        return {"privacy/epsilon": self.epsilon()}
+        return {"privacy/epsilon": self.epsilon()} if self._ledger is not None else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -219,6 +221,8 @@ class DifferentialPrivacy(Strategy):
         return SPENT if self._ends_early and self.steps == self._allowed else None
 
     def report(self) -> dict[str, Any]:
+        if self._ledger is None:  # it has not begun
+            return {}
         told = privacy_report(self)
         kept = ("epsilon", "delta", "steps", "noise_multiplier", "max_grad_norm", "sample_rate", "accountant")
         return {name: told[name] for name in kept} | {"details": "reports/privacy.md"}
@@ -226,27 +230,28 @@ class DifferentialPrivacy(Strategy):
     def write_report(self, folder: Path) -> None:
         write_privacy_report(self, folder)
 
-    def _opened_ledger(self, folder: Path) -> Ledger:
+    def _opened_ledger(self, folder: Path, is_the_same_run: bool) -> Ledger:
         ledger = Ledger(folder / LEDGER)
         before: list[Steps] = [(noise, rate, count) for noise, rate, count in (self._state or {}).get("history", [])]
         taken = sum(count for _, _, count in before)
-        if not ledger.steps:
-            ledger.add_all(before)
-        elif ledger.steps < taken:
+        if ledger.begins_with(before):
+            if lost := ledger.steps - taken:
+                log.warning("%d steps were taken and are lost: they are counted all the same", lost)
+        elif ledger.is_begun_by(before) and (ledger.steps or is_the_same_run):
             raise ValueError(
                 f"{ledger.file} has {ledger.steps} steps, the checkpoint {taken}: lines are missing, and nobody can "
                 "say what was spent."
             )
-        elif ledger.steps > taken:
-            lost = ledger.steps - taken
-            log.warning("%d steps were taken after the checkpoint and are lost: they are counted all the same", lost)
+        else:
+            ledger.add_all(before)
         return ledger
 
     def _settle_noise(self, trainer: Trainer) -> None:
         """The noise multiplier, and how many steps may be taken in all."""
         planned = trainer.estimated_stepping_batches
         if self._state is not None:
-            self.clipping.norm = self._state["max_grad_norm"]
+            if isinstance(self.clipping, Adaptive):
+                self.clipping.norm = self._state["max_grad_norm"]
             if self.noise_multiplier is None:
                 self.noise_multiplier = float(self._state["noise_multiplier"])
         if self.noise_multiplier is None and self.target_epsilon is None:
