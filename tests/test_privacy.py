@@ -92,8 +92,8 @@ def test_norms_and_sums_are_those_of_images_one_by_one(name):
         parts = dict(taped(net, images, labels, mode).parts())
         assert parts.keys() == wanted.keys()
         assert torch.allclose(sum(part.squared_norms() for part in parts.values()), norms, rtol=1e-9)
-        for name_, part in parts.items():
-            summed = torch.einsum("n,n...->...", factors, wanted[name_])
+        for own, part in parts.items():
+            summed = torch.einsum("n,n...->...", factors, wanted[own])
             assert torch.allclose(part.weighted_sum(factors), summed, rtol=1e-6, atol=1e-9 * float(norms.max()) ** 0.5)
     assert all(parameter.grad is None for parameter in net.parameters())
 
