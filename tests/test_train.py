@@ -341,14 +341,14 @@ def test_epochs_without_validation_repeat_no_old_values(train):
 
 
 def test_overfitting_sees_the_same_batch_in_each_epoch(train, tmp_path, monkeypatch):
-    (tmp_path / "watching.py").write_text(
+    (tmp_path / "watching_one_batch.py").write_text(
         "from lightning.pytorch import Callback\n"
         "class Watch(Callback):\n"
         "    def on_train_batch_start(self, trainer, module, batch, index):\n"
         "        print('SEEN', batch['index'].tolist())\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train("trainer.overfit_batches=1", "+callbacks.watch._target_=watching.Watch", "trainer.max_epochs=3")
+    run = train("trainer.overfit_batches=1", "+callbacks.watch._target_=watching_one_batch.Watch", "trainer.max_epochs=3")
     seen = re.findall("SEEN .*", run.output)
     assert len(seen) == 3
     assert len(set(seen)) == 1
