@@ -348,7 +348,9 @@ def test_overfitting_sees_the_same_batch_in_each_epoch(train, tmp_path, monkeypa
         "        print('SEEN', batch['index'].tolist())\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train("trainer.overfit_batches=1", "+callbacks.watch._target_=watching_one_batch.Watch", "trainer.max_epochs=3")
+    run = train(
+        "trainer.overfit_batches=1", "+callbacks.watch._target_=watching_one_batch.Watch", "trainer.max_epochs=3"
+    )
     seen = re.findall("SEEN .*", run.output)
     assert len(seen) == 3
     assert len(set(seen)) == 1

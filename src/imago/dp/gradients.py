@@ -230,7 +230,7 @@ class Tape(TorchFunctionMode):
         made = part()
         if isinstance(made, Linear | Convolution):
             gram = self.mode == "ghost" or (self.mode == "auto" and made.prefers_gram)
-            made = _Gram(made) if gram else _kept(made)
+            made = _Factors(made, made.squared_norms()) if gram else _kept(made)
         self._parts.setdefault(self._names[id(weight)], []).append(made)
 
     def check_rows(self, weight: Tensor, inputs: Tensor) -> None:
@@ -240,27 +240,8 @@ class Tape(TorchFunctionMode):
 
 
 @dataclass
-class _Gram(Part):
-    """Norms by Gram matrices, made at once; what the sum needs is kept."""
-
-    part: Linear | Convolution
-
-    def __post_init__(self) -> None:
-        self.norms = self.part.squared_norms()
-
-    def whole(self) -> Tensor:
-        return self.part.whole()
-
-    def squared_norms(self) -> Tensor:
-        return self.norms
-
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        return self.part.weighted_sum(factors)
-
-
-@dataclass
 class _Factors(Part):
-    """Norms by gradients that are too large to be kept."""
+    """The norms, and what the sums can be made of."""
 
     part: Linear | Convolution
     norms: Tensor
@@ -350,19 +331,10 @@ def _group_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
-    assert weight is not None
-    tape.check_rows(weight, input)
-    inputs, version = input.detach(), input._version
+    def apply(x: Tensor, *affine: Any) -> Tensor:
+        return F.group_norm(x, num_groups, *affine, eps=eps)  # type: ignore[misc]
 
-    def record(gradient: Tensor) -> None:
-        _check_unchanged(tape, weight, inputs, version)
-        normal = F.group_norm(_float(inputs), num_groups, eps=eps)
-        rows = (*inputs.shape[:2], -1)
-        tape.add(weight, lambda: Whole((gradient * normal).reshape(rows).sum(dim=2)))
-        tape.add(bias, lambda: Whole(gradient.reshape(rows).sum(dim=2)))
-
-    plain = None if bias is None else bias.detach()
-    return tape.noted(F.group_norm(input, num_groups, weight.detach(), plain, eps), record)
+    return _affine(tape, input, weight, bias, apply, lambda values: values.reshape(*values.shape[:2], -1).sum(dim=2))
 
 
 def _layer_norm(
@@ -374,19 +346,34 @@ def _layer_norm(
     eps: float = 1e-5,
     *_: Any,
 ) -> Tensor:
+    def apply(x: Tensor, *affine: Any) -> Tensor:
+        return F.layer_norm(x, normalized_shape, *affine, eps=eps)  # type: ignore[misc]
+
+    def summed(values: Tensor) -> Tensor:
+        return values.reshape(len(values), -1, *normalized_shape).sum(dim=1)
+
+    return _affine(tape, input, weight, bias, apply, summed)
+
+
+def _affine(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    apply: Callable[..., Tensor],
+    summed: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """A normalisation, `apply(x, weight, bias)`; `summed` adds up what an image has at all places."""
     assert weight is not None
     tape.check_rows(weight, input)
     inputs, version = input.detach(), input._version
 
     def record(gradient: Tensor) -> None:
         _check_unchanged(tape, weight, inputs, version)
-        normal = F.layer_norm(_float(inputs), normalized_shape, eps=eps)
-        rows = (len(inputs), -1, *normalized_shape)
-        tape.add(weight, lambda: Whole((gradient * normal).reshape(rows).sum(dim=1)))
-        tape.add(bias, lambda: Whole(gradient.reshape(rows).sum(dim=1)))
+        tape.add(weight, lambda: Whole(summed(gradient * apply(_float(inputs)))))
+        tape.add(bias, lambda: Whole(summed(gradient)))
 
-    plain = None if bias is None else bias.detach()
-    return tape.noted(F.layer_norm(input, normalized_shape, weight.detach(), plain, eps), record)
+    return tape.noted(apply(input, weight.detach(), None if bias is None else bias.detach()), record)
 
 
 def _attention(

@@ -163,6 +163,7 @@ class DifferentialPrivacy(Strategy):
 
     def forward(self, model: DictModule, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
         """Forward and backward, in parts of `physical_batch_size` images; the clipped gradients are summed up."""
+        self._sums = {}
         count = len(batch["label"])
         names = [*model.criterions.criterions, "total"]
         if not count:
@@ -190,7 +191,6 @@ class DifferentialPrivacy(Strategy):
                 if name in self._sums:
                     noisy += self._sums[name]
                 parameter.grad = noisy.div_(expected).to(parameter.dtype)
-        self._sums = {}
         self.clipping.adapt(self.draws, self.noise_multiplier, expected)
         optimizer.step()
         if self._trainer is not None and self.steps == self._allowed:
