@@ -8,8 +8,6 @@ from torch import Tensor
 from imago.dp.gradients import Part
 from imago.dp.secret import SecretDraws
 
-CLIPPINGS = ("flat", "per_layer", "adaptive")
-
 
 class Clipping:
     """`flat`: the gradient of an image over all parameters has at most the norm `norm`."""
@@ -85,6 +83,5 @@ class Adaptive(Clipping):
         return noise_multiplier * 2.5
 
 
-def clipping_of(name: str, norm: float) -> Clipping:
-    """By its name in `strategy.clipping`."""
-    return {"flat": Clipping, "per_layer": PerLayer, "adaptive": Adaptive}[name](norm)
+CLIPPINGS: dict[str, type[Clipping]] = {"flat": Clipping, "per_layer": PerLayer, "adaptive": Adaptive}
+"""By their names in `strategy.clipping`."""

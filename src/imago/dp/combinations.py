@@ -11,22 +11,17 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from imago.callbacks.run_record import RunRecord
 from imago.data.module import ImageDataModule
 from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.secret import PoissonBatchSampler
 from imago.module import DictModule
 from imago.randomness import keyed
-
-try:
-    from lightning.pytorch.callbacks import WeightAveraging
-except ImportError:  # before Lightning 2.6
-    WeightAveraging = StochasticWeightAveraging  # type: ignore[misc, assignment]
 
 Is = Callable[[Trainer, DictModule, ImageDataModule], bool]
 
@@ -164,7 +159,7 @@ def check_samples_apart(model: DictModule, mode: str) -> None:
 
 def _has(trainer: Trainer, kind: type) -> bool:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(each, kind) for each in callbacks if not isinstance(each, RunRecord))
+    return any(isinstance(each, kind) for each in callbacks)
 
 
 def _watched(trainer: Trainer, model: DictModule) -> list[str]:

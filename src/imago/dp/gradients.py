@@ -171,7 +171,6 @@ class Tape(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], count: int, mode: str = "auto") -> None:
         super().__init__()
-        self.parameters = dict(parameters)
         self.count = count
         self.mode = mode
         self._names = {id(parameter): name for name, parameter in parameters.items()}

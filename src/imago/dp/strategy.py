@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from imago.data.loading import TrainBatchSampler
 from imago.dp.accounting import ACCOUNTANTS, Ledger, Steps, epsilon, noise_for, steps_within
-from imago.dp.clipping import CLIPPINGS, Adaptive, Clipping, clipping_of
+from imago.dp.clipping import CLIPPINGS, Adaptive
 from imago.dp.combinations import check_combinations, check_samples_apart
 from imago.dp.gradients import MODES, Tape
 from imago.dp.report import privacy_report, write_privacy_report
@@ -63,7 +63,7 @@ class DifferentialPrivacy(Strategy):
     ) -> None:
         for option, given, known in (
             ("accountant", accountant, ACCOUNTANTS),
-            ("clipping", clipping, CLIPPINGS),
+            ("clipping", clipping, tuple(CLIPPINGS)),
             ("grad_sample_mode", grad_sample_mode, MODES),
         ):
             if given not in known:
@@ -84,14 +84,13 @@ class DifferentialPrivacy(Strategy):
         if target_delta != "auto" and not (isinstance(target_delta, float) and 0 < target_delta < 1):
             raise ValueError(f"strategy.target_delta={target_delta}: give auto, or a number between 0 and 1.")
         self.target_epsilon = target_epsilon
-        self.max_grad_norm = max_grad_norm
         self.accountant = accountant
         self.grad_sample_mode = grad_sample_mode
         self.physical_batch_size = physical_batch_size
         self.secure_rng = secure_rng
         self.noise_multiplier = noise_multiplier
         self.draws = SecretDraws(secure_rng)
-        self.clipping: Clipping = clipping_of(clipping, max_grad_norm)
+        self.clipping = CLIPPINGS[clipping](max_grad_norm)
         self.clipping_name = clipping
         self.num_examples = 0
         self.sample_rate = 1.0
