@@ -3,7 +3,8 @@
 `loader` is the loop of most tutorials: a Dataset whose transform scales and normalises each image, and a DataLoader.
 `sliced` is what a careful person would write: batches are slices of one uint8 tensor, normalised as a whole, with the
 same fused optimizer. Both count loss and accuracy as tensors. Ours has everything on: metrics, progress, CSV log,
-checkpoints. They take turns (A B C A B C …); the ratios of each turn are printed, their median and best.
+checkpoints. They take turns (A B C A B C …); the ratios of each turn are printed, their median and best. With
+`--random_boxes` a box is drawn for each image, and resized; `sliced` has no way to do that, and is left out.
 
     python benchmarks/train_small_images.py --turns 5
 """
@@ -38,7 +39,7 @@ from imago.callbacks.resume import ResumeCheckpoint
 from imago.criterions import CriterionsComposition
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import CenterBox, ImageTransform, Normalize
+from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomResizedBox
 from imago.data.torchvision_set import MemoryImages
 from imago.loggers import CSVLogger
 from imago.metrics import MetricsComposition
@@ -46,6 +47,7 @@ from imago.module import DictModule
 
 COUNT, VAL, CLASSES, BATCH = 55_000, 500, 10, 128
 MEAN, STD = [0.1307], [0.3081]
+SCALE, RATIO = (0.7, 1.0), (0.9, 1.1)
 NETWORK = partial(SimpleDenseNet, in_features=784, hidden=[64, 128, 64])
 
 
@@ -59,9 +61,10 @@ def drawn(count: int) -> tuple[Tensor, Tensor]:
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, random_boxes: bool) -> None:
         self.images, self.labels = images, labels.tolist()
-        self.transform = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+        box = [v2.RandomResizedCrop(28, SCALE, RATIO)] if random_boxes else []
+        self.transform = v2.Compose([*box, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,7 +103,7 @@ class Stopwatch(Callback):
         self.seconds = time.perf_counter() - self.starts[-1]
 
 
-def ours(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor) -> float:
+def ours(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor, random_boxes: bool) -> float:
     splits = {
         "train": MemoryImages(images, [str(number) for number in range(len(images))], labels.tolist()),
         "val": MemoryImages(val_images, [str(number) for number in range(len(val_images))], val_labels.tolist()),
@@ -108,8 +111,9 @@ def ours(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor)
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         transform = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize(MEAN, STD)})
+        in_training = transform.with_box(RandomResizedBox(SCALE, RATIO)) if random_boxes else transform
         sets = ImageSets("memory", [str(label) for label in range(CLASSES)], splits)
-        data = ImageDataModule(sets, transform, transform, 28, BATCH, 0, "error", 1, f"{folder}/cache")
+        data = ImageDataModule(sets, in_training, transform, 28, BATCH, 0, "error", 1, f"{folder}/cache")
         metrics = partial(
             MetricsComposition,
             {
@@ -141,22 +145,23 @@ def ours(images: Tensor, labels: Tensor, val_images: Tensor, val_labels: Tensor)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--random_boxes", action="store_true")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "imago"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
     images, labels = drawn(COUNT)
-    loader = DataLoader(OneByOne(images, labels), BATCH, shuffle=True)
-    peers = {
-        "loader": RawLoop(lambda: loader, fused=False),
-        "sliced": RawLoop(lambda: sliced(images, labels), fused=True),
-    }
+    loader = DataLoader(OneByOne(images, labels, arguments.random_boxes), BATCH, shuffle=True)
+    peers = {"loader": RawLoop(lambda: loader, fused=False)}
+    if not arguments.random_boxes:
+        peers["sliced"] = RawLoop(lambda: sliced(images, labels), fused=True)
     for peer in peers.values():
         peer.epoch()
     ratios: dict[str, list[float]] = {name: [] for name in peers}
     for turn in range(arguments.turns):
-        seconds = {name: peer.epoch() for name, peer in peers.items()} | {"ours": ours(images, labels, *drawn(VAL))}
+        seconds = {name: peer.epoch() for name, peer in peers.items()}
+        seconds["ours"] = ours(images, labels, *drawn(VAL), arguments.random_boxes)
         for name in peers:
             ratios[name].append(seconds["ours"] / seconds[name])
         print(f"turn {turn + 1}: " + ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items()), flush=True)
