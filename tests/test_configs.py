@@ -154,7 +154,7 @@ def test_commands_that_start_from_a_checkpoint_have_the_groups_of_train(command)
     assert set(composed()) - set(cfg) == set()
     assert (cfg.data, cfg.seed, cfg.task_name) == ({"image_size": 8}, 5, command)
     assert (cfg.trainer.precision, cfg.trainer.accelerator) == ("bf16-mixed", "auto")
-    assert composed("data=digits", command=command).data.image_size == 32
+    assert composed("data=digits", command=command).data.image_size == 16
     offer({})
 
 
