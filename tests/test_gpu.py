@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
+
+from imago.data.module import CopyingDataModule
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,3 +62,20 @@ def test_no_step_waits_for_the_gpu(train):
     run = train(*words, "+callbacks.count._target_=test_gpu.CountWaits", "logger=[]", "test=false")
     assert run.exit_code == 0, run.output
     assert CountWaits.waits == 0
+
+
+def test_batches_that_are_copied_aside_are_those_that_are_waited_for(train, monkeypatch):
+    words = ["trainer=gpu", "trainer.accelerator=gpu", "deterministic=true", "test=false", "logger=[]"]
+    aside = train(*words)
+    assert aside.exit_code == 0, aside.output
+
+    def wait(self, batch, device, dataloader_idx):
+        batch = LightningDataModule.transfer_batch_to_device(self, batch, device, dataloader_idx)
+        torch.cuda.synchronize()
+        return batch
+
+    monkeypatch.setattr(CopyingDataModule, "transfer_batch_to_device", wait)
+    waited = train(*words)
+    assert waited.exit_code == 0, waited.output
+    theirs = waited.weights()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in aside.weights().items())

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 
 from imago.classifier import Classifier
 from imago.data.images import Images
 from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, workers
-from imago.data.module import to_network
+from imago.data.module import CopyingDataModule, to_network
 from imago.data.sources import UNKNOWN
 from imago.data.stages import ImageTransform
 from imago.data.views import views
@@ -43,7 +43,7 @@ class Predictions:
         return float((self.predictions == self.labels)[labelled].mean()) if labelled.any() else None
 
 
-class PredictData(LightningDataModule):
+class PredictData(CopyingDataModule):
     """Images under one transform, in their order; each process has every `processes`-th batch."""
 
     def __init__(

@@ -47,7 +47,26 @@ MOST_NAMED = 10  # files in a message
 PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
 
 
-class ImageDataModule(LightningDataModule):
+class CopyingDataModule(LightningDataModule):
+    """Copies batches to a GPU on a stream of their own, while the step before is computed."""
+
+    _copies: torch.cuda.Stream | None = None
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self._copies = self._copies or torch.cuda.Stream(device)
+        with torch.cuda.stream(self._copies):
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        steps = torch.cuda.current_stream(device)
+        steps.wait_stream(self._copies)
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.record_stream(steps)  # its memory is taken for another copy once the step is through
+        return batch
+
+
+class ImageDataModule(CopyingDataModule):
     """Batches of any kind of image sets; what the kinds have in common.
 
     Args:
