@@ -73,11 +73,11 @@ def accuracy(net: torch.nn.Module, batches: DataLoader) -> float:
 
 
 def ours(folder: Path, seed: int, of_digits: bool, size: int, epochs: int) -> float:
-    words = [f"data.data_dir={folder}", "model.net.weights=null", f"data.image_size={size}"]
-    words = ["experiment=digits"] if of_digits else words
+    words = ["experiment=digits"] if of_digits else [f"data.data_dir={folder}", "model.net.weights=null"]
     with tempfile.TemporaryDirectory() as run:
         words += [
             f"seed={seed}",
+            f"data.image_size={size}",
             f"trainer.max_epochs={epochs}",
             "trainer=cpu",
             "logger=[]",
@@ -98,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     of_digits = given.data_dir is None
     folder = digits(str(ROOT / "data")) if of_digits else given.data_dir
-    options = (of_digits, given.image_size or (32 if of_digits else 64), given.epochs)
+    options = (of_digits, given.image_size or (16 if of_digits else 64), given.epochs)
     found: dict[str, list[float]] = {"raw": [], "ours": []}
     for seed in range(given.seeds):
         for name, run in (("raw", raw), ("ours", ours)):
