@@ -6,7 +6,7 @@ there are, on what was drawn before, or on where a run was resumed.
 
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,12 +23,6 @@ def key(*parts: int | str) -> int:
     for part in parts:
         state = _mix(state ^ ((zlib.crc32(part.encode()) if isinstance(part, str) else part) & _MASK))
     return state
-
-
-def keys(numbers: Iterable[int], *parts: int | str) -> list[int]:
-    """`key(*parts, number)` of each number."""
-    state = key(*parts)
-    return [_mix(state ^ (number & _MASK)) for number in numbers]
 
 
 def uniforms(index: Tensor, *parts: int | str) -> Tensor:

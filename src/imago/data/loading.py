@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imago.data.decode import BadImageError
 from imago.data.images import Images
 from imago.data.stages import ImageTransform, stacked
-from imago.randomness import key, keyed, keys
+from imago.randomness import key, keyed
 from imago.signals import STOPPING
 from imago.transforms import Batch
 
@@ -42,35 +42,27 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @cached_property
     def is_sliced(self) -> bool:
         """Whether batches are slices of images in memory, with nothing random done to each."""
-        return self.transform.randomness == "none" and self._is_whole
-
-    @cached_property
-    def _is_whole(self) -> bool:
-        """Whether a batch is made at once: of images in memory, of which at most a random box is taken."""
-        return self.transform.randomness != "any" and not self.keep_bad and self.images.read_many([0]) is not None
+        return self.transform.randomness == "none" and not self.keep_bad and self.images.read_many([0]) is not None
 
     def __getitems__(self, positions: list[Position]) -> list[Batch] | Batch:
-        """A batch at once, where that can be, or it is empty."""
+        """A whole batch at once, where it is a slice, or empty."""
         if not positions:
             return self._empty()
-        if not self._is_whole:
+        if not self.is_sliced:
             return [self[position] for position in positions]
-        epoch, indices = positions[0][0], [index for _, index in positions]
+        indices = [index for _, index in positions]
         images = self.images.read_many(indices)
         assert images is not None
-        labels, numbers = (each[indices] for each in self._labels_and_numbers)
-        if self.transform.randomness == "none":
-            images = self.transform.image(images, self.image_size)
-        else:
-            boxed = []
-            for image, seed in zip(images, keys(numbers.tolist(), *self._key(epoch)), strict=True):
-                random.seed(seed)
-                boxed.append(self.transform.image(image, self.image_size))
-            images = stacked(boxed)
-        return {"image": images, "label": labels, "index": numbers, "epoch": epoch}
+        labels, numbers = self._labels_and_numbers
+        return {
+            "image": self.transform.image(images, self.image_size),
+            "label": labels[indices],
+            "index": numbers[indices],
+            "epoch": positions[0][0],
+        }
 
     def _empty(self) -> Batch:
         """A batch of no images: Poisson sampling has such."""
@@ -89,7 +81,7 @@ class ImageDataset(Dataset[Batch]):
         number = index if self.images.numbers is None else self.images.numbers[index]
         error = ""
         try:
-            image = self._image(index, (*self._key(epoch), number))
+            image = self._image(index, ("augmentation", self.seed, epoch, number))
         except BadImageError as bad:
             error = str(bad)
             if not self.keep_bad:
@@ -106,10 +98,6 @@ class ImageDataset(Dataset[Batch]):
         if self.transform.randomness == "box":
             random.seed(key(*key_of_sample))  # the same numbers, and a tenth of the time of seeding all generators
         return self._transformed(index)
-
-    def _key(self, epoch: int) -> tuple[int | str, ...]:
-        """Of what is drawn for the images of an epoch; the number of each follows."""
-        return "augmentation", self.seed, epoch
 
     def _transformed(self, index: int) -> Tensor:
         return self.transform.resized(self.images.read_box(index, self.transform.box, self.image_size), self.image_size)
