@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,9 +24,10 @@ from torchvision import models
 
 from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, with_group_norm
 from imago.criterions import CriterionsComposition
-from imago.dp.accounting import Ledger, epsilon, noise_for, steps_within
+from imago.dp.accounting import Ledger, accountant_of, epsilon, noise_for, steps_within
 from imago.dp.clipping import Adaptive, Clipping, PerLayer
 from imago.dp.gradients import Tape, UnknownGradientError
+from imago.dp.report import most_hits, rounded_up
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import LEDGER, DifferentialPrivacy
 from imago.module import DictModule
@@ -38,6 +40,11 @@ TORCHVISION = (
     *("convnext_tiny", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11"),
 )
 DP = ("strategy=dp", "logger=[]")
+NO_AUGMENTATION = (
+    *("data.train_transform.box._target_=imago.data.stages.CenterBox", "~data.train_transform.box.scale"),
+    "~data.train_transform.box.ratio",
+    "data.train_transform.batch.flip=null",
+)
 
 
 def network(name: str) -> nn.Module:
@@ -304,7 +311,7 @@ def test_without_noise_and_clipping_it_is_plain_training(train):
     words = ["data.batch_size=39", "model.norm=group", "trainer.max_epochs=3", "trainer.max_steps=3", "test=false"]
     none = "strategy.noise_multiplier=0", "strategy.max_grad_norm=1e6"
     # a step of AdamW divides by the size of the gradient, and would show how small ones are rounded
-    words += ["model/optimizer=sgd", "model.optimizer.lr=0.1"]
+    words += ["model/optimizer=sgd", "model.optimizer.lr=0.1", *NO_AUGMENTATION]
     plain = train(*words, "strategy=none").weights()
     for more in ([], ["strategy.physical_batch_size=7"], ["strategy.grad_sample_mode=hooks"]):
         private = train(*DP, *words, *none, *more)
@@ -452,6 +459,84 @@ def test_after_twenty_kills_all_noise_that_was_drawn_is_counted(tmp_path, colour
     assert abs(told["epsilon"] - spent(steps, 1.1, 8 / 39, 1e-3)) < 1e-9
 
 
+def test_however_a_run_dies_its_report_says_no_less_than_its_files(tmp_path, colours):
+    words = [f"data.data_dir={colours}", *SMALL, *DP, "trainer.max_epochs=8", "test=false", "preflight=false"]
+    words += [f"hydra.run.dir={tmp_path}/run", f"paths.cache_dir={tmp_path}/cache", f"paths.log_dir={tmp_path}/logs"]
+    words += ["callbacks.resume.every_n_train_steps=1"]
+    code = (
+        "import os, signal, imago.dp.strategy as s\n"
+        "normal, calls = s.SecretDraws.normal, []\n"
+        "def dying(draws, like, std):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) > 9 * {PARAMETERS}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return normal(draws, like, std)\n"
+        "s.SecretDraws.normal = dying"
+    )
+    assert type_in_subprocess(*words, code=code).returncode == -signal.SIGKILL
+    report = json.loads((tmp_path / "run/reports/privacy.json").read_text())
+    kept = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["imago"]["strategy"]
+    assert kept["history"] == [[1.1, 8 / 39, 9]]
+    assert kept["epsilon"] == pytest.approx(spent(9, 1.1, 8 / 39, 1e-3))
+    assert len((tmp_path / "run" / LEDGER).read_text().splitlines()) == 10
+    assert report["steps"] == 10  # to the end of the second epoch
+    assert report["epsilon"] == pytest.approx(spent(10, 1.1, 8 / 39, 1e-3))
+    assert f"{report['epsilon']:.4f}" in (tmp_path / "run/summary.txt").read_text()
+
+
+def test_what_no_accountant_can_say_ends_before_the_first_step(train):
+    run = train(*DP, "strategy.noise_multiplier=1e-200")
+    assert run.exit_code == 1
+    assert "no accountant can bound the epsilon of 10 steps" in run.last_line
+    assert not (run.dir / LEDGER).exists()
+    assert "epsilon  0" not in run.text("summary.txt")
+
+
+def test_rdp_counts_where_prv_would_take_all_memory():
+    """PRV alone takes 12 GB of memory here."""
+    history = [(0.4, 0.2, 3000)]
+    assert accountant_of(history, 1e-5, "prv") == "rdp"
+    assert epsilon(history, 1e-5, "prv") == pytest.approx(1320.23, abs=0.01)
+    assert accountant_of([(1.1, 0.2, 15)], 1e-5, "prv") == "prv"
+
+
+def test_epsilon_is_never_negative_and_infinity_is_said(train):
+    assert epsilon([(1.1, 0.2, 15)], 0.5, "prv") == 0.0
+    run = train(*DP, "strategy.noise_multiplier=0", "trainer.max_epochs=1", "test=false")
+    assert run.json("reports/privacy.json")["epsilon"] == "infinite"
+    assert "There is no guarantee: epsilon is infinite." in run.text("reports/privacy.md")
+
+
+def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
+    run = train(*DP, "logger=tensorboard")
+    page, report = run.text("reports/privacy.md"), run.json("reports/privacy.json")
+    assert f"({rounded_up(report['epsilon'], 4)}, 0.001)-differentially private for one image more or less" in page
+    assert f"at most {rounded_up(100 * most_hits(report['epsilon'], 1e-3, 0.01), 2)}% of the members" in run.text(
+        "summary.txt"
+    )
+    assert "publish what `ml-export` writes" in page
+    assert "We trained with DP-SGD (Abadi et al. 2016) on 39 images: 10 steps" in page
+    assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
+    assert not list((run.dir / "reports").glob("*train*"))
+    for again in (run, command("eval", f"ckpt_path={run.dir}", "logger=[]")):
+        assert "data:image" not in again.text("report.html")
+        assert not (again.dir / "reports" / "samples.json").exists()
+
+
+@pytest.mark.parametrize(("epsilon_", "delta"), [(0.5, 1e-5), (3.0, 1e-3), (9.0, 1e-6)])
+def test_no_test_of_a_gaussian_mechanism_is_better_than_is_said(epsilon_, delta):
+    """The best test against the Gaussian mechanism that just has this guarantee (Balle and Wang 2018)."""
+    low, high = 1e-3, 1e3
+    for _ in range(200):
+        sigma = math.sqrt(low * high)
+        spent_delta = norm.cdf(0.5 / sigma - epsilon_ * sigma) - math.exp(epsilon_) * norm.cdf(
+            -0.5 / sigma - epsilon_ * sigma
+        )
+        low, high = (sigma, high) if spent_delta > delta else (low, sigma)
+    for false_alarms in (0.001, 0.01, 0.1):
+        hits = norm.cdf(norm.ppf(false_alarms) + 1 / high)
+        assert hits <= most_hits(epsilon_, delta, false_alarms) + 1e-9
+
+
 def test_the_checkpoint_is_a_plain_one(train, command):
     run = train(*DP)
     plain = train("model.norm=group", "test=false")
@@ -516,6 +601,7 @@ def test_noise_and_steps_for_a_target():
         (["strategy.noise_multiplier=0", "strategy.target_epsilon=3"], "type more noise"),
         (["strategy.physical_batch_size=0"], "give a number above 0"),
         (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "without an end"),
+        (["report.pictures=1"], "report.pictures=1: give true or false"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused_before_the_first_step(train, words, said):

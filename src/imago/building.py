@@ -78,7 +78,7 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     if run.rank == 0:
-        write_facts(run.path, data, goes_on=step is not None)
+        write_facts(run.path, data, goes_on=step is not None, pictures=cfg.report.pictures)
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
@@ -103,6 +103,7 @@ def _choose_matmul(cfg: DictConfig) -> None:
     """On a GPU: a CPU could take even less than the 10 bits of TF32."""
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
     torch.set_float32_matmul_precision(cfg.matmul_precision if on_gpu else "highest")
+    torch.backends.cudnn.allow_tf32 = cfg.matmul_precision != "highest"  # of convolutions
 
 
 def _share_cores(run: RunFolder) -> None:

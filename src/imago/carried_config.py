@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 OPTION = "from_checkpoint"
 GROUPS = ("data", "model", "trainer", "strategy", "callbacks")
-ROOT_KEYS = ("seed", "deterministic", "matmul_precision", "monitor", "mode", "optimized_metric", "params")
+ROOT_KEYS = ("seed", "deterministic", "matmul_precision", "monitor", "mode", "optimized_metric", "report", "params")
 OF_THE_COMMAND = (
     *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins", "profiler"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),
@@ -107,7 +107,7 @@ def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
         raise refuse("has no keys")
     if foreign := sorted(str(key) for key in content if key not in (*GROUPS, *ROOT_KEYS)):
         raise refuse(f"has {', '.join(foreign)}, which no checkpoint carries")
-    for group in (*GROUPS, "params"):
+    for group in (*GROUPS, "report", "params"):
         if not isinstance(content.get(group, {}), dict):  # text would be parsed once more, as YAML
             raise refuse(f"has no keys in {group}")
     for key, name in _keys(content):

@@ -178,6 +178,8 @@ def _problems(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> Ite
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
     yield from _argument_problems(cfg, typed)
+    if not isinstance((cfg.report or {}).get("pictures", True), bool):
+        yield f"report.pictures={cfg.report.pictures}: give true or false."
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed={cfg.seed}: give 0 or more, below 2**32, or null."
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg))

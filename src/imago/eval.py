@@ -57,7 +57,8 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
         return found
 
     splits = splits_of(cfg.split, cfg)
-    result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, calibrate if cfg.calibrate else None)
+    fit_on_val = calibrate if cfg.calibrate else None
+    result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, fit_on_val, cfg.report.pictures)
     show_results(result, run)
     return next(score.metrics["acc"] for score in result.scores.values())
 

@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.backbones import head_names, with_group_norm
 from imago.criterions import CriterionsComposition, MeanLosses
-from imago.randomness import seed_with
 from imago.schedules import built_state
 from imago.strategy import Strategy
 from imago.transforms import Batch, ComposeTransform
@@ -184,10 +183,11 @@ class DictModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.running_losses["train"].reset()
+        self.strategy.begin_epoch(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.seed is not None:
-            seed_with("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
+            self.strategy.seed_draws("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1:  # each process has its own running means; those of rank 0 count

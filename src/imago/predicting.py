@@ -66,7 +66,7 @@ class PredictData(CopyingDataModule):
         return self.loader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return to_network(batch, self.transform, self.trainer)
+        return to_network(batch, self.transform.batch, self.trainer)
 
     def teardown(self, stage: str) -> None:
         self.loader.close()

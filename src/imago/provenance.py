@@ -1,5 +1,6 @@
 """Where a run came from: versions, machine, git, command line."""
 
+import os
 import platform
 import shlex
 import subprocess
@@ -26,13 +27,20 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def git_state(folder: Path | None = None) -> dict[str, Any]:
-    """`commit` and `dirty` (whether tracked files were changed) of the project; None where it is in no git."""
-    where = folder or (PROJECT_ROOT if IN_CLONE else Path.cwd())
+def git_state(clone: Path | None = PROJECT_ROOT if IN_CLONE else None) -> dict[str, Any]:
+    """`commit` and `dirty` (whether tracked files were changed) of the clone that Imago stands in; None without one.
+
+    Git is asked about no other folder: it runs what a repository's own config names (core.fsmonitor, filters), and the
+    current folder may be a stranger's.
+    """
+    if clone is None or not (clone / ".git").exists():
+        return {"commit": None, "dirty": None}
 
     def git(*words: str) -> str | None:
+        command = ["git", "-C", str(clone), "-c", "core.fsmonitor=false", "--no-optional-locks", *words]
+        only_here = os.environ | {"GIT_CEILING_DIRECTORIES": str(clone.parent)}
         try:
-            done = subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=only_here)
         except (OSError, subprocess.TimeoutExpired):  # no git, or a slow network drive
             return None
         return done.stdout.strip() if done.returncode == 0 else None

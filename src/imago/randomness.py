@@ -37,9 +37,16 @@ def keyed(*parts: int | str) -> Iterator[None]:
 
     Afterwards torch's is as it was; nobody may count on the state of the others.
     """
+    with seeded(key(*parts)):
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """`keyed` for a key of 64 bits that is known already."""
     generator = torch.default_generator
     state = generator.get_state()  # 9 us; torch.random.fork_rng takes 750 us
-    _seed_on_cpu(key(*parts))
+    _seed_on_cpu(seed)
     try:
         yield
     finally:

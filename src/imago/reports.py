@@ -34,11 +34,17 @@ SHEET = 96  # images of a contact sheet
 
 
 def write_reports(
-    score: Score, images: Images, folder: Path, loggers: Sequence[Logger], step: int, weights: str
+    score: Score,
+    images: Images,
+    folder: Path,
+    loggers: Sequence[Logger],
+    step: int,
+    weights: str,
+    pictures: bool = True,
 ) -> None:
     """Writes `reports/` and `plots/` of one score of `images` below `folder`, and shows them in TensorBoard.
 
-    `weights` says in words which were scored.
+    `weights` says in words which were scored; without `pictures` no image is shown.
     """
     reports = folder / "reports"
     split = score.asked
@@ -50,7 +56,8 @@ def write_reports(
     write_json(reports / f"metrics_{split}.json", score.metrics)
     write_predictions(score, reports / f"predictions_{split}.csv")
     scored = images if len(images) == len(score.paths) else images.select(score.indices)
-    write_json(reports / f"images_{split}.json", noteworthy(score, scored))
+    if pictures:
+        write_json(reports / f"images_{split}.json", noteworthy(score, scored))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
     picture = drawn(confusion_matrix_figure(score.confusion, score.class_names, title))
     show_in_tensorboard(loggers, f"confusion_matrix/{split}", picture, step)
@@ -61,16 +68,18 @@ def write_reports(
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return
-    first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
-    sheet = drawn(gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images"))
-    show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
     for logger in boards:
         with tolerated("TensorBoardLogger"):
             logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
+    if not pictures:
+        return
+    first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
+    sheet = drawn(gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images"))
+    show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
 
 
-def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False) -> None:
-    """Writes what a report says of data and environment, before anything is trained.
+def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True) -> None:
+    """Writes what a report says of data and environment, before anything is trained; with `pictures` some train images.
 
     Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
     """
@@ -78,7 +87,8 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False) -> N
     left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
     told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
     write_json(reports / "data.json", told)
-    write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
+    if pictures:
+        write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
     file, here = reports / "environment.json", environment() | {"time": now()}
     if goes_on and file.is_file():
         first = json.loads(file.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imago.randomness import key, seed_with
 from imago.transforms import Batch
 
 if TYPE_CHECKING:
@@ -22,8 +23,26 @@ class Strategy:
         """The sampler of the train batches, given the usual one; yields lists of (epoch, index), `epoch` is set."""
         return sampler
 
-    def begin(self, trainer: "Trainer", model: "DictModule", folder: Path) -> None:
-        """Training is about to begin, or to go on, in the run folder `folder`."""
+    @staticmethod  # loader workers get it
+    def draw_key(*parts: int | str) -> int:
+        """The key of 64 bits that the augmentation of a train image draws from; `parts` say which one."""
+        return key(*parts)
+
+    def seed_draws(self, *parts: int | str) -> None:
+        """Seeds all generators before a step, or a batch stage, of training; `parts` say which one."""
+        seed_with(*parts)
+
+    def batch_stage(self, batch: Batch, stage: Callable[[Batch], Batch]) -> Batch:
+        """A train batch through the batch stage of the transforms."""
+        return stage(batch)
+
+    def begin_epoch(self, model: "DictModule") -> None:
+        """A train epoch is about to begin."""
+
+    def begin(
+        self, trainer: "Trainer", model: "DictModule", folder: Path, publish: Callable[[], None] = lambda: None
+    ) -> None:
+        """Training is about to begin, or to go on, in the run folder `folder`; `publish` writes what `report` says."""
 
     def forward(self, model: "DictModule", batch: Batch) -> "tuple[Batch, Mapping[str, Tensor]]":
         """A train batch through the network: with its logits, and the losses by name, means over the batch."""
@@ -70,5 +89,5 @@ class Strategy:
         """Lines of the run's summary."""
         return {}
 
-    def write_report(self, folder: Path) -> None:
-        """Writes files of its own into `folder`."""
+    def write_report(self, folder: Path, is_final: bool = False) -> None:
+        """Writes files of its own into `folder`; `is_final` when training has ended."""

@@ -34,11 +34,11 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     splits = list(cfg.report.splits) if cfg.test else []
     if cfg.train:
         ckpt_path = cfg.ckpt_path if run.goes_on_from is None else str(run.goes_on_from)
-        result = train(data, model, trainer, run, cfg.monitor, cfg.mode, splits, ckpt_path)
+        result = train(data, model, trainer, run, cfg.monitor, cfg.mode, splits, ckpt_path, cfg.report.pictures)
         if cfg.preflight == "only":
             return None
     else:
-        result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits)
+        result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, pictures=cfg.report.pictures)
     show_results(result, run)
     if cfg.replay is not None and run.rank == 0:
         _say_whether_it_is_the_same(Path(cfg.replay), run.path)

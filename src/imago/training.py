@@ -49,8 +49,12 @@ def train(
     mode: str,
     splits: list[str],
     ckpt_path: str | None = None,
+    pictures: bool = True,
 ) -> Result:
-    """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`."""
+    """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`.
+
+    Without `pictures`, reports show no images.
+    """
     epochs_before = None
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path)
@@ -64,7 +68,7 @@ def train(
     _say_why_it_ended(trainer, model, run, epochs_before)
     best = _best_value(trainer, monitor, mode)
     run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer)}
-    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits)
+    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits, pictures=pictures)
     result.best_value = best
     return result
 
@@ -77,10 +81,11 @@ def evaluate(
     ckpt_path: str | Path | None,
     splits: list[str],
     calibrate: Callable[[Score, Checkpoint], Calibration] | None = None,
+    pictures: bool = True,
 ) -> Result:
     """Scores the weights of a checkpoint, or those that the model has, on `splits`.
 
-    `calibrate` is given the score of val, and the checkpoint, before.
+    `calibrate` is given the score of val, and the checkpoint, before. Without `pictures`, reports show no images.
     """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
     calibration = None
@@ -98,7 +103,8 @@ def evaluate(
         result.scores[split] = score(trainer, model, data, split)
         result.scores[split].calibration = calibration
         if trainer.is_global_zero:
-            write_reports(result.scores[split], data.split(split), run.path, trainer.loggers, step, result.weights)
+            images, weights = data.split(split), result.weights
+            write_reports(result.scores[split], images, run.path, trainer.loggers, step, weights, pictures)
     show_hyperparameters(trainer.loggers, {name: each.metrics for name, each in result.scores.items()})
     for logger in trainer.loggers:
         logger.finalize("success")

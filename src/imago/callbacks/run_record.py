@@ -57,7 +57,7 @@ class RunRecord(Callback):
             "trained": f"{trained:,}",
         }
         self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
-        pl_module.strategy.begin(trainer, pl_module, self.run.path)
+        pl_module.strategy.begin(trainer, pl_module, self.run.path, lambda: self._publish_strategy(trainer))
         self._write(trainer)
         stop_if_it_had_stopped(trainer, self._progress)
 
@@ -93,6 +93,9 @@ class RunRecord(Callback):
         log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero and pl_module.strategy.report():
+            pl_module.strategy.write_report(self.run.path / "reports", is_final=True)
+            refresh_report(self.run.path)
         if isinstance(profiler := trainer.profiler, PartsProfiler) and trainer.is_global_zero:  # type: ignore[attr-defined]
             self.run.sections["Profile"] = in_words(profiler.spent, self.clock.images)
             self.run.update(profile=self.run.sections["Profile"])
@@ -104,6 +107,12 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self._write(trainer)
+
+    def _publish_strategy(self, trainer: Trainer) -> None:
+        """What the strategy reports, between two epochs' ends."""
+        self.run.sections["Strategy"] = cast(DictModule, trainer.lightning_module).strategy.report()
+        with tolerated("The record in the run folder"):
+            self.run.update()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imago.data.decode import BadImageError
 from imago.data.images import Images
 from imago.data.stages import ImageTransform, stacked
-from imago.randomness import key, keyed
+from imago.randomness import key, seeded
 from imago.signals import STOPPING
 from imago.transforms import Batch
 
@@ -27,17 +27,25 @@ Position = tuple[int, int]  # epoch, index
 class ImageDataset(Dataset[Batch]):
     """The images of a split, each asked for as (epoch, index).
 
-    With `keep_bad`, one that cannot be read is black, and its `error` says why.
+    With `keep_bad`, one that cannot be read is black, and its `error` says why. `draw_key` makes the key of 64 bits
+    that an image's random numbers come from, given ("augmentation", seed, epoch, number of the image).
     """
 
     def __init__(
-        self, images: Images, transform: ImageTransform, image_size: int, seed: int, keep_bad: bool = False
+        self,
+        images: Images,
+        transform: ImageTransform,
+        image_size: int,
+        seed: int,
+        keep_bad: bool = False,
+        draw_key: Callable[..., int] = key,
     ) -> None:
         self.images = images
         self.transform = transform
         self.image_size = image_size
         self.seed = seed
         self.keep_bad = keep_bad
+        self.draw_key = draw_key
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +89,7 @@ class ImageDataset(Dataset[Batch]):
         number = index if self.images.numbers is None else self.images.numbers[index]
         error = ""
         try:
-            image = self._image(index, ("augmentation", self.seed, epoch, number))
+            image = self.augmented(index, self.draw_key("augmentation", self.seed, epoch, number))
         except BadImageError as bad:
             error = str(bad)
             if not self.keep_bad:
@@ -90,13 +98,13 @@ class ImageDataset(Dataset[Batch]):
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
         return sample | ({"bad": error} if self.keep_bad else {})
 
-    def _image(self, index: int, key_of_sample: tuple[int | str, ...]) -> Tensor:
-        """Through box and pixels; the generators that they may draw from are seeded first."""
+    def augmented(self, index: int, draw_key: int) -> Tensor:
+        """The image after box and pixels; the generators that they may draw from are seeded with `draw_key` first."""
         if self.transform.randomness == "any":
-            with keyed(*key_of_sample):
+            with seeded(draw_key):
                 return self._transformed(index)
         if self.transform.randomness == "box":
-            random.seed(key(*key_of_sample))  # the same numbers, and a tenth of the time of seeding all generators
+            random.seed(draw_key)  # the same numbers, and a tenth of the time of seeding all generators
         return self._transformed(index)
 
     def _transformed(self, index: int) -> Tensor:

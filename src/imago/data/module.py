@@ -35,7 +35,7 @@ from imago.data.loading import (
     workers,
 )
 from imago.data.stages import CenterBox, ImageTransform
-from imago.randomness import seed_with
+from imago.randomness import key
 from imago.strategy import Strategy
 from imago.transforms import Batch
 from imago.writing import write_text
@@ -188,7 +188,7 @@ class ImageDataModule(CopyingDataModule):
         if bad is not None:
             raise bad_image(bad)
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate(samples).items()}
-        return to_network(batch, transform, self.trainer)
+        return to_network(batch, transform.batch, self.trainer)
 
     def val_dataloader(self) -> Loader:
         return self.eval_dataloader("val")
@@ -206,10 +206,11 @@ class ImageDataModule(CopyingDataModule):
         return self._loader(split, split, self.eval_transform, sampler)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        training = self.trainer is not None and self.trainer.training
-        if training and self.train_transform.batch_draws:
-            seed_with("batch", self.seed, self.rank, *self._position())
-        return to_network(batch, self.train_transform if training else self.eval_transform, self.trainer)
+        if self.trainer is None or not self.trainer.training:
+            return to_network(batch, self.eval_transform.batch, self.trainer)
+        if self.train_transform.batch_draws:
+            self.strategy.seed_draws("batch", self.seed, self.rank, *self._position())
+        return to_network(batch, partial(self.strategy.batch_stage, stage=self.train_transform.batch), self.trainer)
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders.values():
@@ -219,20 +220,24 @@ class ImageDataModule(CopyingDataModule):
         if name not in self._loaders:
             images = self.sets.splits[split]
             self._loaders[name] = Loader(
-                ImageDataset(images, transform, self.image_size, self.seed),
+                self._dataset(name, images, transform),
                 sampler,
                 workers(self.num_workers, self.processes),
                 self._position if name == "training" else lambda: (0, 0),
-                partial(self._from_cache, split),
+                partial(self._from_cache, name, split),
             )
         return self._loaders[name]
 
-    def _from_cache(self, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
+    def _dataset(self, name: str, images: Images, transform: ImageTransform) -> ImageDataset:
+        draw_key = self.strategy.draw_key if name == "training" else key
+        return ImageDataset(images, transform, self.image_size, self.seed, draw_key=draw_key)
+
+    def _from_cache(self, name: str, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
         """The dataset over decoded images, where they are cached; a slice of memory needs no workers."""
         images, transform = dataset.images, dataset.transform
         if self.cache != "none" and images.read_many([0]) is None:  # else they are in memory
             images, transform = self._keep(split, images, transform)
-        dataset = ImageDataset(images, transform, self.image_size, self.seed)
+        dataset = self._dataset(name, images, transform)
         return dataset, 0 if self.num_workers is None and dataset.is_sliced else num_workers
 
     def _keep(self, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
@@ -301,10 +306,10 @@ class ImageDataModule(CopyingDataModule):
             log.warning("%s", note)
 
 
-def to_network(batch: Batch, transform: ImageTransform, trainer: Trainer | None) -> Batch:
+def to_network(batch: Batch, stage: Callable[[Batch], Batch], trainer: Trainer | None) -> Batch:
     """The batch stage, and the precision of the run: Lightning converts before its hook for this, when the pixels are
     still integers."""
-    batch = transform.batch(batch)
+    batch = stage(batch)
     return trainer.precision_plugin.convert_input(batch) if trainer is not None else batch
 
 

@@ -13,15 +13,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.data.module import ImageDataModule
-from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.secret import PoissonBatchSampler
 from imago.module import DictModule
-from imago.randomness import keyed
 
 Is = Callable[[Trainer, DictModule, ImageDataModule], bool]
 
@@ -46,6 +43,10 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         lambda trainer, model, data: trainer.precision not in ("32-true", "64-true", "bf16-mixed"),
         "trainer.precision: a scaled loss (16-mixed) would have scaled gradients clipped, and sums of noise need more "
         "bits than 16. Type trainer.precision=bf16-mixed, or 32-true",
+    ),
+    (
+        lambda trainer, model, data: torch.get_float32_matmul_precision() != "highest",
+        "matmul_precision: clipping norms are promised with all bits of 32. Type matmul_precision=highest",
     ),
     (
         lambda trainer, model, data: any(each._compiled_call_impl is not None for each in model.net.modules()),
@@ -104,57 +105,6 @@ def check_combinations(trainer: Trainer, model: DictModule) -> None:
     found = [f"strategy=dp and {say}." for is_given, say in REFUSED if is_given(trainer, model, data)]
     if found:
         raise ValueError("\n".join(found))
-
-
-def check_samples_apart(model: DictModule, mode: str) -> None:
-    """Tries the network on random images, in training.
-
-    Raises:
-        ValueError: The gradient of an image is not known, or depends on another one; or what is seen is kept elsewhere.
-    """
-    data = cast(ImageDataModule, model.trainer.datamodule)  # type: ignore[attr-defined]
-    like = data.some_images("train", 1, model.device)
-    dtype = like["image"].dtype if like["image"].is_floating_point() else torch.float32
-    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    state = {name: each.clone() for name, each in model.state_dict().items()}
-
-    def losses_beside(others: int) -> tuple[Tensor, Tape]:
-        """Of an image, and of two others with other labels."""
-        with keyed("images beside", others):
-            rest = torch.rand(2, *like["image"].shape[1:], dtype=dtype)
-        with keyed("image"):
-            first = torch.rand(1, *like["image"].shape[1:], dtype=dtype)
-        labels = torch.tensor([0, others, others]) % len(model.class_names)
-        batch: dict[str, Any] = like | {
-            "image": torch.cat([first, rest]).to(model.device),
-            "label": labels.to(model.device),
-            "index": torch.arange(3, device=model.device),
-        }
-        gpus = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(gpus), Tape(parameters, 3, mode) as tape:
-            torch.manual_seed(0)  # of dropout
-            return model.criterions.per_image(model(batch))["total"], tape
-
-    losses, tape = losses_beside(0)
-    others, _ = losses_beside(1)
-    losses[0].backward()
-    strange = any(bool(part.squared_norms()[1:].any()) for _, part in tape.parts())
-    if strange or not torch.allclose(losses[0], others[0], rtol=1e-3, atol=1e-4):
-        raise ValueError(
-            "strategy=dp: the loss of an image depends on the others of its batch, or they change places in the "
-            "network, so that no gradient is that of one image. Does it normalise over the batch? model.norm=group "
-            "replaces BatchNorm"
-        )
-    if found := [name for name, each in parameters.items() if each.grad is not None]:
-        raise UnknownGradientError(
-            f"strategy=dp: {found[0]} is used in a way of which the gradient for a single image is not known. "
-            "docs/privacy.md lists the networks that can be trained"
-        )
-    if kept := [name for name, each in model.state_dict().items() if not torch.equal(each, state[name])]:
-        raise ValueError(
-            f"strategy=dp: {kept[0]} changes with the images that the network sees in training, and would be saved "
-            "without noise. Take that layer out"
-        )
 
 
 def _has(trainer: Trainer, kind: type) -> bool:

@@ -229,7 +229,7 @@ class Tape(TorchFunctionMode):
         made = part()
         if isinstance(made, Linear | Convolution):
             gram = self.mode == "ghost" or (self.mode == "auto" and made.prefers_gram)
-            made = _Factors(made, made.squared_norms()) if gram else _kept(made)
+            made = WithNorms(made, made.squared_norms()) if gram else _kept(made)
         self._parts.setdefault(self._names[id(weight)], []).append(made)
 
     def check_rows(self, weight: Tensor, inputs: Tensor) -> None:
@@ -239,10 +239,10 @@ class Tape(TorchFunctionMode):
 
 
 @dataclass
-class _Factors(Part):
-    """The norms, and what the sums can be made of."""
+class WithNorms(Part):
+    """A part whose squared norms (n,) are known."""
 
-    part: Linear | Convolution
+    part: Part
     norms: Tensor
 
     def whole(self) -> Tensor:
@@ -260,7 +260,7 @@ def _kept(part: Linear | Convolution) -> Part:
     gradients = part.kernels() if isinstance(part, Convolution) else Whole(part.whole())
     if gradients.gradients.numel() <= part.inputs.numel() + part.outputs.numel():
         return gradients
-    return _Factors(part, gradients.squared_norms())
+    return WithNorms(part, gradients.squared_norms())
 
 
 def _gram_norms(inputs: Tensor, outputs: Tensor) -> Tensor:

@@ -1,59 +1,165 @@
-"""What a run with strategy=dp promises, and what it does not: `reports/privacy.json` and `.md`."""
+"""What a run with strategy=dp guarantees, and what it does not: `reports/privacy.json` and `.md`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imago.dp.accounting import epsilon
 from imago.writing import write_json, write_text
 
 if TYPE_CHECKING:
     from imago.dp.strategy import DifferentialPrivacy
 
+UNIT = "one image"
 NOT_COVERED = (
+    "a person with several images: with k of them, about k times epsilon (group privacy); the same for duplicates",
     "which checkpoint was kept as the best one, where it was chosen on private validation images",
     "other runs on the same images: a search over settings spends the budget of each",
     "the learning rate and the end of training, where they follow private validation images",
+    "which images were drawn from train as val, where there is no val folder",
     "the number of train images, their class counts and their fingerprint, in the checkpoints and the reports",
     "the losses and metrics of training and validation, in the logs, the checkpoints and the reports",
-    "the reports about the train and val images: predictions, worst mistakes, thumbnails",
+    "the reports about the train and val images: predictions, worst mistakes, thumbnails where they are asked for",
+    "decoded images in the cache folder (data.cache=disk)",
     "pretrained weights, class weights and normalisation: they are taken as public",
+    "how long a step takes, and attacks on floating-point numbers unless secure_rng is true",
 )
+FALSE_ALARMS = (0.001, 0.01, 0.1)
+ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
 
 
 def privacy_report(dp: "DifferentialPrivacy") -> dict[str, Any]:
-    """Plain types. `max_grad_norm` is the last one, where it is adapted."""
+    """Plain types. `epsilon` is a number, or `unknown` where no accountant can bound it, or `infinite` without noise.
+
+    While training goes on, steps are counted `ahead`, so that the report says no less than what was spent however the
+    run dies. `max_grad_norm` is the last one, where it is adapted.
+    """
+    history = dp.counted
+    steps = sum(count for _, _, count in history)
     return {
         "mechanism": f"DP-SGD: Poisson sampling, {dp.clipping_name} clipping for each image, Gaussian noise",
         "accountant": dp.accountant,
         "noise_multiplier": dp.noise_multiplier,
         "max_grad_norm": dp.clipping.norm,
         "sample_rate": dp.sample_rate,
-        "steps": dp.steps,
-        "epsilon": dp.epsilon(),
+        "steps": steps,
+        "counted": "exactly" if steps == dp.steps else f"{steps - dp.steps} steps ahead, to the end of the epoch",
+        "epsilon": _number(dp, epsilon(history, dp.delta, dp.accountant)),
         "delta": dp.delta,
+        "unit": UNIT,
         "num_examples": dp.num_examples,
         "target_epsilon": dp.target_epsilon,
         "grad_sample_mode": dp.grad_sample_mode,
+        "physical_batch_size": dp.physical_batch_size,
         "secure_rng": dp.secure_rng,
+        "images_ignored": dp.ignored,
         "neighbouring": "two sets of train images of which one has one image more",
         "steps_by_noise": [
-            {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in dp.history
+            {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in history
         ],
         "replaced": dp.replaced,
         "not_covered": list(NOT_COVERED),
     }
 
 
-def write_privacy_report(dp: "DifferentialPrivacy", folder: Path) -> None:
-    """Writes both files."""
-    told = privacy_report(dp)
-    write_json(folder / "privacy.json", told)
-    rows = "".join(f"| {name} | {value} |\n" for name, value in told.items() if not isinstance(value, list))
-    replaced = "".join(f"- {name}\n" for name in told["replaced"]) or "- nothing\n"
-    not_covered = "".join(f"- {each}\n" for each in told["not_covered"])
-    write_text(
-        folder / "privacy.md",
-        f"# Privacy\n\nWhoever sees the weights learns, with a probability of at least 1 - {dp.delta:g}, at most a "
-        f"factor of exp({dp.epsilon():.4f}) about whether any one image was trained on.\n\n"
-        f"| | |\n| --- | --- |\n{rows}\n## BatchNorm that was replaced by GroupNorm\n\n{replaced}\n"
-        f"## Not covered\n\n{not_covered}",
+def in_words(dp: "DifferentialPrivacy") -> str:
+    """The guarantee in a sentence."""
+    value = epsilon(dp.counted, dp.delta, dp.accountant)
+    if not math.isfinite(value):
+        return f"none is known: epsilon is {_number(dp, value)}"
+    rate = most_hits(value, dp.delta, 0.01)
+    return (
+        f"({rounded_up(value, 4)}, {dp.delta:g})-differentially private for one image more or less: a test that takes "
+        f"1% of the others for members finds at most {rounded_up(100 * rate, 2)}% of the members"
     )
+
+
+def most_hits(epsilon: float, delta: float, false_alarms: float) -> float:
+    """The greatest share of members that any membership test finds which takes a share `false_alarms` of the others for
+    members (Kairouz et al. 2015, theorem 2.1)."""
+    above = math.exp(min(epsilon, 700)) * false_alarms + delta
+    below = 1 - math.exp(-epsilon) * (1 - delta - false_alarms)
+    return max(0.0, min(1.0, above, below))
+
+
+def rounded_up(value: float, digits: int) -> str:
+    """`value` with so many decimals, never less than it is."""
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def write_privacy_report(dp: "DifferentialPrivacy", folder: Path, is_final: bool = False) -> None:
+    """Writes both files; the table of epsilons and the paragraph for a paper when training has ended."""
+    report = privacy_report(dp)
+    if is_final:
+        report["epsilon_by_delta"] = _by_delta(dp)
+    write_json(folder / "privacy.json", report)
+    write_text(folder / "privacy.md", _page(dp, report, is_final))
+
+
+def _page(dp: "DifferentialPrivacy", report: dict[str, Any], is_final: bool) -> str:
+    value, delta = report["epsilon"], dp.delta
+    rows = "".join(f"| {name} | {entry} |\n" for name, entry in report.items() if not isinstance(entry, list | dict))
+    sections = [f"# Privacy\n\n{_guarantee(value, delta)}\n"]
+    if isinstance(value, float):
+        hits = "".join(
+            f"| {rate:.1%} | {rounded_up(100 * most_hits(value, delta, rate), 2)}% |\n" for rate in FALSE_ALARMS
+        )
+        sections.append(
+            "What that means for an attacker who has the weights, knows all other images, the code and the settings, "
+            "and tests whether one image was trained on:\n\n| others taken for members | members found, at most |\n"
+            f"| --- | --- |\n{hits}"
+        )
+    sections.append(
+        "The guarantee is that of the weights, of all steps: publish what `ml-export` writes. The run folder and the "
+        "checkpoints hold more (see below), and are not for publication.\n"
+    )
+    sections.append(f"| | |\n| --- | --- |\n{rows}")
+    if is_final and isinstance(value, float):
+        table = "".join(f"| {name} | {entry} |\n" for name, entry in report["epsilon_by_delta"].items())
+        sections.append(f"## Epsilon for other deltas\n\n| delta | epsilon |\n| --- | --- |\n{table}")
+        sections.append(f"## For a paper\n\n{_paragraph(dp, report)}\n")
+    replaced = "".join(f"- {name}\n" for name in report["replaced"]) or "- nothing\n"
+    sections.append(f"## BatchNorm that was replaced by GroupNorm\n\n{replaced}")
+    sections.append("## Not covered\n\n" + "".join(f"- {line}\n" for line in report["not_covered"]))
+    return "\n".join(sections)
+
+
+def _guarantee(value: Any, delta: float) -> str:
+    if not isinstance(value, float):
+        return f"There is no guarantee: epsilon is {value}."
+    epsilon = rounded_up(value, 4)
+    return (
+        f"The weights are ({epsilon}, {delta:g})-differentially private for one image more or less. For any two sets "
+        f"of train images D and D' of which one has one image more, and any set S of weights: "
+        f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. For k images of one person, k times this epsilon "
+        "holds (with a larger delta)."
+    )
+
+
+def _paragraph(dp: "DifferentialPrivacy", report: dict[str, Any]) -> str:
+    clipping = {
+        "flat": f"the gradient of each image was clipped to an L2 norm of {dp.clipping.norm:g}",
+        "per_layer": f"the gradients of each image were clipped layer by layer, to an L2 norm of {dp.clipping.norm:g} "
+        "in all",
+        "adaptive": "the gradient of each image was clipped to an adaptive L2 norm (Andrew et al. 2021), whose cost is "
+        "included",
+    }[dp.clipping_name]
+    return (
+        f"> We trained with DP-SGD (Abadi et al. 2016) on {dp.num_examples} images: {report['steps']} steps, each on a "
+        f"Poisson sample with rate {dp.sample_rate:.4g}; {clipping}, and Gaussian noise with multiplier "
+        f"{dp.noise_multiplier:.4g} was added. Augmentation and dropout used randomness that is independent of the "
+        f"data. The weights are ({rounded_up(report['epsilon'], 2)}, {dp.delta:g})-differentially private for the "
+        f"addition or removal of one image, by the {ACCOUNTANTS[dp.accountant]} of Opacus. Validation images, the "
+        "choice of settings and the choice of the checkpoint are not covered by this guarantee."
+    )
+
+
+def _by_delta(dp: "DifferentialPrivacy") -> dict[str, Any]:
+    deltas = sorted({10.0**-power for power in range(3, 9)} | {dp.delta}, reverse=True)
+    return {f"{delta:g}": _number(dp, epsilon(dp.history, delta, dp.accountant)) for delta in deltas}
+
+
+def _number(dp: "DifferentialPrivacy", value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "infinite" if any(noise == 0 for noise, _, _ in dp.counted) else "unknown"

@@ -1,10 +1,14 @@
-"""Which images a batch has, and the noise: drawn from the entropy of the operating system, never from the seed.
+"""What private training draws: from the entropy of the operating system, never from the seed, and kept in no file.
 
-Whoever could draw them again could take the noise off: they are secret, and a run cannot be repeated to the bit.
+Whoever could draw batches and noise again could take the noise off. Augmentation and dropout are secret for another
+reason: as functions of the seed and of an image's place, one image more would change what all those after it are
+drawn, and with it their gradients, by far more than the clipping norm that the accountant counts with. Drawn anew for
+each image, they are as likely to come out so with the one image more as without it.
 """
 
 import math
 import os
+import random
 import secrets
 from collections.abc import Iterator
 
@@ -16,11 +20,41 @@ from torch.utils.data import Sampler
 from imago.data.loading import Position
 
 MOST_AT_ONCE = 2**20
+WORDS = 624
+"""Of 32 bits, in the state of the Mersenne Twister, which Python, NumPy and torch (on a CPU) have."""
+TORCH_STATE_BYTES, TORCH_WORDS_FROM = 5056, 24
+"""Of torch's CPU generator: its state as a whole, and where the words (of 8 bytes) begin."""
 
 
 def entropy(bits: int) -> int:
     """From the operating system."""
     return secrets.randbits(bits)
+
+
+def secret_key(*parts: int | str) -> int:
+    """A new key of 64 bits for what is drawn for one train image, whatever `parts` say that it is for."""
+    del parts
+    return entropy(64)
+
+
+def seed_from_entropy() -> None:
+    """Fills the generators of Python, NumPy and torch with entropy: on the CPU their whole states, on a GPU 63 bits.
+
+    `manual_seed` would take 32 bits on the CPU, few enough to try them all.
+    """
+    words = np.frombuffer(os.urandom(4 * WORDS), dtype=np.uint32)
+    np.random.seed(words)
+    random.seed(words.tobytes())
+    generator = torch.default_generator.manual_seed(entropy(63))
+    state = generator.get_state()
+    assert len(state) == TORCH_STATE_BYTES, "torch keeps the state of its CPU generator in another way"
+    words = np.frombuffer(os.urandom(4 * WORDS), dtype=np.uint32).astype(np.uint64)
+    state[TORCH_WORDS_FROM : TORCH_WORDS_FROM + 8 * WORDS] = torch.from_numpy(words.view(np.uint8))
+    generator.set_state(state)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(entropy(63))
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(entropy(63))
 
 
 class SecretDraws:
@@ -43,6 +77,11 @@ class SecretDraws:
         """Each of 0 … count - 1 with the probability `rate`, independently."""
         uniform = _uniform(count) if self.secure else self._choices.random(count)
         return np.flatnonzero(uniform < rate).tolist()
+
+    def numbers(self, count: int, device: torch.device | str) -> Tensor:
+        """int64 (count,) of 63 bits, by which a batch stage may draw for each image."""
+        drawn = np.frombuffer(os.urandom(8 * count), dtype=np.int64) & np.int64(2**63 - 1)
+        return torch.from_numpy(drawn).to(device)
 
     def normal(self, like: Tensor, std: float) -> Tensor:
         """Noise of the shape and device of `like`, and in memory as `like` is, which fused optimizers need; of its type

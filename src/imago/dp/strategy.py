@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
 from imago.data.loading import TrainBatchSampler
-from imago.dp.accounting import ACCOUNTANTS, Ledger, Steps, epsilon, noise_for, steps_within
+from imago.data.module import ImageDataModule
+from imago.dp.accounting import ACCOUNTANTS, Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
 from imago.dp.clipping import CLIPPINGS, Adaptive
-from imago.dp.combinations import check_combinations, check_samples_apart
-from imago.dp.gradients import MODES, Tape
-from imago.dp.report import privacy_report, write_privacy_report
-from imago.dp.secret import PoissonBatchSampler, SecretDraws
+from imago.dp.combinations import check_combinations
+from imago.dp.gradients import MODES, Tape, WithNorms
+from imago.dp.report import in_words, privacy_report, write_privacy_report
+from imago.dp.secret import PoissonBatchSampler, SecretDraws, secret_key, seed_from_entropy
+from imago.dp.trial import SEEDS, try_network, try_transforms
 from imago.module import DictModule
 from imago.strategy import Strategy
 from imago.transforms import Batch
@@ -45,7 +47,7 @@ class DifferentialPrivacy(Strategy):
         grad_sample_mode: `auto` takes the cheaper way layer by layer, `hooks` makes all gradients of single images,
             `ghost` all norms by Gram matrices; the results are the same.
         physical_batch_size: Images that go through the network at a time, where a whole batch needs too much memory;
-            the results are the same.
+            the results are the same. 1 makes sure that no image can change the gradient of another by mixing.
         secure_rng: Draw everything from the system's cryptographic generator, which is slower.
     """
 
@@ -103,6 +105,29 @@ class DifferentialPrivacy(Strategy):
         self._parameters: dict[str, nn.Parameter] = {}
         self._sums: dict[str, Tensor] = {}
         self._trainer: Trainer | None = None
+        self.ignored = 0
+        """Images of train batches, counted each time, whose gradient was not finite: nothing of them was used."""
+        self._folder: Path | None = None
+        self._publish: Callable[[], None] = lambda: None
+        self._counted_ahead = 0  # steps that the report on the disk covers, and that may not have been taken yet
+        self._tried_epoch = -1
+
+    draw_key = staticmethod(secret_key)
+
+    def seed_draws(self, *parts: int | str) -> None:
+        del parts
+        seed_from_entropy()
+
+    def batch_stage(self, batch: Batch, stage: Callable[[Batch], Batch]) -> Batch:
+        """In parts of `physical_batch_size`; instead of its place in the data each image has a secret number, so that
+        whatever is drawn by `index` and the seed is drawn anew."""
+        count = len(batch["label"])
+        if not count:
+            return stage(batch)
+        seed_from_entropy()
+        hidden = batch | {"index": self.draws.numbers(count, batch["label"].device), "epoch": 0}
+        size = self.physical_batch_size or count
+        return _joined([stage(_rows(hidden, count, first, size)) for first in range(0, count, size)])
 
     def train_batch_sampler(self, sampler: Sampler[Any]) -> PoissonBatchSampler:
         if type(sampler) is not TrainBatchSampler:
@@ -114,16 +139,24 @@ class DifferentialPrivacy(Strategy):
         self.num_examples, self.sample_rate = sampler.size, made.rate
         return made
 
-    def begin(self, trainer: Trainer, model: DictModule, folder: Path) -> None:
+    def begin(
+        self, trainer: Trainer, model: DictModule, folder: Path, publish: Callable[[], None] = lambda: None
+    ) -> None:
         check_combinations(trainer, model)
-        check_samples_apart(model, self.grad_sample_mode)
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        try_transforms(data, model.device, self.physical_batch_size)
+        try_network(model, data, self.grad_sample_mode, self.physical_batch_size)
+        log.info("strategy=dp: tried whether images change each other's gradients: none did. A trial is no proof")
+        self._tried_epoch = trainer.current_epoch
         self._trainer = trainer
         self.replaced = list(model.replaced_norms)
         parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         ckpt_path = trainer.ckpt_path
         same = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
         self.attach(parameters, self._opened_ledger(folder, same))
+        self._folder, self._publish = folder / "reports", publish
         self._settle_noise(trainer)
+        self._settle_accountant(trainer)
         if self.delta >= 1 / self.num_examples:
             log.warning(
                 "strategy.target_delta=%g is not below 1 / %d, the number of train images: such a promise would allow "
@@ -134,6 +167,15 @@ class DifferentialPrivacy(Strategy):
         if self.noise_multiplier == 0:
             log.warning("strategy.noise_multiplier=0: without noise there is no privacy")
 
+    def begin_epoch(self, model: DictModule) -> None:
+        """Tries the network once more: its weights have moved."""
+        trainer = model.trainer
+        if trainer.current_epoch == self._tried_epoch:
+            return
+        self._tried_epoch = trainer.current_epoch
+        data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        try_network(model, data, self.grad_sample_mode, self.physical_batch_size, [SEEDS * self._tried_epoch])
+
     def attach(self, parameters: Mapping[str, nn.Parameter], ledger: Ledger) -> None:
         """Takes what is trained, and where steps are noted."""
         self._parameters = dict(parameters)
@@ -141,7 +183,7 @@ class DifferentialPrivacy(Strategy):
 
     @property
     def delta(self) -> float:
-        """The probability that the promise may be broken with."""
+        """The delta of the (epsilon, delta) guarantee."""
         if self._target_delta == "auto":
             return 10.0 ** -math.ceil(math.log10(10 * max(self.num_examples, 1)))
         return float(self._target_delta)
@@ -156,8 +198,13 @@ class DifferentialPrivacy(Strategy):
         """How many these are."""
         return sum(count for _, _, count in self.history)
 
+    @property
+    def counted(self) -> list[Steps]:
+        """`history`, and the steps that the report on the disk counts ahead."""
+        return extended(self.history, self.noise_multiplier or 0.0, self.sample_rate, self._counted_ahead)
+
     def epsilon(self) -> float:
-        """What is spent."""
+        """An upper bound of what the steps in `history` have spent; infinite where none is known."""
         return epsilon(self.history, self.delta, self.accountant)
 
     def forward(self, model: DictModule, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
@@ -169,7 +216,7 @@ class DifferentialPrivacy(Strategy):
             return batch, dict.fromkeys(names, torch.zeros((), device=model.device))
         size = self.physical_batch_size or count
         done = [self._part(model, _rows(batch, count, first, size)) for first in range(0, count, size)]
-        losses = {name: torch.cat([losses[name] for _, losses in done]).mean() for name in names}
+        losses = {name: _finite_mean(torch.cat([losses[name] for _, losses in done])) for name in names}
         return _joined([part for part, _ in done]), losses
 
     def backward(self, loss: Tensor) -> None:
@@ -181,7 +228,9 @@ class DifferentialPrivacy(Strategy):
         if self._allowed is not None and self.steps >= self._allowed:
             raise RuntimeError(f"The step would spend more than strategy.target_epsilon={self.target_epsilon}.")
         closure()
+        self._count_ahead()
         self._ledger.add(self.noise_multiplier, self.sample_rate)
+        self._counted_ahead = max(0, self._counted_ahead - 1)
         expected = self.sample_rate * self.num_examples
         std = self.clipping.noise_std(self.noise_multiplier)
         with torch.no_grad():
@@ -206,6 +255,9 @@ class DifferentialPrivacy(Strategy):
             "history": [list(each) for each in self.history],
             "noise_multiplier": self.noise_multiplier,
             "max_grad_norm": self.clipping.norm,
+            "epsilon": self.epsilon(),
+            "delta": self.delta,
+            "accountant": self.accountant,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -222,12 +274,17 @@ class DifferentialPrivacy(Strategy):
     def report(self) -> dict[str, Any]:
         if self._ledger is None:  # it has not begun
             return {}
-        told = privacy_report(self)
-        kept = ("epsilon", "delta", "steps", "noise_multiplier", "max_grad_norm", "sample_rate", "accountant")
-        return {name: told[name] for name in kept} | {"details": "reports/privacy.md"}
+        report = privacy_report(self)
+        kept = ("epsilon", "delta", "unit", "steps", "counted", "noise_multiplier", "max_grad_norm", "sample_rate")
+        return {name: report[name] for name in kept} | {
+            "accountant": report["accountant"],
+            "guarantee": in_words(self),
+            "details": "reports/privacy.md",
+        }
 
-    def write_report(self, folder: Path) -> None:
-        write_privacy_report(self, folder)
+    def write_report(self, folder: Path, is_final: bool = False) -> None:
+        self._counted_ahead = 0
+        write_privacy_report(self, folder, is_final)
 
     def _opened_ledger(self, folder: Path, is_the_same_run: bool) -> Ledger:
         ledger = Ledger(folder / LEDGER)
@@ -244,6 +301,35 @@ class DifferentialPrivacy(Strategy):
         else:
             ledger.add_all(before)
         return ledger
+
+    def _count_ahead(self) -> None:
+        """Before a step that the report on the disk does not cover: writes one that covers the rest of the epoch.
+
+        However the run dies, the report then says no less than what the ledger and the checkpoints have.
+        """
+        if self._folder is None or self._counted_ahead:
+            return
+        steps = math.ceil(1 / self.sample_rate)
+        self._counted_ahead = steps if self._allowed is None else min(steps, self._allowed - self.steps)
+        write_privacy_report(self, self._folder)
+        self._publish()
+
+    def _settle_accountant(self, trainer: Trainer) -> None:
+        """What no accountant can say has to end here, not in the middle of the run."""
+        planned = self._allowed if self._allowed is not None else trainer.estimated_stepping_batches
+        if self.noise_multiplier == 0 or math.isinf(planned):
+            return
+        assert self.noise_multiplier is not None
+        history = extended(self.history, self.noise_multiplier, self.sample_rate, max(1, int(planned) - self.steps))
+        if math.isinf(epsilon(history, self.delta, self.accountant)):
+            raise ValueError(
+                f"strategy.noise_multiplier={self.noise_multiplier}: no accountant can bound the epsilon of {planned} "
+                f"steps at delta={self.delta:g}. Type more noise"
+            )
+        if (used := accountant_of(history, self.delta, self.accountant)) != self.accountant:
+            log.warning("strategy.accountant=%s cannot count %d steps with so little noise: %s does, which says a "
+                        "little more is spent", self.accountant, planned, used)  # fmt: skip
+            self.accountant = used
 
     def _settle_noise(self, trainer: Trainer) -> None:
         """The noise multiplier, and how many steps may be taken in all."""
@@ -285,15 +371,46 @@ class DifferentialPrivacy(Strategy):
         elif left < most and math.isfinite(planned):
             log.info("The privacy budget is spent after %d steps of %d", left, most)
 
-    def _part(self, model: DictModule, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
-        with Tape(self._parameters, len(batch["label"]), self.grad_sample_mode) as tape:
-            batch = model(batch)
-            losses = model.criterions.per_image(batch)
+    def _part(self, model: DictModule, batch: Batch, tries: int = 3) -> tuple[Batch, dict[str, Tensor]]:
+        count = len(batch["label"])
+        with Tape(self._parameters, count, self.grad_sample_mode) as tape:
+            done = model(batch)
+            losses = model.criterions.per_image(done)
         losses["total"].sum().backward()
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            for name, clipped in self.clipping.clipped(dict(tape.parts()), len(self._parameters)):
-                self._sums[name] = self._sums[name] + clipped if name in self._sums else clipped
-        return _detached(batch), {name: loss.detach() for name, loss in losses.items()}
+            parts = {name: WithNorms(part, part.squared_norms()) for name, part in tape.parts()}
+            finite = torch.isfinite(torch.stack([part.norms for part in parts.values()]).sum(dim=0))
+            if bool(finite.all()):
+                for name, clipped in self.clipping.clipped(parts, len(self._parameters)):
+                    self._sums[name] = self._sums[name] + clipped if name in self._sums else clipped
+        if not bool(finite.all()):
+            self._leave_out(model, batch, finite, tries)
+        return _detached(done), {name: loss.detach() for name, loss in losses.items()}
+
+    def _leave_out(self, model: DictModule, batch: Batch, finite: Tensor, tries: int) -> None:
+        """The part without images whose gradient is not finite: no single image may end a private run."""
+        if not self.ignored:
+            log.warning(
+                "The gradient of an image is not finite: nothing of it is used. How often that happens is counted in "
+                "reports/privacy.json (images_ignored)"
+            )
+        rows = finite.nonzero()[:, 0] if tries else finite.nonzero()[:0, 0]
+        count = len(finite)
+        self.ignored += count - len(rows)
+        if len(rows):
+            self._part(
+                model, {k: _chosen(v, rows) if _is_per_image(v, count) else v for k, v in batch.items()}, tries - 1
+            )
+
+
+def _finite_mean(losses: Tensor) -> Tensor:
+    """Of the losses that are finite; 0 where none is."""
+    finite = torch.isfinite(losses)
+    return torch.where(finite, losses, 0.0).sum() / finite.sum().clamp_min(1)
+
+
+def _chosen(value: Any, rows: Tensor) -> Any:
+    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
 
 
 def _rows(batch: Batch, count: int, first: int, size: int) -> Batch:

@@ -1,0 +1,202 @@
+"""strategy=dp refuses networks in which an image may change the gradient of another, whatever does it."""
+
+import collections
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, torchvision_net
+from imago.criterions import CriterionsComposition
+from imago.dp.gradients import UnknownGradientError
+from imago.dp.trial import try_network
+from imago.module import DictModule
+
+REMEMBERED: list[Tensor] = []
+
+
+class Data:
+    """As much of a data module as the trial asks for."""
+
+    def some_images(self, split: str, count: int, device: torch.device) -> dict[str, Any]:
+        del split
+        image = torch.randn(count, 3, 32, 32, device=device)
+        return {"image": image, "label": torch.zeros(count).long(), "index": torch.arange(count), "epoch": 0}
+
+
+class Features(nn.Module):
+    """Features of each image, whose treatment is the test's."""
+
+    def __init__(self, treat: Any, num_classes: int) -> None:
+        super().__init__()
+        self.treat = treat
+        self.convolution = nn.Conv2d(3, 8, 3, stride=4)
+        self.head = nn.Linear(8, num_classes)
+        self.weight = nn.Parameter(torch.zeros(1, 8))
+        self.seen: Any = torch.zeros(8)
+        self.queue: collections.deque[Tensor] = collections.deque(maxlen=4)
+        self.generator = np.random.default_rng(0)
+        self.calls = 0
+        self.register_buffer("buffer", torch.zeros(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.treat(self, x)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.convolution(x).relu().mean((2, 3))
+
+
+def own(treat: Any) -> Any:
+    return partial(Features, treat)
+
+
+def tried(make: Any, at_once: int | None = None, zero_head: bool = False) -> None:
+    """Raises what the trial raises; the model is as before afterwards."""
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    criterions = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+    model = DictModule(["a", "b", "c"], make, criterions, optimizer, norm="group").train()
+    if zero_head:
+        nn.init.zeros_(model.net.head.weight)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    data: Any = Data()
+    try:
+        try_network(model, data, "auto", at_once)
+    finally:
+        assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+
+def ranked(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    order = z.sum(1).argsort()
+    return net.head(z[order])[order.argsort()]
+
+
+def permuted(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    order = torch.randperm(len(z))
+    return net.head(z[order])[order.argsort()]
+
+
+def by_hand(net: Features, x: Tensor) -> Tensor:
+    z = net.convolution(x).relu()
+    z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.std((0, 2, 3), keepdim=True) + 1e-5)
+    return net.head(z.mean((2, 3)))
+
+
+def remembering(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    net.seen = 0.99 * net.seen + 0.01 * z.detach().mean(0)
+    return net.head(z - net.seen)
+
+
+def queueing(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    net.queue.append(z.detach().mean(0))  # looked at some day
+    return net.head(z)
+
+
+def buffering(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    net.buffer.mul_(0.9).add_(z.detach().mean(0))
+    return net.head(z)
+
+
+def outside(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    REMEMBERED.append(z.detach().mean(0))
+    return net.head(z - 0.01 * REMEMBERED[max(0, len(REMEMBERED) - 2)])
+
+
+def fixed(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    return net.head(z * torch.rand(z.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def numpy_fixed(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    return net.head(F.dropout(z, 0.2) * torch.from_numpy(np.random.default_rng(0).random(z.shape)).float())
+
+
+def numpy_stateful(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    return net.head(z * torch.from_numpy(net.generator.random(z.shape)).float())
+
+
+def attending(net: Features, x: Tensor) -> Tensor:
+    """Batch attention behind a gate that begins at zero."""
+    z = net.features(x)
+    return net.head(z + net.weight * ((z @ z.T).softmax(1) @ z))
+
+
+MIXING = {
+    "divided by the greatest value": lambda net, x: net.head(net.features(x / x.abs().max())),
+    "scaled by its extremes": lambda net, x: net.head(net.features((x - x.min()) / (x.max() - x.min()))),
+    "gate that begins at zero": lambda net, x: net.head((z := net.features(x)) + net.weight * z.mean(0)),
+    "batch attention": attending,
+    "divided by the number of images": lambda net, x: net.head(net.features(x)) * 8 / len(x),
+    "the same with dropout": lambda net, x: net.head(F.dropout(net.features(x), 0.5)) * 8 / len(x),
+    "sorted": ranked,
+    "permuted": permuted,
+    "mixed": lambda net, x: net.head((z := net.features(x)) + 0.1 * z[torch.randperm(len(z))]),
+    "rolled, a little": lambda net, x: net.head((z := net.features(x)) + 1e-2 * z.roll(1, 0)),
+    "summed up": lambda net, x: net.head(net.features(x).cumsum(0)),
+    "softmax over the batch": lambda net, x: net.head((z := net.features(x)) * z.softmax(0)),
+    "clipped to the norm of the batch": lambda net, x: net.head((z := net.features(x)) / z.norm().clamp_min(1)),
+    "another way where one is odd": lambda net, x: net.head(net.features(x) * (1 if bool((x.abs() > 8).any()) else 2)),
+    "by place": lambda net, x: net.head(F.dropout(net.features(x), 0.2) * (1 + torch.arange(len(x))[:, None])),
+    "a generator of its own": fixed,
+    "one of NumPy, new each time": numpy_fixed,
+    "one of NumPy that goes on": numpy_stateful,
+    "remembered in an attribute": remembering,
+    "kept in a queue": queueing,
+    "kept in a buffer that is not saved": buffering,
+    "remembered outside": outside,
+}
+
+
+@pytest.mark.parametrize("treat", MIXING.values(), ids=MIXING.keys())
+def test_what_mixes_draws_or_remembers_is_refused(treat):
+    REMEMBERED[:] = [torch.zeros(8)]
+    with pytest.raises((ValueError, UnknownGradientError)):
+        tried(own(treat))
+
+
+def test_a_head_that_begins_at_zero_hides_nothing():
+    with pytest.raises(ValueError, match=r"physical_batch_size=1 gives the network one image at a time"):
+        tried(own(by_hand), zero_head=True)
+
+
+def counting(net: Features, x: Tensor) -> Tensor:
+    net.calls += 1
+    return net.head(net.features(x))
+
+
+HARMLESS = {
+    "dropout of several kinds": lambda net, x: net.head(F.dropout(F.dropout2d(net.convolution(x), 0.3).mean((2, 3)))),
+    "noise": lambda net, x: net.head((z := net.features(x)) + torch.randn_like(z)),
+    "a counter": counting,
+}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(own(treat) for treat in HARMLESS.values()),
+        *(SimpleCNN, TinyNet, partial(SimpleDenseNet, in_features=3 * 32 * 32, hidden=[8])),
+        partial(torchvision_net, name="mobilenet_v3_small", weights=None),
+        partial(torchvision_net, name="convnext_tiny", weights=None),  # stochastic depth
+    ],
+    ids=[*HARMLESS, "SimpleCNN", "TinyNet", "SimpleDenseNet", "mobilenet_v3_small", "convnext_tiny"],
+)
+def test_what_keeps_images_apart_is_accepted(make):
+    tried(make)
+
+
+def test_a_network_that_is_given_one_image_at_a_time_cannot_mix():
+    tried(own(MIXING["divided by the greatest value"]), at_once=1)
+    with pytest.raises(ValueError, match="changes with the images"):
+        tried(own(remembering), at_once=1)
