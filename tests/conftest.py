@@ -107,6 +107,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints are signed with a key of the tests, not with that of whoever runs them."""
+    file = tmp_path_factory.mktemp("config") / "key"
+    os.environ["IMAGO_KEY_FILE"] = str(file)
+    return file
+
+
 @pytest.fixture(autouse=True)
 def no_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test reaches the network, and torch's hub cache starts empty."""

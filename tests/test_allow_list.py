@@ -411,10 +411,11 @@ def test_code_of_ones_own_is_made_when_it_is_trusted(train, command, monkeypatch
     monkeypatch.syspath_prepend(str(Path.cwd()))
     run = train("model.net._target_=my_net.MyNet")
     assert run.exit_code == 0, run.output
-    refused = command("eval", f"ckpt_path={run.dir}")
+    theirs = stranger(run, lambda content: None)  # without a signature that fits
+    refused = command("eval", f"ckpt_path={theirs}")
     assert "If you know who wrote it, type 'trusted_targets=[my_net.]'" in refused.output
-    trusted = command("eval", f"ckpt_path={run.dir}", "trusted_targets=[my_net.]")
+    trusted = command("eval", f"ckpt_path={theirs}", "trusted_targets=[my_net.]")
     assert trusted.exit_code == 0, trusted.output
-    typed = command("eval", f"ckpt_path={run.dir}", "model.net._target_=my_net.MyNet")
+    typed = command("eval", f"ckpt_path={theirs}", "model.net._target_=my_net.MyNet")
     assert typed.exit_code == 0, typed.output
-    assert imago.load_classifier(run.dir, trusted_targets=["my_net."]).class_names == ["blue", "green", "red"]
+    assert imago.load_classifier(theirs, trusted_targets=["my_net."]).class_names == ["blue", "green", "red"]

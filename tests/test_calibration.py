@@ -80,7 +80,7 @@ def test_words_and_file(tmp_path):
     with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):
         read(tmp_path / "other.calibration.json", "now")
     (tmp_path / "bad.calibration.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="is not a calibration"):
         read(tmp_path / "bad.calibration.json", "now")
 
 

@@ -70,7 +70,7 @@ def test_a_run_is_drawn_from_its_folder_alone(command, trained, mode):
         (["samples=0"], "samples=0: give 1 or more"),
         (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),
         (["mode=curves"], "latest: no run below"),
-        (["mode=report", "run=/nowhere"], "/nowhere is no run folder"),
+        (["mode=report", "run=/nowhere"], "/nowhere is not a run folder"),
         (["prt=1"], "prt is no setting (typed). Did you mean port?"),
     ],
 )

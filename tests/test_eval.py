@@ -190,8 +190,8 @@ def older(path):
     ("write", "message"),
     [
         (None, "is not there"),
-        (lambda path: path.touch(), "is damaged or no checkpoint of Imago"),
-        (lambda path: path.write_text("some text"), "is damaged or no checkpoint of Imago"),
+        (lambda path: path.touch(), "is damaged, or not a checkpoint of Imago"),
+        (lambda path: path.write_text("some text"), "is damaged, or not a checkpoint of Imago"),
         (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), "is a state dict of 1 tensors. Train with it"),
         (lambda path: torch.save({"model": {"w": torch.zeros(1)}}, path), "holds weights under 'model'"),
         (lambda path: torch.save([1, 2], path), "is no checkpoint of Imago: it holds a list"),

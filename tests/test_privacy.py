@@ -292,6 +292,19 @@ def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(tra
     assert watch.draws == 15 * 20 * PARAMETERS
 
 
+@pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_an_image_that_is_not_finite_counts_as_if_it_were_not_there(clipping, mode, tmp_path):
+    images, labels = batch_of(6)
+    options = {"noise_multiplier": 0, "clipping": clipping, "grad_sample_mode": mode}
+    before, five, six = (network("SimpleCNN") for _ in range(3))
+    dp_step(five, images[1:], labels[1:], tmp_path, **options)
+    images[0, 0, 3, 3] = math.nan
+    assert dp_step(six, images, labels, tmp_path, **options).ignored == 1
+    for start, one, other in zip(*(net.parameters() for net in (before, five, six)), strict=True):
+        assert torch.allclose(5 * (one - start), 6 * (other - start), atol=1e-5)
+
+
 def test_an_empty_batch_moves_the_weights_by_noise(tmp_path):
     net = network("TinyNet")
     before = {name: each.detach().clone() for name, each in net.named_parameters()}

@@ -196,6 +196,27 @@ def test_what_keeps_images_apart_is_accepted(make):
     tried(make)
 
 
+USES = {
+    "a sum by keywords": lambda net, x: net.head(torch.add(input=net.features(x), other=net.weight)),
+}
+REFUSED_USES = {
+    "images one by one": lambda net, x: net.head(torch.stack([net.convolution(image) for image in x]).mean((2, 3))),
+    "rows one by one": lambda net, x: torch.stack([net.head(row) for row in net.features(x)]),
+    "experts for some images": lambda net, x: net.head((z := net.features(x))[z.sum(1) > -9e9][: len(x) // 2 + 1]),
+}
+
+
+@pytest.mark.parametrize("treat", USES.values(), ids=USES.keys())
+def test_uses_of_parameters_that_are_followed(treat):
+    tried(own(treat))
+
+
+@pytest.mark.parametrize("treat", REFUSED_USES.values(), ids=REFUSED_USES.keys())
+def test_uses_that_are_not_followed_are_refused_with_a_reason(treat):
+    with pytest.raises(UnknownGradientError, match="its gradient for a single image is not known"):
+        tried(own(treat))
+
+
 def test_a_network_that_is_given_one_image_at_a_time_cannot_mix():
     tried(own(MIXING["divided by the greatest value"]), at_once=1)
     with pytest.raises(ValueError, match="changes with the images"):

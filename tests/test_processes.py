@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 from test_train import rows, same
 
+from imago.config import restore_config
 from imago.processes import ProcessError, other_processes, process_count
 from imago.run_folder import RunFolder
 
@@ -113,12 +114,10 @@ def test_a_run_ends_when_another_process_is_killed(tmp_path):
 
 def run_it(task, folder):
     run = RunFolder.claim(folder)
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {}")
-    (folder / ".hydra" / "config.yaml").write_text("seed: 1")
+    cfg = restore_config({"config": "seed: 1", "hydra": "hydra: {}"})
     run.processes = 2
     try:
-        with other_processes(task, run):
+        with other_processes(task, cfg, run):
             task(None, run)
     finally:
         run.release()

@@ -250,7 +250,7 @@ def test_latest_is_the_newest_run_and_keeps_its_own_settings(command, colours, t
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=/nowhere"], "/nowhere is no run folder"),
+        (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["resume={run}", "experiment=digits"], "leave experiment= out"),
         (["resume={run}", "ckpt_path=x.ckpt"], "leave ckpt_path= out"),
         (["resume={run}", "-m"], "leave -m out"),

@@ -28,6 +28,7 @@ PLACES = {  # beginning of a name -> the only keys where it may stand
     "imago.strategy.": ("strategy",),
     "lightning.pytorch.Trainer": ("trainer",),
     "lightning.pytorch.loggers.": (),  # checkpoints carry none
+    "imago.loggers.": (),
 }
 ELSEWHERE = re.compile(r"\w+:/|::")
 DOWNLOADS = ("pretrained", "pretrained_backbone", "weights_backbone")
@@ -98,10 +99,13 @@ def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
 
 def refusal(path: str, target: Any, arguments: str = "") -> str:
     """The message for a target that a checkpoint may not name."""
-    package = str(target).partition(".")[0]
+    message = f"The config in the checkpoint makes {target}{arguments} ({path}), as none may. It was not run."
+    package, _, _ = str(target).rpartition(".")
+    if not package or package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}:
+        return message  # nobody should trust a whole library
     return (
-        f"The config in the checkpoint makes {target}{arguments} ({path}), as none may. It was not run.\n"
-        f"If you know who wrote it, type 'trusted_targets=[{package}.]'"
+        f"{message}\nIf you know who wrote it, type 'trusted_targets=[{package}.]'. If you did, on another machine: "
+        "docs/security.md says how your key comes here"
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import socket
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from imago.checkpoint_file import ForeignError, check_legacy, look_over
 from imago.network_names import check_name
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,10 @@ def read_weights(path: Path) -> StateDict:
             from safetensors.torch import load_file
 
             return load_file(path)
+        look_over(path) if zipfile.is_zipfile(path) else check_legacy(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except ForeignError as error:
+        raise ValueError(f"model.net.weights={path} {error}") from error
     except Exception as error:
         raise ValueError(f"model.net.weights={path} holds no weights that can be read safely: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -5,6 +5,7 @@ import logging
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,29 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
+from imago.allow_list import check_targets
+from imago.bounds import MetaMemory, check_cost
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
-from imago.carried_config import carried, without_pretrained
-from imago.checkpoints import read_checkpoint
-from imago.classifier import built_model, seen_images
+from imago.carried_config import GROUPS, carried, leave_out_training, read_carried, without_pretrained
+from imago.checkpoints import check_weights, is_own, read_checkpoint
+from imago.classifier import built_model, check_own_code, seen_images
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
 from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
+from imago.masking import masked_config
 from imago.module import DictModule
+from imago.own_code import OWN_CODE
 from imago.preflight import Preflight
 from imago.profiling import PartsProfiler
 from imago.reports import write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
 from imago.signatures import arguments_schema
+from imago.signing import why_unsigned
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it adds one of its own when it is imported; ours say it once
@@ -61,10 +68,12 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
         step = int(read_checkpoint(run.goes_on_from, mmap=True)["global_step"])
     if step is not None:
         continue_records(cfg.logger, run.former, step)
-    record = RunRecord(
-        run, cfg.monitor, cfg.mode, {"config": carried(cfg), **seen_images(cfg.data, data.eval_transform)}
-    )
-    before = [Preflight(run.path / "checkpoints", only=cfg.preflight == "only")] if cfg.train and cfg.preflight else []
+    own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
+    carries = {"config": carried(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
+    record = RunRecord(run, cfg.monitor, cfg.mode, carries)
+    before: list[Callback] = []
+    if cfg.train and cfg.preflight:
+        before = [Preflight(run.path / "checkpoints", cfg.preflight == "only", partial(read_back, cfg))]
     trainer = build_trainer(cfg, run, [*before, *built(cfg.callbacks), record])
     tolerate_full_disks(trainer.loggers)
     if run.rank == 0:
@@ -75,7 +84,7 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     for logger in trainer.loggers:
         known = isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})
         if not known:  # MLflow refuses parameters that have changed
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+            logger.log_hyperparams(masked_config(OmegaConf.to_container(cfg, resolve=True)))
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     if run.rank == 0:
         write_facts(run.path, data, goes_on=step is not None, pictures=cfg.report.pictures)
@@ -84,9 +93,40 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     return data, model, trainer
 
 
+def read_back(cfg: DictConfig, file: Path) -> None:
+    """Reads a checkpoint of this run as `ml-eval` would.
+
+    Raises:
+        ValueError: It could not be read, or makes another network.
+    """
+    checkpoint = read_checkpoint(file)
+    own = is_own(file)
+    try:
+        content = read_carried(checkpoint["imago"]["config"], file, own)
+        paths = OmegaConf.to_container(cfg.paths, resolve=True)
+        carries = OmegaConf.create(content | {"paths": paths, "ckpt_path": None})
+        leave_out_training(carries, [group for group in GROUPS if group in content])
+        if not own:
+            check_targets(carries, [*GROUPS, "params"], [])
+        without_pretrained(carries.model)
+        with MetaMemory(2**62):
+            check_weights(checkpoint, built_model(carries.model, checkpoint["imago"]["class_names"]), file)
+    except (ValueError, OmegaConfBaseException) as error:
+        unsigned = (
+            "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
+        )
+        raise ValueError(f"ml-eval could not read the checkpoints of this run: {error}{unsigned}") from error
+    except Exception:  # the network cannot be made without memory
+        log.debug("The network of the checkpoint was not made again", exc_info=True)
+
+
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
     """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
     without_pretrained(cfg.model)
+    checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
+    check_own_code(cfg.ckpt_path, checkpoint["imago"])
+    if not is_own(cfg.ckpt_path):
+        check_cost(cfg, checkpoint, cfg.ckpt_path)
     return build(cfg, run)
 
 

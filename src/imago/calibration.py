@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from scipy.optimize import minimize_scalar
 
+from imago.reading import NUMBER, read_json
 from imago.writing import write_json
 
 BINS = 15
@@ -47,6 +48,15 @@ def reliability(log_probabilities: Floats, labels: Ints, bins: int = BINS) -> li
 def expected_calibration_error(bins: list[Bin]) -> float:
     """The mean distance of confidence and accuracy over the images (Naeini et al. 2015; Guo et al. 2017)."""
     return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / sum(each.n for each in bins)
+
+
+SHAPE = {
+    **dict.fromkeys(("temperature!", "target_accuracy!", "quantile!", "coverage!"), NUMBER),
+    "threshold!": (*NUMBER, type(None)),
+    "n!": int,
+    **dict.fromkeys(("fingerprint!", "checkpoint!"), str),
+}
+"""What the file of a calibration holds."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +194,9 @@ def read(path: Path, checkpoint: str) -> Calibration:
     if not path.is_file():
         raise ValueError(f"There is no calibration at {path}. {how}")
     try:
-        found = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no calibration ({error}). {how}") from error
+        found = Calibration(**read_json(path, SHAPE))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a calibration ({error}). {how}") from error
     if found.checkpoint != checkpoint:
         raise ValueError(f"{path} was fitted for another checkpoint, or for images that were seen otherwise. {how}")
     return found

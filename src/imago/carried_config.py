@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config import CONFIG_DIR, for_hydra
+from imago.masking import SECRET, is_secret, masked, masked_config
 from imago.run_folder import LATEST
+from imago.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +37,15 @@ OF_THE_COMMAND = (
 """Options of the Trainer that belong to where and how much a command runs: a checkpoint carries none of them."""
 RESOLVERS = ("best_mode", "direction", "joined", "slug", "without_stage")
 """Functions that a config may call wherever it is read: of their arguments alone."""
-SECRET = re.compile(r"(?i)token|secret|password|api_?key|credential")
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
 FOR_TRAINING = ("train", "test", "report", "report.splits", "resume", "auto_resume", "replay", "preflight")
-MOST_TEXT, MOST_DEPTH, MOST_LOOKUPS, LONGEST_LOOKUP = 2**16, 100, 1000, 500
+MOST_TEXT, MOST_DEPTH, MOST_LEAVES, LONGEST_LOOKUP = 2**16, 100, 20_000, 500
+OF_THE_MACHINE = {"num_workers": None, "cache": "none"}
+"""Settings of `data` that a stranger's config does not have a say in."""
+FOR_SCORING = ("imago.callbacks.metrics.MetricsCallback", "imago.callbacks.progress.progress_bar")
+"""Callbacks that evaluation needs."""
 RESERVED = ("defaults", "hydra")
 """Keys to which Hydra listens while it composes."""
 KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
@@ -53,7 +58,7 @@ def carried(cfg: DictConfig) -> str:
     """The YAML text that a checkpoint carries of `cfg`.
 
     Interpolations are kept, so that overrides still reach what depends on them, but for those that read the
-    environment or call functions of your own: these become their values (secrets become null). Paths that exist become
+    environment or call functions of your own: these become their values. Secrets become null. Paths that exist become
     absolute.
     """
     content: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
@@ -72,27 +77,33 @@ def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
     name = key.rpartition(".")[2].partition("[")[0]
     if name == "_target_":
         return OmegaConf.select(cfg, key)
-    if _unknown_call(value) is not None:
-        if SECRET.search(value) or SECRET.search(name):
-            log.warning("%s is a secret: checkpoints carry null instead", key)
-            return None
-        return OmegaConf.select(cfg, key)
+    calls = _unknown_call(value) is not None
+    if (calls and SECRET.search(value)) or (is_secret(name) and value):
+        log.warning("%s is a secret: checkpoints carry null instead", key)
+        return None
+    if calls:
+        return masked_config(OmegaConf.select(cfg, key))
+    if masked(value) != value:
+        log.warning("%s holds a secret, which checkpoints do not carry", key)
+        return masked(value)
     is_path = (key.startswith("data.") and PATHS.search(name)) or (key.startswith("params.") and "/" in value)
     if is_path and "${" not in value and not Path(value).is_absolute() and Path(value).exists():
         return str(Path(value).absolute())
     return value
 
 
-def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
-    """The content of such a text, which may come from a stranger; nothing is resolved yet.
+def read_carried(text: Any, path: Path | str, is_own: bool = False) -> dict[str, Any]:
+    """The content of such a text, which may come from a stranger unless it `is_own`; nothing is resolved yet.
 
     Raises:
-        ValueError: It is no config, has keys that no checkpoint carries, or calls functions.
+        ValueError: It is not a config, has keys that no checkpoint carries, or calls functions.
     """
 
     def refuse(why: str) -> ValueError:
         return ValueError(f"ckpt_path={path}: the config in it {why}. Nothing of it was used.")
 
+    if is_own and isinstance(text, str):
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text), resolve=False))
     if not isinstance(text, str) or len(text) > MOST_TEXT:
         raise refuse("is no text, or too long")
     if _depth(text) > MOST_DEPTH:  # the parser would take minutes
@@ -122,8 +133,10 @@ def read_carried(text: Any, path: Path | str) -> dict[str, Any]:
             raise refuse(f"has a long text with interpolations ({key})")
         if key.startswith("data") and URL.search(value):
             raise refuse(f"takes data from {value} ({key})")
-    if _lookups(content) > MOST_LOOKUPS:  # a few lines may unfold to gigabytes
+    if _unfolded(content) > MOST_LEAVES:  # a few lines may unfold to gigabytes
         raise refuse("has interpolations that unfold without end")
+    data = content.get("data", {})
+    data |= {key: value for key, value in OF_THE_MACHINE.items() if key in data}
     return cast(dict[str, Any], content)
 
 
@@ -148,29 +161,31 @@ def _keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _keys(entry, key)
 
 
-def _lookups(content: dict[str, Any]) -> int:
-    """How often something is looked up to resolve all of `content`; more than `MOST_LOOKUPS` where that never ends."""
+def _unfolded(content: dict[str, Any]) -> int:
+    """How many leaves `content` has when all of it is resolved; more than `MOST_LEAVES` where that never ends."""
     known: dict[str, int] = {}
     under_way: set[str] = set()
 
     def of_key(key: str) -> int:
         if key in under_way:
-            return MOST_LOOKUPS + 1
+            return MOST_LEAVES + 1
         if key not in known:
             under_way.add(key)
-            known[key] = sum(of_text(where, text) for where, text in _texts(_entry(content, key), key))
+            known[key] = sum(of_leaf(where, leaf) for where, leaf in _leaves(_entry(content, key), key))
             under_way.discard(key)
-        return min(known[key], MOST_LOOKUPS + 1)
+        return min(known[key], MOST_LEAVES + 1)
 
-    def of_text(key: str, text: str) -> int:
+    def of_leaf(key: str, leaf: Any) -> int:
+        if not isinstance(leaf, str):
+            return 1
         parts = [part for part in re.split(r"[.\[\]]+", key) if part]
         names = [
             ".".join([*(parts[: -len(dots)] if dots else []), name])
-            for dots, name in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.\[\]]+)", text)
+            for dots, name in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.\[\]]+)", leaf)
         ]
-        return sum(1 + of_key(name) for name in names)
+        return 1 + sum(of_key(name) for name in names)
 
-    return sum(of_text(key, text) for key, text in _texts(content))
+    return sum(of_leaf(key, leaf) for key, leaf in _leaves(content))
 
 
 def _entry(content: Any, key: str) -> Any:
@@ -183,15 +198,19 @@ def _entry(content: Any, key: str) -> Any:
     return content
 
 
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, entry in value.items():
-            yield from _texts(entry, f"{key}.{name}" if key else str(name))
+            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from _texts(entry, f"{key}[{index}]")
-    elif isinstance(value, str):
+            yield from _leaves(entry, f"{key}[{index}]")
+    else:
         yield key, value
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    yield from ((key, leaf) for key, leaf in _leaves(value) if isinstance(leaf, str))
 
 
 def _unknown_call(text: str) -> str | None:
@@ -218,6 +237,39 @@ def offer(content: dict[str, Any]) -> None:
             trainer[option] = here[option]
     store.store(group="trainer", name=OPTION, node=trainer)
     store.store(name=OPTION, node=OmegaConf.create({key: content[key] for key in ROOT_KEYS if key in content}))
+
+
+def leave_out_training(cfg: DictConfig, groups: Sequence[str], typed: Sequence[str] = ()) -> None:
+    """Takes out of `groups` what scoring does not need: optimizer, schedule, strategy, the transform of train images,
+    and all callbacks but metrics and bars. What was typed stays."""
+    words = [word.lstrip("+~").partition("=")[0].replace("/", ".") for word in typed]
+
+    def is_typed(key: str) -> bool:
+        return any(f"{word}.".startswith(f"{key}.") or f"{key}.".startswith(f"{word}.") for word in words)
+
+    for group in groups:  # interpolations may lead to what goes
+        if OmegaConf.is_config(cfg.get(group)):
+            OmegaConf.resolve(cfg[group])
+    OmegaConf.set_struct(cfg, False)
+    if "model" in groups:
+        for key in ("optimizer", "scheduler"):
+            if not is_typed(f"model.{key}"):
+                cfg.model[key] = None
+    if "data" in groups and not is_typed("data.train_transform") and "eval_transform" in cfg.data:
+        cfg.data.train_transform = cfg.data.eval_transform
+    if "strategy" in groups and not is_typed("strategy"):
+        cfg.strategy = {"_target_": "imago.strategy.Strategy"}
+    if "callbacks" in groups:
+        left_out = [
+            name
+            for name, node in cfg.callbacks.items()
+            if name != "metrics"
+            and not is_typed(f"callbacks.{name}")
+            and (node or {}).get("_target_") not in FOR_SCORING
+        ]
+        for name in left_out:
+            del cfg.callbacks[name]
+    OmegaConf.set_struct(cfg, True)
 
 
 def without_pretrained(model: DictConfig) -> None:
@@ -270,13 +322,14 @@ def _prepared(words: list[str], several: bool) -> list[str]:
     if value in (None, []) or "" in given:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
 
-    from imago.checkpoints import find_checkpoint, read_checkpoint
+    from imago.checkpoints import find_checkpoint, is_own, read_checkpoint
 
     log_dir = log_dir_of(words) if LATEST in given else Path()
     files = [find_checkpoint(each, log_dir) for each in given]
     if LATEST in given:
-        print(f"ckpt_path=latest: {files[given.index(LATEST)]}")
-    offer(read_carried(read_checkpoint(files[0], mmap=True)["imago"].get("config"), files[0]))
+        say(f"ckpt_path=latest: {files[given.index(LATEST)]}")
+    text = read_checkpoint(files[0], mmap=True)["imago"].get("config")
+    offer(read_carried(text, files[0], is_own(files[0])))
     quoted = [for_hydra(str(file)) for file in files]
     word = f"ckpt_path=[{','.join(quoted)}]" if isinstance(value, list) else f"ckpt_path={quoted[0]}"
     return [*words[:at], word, *words[at + 1 :]]

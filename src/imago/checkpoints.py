@@ -2,14 +2,19 @@
 
 import errno
 import logging
+import os
 import re
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from imago.checkpoint_file import ForeignError, look_over
 from imago.run_folder import LATEST, find_run
+from imago.signing import is_signed
+from imago.terminal import CONTROL
 
 if TYPE_CHECKING:  # this module needs torch only
     from imago.data.module import ImageDataModule
@@ -76,17 +81,28 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
         raise ValueError(f"ckpt_path={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path} is not there.")
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip and any(each.compress_type != zipfile.ZIP_STORED for each in zipfile.ZipFile(path).infolist()):
-        raise ValueError(f"ckpt_path={path} is compressed, as no checkpoint of Imago is: it may unfold to any size.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+        look_over(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except ForeignError as error:
+        raise ValueError(f"ckpt_path={path} {error}") from error
     except Exception as error:  # torch has no common class for what a damaged file raises
         raise ValueError(f"ckpt_path={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
     _check_told(checkpoint, path)
     return checkpoint
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether this user has signed the checkpoint (signing.py): then it is read like a config of one's own."""
+    stat = os.stat(path)
+    return _is_own(Path(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _is_own(path: Path, _: tuple[int, ...]) -> bool:
+    return is_signed(read_checkpoint(path, mmap=True))
 
 
 def last_readable(folder: Path) -> Path | None:
@@ -98,7 +114,6 @@ def last_readable(folder: Path) -> Path | None:
     found = [folder / name for name in TO_GO_ON if (folder / name).is_file()]
     for path in found:
         try:
-            check_whole(path)
             read_checkpoint(path, mmap=True)
         except (OSError, ValueError) as error:
             log.warning("%s cannot be used: %s", path, error)
@@ -138,7 +153,9 @@ def _check_told(checkpoint: Checkpoint, path: Path) -> None:
     names = told.get("class_names")
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not is_list or len(set(names)) != len(names) or len(names) < 2:
-        raise ValueError(f"ckpt_path={path} is damaged: its class names are no list of different names.")
+        raise ValueError(f"ckpt_path={path} is damaged: its class names are not a list of different names.")
+    if odd := next((name for name in names if CONTROL.search(name) or not name.strip()), None):
+        raise ValueError(f"ckpt_path={path}: the class name {odd!r} has control characters. It was not used.")
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise ValueError(f"ckpt_path={path} is damaged: its state_dict is none.")
     versions = told.get("versions")
@@ -151,19 +168,9 @@ def _check_told(checkpoint: Checkpoint, path: Path) -> None:
 
 def _what_it_is(path: Path, error: str) -> str:
     """Of a file that torch does not load."""
-    named = re.search(r"GLOBAL (\S+)", error)
-    if named is not None:
-        return (
-            f"holds {named.group(1)}, which no checkpoint of Imago holds: nothing of it was executed. "
-            "A network saved whole (torch.save(net)) has to be saved as net.state_dict(), by who trusts it."
-        )
-    if "TorchScript" in error:
-        return "is a TorchScript program, no checkpoint of Imago."
     if path.suffix in OTHERS:
-        return f"is no checkpoint of Imago: it {OTHERS[path.suffix]}."
-    refused = re.search(r"Unsupported operand \d+|Trying to call reduce[^.\n]*", error)
-    found = f" ({refused.group()})" if refused is not None and zipfile.is_zipfile(path) else ""
-    return f"is damaged or no checkpoint of Imago{found}."
+        return f"is not a checkpoint of Imago: it {OTHERS[path.suffix]}."
+    return error if error.startswith("is ") else "is damaged, or not a checkpoint of Imago."
 
 
 def _whose(content: Any) -> str:

@@ -4,15 +4,17 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from imago.allow_list import check_targets
-from imago.carried_config import GROUPS, OPTION
+from imago.carried_config import GROUPS, OPTION, leave_out_training
 from imago.config import Root
 from imago.network_names import check_name
 from imago.origins import origin_of
@@ -103,15 +105,48 @@ def _has_fixed_folder() -> bool:
     return any(word.startswith(key) for word in HydraConfig.get().overrides.hydra)
 
 
+def own_targets(cfg: DictConfig) -> list[str]:
+    """Names of code that is not Imago's or a library's, as they were typed, or stand in configs of one's own, or in
+    `trusted_targets`; what a checkpoint names is not among them."""
+    choices = HydraConfig.get().runtime.choices
+    others = {group for group, option in choices.items() if option == OPTION}
+    others |= {"params"} if others else set()
+    libraries = {target.partition(".")[0] for target in shipped()}
+    with suppress(OmegaConfBaseException):  # what leads nowhere is said later
+        targets = [
+            str(node._target_)
+            for key, node in nodes(cfg)
+            if key.partition(".")[0] not in others or _is_typed(key, str(node._target_))
+        ]
+        targets += list(cfg.trusted_targets)
+        return [target for target in targets if target.partition(".")[0] not in libraries]
+    return []
+
+
+def _is_typed(key: str, target: str) -> bool:
+    words = [word.lstrip("+").partition("=") for word in HydraConfig.get().overrides.task]
+    return any(
+        (name == f"{key}._target_" and value == target)
+        or (f"{key}.".startswith(f"{name}.") and "_target_" in value and target in value)
+        for name, _, value in words
+    )
+
+
 def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
-    """The same for commands that start from a checkpoint, whose config may make what is on the allow-list only."""
+    """The same for commands that start from a checkpoint; what only training needs is taken out of `cfg`.
+
+    Unless every checkpoint is one's own, its config may make what is on the allow-list only.
+    """
     choices = HydraConfig.get().runtime.choices
     if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
         raise ValueError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
-    groups = [*(group for group in GROUPS if choices.get(group) == OPTION), "params"]
-    if not needs_data:
-        groups = ["data.eval_transform" if group == "data" else group for group in groups]
-    check_targets(cfg, groups, list(cfg.trusted_targets), typed)
+    from imago.checkpoints import is_own
+
+    groups = [group for group in GROUPS if choices.get(group) == OPTION]
+    leave_out_training(cfg, groups, typed)
+    if not is_own(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
+        groups = ["data.eval_transform" if group == "data" and not needs_data else group for group in groups]
+        check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), typed)
     check_settings(cfg, typed, needs_data)
 
 
@@ -199,6 +234,8 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
                 check_split(cfg, split)
             except ValueError as error:
                 yield str(error)
+    if cfg.train and cfg.model.get("optimizer") is None:
+        yield "model.optimizer is missing: choose one, model/optimizer=adamw for example."
     if not isinstance(cfg.ckpt_path, str | None):
         yield f"ckpt_path={cfg.ckpt_path}: give one file, or null."
 

@@ -15,12 +15,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.allow_list import check_targets
-from imago.carried_config import read_carried, without_pretrained
-from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
+from imago.bounds import check_cost
+from imago.carried_config import leave_out_training, read_carried, without_pretrained
+from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, is_own, read_checkpoint
 from imago.config import PROJECT_ROOT
 from imago.data.decode import read_image, upright_rgb
 from imago.data.stages import ImageTransform, stacked
 from imago.module import DictModule
+from imago.own_code import allow_imports
 
 Picture = str | Path | Image.Image | Tensor | NDArray[np.uint8]
 
@@ -57,17 +59,20 @@ class Classifier:
         """Makes the objects of `model`, `data.eval_transform` and `data.image_size`, and loads the weights.
 
         Raises:
-            ValueError: The weights are those of another network.
+            ValueError: The weights are those of another network, or would take more memory than they may.
         """
         without_pretrained(cfg.model)
-        told = checkpoint["imago"]
-        model = built_model(cfg.model, told["class_names"])
-        check_weights(checkpoint, model, path)
-        model.load_state_dict(checkpoint["state_dict"])
+        entry = checkpoint["imago"]
+        check_own_code(path, entry)
         if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
             raise ValueError(f"data.image_size={cfg.data.image_size}: give a whole number, 1 or more.")
+        if not is_own(path):
+            check_cost(cfg, checkpoint, path)
+        model = built_model(cfg.model, entry["class_names"])
+        check_weights(checkpoint, model, path)
+        model.load_state_dict(checkpoint["state_dict"])
         transform: ImageTransform = instantiate(cfg.data.eval_transform, _convert_="all")
-        return cls(model, transform, cfg.data.image_size, told)
+        return cls(model, transform, cfg.data.image_size, entry)
 
     @property
     def class_names(self) -> list[str]:
@@ -138,6 +143,13 @@ def built_model(node: DictConfig, class_names: Sequence[str]) -> DictModule:
     return instantiate(node, _partial_=True, _convert_="all")(class_names=list(class_names))
 
 
+def check_own_code(path: str | Path, entry: dict[str, Any]) -> None:
+    """Lets the code that a checkpoint of one's own names be imported from where it was when the run was trained."""
+    if is_own(path):
+        for name, folder in entry.get("own_code", {}).items():
+            allow_imports([name], Path(folder))
+
+
 def seen_images(data: DictConfig, transform: ImageTransform) -> dict[str, Any]:
     """What has to be done to an image, in plain types: for those who use the weights without Imago."""
     normalise = transform.normalisation
@@ -169,8 +181,12 @@ def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequ
 def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
     """The classifier by the checkpoint's own config."""
     checkpoint = read_checkpoint(file)
-    cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file))
-    check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
+    own = is_own(file)
+    cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, own))
+    leave_out_training(cfg, ("model",))
+    allow_imports(trusted_targets, Path.cwd())
+    if not own:
+        check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
     return Classifier.from_config(cfg, checkpoint, file)
 
 

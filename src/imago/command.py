@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,14 +22,26 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imago.checks import check
-from imago.config import config_changes, drawn_seed, for_hydra, save_config, settings_changed, typed_overrides
-from imago.logs import logging_to, plain
+from imago.checks import check, own_targets
+from imago.config import (
+    config_changes,
+    drawn_seed,
+    for_hydra,
+    mask_sweep,
+    save_config,
+    settings_changed,
+    typed_overrides,
+    yaml_of,
+)
+from imago.logs import logging_to
+from imago.masking import learn_secrets, masked_override
 from imago.messages import message_of, raised_by_us
 from imago.mistakes import explained
+from imago.own_code import allow_imports
 from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
 from imago.signals import INTERRUPTED, STOPPING, TERMINATED
+from imago.terminal import fail, plain, say
 from imago.writing import write_json
 
 log = logging.getLogger(__name__)
@@ -83,7 +96,7 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if asked_for_traceback:
                 raise
-            sys.exit(f"Error: {plain(_in_words(error, config_name))}")
+            fail(_in_words(error, config_name))
         finally:
             if asked_for_traceback is None:
                 del os.environ["HYDRA_FULL_ERROR"]
@@ -107,12 +120,18 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
     `check` refuses what cannot work before anything heavy is imported; `one_process` says that devices do not matter.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    sys.path.append(os.getcwd())  # `my.module.MyNet` stands beside the person who types it
+    with suppress(OmegaConfBaseException):  # what leads nowhere is said below
+        learn_secrets(OmegaConf.to_container(cfg, resolve=True))
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        mask_sweep(Path(HydraConfig.get().sweep.dir))
+    sys.argv[1:] = [masked_override(word) for word in sys.argv[1:]]  # loggers keep the command line
+    os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # it would ask git about the current folder
+    allow_imports(own_targets(cfg), Path.cwd())
     goes_on = cfg.resume is not None or cfg.auto_resume
     try:
         run = RunFolder.claim(folder, goes_on)
     except (RunFolderError, OSError) as error:
-        sys.exit(f"Error: {error}")
+        fail(str(error))
     try:
         return _run_in(run, task, cfg, check, one_process)
     finally:
@@ -126,11 +145,11 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
     is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch"))
     if is_finished and not any(change.startswith(MORE) for change in changed):
         if other := [each for each in changed if each.startswith(OTHER_RESULTS) and not each.startswith(SAME_RESULTS)]:
-            sys.exit(
-                f"Error: {run.path} holds a finished run with other settings: {'; '.join(other)}. "
+            fail(
+                f"{run.path} holds a finished run with other settings: {'; '.join(other)}. "
                 "Give another folder (hydra.run.dir=, hydra.sweep.dir= with -m)."
             )
-        print(
+        say(
             f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
             f"For more epochs type {_resume(run)} trainer.max_epochs="
         )
@@ -155,7 +174,7 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
                 run.goes_on_from = checkpoint_to_go_on_from(run.path)
             run.processes = 1 if one_process else process_count(cfg.trainer)
             run.port = _free_port() if run.processes > 1 else 0
-            with other_processes(task, run):
+            with other_processes(task, cfg, run):
                 value = task(cfg, run)
         except SystemExit as stop:
             if stop.code == TERMINATED:
@@ -217,9 +236,9 @@ def _describe(run: RunFolder, cfg: DictConfig) -> None:
         "name": cfg.name,
         "folder": run.path,
         "tags": ", ".join(cfg.tags) or None,
-        "typed": " ".join(typed_overrides()) or "nothing",
+        "typed": " ".join(map(masked_override, typed_overrides())) or "nothing",
     }
-    run.sections["Configuration"] = {"config.yaml": "\n" + OmegaConf.to_yaml(cfg, resolve=True).rstrip()}
+    run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
     run.update()
     log.debug("Command line: %s", " ".join(sys.argv))
 

@@ -16,6 +16,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from imago.masking import is_secret, learn_secrets, masked, masked_config
+from imago.reading import read_yaml
+from imago.terminal import fail
 from imago.writing import write_text
 
 _HERE = Path(__file__).resolve().parent
@@ -123,12 +126,14 @@ def name_of_run() -> str:
     if not HydraConfig.initialized():
         return "base"
     parts = []
-    overrides = HydraConfig.get().overrides.task
-    for override in sorted(overrides, key=lambda each: each in sys.argv):  # what a sweep varies was not typed: first
+    learn_secrets({})
+    for override in sorted(typed_overrides(), key=lambda word: word in sys.argv):  # what a sweep varies comes first
         key, _, value = override.lstrip("+~").partition("=")
+        if is_secret(key):
+            continue
         if key not in ("name", "ckpt_path", *OF_THE_COMMAND) and not key.startswith(("hydra", "paths")):
             parts.append(f"{key.split('.')[-1].split('/')[-1]}_{value.rstrip('/').split('/')[-1]}")
-    return slug("_".join(parts)) or "base"
+    return slug(masked("_".join(parts))) or "base"
 
 
 def slug(text: str) -> str:
@@ -147,7 +152,7 @@ def unused_folder(path: str) -> str:
             number += 1
             candidate = Path(f"{path}_{number}")
         except OSError as error:
-            sys.exit(f"Error: the run folder cannot be made: {error}. Give another paths.log_dir=")
+            fail(f"the run folder cannot be made: {error}. Give another paths.log_dir=")
 
 
 def best_mode(metric: str) -> str:
@@ -166,8 +171,8 @@ def without_stage(metric: str) -> str:
 
 
 def typed_overrides() -> list[str]:
-    """What the user typed on the command line, but Hydra's own keys."""
-    return list(HydraConfig.get().overrides.task)
+    """What the user typed on the command line, but Hydra's own keys; interpolations stay what they are."""
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def for_hydra(value: str) -> str:
@@ -182,7 +187,7 @@ def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
         plain = loader.load_configuration(config_name=name, overrides=[], run_mode=RunMode.RUN)
     except HydraException:  # a config of one's own that needs an override
         return []
-    before, after = (dict(_leaves(OmegaConf.to_container(each, resolve=False))) for each in (plain, cfg))
+    before, after = (dict(_leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
     return [
         {"key": key, "default": before.get(key), "value": after.get(key)}
@@ -196,8 +201,8 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
     file = folder / "config.yaml"
     if not file.is_file():
         return []
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(file))))
-    now = dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
+    before = dict(_leaves(OmegaConf.to_container(read_yaml(file))))
+    now = dict(_leaves(masked_config(OmegaConf.to_container(cfg, resolve=True))))  # as config.yaml has it
     moved = str(before.get("paths.output_dir")), str(now.get("paths.output_dir"))
     before = {key: value.replace(*moved) if isinstance(value, str) else value for key, value in before.items()}
     not_settings = (*OF_THE_COMMAND, "name", "paths", "ckpt_path")
@@ -211,7 +216,8 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
 def drawn_seed(folder: Path) -> int | None:
     """The seed in the `config.yaml` of a run folder, where there is one."""
     file = folder / "config.yaml"
-    return cast(DictConfig, OmegaConf.load(file)).get("seed") if file.is_file() else None
+    seed = read_yaml(file).get("seed") if file.is_file() else None
+    return seed if isinstance(seed, int) else None
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,21 +232,42 @@ def save_config(cfg: Any, folder: Path) -> None:
     """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
     hydra_files = folder / ".hydra"
     hydra_files.mkdir(exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    write_text(hydra_files / "config.yaml", OmegaConf.to_yaml(cfg))
-    write_text(hydra_files / "hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": HydraConfig.get()})))
-    write_text(hydra_files / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(typed_overrides())))
+    write_text(folder / "config.yaml", yaml_of(cfg, resolve=True))
+    write_text(hydra_files / "config.yaml", yaml_of(cfg))
+    write_text(hydra_files / "hydra.yaml", yaml_of(OmegaConf.create({"hydra": HydraConfig.get()})))
+    write_text(hydra_files / "overrides.yaml", yaml_of(OmegaConf.create(typed_overrides())))
 
 
-def restore_config(folder: Path) -> DictConfig:
-    """What `save_config` wrote, with Hydra as it was, for another process of the same run."""
+def yaml_of(cfg: Any, resolve: bool = False) -> str:
+    """The config as YAML, without its secrets."""
+    content: Any = masked_config(OmegaConf.to_container(cfg, resolve=resolve))
+    return OmegaConf.to_yaml(OmegaConf.create(content))
+
+
+def mask_sweep(folder: Path) -> None:
+    """Takes the secrets out of `multirun.yaml`, which Hydra writes at the start of a sweep."""
+    file = folder / "multirun.yaml"
+    if file.is_file():
+        write_text(file, yaml_of(OmegaConf.load(file)))
+
+
+def config_order(cfg: DictConfig) -> dict[str, str]:
+    """The config and Hydra's own as text, secrets and all, for another process of the same run."""
+    return {
+        "config": OmegaConf.to_yaml(cfg),
+        "hydra": OmegaConf.to_yaml(OmegaConf.create({"hydra": HydraConfig.get()})),
+    }
+
+
+def restore_config(order: dict[str, str]) -> DictConfig:
+    """The config of `config_order`, with Hydra as it was."""
     setup_globals()
-    saved = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "hydra.yaml"))
+    saved = cast(DictConfig, OmegaConf.create(order["hydra"]))
     hydra = OmegaConf.structured(HydraConf)
     OmegaConf.set_struct(hydra, False)  # Hydra itself keeps more there than its own class has
     hydra.merge_with(saved.hydra)
     HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
-    cfg = cast(DictConfig, OmegaConf.load(folder / ".hydra" / "config.yaml"))
+    cfg = cast(DictConfig, OmegaConf.create(order["config"]))
     OmegaConf.set_struct(cfg, True)
     return cfg
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
 from imago.data.faults import KINDS, UNUSABLE, Fault, Findings
 from imago.data.folders import FolderImages, is_image, write_paths
+from imago.terminal import console
 from imago.thumbnails import data_uri, thumbnail
 from imago.writing import write_json, write_text
 
@@ -21,13 +21,12 @@ STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 def show(findings: Findings, folder: Path) -> None:
     """Prints the table, and where the rest is."""
-    console = get_console()
     sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
     classes = len(findings.counts.get("train", {}))
     title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
     found = findings.of_kind()
     if not found:
-        console.print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
+        console().print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
         return
     table = Table(title=Text(title))
     for column in ("found", "files", "for example"):
@@ -36,12 +35,12 @@ def show(findings: Findings, folder: Path) -> None:
         level, meaning = KINDS[kind]
         named = "\n".join(f"  {_in_a_line(fault)}" for fault in faults[:NAMED])
         table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(f"{meaning}\n{named}"))
-    console.print(table)
+    console().print(table)
     lines = [f"All of it, with pictures: {folder / 'doctor.html'} (.md, .json)"]
     if excluded := findings.to_exclude():
         lines.append(f"To train without the {len(excluded)} worst: data.exclude={folder / 'exclude.txt'}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def write(findings: Findings, folder: Path) -> None:
@@ -62,7 +61,7 @@ def write(findings: Findings, folder: Path) -> None:
     lines = [f"# {findings.root}", "", f"{findings.images} images.", ""]
     for kind, faults in found.items():
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
-        lines += [*(f"- `{_in_a_line(fault)}`" for fault in faults), ""]
+        lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]
     write_text(folder / "doctor.md", "\n".join(lines if found else [*lines, "Nothing was found.", ""]))
     write_paths(folder / "exclude.txt", excluded)
     page = Environment(loader=PackageLoader("imago", "."), autoescape=True, undefined=StrictUndefined)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from imago.carried_config import log_dir_of
 from imago.config import OF_THE_COMMAND, for_hydra
+from imago.masking import MASK
+from imago.reading import read_yaml
 from imago.run_folder import find_run
+from imago.terminal import say
 
 OPTION = "from_run"
 GROUPS = ("data", "model", "trainer", "strategy", "callbacks", "logger", "paths")
@@ -54,12 +57,13 @@ def _prepared(words: list[str]) -> list[str]:
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         raise ValueError(f"{words[at]}: {folder} has no .hydra/config.yaml, so its settings are not known.")
-    content = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file), resolve=False))
-    resolved = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    content = cast(dict[str, Any], OmegaConf.to_container(read_yaml(file), resolve=False))
+    resolved = read_yaml(folder / "config.yaml")
     if "train" not in content or content.get("task_name") is None:
         raise ValueError(f"{words[at]}: {folder} is of another command than ml-train.")
     _offer(content, str(resolved.get("name", "base")))
-    print(f"{key}: {folder}")
+    say(f"{key}: {folder}")
+    _check_secrets(content, others, words[at])
     here = [f"hydra.run.dir={for_hydra(str(folder))}"] if key == "resume" else []
     if here and "hydra.run.dir" in others:
         typed = next(word.partition("=")[2].strip("'\"") for word in words if word.startswith("hydra.run.dir="))
@@ -67,6 +71,15 @@ def _prepared(words: list[str]) -> list[str]:
             raise ValueError(f"{words[at]} goes on in that folder: leave hydra.run.dir= out.")
         here = []
     return ["--config-name", OPTION, *words[:at], f"{key}={for_hydra(str(folder))}", *here, *words[at + 1 :]]
+
+
+def _check_secrets(content: Any, typed: list[str], word: str, key: str = "") -> None:
+    """Raises ValueError for a secret that was typed: it is in no file, and has to be typed again."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _check_secrets(value, typed, word, f"{key}.{name}" if key else str(name))
+    elif content == MASK and key not in typed:
+        raise ValueError(f"{word}: {key} was a secret, which no file keeps. Type it again: +{key}=…")
 
 
 def _offer(content: dict[str, Any], name: str) -> None:

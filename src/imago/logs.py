@@ -1,7 +1,6 @@
 """Where log lines go: plain ones to a file in the run folder, coloured ones to a terminal."""
 
 import logging
-import re
 import sys
 import time
 import warnings
@@ -10,21 +9,18 @@ from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from imago.masking import masked
+from imago.terminal import console, plain
+
 MEGABYTES, DAYS = 10, 30
 QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
-_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-
-
-def plain(text: str) -> str:
-    """`text` without colour codes and other control characters."""
-    return _CONTROL.sub("", text)
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level, logger and message, without colour codes or other control characters."""
+    """Time, level, logger and message, without colour codes, other control characters, and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))
+        return masked(plain(super().format(record)))
 
 
 class LogFile(RotatingFileHandler):
@@ -94,11 +90,12 @@ def _one_line(
 
 def _console() -> logging.Handler:
     if sys.stdout.isatty():
-        from rich import get_console
         from rich.logging import RichHandler
 
         # the console of the progress bar, so that lines go above it
-        return RichHandler(console=get_console(), show_path=False, log_time_format="[%X]")
+        rich_handler = RichHandler(console=console(), show_path=False, log_time_format="[%X]")
+        rich_handler.setFormatter(PlainFormatter("%(message)s"))
+        return rich_handler
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     return handler

@@ -39,7 +39,7 @@ class DictModule(LightningModule):
         class_names: Of the data; their number sizes the head.
         net: Makes the network, given `num_classes`.
         criterions: The losses.
-        optimizer: Makes the optimizer, given the parameters that are trained.
+        optimizer: Makes the optimizer, given the parameters that are trained. None for a network that is only scored.
         scheduler: Makes the learning-rate scheduler, given the optimizer; stepped per epoch, or per step if it takes
             `total_steps`, which it is given.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
@@ -59,7 +59,7 @@ class DictModule(LightningModule):
         class_names: Sequence[str],
         net: Callable[..., nn.Module],
         criterions: CriterionsComposition,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[..., Optimizer] | None,
         scheduler: Callable[..., Any] | None = None,
         forward_fn: ComposeTransform | None = None,
         compile: bool = False,
@@ -224,6 +224,8 @@ class DictModule(LightningModule):
         self._log_losses("test")
 
     def configure_optimizers(self) -> Any:
+        if self.optimizer is None:
+            raise ValueError("model.optimizer=null: the network can be scored, not trained.")
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         try:
             optimizer = self.optimizer(trained, **self._fused())

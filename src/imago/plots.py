@@ -1,7 +1,5 @@
 """Pictures of a run. Figures are made without pyplot: no window, no global state."""
 
-import base64
-import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from PIL import Image
 
 from imago.loggers import tolerated
 from imago.randomness import keyed
+from imago.thumbnails import picture_of
 from imago.writing import replacing
 
 Picture = NDArray[np.uint8]
@@ -122,7 +121,7 @@ def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str
 def thumbnails_figure(noteworthy: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Figure:
     """The mistakes and the unsure answers of `images_<split>.json`."""
     entries = [*noteworthy["mistakes"], *noteworthy["unsure"]]
-    pictures = [Image.open(io.BytesIO(base64.b64decode(each["image"].partition(",")[2]))) for each in entries]
+    pictures = [picture_of(each["image"]) for each in entries]
     captions = [
         (
             f"{shorten(Path(each['path']).name)}\n{shorten(each['label'])} taken for\n"

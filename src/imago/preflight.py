@@ -35,11 +35,13 @@ class Preflight(Callback):
     Args:
         folder: Where the checkpoints will be.
         only: Stop there.
+        read_back: Raises ValueError where the commands that take a checkpoint could not read the one in a file.
     """
 
-    def __init__(self, folder: Path, only: bool = False) -> None:
+    def __init__(self, folder: Path, only: bool = False, read_back: Callable[[Path], None] = lambda file: None) -> None:
         self.folder = folder
         self.only = only
+        self.read_back = read_back
         self._logits: Tensor | None = None
         self._saved_bytes = 0.0
 
@@ -107,6 +109,7 @@ class Preflight(Callback):
             if not file.is_file():
                 raise OSError(f"{file} could not be written.")
             weights = read_checkpoint(file)["state_dict"]
+            self.read_back(file)
             size = file.stat().st_size
             trainer.strategy.barrier()  # until all have read it
         finally:

@@ -27,8 +27,9 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig
 
-from imago.config import restore_config
+from imago.config import config_order, restore_config
 from imago.messages import message_of, raised_by_us
+from imago.own_code import OWN_CODE, allow_imports
 from imago.run_folder import RunFolder
 from imago.signals import STOPPING, TERMINATED
 
@@ -79,8 +80,8 @@ def _device_numbers(devices: Any) -> list[int]:
 
 
 @contextmanager
-def other_processes(task: Callable[..., Any], run: RunFolder) -> Iterator[None]:
-    """Starts ranks 1 and up of `run`, each with the same `task`; none of them outlives the block.
+def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> Iterator[None]:
+    """Starts ranks 1 and up of `run`, each with the same `task` and config; none of them outlives the block.
 
     Raises:
         ProcessError: One of them failed, with its message.
@@ -92,7 +93,7 @@ def other_processes(task: Callable[..., Any], run: RunFolder) -> Iterator[None]:
     failed_here = True
     try:
         for rank in range(1, run.processes):
-            ranks.append(_Rank(task, run, rank))
+            ranks.append(_Rank(task, cfg, run, rank))
         yield
         for each in ranks:
             each.finish()
@@ -118,7 +119,7 @@ def other_processes(task: Callable[..., Any], run: RunFolder) -> Iterator[None]:
 class _Rank:
     """One process; its stdin stays open as long as rank 0 lives, its stdout is a file that brings its error."""
 
-    def __init__(self, task: Callable[..., Any], run: RunFolder, rank: int) -> None:
+    def __init__(self, task: Callable[..., Any], cfg: DictConfig, run: RunFolder, rank: int) -> None:
         self.run = run
         self.rank = rank
         self.over = False
@@ -137,7 +138,9 @@ class _Rank:
         assert self.process.stdin is not None
         goes_on_from = str(run.goes_on_from) if run.goes_on_from is not None else None
         order = {"task": _address(task), "run": str(run.path), "rank": rank, "goes_on_from": goes_on_from}
-        self.process.stdin.write(json.dumps(order | {"processes": run.processes, "port": run.port}) + "\n")
+        order |= {"processes": run.processes, "port": run.port, "config": config_order(cfg)}
+        order |= {"own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()}}
+        self.process.stdin.write(json.dumps(order) + "\n")  # what is typed here is in no list of processes
         self.process.stdin.flush()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -243,12 +246,13 @@ def main() -> None:
     to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
     logging.getLogger().addHandler(logging.NullHandler())
     warnings.simplefilter("ignore")
-    sys.path.append(os.getcwd())
+    for name, place in order["own_code"].items():
+        allow_imports([name], Path(place))
     try:
         folder = Path(order["run"])
         run = RunFolder(folder, rank=order["rank"], processes=order["processes"], port=order["port"])
         run.goes_on_from = Path(order["goes_on_from"]) if order["goes_on_from"] is not None else None
-        _at(*order["task"])(restore_config(folder), run)
+        _at(*order["task"])(restore_config(order["config"]), run)
         _leave_group()
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code == TERMINATED:  # agreed with rank 0, which says why

@@ -1,12 +1,13 @@
 """Whether a run that was run again came out the same, and if not, what was different around it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from imago.checkpoints import LAST, read_checkpoint
+from imago.reading import UnreadableError, read_json
+from imago.run_report import LARGEST
 from imago.writing import write_json
 
 
@@ -51,7 +52,7 @@ def _around(before: Path, now: Path) -> list[str]:
     """`NAME BEFORE -> NOW` for all that differs."""
     facts = []
     for run in (before, now):
-        here, data = (json.loads(_read(run / "reports" / f"{name}.json") or "{}") for name in ("environment", "data"))
+        here, data = (_facts(run / "reports" / f"{name}.json") for name in ("environment", "data"))
         flat = {f"version of {name}": value for name, value in here.get("versions", {}).items()}
         flat |= {f"git {name}": value for name, value in here.get("git", {}).items()}
         flat |= {name: here.get(name) for name in ("platform", "cpu_threads")}
@@ -59,6 +60,13 @@ def _around(before: Path, now: Path) -> list[str]:
     return [
         f"{name} {facts[0].get(name)} -> {value}" for name, value in facts[1].items() if facts[0].get(name) != value
     ]
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file, {"*": object, "versions": {"*": object}, "git": {"*": object}}, LARGEST)
+    except (OSError, UnreadableError):
+        return {}
 
 
 def _read(file: Path) -> str:

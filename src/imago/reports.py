@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from imago.plots import (
 )
 from imago.predicting import Predictions
 from imago.provenance import environment
+from imago.reading import UnreadableError, read_json
 from imago.run_folder import now
+from imago.run_report import LARGEST
 from imago.scoring import Score
 from imago.thumbnails import noteworthy, samples, thumbnail
 from imago.writing import replacing, strict, write_json, write_text
@@ -91,8 +94,9 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
         write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
     file, here = reports / "environment.json", environment() | {"time": now()}
     if goes_on and file.is_file():
-        first = json.loads(file.read_text(encoding="utf-8"))
-        here = first | {"resumed": [*first.get("resumed", []), here]}
+        with suppress(UnreadableError):
+            first = read_json(file, {"*": object}, LARGEST)
+            here = first | {"resumed": [*first.get("resumed", []), here]}
     write_json(file, here)
 
 

@@ -8,7 +8,6 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +17,7 @@ from imago.predicting import Predictions
 from imago.reports import prediction_rows
 from imago.run_folder import RunFolder
 from imago.scoring import Score
+from imago.terminal import console
 from imago.training import Result
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,11 @@ log = logging.getLogger(__name__)
 
 def show_results(result: Result, run: RunFolder) -> None:
     """Prints the table, the run folder and the next commands; warns where the baseline is not beaten."""
-    console = get_console()
     if result.scores:
-        console.print(_table(result))
+        console().print(_table(result))
     for name, score in result.scores.items():
         if "calibrated" in score.metrics:
-            console.print(f"{name}: {in_words(score.metrics['calibrated'])}", highlight=False)
+            console().print(f"{name}: {in_words(score.metrics['calibrated'])}", highlight=False)
     for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     _warn_about_baseline(result.scores)
@@ -41,12 +40,11 @@ def show_results(result: Result, run: RunFolder) -> None:
         *(f"  {line}" for line in commands),
     ]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def show_predictions(found: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
     """Prints the first rows, the accuracy where labels are known, and where the file is."""
-    console = get_console()
     if rows:
         shown = list(islice(prediction_rows(found, calibration), rows))
         table = Table(title=f"The first {len(shown)} of {len(found.paths)} predictions")
@@ -56,18 +54,18 @@ def show_predictions(found: Predictions, path: Path, rows: int, calibration: Cal
             said = row["prediction"] or "unreadable"
             probability = "" if row["prediction"] is None else f"{row['prob_' + row['prediction']]:.4f}"
             table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
-        console.print(table)
+        console().print(table)
     if found.accuracy is not None:
-        console.print(f"accuracy {found.accuracy:.4f}", highlight=False)
+        console().print(f"accuracy {found.accuracy:.4f}", highlight=False)
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(found.log_probabilities))[found.is_good]
-        console.print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)
+        console().print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)
     show_written(path)
 
 
 def show_written(path: Path) -> None:
     """Prints where something is."""
-    get_console().print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
+    console().print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
@@ -80,7 +78,7 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
         f"Threshold for {calibration.target_accuracy:.1%} right answers: {_or_none(calibration.threshold)}",
     ]
     for line in lines:
-        get_console().print(line, soft_wrap=True, highlight=False, markup=False)
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
     show_written(path)
 
 
@@ -114,7 +112,8 @@ def _next(result: Result, run: RunFolder) -> list[str]:
     commands = []
     installed = script.name == "ml-train"
     if result.checkpoint is not None and (installed or script.name == "train.py"):
-        word = shlex.quote(f"ckpt_path={for_hydra(_relative(run.path))}")
+        is_best = result.checkpoint == run.path / "checkpoints" / "best.ckpt"
+        word = shlex.quote(f"ckpt_path={for_hydra(_relative(run.path if is_best else result.checkpoint))}")
         evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
         commands.append(f"{evaluate} {word}")
     if (run.path / "tensorboard").is_dir():

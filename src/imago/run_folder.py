@@ -1,6 +1,5 @@
 """The run folder: what ran, and how it stands."""
 
-import json
 import os
 import socket
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imago import run_lock
+from imago.reading import NUMBER, TEXT, UnreadableError, read_json
 from imago.writing import replacing, write_json, write_text
 
 ORDER = (
@@ -82,8 +82,9 @@ class RunFolder:
         if not goes_on and (refusal := _taken_by(former, path)):
             run_lock.release(path)
             raise RunFolderError(refusal)
-        for folder in (path, *(each for each in path.iterdir() if each.is_dir())):
-            for left_over in folder.glob(LEFT_OVER):
+        folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.is_symlink()]
+        for left_over in (file for folder in (path, *folders) for file in folder.glob(LEFT_OVER)):
+            if left_over.is_file() and not left_over.is_symlink():
                 left_over.unlink(missing_ok=True)
         return cls(path, former=former)
 
@@ -172,13 +173,21 @@ def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
     if given != LATEST:
         folder = Path(given).expanduser().absolute()
         if not (folder / "status.json").is_file():
-            raise ValueError(f"{given} is no run folder: give one (it holds status.json), or the word latest.")
+            raise ValueError(f"{given} is not a run folder: give one (it holds status.json), or the word latest.")
         return folder
     runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
     trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
     if not trained:
         raise ValueError(f"latest: no run below {log_dir} has {holding}. Train first, or give a run folder.")
-    return max(trained, key=lambda run: (run / ".hydra" / "config.yaml").stat().st_mtime)  # written at its start
+    return max(trained, key=_began)
+
+
+def _began(run: Path) -> float:
+    """When it began: its config is written then. 0 where that cannot be told."""
+    try:
+        return (run / ".hydra" / "config.yaml").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _section(title: str, lines: dict[str, Any]) -> str:
@@ -206,12 +215,24 @@ def _is_alive(status: dict[str, Any]) -> bool:
     return True
 
 
+STATUS = {
+    **dict.fromkeys(("status", "started", "resumed", "heartbeat", "host", "reason"), str),
+    **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
+    "error": TEXT,
+    "best_value": (*NUMBER, type(None)),
+    "timing": {"*": (*NUMBER, type(None))},
+    "profile": {"*": (str, *NUMBER)},
+    "loggers": {"*": str},
+}
+"""What `status.json` holds."""
+
+
 def read_status(path: Path) -> dict[str, Any]:
-    """What a `status.json` says; nothing where it is damaged."""
+    """What a `status.json` says, as far as it is of the kinds that Imago writes; nothing where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}  # that of a run which died
+        return read_json(path, STATUS)
+    except (OSError, UnreadableError):
+        return {}  # that of a run which died, or something else
 
 
 def now() -> str:

@@ -5,6 +5,8 @@ is left over would keep a dead run's folder locked.
 """
 
 import errno
+import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +30,7 @@ def take(folder: Path) -> bool:
     folder = folder.resolve()
     if fcntl is None or folder in _held:
         return True
-    file = (folder / FILE).open("a")
+    file = _opened(folder, os.O_RDWR | os.O_CREAT)
     for pause in (SECONDS, 0):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,6 +46,16 @@ def take(folder: Path) -> bool:
         return False
     file.close()
     return True
+
+
+def _opened(folder: Path, flags: int) -> IO[str]:
+    """The lock file; OSError where it is a link, a pipe or the like, as a stranger may have left there."""
+    more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(folder / FILE, flags | more, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{folder / FILE} is not a regular file")
+    return open(descriptor, "r+" if flags & os.O_RDWR else "r")
 
 
 def held(folder: Path) -> bool:
@@ -67,7 +79,7 @@ def is_taken(folder: Path) -> bool:
         return True
     if fcntl is None:
         raise OSError("there are no locks here")
-    with suppress(FileNotFoundError), (folder / FILE).open() as file:
+    with suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # needs no right to write
         except OSError as error:

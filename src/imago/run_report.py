@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
+from imago.reading import MISFIT, NUMBER, TEXT, UnreadableError, fitting, read_json, read_text
+from imago.run_folder import read_status
 from imago.writing import write_text
 
 SPLITS = ("test", "val", "train")
@@ -21,14 +23,63 @@ CONFUSIONS = 8
 NONE = "\N{EN DASH}"
 Json = Any
 
+LARGEST = 2**26
+"""Bytes of a file of a run that is shown."""
+OPTIONAL = (*NUMBER, type(None))
+SAMPLE = {"label!": str, "path!": str, "image!": str}
+PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
+IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
+BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
+SCORE = {
+    **dict.fromkeys(("acc!", "f1!", "baseline_acc!"), NUMBER),
+    **dict.fromkeys(("loss!", "ece!"), OPTIONAL),
+    "n!": int,
+    "split!": str,
+    "per_class!": {"*": dict.fromkeys(("precision!", "recall!", "f1!", "support!"), NUMBER)},
+    "reliability!": [BIN],
+    "calibrated": {"*": object},
+}
+DATA = {
+    **dict.fromkeys(("root!", "fingerprint!"), str),
+    "class_names!": [str],
+    "counts!": {"*": {"*": int}},
+    **{key: [str] for key in ("notes!", "skipped!", "excluded!")},
+}
+PRIVACY = {
+    "epsilon!": (str, *NUMBER),
+    **dict.fromkeys(("delta!", "max_grad_norm!", "sample_rate!"), NUMBER),
+    "noise_multiplier!": OPTIONAL,
+    "steps!": int,
+    **dict.fromkeys(("mechanism!", "accountant!", "unit!", "counted!"), str),
+    "not_covered!": [str],
+}
+HERE = {
+    **dict.fromkeys(("command!", "folder!", "platform!", "time"), str),
+    "versions!": {"*": str},
+    "git!": {"commit!": TEXT, "dirty!": (bool, type(None))},
+    "cpu_threads!": int,
+}
+ENVIRONMENT = {**HERE, "resumed": [HERE]}
+"""What the files of a run hold, as far as it is shown: a folder may be a stranger's."""
+
 log = logging.getLogger(__name__)
 
 
 def write_report(folder: Path) -> Path:
-    """Writes both pages again; the path of the HTML one."""
-    facts = gathered(folder)
-    for name in ("report.html", "report.md"):
-        write_text(folder / name, _templates().get_template(f"{name}.j2").render(facts))
+    """Writes both pages again; the path of the HTML one.
+
+    Raises:
+        ValueError: The folder holds what no page can show.
+    """
+    try:
+        facts = gathered(folder)
+        pages = {
+            name: _templates(name).get_template(f"{name}.j2").render(facts) for name in ("report.html", "report.md")
+        }
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, TemplateError, csv.Error) as error:
+        raise ValueError(f"{folder} holds results that cannot be shown: {type(error).__name__}: {error}") from error
+    for name, page in pages.items():
+        write_text(folder / name, page)
     return folder / "report.html"
 
 
@@ -42,21 +93,36 @@ def refresh_report(folder: Path) -> None:
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`: one per epoch."""
+    """The rows of `metrics.jsonl`: one per epoch.
+
+    Raises:
+        ValueError: A row is none.
+    """
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in read_text(path, LARGEST).splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    found = fitting(rows, [{"*": (*NUMBER, type(None))}])
+    if found is MISFIT or any("epoch" not in row for row in found):
+        raise ValueError(f"{path} is damaged: a row of it is not that of an epoch.")
+    return found
 
 
 def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | None:
     """Worst mistakes and least certain answers, and the split they are of."""
-    split = next((each for each in SPLITS if _json(folder, f"reports/images_{each}.json") is not None), None)
-    return (_json(folder, f"reports/images_{split}.json"), split) if split is not None else None
+    for split in SPLITS:
+        if (found := _json(folder, f"reports/images_{split}.json", IMAGES)) is not None:
+            return found, split
+    return None
 
 
 def gathered(folder: Path) -> dict[str, Any]:
     """All that the templates show, in the order of the page."""
-    status = _json(folder, "status.json") or {}
-    scores = {split: found for split in SPLITS if (found := _json(folder, f"reports/metrics_{split}.json"))}
+    status = read_status(folder / "status.json")
+    scores = {split: found for split in SPLITS if (found := _json(folder, f"reports/metrics_{split}.json", SCORE))}
     main = next(iter(scores), None)
     rows = history(folder)
     return {
@@ -71,13 +137,13 @@ def gathered(folder: Path) -> dict[str, Any]:
         "confusion": _confusion(folder, main) if main else None,
         "confusions": _top_confusions(folder, main) if main else [],
         "images": (thumbnails(folder) or ({"mistakes": [], "unsure": []}, ""))[0],
-        "data": _json(folder, "reports/data.json") or {},
-        "samples": _json(folder, "reports/samples.json") or [],
-        "changes": _json(folder, "reports/changes.json") or [],
+        "data": _json(folder, "reports/data.json", DATA) or {},
+        "samples": _json(folder, "reports/samples.json", [SAMPLE]) or [],
+        "changes": _json(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}]) or [],
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},
-        "privacy": _json(folder, "reports/privacy.json") or {},
-        "environment": _json(folder, "reports/environment.json") or {},
+        "privacy": _json(folder, "reports/privacy.json", PRIVACY) or {},
+        "environment": _json(folder, "reports/environment.json", ENVIRONMENT) or {},
         "checkpoint": "checkpoints/best.ckpt" if (folder / "checkpoints/best.ckpt").is_file() else None,
     }
 
@@ -93,8 +159,11 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 @cache
-def _templates() -> Environment:
+def _templates(name: str) -> Environment:
+    """For Markdown, what looks like HTML in names and errors stays text, too."""
+    more: dict[str, Any] = {} if ".html" in name else {"finalize": _without_tags}
     environment = Environment(
+        **more,
         loader=PackageLoader("imago", "."),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
@@ -110,10 +179,13 @@ def _templates() -> Environment:
     return environment
 
 
-def _json(folder: Path, name: str) -> Json:
+def _json(folder: Path, name: str, shape: Any) -> Json:
     try:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet
+        return read_json(folder / name, shape, LARGEST)
+    except FileNotFoundError:  # not there yet
+        return None
+    except (OSError, UnreadableError) as error:
+        log.warning("The report leaves it out: %s", error)
         return None
 
 
@@ -128,6 +200,10 @@ def _yaml(value: Any) -> str:
 def _cell(text: Any) -> str:
     """Text inside a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _without_tags(value: Any) -> Any:
+    return value.replace("<", "&lt;") if isinstance(value, str) else value
 
 
 def _with_interval(score: dict[str, Any]) -> dict[str, Any]:
@@ -183,9 +259,11 @@ def _counts(folder: Path, split: str) -> tuple[list[str], list[list[int]]]:
     path = folder / "reports" / f"confusion_matrix_{split}.csv"
     if not path.is_file():
         return [], []
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        header, *rows = list(csv.reader(lines))
-    return header[1:], [[int(value) for value in row[1:]] for row in rows]
+    try:
+        header, *rows = list(csv.reader(read_text(path, LARGEST).splitlines()))
+        return header[1:], [[int(value) for value in row[1 : len(header)]] for row in rows[: len(header) - 1]]
+    except (ValueError, csv.Error):
+        return [], []
 
 
 def _confusion(folder: Path, split: str) -> dict[str, Any] | None:

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import get_console
 from rich.table import Table
 
 from imago.config import for_hydra
+from imago.terminal import console
 from imago.writing import replacing, replacing_folder
 
 if TYPE_CHECKING:  # `--help` needs neither torch nor the data
@@ -56,7 +56,7 @@ def split(given: argparse.Namespace) -> None:
 
     class_names, images = class_tree(given.folder)
     splits = draw(images, given.val, given.test, given.seed)
-    get_console().print(_table(splits, class_names))
+    console().print(_table(splits, class_names))
     if given.dry_run:
         return
     if given.output is not None:
@@ -69,7 +69,7 @@ def split(given: argparse.Namespace) -> None:
 
 def _next(option: str, path: Path) -> None:
     word = shlex.quote(f"data.{option}={for_hydra(str(path))}")
-    get_console().print(f"Next: ml-train {word}", soft_wrap=True, highlight=False, markup=False)
+    console().print(f"Next: ml-train {word}", soft_wrap=True, highlight=False, markup=False)
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:

@@ -6,21 +6,21 @@ ml-status logs/train/multiruns --json
 
 import argparse
 import json
+import shlex
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich import get_console
 from rich.table import Table
 from rich.text import Text
 
 from imago import run_lock
-from imago.config import PROJECT_ROOT
+from imago.config import PROJECT_ROOT, for_hydra
 from imago.run_folder import read_status
+from imago.terminal import console, fail, plain, say
 
 STALE_SECONDS = 90
 """Without a heartbeat for so long, a run on another machine is taken for dead: it beats every 20 seconds."""
@@ -34,17 +34,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="all that is known, for programs")
     given = parser.parse_args()
     if not given.folder.is_dir():
-        sys.exit(f"Error: {given.folder} is no folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
+        fail(f"{given.folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
     runs = sorted(_runs(given.folder), key=lambda run: str(run.get("started")))
     if given.json:
-        print(json.dumps(runs, indent=2, ensure_ascii=False))
+        print(json.dumps(runs, indent=2))  # ASCII: nothing in it is a command to the terminal
         return
     if not runs:
-        print(f"There are no runs below {given.folder}.")
+        say(f"There are no runs below {given.folder}.")
         return
-    get_console().print(_table(runs, given.folder))
-    if dead := [run for run in runs if run["state"] == "dead" and run["resumable"]]:
-        print(f"Dead runs go on with: ml-train resume={dead[-1]['folder']}")
+    console().print(_table(runs, given.folder))
+    if dead := [run["folder"] for run in runs if run["state"] == "dead" and run["resumable"]]:
+        word = f"resume={for_hydra(dead[-1])}"
+        if plain(word) == word:
+            say(f"Dead runs go on with: ml-train {shlex.quote(word)}")
 
 
 def true_state(folder: Path, status: dict[str, Any]) -> str:
@@ -62,7 +64,7 @@ def _runs(folder: Path) -> Iterator[dict[str, Any]]:
     for file in folder.rglob("status.json"):
         status = read_status(file)
         resumable = (file.parent / "checkpoints" / "last.ckpt").is_file()
-        yield {"folder": str(file.parent), "state": true_state(file.parent, status), "resumable": resumable} | status
+        yield status | {"folder": str(file.parent), "state": true_state(file.parent, status), "resumable": resumable}
 
 
 def _table(runs: list[dict[str, Any]], folder: Path) -> Table:

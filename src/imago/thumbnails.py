@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from imago.data.decode import BadImageError
+from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
 
 if TYPE_CHECKING:
@@ -38,6 +38,17 @@ def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="jpeg", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_of(data_uri: str) -> Image.Image:
+    """The picture in a `data:` URI of a report; grey where it is none."""
+    try:
+        content = base64.b64decode(data_uri.partition(",")[2])
+        with open_image(io.BytesIO(content)) as image:
+            image.thumbnail((4 * SIDE, 4 * SIDE))
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return Image.new("RGB", (SIDE, SIDE), "#cccccc")
 
 
 def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:

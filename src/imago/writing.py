@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from imago.masking import masked
+
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -48,9 +50,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the text of `path` at once; what is no Unicode, in the name of a file, is escaped."""
+    """Replaces the text of `path` at once, without secrets; what is no Unicode, in the name of a file, is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(masked(text), encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

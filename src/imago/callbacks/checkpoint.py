@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from imago.checkpoints import check_whole, read_checkpoint
+from imago.signing import KeyFileError, sign
 from imago.writing import replacing
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
     """
 
     on_full_disk = "stop"
+    has_said_why_unsigned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """With `storage_options={"keep": NAME}` the file that was there before is kept under that name.
@@ -40,6 +42,8 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             log.error("%s. The run goes on without it (callbacks.resume.on_full_disk=continue)", error)
 
     def _save(self, checkpoint: dict[str, Any], path: Path, keep: str | None) -> None:
+        if "imago" in checkpoint:
+            self._sign(checkpoint)
         try:
             with replacing(path) as temporary:
                 # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
@@ -51,6 +55,16 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         except RuntimeError as error:  # all that torch's writer knows
             free = shutil.disk_usage(path.parent).free / 1e6
             raise OSError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
+
+    def _sign(self, checkpoint: dict[str, Any]) -> None:
+        """So that this user's commands read it as their own. Where that is not possible, preflight has tried whether
+        they can do without."""
+        try:
+            checkpoint["imago"]["signature"] = sign(checkpoint)
+        except (KeyFileError, TypeError, RuntimeError) as error:
+            if not self.has_said_why_unsigned:
+                log.warning("Checkpoints are not signed, so they are read like a stranger's: %s", error)
+            self.has_said_why_unsigned = True
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)

@@ -191,6 +191,7 @@ def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most:
 def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: Path, most: int) -> CachedImages:
     """What another run has built, or builds at the moment, is taken."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.chmod(0o700)  # the images may be private, whatever this process's umask is
     with FileLock(place.with_name(f"{place.name}.lock")):
         found = _opened(source, place)
         if found is not None:

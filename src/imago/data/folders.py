@@ -93,16 +93,16 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
     """Reads what `ml-split` writes: a header with the class names and the folder, then a row per image."""
     if not file.is_file():
         raise FileNotFoundError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
-    with file.open(newline="", encoding="utf-8") as lines:
-        header, rows = lines.readline(), list(csv.reader(lines))
     try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            header, rows = lines.readline(), list(csv.reader(lines))
         told = json.loads(header.removeprefix(SPLIT_FILE_HEADER))
         class_names, root = list(told["class_names"]), data_dir or Path(told["data_dir"])
         columns = [row for row in rows if row][1:]
         label_of = {name: label for label, name in enumerate(class_names)}
         split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
         found = [(split_of[split], path, label_of[name]) for split, path, name in columns]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
         raise ValueError(f"data.split_file={file} is none that ml-split wrote: {error}") from error
     sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
     for split in [name for name in SPLITS if any(name == row[0] for row in found)]:

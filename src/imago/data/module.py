@@ -37,6 +37,7 @@ from imago.data.loading import (
 from imago.data.stages import CenterBox, ImageTransform
 from imago.randomness import key
 from imago.strategy import Strategy
+from imago.terminal import CONTROL
 from imago.transforms import Batch
 from imago.writing import write_text
 
@@ -109,6 +110,10 @@ class ImageDataModule(CopyingDataModule):
             raise ValueError(f"data.on_bad_image={on_bad_image}: give error or skip.")
         if cache not in CACHES:
             raise ValueError(f"data.cache={cache}: give one of {', '.join(CACHES)}.")
+        if odd := next((name for name in sets.class_names if CONTROL.search(name) or not name.strip()), None):
+            raise ValueError(
+                f"The class name {odd!r} ({sets.root}) has control characters, which could steer a terminal: rename it."
+            )
         self.sets = sets
         self.train_transform = train_transform
         self.eval_transform = eval_transform

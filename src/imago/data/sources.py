@@ -81,17 +81,24 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
     """A path per line, or a CSV with a column `path` and perhaps `label`; paths are relative to the list."""
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        if file.suffix.lower() == ".txt":
-            rows = [(line.strip(), "") for line in lines if line.strip()]
-        else:
-            table = csv.DictReader(lines)
-            if "path" not in (table.fieldnames or []):
-                raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
-            rows = [(row["path"] or "", row.get("label") or "") for row in table]
+    try:
+        rows = _rows_of(file)
+    except csv.Error as error:
+        raise ValueError(f"source={file} is not a list: {error}") from error
     if "" in [path for path, _ in rows]:
         raise ValueError(f"source={file}: row {[path for path, _ in rows].index('') + 1} names no image.")
     if not rows:
         raise ValueError(f"source={file} names no images.")
     known = [_label([label], class_names) for _, label in rows]
     return SourceImages([file.parent / path for path, _ in rows], [path for path, _ in rows], known, channels)
+
+
+def _rows_of(file: Path) -> list[tuple[str, str]]:
+    """Path and label of each row; the label is empty where there is none."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        if file.suffix.lower() == ".txt":
+            return [(line.strip(), "") for line in lines if line.strip()]
+        table = csv.DictReader(lines)
+        if "path" not in (table.fieldnames or []):
+            raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
+        return [(row["path"] or "", row.get("label") or "") for row in table]

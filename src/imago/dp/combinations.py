@@ -87,6 +87,10 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "rate or the end. Type monitor=val/loss, or another one of val/",
     ),
     (
+        lambda trainer, model, data: not any(parameter.requires_grad for parameter in model.parameters()),
+        "a network of which nothing is trained: all its parameters are frozen. Type model.freeze=backbone, or null",
+    ),
+    (
         lambda trainer, model, data: isinstance(trainer.optimizers[0], LBFGS),
         "model.optimizer: LBFGS looks at a batch several times in a step. Type model/optimizer=adamw, or sgd",
     ),

@@ -11,7 +11,7 @@ layer by layer (mixed ghost clipping: Bu et al. 2022). Weighted sums are made of
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,12 +41,23 @@ class Part(ABC):
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """Of the gradients; `factors` is (n,)."""
 
+    @abstractmethod
+    def without(self, samples: Tensor) -> "Part":
+        """The part in which the gradients of some samples, bool (n,), are 0, whatever they were."""
+
+
+def _zeroed(values: Tensor, samples: Tensor) -> Tensor:
+    return values.masked_fill(samples.view(-1, *[1] * (values.ndim - 1)), 0.0)
+
 
 @dataclass
 class Whole(Part):
     """The gradients themselves."""
 
     gradients: Tensor
+
+    def without(self, samples: Tensor) -> "Part":
+        return type(self)(_zeroed(self.gradients, samples))
 
     def whole(self) -> Tensor:
         return self.gradients
@@ -76,6 +87,9 @@ class Linear(Part):
     inputs: Tensor
     outputs: Tensor
 
+    def without(self, samples: Tensor) -> "Part":
+        return replace(self, inputs=_zeroed(self.inputs, samples), outputs=_zeroed(self.outputs, samples))
+
     def whole(self) -> Tensor:
         return self.outputs.transpose(1, 2) @ self.inputs
 
@@ -104,6 +118,9 @@ class Convolution(Part):
     padding: list[int]
     dilation: list[int]
     groups: int
+
+    def without(self, samples: Tensor) -> "Part":
+        return replace(self, inputs=_zeroed(self.inputs, samples), outputs=_zeroed(self.outputs, samples))
 
     def whole(self) -> Tensor:
         return self.kernels().whole()
@@ -232,9 +249,9 @@ class Tape(TorchFunctionMode):
             made = WithNorms(made, made.squared_norms()) if gram else _kept(made)
         self._parts.setdefault(self._names[id(weight)], []).append(made)
 
-    def check_rows(self, weight: Tensor, inputs: Tensor) -> None:
-        """Raises UnknownGradientError where the first dimension is not that of the samples."""
-        if inputs.ndim < 2 or len(inputs) != self.count:
+    def check_rows(self, weight: Tensor, inputs: Tensor, ndim: int | None = None) -> None:
+        """Raises UnknownGradientError where the first dimension is not that of the samples, or there are not `ndim`."""
+        if inputs.ndim < 2 or len(inputs) != self.count or ndim not in (None, inputs.ndim):
             self.refuse(weight, f"is used on {tuple(inputs.shape)} values for a batch of {self.count} images")
 
 
@@ -244,6 +261,9 @@ class WithNorms(Part):
 
     part: Part
     norms: Tensor
+
+    def without(self, samples: Tensor) -> "Part":
+        return WithNorms(self.part.without(samples), _zeroed(self.norms, samples))
 
     def whole(self) -> Tensor:
         return self.part.whole()
@@ -305,7 +325,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    tape.check_rows(weight, input)
+    tape.check_rows(weight, input, ndim=4)
     if isinstance(padding, str):
         tape.refuse(weight, f"is used by a convolution with padding={padding!r}")
     version = input._version
@@ -424,12 +444,12 @@ def _expand(tape: Tape, parameter: Tensor, *sizes: Any) -> Tensor:
 def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The rule of a sum or product with the values of each image."""
 
-    def rule(tape: Tape, one: Any, other: Any, **kwargs: Any) -> Tensor:
-        parameter, values = (one, other) if tape.is_trained(one) else (other, one)
+    def rule(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor:
+        parameter, values = (input, other) if tape.is_trained(input) else (other, input)
         if tape.is_trained(values) or not isinstance(values, Tensor):
             tape.refuse(parameter, f"is changed by {operation.__name__}")
         copies = _copies(tape, parameter, tuple(values.shape))
-        return operation(copies, values, **kwargs) if parameter is one else operation(values, copies, **kwargs)
+        return operation(copies, values, **kwargs) if parameter is input else operation(values, copies, **kwargs)
 
     return rule
 

@@ -17,7 +17,7 @@ from imago.data.module import ImageDataModule
 from imago.dp.accounting import ACCOUNTANTS, Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
 from imago.dp.clipping import CLIPPINGS, Adaptive
 from imago.dp.combinations import check_combinations
-from imago.dp.gradients import MODES, Tape, WithNorms
+from imago.dp.gradients import MODES, Part, Tape, WithNorms
 from imago.dp.report import in_words, privacy_report, write_privacy_report
 from imago.dp.secret import PoissonBatchSampler, SecretDraws, secret_key, seed_from_entropy
 from imago.dp.trial import SEEDS, try_network, try_transforms
@@ -210,6 +210,7 @@ class DifferentialPrivacy(Strategy):
     def forward(self, model: DictModule, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
         """Forward and backward, in parts of `physical_batch_size` images; the clipped gradients are summed up."""
         self._sums = {}
+        seed_from_entropy()  # of dropout, whoever makes the batches
         count = len(batch["label"])
         names = [*model.criterions.criterions, "total"]
         if not count:
@@ -371,46 +372,35 @@ class DifferentialPrivacy(Strategy):
         elif left < most and math.isfinite(planned):
             log.info("The privacy budget is spent after %d steps of %d", left, most)
 
-    def _part(self, model: DictModule, batch: Batch, tries: int = 3) -> tuple[Batch, dict[str, Tensor]]:
-        count = len(batch["label"])
-        with Tape(self._parameters, count, self.grad_sample_mode) as tape:
-            done = model(batch)
-            losses = model.criterions.per_image(done)
+    def _part(self, model: DictModule, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+        with Tape(self._parameters, len(batch["label"]), self.grad_sample_mode) as tape:
+            batch = model(batch)
+            losses = model.criterions.per_image(batch)
         losses["total"].sum().backward()
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            parts = {name: WithNorms(part, part.squared_norms()) for name, part in tape.parts()}
-            finite = torch.isfinite(torch.stack([part.norms for part in parts.values()]).sum(dim=0))
-            if bool(finite.all()):
-                for name, clipped in self.clipping.clipped(parts, len(self._parameters)):
-                    self._sums[name] = self._sums[name] + clipped if name in self._sums else clipped
-        if not bool(finite.all()):
-            self._leave_out(model, batch, finite, tries)
-        return _detached(done), {name: loss.detach() for name, loss in losses.items()}
+            parts: dict[str, Part] = {name: WithNorms(part, part.squared_norms()) for name, part in tape.parts()}
+            norms = torch.stack([part.squared_norms() for part in parts.values()]).sum(dim=0)
+            if not bool(torch.isfinite(norms).all()):
+                parts = self._without(parts, ~torch.isfinite(norms))
+            for name, clipped in self.clipping.clipped(parts, len(self._parameters)):
+                self._sums[name] = self._sums[name] + clipped if name in self._sums else clipped
+        return _detached(batch), {name: loss.detach() for name, loss in losses.items()}
 
-    def _leave_out(self, model: DictModule, batch: Batch, finite: Tensor, tries: int) -> None:
-        """The part without images whose gradient is not finite: no single image may end a private run."""
+    def _without(self, parts: dict[str, Part], images: Tensor) -> dict[str, Part]:
+        """No single image may end a private run: what is not finite of it counts as 0, and nothing else changes."""
         if not self.ignored:
             log.warning(
                 "The gradient of an image is not finite: nothing of it is used. How often that happens is counted in "
                 "reports/privacy.json (images_ignored)"
             )
-        rows = finite.nonzero()[:, 0] if tries else finite.nonzero()[:0, 0]
-        count = len(finite)
-        self.ignored += count - len(rows)
-        if len(rows):
-            self._part(
-                model, {k: _chosen(v, rows) if _is_per_image(v, count) else v for k, v in batch.items()}, tries - 1
-            )
+        self.ignored += int(images.sum())
+        return {name: part.without(images) for name, part in parts.items()}
 
 
 def _finite_mean(losses: Tensor) -> Tensor:
     """Of the losses that are finite; 0 where none is."""
     finite = torch.isfinite(losses)
     return torch.where(finite, losses, 0.0).sum() / finite.sum().clamp_min(1)
-
-
-def _chosen(value: Any, rows: Tensor) -> Any:
-    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
 
 
 def _rows(batch: Batch, count: int, first: int, size: int) -> Batch:

@@ -1,0 +1,59 @@
+"""What reaches a terminal: names of files, classes and runs may be a stranger's, and hold commands to the terminal."""
+
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from imago.masking import masked
+
+if TYPE_CHECKING:  # not needed for --help
+    from rich.console import Console
+
+_ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+CONTROL = re.compile(rf"[{_ODD}\t\n]")
+"""Control characters; separators of lines; marks that turn the direction of writing round."""
+_BUT_WHITE = re.compile(f"[{_ODD}]")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """`text` without colour codes and control characters; tabs and line feeds stay."""
+    return _BUT_WHITE.sub("", _COLOUR.sub("", text))
+
+
+@cache
+def _plain_console() -> "type[Console]":
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        """A console whose texts, wherever they come from, hold no control characters."""
+
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                if not segment.control and _BUT_WHITE.search(segment.text):
+                    segment = Segment(_BUT_WHITE.sub("", segment.text), segment.style)
+                yield segment
+
+    return PlainConsole
+
+
+def console() -> "Console":
+    """The console of the process: rich's own one, which progress bars use too, but with plain texts."""
+    import rich
+
+    if not isinstance(rich._console, _plain_console()):
+        rich._console = _plain_console()()
+    return rich.get_console()
+
+
+def say(text: str) -> None:
+    """Prints a line as it is, without markup or colours."""
+    print(masked(plain(text)))
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with `Error: message` and exit status 1."""
+    sys.exit(f"Error: {masked(plain(message))}")
