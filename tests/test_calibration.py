@@ -40,6 +40,29 @@ def test_the_temperature_undoes_what_was_done(sharpness):
     assert log_loss(its_labels, np.exp(calibrated)) <= log_loss(its_labels, np.exp(other)) + 1e-3
 
 
+@pytest.mark.parametrize("mistakes", [0, 3])
+def test_a_val_without_mistakes_makes_nobody_surer(mistakes):
+    """The temperature with the least cross-entropy would be 0.05, and that of test would go from 0.05 to 0.63."""
+    logs, labels = answers(300, 1.0)
+    logs = np.log(0.97 * np.eye(4)[labels] + 0.0075)
+    labels[:mistakes] = (labels[:mistakes] + 1) % 4
+    calibration = fitted(logs, labels)
+    assert calibration.temperature == 1.0
+    assert f"{mistakes} mistakes on 300 images are too few" in (calibration.why_not or "")
+    assert (calibration.apply(logs) == logs).all() or np.allclose(calibration.apply(logs), logs)
+
+
+def test_a_temperature_that_does_not_help_on_other_images_is_not_taken():
+    for seed in range(20):
+        logs, labels = answers(60, 1.0, seed)
+        calibration = fitted(logs, labels)
+        held = calibration.held_out
+        helps = held["cross_entropy_after"] < held["cross_entropy_before"]
+        assert (calibration.temperature != 1.0) == helps == (calibration.why_not is None)
+    hopeless = np.log(np.full((100, 4), 0.25)), np.arange(100) % 4
+    assert fitted(*hopeless).temperature == 1.0
+
+
 def test_the_threshold_keeps_its_promise_on_new_images():
     calibration = fitted(*answers(20000, 2.0), target=0.95)
     logs, labels = answers(20000, 2.0, seed=1)

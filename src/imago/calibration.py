@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from imago.writing import write_json
 
 BINS = 15
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
+LEAST_MISTAKES, FOLDS = 10, 5
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -55,6 +56,8 @@ SHAPE = {
     "threshold!": (*NUMBER, type(None)),
     "n!": int,
     **dict.fromkeys(("fingerprint!", "checkpoint!"), str),
+    "held_out": {"*": NUMBER},
+    "why_not": (str, type(None)),
 }
 """What the file of a calibration holds."""
 
@@ -66,7 +69,9 @@ class Calibration:
     `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an answer
     that is given; None where no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image
     if its calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
-    `checkpoint` is the `key_of` the checkpoint that it is for, and of the way in which it saw the images.
+    `checkpoint` is the `key_of` the checkpoint that it is for, and of the way in which it saw the images. `held_out`
+    has cross-entropy and calibration error without and with a temperature, on fifths of val that it was not fitted on;
+    `why_not` says why the temperature is 1, where none was found that helps there.
     """
 
     temperature: float
@@ -77,12 +82,12 @@ class Calibration:
     n: int
     fingerprint: str
     checkpoint: str
+    held_out: dict[str, float] = field(default_factory=dict)
+    why_not: str | None = None
 
     def apply(self, log_probabilities: Floats) -> Floats:
         """Calibrated log-probabilities."""
-        scaled = log_probabilities / self.temperature
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        return _scaled(log_probabilities, self.temperature)
 
     def accepts(self, calibrated: Floats) -> NDArray[np.bool_]:
         """Which images are answered rather than left to a person."""
@@ -117,14 +122,49 @@ def fit(
     log_probabilities: Floats, labels: Ints, target_accuracy: float, coverage: float, fingerprint: str, checkpoint: str
 ) -> Calibration:
     """The calibration of a checkpoint by what it said of the val split."""
-    temperature = _temperature(log_probabilities, labels)
+    temperature, held_out, why_not = _helpful_temperature(log_probabilities, labels)
     plain = Calibration(temperature, None, target_accuracy, 1.0, coverage, len(labels), fingerprint, checkpoint)
     calibrated = plain.apply(log_probabilities)
     threshold = _threshold(calibrated, labels, target_accuracy)
     quantile = _quantile(1 - np.exp(calibrated[np.arange(len(labels)), labels]), coverage)
     return Calibration(
-        temperature, threshold, target_accuracy, quantile, coverage, len(labels), fingerprint, checkpoint
+        *(temperature, threshold, target_accuracy, quantile, coverage, len(labels), fingerprint, checkpoint),
+        held_out=held_out,
+        why_not=why_not,
     )
+
+
+def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float, dict[str, float], str | None]:
+    """The temperature, what it does on images that it was not fitted on, and why it is 1, if it has to be.
+
+    Without mistakes the cross-entropy falls towards a temperature of 0, which is far too sure of new images: there have
+    to be some mistakes, and it has to help on each fifth of the images when it is fitted on the others.
+    """
+    n, mistakes = len(labels), int((log_probabilities.argmax(axis=1) != labels).sum())
+    if mistakes < LEAST_MISTAKES:
+        wanted = math.ceil(LEAST_MISTAKES * (n + 2) / (mistakes + 1) / 10) * 10
+        why = f"{mistakes} mistakes on {n} images are too few to fit one: about {wanted} images would do"
+        return 1.0, {}, why
+    calibrated = np.empty_like(log_probabilities)
+    for fold in range(FOLDS):
+        out = np.arange(n) % FOLDS == fold
+        calibrated[out] = _scaled(log_probabilities[out], _temperature(log_probabilities[~out], labels[~out]))
+    held_out = {}
+    for name, each in (("before", log_probabilities), ("after", calibrated)):
+        held_out[f"cross_entropy_{name}"] = float(-each[np.arange(n), labels].mean())
+        held_out[f"ece_{name}"] = expected_calibration_error(reliability(each, labels))
+    temperature = _temperature(log_probabilities, labels)
+    if not LEAST_TEMPERATURE * 1.01 < temperature < GREATEST_TEMPERATURE / 1.01:
+        return 1.0, held_out, f"the best one, {temperature:.3g}, is at the end of the range that is looked at"
+    if not held_out["cross_entropy_after"] < held_out["cross_entropy_before"]:
+        return 1.0, held_out, "it does not help on images that it was not fitted on"
+    return temperature, held_out, None
+
+
+def _scaled(log_probabilities: Floats, temperature: float) -> Floats:
+    scaled = log_probabilities / temperature
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
 
 
 def _temperature(log_probabilities: Floats, labels: Ints) -> float:

@@ -70,11 +70,15 @@ def show_written(path: Path) -> None:
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
     """Prints what was fitted on val."""
-    before = val.metrics["ece"]
-    after = calibration.measured(val.log_probabilities, val.labels)
-    lines = [
-        f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f} "
-        f"(calibration error {before:.4f} -> {after['ece']:.4f})",
+    lines = [f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f}"]
+    if calibration.why_not is not None:
+        lines[0] = f"The probabilities stay as they are (temperature 1): {calibration.why_not}"
+    if held := calibration.held_out:
+        lines.append(
+            f"On fifths of {val.split} that it was not fitted on: cross-entropy {held['cross_entropy_before']:.4f} -> "
+            f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
+        )
+    lines += [
         f"Threshold for {calibration.target_accuracy:.1%} right answers: {_or_none(calibration.threshold)}",
     ]
     for line in lines:
