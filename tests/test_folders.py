@@ -1,3 +1,5 @@
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,27 @@ def test_a_missing_folder_is_an_error_and_is_not_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read(tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
+
+
+def test_two_spellings_of_an_accent_are_one_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    draw_classes(tmp_path / "train", {}).mkdir(parents=True, exist_ok=True)
+    for split, name in (("train", composed), ("val", decomposed)):
+        photos = draw_classes(tmp_path / f"{split}_all", {"blue": 3, "red": 3})
+        (photos / "red").rename(photos / name)
+        shutil.copytree(photos, tmp_path / split, dirs_exist_ok=True)
+    sets = read_tree(tmp_path, 0.1, 0)
+    assert sets.class_names == ["blue", composed]
+    assert len(sets.splits["val"]) == 6
+    assert sets.splits["val"].read(5).shape[0] == 3  # from the folder as it is called
+    shutil.copytree(tmp_path / "val" / decomposed, tmp_path / "train" / decomposed)
+    with pytest.raises(ValueError, match="twice: 'caf"):
+        read_tree(tmp_path, 0.1, 0)
+
+
+def test_names_that_nearly_fit_are_shown_with_what_was_meant(tmp_path):
+    for split in ("train", "val"):
+        draw_classes(tmp_path / split, {"blue": 3, "red": 3})
+    (tmp_path / "val" / "red").rename(tmp_path / "val" / "Red ")
+    with pytest.raises(ValueError, match="Did you mean 'red' for 'Red '"):
+        read_tree(tmp_path, 0.1, 0)

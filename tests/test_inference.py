@@ -329,3 +329,29 @@ def test_photographs_in_any_number_of_processes(command, hymenoptera):
     three = command("eval", f"ckpt_path={run.dir}", "trainer=ddp_sim", "trainer.devices=3")
     assert three.exit_code == 0, three.output
     assert three.text("reports/metrics_test.json") == one.text("reports/metrics_test.json")
+
+
+def test_an_image_has_the_label_that_training_would_give_it(tmp_path, trained, command):
+    """Folders below a class may be called like another one: patients, days, grades."""
+    photos = draw_classes(tmp_path / "photos" / "test", {"red": 4, "blue": 4})
+    for name in ("red", "blue"):
+        (photos / name / "green").mkdir()
+        for file in photos.joinpath(name).glob("*.png"):
+            file.rename(photos / name / "green" / file.name)
+    run = command("inference", f"ckpt_path={trained.dir}", f"source={tmp_path}/photos")
+    assert run.exit_code == 0, run.output
+    assert {(row["path"].split("/")[1], row["label"]) for row in rows(run)} == {("red", "red"), ("blue", "blue")}
+
+
+def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, trained, command):
+    photos = draw_classes(tmp_path / "photos", {"red": 2})
+    (photos / "red" / "000.png").rename(photos / "red" / "0.heic")
+    Image.open(photos / "red" / "001.png").save(photos / "red" / "1.jfif", "JPEG")
+    run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}")
+    assert "1 files are not taken (no image suffix, or hidden): red/0.heic" in run.output
+    assert [row["path"] for row in rows(run)] == ["red/001.png", "red/1.jfif"]
+    (photos / "list.csv").write_bytes("\ufeffpath,label\r\nred/001.png, red\r\nred/1.jfif,Rouge\r\n".encode())
+    run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}/list.csv")
+    assert [row["label"] for row in rows(run)] == ["red", ""]
+    assert "list.csv: 'Rouge': not a class of the checkpoint" in run.output
+    assert "of the 1 images whose label is a class" in run.output

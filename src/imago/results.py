@@ -13,6 +13,7 @@ from rich.text import Text
 
 from imago.calibration import Calibration, in_words
 from imago.config import for_hydra
+from imago.data.sources import UNKNOWN
 from imago.predicting import Predictions
 from imago.reports import prediction_rows
 from imago.run_folder import RunFolder
@@ -56,7 +57,9 @@ def show_predictions(found: Predictions, path: Path, rows: int, calibration: Cal
             table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
         console().print(table)
     if found.accuracy is not None:
-        console().print(f"accuracy {found.accuracy:.4f}", highlight=False)
+        labelled = int((found.is_good & (found.labels != UNKNOWN)).sum())
+        of = f" of the {labelled} images whose label is a class" if labelled < len(found.paths) else ""
+        console().print(f"accuracy {found.accuracy:.4f}{of}", highlight=False)
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(found.log_probabilities))[found.is_good]
         console().print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)

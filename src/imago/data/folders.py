@@ -1,9 +1,11 @@
 """Which images of which class stand in a tree of folders."""
 
 import csv
+import difflib
 import hashlib
 import json
 import os
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +19,9 @@ from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names
 from imago.data.stages import BoxOf
 from imago.writing import write_text
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SPLIT_FILE_HEADER = "# imago split: "
+MOST_LISTED = 20  # names in a message
 
 
 class FolderImages(Images):
@@ -94,7 +97,7 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
     if not file.is_file():
         raise FileNotFoundError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
             header, rows = lines.readline(), list(csv.reader(lines))
         told = json.loads(header.removeprefix(SPLIT_FILE_HEADER))
         class_names, root = list(told["class_names"]), data_dir or Path(told["data_dir"])
@@ -141,9 +144,30 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {"train": root}
 
 
+def class_name(text: str) -> str:
+    """A folder's name, or a label in a list, as the name of a class: Macs and archives write accents in two ways (NFC
+    and NFD), which look alike."""
+    return unicodedata.normalize("NFC", text)
+
+
+def label_of(folders: Sequence[str], class_names: Sequence[str]) -> int | None:
+    """The class of an image in `folders` (outermost first): the first of them that is one, as in training."""
+    labels = {name: label for label, name in enumerate(class_names)}
+    return next((labels[class_name(folder)] for folder in folders if class_name(folder) in labels), None)
+
+
 def class_folders(folder: Path) -> dict[str, Path]:
-    """Class -> its folder in that of a split."""
-    return {path.name: path for path in _folders(folder)}
+    """Class -> its folder in that of a split.
+
+    Raises:
+        ValueError: Two folders are the same class in two spellings.
+    """
+    found: dict[str, Path] = {}
+    for path in _folders(folder):
+        if (name := class_name(path.name)) in found:
+            raise ValueError(f"{folder} has {name} twice: {found[name].name!a} and {path.name!a}. Put them together.")
+        found[name] = path
+    return found
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -165,9 +189,23 @@ def _check_classes(
         unknown = sorted(set(classes) - set(class_names))
         if unknown:
             raise ValueError(
-                f"{folders[split]} has classes that train lacks: {', '.join(unknown)}.\n"
-                f"  train: {', '.join(class_names)}\n  {split}: {', '.join(sorted(classes))}"
+                f"{folders[split]} has classes that train lacks: {_listed(unknown)}.{_meant(unknown, class_names)}\n"
+                f"  train: {_listed(class_names)}\n  {split}: {_listed(sorted(classes))}"
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """In one line; blanks at the ends of a name are shown."""
+    texts = [name if name == name.strip() else repr(name) for name in names[:MOST_LISTED]]
+    return ", ".join(texts) + (f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+
+
+def _meant(unknown: Sequence[str], class_names: Sequence[str]) -> str:
+    """Names that differ in case and blanks only, or nearly so."""
+    known = {name.strip().casefold(): name for name in class_names}
+    pairs = [(name, difflib.get_close_matches(name.strip().casefold(), known, n=1, cutoff=0.8)) for name in unknown]
+    meant = [f"{known[close[0]]!r} for {name!r}" for name, close in pairs[:MOST_LISTED] if close]
+    return f" Did you mean {', '.join(meant)}?" if meant else ""
 
 
 def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> FolderImages:

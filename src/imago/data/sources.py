@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,13 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
-from imago.data.folders import SUFFIXES, files_below, is_image
+from imago.data.folders import SUFFIXES, files_below, is_image, label_of
 from imago.data.images import Images
 
+log = logging.getLogger(__name__)
+
 UNKNOWN = -1
+MOST_NAMED = 5
 
 
 class SourceImages(Images):
@@ -38,8 +42,8 @@ class SourceImages(Images):
 def read_source(source: str | Sequence[str], class_names: Sequence[str], channels: int = 3) -> SourceImages:
     """The images that `source` stands for; files that are named are taken whatever their suffix.
 
-    Below a folder, and in a CSV with a column `label`, an image whose (nearest) folder or label is a class has that
-    label.
+    Below a folder, an image has the label of the first folder on its way that is a class, as in training; in a CSV,
+    that of the column `label`. What is not taken, and labels that are not a class, are said.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -57,10 +61,12 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
         raise ValueError(f"source={source} is a URL: fetch it first, and give the file.")
     path = Path(source).expanduser()
     if path.is_dir():
-        files = [file for file in files_below(path) if is_image(file.name)]
-        known = [_label(file.relative_to(path).parts[:-1], class_names) for file in files]
+        there = files_below(path)
+        files = [file for file in there if is_image(file.name)]
         if not files:
             raise ValueError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
+        _say_others(source, [file.relative_to(path).as_posix() for file in there if not is_image(file.name)])
+        known = [_label(file.relative_to(path).parts[:-1], class_names) for file in files]
         return SourceImages(files, [file.relative_to(path).as_posix() for file in files], known, channels)
     if path.is_file():
         if path.suffix.lower() in (".txt", ".csv"):
@@ -71,12 +77,20 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
         files = [file for file in found if file.is_file() and is_image(file.name)]
         if not files:
             raise ValueError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
+        _say_others(source, [str(file) for file in found if file.is_file() and not is_image(file.name)])
         return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
     raise FileNotFoundError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
 
 
 def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
-    return next((class_names.index(name) for name in reversed(folders) if name in class_names), UNKNOWN)
+    label = label_of(folders, class_names)
+    return UNKNOWN if label is None else label
+
+
+def _say_others(source: str, paths: Sequence[str]) -> None:
+    if paths:
+        names = ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if paths[MOST_NAMED:] else "")
+        log.warning("source=%s: %d files are not taken (no image suffix, or hidden): %s", source, len(paths), names)
 
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
@@ -90,15 +104,17 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
     if not rows:
         raise ValueError(f"source={file} names no images.")
     known = [_label([label], class_names) for _, label in rows]
+    if strange := sorted({label for (_, label), found in zip(rows, known, strict=True) if label and found == UNKNOWN}):
+        log.warning("source=%s: %s: not a class of the checkpoint", file, ", ".join(map(repr, strange[:MOST_NAMED])))
     return SourceImages([file.parent / path for path, _ in rows], [path for path, _ in rows], known, channels)
 
 
 def _rows_of(file: Path) -> list[tuple[str, str]]:
     """Path and label of each row; the label is empty where there is none."""
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         if file.suffix.lower() == ".txt":
             return [(line.strip(), "") for line in lines if line.strip()]
         table = csv.DictReader(lines)
         if "path" not in (table.fieldnames or []):
             raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
-        return [(row["path"] or "", row.get("label") or "") for row in table]
+        return [(row["path"] or "", (row.get("label") or "").strip()) for row in table]
