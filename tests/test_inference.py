@@ -1,6 +1,7 @@
 """ml-inference, ml-export and imago.load_classifier."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -355,3 +356,31 @@ def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, train
     assert [row["label"] for row in rows(run)] == ["red", ""]
     assert "list.csv: 'Rouge': not a class of the checkpoint" in run.output
     assert "of the 1 images whose label is a class" in run.output
+
+
+def test_python_takes_what_a_web_service_has(trained, colours, tmp_path):
+    file = next(colours.joinpath("val", "red").glob("*.png"))
+    classifier = imago.load_classifier(trained.dir)
+    wanted = classifier.predict(file)[0]
+    pixels = np.array(Image.open(file))
+    with file.open("rb") as opened:
+        ways = [file.read_bytes(), io.BytesIO(file.read_bytes()), opened, pixels, Image.open(file), str(file)]
+        assert [classifier.predict(way)[0] for way in ways] == 6 * [wanted]
+    both = classifier.predict([file.read_bytes(), file])
+    assert [each.probability for each in both] == pytest.approx([wanted.probability] * 2, abs=1e-5)
+    grey = pixels[..., 0].copy()
+    assert (
+        classifier.predict(grey)
+        == classifier.predict(torch.from_numpy(grey))
+        == classifier.predict(np.repeat(grey[..., None], 3, axis=2))
+    )
+    for given, said in (
+        ("nix.jpg", "nix.jpg: no such file"),
+        ("https://host/a.jpg", "is a URL: fetch it first"),
+        (str(tmp_path), "is a folder: give its files"),
+        (b"nothing", "an image of 7 bytes: not an image"),
+        ([3], "int is not an image: give a path"),
+        (np.zeros((2, 2, 3)), "give uint8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            classifier.predict(given)

@@ -1,9 +1,10 @@
 """A trained network with everything that it needs to look at an image, from its checkpoint alone."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ from imago.bounds import check_cost
 from imago.carried_config import leave_out_training, read_carried, without_pretrained
 from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, is_own, read_checkpoint
 from imago.config import PROJECT_ROOT
-from imago.data.decode import read_image, upright_rgb
+from imago.data.decode import BadImageError, read_image, upright_rgb
 from imago.data.stages import ImageTransform, stacked
 from imago.module import DictModule
 from imago.own_code import allow_imports
 
-Picture = str | Path | Image.Image | Tensor | NDArray[np.uint8]
+Picture = str | Path | bytes | BinaryIO | Image.Image | Tensor | NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,15 @@ class Classifier:
         """One prediction per image, in their order.
 
         Args:
-            images: One or several of: a path, a PIL image, a uint8 tensor (3, height, width), a uint8 array
-                (height, width, 3).
+            images: One or several of: a path, the bytes of a file, an open file, a PIL image, a uint8 tensor
+                (3, height, width) or (height, width), a uint8 array (height, width, 3) or (height, width).
             batch_size: Images that the network sees at once.
 
         Raises:
             BadImageError: A file cannot be used as an image.
+            ValueError: Something else was given.
         """
-        several: Sequence[Any] = [images] if isinstance(images, str | Path | Image.Image) or _is_one(images) else images  # type: ignore
+        several: Sequence[Any] = [images] if _is_one(images) else images  # type: ignore
         rows: list[Tensor] = []
         for first in range(0, len(several), batch_size):
             rows += self._probabilities([self._pixels(image) for image in several[first : first + batch_size]])
@@ -122,11 +124,23 @@ class Classifier:
     def _pixels(self, image: Picture) -> Tensor:
         """uint8 (channels, height, width)."""
         if isinstance(image, str | Path):
-            pixels = read_image(image)
+            pixels = read_image(_file(image))
+        elif isinstance(image, bytes | bytearray):
+            pixels = read_image(io.BytesIO(image), f"an image of {len(image)} bytes")
+        elif isinstance(image, io.IOBase):
+            pixels = read_image(image, str(getattr(image, "name", "an open file")))  # type: ignore[arg-type]
         elif isinstance(image, Image.Image):
             pixels = upright_rgb(image)
+        elif isinstance(image, Tensor):
+            pixels = image[None] if image.ndim == 2 else image
+        elif isinstance(image, np.ndarray) and image.ndim in (2, 3):
+            pixels = torch.from_numpy(np.array(np.atleast_3d(image))).permute(2, 0, 1)
         else:
-            pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            what = f"{type(image).__name__}{f' of shape {image.shape}' if isinstance(image, np.ndarray) else ''}"
+            raise ValueError(
+                f"{what} is not an image: give a path, the bytes of a file, a PIL image, or uint8 pixels as a tensor "
+                "(3, height, width) or an array (height, width, 3)."
+            )
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
             raise ValueError(
                 f"An image of type {pixels.dtype} and shape {tuple(pixels.shape)}: give uint8, (3, height, width) as a "
@@ -191,4 +205,22 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier
 
 
 def _is_one(images: Any) -> bool:
-    return isinstance(images, Tensor | np.ndarray) and images.ndim == 3
+    if isinstance(images, Tensor | np.ndarray):
+        return images.ndim in (2, 3)
+    return isinstance(images, str | Path | bytes | bytearray | io.IOBase | Image.Image)
+
+
+def _file(path: str | Path) -> Path:
+    """The path of a file.
+
+    Raises:
+        BadImageError: It is a URL, a folder, or not there.
+    """
+    if "://" in str(path):
+        raise BadImageError(f"{path} is a URL: fetch it first, and give the file or its bytes")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise BadImageError(f"{path} is a folder: give its files, or type ml-inference source={path}")
+    if not file.exists():
+        raise BadImageError(f"{path}: no such file")
+    return file
