@@ -1,6 +1,7 @@
 """Command lines that cannot be composed, beyond those of docs/errors.md; and some that a check must not refuse."""
 
 import pytest
+from conftest import SMALL
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,28 @@ def test_what_hydra_lets_through_is_refused(train, words, message):
 def test_what_works_is_not_refused(train, words):
     run = train(*words, "trainer.max_epochs=1", "test=false")
     assert run.exit_code == 0, run.output
+
+
+HEADER = "# @package _global_\n"
+FILES = {
+    "data: {image_size: 3}\n": "lacks what makes it an experiment. Its first line has to be:",
+    f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "lacks what makes it an experiment",
+    f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "early_stoping has no _target_. Did you mean "
+    "callbacks.early_stopping? (in ",
+    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "logger.wandb has no _target_. Choose it, too: logger=wandb",
+    f"{HEADER}data: {{train_transform: {{pixels: {{colour: {{brightness: 2}}}}}}}}\n": "pixels.colour has no _target_",
+    f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not YAML: found character",
+    f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not YAML: found duplicate key seed",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILES.items())
+def test_mistakes_in_files_are_said_with_their_place(command, colours, tmp_path, monkeypatch, text, message):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text(text)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    run = command("train", f"--config-dir={tmp_path}/mine", "experiment=odd", f"data.data_dir={colours}", *SMALL)
+    assert run.exit_code == 1
+    assert message in run.output
+    assert "odd.yaml" in run.output
+    assert "Traceback" not in run.output

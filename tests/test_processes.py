@@ -159,6 +159,12 @@ def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
     assert "Start one: Imago starts the others itself" in train().json("status.json")["error"]
 
 
+def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert "Type #SBATCH --ntasks=1" in train().json("status.json")["error"]
+
+
 def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):
     (tmp_path / "unwell.py").write_text(
         "from lightning.pytorch import Callback\n"

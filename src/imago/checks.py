@@ -1,11 +1,13 @@
 """What can be said of a config before anything heavy is imported or made."""
 
+import difflib
 import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.allow_list import check_targets
 from imago.carried_config import GROUPS, OPTION, leave_out_training
-from imago.config import Root
+from imago.config import CONFIG_DIR, Root
 from imago.network_names import check_name
 from imago.origins import origin_of
 from imago.schema import drop_inherited, nodes, problems, shipped
@@ -23,6 +25,11 @@ from imago.schema import drop_inherited, nodes, problems, shipped
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+NAMED = (
+    *("callbacks", "logger", "model.criterions.criterions"),
+    *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
+)
+"""Where each entry makes an object."""
 VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 EXTRAS = {  # start of a target -> package and our extra
     "datasets.": ("datasets", "hf"),
@@ -60,6 +67,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         lambda cfg: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
         "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
         "trainer=ddp trainer.devices=4 for example.",
+    ),
+    (
+        lambda cfg: "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1",
+        "Slurm starts this command several times: each would be a run of its own. Type #SBATCH --ntasks=1 (or srun "
+        "--ntasks=1): Imago starts the other processes itself, trainer=ddp trainer.devices=4 for example.",
     ),
     (
         lambda cfg: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
@@ -260,6 +272,7 @@ def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
     for problem in problems(cfg, shipped()):
         origin = origin_of(problem.key)
         yield f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}"
+    yield from _target_problems(cfg)
     for key, node in nodes(cfg):
         for prefix, (package, extra) in EXTRAS.items():
             if node._target_.startswith(prefix) and importlib.util.find_spec(package) is None:
@@ -269,6 +282,22 @@ def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
             check_name(cfg.model.net.name)
         except ValueError as error:
             yield str(error)
+
+
+def _target_problems(cfg: DictConfig) -> Iterator[str]:
+    """Named nodes that make nothing: a misspelt name, or one whose option was not chosen."""
+    for path in NAMED:
+        group = OmegaConf.select(cfg, path, throw_on_missing=False)
+        for name, node in ((str(key), group[key]) for key in group) if isinstance(group, DictConfig) else []:
+            if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
+                options = [file.stem for file in Path(CONFIG_DIR, path).glob("*.yaml")] if "." not in path else []
+                others = [str(other) for other in group if other != name]
+                close = difflib.get_close_matches(str(name), [*others, *options], n=1)
+                meant = f" Did you mean {path}.{close[0]}?" if close else ""
+                if name in options:
+                    meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
+                origin = origin_of(f"{path}.{name}")
+                yield f"{path}.{name} has no _target_.{meant}{f' ({origin})' if origin not in ('', 'typed') else ''}"
 
 
 def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:

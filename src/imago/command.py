@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -36,7 +37,7 @@ from imago.config import (
 from imago.logs import logging_to
 from imago.masking import learn_secrets, masked_override
 from imago.messages import message_of, raised_by_us
-from imago.mistakes import explained
+from imago.mistakes import explained, yaml_message
 from imago.own_code import allow_imports
 from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
@@ -85,7 +86,8 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
     @functools.wraps(main)
     def command() -> Any:
         sys.argv[1:] = _flags_first(sys.argv[1:])
-        asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR")
+        before = os.environ.get("HYDRA_FULL_ERROR")
+        asked_for_traceback = (before or "").lower() not in ("", "0", "false", "no")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing and leaving
         try:
             return main()
@@ -93,13 +95,16 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
             sys.exit(INTERRUPTED)
         except JobFailedError:
             sys.exit(1)
+        except yaml.YAMLError as error:
+            fail(yaml_message(error))
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
             if asked_for_traceback:
                 raise
             fail(_in_words(error, config_name))
         finally:
-            if asked_for_traceback is None:
-                del os.environ["HYDRA_FULL_ERROR"]
+            os.environ.pop("HYDRA_FULL_ERROR")
+            if before is not None:
+                os.environ["HYDRA_FULL_ERROR"] = before
 
     return command
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +27,8 @@ KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or fals
 
 def explained(error: Exception, config_name: str, typed: list[str]) -> str:
     """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
+    if (file := _without_package(typed)) is not None:
+        return f"{file} lacks what makes it an experiment. Its first line has to be:\n  # @package _global_"
     text = "\n".join(str(each) for each in (error, error.__cause__) if each is not None)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, typed)
@@ -55,6 +58,28 @@ def explained(error: Exception, config_name: str, typed: list[str]) -> str:
             return f"{key.group(1)}={found.group(1)}: give {KINDS.get(found.group(2), found.group(2))}."
     lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
+
+
+def yaml_message(error: yaml.YAMLError) -> str:
+    """A mistake in a YAML file, with its place."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"A YAML file cannot be read: {' '.join(str(error).split())}"
+    hint = ": indent with blanks, not with tabs" if "\\t" in str(problem) else ""
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}{hint}"
+
+
+def _without_package(typed: list[str]) -> Path | None:
+    """A typed experiment whose file has no package in its header, which ends at the first line that is no comment."""
+    folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
+    folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
+    names = [word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiment=")]
+    files = [Path(root, "experiment", f"{name}.yaml") for name in names for root in (folder, CONFIG_DIR) if root]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    first = next((line for line in file.read_text(errors="replace").splitlines() if line.strip()), "")
+    return None if re.match(r"#\s*@package\s+_global_\s*$", first.strip()) else file
 
 
 def _unreadable(override: str, typed: list[str]) -> str:
