@@ -195,10 +195,13 @@ class ByPlace(nn.Module):
     ("words", "said"),
     [
         ("+data.train_transform.pixels.own._target_=stateful_stage.Stateful", "draws from a generator of its own"),
-        ("+data.train_transform.batch.own._target_=stateful_stage.Mixing", "another picture of an image"),
+        (
+            "+data.train_transform.batch.own._target_=stateful_stage.Mixing",
+            "makes another picture, or label",
+        ),
         (
             "+data.train_transform.batch.own._target_=stateful_stage.ByPlace",
-            "another picture of an image",
+            "makes another picture, or label",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 import collections
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +28,50 @@ class Data:
         return {"image": image, "label": torch.zeros(count).long(), "index": torch.arange(count), "epoch": 0}
 
 
+class Bank:
+    """Remembers features, as contrastive losses do."""
+
+    held: ClassVar[list[Tensor]] = []
+
+    def __init__(self) -> None:
+        self.features = torch.zeros(0, 8)
+
+    def add(self, features: Tensor) -> None:
+        self.features = torch.cat([self.features, features.detach()])[-256:]
+
+
+class HardExamples(nn.CrossEntropyLoss):
+    """Only the eight hardest images of a batch count."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(input, target, reduction="none")
+        if len(losses) > 8:
+            losses = losses * (losses >= losses.detach().topk(8).values[-1])
+        return losses if self.reduction == "none" else losses.mean()
+
+
+class ByLabel(nn.CrossEntropyLoss):
+    """Images of the first class are left alone, the others are divided by the hardest of them."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(input, target, reduction="none")
+        if bool((target > 0).any()):
+            losses = torch.where(target > 0, losses / losses[target > 0].detach().max(), losses)
+        return losses if self.reduction == "none" else losses.mean()
+
+
+class Backward(torch.autograd.Function):
+    """Passes values on as they are, and gradients divided by the greatest of the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / gradient.abs().max()
+
+
 class Features(nn.Module):
     """Features of each image, whose treatment is the test's."""
 
@@ -39,7 +83,10 @@ class Features(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, 8))
         self.seen: Any = torch.zeros(8)
         self.queue: collections.deque[Tensor] = collections.deque(maxlen=4)
-        self.generator = np.random.default_rng(0)
+        if treat is numpy_stateful:
+            self.generator = np.random.default_rng(0)
+        self.bank = Bank()
+        self.frozen = nn.Parameter(torch.zeros(8), requires_grad=False)
         self.calls = 0
         self.register_buffer("buffer", torch.zeros(8), persistent=False)
 
@@ -54,10 +101,10 @@ def own(treat: Any) -> Any:
     return partial(Features, treat)
 
 
-def tried(make: Any, at_once: int | None = None, zero_head: bool = False) -> None:
+def tried(make: Any, at_once: int | None = None, zero_head: bool = False, loss: Any = nn.CrossEntropyLoss) -> None:
     """Raises what the trial raises; the model is as before afterwards."""
     optimizer = partial(torch.optim.SGD, lr=0.1)
-    criterions = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+    criterions = CriterionsComposition({"ce": loss()})
     model = DictModule(["a", "b", "c"], make, criterions, optimizer, norm="group").train()
     if zero_head:
         nn.init.zeros_(model.net.head.weight)
@@ -132,7 +179,51 @@ def attending(net: Features, x: Tensor) -> Tensor:
     return net.head(z + net.weight * ((z @ z.T).softmax(1) @ z))
 
 
+def hooked(net: Features, x: Tensor) -> Tensor:
+    logits = net.head(net.features(x))
+    if logits.requires_grad:
+        logits.register_hook(lambda gradient: 3 * gradient / gradient.norm())
+    return logits
+
+
+def above_five(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    return net.head(z - z.mean(0) if len(z) > 5 else z)
+
+
+def scaled_backwards(net: Features, x: Tensor) -> Tensor:
+    """The value is as it is, its gradient is divided by the size of the batch."""
+    logits = net.head(net.features(x))
+    return logits.detach() + (logits - logits.detach()) * 100 / len(x)
+
+
+def banked(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    net.bank.add(z)
+    return net.head(z)
+
+
+def banked_in_a_class(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    Bank.held.append(z.detach().mean(0))
+    return net.head(z)
+
+
+def kept_in_a_parameter(net: Features, x: Tensor) -> Tensor:
+    z = net.features(x)
+    net.frozen.data.mul_(0.9).add_(0.1 * z.detach().mean(0))
+    return net.head(z)
+
+
 MIXING = {
+    "a hook on gradients": hooked,
+    "a backward pass of its own": lambda net, x: net.head(Backward.apply(net.features(x))),
+    "only in larger batches": above_five,
+    "gradients by the number of images": scaled_backwards,
+    "a memory bank": banked,
+    "a memory bank of a class": banked_in_a_class,
+    "kept in a frozen parameter": kept_in_a_parameter,
+    "rrelu and the number of images": lambda net, x: net.head(F.rrelu(net.features(x), training=True)) * 8 / len(x),
     "divided by the greatest value": lambda net, x: net.head(net.features(x / x.abs().max())),
     "scaled by its extremes": lambda net, x: net.head(net.features((x - x.min()) / (x.max() - x.min()))),
     "gate that begins at zero": lambda net, x: net.head((z := net.features(x)) + net.weight * z.mean(0)),
@@ -163,6 +254,12 @@ def test_what_mixes_draws_or_remembers_is_refused(treat):
     REMEMBERED[:] = [torch.zeros(8)]
     with pytest.raises((ValueError, UnknownGradientError)):
         tried(own(treat))
+
+
+@pytest.mark.parametrize("loss", [HardExamples, ByLabel])
+def test_losses_that_look_at_the_others_are_refused(loss):
+    with pytest.raises(ValueError, match="the loss of an image depends on"):
+        tried(TinyNet, loss=loss)
 
 
 def test_a_head_that_begins_at_zero_hides_nothing():

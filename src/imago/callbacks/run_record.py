@@ -113,6 +113,7 @@ class RunRecord(Callback):
         self.run.sections["Strategy"] = cast(DictModule, trainer.lightning_module).strategy.report()
         with tolerated("The record in the run folder"):
             self.run.update()
+            refresh_report(self.run.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
@@ -180,9 +181,9 @@ class RunRecord(Callback):
         if self.history:
             self.run.sections["Last epoch"] = {k: v for k, v in self.history[-1].items() if k.count("/") == 1}
         strategy = cast(DictModule, trainer.lightning_module).strategy
-        if report := strategy.report():
-            self.run.sections["Strategy"] = report
+        if strategy.report():
             strategy.write_report(self.run.path / "reports")
+            self.run.sections["Strategy"] = strategy.report()  # as it was written
         self.run.update(epoch=len(self.history), step=trainer.global_step, timing=self.clock.seconds())
         refresh_report(self.run.path)
 

@@ -218,7 +218,7 @@ class Tape(TorchFunctionMode):
     def refuse(self, parameter: Tensor, why: str) -> None:
         """Raises UnknownGradientError."""
         raise UnknownGradientError(
-            f"{self._names[id(parameter)]} {why}: its gradient for a single image is not known. "
+            f"{self._names.get(id(parameter), 'a frozen weight')} {why}: its gradient for a single image is not known. "
             "docs/privacy.md lists the networks that can be trained with strategy=dp"
         )
 

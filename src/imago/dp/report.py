@@ -16,9 +16,10 @@ NOT_COVERED = (
     "which checkpoint was kept as the best one, where it was chosen on private validation images",
     "other runs on the same images: a search over settings spends the budget of each",
     "the learning rate and the end of training, where they follow private validation images",
-    "which images were drawn from train as val, where there is no val folder",
+    "which images were drawn from train as val, where there is no val folder: one image more draws others",
     "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
-    "how often the gradient of an image was not finite (images_ignored)",
+    "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
+    "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
     "the losses and metrics of training and validation, in the logs, the checkpoints and the reports",
     "the reports about the train and val images: predictions, worst mistakes, thumbnails where they are asked for",
     "decoded images in the cache folder (data.cache=disk)",
@@ -54,7 +55,7 @@ def privacy_report(dp: "DifferentialPrivacy") -> dict[str, Any]:
         "physical_batch_size": dp.physical_batch_size,
         "secure_rng": dp.secure_rng,
         "images_ignored": dp.ignored,
-        "neighbouring": "two sets of train images of which one has one image more",
+        "neighbouring": "two sets of train images of which one has one image more; their number is taken as public",
         "steps_by_noise": [
             {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in history
         ],
@@ -132,7 +133,8 @@ def _guarantee(value: Any, delta: float) -> str:
     return (
         f"The weights are ({epsilon}, {delta:g})-differentially private for one image more or less. For any two sets "
         f"of train images D and D' of which one has one image more, and any set S of weights: "
-        f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. For k images of one person, k times this epsilon "
+        f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. The number of train images, and with it the sample "
+        f"rate and the number of steps, is taken as public. For k images of one person, k times this epsilon "
         "holds (with a larger delta)."
     )
 

@@ -20,7 +20,7 @@ from imago.dp.combinations import check_combinations
 from imago.dp.gradients import MODES, Part, Tape, WithNorms
 from imago.dp.report import in_words, privacy_report, write_privacy_report
 from imago.dp.secret import PoissonBatchSampler, SecretDraws, secret_key, seed_from_entropy
-from imago.dp.trial import SEEDS, try_network, try_transforms
+from imago.dp.trial import try_network, try_transforms
 from imago.module import DictModule
 from imago.strategy import Strategy
 from imago.transforms import Batch
@@ -174,7 +174,7 @@ class DifferentialPrivacy(Strategy):
             return
         self._tried_epoch = trainer.current_epoch
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        try_network(model, data, self.grad_sample_mode, self.physical_batch_size, [SEEDS * self._tried_epoch])
+        try_network(model, data, self.grad_sample_mode, self.physical_batch_size, self._tried_epoch)
 
     def attach(self, parameters: Mapping[str, nn.Parameter], ledger: Ledger) -> None:
         """Takes what is trained, and where steps are noted."""
