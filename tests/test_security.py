@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from conftest import REPO, SMALL, draw_classes
 import imago
 from imago.backbones import read_weights
 from imago.checkpoint_file import check_legacy
-from imago.checkpoints import is_own, read_checkpoint
+from imago.checkpoints import read_checkpoint
 from imago.provenance import git_state
 from imago.reading import MISFIT, fitting
-from imago.signing import key_file
+from imago.signing import is_signed, key_file
 from imago.terminal import console
 
 MARK = "EXECUTED"
@@ -108,7 +107,7 @@ def test_a_picture_in_a_report_is_opened_with_the_closed_list_of_formats(trained
     run = Path(shutil.copytree(trained.dir, tmp_path / "stranger"))
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(EXECUTED) print flush {} loop\n"
     entry = {"path": "a.png", "label": "red", "prediction": "blue", "probability": 0.5, "label_probability": 0.1}
-    entry["image"] = "data:image/eps;base64," + base64.b64encode(program).decode()
+    entry["image"] = "data:image/jpeg;base64," + base64.b64encode(program).decode()
     (run / "reports" / "images_test.json").write_text(json.dumps({"mistakes": [entry], "unsure": [entry]}))
     opened: list[str] = []
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: opened.append("EPS"))
@@ -117,8 +116,10 @@ def test_a_picture_in_a_report_is_opened_with_the_closed_list_of_formats(trained
     assert not opened
 
 
-def pickled_bomb(path: Path, pickled: bytes) -> Path:
+def pickled_bomb(path: Path, pickled: bytes, first: bytes | None = None) -> Path:
     with zipfile.ZipFile(path, "w") as file:
+        if first is not None:  # looked at by one reader, and not by the other
+            file.writestr("archive/x/data.pkl", first)
         file.writestr("archive/data.pkl", pickled)
         file.writestr("archive/version", "3\n")
     return path
@@ -190,6 +191,7 @@ def read_with_limits(*files: Path) -> tuple[list[str], float, float]:
 
 def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best, tmp_path):
     files = [pickled_bomb(tmp_path / f"{number}.ckpt", each) for number, each in enumerate(BOMBS.values())]
+    files.append(pickled_bomb(tmp_path / "two.ckpt", BOMBS["bytearrays"], first=b"\x80\x02}."))
     big = {"_target_": "imago.backbones.SimpleDenseNet", "_partial_": True, "in_features": 40_000, "hidden": [40_000]}
     deep = {"_target_": "torch.nn.TransformerEncoder", "_partial_": True, "num_layers": 4000}
     deep["encoder_layer"] = {"_target_": "torch.nn.Identity"}
@@ -205,6 +207,15 @@ def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best
         lambda content: content["callbacks"]["metrics"]["metrics"]["metrics"].update(
             x={"_target_": "torchmetrics.classification.MulticlassConfusionMatrix", "num_classes": 10**6}
         ),
+        lambda content: content["model"]["net"].update(
+            junk=[{"_target_": "torch.nn.Linear", "in_features": 4096, "out_features": 4096, "device": "cpu"}] * 40
+        ),
+        lambda content: content["data"]["eval_transform"].update(pixels={"x": {
+            "_target_": "torchvision.transforms.v2.Compose",
+            "transforms": [{"_target_": "torchvision.transforms.v2.Pad", "padding": 4000}] * 4,
+        }}),
+        lambda content: content.update(params={"a": "x" * 30_000, "b": "${params.a}" * 30, "c": "${params.b}" * 30}),
+        lambda content: content.update(params={"a": "w" * 60_000 + " x://"}, seed="${params.a"),
         lambda content: content.update(params={"a": [1] * 9000, "b": "${params.a}", "c": ["${params.b}"] * 900}),
         lambda content: content["model"].update(forward_fn={
             "_target_": "imago.transforms.ComposeTransform",
@@ -359,12 +370,97 @@ def test_fitting_keeps_what_is_known():
     assert fitting([], shape) is MISFIT
 
 
+def test_a_checkpoint_does_not_name_files_to_remove(train, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "notes").write_text("mine")
+    first, run = train("trainer.max_epochs=1", "test=false"), tmp_path / "run"
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        state = next(state for name, state in checkpoint["callbacks"].items() if "RunCheckpoint" in name)
+        where = f"local://{precious}"
+        state |= {"dirpath": str(run / "checkpoints"), "best_model_path": "", "kth_best_model_path": where}
+        state |= {"best_k_models": {where: torch.tensor(-1.0)}, "kth_value": torch.tensor(-1.0), "last_model_path": ""}
+
+    theirs = changed(first.dir / "checkpoints" / "last.ckpt", tmp_path / "theirs.ckpt", change)
+    done = train("trainer.max_epochs=3", "test=false", f"ckpt_path={theirs}", folder=run)
+    assert done.exit_code == 0, done.output
+    assert (precious / "notes").read_text() == "mine"
+
+
+def test_whose_a_checkpoint_is_depends_on_what_is_read(trained, best, tmp_path):
+    """A file that is replaced in place by one of the same size and times."""
+    file = Path(shutil.copy(trained.dir / "checkpoints" / "best.ckpt", tmp_path / "mine.ckpt"))
+    imago.load_classifier(file)
+    stat = file.stat()
+
+    def call(content: dict[str, Any]) -> None:
+        content["model"]["net"] = {"_target_": "torch.utils.collect_env.run", "command": f"touch {tmp_path}/{MARK}"}
+
+    theirs = with_config(best, tmp_path / "theirs.ckpt", call).read_bytes()
+    file.write_bytes(theirs)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match="as none may"):
+        imago.load_classifier(file)
+    assert not (tmp_path / MARK).exists()
+
+
+def test_own_code_is_not_imported_from_where_others_can_write(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "shared_net.py").write_text("from imago.backbones import TinyNet\nclass Net(TinyNet):\n    pass\n")
+    words = ["model.net._target_=shared_net.Net", "trainer.max_epochs=1", "test=false"]
+    photos = draw_classes(tmp_path / "photos", {"blue": 4, "red": 4})
+    done = typed(code, "train.py", *SMALL, *words, f"data.data_dir={photos}", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    code.chmod(0o777)
+    (code / "shared_net.py").write_text(f"open({str(tmp_path / MARK)!r}, 'w')")
+    done = typed(tmp_path, "eval.py", f"ckpt_path={code}/run", "hydra.run.dir=eval", "split=val", "logger=[]")
+    assert done.returncode == 1
+    assert "can be written by others: it is not used" in done.stdout
+    assert not (tmp_path / MARK).exists()
+
+
+def test_arguments_of_a_network_are_no_secrets(train, command, tmp_path, monkeypatch):
+    """A network whose argument is called like a token is scored with it."""
+    (tmp_path / "mixer_net.py").write_text(
+        "from imago.backbones import TinyNet\n"
+        "class Net(TinyNet):\n"
+        "    def __init__(self, num_classes, token_mixer=None):\n"
+        "        super().__init__(num_classes)\n"
+        "        self.scale = 3.0 if token_mixer == 'attn' else -3.0\n"
+        "    def forward(self, x):\n"
+        "        return self.scale * super().forward(x)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_SECRET", "backbones")
+    run = train("model.net._target_=mixer_net.Net", "+model.net.token_mixer=attn")
+    assert run.exit_code == 0, run.output
+    again = command("eval", f"ckpt_path={run.dir}")
+    assert again.json("reports/metrics_test.json")["loss"] == run.json("reports/metrics_test.json")["loss"]
+    assert "token_mixer: attn" in run.text("config.yaml")
+    assert "imago.data.image_folder" in run.text("config.yaml")
+    done = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
+    assert done.exit_code == 0, done.output
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path, command, trained):
+    photos = draw_classes(tmp_path / "photos", {"blue": 4, "red": 4})
+    (photos / "red").rename(photos / r"a$\bad{$x")
+    run = command("train", f"data.data_dir={photos}", *SMALL, "trainer.max_epochs=1")
+    assert run.exit_code == 0, run.output
+    (photos / "blue" / "000.png").rename(photos / "blue" / r"i$\foo1$.png")
+    shown = command("inference", f"ckpt_path={trained.dir}", f"source={photos}", "gallery=true")
+    assert shown.exit_code == 0, shown.output
+
+
 SECRETS = ("hf_SECRETFROMTHEENVIRONMENT", "literal_secret_that_was_typed", "hunter2hunter2")
 
 
 def test_secrets_are_in_no_file(command, colours, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRETS[0])
     words = ["+params.token=${oc.env:HF_TOKEN}", f"+params.hub_token={SECRETS[1]}", "+params.password=X1"]
+    words += ["+params.pin_token=73519846201", "+params.db={password: short1}", "+params.credentials={value: inner77}"]
     words += [f"+params.store='mysql://user:{SECRETS[2]}@host/db'", "+params.comment='token ${oc.env:HF_TOKEN}'"]
     run = command("train", f"data.data_dir={colours}", *SMALL, *words, "trainer.max_epochs=1",
                   "logger=[tensorboard,csv]", "name='${name_of_run:}'")  # fmt: skip
@@ -375,13 +471,15 @@ def test_secrets_are_in_no_file(command, colours, monkeypatch):
         content = file.read_bytes()
         assert not [secret for secret in SECRETS if secret.encode() in content], file
         assert b"password: X1" not in content, file
-        assert b"password=X1" not in content, file
+        for secret in (b"password=X1", b"73519846201", b"short1", b"inner77"):
+            assert secret not in content, (file, secret)
     assert not [secret for secret in SECRETS if secret in run.output]
     assert "hf_" not in (run.dir / "config.yaml").read_text()
     assert "${oc.env:HF_TOKEN}" in run.text(".hydra/config.yaml")
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=2", folder=run.dir)
     assert "params.hub_token was a secret, which no file keeps. Type it again" in again.output
-    words = ["params.hub_token=another_secret", "params.password=X1", "params.store=none"]
+    words = ["params.hub_token=another_secret", "params.password=X1", "params.store=none", "params.pin_token=1"]
+    words += ["params.db.password=x", "params.credentials.value=y"]
     again = command("train", f"resume={run.dir}", *words, "trainer.max_epochs=2", folder=run.dir)
     assert again.exit_code == 0, again.output
 
@@ -398,20 +496,20 @@ def test_secrets_of_sweeps_and_other_processes_are_in_no_file(tmp_path, colours)
 
 def test_what_one_has_trained_is_ones_own(trained, tmp_path, monkeypatch):
     best = trained.dir / "checkpoints" / "best.ckpt"
-    assert is_own(best)
+    assert is_signed(read_checkpoint(best))
     assert key_file().stat().st_mode & 0o777 == 0o600
     moved = Path(shutil.copy(best, tmp_path / "moved.ckpt"))
-    assert is_own(moved)
+    assert is_signed(read_checkpoint(moved))
     for change in (
         lambda c: c["state_dict"]["net.head.bias"].add_(1),
         lambda c: c["imago"].update(config=c["imago"]["config"] + "\n"),
         lambda c: c["imago"].update(class_names=c["imago"]["class_names"][::-1]),
         lambda c: c["imago"].update(own_code={"my_net": "/tmp"}),
     ):
-        assert not is_own(changed(best, tmp_path / f"changed{time.monotonic_ns()}.ckpt", change))
+        assert not is_signed(read_checkpoint(changed(best, tmp_path / "changed.ckpt", change)))
     monkeypatch.setenv("IMAGO_KEY_FILE", str(tmp_path / "another" / "key"))
     other = Path(shutil.copy(best, tmp_path / "other.ckpt"))
-    assert not is_own(other)
+    assert not is_signed(read_checkpoint(other))
     assert not (tmp_path / "another").exists()  # looking makes no key
 
 

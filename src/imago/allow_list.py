@@ -30,7 +30,7 @@ PLACES = {  # beginning of a name -> the only keys where it may stand
     "lightning.pytorch.loggers.": (),  # checkpoints carry none
     "imago.loggers.": (),
 }
-ELSEWHERE = re.compile(r"\w+:/|::")
+ELSEWHERE = re.compile(r"\w:/|::")
 DOWNLOADS = ("pretrained", "pretrained_backbone", "weights_backbone")
 ARGUMENTS = {  # name -> the only arguments that may be given
     "datasets.load_dataset": ("path", "name", "data_dir", "data_files", "cache_dir", "revision"),

@@ -3,6 +3,7 @@
 A file of a few kilobytes can ask for a network, or an image, of any size.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.checkpoints import Checkpoint, check_weights
 from imago.messages import message_of
+
+log = logging.getLogger(__name__)
 
 MOST_NUMBER = 4096
 """Sizes in a config may be so large, or as the largest of the weights is."""
@@ -41,11 +44,19 @@ def check_cost(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> Non
     try:
         _check_numbers(cfg, checkpoint)
         model = _without_memory(cfg, checkpoint, path)
+        _check_metrics(cfg, checkpoint)
         batch_size = cfg.data.get("batch_size")
         images = batch_size if isinstance(batch_size, int) else 32
         size, channels = cfg.data.image_size, _check_transform(cfg)
-        _check_batch("A batch of images", images * channels * size * size, images)
-        _check_batch("A layer", images * _largest_output(model, channels, size), images)
+        values = channels * size * size
+        if not cfg.get("trusted_targets"):
+            values = max(values, _largest_output(model, channels, size))
+        most = MOST_BYTES // (4 * values)
+        if most < 1:
+            raise CostError(f"an image takes {4 * values / 1e9:.1f} GB of memory in its network")
+        if images > most and cfg.data.get("batch_size") is not None:
+            log.warning("data.batch_size=%d of %s would take much memory: %d is used", images, path, most)
+            cfg.data.batch_size = most
     except CostError as error:
         raise ValueError(
             f"ckpt_path={path}: {error}. If you know who wrote it, type the settings yourself, or train it again"
@@ -100,13 +111,13 @@ class MetaMemory(TorchFunctionMode):
         self.calls += 1
         if self.calls > MOST_CALLS:
             raise CostError("its network has no end")
-        if func not in NEW or kwargs.get("device") is not None:
+        if func not in NEW:
             return func(*args, **kwargs)
         values = func(*args, **kwargs | {"device": "meta"})
         self.allowed -= values.numel()
         if self.allowed < 0:
             raise CostError("its network is larger than its weights")
-        return values if values.numel() > SMALL else func(*args, **kwargs)
+        return values if values.numel() > SMALL else func(*args, **kwargs | {"device": "cpu"})
 
 
 NEW = {
@@ -129,47 +140,52 @@ def _check_transform(cfg: DictConfig) -> int:
 def _channels(transform: Any, size: int) -> int:
     channels = 3 if transform.normalisation is None else len(transform.normalisation.mean)
     image = torch.zeros(channels, size, size, dtype=torch.uint8)
-    for step in transform.pixels:
-        image = step(image)
-        if not isinstance(image, Tensor) or image.numel() > MOST_VALUES:
-            raise CostError("its transform makes images too large")
-    batch: dict[str, Any] = {"image": image[None], "label": torch.zeros(1).long(), "index": torch.zeros(1).long()}
-    batch["epoch"] = 0
-    for step in transform.batch.steps.values():
-        batch |= step(batch)
-        if any(isinstance(value, Tensor) and value.numel() > MOST_VALUES for value in batch.values()):
-            raise CostError("its transform makes images too large")
+    with _Largest(MOST_VALUES):
+        for step in transform.pixels:
+            image = step(image)
+        batch: dict[str, Any] = {"image": image[None], "label": torch.zeros(1).long(), "index": torch.zeros(1).long()}
+        transform.batch(batch | {"epoch": 0})
     return channels
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the values of the largest tensor that is made."""
+def _check_metrics(cfg: DictConfig, checkpoint: Checkpoint) -> None:
+    """Metrics keep tables by class and threshold."""
+    node = OmegaConf.select(cfg, "callbacks.metrics")
+    if node is None:
+        return
+    try:
+        with MetaMemory(MOST_VALUES):
+            instantiate(node, _convert_="all").metrics(num_classes=len(checkpoint["imago"]["class_names"]))
+    except Exception as error:
+        raise CostError(f"its metrics cannot be made: {message_of(error)}") from error
 
-    def __init__(self) -> None:
+
+class _Largest(TorchDispatchMode):
+    """Notes the values of the largest tensor that is made; CostError where that has more than `most`."""
+
+    def __init__(self, most: float = math.inf) -> None:
         super().__init__()
         self.values = 0
+        self.most = most
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, tuple | list) else [result]:
             self.values = max(self.values, each.numel() if isinstance(each, Tensor) else 0)
+        if self.values > self.most:
+            raise CostError("its transform makes images too large")
         return result
 
 
 def _largest_output(model: Any, channels: int, size: int) -> int:
-    """Values of the largest tensor that the network makes of one image, as far as it runs without memory."""
+    """Values of the largest tensor that the network makes of one image, and of all that it leaves in the batch."""
     model = model.to("meta").eval()
     batch = {"image": torch.empty(1, channels, size, size, device="meta"), "epoch": 0}
     batch |= {key: torch.zeros(1, dtype=torch.long, device="meta") for key in ("label", "index")}
-    with _Largest() as largest, suppress(Exception), torch.inference_mode():  # it may ask for values: there are none
-        model(batch)
-    return largest.values
-
-
-def _check_batch(what: str, values: int, images: int) -> None:
-    if 4 * values > MOST_BYTES:
-        most = max(1, images * MOST_BYTES // (4 * values))
-        raise CostError(
-            f"{what} would take {4 * values / 1e9:.1f} GB of memory, more than a file that is not yours may ask for. "
-            f"Type data.batch_size={most}, or a smaller data.image_size="
-        )
+    try:
+        with _Largest() as largest, torch.inference_mode():
+            batch = model(batch)
+    except Exception as error:
+        raise CostError(f"its network does not run without memory ({message_of(error)}), so that nobody knows what it "
+                        "takes") from error  # fmt: skip
+    return largest.values + sum(value.numel() for value in batch.values() if isinstance(value, Tensor))

@@ -25,8 +25,15 @@ from imago.allow_list import check_targets
 from imago.bounds import MetaMemory, check_cost
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
-from imago.carried_config import GROUPS, carried, leave_out_training, read_carried, without_pretrained
-from imago.checkpoints import check_weights, is_own, read_checkpoint
+from imago.carried_config import (
+    GROUPS,
+    carried,
+    composed_as_own,
+    leave_out_training,
+    read_carried,
+    without_pretrained,
+)
+from imago.checkpoints import check_weights, read_checkpoint
 from imago.classifier import built_model, check_own_code, seen_images
 from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
@@ -40,7 +47,7 @@ from imago.reports import write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
 from imago.signatures import arguments_schema
-from imago.signing import why_unsigned
+from imago.signing import is_signed, why_unsigned
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning").handlers.clear()  # it adds one of its own when it is imported; ours say it once
@@ -100,7 +107,7 @@ def read_back(cfg: DictConfig, file: Path) -> None:
         ValueError: It could not be read, or makes another network.
     """
     checkpoint = read_checkpoint(file)
-    own = is_own(file)
+    own = is_signed(checkpoint)
     try:
         content = read_carried(checkpoint["imago"]["config"], file, own)
         paths = OmegaConf.to_container(cfg.paths, resolve=True)
@@ -116,7 +123,7 @@ def read_back(cfg: DictConfig, file: Path) -> None:
             "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
         )
         raise ValueError(f"ml-eval could not read the checkpoints of this run: {error}{unsigned}") from error
-    except Exception:  # the network cannot be made without memory
+    except NotImplementedError:  # a network that looks at values while it is made: there are none
         log.debug("The network of the checkpoint was not made again", exc_info=True)
 
 
@@ -124,8 +131,8 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
     """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
     without_pretrained(cfg.model)
     checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
-    check_own_code(cfg.ckpt_path, checkpoint["imago"])
-    if not is_own(cfg.ckpt_path):
+    check_own_code(checkpoint)
+    if not composed_as_own(cfg.ckpt_path):
         check_cost(cfg, checkpoint, cfg.ckpt_path)
     return build(cfg, run)
 

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,9 +42,13 @@ PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
 FOR_TRAINING = ("train", "test", "report", "report.splits", "resume", "auto_resume", "replay", "preflight")
+LETTERS_OF_A_LEAF = 100
 MOST_TEXT, MOST_DEPTH, MOST_LEAVES, LONGEST_LOOKUP = 2**16, 100, 20_000, 500
-OF_THE_MACHINE = {"num_workers": None, "cache": "none"}
-"""Settings of `data` that a stranger's config does not have a say in."""
+OF_THE_MACHINE: dict[str, dict[str, Any]] = {
+    "data": {"num_workers": None, "cache": "none"},
+    "model": {"compile": False},
+}
+"""Settings that a stranger's config does not have a say in."""
 FOR_SCORING = ("imago.callbacks.metrics.MetricsCallback", "imago.callbacks.progress.progress_bar")
 """Callbacks that evaluation needs."""
 RESERVED = ("defaults", "hydra")
@@ -51,7 +56,7 @@ RESERVED = ("defaults", "hydra")
 KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
 INTERNAL = re.compile(r"_\w+_")
 OF_NODES = ("_target_", "_partial_", "_convert_")
-URL = re.compile(r"\w+:/")
+URL = re.compile(r"\w:/")
 
 
 def carried(cfg: DictConfig) -> str:
@@ -73,12 +78,12 @@ def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_portable(cfg, entry, f"{key}[{index}]") for index, entry in enumerate(value)]
     if not isinstance(value, str):
-        return value
+        return None if is_secret(key) and not isinstance(value, bool) else value
     name = key.rpartition(".")[2].partition("[")[0]
     if name == "_target_":
         return OmegaConf.select(cfg, key)
     calls = _unknown_call(value) is not None
-    if (calls and SECRET.search(value)) or (is_secret(name) and value):
+    if (calls and SECRET.search(value)) or (is_secret(key) and value):
         log.warning("%s is a secret: checkpoints carry null instead", key)
         return None
     if calls:
@@ -87,8 +92,9 @@ def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
         log.warning("%s holds a secret, which checkpoints do not carry", key)
         return masked(value)
     is_path = (key.startswith("data.") and PATHS.search(name)) or (key.startswith("params.") and "/" in value)
-    if is_path and "${" not in value and not Path(value).is_absolute() and Path(value).exists():
-        return str(Path(value).absolute())
+    if is_path and "${" not in value and not Path(value).is_absolute():
+        with suppress(OSError):  # too long for a name
+            return str(Path(value).absolute()) if Path(value).exists() else value
     return value
 
 
@@ -135,8 +141,9 @@ def read_carried(text: Any, path: Path | str, is_own: bool = False) -> dict[str,
             raise refuse(f"takes data from {value} ({key})")
     if _unfolded(content) > MOST_LEAVES:  # a few lines may unfold to gigabytes
         raise refuse("has interpolations that unfold without end")
-    data = content.get("data", {})
-    data |= {key: value for key, value in OF_THE_MACHINE.items() if key in data}
+    for group, settings in OF_THE_MACHINE.items():
+        node = content.get(group, {})
+        node |= {key: value for key, value in settings.items() if key in node}
     return cast(dict[str, Any], content)
 
 
@@ -167,6 +174,7 @@ def _unfolded(content: dict[str, Any]) -> int:
     under_way: set[str] = set()
 
     def of_key(key: str) -> int:
+        key = ".".join(filter(None, re.split(r"[.\[\]]+", key)))  # a[0].b and a.0.b are one
         if key in under_way:
             return MOST_LEAVES + 1
         if key not in known:
@@ -178,12 +186,13 @@ def _unfolded(content: dict[str, Any]) -> int:
     def of_leaf(key: str, leaf: Any) -> int:
         if not isinstance(leaf, str):
             return 1
+        long = len(leaf) // LETTERS_OF_A_LEAF
         parts = [part for part in re.split(r"[.\[\]]+", key) if part]
         names = [
             ".".join([*(parts[: -len(dots)] if dots else []), name])
             for dots, name in re.findall(r"\$\{(?:\w+:)?(\.*)([\w.\[\]]+)", leaf)
         ]
-        return 1 + sum(of_key(name) for name in names)
+        return 1 + long + sum(of_key(name) for name in names)
 
     return sum(of_leaf(key, leaf) for key, leaf in _leaves(content))
 
@@ -292,6 +301,15 @@ def starts_from_checkpoint(main: Callable[[], Any], several: bool = False) -> Ca
     return command
 
 
+def composed_as_own(path: Any) -> bool:
+    """Whether the config that is offered came out of a checkpoint of one's own: by the content that was read for it,
+    and not by what the file may hold meanwhile."""
+    return _composed.get(str(path), False)
+
+
+_composed: dict[str, bool] = {}
+
+
 def _prepared(words: list[str], several: bool) -> list[str]:
     """The command line with the files that `ckpt_path=` stands for.
 
@@ -322,14 +340,16 @@ def _prepared(words: list[str], several: bool) -> list[str]:
     if value in (None, []) or "" in given:
         raise ValueError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
 
-    from imago.checkpoints import find_checkpoint, is_own, read_checkpoint
+    from imago.checkpoints import find_checkpoint, read_checkpoint
+    from imago.signing import is_signed
 
     log_dir = log_dir_of(words) if LATEST in given else Path()
     files = [find_checkpoint(each, log_dir) for each in given]
     if LATEST in given:
         say(f"ckpt_path=latest: {files[given.index(LATEST)]}")
-    text = read_checkpoint(files[0], mmap=True)["imago"].get("config")
-    offer(read_carried(text, files[0], is_own(files[0])))
+    checkpoint = read_checkpoint(files[0])
+    _composed[str(files[0])] = own = is_signed(checkpoint)
+    offer(read_carried(checkpoint["imago"].get("config"), files[0], own))
     quoted = [for_hydra(str(file)) for file in files]
     word = f"ckpt_path=[{','.join(quoted)}]" if isinstance(value, list) else f"ckpt_path={quoted[0]}"
     return [*words[:at], word, *words[at + 1 :]]

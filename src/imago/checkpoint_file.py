@@ -94,7 +94,7 @@ def look_over(path: Path) -> None:
         ForeignError: It names something else than tensors and containers, or would unfold to more than it holds.
     """
     stat = os.stat(path)
-    _look_over(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    _look_over(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 @lru_cache(maxsize=16)
@@ -106,9 +106,9 @@ def _look_over(path: Path, _: tuple[int, ...]) -> None:
             with zipfile.ZipFile(file) as archive:
                 sizes = _check_directory(archive, path.stat().st_size)
                 _check_sums(archive)
-                name = next((name for name in sizes if name.endswith("/data.pkl")), None)
-                if name is None:
-                    raise DamagedError("is damaged, or not a checkpoint of Imago: it has no data.pkl.")
+                name, *others = [name for name in sizes if name.endswith("/data.pkl")] or [""]
+                if others or name.count("/") != 1:
+                    raise DamagedError("is damaged, or not a checkpoint of Imago: it has not one data.pkl.")
                 pickled = archive.read(name)
         except (DamagedError, ForeignError):
             raise
@@ -266,6 +266,9 @@ class _Storage:
     def __init__(self, item_bytes: int, count: int) -> None:
         self.item_bytes = item_bytes
         self.count = count
+
+    def __setstate__(self, state: Any) -> None:
+        raise ForeignError("changes a tensor after it was made, as no checkpoint does. It was not read.")
 
 
 def _container(*parts: Any) -> list[Any]:

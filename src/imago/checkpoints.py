@@ -2,18 +2,16 @@
 
 import errno
 import logging
-import os
 import re
 import zipfile
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from imago.checkpoint_file import ForeignError, look_over
+from imago.reading import MISFIT, fitting
 from imago.run_folder import LATEST, find_run
-from imago.signing import is_signed
 from imago.terminal import CONTROL
 
 if TYPE_CHECKING:  # this module needs torch only
@@ -91,18 +89,10 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
     _check_told(checkpoint, path)
+    weights = checkpoint["state_dict"]
+    if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # versions of layers
+        checkpoint["state_dict"] = dict(weights)
     return checkpoint
-
-
-def is_own(path: str | Path) -> bool:
-    """Whether this user has signed the checkpoint (signing.py): then it is read like a config of one's own."""
-    stat = os.stat(path)
-    return _is_own(Path(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns))
-
-
-@lru_cache(maxsize=16)
-def _is_own(path: Path, _: tuple[int, ...]) -> bool:
-    return is_signed(read_checkpoint(path, mmap=True))
 
 
 def last_readable(folder: Path) -> Path | None:

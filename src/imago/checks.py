@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.allow_list import check_targets
-from imago.carried_config import GROUPS, OPTION, leave_out_training
+from imago.carried_config import GROUPS, OPTION, composed_as_own, leave_out_training
 from imago.config import CONFIG_DIR, Root
 from imago.network_names import check_name
 from imago.origins import origin_of
@@ -152,11 +152,9 @@ def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = 
     choices = HydraConfig.get().runtime.choices
     if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
         raise ValueError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
-    from imago.checkpoints import is_own
-
     groups = [group for group in GROUPS if choices.get(group) == OPTION]
     leave_out_training(cfg, groups, typed)
-    if not is_own(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
+    if not composed_as_own(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
         groups = ["data.eval_transform" if group == "data" and not needs_data else group for group in groups]
         check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), typed)
     check_settings(cfg, typed, needs_data)

@@ -1,6 +1,7 @@
 """A trained network with everything that it needs to look at an image, from its checkpoint alone."""
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -18,12 +20,16 @@ from torchvision.transforms.v2 import functional as F
 from imago.allow_list import check_targets
 from imago.bounds import check_cost
 from imago.carried_config import leave_out_training, read_carried, without_pretrained
-from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, is_own, read_checkpoint
+from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
 from imago.config import PROJECT_ROOT
 from imago.data.decode import BadImageError, read_image, upright_rgb
 from imago.data.stages import ImageTransform, stacked
+from imago.messages import message_of
 from imago.module import DictModule
-from imago.own_code import allow_imports
+from imago.own_code import allow_imports, is_writable_by_others
+from imago.signing import is_signed
+
+log = logging.getLogger(__name__)
 
 Picture = str | Path | bytes | BinaryIO | Image.Image | Tensor | NDArray[np.uint8]
 
@@ -64,10 +70,10 @@ class Classifier:
         """
         without_pretrained(cfg.model)
         entry = checkpoint["imago"]
-        check_own_code(path, entry)
+        is_own = check_own_code(checkpoint)
         if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
             raise ValueError(f"data.image_size={cfg.data.image_size}: give a whole number, 1 or more.")
-        if not is_own(path):
+        if not is_own:
             check_cost(cfg, checkpoint, path)
         model = built_model(cfg.model, entry["class_names"])
         check_weights(checkpoint, model, path)
@@ -157,11 +163,18 @@ def built_model(node: DictConfig, class_names: Sequence[str]) -> DictModule:
     return instantiate(node, _partial_=True, _convert_="all")(class_names=list(class_names))
 
 
-def check_own_code(path: str | Path, entry: dict[str, Any]) -> None:
-    """Lets the code that a checkpoint of one's own names be imported from where it was when the run was trained."""
-    if is_own(path):
-        for name, folder in entry.get("own_code", {}).items():
+def check_own_code(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is one's own; its code may then be imported from where it was when the run was trained."""
+    if not is_signed(checkpoint):
+        return False
+    for name, folder in checkpoint["imago"].get("own_code", {}).items():
+        if is_writable_by_others(Path(folder)):
+            log.warning(
+                "%s, where %s was imported from in training, can be written by others: it is not used", folder, name
+            )
+        else:
             allow_imports([name], Path(folder))
+    return True
 
 
 def seen_images(data: DictConfig, transform: ImageTransform) -> dict[str, Any]:
@@ -195,13 +208,18 @@ def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequ
 def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
     """The classifier by the checkpoint's own config."""
     checkpoint = read_checkpoint(file)
-    own = is_own(file)
-    cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, own))
-    leave_out_training(cfg, ("model",))
-    allow_imports(trusted_targets, Path.cwd())
-    if not own:
-        check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
-    return Classifier.from_config(cfg, checkpoint, file)
+    own = is_signed(checkpoint)
+    try:
+        cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, own))
+        leave_out_training(cfg, ("model",))
+        allow_imports(trusted_targets, Path.cwd())
+        if not own:
+            check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
+            cfg.data.batch_size = None  # that of `predict` counts
+            cfg.trusted_targets = list(trusted_targets)
+        return Classifier.from_config(cfg, checkpoint, file)
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise ValueError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
 
 
 def _is_one(images: Any) -> bool:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from imago.masking import is_secret, learn_secrets, masked, masked_config
+from imago.masking import is_secret, learn_secrets, masked, masked_config, masked_override
 from imago.reading import read_yaml
 from imago.terminal import fail
 from imago.writing import write_text
@@ -128,7 +128,7 @@ def name_of_run() -> str:
     parts = []
     learn_secrets({})
     for override in sorted(typed_overrides(), key=lambda word: word in sys.argv):  # what a sweep varies comes first
-        key, _, value = override.lstrip("+~").partition("=")
+        key, _, value = masked_override(override).lstrip("+~").partition("=")
         if is_secret(key):
             continue
         if key not in ("name", "ckpt_path", *OF_THE_COMMAND) and not key.startswith(("hydra", "paths")):

@@ -27,7 +27,8 @@ class LogFile(RotatingFileHandler):
     """A log that starts a new file at 10 MB and keeps the old ones for 30 days."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True)
+        super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True,
+                         errors="backslashreplace")  # fmt: skip
 
     def handleError(self, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], OSError):  # a full disk: say it once, not once per line

@@ -5,65 +5,90 @@ Known by their names (`params.hub_token`) and by their values (what the variable
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 SECRET = re.compile(
-    r"(?i)token|secret|passw(or)?d|passphrase|api_?key|access_?key|private_?key|credential|(^|_)(auth|pat)$|\w_pwd$"
+    r"(?i)token|secret|passw(or)?d|passphrase|api_?key|access_?key|private_?key|credential|bearer|(^|_)(auth|pat)$|\w_pwd$"
 )
 """Names whose values are secret."""
-NOT_SECRET = re.compile(r"(?i)(^|_)(num|n|max|min|class|cls|file|dir|path|length|parallelism|type|size)(_|$)|tokenizer")
+NOT_SECRET = re.compile(
+    r"(?i)^(num|n|max|min|class|cls)_tokens?$|tokens?_(class|file|dir|path|length|type|size|mixer)$|tokenizer"
+)
 """Names of something else: num_tokens, class_token, token_file, TOKENIZERS_PARALLELISM."""
-URL_PASSWORD = re.compile(r"(\w+://[^\s/:@'\"]*:)[^\s/@'\"]+(@)")
+PARTS_OF_THE_RUN = ("model", "trainer", "strategy", "callbacks", "data.train_transform", "data.eval_transform")
+"""Where names are those of arguments, such as the token_mixer of a network."""
+URL_PASSWORD = re.compile(r"(?<=//)[^\s/'\"]*@(?=[^\s@'\"]*)|(?<=//)[^\s'\"@]{1,200}:[^\s'\"@]{1,200}@")
+QUERY_SECRET = re.compile(r"(?i)(?<=[?&;])((?:token|password|secret|api_?key|access_?key)=)[^\s&;'\"]+")
 MASK = "***"
 SHORTEST = 8
 """Characters from which on a value is looked for in all that is written: `1` or `false` would be everywhere."""
-_values: set[str] = set()
+_values: dict[str, re.Pattern[str]] = {}
 
 
-def is_secret(name: str) -> bool:
-    """Whether a setting or variable of that name holds a secret."""
-    last = name.rpartition(".")[2].partition("[")[0]
-    return SECRET.search(last) is not None and NOT_SECRET.search(last) is None
+def is_secret(key: str) -> bool:
+    """Whether a setting, by its whole key, or a variable holds a secret."""
+    if f"{key}.".startswith(tuple(f"{part}." for part in PARTS_OF_THE_RUN)):
+        return False
+    parts = [part.partition("[")[0].replace("-", "_") for part in key.lstrip("+~").split(".")]
+    return any(SECRET.search(part) is not None and NOT_SECRET.search(part) is None for part in parts)
 
 
-def learn_secrets(config: Any, name: str = "") -> None:
+def learn_secrets(config: Any, key: str = "") -> None:
     """Notes the values of secret settings in plain containers, and of secret variables of the environment."""
-    if not name:
-        _values.update(value for key, value in os.environ.items() if is_secret(key) and len(value) >= SHORTEST)
+    if not key:
+        _learn(value for name, value in os.environ.items() if is_secret(name))
     if isinstance(config, dict):
-        for key, value in config.items():
-            learn_secrets(value, str(key))
+        for name, value in config.items():
+            learn_secrets(value, f"{key}.{name}" if key else str(name))
     elif isinstance(config, list):
         for value in config:
-            learn_secrets(value, name)
-    elif isinstance(config, str) and is_secret(name) and len(config) >= SHORTEST and "${" not in config:
-        _values.add(config)
+            learn_secrets(value, key or "[]")
+    elif key and is_secret(key) and not isinstance(config, bool | None):
+        _learn([str(config)])
+
+
+def _learn(values: Iterable[str]) -> None:
+    for value in values:
+        if len(value) >= SHORTEST and "${" not in value:
+            _values[value] = re.compile(rf"(?<![\w.-]){re.escape(value)}(?![\w.-])")
 
 
 def masked(text: str) -> str:
-    """`text` without the values that were noted, and without passwords in URLs."""
-    for value in sorted(_values, key=len, reverse=True):
+    """`text` without the values that were noted, where they stand by themselves, and without passwords in URLs."""
+    for value, pattern in _values.items():
         if value in text:
-            text = text.replace(value, MASK)
-    return URL_PASSWORD.sub(rf"\1{MASK}\2", text) if "://" in text else text
+            text = pattern.sub(MASK, text)
+    if "//" in text:
+        text = QUERY_SECRET.sub(rf"\1{MASK}", URL_PASSWORD.sub(f"{MASK}@", text))
+    return text
 
 
-def masked_config(config: Any, name: str = "") -> Any:
+def masked_config(config: Any, key: str = "") -> Any:
     """Plain containers whose secret values are masked, by name and by value; interpolations stay."""
     if isinstance(config, dict):
-        return {key: masked_config(value, str(key)) for key, value in config.items()}
+        return {name: masked_config(value, f"{key}.{name}" if key else str(name)) for name, value in config.items()}
     if isinstance(config, list):
-        return [masked_config(value, name) for value in config]
-    if isinstance(config, str):
-        if config and is_secret(name) and "${" not in config:
-            return MASK
-        return masked(",".join(map(masked_override, config.split(","))) if "=" in config else config)
-    return config
+        return [masked_config(value, key) for value in config]
+    if key and is_secret(key) and not isinstance(config, bool | None):
+        return config if isinstance(config, str) and ("${" in config or not config) else MASK
+    return masked_override(config) if isinstance(config, str) else config
 
 
 def masked_override(word: str) -> str:
-    """`+params.hub_token=X` as it may be shown."""
-    key, equals, value = word.partition("=")
-    if equals and re.fullmatch(r"[+~]{0,2}[\w./@-]+", key) and is_secret(key) and value and "${" not in value:
-        return f"{key}={MASK}"
-    return masked(word)
+    """`+params.hub_token=X`, or several with commas, as they may be shown; also `name: X` within braces."""
+    if "=" not in word and "{" not in word:
+        return masked(word)
+    return masked(ASSIGNED.sub(_masked_pair, word))
+
+
+ASSIGNED = re.compile(
+    r"(?P<key>[\w./@-]+)(?P<sign>=|:\s*)(?P<value>\$\{[^{}]*\}|[^,{}\[\]\s][^,{}]*|\{[^{}]*\}|\[[^\[\]]*\])"
+)
+
+
+def _masked_pair(found: re.Match[str]) -> str:
+    key, sign, value = found["key"], found["sign"], found["value"]
+    if is_secret(key) and "${" not in value and value not in ("null", "true", "false"):
+        return f"{key}{sign}{MASK}"
+    return f"{key}{sign}{ASSIGNED.sub(_masked_pair, value)}" if value[0] in "{[" else found[0]

@@ -4,6 +4,7 @@ The current folder is not on `sys.path`. It may hold a stranger's files beside a
 look for dozens of optional packages by name: whatever is called like one of them would run.
 """
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import MetaPathFinder
@@ -62,6 +63,22 @@ def allow_imports(targets: Iterable[str], folder: Path) -> None:
             OWN_CODE.folders[module] = folder.absolute()
     if OWN_CODE not in sys.meta_path:
         sys.meta_path.append(OWN_CODE)
+
+
+def is_writable_by_others(folder: Path) -> bool:
+    """Whether another user could put a module into `folder`: into shared or temporary folders everybody can."""
+    if not hasattr(os, "getuid"):
+        return False
+    try:
+        facts = [os.stat(place) for place in (folder, *folder.glob("*.py"))]
+    except OSError:
+        return True
+    return any(
+        each.st_uid not in (0, os.getuid())
+        or each.st_mode & 0o002
+        or (each.st_mode & 0o020 and each.st_gid != os.getgid())  # a group of one's own is usual
+        for each in facts
+    )
 
 
 OWN_CODE = OwnCode()

@@ -55,8 +55,8 @@ def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str
 
 
 def shorten(name: str, most: int = 20) -> str:
-    """At most `most` characters, the last a sign that some are missing."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """At most `most` characters, the last a sign that some are missing; matplotlib would read `$` as mathematics."""
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
@@ -76,7 +76,7 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
             points = [(row["epoch"] + 1, row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=4, label=split)
-        axes.set(title=kind, xlabel="epoch", xlim=(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5))
+        axes.set(title=shorten(kind, 60), xlabel="epoch", xlim=(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()

@@ -124,7 +124,7 @@ def _next(result: Result, run: RunFolder) -> list[str]:
         evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
         commands.append(f"{evaluate} {word}")
     if (run.path / "tensorboard").is_dir():
-        commands.append(f"{python} -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
+        commands.append(f"{python} -P -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
     return commands
 
 

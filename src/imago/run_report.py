@@ -26,6 +26,9 @@ Json = Any
 LARGEST = 2**26
 """Bytes of a file of a run that is shown."""
 OPTIONAL = (*NUMBER, type(None))
+MOST_PICTURES = 24
+ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What values raise that are of the right kind and make no sense."""
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
@@ -76,7 +79,7 @@ def write_report(folder: Path) -> Path:
         pages = {
             name: _templates(name).get_template(f"{name}.j2").render(facts) for name in ("report.html", "report.md")
         }
-    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, TemplateError, csv.Error) as error:
+    except (*ODD, TemplateError) as error:
         raise ValueError(f"{folder} holds results that cannot be shown: {type(error).__name__}: {error}") from error
     for name, page in pages.items():
         write_text(folder / name, page)
@@ -115,13 +118,18 @@ def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | No
     """Worst mistakes and least certain answers, and the split they are of."""
     for split in SPLITS:
         if (found := _json(folder, f"reports/images_{split}.json", IMAGES)) is not None:
-            return found, split
+            return {kind: _pictures(found[kind]) for kind in found}, split
     return None
+
+
+def _pictures(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are in the page itself; as many as Imago writes."""
+    return [entry for entry in entries if entry["image"].startswith("data:image/jpeg;base64,")][:MOST_PICTURES]
 
 
 def gathered(folder: Path) -> dict[str, Any]:
     """All that the templates show, in the order of the page."""
-    status = read_status(folder / "status.json")
+    status = {"started": "", "heartbeat": ""} | read_status(folder / "status.json")
     scores = {split: found for split in SPLITS if (found := _json(folder, f"reports/metrics_{split}.json", SCORE))}
     main = next(iter(scores), None)
     rows = history(folder)
@@ -138,7 +146,7 @@ def gathered(folder: Path) -> dict[str, Any]:
         "confusions": _top_confusions(folder, main) if main else [],
         "images": (thumbnails(folder) or ({"mistakes": [], "unsure": []}, ""))[0],
         "data": _json(folder, "reports/data.json", DATA) or {},
-        "samples": _json(folder, "reports/samples.json", [SAMPLE]) or [],
+        "samples": _pictures(_json(folder, "reports/samples.json", [SAMPLE]) or []),
         "changes": _json(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}]) or [],
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},

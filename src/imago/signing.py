@@ -133,6 +133,9 @@ def _add(digest: Any, value: Any) -> None:
         for entry in value:
             _add(digest, entry)
     elif isinstance(value, Tensor):
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError("a tensor claims more memory than it has")
+        digest.update(f"t{value.numel()};".encode())
         _add(digest, f"{value.dtype} {list(value.shape)}")
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(content.tobytes() if content.size < 2**20 else content)

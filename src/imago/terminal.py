@@ -11,7 +11,7 @@ from imago.masking import masked
 if TYPE_CHECKING:  # not needed for --help
     from rich.console import Console
 
-_ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+_ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 CONTROL = re.compile(rf"[{_ODD}\t\n]")
 """Control characters; separators of lines; marks that turn the direction of writing round."""
 _BUT_WHITE = re.compile(f"[{_ODD}]")

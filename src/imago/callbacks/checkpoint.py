@@ -92,28 +92,37 @@ class RunCheckpoint(ModelCheckpoint):
             super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = state_dict["best_model_path"]
-        if state_dict["dirpath"] != self.dirpath or (best and not Path(best).is_file()):
-            state_dict = state_dict | self._moved(state_dict)
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict | self._paths(state_dict))
 
-    def _moved(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state with the best checkpoint copied to this folder; as at the start where it is gone."""
+    def _paths(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Files of this folder instead of what the state names: it may be a stranger's, and Lightning removes what it
+        takes for an earlier checkpoint, folders too. The best one is copied here from where the run was."""
         assert self.dirpath is not None
-        path = Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}")
-        earlier = path if path.is_file() else Path(state["best_model_path"])  # there where the whole folder moved
-        if not state["best_model_path"] or not _is_checkpoint(earlier):
-            if state["best_model_path"]:
-                log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
+
+        def here(path: Any) -> str:
+            file = Path(self.dirpath or "", Path(str(path)).name)
+            return str(file) if path and file.suffix == self.FILE_EXTENSION and file.is_file() else ""
+
+        kept = state["best_k_models"] if isinstance(state["best_k_models"], dict) else {}
+        if not state["best_model_path"] or here(state["best_model_path"]):
+            return {
+                "dirpath": self.dirpath,
+                "best_model_path": here(state["best_model_path"]),
+                "best_k_models": {here(path): score for path, score in kept.items() if here(path)},
+                "kth_best_model_path": here(state["kth_best_model_path"]),
+                "last_model_path": here(state["last_model_path"]),
+            }
+        path, earlier = Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}"), Path(str(state["best_model_path"]))
+        if not _is_checkpoint(path if path.is_file() else earlier):
+            log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
             return {key: getattr(self, key) for key in state if key != "monitor"}
-        if earlier != path:
+        if not path.is_file():
             with replacing(path) as temporary:
                 shutil.copyfile(earlier, temporary)
-        kept = {str(path): state["best_model_score"]} if state["best_k_models"] else {}
         return {
             "dirpath": self.dirpath,
             "best_model_path": str(path),
-            "best_k_models": kept,
+            "best_k_models": {str(path): state["best_model_score"]} if kept else {},
             "kth_best_model_path": str(path) if kept else "",
             "last_model_path": "",
         }
