@@ -202,7 +202,6 @@ def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best
         lambda content: content["model"].update(net=deep | {"num_classes": 3}),
         lambda content: content["data"].update(image_size=4000),
         lambda content: content["data"]["eval_transform"].update(pixels=pads),
-        lambda content: content["data"].update(batch_size=10**7),
         lambda content: content["model"]["net"].update(hidden=10**9),
         lambda content: content["callbacks"]["metrics"]["metrics"]["metrics"].update(
             x={"_target_": "torchmetrics.classification.MulticlassConfusionMatrix", "num_classes": 10**6}
@@ -572,12 +571,15 @@ def test_a_run_whose_checkpoint_could_not_be_read_does_not_start(train, tmp_path
 
 def test_a_stranger_decides_nothing_about_this_machine(best, tmp_path, command, colours):
     evil = with_config(
-        best, tmp_path / "evil.ckpt", lambda content: content["data"].update(num_workers=999, cache="disk")
+        best,
+        tmp_path / "evil.ckpt",
+        lambda content: content["data"].update(num_workers=999, cache="disk", batch_size=10**7),
     )
     done = command("eval", f"ckpt_path={evil}", f"data.data_dir={colours}")
     assert done.exit_code == 0, done.output
     assert "num_workers: null" in done.text("config.yaml")
     assert "cache: none" in done.text("config.yaml")
+    assert "data.batch_size=10000000 of " in done.output
 
 
 def test_decoded_private_images_are_for_their_owner(train, tmp_path):

@@ -215,6 +215,7 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier
         allow_imports(trusted_targets, Path.cwd())
         if not own:
             check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
+            OmegaConf.set_struct(cfg, False)
             cfg.data.batch_size = None  # that of `predict` counts
             cfg.trusted_targets = list(trusted_targets)
         return Classifier.from_config(cfg, checkpoint, file)

@@ -20,7 +20,8 @@ from imago.dp.combinations import check_combinations
 from imago.dp.gradients import MODES, Part, Tape, WithNorms
 from imago.dp.report import in_words, privacy_report, write_privacy_report
 from imago.dp.secret import PoissonBatchSampler, SecretDraws, secret_key, seed_from_entropy
-from imago.dp.trial import try_network, try_transforms
+from imago.dp.transform_trial import try_transforms
+from imago.dp.trial import try_network
 from imago.module import DictModule
 from imago.strategy import Strategy
 from imago.transforms import Batch

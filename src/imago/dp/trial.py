@@ -6,21 +6,17 @@ The accountant counts with gradients that belong to one image each. A trial find
 
 import logging
 import math
-import random
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from imago.data.loading import ImageDataset
 from imago.data.module import ImageDataModule
+from imago.dp.constant_draws import ConstantDraws
 from imago.dp.gradients import Tape, UnknownGradientError
+from imago.dp.keeping import GENERATOR, kept_by, leaves, same
 from imago.module import DictModule
 from imago.randomness import keyed
 
@@ -34,10 +30,6 @@ RELATIVE, ABSOLUTE, OF_GRADIENTS = 1e-4, 1e-5, 1e-3
 PLACES = ((0,), (1, 0, 2), (3, 0), (4, 2, 0, 1, 3), (5, 6, 1, 2, 3, 4, 0, 8, 7))
 """Batches of several sizes: 0 is the image that is watched."""
 SIZES, MANY, MOST_AGAIN = (3, 9), 33, 3
-REPEATS = 30
-"""Times that the transform of an image is repeated with the same draws."""
-LIBRARIES = ("torch", "torchvision", "lightning", "imago", "torchmetrics", "timm", "builtins")
-OWN_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 LONE = "strategy.physical_batch_size=1 gives the network one image at a time, so that nothing can mix within a batch"
 MIXED = (
     "strategy=dp: in a trial on random images, the loss of an image depends on the others of its batch, or they change "
@@ -53,7 +45,6 @@ OWN_GENERATOR = (
     "strategy=dp: {what} draws from a generator of its own, so that an image more may change what is drawn for the "
     "others, or is known in advance. Draw without generator="
 )
-GENERATOR = "a generator"
 Gradients = dict[str, Tensor]
 
 
@@ -113,7 +104,7 @@ class _Trial:
 
     def own_generator(self) -> str | None:
         """The attribute that is a generator, if one is."""
-        return next((name for name, value in _attributes(self.model).items() if GENERATOR in _flat(value)), None)
+        return next((name for name, value in kept_by(self._parts()).items() if GENERATOR in leaves(value)), None)
 
     def beside_others(self, seed: int) -> None:
         """The image in the first place, beside others of several kinds and labels, in batches of several sizes: its
@@ -230,15 +221,18 @@ class _Trial:
 
     def _check_kept(self, count: int) -> None:
         """Raises ValueError where what the modules keep is not what they kept of as many other images."""
-        now = _attributes(self.model)
+        now = kept_by(self._parts())
         now |= {name: each.detach().clone() for name, each in _tensors(self.model) if name not in self.parameters}
         before = self.kept.setdefault(count, now)
         for name, value in now.items():
-            if name in before and not _same(value, before[name]):
+            if name in before and not same(value, before[name]):
                 raise ValueError(
                     f"strategy=dp: {name} changes with the images that the network sees in training, and would carry "
                     "them on, or be saved without noise. Take that out"
                 )
+
+    def _parts(self) -> list[Any]:
+        return [*_modules(self.model), *self.model.criterions.criterions.values()]
 
     def _restore(self) -> None:
         for module, attributes in self.attributes:
@@ -255,121 +249,6 @@ class _Trial:
             noise = torch.rand(self.shape, dtype=self.dtype)
             wide = 10 * torch.randn(self.shape, dtype=self.dtype)
         return [noise, torch.full_like(noise, -2.0), 3 * (noise > 0.1).to(self.dtype), 0.5 + noise / 100, wide]
-
-
-class ConstantDraws(TorchDispatchMode):
-    """Inside, torch draws the same for all: every uniform number is 1/2, nothing is dropped, nothing is permuted.
-
-    `own_generator` says whether something asked for another generator than torch's own; `unknown` is an operation that
-    drew in a way that could not be replaced.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own_generator = False
-        self.unknown = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        self.own_generator |= any(isinstance(each, torch.Generator) for each in (*args, *kwargs.values()))
-        name = func.overloadpacket.__name__
-        if name == "native_dropout":
-            kept = torch.ones_like(args[0], dtype=torch.bool)
-            return args[0] / (1 - args[1]) if args[1] < 1 else torch.zeros_like(args[0]), kept
-        if name.startswith("rrelu_with_noise"):  # between the two slopes
-            slope = (args[2] + args[3]) / 2 if len(args) > 3 else (1 / 8 + 1 / 3) / 2
-            args[1].copy_(torch.where(args[0] > 0, 1.0, slope))
-            return torch.nn.functional.leaky_relu(args[0], slope)
-        result = func(*args, **kwargs)
-        if name == "randperm":
-            return torch.arange(len(result), dtype=result.dtype, device=result.device)
-        if name in FILLS and isinstance(result, Tensor):
-            return result.fill_(FILLS[name])
-        if not (name.startswith(ATTENTION) and _drops_nothing(func, args, kwargs)):
-            self.unknown = name
-        return result
-
-
-ATTENTION = ("_scaled_dot_product", "scaled_dot_product")
-FILLS = {
-    **dict.fromkeys(("rand", "rand_like", "uniform", "uniform_", "randn", "randn_like", "normal", "normal_"), 0.5),
-    **dict.fromkeys(("normal_functional", "exponential_", "cauchy_", "log_normal_", "geometric_"), 1.0),
-    **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
-    **dict.fromkeys(("randint", "randint_like", "random", "random_", "multinomial", "poisson"), 0),
-}
-
-
-def _drops_nothing(func: Any, args: Any, kwargs: Any) -> bool:
-    names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return not given.get("dropout_p", 0.0)
-
-
-def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | None) -> None:
-    """Tries the stages of the train images: what becomes of one has to depend on it and its draws alone.
-
-    `at_once` is the number of images that the batch stage is given at a time.
-
-    Raises:
-        ValueError: It depends on other images, or on a generator of the transform's own.
-    """
-    transform, images = data.train_transform, data.sets.splits["train"]
-    stages = {"box": transform.box, **{f"pixels {n}": step for n, step in enumerate(transform.pixels)}}
-    stages |= {f"batch {name}": step for name, step in transform.batch.steps.items()}
-    for name, stage in stages.items():
-        if GENERATOR in _flat(_copied(stage)):
-            raise ValueError(OWN_GENERATOR.format(what=f"data.train_transform ({name})"))
-    dataset = ImageDataset(images, transform, data.image_size, data.seed)
-    numbers = list(islice((index for index in range(len(images)) if images.fault(index) is None), 3))
-    seen: dict[tuple[int, int], Tensor] = {}
-    for turn in range(2):
-        for draw in range(REPEATS):
-            index = numbers[draw % len(numbers)]
-            picture = dataset.augmented(index, draw + 1).clone()
-            if turn and not torch.equal(picture, seen[index, draw]):
-                raise ValueError(
-                    "strategy=dp: data.train_transform makes another picture of an image with the same draws: its box "
-                    "or pixels stage draws from a generator of its own, or remembers images. Draw from those of "
-                    "Python, NumPy or torch"
-                )
-            seen[index, draw] = picture
-    for watched in range(len(data.class_names) if len(data.class_names) < 4 else 3):
-        _try_batch_stage(data, picture.shape, device, at_once, watched)
-
-
-def _try_batch_stage(
-    data: ImageDataModule, shape: torch.Size, device: torch.device, at_once: int | None, watched: int
-) -> None:
-    """All that the stage leaves of the image with the label `watched`, beside others, and at several places."""
-    with keyed("trial of the batch stage"):
-        pixels = torch.randint(256, (40, *shape), dtype=torch.uint8)
-    keys = torch.arange(40) * 7 + 11
-
-    def staged(places: Sequence[int], seed: int | None = None) -> dict[str, Tensor]:
-        chosen, count = list(places), len(places)
-        labels = (torch.tensor(chosen) + watched) % len(data.class_names)
-        batch: dict[str, Any] = {"image": pixels[chosen], "label": labels, "index": keys[chosen]}
-        batch = {key: value.to(device) for key, value in batch.items()} | {"epoch": 0}
-        with keyed("trial of the batch stage", seed or 0), nullcontext() if seed is not None else ConstantDraws():
-            done = batch | data.train_transform.batch(batch)
-        rows = {key: value for key, value in done.items() if isinstance(value, Tensor)}
-        at = chosen.index(0)
-        return {key: (value[at] if value.shape[:1] == (count,) else value).float() for key, value in rows.items()}
-
-    most = at_once or 40
-    pairs = [(staged(places), staged((0,))) for places in PLACES if len(places) <= most]
-    for size in (size for size in (*SIZES, MANY) if size <= most):
-        others = [[0, *(1 + (place * step + 3) % 39 for place in range(size - 1))] for step in (1, 2)]
-        pairs += [(staged(others[0], seed), staged(others[1], seed)) for seed in range(SEEDS)]
-    for one, other in pairs:
-        if any(not torch.allclose(one[key], other[key], rtol=RELATIVE, atol=ABSOLUTE) for key in one):
-            raise ValueError(
-                "strategy=dp: data.train_transform.batch makes another picture, or label, of an image beside others. "
-                "Leave out what mixes images, or draws by their place; `index` is a secret number here, by which a "
-                "step may draw"
-            )
 
 
 @contextmanager
@@ -400,71 +279,6 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _modules(model: DictModule) -> list[nn.Module]:
     parts = [model.net, model.criterions, model.forward_fn]
     return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-
-
-def _attributes(model: DictModule) -> dict[str, Any]:
-    """Name -> copy of what the modules keep besides parameters, buffers and sub-modules: in themselves, in their
-    classes, and in the files that these stand in, where they are not a library's."""
-    kept: dict[str, Any] = {}
-    parts: list[Any] = [*_modules(model), *model.criterions.criterions.values()]
-    for number, part in enumerate(parts):
-        kind = type(part)
-        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                kept[f"{kind.__name__} {number}.{name}"] = _copied(value)
-        if kind.__module__.partition(".")[0] not in LIBRARIES:
-            kept |= _of_file(kind)
-    return kept
-
-
-def _of_file(kind: type) -> dict[str, Any]:
-    """What the file of a class keeps: in itself, and in the classes that it defines."""
-    file = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
-    classes = {value for value in file.values() if isinstance(value, type) and value.__module__ == kind.__module__}
-    return {
-        f"{where}.{name}": _copied(value, 1)
-        for where, names in ((kind.__module__, file), *((each.__name__, vars(each)) for each in {*classes, kind}))
-        for name, value in names.items()
-        if not name.startswith("__") and not isinstance(value, type | type(sys) | classmethod | staticmethod)
-    }
-
-
-def _copied(value: Any, depth: int = 0) -> Any:
-    """A copy of tensors, arrays and numbers, alone, in containers and in objects; None for the rest, GENERATOR for what
-    draws. Whole numbers in objects are left out: many count how often they were called."""
-    if isinstance(value, OWN_GENERATORS):
-        return GENERATOR
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else None
-    if isinstance(value, float) or (isinstance(value, bool | int) and depth == 0):
-        return value
-    if depth > 4 or isinstance(value, str | bytes | nn.Module | type) or callable(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _copied(entry, depth + 1) for key, entry in value.items()}
-    if hasattr(value, "__iter__") and hasattr(value, "__len__"):
-        return [_copied(entry, depth + 1) for entry in value]
-    if type(value).__module__.partition(".")[0] not in LIBRARIES and hasattr(value, "__dict__"):
-        return {name: _copied(entry, depth + 1) for name, entry in vars(value).items()}
-    return None
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, dict | list):
-        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in _flat(entry)]
-    return [value] if not isinstance(value, Tensor) else []
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and bool(torch.equal(one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(_same(*pair) for pair in zip(one, other, strict=True))
-    return type(one) is type(other) and (one == other or one != one)
 
 
 def _is_close(one: float, other: float) -> bool:

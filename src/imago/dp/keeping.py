@@ -1,0 +1,82 @@
+"""What networks and losses keep besides their weights: a batch bank, a running mean, a list in a file, a generator."""
+
+import random
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LIBRARIES = ("torch", "torchvision", "lightning", "imago", "torchmetrics", "timm", "builtins")
+"""Whose classes keep nothing of images in themselves, or in their files."""
+OWN_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+GENERATOR = "a generator"
+"""Stands for one of them in a copy."""
+
+
+def kept_by(parts: Iterable[Any]) -> dict[str, Any]:
+    """Name -> copy of what modules and losses keep besides parameters, buffers and sub-modules: in themselves, in their
+    classes, and in the files that these stand in, where they are not a library's."""
+    kept: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        kind = type(part)
+        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                kept[f"{kind.__name__} {number}.{name}"] = copied(value)
+        if kind.__module__.partition(".")[0] not in LIBRARIES:
+            kept |= _of_file(kind)
+    return kept
+
+
+def _of_file(kind: type) -> dict[str, Any]:
+    """What the file of a class keeps: in itself, and in the classes that it defines."""
+    file = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
+    classes = {value for value in file.values() if isinstance(value, type) and value.__module__ == kind.__module__}
+    return {
+        f"{where}.{name}": copied(value, 1)
+        for where, names in ((kind.__module__, file), *((each.__name__, vars(each)) for each in {*classes, kind}))
+        for name, value in names.items()
+        if not name.startswith("__") and not isinstance(value, type | type(sys) | classmethod | staticmethod)
+    }
+
+
+def copied(value: Any, depth: int = 0) -> Any:
+    """A copy of tensors, arrays and numbers, alone, in containers and in objects; None for the rest, GENERATOR for what
+    draws. Whole numbers in objects are left out: many count how often they were called."""
+    if isinstance(value, OWN_GENERATORS):
+        return GENERATOR
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy()) if value.dtype.kind in "biuf" else None
+    if isinstance(value, float) or (isinstance(value, bool | int) and depth == 0):
+        return value
+    if depth > 4 or isinstance(value, str | bytes | nn.Module | type) or callable(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): copied(entry, depth + 1) for key, entry in value.items()}
+    if hasattr(value, "__iter__") and hasattr(value, "__len__"):
+        return [copied(entry, depth + 1) for entry in value]
+    if type(value).__module__.partition(".")[0] not in LIBRARIES and hasattr(value, "__dict__"):
+        return {name: copied(entry, depth + 1) for name, entry in vars(value).items()}
+    return None
+
+
+def leaves(value: Any) -> list[Any]:
+    """All that is in a copy but tensors, containers resolved."""
+    if isinstance(value, dict | list):
+        return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in leaves(entry)]
+    return [value] if not isinstance(value, Tensor) else []
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two copies are equal, to the bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return type(one) is type(other) and (one == other or one != one)

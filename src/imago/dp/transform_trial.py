@@ -1,0 +1,84 @@
+"""Tries whether the transforms of train images keep them apart, and draw from generators that are seeded secretly."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imago.data.loading import ImageDataset
+from imago.data.module import ImageDataModule
+from imago.dp.constant_draws import ConstantDraws
+from imago.dp.keeping import GENERATOR, copied, leaves
+from imago.dp.trial import ABSOLUTE, MANY, OWN_GENERATOR, PLACES, RELATIVE, SEEDS, SIZES
+from imago.randomness import keyed
+
+REPEATS = 30
+"""Times that the transform of an image is repeated with the same draws."""
+
+
+def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | None) -> None:
+    """Tries the stages of the train images: what becomes of one has to depend on it and its draws alone.
+
+    `at_once` is the number of images that the batch stage is given at a time.
+
+    Raises:
+        ValueError: It depends on other images, or on a generator of the transform's own.
+    """
+    transform, images = data.train_transform, data.sets.splits["train"]
+    stages = {"box": transform.box, **{f"pixels {n}": step for n, step in enumerate(transform.pixels)}}
+    stages |= {f"batch {name}": step for name, step in transform.batch.steps.items()}
+    for name, stage in stages.items():
+        if GENERATOR in leaves(copied(stage)):
+            raise ValueError(OWN_GENERATOR.format(what=f"data.train_transform ({name})"))
+    dataset = ImageDataset(images, transform, data.image_size, data.seed)
+    numbers = list(islice((index for index in range(len(images)) if images.fault(index) is None), 3))
+    seen: dict[tuple[int, int], Tensor] = {}
+    for turn in range(2):
+        for draw in range(REPEATS):
+            index = numbers[draw % len(numbers)]
+            picture = dataset.augmented(index, draw + 1).clone()
+            if turn and not torch.equal(picture, seen[index, draw]):
+                raise ValueError(
+                    "strategy=dp: data.train_transform makes another picture of an image with the same draws: its box "
+                    "or pixels stage draws from a generator of its own, or remembers images. Draw from those of "
+                    "Python, NumPy or torch"
+                )
+            seen[index, draw] = picture
+    for watched in range(len(data.class_names) if len(data.class_names) < 4 else 3):
+        _try_batch_stage(data, picture.shape, device, at_once, watched)
+
+
+def _try_batch_stage(
+    data: ImageDataModule, shape: torch.Size, device: torch.device, at_once: int | None, watched: int
+) -> None:
+    """All that the stage leaves of the image with the label `watched`, beside others, and at several places."""
+    with keyed("trial of the batch stage"):
+        pixels = torch.randint(256, (40, *shape), dtype=torch.uint8)
+    keys = torch.arange(40) * 7 + 11
+
+    def staged(places: Sequence[int], seed: int | None = None) -> dict[str, Tensor]:
+        chosen, count = list(places), len(places)
+        labels = (torch.tensor(chosen) + watched) % len(data.class_names)
+        batch: dict[str, Any] = {"image": pixels[chosen], "label": labels, "index": keys[chosen]}
+        batch = {key: value.to(device) for key, value in batch.items()} | {"epoch": 0}
+        with keyed("trial of the batch stage", seed or 0), nullcontext() if seed is not None else ConstantDraws():
+            done = batch | data.train_transform.batch(batch)
+        rows = {key: value for key, value in done.items() if isinstance(value, Tensor)}
+        at = chosen.index(0)
+        return {key: (value[at] if value.shape[:1] == (count,) else value).float() for key, value in rows.items()}
+
+    most = at_once or 40
+    pairs = [(staged(places), staged((0,))) for places in PLACES if len(places) <= most]
+    for size in (size for size in (*SIZES, MANY) if size <= most):
+        others = [[0, *(1 + (place * step + 3) % 39 for place in range(size - 1))] for step in (1, 2)]
+        pairs += [(staged(others[0], seed), staged(others[1], seed)) for seed in range(SEEDS)]
+    for one, other in pairs:
+        if any(not torch.allclose(one[key], other[key], rtol=RELATIVE, atol=ABSOLUTE) for key in one):
+            raise ValueError(
+                "strategy=dp: data.train_transform.batch makes another picture, or label, of an image beside others. "
+                "Leave out what mixes images, or draws by their place; `index` is a secret number here, by which a "
+                "step may draw"
+            )
