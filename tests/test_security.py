@@ -532,6 +532,7 @@ class Net(TinyNet):
     def __init__(self, scale, num_classes):
         super().__init__(num_classes)
         self.scale = scale
+        self.register_buffer("looked", torch.tensor(self.head.weight.detach().numpy().copy()))  # needs values
 class Adam(torch.optim.Adam):
     '''As it is.'''
 class Stage(nn.Module):

@@ -18,7 +18,6 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
 from imago.allow_list import check_targets
@@ -39,6 +38,7 @@ from imago.config import typed_overrides
 from imago.data.module import ImageDataModule
 from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.masking import masked_config
+from imago.messages import message_of
 from imago.module import DictModule
 from imago.own_code import OWN_CODE
 from imago.preflight import Preflight
@@ -116,15 +116,23 @@ def read_back(cfg: DictConfig, file: Path) -> None:
         if not own:
             check_targets(carries, [*GROUPS, "params"], [])
         without_pretrained(carries.model)
-        with MetaMemory(2**62):
-            check_weights(checkpoint, built_model(carries.model, checkpoint["imago"]["class_names"]), file)
-    except (ValueError, OmegaConfBaseException) as error:
+        check_weights(checkpoint, _made_again(carries.model, checkpoint["imago"]["class_names"]), file)
+    except Exception as error:  # whatever a network does with other arguments than it had
         unsigned = (
             "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
         )
-        raise ValueError(f"ml-eval could not read the checkpoints of this run: {error}{unsigned}") from error
-    except NotImplementedError:  # a network that looks at values while it is made: there are none
-        log.debug("The network of the checkpoint was not made again", exc_info=True)
+        said = f"{message_of(error)}{unsigned}"
+        raise ValueError(f"ml-eval could not read the checkpoints of this run: {said}") from error
+
+
+def _made_again(node: DictConfig, class_names: Sequence[str]) -> DictModule:
+    """The model without memory; with it, where the network looks at values while it is made."""
+    try:
+        with MetaMemory(2**62):
+            return built_model(node, class_names)
+    except Exception:
+        log.debug("The network cannot be made without memory", exc_info=True)
+        return built_model(node, class_names)
 
 
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
