@@ -1,4 +1,4 @@
-"""What the config in a stranger's checkpoint may cost: its network is made without memory, and compared, before that.
+"""Bounds on what the config in a stranger's checkpoint may cost: its network is first made, and run, without memory.
 
 A file of a few kilobytes can ask for a network, or an image, of any size.
 """
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 MOST_NUMBER = 4096
 """Sizes in a config may be so large, or as the largest of the weights is."""
 MOST_CALLS = 200_000
-"""Of torch, while the network is made."""
+"""Calls of torch, while the network is made."""
 MOST_VALUES = 2**24
 """That are kept besides the weights; and of an image."""
 MOST_BYTES = 2**29
-"""Of a batch of images, or of what one layer makes of it."""
+"""Bytes of a batch of images, or of what one layer makes of it."""
 SMALL = 2**16
 NOT_SIZES = ("seed", "batch_size", "num_workers", "max_epochs", "max_steps")
 
@@ -170,8 +170,8 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else [result]:
-            self.values = max(self.values, each.numel() if isinstance(each, Tensor) else 0)
+        for value in result if isinstance(result, tuple | list) else [result]:
+            self.values = max(self.values, value.numel() if isinstance(value, Tensor) else 0)
         if self.values > self.most:
             raise CostError("its transform makes images too large")
         return result

@@ -59,7 +59,7 @@ SHAPE = {
     "held_out": {"*": NUMBER},
     "why_not": (str, type(None)),
 }
-"""What the file of a calibration holds."""
+"""The content of the file of a calibration."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 MOST_OPCODES, MOST_NODES, MOST_DEPTH = 5_000_000, 5_000_000, 100
-"""Of the pickle in a checkpoint; of what it unfolds to; how deep that is nested. A run of 1,000 epochs has 300,000."""
+"""Operations of the pickle in a checkpoint, values that it unfolds to, and how deep they are nested. A run of 1,000
+epochs has 300,000 operations."""
 OPCODES = frozenset(
     [
         "PROTO",
@@ -71,7 +72,7 @@ GLOBALS = {
     *(REBUILD, "torch._utils _rebuild_parameter", "torch Size", "torch device"),
     *(f"torch {name}" for name in ITEM_BYTES),
 }
-"""What the pickles of checkpoints may name: containers and tensors. torch would allow more, bytearray among them."""
+"""Names in the pickles of checkpoints: containers and tensors. torch would allow more, bytearray among them."""
 FOLDER = 0x10
 """The attribute of a folder in a zip (of MS-DOS)."""
 SHARED = 4
@@ -106,8 +107,8 @@ def _look_over(path: Path, _: tuple[int, ...]) -> None:
             with zipfile.ZipFile(file) as archive:
                 sizes = _check_directory(archive, path.stat().st_size)
                 _check_sums(archive)
-                name, *others = [name for name in sizes if name.endswith("/data.pkl")] or [""]
-                if others or name.count("/") != 1:
+                name, *further = [name for name in sizes if name.endswith("/data.pkl")] or [""]
+                if further or name.count("/") != 1:
                     raise DamagedError("is damaged, or not a checkpoint of Imago: it has not one data.pkl.")
                 pickled = archive.read(name)
         except (DamagedError, ForeignError):
@@ -276,7 +277,9 @@ def _container(*parts: Any) -> list[Any]:
 
 
 def _check_unfolded(content: Any) -> None:
-    """What is in it twice counts twice: lists of lists of lists may stand for more than any memory holds."""
+    """Raises ForeignError where too much unfolds: an object that is there twice counts twice, and lists of lists
+    of lists may stand for more than any memory holds.
+    """
     sizes: dict[int, int] = {}
     under_way: set[int] = set()
 

@@ -40,7 +40,7 @@ def read_text(path: Path, most: int = MEGABYTE) -> str:
 
 
 def read_json(path: Path, shape: Any, most: int = MEGABYTE) -> Any:
-    """What a JSON file holds, as far as it fits `shape` (see `fitting`).
+    """The content of a JSON file, as far as it fits `shape` (see `fitting`).
 
     Raises:
         OSError: It cannot be opened.
@@ -52,10 +52,10 @@ def read_json(path: Path, shape: Any, most: int = MEGABYTE) -> Any:
         if isinstance(error, UnreadableError):
             raise
         raise UnreadableError(f"{path} is damaged: it is not JSON.") from error
-    found = fitting(content, shape)
-    if found is MISFIT:
+    fitted = fitting(content, shape)
+    if fitted is MISFIT:
         raise UnreadableError(f"{path} is damaged: it holds something else than Imago writes there.")
-    return found
+    return fitted
 
 
 MISFIT = object()

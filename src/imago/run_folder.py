@@ -224,7 +224,7 @@ STATUS = {
     "profile": {"*": (str, *NUMBER)},
     "loggers": {"*": str},
 }
-"""What `status.json` holds."""
+"""The content of `status.json`."""
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def take(folder: Path) -> bool:
 
 def _opened(folder: Path, flags: int) -> IO[str]:
     """The lock file; OSError where it is a link, a pipe or the like, as a stranger may have left there."""
-    more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    descriptor = os.open(folder / FILE, flags | more, 0o666)
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(folder / FILE, flags | safe, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, f"{folder / FILE} is not a regular file")

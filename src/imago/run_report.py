@@ -28,7 +28,7 @@ LARGEST = 2**26
 OPTIONAL = (*NUMBER, type(None))
 MOST_PICTURES = 24
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What values raise that are of the right kind and make no sense."""
+"""Raised by values that are of the right kind and make no sense."""
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
@@ -63,7 +63,7 @@ HERE = {
     "cpu_threads!": int,
 }
 ENVIRONMENT = {**HERE, "resumed": [HERE]}
-"""What the files of a run hold, as far as it is shown: a folder may be a stranger's."""
+"""The content of the files of a run, as far as it is shown: a folder may be a stranger's."""
 
 log = logging.getLogger(__name__)
 

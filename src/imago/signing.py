@@ -30,8 +30,8 @@ class KeyFileError(ValueError):
 
 def key_file() -> Path:
     """`$IMAGO_KEY_FILE`, or `imago/key` in the user's configuration folder."""
-    if given := os.environ.get(VARIABLE):
-        return Path(given).expanduser()
+    if path := os.environ.get(VARIABLE):
+        return Path(path).expanduser()
     config = os.environ.get("XDG_CONFIG_HOME")
     return (Path(config) if config and Path(config).is_absolute() else Path.home() / ".config") / "imago" / "key"
 
@@ -47,11 +47,11 @@ def sign(checkpoint: Mapping[str, Any]) -> str:
 
 def is_signed(checkpoint: Mapping[str, Any]) -> bool:
     """Whether this user's key has signed the checkpoint as it is."""
-    given = checkpoint["imago"].get("signature")
-    if not isinstance(given, str):
+    signature = checkpoint["imago"].get("signature")
+    if not isinstance(signature, str):
         return False
     try:
-        return hmac.compare_digest(given, _signature(_key(make=False), checkpoint))
+        return hmac.compare_digest(signature, _signature(_key(make=False), checkpoint))
     except (KeyFileError, TypeError, ValueError) as error:  # no key, or content that nobody can sign
         log.debug("The signature of a checkpoint cannot be looked at: %s", error)
         return False

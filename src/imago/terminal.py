@@ -1,4 +1,4 @@
-"""What reaches a terminal: names of files, classes and runs may be a stranger's, and hold commands to the terminal."""
+"""Plain text for the terminal: names of files, classes and runs may be a stranger's, and hold commands to it."""
 
 import re
 import sys

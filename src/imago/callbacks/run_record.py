@@ -109,7 +109,7 @@ class RunRecord(Callback):
         self._write(trainer)
 
     def _publish_strategy(self, trainer: Trainer) -> None:
-        """What the strategy reports, between two epochs' ends."""
+        """Writes the strategy's section of the summary and the report, between two epochs' ends."""
         self.run.sections["Strategy"] = cast(DictModule, trainer.lightning_module).strategy.report()
         with tolerated("The record in the run folder"):
             self.run.update()

@@ -1,4 +1,4 @@
-"""What torch draws, replaced by constants: so that an image can be compared at several places of a batch."""
+"""Constants instead of what torch draws: so that an image can be compared at several places of a batch."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class ConstantDraws(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        self.own_generator |= any(isinstance(each, torch.Generator) for each in (*args, *kwargs.values()))
+        self.own_generator |= any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
         name = func.overloadpacket.__name__
         if name == "native_dropout":
             kept = torch.ones_like(args[0], dtype=torch.bool)
@@ -53,5 +53,5 @@ FILLS = {
 
 def _drops_nothing(func: Any, args: Any, kwargs: Any) -> bool:
     names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return not given.get("dropout_p", 0.0)
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    return not arguments.get("dropout_p", 0.0)

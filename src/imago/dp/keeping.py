@@ -1,4 +1,4 @@
-"""What networks and losses keep besides their weights: a batch bank, a running mean, a list in a file, a generator."""
+"""Finds what networks and losses keep besides their weights: banks, running means, lists in a file, generators."""
 
 import random
 import sys
@@ -31,7 +31,7 @@ def kept_by(parts: Iterable[Any]) -> dict[str, Any]:
 
 
 def _of_file(kind: type) -> dict[str, Any]:
-    """What the file of a class keeps: in itself, and in the classes that it defines."""
+    """Copies of what the file of a class keeps: in itself, and in the classes that it defines."""
     file = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
     classes = {value for value in file.values() if isinstance(value, type) and value.__module__ == kind.__module__}
     return {

@@ -1,4 +1,4 @@
-"""What private training draws: from the entropy of the operating system, never from the seed, and kept in no file.
+"""Draws of private training: from the entropy of the operating system, never from the seed, and kept in no file.
 
 Whoever could draw batches and noise again could take the noise off. Augmentation and dropout are secret for another
 reason: as functions of the seed and of an image's place, one image more would change what all those after it are
@@ -21,9 +21,9 @@ from imago.data.loading import Position
 
 MOST_AT_ONCE = 2**20
 WORDS = 624
-"""Of 32 bits, in the state of the Mersenne Twister, which Python, NumPy and torch (on a CPU) have."""
+"""Words of 32 bits in the state of the Mersenne Twister, which Python, NumPy and torch (on a CPU) have."""
 TORCH_STATE_BYTES, TORCH_WORDS_FROM = 5056, 24
-"""Of torch's CPU generator: its state as a whole, and where the words (of 8 bytes) begin."""
+"""Bytes of the state of torch's CPU generator, and where its words (of 8 bytes) begin."""
 
 
 def entropy(bits: int) -> int:

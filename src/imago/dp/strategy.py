@@ -317,7 +317,7 @@ class DifferentialPrivacy(Strategy):
         self._publish()
 
     def _settle_accountant(self, trainer: Trainer) -> None:
-        """What no accountant can say has to end here, not in the middle of the run."""
+        """Ends a run here, and not in its middle, whose epsilon no accountant can bound."""
         planned = self._allowed if self._allowed is not None else trainer.estimated_stepping_batches
         if self.noise_multiplier == 0 or math.isinf(planned):
             return
@@ -399,7 +399,7 @@ class DifferentialPrivacy(Strategy):
 
 
 def _finite_mean(losses: Tensor) -> Tensor:
-    """Of the losses that are finite; 0 where none is."""
+    """The mean of the losses that are finite; 0 where none is."""
     finite = torch.isfinite(losses)
     return torch.where(finite, losses, 0.0).sum() / finite.sum().clamp_min(1)
 

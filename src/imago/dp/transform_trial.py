@@ -73,8 +73,8 @@ def _try_batch_stage(
     most = at_once or 40
     pairs = [(staged(places), staged((0,))) for places in PLACES if len(places) <= most]
     for size in (size for size in (*SIZES, MANY) if size <= most):
-        others = [[0, *(1 + (place * step + 3) % 39 for place in range(size - 1))] for step in (1, 2)]
-        pairs += [(staged(others[0], seed), staged(others[1], seed)) for seed in range(SEEDS)]
+        neighbours = [[0, *(1 + (place * step + 3) % 39 for place in range(size - 1))] for step in (1, 2)]
+        pairs += [(staged(neighbours[0], seed), staged(neighbours[1], seed)) for seed in range(SEEDS)]
     for one, other in pairs:
         if any(not torch.allclose(one[key], other[key], rtol=RELATIVE, atol=ABSOLUTE) for key in one):
             raise ValueError(
