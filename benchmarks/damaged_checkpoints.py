@@ -13,22 +13,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import torch
+from kill_resume import equal
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = (b"PK\x03\x04", b"PK\x07\x08")
 HEADER_BYTES = 60
-
-
-def equal(one: Any, other: Any) -> bool:
-    """Whether two contents of checkpoints are the same, to the bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def unchecked(content: bytes) -> list[int]:

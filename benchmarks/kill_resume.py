@@ -217,11 +217,12 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def equal(one: Any, other: Any) -> bool:
+    """Whether two contents of checkpoints are the same, to the bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
+    if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
 

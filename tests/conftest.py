@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 REPO = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPO / "benchmarks"))
 HYMENOPTERA = REPO.parent / "shared" / "data" / "hymenoptera_data"
 SMALL = (
     "model=tiny_net",

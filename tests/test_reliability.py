@@ -13,15 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, SMALL, type_in_subprocess
+from conftest import SMALL, type_in_subprocess
 from test_train import same
 
 from imago import run_lock
 from imago.callbacks.checkpoint import WholeFileCheckpointIO
 from imago.run_folder import RunFolder
 from imago.status import true_state
-
-sys.path.append(str(REPO / "benchmarks"))
 
 
 def test_kills_while_saving_leave_a_whole_checkpoint():

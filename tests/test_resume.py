@@ -17,7 +17,6 @@ from conftest import REPO, SMALL, type_in_subprocess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import same
 
-sys.path.append(str(REPO / "benchmarks"))
 ONE_CYCLE = "++model.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}"
 NO_STOPPING = "callbacks.early_stopping=null"
 

@@ -241,15 +241,9 @@ def test_legacy_weights_name_nothing_but_tensors(tmp_path):
         read_weights(tmp_path / "bomb.pth")
 
 
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
 def test_damage_is_noticed_by_every_reader(trained, tmp_path):
+    from kill_resume import equal
+
     whole = (trained.dir / "checkpoints" / "best.ckpt").read_bytes()
     right = read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
     chance, file = random.Random(0), tmp_path / "damaged.ckpt"

@@ -136,7 +136,7 @@ def _made_again(node: DictConfig, class_names: Sequence[str]) -> DictModule:
 
 
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
-    """The same for the weights of `ckpt_path`, which are not loaded yet: pretrained ones need not be."""
+    """Builds what scoring the weights of `ckpt_path` needs. These follow, so that no pretrained ones are loaded."""
     without_pretrained(cfg.model)
     checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
     check_own_code(checkpoint)

@@ -150,9 +150,9 @@ def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float
         out = np.arange(n) % FOLDS == fold
         calibrated[out] = _scaled(log_probabilities[out], _temperature(log_probabilities[~out], labels[~out]))
     held_out = {}
-    for name, each in (("before", log_probabilities), ("after", calibrated)):
-        held_out[f"cross_entropy_{name}"] = float(-each[np.arange(n), labels].mean())
-        held_out[f"ece_{name}"] = expected_calibration_error(reliability(each, labels))
+    for name, log_p in (("before", log_probabilities), ("after", calibrated)):
+        held_out[f"cross_entropy_{name}"] = float(-log_p[np.arange(n), labels].mean())
+        held_out[f"ece_{name}"] = expected_calibration_error(reliability(log_p, labels))
     temperature = _temperature(log_probabilities, labels)
     if not LEAST_TEMPERATURE * 1.01 < temperature < GREATEST_TEMPERATURE / 1.01:
         return 1.0, held_out, f"the best one, {temperature:.3g}, is at the end of the range that is looked at"
@@ -234,9 +234,9 @@ def read(path: Path, checkpoint: str) -> Calibration:
     if not path.is_file():
         raise ValueError(f"There is no calibration at {path}. {how}")
     try:
-        found = Calibration(**read_json(path, SHAPE))
+        calibration = Calibration(**read_json(path, SHAPE))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a calibration ({error}). {how}") from error
-    if found.checkpoint != checkpoint:
+    if calibration.checkpoint != checkpoint:
         raise ValueError(f"{path} was fitted for another checkpoint, or for images that were seen otherwise. {how}")
-    return found
+    return calibration

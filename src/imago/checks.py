@@ -145,7 +145,7 @@ def _is_typed(key: str, target: str) -> bool:
 
 
 def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> None:
-    """The same for commands that start from a checkpoint; what only training needs is taken out of `cfg`.
+    """Checks the config of a command that starts from a checkpoint, and takes out what only training needs.
 
     Unless every checkpoint is one's own, its config may make what is on the allow-list only.
     """
@@ -268,8 +268,7 @@ def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
     """Keys and types of all nodes whose targets we know."""
     drop_inherited(cfg, typed, shipped())
     for problem in problems(cfg, shipped()):
-        origin = origin_of(problem.key)
-        yield f"{problem.key}{problem.what}{f' ({origin})' if origin not in ('', 'typed') else ''}"
+        yield f"{problem.key}{problem.what}{_in_file(problem.key)}"
     yield from _target_problems(cfg)
     for key, node in nodes(cfg):
         for prefix, (package, extra) in EXTRAS.items():
@@ -294,8 +293,13 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
                 meant = f" Did you mean {path}.{close[0]}?" if close else ""
                 if name in options:
                     meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
-                origin = origin_of(f"{path}.{name}")
-                yield f"{path}.{name} has no _target_.{meant}{f' ({origin})' if origin not in ('', 'typed') else ''}"
+                yield f"{path}.{name} has no _target_.{meant}{_in_file(f'{path}.{name}')}"
+
+
+def _in_file(key: str) -> str:
+    """The file that a setting stands in, in brackets; empty where it was typed."""
+    origin = origin_of(key)
+    return f" ({origin})" if origin not in ("", "typed") else ""
 
 
 def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:

@@ -62,7 +62,7 @@ class Classifier:
         self.checkpoint = checkpoint
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> "Classifier":
+    def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path, is_own: bool) -> "Classifier":
         """Makes the objects of `model`, `data.eval_transform` and `data.image_size`, and loads the weights.
 
         Raises:
@@ -70,7 +70,6 @@ class Classifier:
         """
         without_pretrained(cfg.model)
         entry = checkpoint["imago"]
-        is_own = check_own_code(checkpoint)
         if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
             raise ValueError(f"data.image_size={cfg.data.image_size}: give a whole number, 1 or more.")
         if not is_own:
@@ -208,17 +207,17 @@ def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequ
 def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
     """The classifier by the checkpoint's own config."""
     checkpoint = read_checkpoint(file)
-    own = is_signed(checkpoint)
+    allow_imports(trusted_targets, Path.cwd())
+    is_own = check_own_code(checkpoint)
     try:
-        cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, own))
+        cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, is_own))
         leave_out_training(cfg, ("model",))
-        allow_imports(trusted_targets, Path.cwd())
-        if not own:
+        if not is_own:
             check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
             OmegaConf.set_struct(cfg, False)
             cfg.data.batch_size = None  # that of `predict` counts
             cfg.trusted_targets = list(trusted_targets)
-        return Classifier.from_config(cfg, checkpoint, file)
+        return Classifier.from_config(cfg, checkpoint, file, is_own)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise ValueError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
 

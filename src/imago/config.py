@@ -187,7 +187,7 @@ def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
         plain = loader.load_configuration(config_name=name, overrides=[], run_mode=RunMode.RUN)
     except HydraException:  # a config of one's own that needs an override
         return []
-    before, after = (dict(_leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
+    before, after = (dict(leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
     return [
         {"key": key, "default": before.get(key), "value": after.get(key)}
@@ -201,8 +201,8 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
     file = folder / "config.yaml"
     if not file.is_file():
         return []
-    before = dict(_leaves(OmegaConf.to_container(read_yaml(file))))
-    now = dict(_leaves(masked_config(OmegaConf.to_container(cfg, resolve=True))))  # as config.yaml has it
+    before = dict(leaves(OmegaConf.to_container(read_yaml(file))))
+    now = dict(leaves(masked_config(OmegaConf.to_container(cfg, resolve=True))))  # as config.yaml has it
     moved = str(before.get("paths.output_dir")), str(now.get("paths.output_dir"))
     before = {key: value.replace(*moved) if isinstance(value, str) else value for key, value in before.items()}
     not_settings = (*OF_THE_COMMAND, "name", "paths", "ckpt_path")
@@ -220,10 +220,11 @@ def drawn_seed(folder: Path) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of each setting in plain containers; a list is a value, an empty dictionary is None."""
     if isinstance(value, dict) and value:
         for name, entry in value.items():
-            yield from _leaves(entry, f"{key}.{name}" if key else str(name))
+            yield from leaves(entry, f"{key}.{name}" if key else str(name))
     else:
         yield key, None if value == {} else value
 

@@ -40,11 +40,12 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from safetensors.torch import save_file
 
     from imago.checkpoints import read_checkpoint
-    from imago.classifier import Classifier, seen_images
+    from imago.classifier import Classifier, check_own_code, seen_images
     from imago.results import show_written
     from imago.writing import replacing
 
-    classifier = Classifier.from_config(cfg, read_checkpoint(cfg.ckpt_path), cfg.ckpt_path)
+    checkpoint = read_checkpoint(cfg.ckpt_path)
+    classifier = Classifier.from_config(cfg, checkpoint, cfg.ckpt_path, check_own_code(checkpoint))
     metadata: dict[str, Any] = {
         "class_names": classifier.class_names,
         **seen_images(cfg.data, classifier.transform),

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from imago.carried_config import log_dir_of
-from imago.config import OF_THE_COMMAND, for_hydra
+from imago.config import OF_THE_COMMAND, for_hydra, leaves
 from imago.masking import MASK
 from imago.reading import read_yaml
 from imago.run_folder import find_run
@@ -73,13 +73,10 @@ def _prepared(words: list[str]) -> list[str]:
     return ["--config-name", OPTION, *words[:at], f"{key}={for_hydra(str(folder))}", *here, *words[at + 1 :]]
 
 
-def _check_secrets(content: Any, typed: list[str], word: str, key: str = "") -> None:
+def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None:
     """Raises ValueError for a secret that was typed: it is in no file, and has to be typed again."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            _check_secrets(value, typed, word, f"{key}.{name}" if key else str(name))
-    elif content == MASK and key not in typed:
-        raise ValueError(f"{word}: {key} was a secret, which no file keeps. Type it again: +{key}=…")
+    if lost := next((key for key, value in leaves(content) if value == MASK and key not in typed), None):
+        raise ValueError(f"{word}: {lost} was a secret, which no file keeps. Type it again: +{lost}=…")
 
 
 def _offer(content: dict[str, Any], name: str) -> None:

@@ -98,10 +98,11 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     """The first by the composed config, on which typed settings are; others by their own."""
     from imago.checkpoints import read_checkpoint
-    from imago.classifier import Classifier, of_checkpoint
+    from imago.classifier import Classifier, check_own_code, of_checkpoint
 
     if len(files) == 1:
-        return [Classifier.from_config(cfg, read_checkpoint(files[0]), files[0])]
+        checkpoint = read_checkpoint(files[0])
+        return [Classifier.from_config(cfg, checkpoint, files[0], check_own_code(checkpoint))]
     members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
     names = members[0].class_names
     for file, member in zip(files, members, strict=True):

@@ -87,8 +87,8 @@ ASSIGNED = re.compile(
 )
 
 
-def _masked_pair(found: re.Match[str]) -> str:
-    key, sign, value = found["key"], found["sign"], found["value"]
+def _masked_pair(match: re.Match[str]) -> str:
+    key, sign, value = match["key"], match["sign"], match["value"]
     if is_secret(key) and "${" not in value and value not in ("null", "true", "false"):
         return f"{key}{sign}{MASK}"
-    return f"{key}{sign}{ASSIGNED.sub(_masked_pair, value)}" if value[0] in "{[" else found[0]
+    return f"{key}{sign}{ASSIGNED.sub(_masked_pair, value)}" if value[0] in "{[" else match[0]

@@ -108,17 +108,17 @@ def history(folder: Path) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in read_text(path, LARGEST).splitlines()]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    found = fitting(rows, [{"*": (*NUMBER, type(None))}])
-    if found is MISFIT or any("epoch" not in row for row in found):
+    epochs = fitting(rows, [{"*": (*NUMBER, type(None))}])
+    if epochs is MISFIT or any("epoch" not in row for row in epochs):
         raise ValueError(f"{path} is damaged: a row of it is not that of an epoch.")
-    return found
+    return epochs
 
 
 def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | None:
     """Worst mistakes and least certain answers, and the split they are of."""
     for split in SPLITS:
-        if (found := _json(folder, f"reports/images_{split}.json", IMAGES)) is not None:
-            return {kind: _pictures(found[kind]) for kind in found}, split
+        if (images := _json(folder, f"reports/images_{split}.json", IMAGES)) is not None:
+            return {kind: _pictures(images[kind]) for kind in images}, split
     return None
 
 
@@ -130,7 +130,7 @@ def _pictures(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def gathered(folder: Path) -> dict[str, Any]:
     """All that the templates show, in the order of the page."""
     status = {"started": "", "heartbeat": ""} | read_status(folder / "status.json")
-    scores = {split: found for split in SPLITS if (found := _json(folder, f"reports/metrics_{split}.json", SCORE))}
+    scores = {split: score for split in SPLITS if (score := _json(folder, f"reports/metrics_{split}.json", SCORE))}
     main = next(iter(scores), None)
     rows = history(folder)
     return {

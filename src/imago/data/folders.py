@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError, header_fault, read_box, read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, shortened
 from imago.data.stages import BoxOf
 from imago.writing import write_text
 
@@ -162,12 +162,12 @@ def class_folders(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: Two folders are the same class in two spellings.
     """
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for path in _folders(folder):
-        if (name := class_name(path.name)) in found:
-            raise ValueError(f"{folder} has {name} twice: {found[name].name!a} and {path.name!a}. Put them together.")
-        found[name] = path
-    return found
+        if (name := class_name(path.name)) in folders:
+            raise ValueError(f"{folder} has {name} twice: {folders[name].name!a} and {path.name!a}. Put them together.")
+        folders[name] = path
+    return folders
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -196,8 +196,7 @@ def _check_classes(
 
 def _listed(names: Sequence[str]) -> str:
     """In one line; blanks at the ends of a name are shown."""
-    texts = [name if name == name.strip() else repr(name) for name in names[:MOST_LISTED]]
-    return ", ".join(texts) + (f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else "")
+    return shortened((name if name == name.strip() else repr(name) for name in names), MOST_LISTED)
 
 
 def _meant(unknown: Sequence[str], class_names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 from torch import Tensor
@@ -184,3 +184,9 @@ def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
     """Class name -> number of its images, for every class."""
     counts = Counter(images.labels)
     return {name: counts[label] for label, name in enumerate(class_names)}
+
+
+def shortened(items: Iterable[Any], most: int = 5) -> str:
+    """The first `most` items with commas, and how many more there are."""
+    items = list(items)
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

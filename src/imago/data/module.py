@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from imago.checks import SPLITS
 from imago.data.cache import GIGABYTE, Cache, CachedImages
 from imago.data.decode import BadImageError, without_frames
 from imago.data.folders import FolderImages
-from imago.data.images import Images, ImageSets, class_counts
+from imago.data.images import Images, ImageSets, class_counts, shortened
 from imago.data.loading import (
     EvalBatchSampler,
     ImageDataset,
@@ -165,7 +165,7 @@ class ImageDataModule(CopyingDataModule):
             ("left out (data.exclude)", self.sets.excluded),
         ):
             if paths:
-                notes.append(f"{len(paths)} files {what}: {_shortened(paths)}")
+                notes.append(f"{len(paths)} files {what}: {shortened(paths)}")
         return notes
 
     def scored_split(self, split: str) -> str:
@@ -379,8 +379,3 @@ def _reason(images: Images, index: int) -> BadImageError | None:
     except BadImageError as error:
         return without_frames(error)
     return None
-
-
-def _shortened(items: Iterable[Any], most: int = 5) -> str:
-    items = list(items)
-    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

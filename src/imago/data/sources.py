@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
 from imago.data.folders import SUFFIXES, files_below, is_image, label_of
-from imago.data.images import Images
+from imago.data.images import Images, shortened
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 def _say_others(source: str, paths: Sequence[str]) -> None:
     if paths:
-        names = ", ".join(paths[:MOST_NAMED]) + (f" and {len(paths) - MOST_NAMED} more" if paths[MOST_NAMED:] else "")
-        log.warning("source=%s: %d files are not taken (no image suffix, or hidden): %s", source, len(paths), names)
+        what = shortened(paths, MOST_NAMED)
+        log.warning("source=%s: %d files are not taken (no image suffix, or hidden): %s", source, len(paths), what)
 
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
@@ -104,7 +104,7 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
     if not rows:
         raise ValueError(f"source={file} names no images.")
     known = [_label([label], class_names) for _, label in rows]
-    if strange := sorted({label for (_, label), found in zip(rows, known, strict=True) if label and found == UNKNOWN}):
+    if strange := sorted({label for (_, label), n in zip(rows, known, strict=True) if label and n == UNKNOWN}):
         log.warning("source=%s: %s: not a class of the checkpoint", file, ", ".join(map(repr, strange[:MOST_NAMED])))
     return SourceImages([file.parent / path for path, _ in rows], [path for path, _ in rows], known, channels)
 

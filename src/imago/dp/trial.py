@@ -230,8 +230,8 @@ class _Trial:
         """Raises ValueError(message) where losses or gradients differ."""
         norm = math.sqrt(sum(float(each.square().sum()) for each in one[1].values()))
         apart = math.sqrt(sum(float((one[1][name] - other[1][name]).square().sum()) for name in one[1]))
-        same = not math.isfinite(norm) or apart <= OF_GRADIENTS * norm + ABSOLUTE
-        if one[1].keys() != other[1].keys() or not same or not _is_close(one[0], other[0]):
+        near = not math.isfinite(norm) or apart <= OF_GRADIENTS * norm + ABSOLUTE
+        if one[1].keys() != other[1].keys() or not near or not _is_close(one[0], other[0]):
             raise ValueError(message)
 
     def _check_gradients(self) -> None:
@@ -270,9 +270,8 @@ class _Trial:
         """Uniform noise, black, bright, faint and wide ones, as the network gets them."""
         with keyed("trial images", seed):
             noise = torch.rand(self.shape, dtype=self.dtype)
-            grain = torch.randn(
-                self.shape, dtype=self.dtype
-            )  # equal pixels would leave it to rounding where maxima are
+            # equal pixels would leave it to rounding where maxima are
+            grain = torch.randn(self.shape, dtype=self.dtype)
         bright = 3 * (noise > 0.1).to(self.dtype) + grain / 20
         return [noise, -2 + grain / 20, bright, 0.5 + noise / 20, 10 * grain]
 
