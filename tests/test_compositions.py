@@ -19,30 +19,45 @@ from imago.transforms import ComposeTransform, RenameTransform, TorchVisionTrans
 
 
 def test_steps_see_what_earlier_ones_added():
-    double = WrapTransform(lambda x: x * 2, {"x": "a"}, "b")
-    add = WrapTransform(lambda x, y: x + y, {"x": "a", "y": "b"}, "c")
+    double = WrapTransform(lambda x: x * 2, {"a": "x"}, "b")
+    add = WrapTransform(lambda x, y: x + y, {"a": "x", "b": "y"}, "c")
     assert ComposeTransform(double=double, off=None, add=add)({"a": 1}) == {"a": 1, "b": 2, "c": 3}
 
 
 def test_a_wrapped_callable_without_a_key_returns_a_dictionary():
-    assert WrapTransform(lambda x: {"y": x + 1}, {"x": "a"})({"a": 1}) == {"y": 2}
+    assert WrapTransform(lambda x: {"y": x + 1}, {"a": "x"})({"a": 1}) == {"y": 2}
 
 
 def test_rename_and_torchvision():
-    assert RenameTransform({"input": "image"})({"image": 5, "label": 1}) == {"input": 5}
+    assert RenameTransform({"image": "input"})({"image": 5, "label": 1}) == {"input": 5}
     assert TorchVisionTransform(lambda x: -x, "image")({"image": 5}) == {"image": -5}
 
 
 def test_a_missing_key_is_named_with_those_that_are_there():
     with pytest.raises(KeyError, match="no pixels; it has image, label"):
-        WrapTransform(abs, {"x": "pixels"}, "y")({"image": 1, "label": 2})
+        WrapTransform(abs, {"pixels": "x"}, "y")({"image": 1, "label": 2})
+
+
+def test_a_mapping_that_is_turned_round_is_said():
+    with pytest.raises(KeyError, match=r"batch key to argument. Turned round\? Then it is {image: x}"):
+        WrapTransform(abs, {"x": "image"}, "y")({"image": 1})
+    criterions = CriterionsComposition(
+        {"ce": nn.CrossEntropyLoss()}, mapping={"ce": {"input": "logits", "target": "label"}}
+    )
+    with pytest.raises(KeyError, match="{logits: input, label: target}"):
+        criterions(BATCH)
+
+
+def test_steps_may_be_given_without_names():
+    double = WrapTransform(lambda x: x * 2, {"a": "x"}, "b")
+    assert ComposeTransform(double, None, RenameTransform({"b": "c"}))({"a": 1}) == {"a": 1, "b": 2, "c": 2}
 
 
 def test_weights_of_wrapped_modules_are_parameters_and_the_bound_net_is_saved_by_its_owner():
     net = nn.Linear(2, 2)
     composed = ComposeTransform(
-        own=WrapTransform(nn.Linear(2, 2), {"input": "x"}, "x"),
-        inner=ComposeTransform(net=WrapTransform("net", {"input": "x"}, "logits")),
+        own=WrapTransform(nn.Linear(2, 2), {"x": "input"}, "x"),
+        inner=ComposeTransform(net=WrapTransform("net", {"x": "input"}, "logits")),
     )
     composed.bind(net)
     assert set(composed.state_dict()) == {"registered.0.transform.weight", "registered.0.transform.bias"}
@@ -59,7 +74,7 @@ def test_the_total_is_the_weighted_sum():
     losses = CriterionsComposition(
         {"ce": nn.CrossEntropyLoss(), "mse": nn.MSELoss(), "off": None},
         weights={"mse": 0.5},
-        mapping={"mse": {"input": "logits", "target": "soft"}},
+        mapping={"mse": {"logits": "input", "soft": "target"}},
     )(BATCH)
     ce = nn.functional.cross_entropy(LOGITS, BATCH["label"])
     mse = nn.functional.mse_loss(LOGITS, BATCH["soft"])
@@ -145,7 +160,7 @@ def test_mean_losses_weigh_batches_by_their_samples():
 def test_metrics_read_their_own_keys():
     metrics = MetricsComposition(
         {"acc": MulticlassAccuracy(2, average="micro"), "swapped": MulticlassAccuracy(2, average="micro")},
-        mapping={"swapped": {"preds": "other", "target": "label"}},
+        mapping={"swapped": {"other": "preds", "label": "target"}},
         prefix="val/",
     )
     metrics.update(BATCH | {"other": 1 - BATCH["label"]})

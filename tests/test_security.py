@@ -218,7 +218,7 @@ def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best
         lambda content: content.update(params={"a": [1] * 9000, "b": "${params.a}", "c": ["${params.b}"] * 900}),
         lambda content: content["model"].update(forward_fn={
             "_target_": "imago.transforms.ComposeTransform",
-            "up": {"_target_": "imago.transforms.WrapTransform", "transform": up, "mapping": {"input": "image"},
+            "up": {"_target_": "imago.transforms.WrapTransform", "transform": up, "mapping": {"image": "input"},
                    "new_key": "image"},
         }),
     ]  # fmt: skip

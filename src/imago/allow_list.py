@@ -45,6 +45,8 @@ CALLBACKS = (
     *("TQDMProgressBar", "RichProgressBar", "GradientAccumulationScheduler", "StochasticWeightAveraging"),
 )
 """Of Lightning: those that write no files."""
+TRANSFORMS = ("data.eval_transform", "data.transform")
+"""What a network needs of the data group."""
 FOLDERS = {  # argument -> the setting below whose folder it has to be
     "dirpath": "paths.output_dir",
     "default_root_dir": "paths.output_dir",

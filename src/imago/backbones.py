@@ -31,7 +31,7 @@ Build = Callable[..., nn.Module]
 
 
 def torchvision_net(
-    num_classes: int, name: str = "resnet18", weights: str | None = "auto", image_size: int = 224
+    num_classes: int, name: str = "resnet18", weights: str | None = "auto", image_size: int | Sequence[int] = 224
 ) -> nn.Module:
     """A classification model of torchvision with a head for `num_classes` classes.
 
@@ -40,11 +40,13 @@ def torchvision_net(
         name: As in `torchvision.models.list_models(module=torchvision.models)`.
         weights: `auto` (pretrained where cached or downloadable, else from scratch with a warning), a name of
             torchvision such as `DEFAULT` or `IMAGENET1K_V1`, a file (.safetensors, .pth, .pt), or None.
-        image_size: Side of the images in pixels; only the vision transformers (vit, maxvit) need it.
+        image_size: Side of the images in pixels, or height and width; only the vision transformers (vit, maxvit) need
+            it, and these see squares.
             Pretrained positions are interpolated.
     """
     check_name(name)
-    build = partial(_build, name, image_size=image_size)
+    side = image_size if isinstance(image_size, int) else _side(name, image_size)
+    build = partial(_build, name, image_size=side)
     net = build(num_classes=num_classes)
     if weights is None:
         return net
@@ -59,7 +61,7 @@ def torchvision_net(
     else:
         pretrained = _named_weights(name, weights)
     if isinstance(net, VisionTransformer):
-        pretrained = interpolate_embeddings(image_size, net.patch_size, OrderedDict(pretrained))
+        pretrained = interpolate_embeddings(side, net.patch_size, OrderedDict(pretrained))
     _load(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
     if hasattr(net, "transform_input"):
         # googlenet and inception_v3 were trained on another normalisation, and undo ours
@@ -102,6 +104,14 @@ class _WithoutMemory(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+
+
+def _side(name: str, image_size: Sequence[int]) -> int:
+    if name.startswith(("vit_", "maxvit_")) and len(set(image_size)) > 1:
+        raise ValueError(
+            f"data.image_size={list(image_size)}: {name} sees squares. Type data.image_size={image_size[0]}"
+        )
+    return image_size[0]
 
 
 def _build(name: str, num_classes: int, image_size: int) -> nn.Module:

@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.checkpoints import Checkpoint, check_weights
+from imago.data.stages import pair
+from imago.image_settings import eval_transform_of, image_size_of
 from imago.messages import message_of
 
 log = logging.getLogger(__name__)
@@ -47,10 +49,10 @@ def check_cost(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> Non
         _check_metrics(cfg, checkpoint)
         batch_size = cfg.data.get("batch_size")
         images = batch_size if isinstance(batch_size, int) else 32
-        size, channels = cfg.data.image_size, _check_transform(cfg)
-        values = channels * size * size
+        (height, width), channels = pair(image_size_of(cfg.data)), _check_transform(cfg)
+        values = channels * height * width
         if not cfg.get("trusted_targets"):
-            values = max(values, _largest_output(model, channels, size))
+            values = max(values, _largest_output(model, (channels, height, width)))
         most = MOST_BYTES // (4 * values)
         if most < 1:
             raise CostError(f"an image takes {4 * values / 1e9:.1f} GB of memory in its network")
@@ -129,8 +131,7 @@ NEW = {
 def _check_transform(cfg: DictConfig) -> int:
     """The channels of an image, which goes through all stages: none of them may make it huge."""
     try:
-        transform = instantiate(cfg.data.eval_transform, _convert_="all")
-        return _channels(transform, min(cfg.data.image_size, 64))
+        return _channels(eval_transform_of(cfg.data), min(*pair(image_size_of(cfg.data)), 64))
     except CostError:
         raise
     except Exception as error:
@@ -177,10 +178,10 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def _largest_output(model: Any, channels: int, size: int) -> int:
+def _largest_output(model: Any, shape: tuple[int, int, int]) -> int:
     """Values of the largest tensor that the network makes of one image, and of all that it leaves in the batch."""
     model = model.to("meta").eval()
-    batch = {"image": torch.empty(1, channels, size, size, device="meta"), "epoch": 0}
+    batch = {"image": torch.empty(1, *shape, device="meta"), "epoch": 0}
     batch |= {key: torch.zeros(1, dtype=torch.long, device="meta") for key in ("label", "index")}
     try:
         with _Largest() as largest, torch.inference_mode():

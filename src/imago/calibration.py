@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from scipy.optimize import minimize_scalar
 
+from imago.image_settings import looks
 from imago.reading import NUMBER, read_json
 from imago.writing import write_json
 
@@ -209,8 +210,7 @@ def in_words(measured: dict[str, Any]) -> str:
 
 def key_of(timestamp: str, data: DictConfig) -> str:
     """What a calibration holds for: a checkpoint by its time stamp, image size and evaluation transform."""
-    seen = {"size": data.image_size, "transform": OmegaConf.to_container(data.eval_transform, resolve=True)}
-    return f"{timestamp} {hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]}"
+    return f"{timestamp} {hashlib.sha256(json.dumps(looks(data), sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def file_beside(checkpoint: Path) -> Path:

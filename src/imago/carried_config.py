@@ -36,7 +36,7 @@ OF_THE_COMMAND = (
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),
 )
 """Options of the Trainer that belong to where and how much a command runs: a checkpoint carries none of them."""
-RESOLVERS = ("best_mode", "direction", "joined", "slug", "without_stage")
+RESOLVERS = ("best_mode", "direction", "joined", "share_of_fit", "slug", "without_stage")
 """Functions that a config may call wherever it is read: of their arguments alone."""
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")

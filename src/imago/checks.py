@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imago.allow_list import check_targets
+from imago.allow_list import TRANSFORMS, check_targets
 from imago.carried_config import GROUPS, OPTION, composed_as_own, leave_out_training
 from imago.config import CONFIG_DIR, Root
 from imago.network_names import check_name
@@ -155,7 +155,8 @@ def check_from_checkpoint(cfg: DictConfig, typed: list[str], needs_data: bool = 
     groups = [group for group in GROUPS if choices.get(group) == OPTION]
     leave_out_training(cfg, groups, typed)
     if not composed_as_own(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
-        groups = ["data.eval_transform" if group == "data" and not needs_data else group for group in groups]
+        if not needs_data and "data" in groups:
+            groups = [*(group for group in groups if group != "data"), *TRANSFORMS]
         check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), typed)
     check_settings(cfg, typed, needs_data)
 

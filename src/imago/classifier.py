@@ -17,13 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from imago.allow_list import check_targets
+from imago.allow_list import TRANSFORMS, check_targets
 from imago.bounds import check_cost
 from imago.carried_config import leave_out_training, read_carried, without_pretrained
 from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
 from imago.config import PROJECT_ROOT
 from imago.data.decode import BadImageError, read_image, upright_rgb
-from imago.data.stages import ImageTransform, stacked
+from imago.data.stages import ImageTransform, Size, stacked
+from imago.image_settings import eval_transform_of, image_size_of, looks
 from imago.messages import message_of
 from imago.module import DictModule
 from imago.own_code import allow_imports, is_writable_by_others
@@ -49,12 +50,12 @@ class Classifier:
     Args:
         model: The network, with its weights.
         transform: What is done to an image before.
-        image_size: Side of the square that the network sees, in pixels.
+        image_size: What the network sees, in pixels: the side of a square, or height and width.
         checkpoint: What the checkpoint says of its run (its entry `imago`).
     """
 
     def __init__(
-        self, model: DictModule, transform: ImageTransform, image_size: int, checkpoint: dict[str, Any]
+        self, model: DictModule, transform: ImageTransform, image_size: Size, checkpoint: dict[str, Any]
     ) -> None:
         self.model = model.eval()
         self.transform = transform
@@ -70,15 +71,13 @@ class Classifier:
         """
         without_pretrained(cfg.model)
         entry = checkpoint["imago"]
-        if type(cfg.data.image_size) is not int or cfg.data.image_size < 1:
-            raise ValueError(f"data.image_size={cfg.data.image_size}: give a whole number, 1 or more.")
+        size = image_size_of(cfg.data)
         if not is_own:
             check_cost(cfg, checkpoint, path)
         model = built_model(cfg.model, entry["class_names"])
         check_weights(checkpoint, model, path)
         model.load_state_dict(checkpoint["state_dict"])
-        transform: ImageTransform = instantiate(cfg.data.eval_transform, _convert_="all")
-        return cls(model, transform, cfg.data.image_size, entry)
+        return cls(model, eval_transform_of(cfg.data), size, entry)
 
     @property
     def class_names(self) -> list[str]:
@@ -180,8 +179,7 @@ def seen_images(data: DictConfig, transform: ImageTransform) -> dict[str, Any]:
     """What has to be done to an image, in plain types: for those who use the weights without Imago."""
     normalise = transform.normalisation
     return {
-        "eval_transform": OmegaConf.to_container(data.eval_transform, resolve=True),
-        "image_size": data.image_size,
+        **looks(data),
         "normalisation": None if normalise is None else {"mean": normalise.mean, "std": normalise.std},
     }
 
@@ -213,7 +211,7 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier
         cfg = OmegaConf.create(read_carried(checkpoint["imago"].get("config"), file, is_own))
         leave_out_training(cfg, ("model",))
         if not is_own:
-            check_targets(cfg, ("model", "data.eval_transform"), trusted_targets)
+            check_targets(cfg, ("model", *TRANSFORMS), trusted_targets)
             OmegaConf.set_struct(cfg, False)
             cfg.data.batch_size = None  # that of `predict` counts
             cfg.trusted_targets = list(trusted_targets)

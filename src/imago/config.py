@@ -160,6 +160,11 @@ def best_mode(metric: str) -> str:
     return "min" if "loss" in metric else "max"
 
 
+def share_of_fit(fit: str) -> float:
+    """Of `data.eval_transform.box`: the usual 224 of 256 pixels, but with margins, or squashed, the whole picture."""
+    return 0.875 if fit == "crop" else 1.0
+
+
 def direction(mode: str) -> str:
     """`mode` in Optuna's words."""
     return {"min": "minimize", "max": "maximize"}.get(mode, mode)
@@ -292,6 +297,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("best_mode", best_mode, replace=True)
     OmegaConf.register_new_resolver("direction", direction, replace=True)
+    OmegaConf.register_new_resolver("share_of_fit", share_of_fit, replace=True)
     OmegaConf.register_new_resolver("joined", ", ".join, replace=True)
     OmegaConf.register_new_resolver("without_stage", without_stage, replace=True)
 

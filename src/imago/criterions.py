@@ -17,7 +17,7 @@ class CriterionsComposition(nn.Module):
     Args:
         criterions: Name -> loss, each the mean over the batch. An entry that is None is left out.
         weights: Name -> weight in the total; 1 where not given.
-        mapping: Name -> (argument of the loss -> key of the batch); `input: logits, target: label` where not given.
+        mapping: Name -> (key of the batch -> argument of the loss); `logits: input, label: target` where not given.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CriterionsComposition(nn.Module):
         )
 
     def _arguments(self, name: str, batch: Batch) -> Batch:
-        return arguments(batch, self.mapping.get(name, {"input": "logits", "target": "label"}))
+        return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))
 
     def _with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]

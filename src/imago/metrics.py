@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassSta
 
 from imago.transforms import Batch, arguments
 
-DEFAULT_MAPPING = {"preds": "logits", "target": "label"}
+DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
 
 
 class MetricsComposition(MetricCollection):
@@ -23,7 +23,7 @@ class MetricsComposition(MetricCollection):
 
     Args:
         metrics: Name -> metric, or a partial that takes `num_classes`. An entry that is None is left out.
-        mapping: Name -> (argument of `update` -> key of the batch); `preds: logits, target: label` where not given.
+        mapping: Name -> (key of the batch -> argument of `update`); `logits: preds, label: target` where not given.
         num_classes: Completes the partials.
         prefix: Put before each name, `val/` for example.
     """

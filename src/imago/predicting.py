@@ -14,7 +14,7 @@ from imago.data.images import Images
 from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, workers
 from imago.data.module import CopyingDataModule, to_network
 from imago.data.sources import UNKNOWN
-from imago.data.stages import ImageTransform
+from imago.data.stages import ImageTransform, Size
 from imago.data.views import views
 from imago.scoring import Collector
 from imago.transforms import Batch
@@ -50,7 +50,7 @@ class PredictData(CopyingDataModule):
         self,
         images: Images,
         transform: ImageTransform,
-        image_size: int,
+        image_size: Size,
         batch_size: int,
         num_workers: int | None,
         rank: int = 0,

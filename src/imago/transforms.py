@@ -13,11 +13,13 @@ class ComposeTransform(nn.Module):
     """Runs named transforms in order; each sees the batch with what the earlier ones returned merged in.
 
     Args:
-        named: The transforms, `dict -> dict`. An entry that is None is left out.
+        unnamed: Transforms, `dict -> dict`, that come first. An entry that is None is left out.
+        named: Likewise.
     """
 
-    def __init__(self, **named: Callable[[Batch], Batch] | None) -> None:
+    def __init__(self, *unnamed: Callable[[Batch], Batch] | None, **named: Callable[[Batch], Batch] | None) -> None:
         super().__init__()
+        named = {f"step {number}": step for number, step in enumerate(unnamed)} | named
         self.steps = {name: step for name, step in named.items() if step is not None}
         self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
 
@@ -38,7 +40,7 @@ class WrapTransform(nn.Module):
 
     Args:
         transform: The callable, or the word `net` for the net of the module that runs the transform.
-        mapping: Argument of the callable -> key of the batch.
+        mapping: Key of the batch -> argument of the callable.
         new_key: Where the result goes; without one the callable returns a dictionary.
     """
 
@@ -67,7 +69,7 @@ class RenameTransform(nn.Module):
     """Shows entries of a batch under other names.
 
     Args:
-        mapping: New key -> present key.
+        mapping: Present key -> new key.
     """
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
@@ -92,12 +94,19 @@ class TorchVisionTransform(nn.Module):
         self.key = key
 
     def forward(self, batch: Batch) -> Batch:
-        return {self.key: self.transform(arguments(batch, {"value": self.key})["value"])}
+        return {self.key: self.transform(arguments(batch, {self.key: "value"})["value"])}
 
 
 def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The entries of `batch` under the names of `mapping` (argument -> key)."""
-    missing = sorted(set(mapping.values()) - batch.keys())
-    if missing:
-        raise KeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.")
-    return {argument: batch[key] for argument, key in mapping.items()}
+    """The entries of `batch` under the names of `mapping` (key of the batch -> argument).
+
+    Raises:
+        KeyError: The batch lacks a key; says so where the mapping fits the other way round.
+    """
+    if missing := sorted(mapping.keys() - batch.keys()):
+        hint = ""
+        if set(mapping.values()) <= batch.keys():
+            turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
+            hint = f" A mapping goes from batch key to argument. Turned round? Then it is {{{turned}}}."
+        raise KeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
+    return {argument: batch[key] for key, argument in mapping.items()}

@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
 from torch import Tensor
 
-from imago.data.stages import Box, BoxOf, cut
+from imago.data.stages import Box, BoxOf, Size, cut, pair
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 NO_FILE = "a device or a pipe, not a file"
@@ -45,7 +45,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor
         return upright_rgb(image)
 
 
-def read_box(source: Path, box: BoxOf, size: int) -> Tensor:
+def read_box(source: Path, box: BoxOf, size: Size) -> Tensor:
     """What `box(height, width)` cuts out of the image in a file, to be resized to `size`; uint8 (3, height, width).
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the box is still `size` pixels then. Its
@@ -60,15 +60,11 @@ def read_box(source: Path, box: BoxOf, size: int) -> Tensor:
             if _orientation(image) >= 5:
                 width, height = height, width
             chosen = box(height, width)
-            part = next((part for part in (8, 4, 2) if min(chosen.height, chosen.width) >= part * size), 1)
+            rows, columns = pair(size)
+            part = next((p for p in (8, 4, 2) if chosen.height >= p * rows and chosen.width >= p * columns), 1)
             pixels = _jpeg(file, image, part)
             if pixels is not None:
-                top, left = round(chosen.top / part), round(chosen.left / part)
-                bottom, right = (
-                    round((chosen.top + chosen.height) / part),
-                    round((chosen.left + chosen.width) / part),
-                )
-                return cut(pixels, Box(top, left, bottom - top, right - left))
+                return cut(pixels, chosen.shrunk(part))
             box = _always(chosen)  # a random one is drawn once
         image.load()
         pixels = upright_rgb(image)

@@ -16,7 +16,7 @@ from torch import Tensor
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError, header_fault, read_box, read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, shortened
-from imago.data.stages import BoxOf
+from imago.data.stages import BoxOf, Size
 from imago.writing import write_text
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -35,7 +35,7 @@ class FolderImages(Images):
     def read(self, index: int) -> Tensor:
         return read_image(self.root / self.paths[index])
 
-    def read_box(self, index: int, box: BoxOf, size: int) -> Tensor:
+    def read_box(self, index: int, box: BoxOf, size: Size) -> Tensor:
         if self.decode == "exact":
             return super().read_box(index, box, size)
         return read_box(self.root / self.paths[index], box, size)

@@ -10,8 +10,9 @@ from torch import Tensor
 from imago.data.decode import read_image
 from imago.data.images import SPLIT_NAMES, Images, ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import ImageTransform
+from imago.data.stages import FILL, ImageTransform
 from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.transforms import Batch
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class HuggingFaceDataModule(ImageDataModule):
         eval_transform: The same for everything that is scored, the train split included.
         image_column: Name of the column of images.
         label_column: Name of the column of labels: a ClassLabel, or text, or whole numbers.
-        image_size: Side of the square that the network sees, in pixels.
+        image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
         val_ratio: Share of train that becomes the val split where there is none; stratified.
@@ -37,6 +38,13 @@ class HuggingFaceDataModule(ImageDataModule):
         cache_dir: Where `skip` remembers what it found.
         cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
         cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
+        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
+            `pad` adds margins of the colour `fill`.
+        fill: Red, green and blue, from 0 to 255.
+        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
+        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
+        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
+        persistent_workers: Keep the workers from epoch to epoch.
     """
 
     def __init__(
@@ -46,7 +54,7 @@ class HuggingFaceDataModule(ImageDataModule):
         eval_transform: ImageTransform,
         image_column: str = "image",
         label_column: str = "label",
-        image_size: Positive = 224,
+        image_size: Positive | Sequence[int] = 224,
         batch_size: Positive = 32,
         num_workers: ZeroOrMore | None = None,
         val_ratio: Share = 0.1,
@@ -55,6 +63,12 @@ class HuggingFaceDataModule(ImageDataModule):
         cache_dir: str = ".cache",
         cache: Literal["none", "ram", "disk", "auto"] = "auto",
         cache_gb: ZeroOrMoreFloat | None = None,
+        fit: Literal["crop", "squash", "pad"] = "crop",
+        fill: Sequence[int] = FILL,
+        transform: Callable[[Batch], Batch] | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: Positive | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
         sets.draw_val(val_ratio, seed)
@@ -70,6 +84,12 @@ class HuggingFaceDataModule(ImageDataModule):
             cache_dir=cache_dir,
             cache=cache,
             cache_gb=cache_gb,
+            fit=fit,
+            fill=fill,
+            transform=transform,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
         )
 
 

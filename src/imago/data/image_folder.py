@@ -1,6 +1,6 @@
 """Images in folders named after their classes, or in the splits of a file that `ml-split` wrote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,8 +8,9 @@ from imago.checks import NO_DATA
 from imago.data.folders import listed_paths, read_split_file, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import ImageTransform
+from imago.data.stages import FILL, ImageTransform
 from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.transforms import Batch
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -22,7 +23,7 @@ class ImageFolderDataModule(ImageDataModule):
         split_file: A file of `ml-split` that says which image is in which split; `data_dir` is then optional.
         exclude: A file of paths below `data_dir`, one per line, that are left out: `ml-doctor` writes one.
         source: Returns the folder of a set that Imago fetches or makes itself.
-        image_size: Side of the square that the network sees, in pixels.
+        image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
         val_ratio: Share of train that becomes the val split where the folder has none; stratified.
@@ -32,6 +33,13 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: Where `skip` remembers what it found.
         cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
         cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
+        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
+            `pad` adds margins of the colour `fill`.
+        fill: Red, green and blue, from 0 to 255.
+        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
+        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
+        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
+        persistent_workers: Keep the workers from epoch to epoch.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
             `image_size`: other pixels, by about two grey levels.
     """
@@ -44,7 +52,7 @@ class ImageFolderDataModule(ImageDataModule):
         split_file: str | None = None,
         exclude: str | None = None,
         source: Callable[[], Path] | None = None,
-        image_size: Positive = 224,
+        image_size: Positive | Sequence[int] = 224,
         batch_size: Positive = 32,
         num_workers: ZeroOrMore | None = None,
         val_ratio: Share = 0.1,
@@ -53,6 +61,12 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: str = ".cache",
         cache: Literal["none", "ram", "disk", "auto"] = "auto",
         cache_gb: ZeroOrMoreFloat | None = None,
+        fit: Literal["crop", "squash", "pad"] = "crop",
+        fill: Sequence[int] = FILL,
+        transform: Callable[[Batch], Batch] | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: Positive | None = None,
+        persistent_workers: bool = True,
         decode: Literal["exact", "fast"] = "exact",
     ) -> None:
         sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
@@ -70,6 +84,12 @@ class ImageFolderDataModule(ImageDataModule):
             cache_dir=cache_dir,
             cache=cache,
             cache_gb=cache_gb,
+            fit=fit,
+            fill=fill,
+            transform=transform,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
         )
         for images in sets.splits.values():
             images.decode = decode

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from imago.data.decode import BadImageError
-from imago.data.stages import BoxOf, cut
+from imago.data.stages import BoxOf, Size, cut
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
@@ -68,7 +68,7 @@ class Images(ABC):
     def read(self, index: int) -> Tensor:
         """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
 
-    def read_box(self, index: int, box: BoxOf, size: int) -> Tensor:
+    def read_box(self, index: int, box: BoxOf, size: Size) -> Tensor:
         """What `box(height, width)` cuts out of the image; it will be resized to `size`, which a decoder may use."""
         del size
         image = self.read(index)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imago.data.decode import BadImageError
 from imago.data.images import Images
-from imago.data.stages import ImageTransform, stacked
+from imago.data.stages import ImageTransform, Size, pair, stacked
 from imago.randomness import key, seeded
 from imago.signals import STOPPING
 from imago.transforms import Batch
@@ -35,7 +35,7 @@ class ImageDataset(Dataset[Batch]):
         self,
         images: Images,
         transform: ImageTransform,
-        image_size: int,
+        image_size: Size,
         seed: int,
         keep_bad: bool = False,
         draw_key: Callable[..., int] = key,
@@ -75,7 +75,7 @@ class ImageDataset(Dataset[Batch]):
     def _empty(self) -> Batch:
         """A batch of no images: Poisson sampling has such."""
         none = torch.zeros(0, dtype=torch.int64)
-        shape = (0, self.images.channels, self.image_size, self.image_size)
+        shape = (0, self.images.channels, *pair(self.image_size))
         return {"image": torch.zeros(shape, dtype=torch.uint8), "label": none, "index": none.clone(), "epoch": 0}
 
     @cached_property
@@ -214,12 +214,18 @@ class Loader:
         num_workers: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         prepare: Callable[[ImageDataset, int], tuple[ImageDataset, int]] = lambda dataset, workers: (dataset, workers),
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         self.dataset = dataset
         self.batch_sampler = batch_sampler
         self.num_workers = num_workers
         self.position = position
         self.prepare = prepare
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.prefetch_factor = prefetch_factor
+        self.persistent_workers = persistent_workers
         self.loaded = dataset.images
         """What is read from: perhaps decoded before."""
         self._rest = RestOfEpoch(batch_sampler)
@@ -255,9 +261,10 @@ class Loader:
             dataset,
             batch_sampler=self._rest,
             num_workers=num_workers,
-            persistent_workers=num_workers > 0,
+            persistent_workers=self.persistent_workers and num_workers > 0,
+            prefetch_factor=self.prefetch_factor if num_workers > 0 else None,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # private: nothing is drawn from the global one
         )

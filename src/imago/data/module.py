@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -34,7 +34,7 @@ from imago.data.loading import (
     usable_cores,
     workers,
 )
-from imago.data.stages import CenterBox, ImageTransform
+from imago.data.stages import FILL, CenterBox, FittedBox, ImageTransform, Size, WholeBox
 from imago.randomness import key
 from imago.strategy import Strategy
 from imago.terminal import CONTROL
@@ -74,7 +74,7 @@ class ImageDataModule(CopyingDataModule):
         sets: The splits.
         train_transform: Box, pixels and batch stage of the images that are trained on.
         eval_transform: The same for everything that is scored, the train split included.
-        image_size: Side of the square that the network sees, in pixels.
+        image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
         on_bad_image: `error` stops at an image that cannot be read, most of them at the start; `skip` decodes every one
@@ -84,6 +84,13 @@ class ImageDataModule(CopyingDataModule):
         cache: Where decoded images are kept, `ram` or `disk`, for the epochs to come; `auto` chooses where they fit and
             a run has three epochs or more. The results are those of `none`.
         cache_gb: Gigabytes that the decoded images of a split may take; None takes a quarter of what is free.
+        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
+            `pad` adds margins of the colour `fill`.
+        fill: Red, green and blue, from 0 to 255.
+        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
+        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
+        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
+        persistent_workers: Keep the workers from epoch to epoch.
     """
 
     def __init__(
@@ -91,7 +98,7 @@ class ImageDataModule(CopyingDataModule):
         sets: ImageSets,
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
-        image_size: int,
+        image_size: Size,
         batch_size: int,
         num_workers: int | None,
         on_bad_image: str,
@@ -99,11 +106,16 @@ class ImageDataModule(CopyingDataModule):
         cache_dir: str,
         cache: str = "none",
         cache_gb: float | None = None,
+        fit: str = "crop",
+        fill: Sequence[int] = FILL,
+        transform: Callable[[Batch], Batch] | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         super().__init__()
-        for option, given in (("image_size", image_size), ("batch_size", batch_size)):
-            if not isinstance(given, int) or given < 1:
-                raise ValueError(f"data.{option}={given}: give a whole number, 1 or more.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"data.batch_size={batch_size}: give a whole number, 1 or more.")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"data.num_workers={num_workers}: give 0 (load in the main process), more, or null.")
         if on_bad_image not in ("error", "skip"):
@@ -115,8 +127,8 @@ class ImageDataModule(CopyingDataModule):
                 f"The class name {odd!r} ({sets.root}) has control characters, which could steer a terminal: rename it."
             )
         self.sets = sets
-        self.train_transform = train_transform
-        self.eval_transform = eval_transform
+        self.train_transform = train_transform.completed(image_size, fit, fill, transform)
+        self.eval_transform = eval_transform.completed(image_size, fit, fill, transform)
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -132,6 +144,11 @@ class ImageDataModule(CopyingDataModule):
             _check_headers(sets, Path(cache_dir))
         self.cache = cache
         self.cache_gb = cache_gb
+        self.loading: dict[str, Any] = {
+            "pin_memory": pin_memory,
+            "prefetch_factor": prefetch_factor,
+            "persistent_workers": persistent_workers,
+        }
         self.cache_dir = Path(cache_dir)
         self._decoded: dict[str, Images] = {}
         self._loaders: dict[str, Loader] = {}
@@ -222,15 +239,17 @@ class ImageDataModule(CopyingDataModule):
             loader.close()
 
     def _loader(self, name: str, split: str, transform: ImageTransform, sampler: Any) -> Loader:
-        if name not in self._loaders:
-            images = self.sets.splits[split]
-            self._loaders[name] = Loader(
-                self._dataset(name, images, transform),
-                sampler,
-                workers(self.num_workers, self.processes),
-                self._position if name == "training" else lambda: (0, 0),
-                partial(self._from_cache, name, split),
-            )
+        """A new one each time: Lightning asks again where something has changed."""
+        if name in self._loaders:
+            self._loaders[name].close()
+        self._loaders[name] = Loader(
+            self._dataset(name, self.sets.splits[split], transform),
+            sampler,
+            workers(self.num_workers, self.processes),
+            self._position if name == "training" else lambda: (0, 0),
+            partial(self._from_cache, name, split),
+            **self.loading,
+        )
         return self._loaders[name]
 
     def _dataset(self, name: str, images: Images, transform: ImageTransform) -> ImageDataset:
@@ -252,17 +271,21 @@ class ImageDataModule(CopyingDataModule):
         if not build and self.cache != "disk":
             return self._decoded.get(split, images), transform
         try:
-            if type(box) is CenterBox and not transform.pixels:  # what the network sees is always the same
-                key = f"{root}\n{box.share} of {size} pixels, {images.decode}"
-                seen = cache.keep(
-                    images,
-                    f"{split}, resized",
-                    key,
-                    lambda index: transform.resized(images.read_box(index, box, size), size),
-                    build,
-                )
-                return seen, transform if seen is images else transform.with_box(CenterBox(1.0))
-            if images.decode == "exact":  # else it depends on the box which pixels are decoded
+            middle = box.box if isinstance(box, FittedBox) else box
+            if type(middle) is CenterBox and not transform.pixels:  # what the network sees is always the same
+                fit = f", {box.fit} {box.fill}" if isinstance(box, FittedBox) else ""
+                key = f"{root}\n{split}, {middle.share} of {size} pixels, {images.decode}{fit}"
+                seen = self._decoded.get(key, images)
+                if seen is images:
+                    seen = self._decoded[key] = cache.keep(
+                        images,
+                        f"{split}, resized",
+                        key,
+                        lambda index: transform.resized(images.read_box(index, box, size), size),
+                        build,
+                    )
+                return seen, transform if seen is images else transform.with_box(WholeBox())
+            if images.decode == "exact" and self._decoded.get(split, images) is images:  # else it depends on the box
                 self._decoded[split] = cache.keep(images, split, f"{root}\nwhole", images.read, build)
             return self._decoded.get(split, images), transform
         except BadImageError as error:

@@ -13,6 +13,13 @@ from torch.nn.functional import interpolate
 from imago.randomness import uniforms
 from imago.transforms import Batch, ComposeTransform
 
+Colour = tuple[int, int, int]
+Size = int | Sequence[int]
+"""Of what the network sees, in pixels: the side of a square, or height and width."""
+FITS = ("crop", "squash", "pad")
+FILL: Colour = (124, 116, 104)
+"""The mean of ImageNet: about 0 after its normalisation."""
+
 
 class Box(NamedTuple):
     """A rectangle in pixels."""
@@ -21,6 +28,28 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+    def shrunk(self, part: int) -> "Box":
+        """The same rectangle of an image of which every `part`-th row and column is there."""
+        top, left = round(self.top / part), round(self.left / part)
+        bottom, right = round((self.top + self.height) / part), round((self.left + self.width) / part)
+        return Box(top, left, bottom - top, right - left)
+
+
+class PaddedBox(Box):
+    """A rectangle that may reach beyond the image; the margins have the colour `fill`."""
+
+    fill: Colour = FILL
+
+    @classmethod
+    def of(cls, box: Box, fill: Colour) -> "PaddedBox":
+        """`box` with that colour."""
+        padded = cls(*box)
+        padded.fill = fill
+        return padded
+
+    def shrunk(self, part: int) -> "PaddedBox":
+        return self.of(super().shrunk(part), self.fill)
 
 
 BoxOf = Callable[[int, int], Box]
@@ -58,8 +87,7 @@ class ImageTransform:
     @property
     def randomness(self) -> Randomness:
         """What box and pixels may draw."""
-        own = vars(type(self.box))  # what a box inherits need not be true of it
-        return "any" if self.pixels else own.get("randomness", "any")
+        return "any" if self.pixels else _randomness(self.box)
 
     @property
     def batch_draws(self) -> bool:
@@ -72,16 +100,36 @@ class ImageTransform:
         other.box = box
         return other
 
-    def image(self, image: Tensor, size: int) -> Tensor:
-        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, size, size). Several of one size at once,
+    def completed(
+        self, size: Size, fit: str = "crop", fill: Sequence[int] = FILL, further: Callable[[Batch], Batch] | None = None
+    ) -> "ImageTransform":
+        """With what else the data group says of images: how they fit into `size`, and a `further` step of the batch.
+
+        Raises:
+            ValueError: There is no such fit, or `fill` is no colour.
+        """
+        if fit not in FITS:
+            raise ValueError(f"data.fit={fit}: give {', '.join(FITS[:-1])} or {FITS[-1]}.")
+        if len(fill) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in fill):
+            raise ValueError(f"data.fill={list(fill)}: give red, green and blue, each from 0 to 255.")
+        other, (height, width) = copy.copy(self), pair(size)
+        if fit != "crop" or height != width:
+            red, green, blue = fill
+            other.box = FittedBox(self.box, (height, width), fit, (red, green, blue))
+        if further is not None:
+            other.batch = ComposeTransform(**self.batch.steps, further=further)
+        return other
+
+    def image(self, image: Tensor, size: Size) -> Tensor:
+        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, *size). Several of one size at once,
         (n, 3, height, width), where it is not random."""
         return self.resized(cut(image, self.box(image.shape[-2], image.shape[-1])), size)
 
-    def resized(self, image: Tensor, size: int) -> Tensor:
+    def resized(self, image: Tensor, size: Size) -> Tensor:
         """The same for what the box has left of the image."""
-        if image.shape[-2:] != (size, size):
+        if image.shape[-2:] != pair(size):
             batch = (image if image.ndim == 4 else image[None]).contiguous(memory_format=torch.channels_last)
-            batch = interpolate(batch, (size, size), mode="bilinear", antialias=True)  # to the bit as torchvision's
+            batch = interpolate(batch, pair(size), mode="bilinear", antialias=True)  # to the bit as torchvision's
             image = batch if image.ndim == 4 else batch[0]
         elif self.pixels:
             image = image.clone()  # they may work in place, and it may be a part of a cache
@@ -90,9 +138,40 @@ class ImageTransform:
         return image
 
 
+def pair(size: Size) -> tuple[int, int]:
+    """Height and width of what the network sees.
+
+    Raises:
+        ValueError: `size` is neither a whole number from 1 on nor two of them.
+    """
+    sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(f"data.image_size={size}: give the side of a square, 1 or more, or [height,width].")
+    return sides[0], sides[1]
+
+
+def _randomness(box: BoxOf) -> Randomness:
+    if isinstance(box, FittedBox):
+        return _randomness(box.box)
+    return vars(type(box)).get("randomness", "any")  # what a box inherits need not be true of it
+
+
 def cut(image: Tensor, box: Box) -> Tensor:
-    """The rectangle, as a view."""
-    return image[..., box.top : box.top + box.height, box.left : box.left + box.width]
+    """The rectangle: a view, unless a part of it lies outside of the image."""
+    height, width = image.shape[-2:]
+    top, left = max(box.top, 0), max(box.left, 0)
+    bottom, right = min(box.top + box.height, height), min(box.left + box.width, width)
+    inside = image[..., top : max(top, bottom), left : max(left, right)]
+    if not isinstance(box, PaddedBox) or inside.shape[-2:] == (box.height, box.width):
+        return inside
+    colour = image.new_tensor(box.fill)
+    if image.shape[-3] == 1:
+        colour = colour.float().mean(dim=0, keepdim=True).to(image.dtype)
+    shape = (*image.shape[:-3], box.height, box.width, len(colour))
+    padded = colour.expand(shape).clone().movedim(-1, -3)  # in memory pixel by pixel, as decoders give images
+    if inside.numel():
+        padded[..., top - box.top : bottom - box.top, left - box.left : right - box.left] = inside
+    return padded
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
@@ -118,6 +197,50 @@ class CenterBox:
     def __call__(self, height: int, width: int) -> Box:
         side = max(1, round(self.share * min(height, width)))
         return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+class WholeBox:
+    """The whole image."""
+
+    randomness: Randomness = "none"
+
+    def __call__(self, height: int, width: int) -> Box:
+        return Box(0, 0, height, width)
+
+
+class FittedBox:
+    """What `box` cuts out where image and network differ in shape: the box is asked as if the network saw squares.
+
+    Args:
+        box: The rectangle of an image that is stretched so that the network's shape is a square.
+        size: Height and width of what the network sees.
+        fit: `crop` keeps the aspect ratio and loses the ends of long images; `squash` keeps the ends; `pad` keeps both,
+            with margins of the colour `fill`.
+        fill: Red, green and blue, from 0 to 255.
+    """
+
+    def __init__(self, box: BoxOf, size: tuple[int, int], fit: str, fill: Colour = FILL) -> None:
+        self.box = box
+        self.size = size
+        self.fit = fit
+        self.fill = fill
+
+    def __call__(self, height: int, width: int) -> Box:
+        seen_height, seen_width = self.size
+        rows, columns = height, width
+        if self.fit == "pad":
+            rows, columns = max(height, -(-width * seen_height // seen_width)), width
+            columns = max(width, -(-height * seen_width // seen_height))
+        down, across = (columns, rows) if self.fit == "squash" else (seen_width, seen_height)  # of the stretched image
+        box = self.box(rows * down, columns * across)
+        top, left = round(box.top / down), round(box.left / across)
+        bottom, right = round((box.top + box.height) / down), round((box.left + box.width) / across)
+        top, left = min(top, rows - 1), min(left, columns - 1)
+        cut_out = Box(top, left, max(1, bottom - top), max(1, right - left))
+        if self.fit != "pad":
+            return cut_out
+        above, before = (rows - height) // 2, (columns - width) // 2
+        return PaddedBox.of(cut_out._replace(top=top - above, left=left - before), self.fill)
 
 
 class RandomResizedBox:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import ImageTransform
+from imago.data.stages import FILL, ImageTransform
 from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.transforms import Batch
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class TorchVisionDataModule(ImageDataModule):
         train_transform: Box, pixels and batch stage of the images that are trained on.
         eval_transform: The same for everything that is scored, the train split included.
         data_dir: The folder where it is, or is downloaded to.
-        image_size: Side of the square that the network sees, in pixels.
+        image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
         val_ratio: Share of train that becomes the val split; stratified.
@@ -34,6 +35,13 @@ class TorchVisionDataModule(ImageDataModule):
         cache_dir: As in the other kinds.
         cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
         cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
+        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
+            `pad` adds margins of the colour `fill`.
+        fill: Red, green and blue, from 0 to 255.
+        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
+        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
+        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
+        persistent_workers: Keep the workers from epoch to epoch.
     """
 
     def __init__(
@@ -42,7 +50,7 @@ class TorchVisionDataModule(ImageDataModule):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
         data_dir: str = "data",
-        image_size: Positive = 28,
+        image_size: Positive | Sequence[int] = 28,
         batch_size: Positive = 128,
         num_workers: ZeroOrMore | None = 0,
         val_ratio: Share = 1 / 12,
@@ -51,6 +59,12 @@ class TorchVisionDataModule(ImageDataModule):
         cache_dir: str = ".cache",
         cache: Literal["none", "ram", "disk", "auto"] = "auto",
         cache_gb: ZeroOrMoreFloat | None = None,
+        fit: Literal["crop", "squash", "pad"] = "crop",
+        fill: Sequence[int] = FILL,
+        transform: Callable[[Batch], Batch] | None = None,
+        pin_memory: bool | None = None,
+        prefetch_factor: Positive | None = None,
+        persistent_workers: bool = True,
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
@@ -69,6 +83,12 @@ class TorchVisionDataModule(ImageDataModule):
             cache_dir=cache_dir,
             cache=cache,
             cache_gb=cache_gb,
+            fit=fit,
+            fill=fill,
+            transform=transform,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            persistent_workers=persistent_workers,
         )
 
 

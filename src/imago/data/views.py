@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from imago.data.stages import Box, CenterBox, ImageTransform
+from imago.data.stages import Box, CenterBox, FittedBox, ImageTransform
 from imago.transforms import Batch, ComposeTransform
 
 CROP = 0.875
@@ -39,14 +39,18 @@ def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
     """
     found = [transform]
     if tta in ("five_crop", "ten_crop"):
-        if not isinstance(transform.box, CenterBox):
+        fitted = transform.box if isinstance(transform.box, FittedBox) else None
+        middle = fitted.box if fitted is not None else transform.box
+        if not isinstance(middle, CenterBox):
             raise ValueError(
                 f"tta={tta} needs imago.data.stages.CenterBox as data.eval_transform.box, this is a "
-                f"{type(transform.box).__name__}: type tta=flip"
+                f"{type(middle).__name__}: type tta=flip"
             )
-        share = min(transform.box.share, CROP)
+        share = min(middle.share, CROP)
         for bottom, right in ((False, False), (False, True), (True, False), (True, True)):
-            found.append(transform.with_box(CornerBox(share, bottom, right)))
+            corner = CornerBox(share, bottom, right)
+            box = FittedBox(corner, fitted.size, fitted.fit, fitted.fill) if fitted is not None else corner
+            found.append(transform.with_box(box))
     if tta in ("flip", "ten_crop"):
         found += [_mirrored(view) for view in found]
     return found
