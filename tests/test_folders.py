@@ -6,7 +6,7 @@ import pytest
 from conftest import draw_classes
 
 from imago.data.folders import FolderImages, read_tree
-from imago.data.images import class_counts, stratified_split
+from imago.data.images import class_counts, drawn_sides
 
 
 def read(root: Path, val_ratio: float = 0.1, seed: int = 0):
@@ -24,19 +24,55 @@ def test_three_splits(tmp_path):
 
 
 def test_class_folders_directly_are_split_by_class(tmp_path):
-    draw_classes(tmp_path, {"red": 20, "blue": 10, "green": 2})
+    draw_classes(tmp_path, {"red": 40, "blue": 20, "green": 4})
     tree = read(tmp_path, val_ratio=0.2)
-    assert class_counts(tree.splits["val"], tree.class_names) == {"blue": 2, "green": 1, "red": 4}
+    counts = class_counts(tree.splits["val"], tree.class_names)
+    assert 4 <= counts["red"] <= 12
+    assert 1 <= counts["blue"] <= 8
     assert not set(tree.splits["train"].paths) & set(tree.splits["val"].paths)
-    assert "val_ratio=0.2" in tree.notes[0]
+    drawn = len(tree.splits["val"])
+    assert (
+        f"{drawn} of the 64 images of train, {drawn / 64:.0%}, are the val split (data.val_ratio=0.2" in tree.notes[0]
+    )
     assert read(tmp_path, 0.2).fingerprint() == tree.fingerprint()
     assert read(tmp_path, 0.2, seed=1).fingerprint() != tree.fingerprint()
 
 
+def images_of(counts: list[int], shift: int = 0) -> FolderImages:
+    """Images without files: `counts` of each class, numbered from `shift` on."""
+    numbered = [(f"class{label}/{shift + n}.png", label) for label, count in enumerate(counts) for n in range(count)]
+    return FolderImages(Path(), [path for path, _ in numbered], [label for _, label in numbered])
+
+
+def sides_of(images: FolderImages, shares: dict[str, float], seed: int) -> dict[str, str]:
+    sides = dict.fromkeys(images.paths, "train")
+    for name, indices in drawn_sides(images, shares, seed).items():
+        sides |= {images.paths[index]: name for index in indices}
+    return sides
+
+
+@pytest.mark.parametrize("shares", [{"val": 0.1}, {"test": 0.2, "val": 0.15}])
+def test_images_that_are_added_later_move_no_other_one(shares):
+    for seed in range(100):
+        few, many = (sides_of(images_of([size, 3 * size, 40]), shares, seed) for size in (60, 100))
+        assert {path: many[path] for path in few} == few
+        for name, share in shares.items():
+            assert list(many.values()).count(name) / len(many) == pytest.approx(share, abs=0.06)
+
+
+def test_a_drawn_split_has_at_most_half_of_a_class_and_about_its_share_of_small_ones():
+    for seed in range(50):
+        images = images_of([1, 2, 3, 4, 5])
+        val = drawn_sides(images, {"val": 0.5}, seed)["val"]
+        counts = class_counts(images.select(val), list("abcde"))
+        assert counts["a"] == 0
+        assert all(count <= size // 2 for count, size in zip(counts.values(), (1, 2, 3, 4, 5), strict=True))
+        assert len(drawn_sides(images_of([2] * 30), {"val": 0.1}, seed)["val"]) <= 16
+        assert len(drawn_sides(images_of([3, 3]), {"val": 0.1}, seed)["val"]) >= 2
+
+
 def test_a_class_of_one_image_stays_in_train():
-    train, val = stratified_split(FolderImages(Path(), ["a", "b", "c"], [0, 1, 1]), 0.5, seed=0)
-    assert list(train.labels) == [0, 1]
-    assert list(val.labels) == [1]
+    assert drawn_sides(images_of([1, 2]), {"val": 0.5}, seed=0)["val"] in ([1], [2])
 
 
 def test_labels_are_matched_by_name_where_val_lacks_a_class(tmp_path):

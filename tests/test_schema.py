@@ -13,14 +13,14 @@ from referencing import Registry, Resource
 
 from imago import signatures
 from imago.config import CONFIG_DIR
-from imago.ranges import AtLeast, Below
+from imago.ranges import AtLeast, AtMost
 from imago.schema import mismatch, problems, shipped
 from imago.signatures import arguments_schema
 
 
 def example(
     number: int,
-    share: Annotated[float, AtLeast(0), Below(1)],
+    share: Annotated[float, AtLeast(0), AtMost(1)],
     name: str | None,
     word: Literal["yes", "no"],
     flag: bool,
@@ -41,7 +41,7 @@ SCHEMA = arguments_schema(example)["properties"]
     ("name", "good", "bad", "words"),
     [
         ("number", [1, -3], [1.5, "many", True, None, [1]], "a whole number"),
-        ("share", [0, 0.5], [1.0, -0.1, "half"], "a number, 0 or more, below 1"),
+        ("share", [0, 0.5, 1], [1.1, -0.1, "half"], "a number, 0 or more, at most 1"),
         ("name", ["x", None], [3], "text or null"),
         ("word", ["yes"], ["maybe", None, True], "yes or no"),
         ("flag", [True], [1, "true"], "true or false"),

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -58,11 +58,18 @@ DDP = ("ddp", "ddp_find_unused_parameters_true")
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 
 
-def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
-    """Seeds, then makes data, model and trainer; the class names go from the data to the model."""
+def build(
+    cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None = None
+) -> tuple[ImageDataModule, DictModule, Trainer]:
+    """Seeds, then makes data, model and trainer; the class names go from the data to the model.
+
+    `trained` is what a checkpoint that is scored says of its run (its entry `imago`).
+    """
     seed_everything(cfg.seed, verbose=False)
     _choose_matmul(cfg)
-    data: ImageDataModule = instantiate(cfg.data, _convert_="all")
+    data = made_data(cfg.data, trained, typed_overrides())
+    if cfg.train and run.rank == 0 and trained is None:
+        data.say_what_is_shared()
     check_own_targets(cfg, typed_overrides())
     model = built_model(cfg.model, data.class_names)
     model.seed = cfg.seed
@@ -98,6 +105,19 @@ def build(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule,
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
+
+
+def made_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:
+    """The images of a `data` node; those to score the checkpoint that says `trained` of its run, without those that it
+    was trained on. Where other data are `typed`, they may be any labelled images."""
+    make = instantiate(node, _partial_=True, _convert_="all")
+    if trained is None:
+        return make()
+    is_typed = any(word.lstrip("+").startswith(("data.data_dir=", "data.dataset")) for word in typed)
+    takes_it = is_typed and "trained" in inspect.signature(make.func).parameters
+    data: ImageDataModule = make(trained=trained) if takes_it else make()
+    data.leave_out_trained(trained)
+    return data
 
 
 def read_back(cfg: DictConfig, file: Path) -> None:
@@ -142,7 +162,7 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
     check_own_code(checkpoint)
     if not composed_as_own(cfg.ckpt_path):
         check_cost(cfg, checkpoint, cfg.ckpt_path)
-    return build(cfg, run)
+    return build(cfg, run, checkpoint["imago"])
 
 
 def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:

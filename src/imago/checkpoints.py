@@ -154,6 +154,11 @@ def _check_told(checkpoint: Checkpoint, path: Path) -> None:
         raise ValueError(f"ckpt_path={path} is damaged: its versions or its time stamp are no texts.")
     if missing := [name for name in REQUIRED if name not in told]:
         raise ValueError(f"ckpt_path={path} is damaged: it lacks {', '.join(missing)}.")
+    if fitting(told["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
+        raise ValueError(f"ckpt_path={path} is damaged: what it says of its data is none of that.")
+    seen = told.get("train_images")
+    if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
+        raise ValueError(f"ckpt_path={path} is damaged: its train images are no list of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:
@@ -191,10 +196,10 @@ def check_data(told: dict[str, Any], data: "ImageDataModule", path: str | Path) 
     """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
     drawn, now = told["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
-        raise ValueError(
-            f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
-            f"Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}"
-        )
+        what = f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
+        if drawn.get("by") != now.get("by"):
+            raise ValueError(f"{what}It is of an earlier Imago. Train again, or give data with a val split.")
+        raise ValueError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
     trained, given = told["class_names"], data.class_names
     if trained != given:
         raise ValueError(

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.carried_config import starts_from_checkpoint
 from imago.checks import check_from_checkpoint, splits_of
 from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR
+from imago.config import CONFIG_DIR, typed_overrides
 from imago.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -118,15 +118,14 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
 
 def _images(cfg: DictConfig, members: "list[Classifier]", files: list[Path]) -> "dict[str, Images]":
     """Name of the file that is written, without its suffix -> images."""
-    from hydra.utils import instantiate
-
+    from imago.building import made_data
     from imago.checkpoints import check_data
     from imago.data.sources import read_source
 
     if cfg.source is not None:
         source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)
         return {"predictions": read_source(source, members[0].class_names, members[0].channels)}
-    data = instantiate(cfg.data, _convert_="all")
+    data = made_data(cfg.data, members[0].checkpoint, typed_overrides())
     for member, file in zip(members, files, strict=True):
         check_data(member.checkpoint, data, file)
     return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}

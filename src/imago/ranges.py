@@ -12,13 +12,13 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
-class Below:
-    """Valid values are below it."""
+class AtMost:
+    """The greatest value that is valid."""
 
-    bound: float
+    most: float
 
 
 Positive = Annotated[int, AtLeast(1)]
 ZeroOrMore = Annotated[int, AtLeast(0)]
-Share = Annotated[float, AtLeast(0.0), Below(1.0)]
+ValRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
 ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]

@@ -91,7 +91,8 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
     told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
     write_json(reports / "data.json", told)
     if pictures:
-        write_json(reports / "samples.json", samples(data.split("train"), data.class_names))
+        shown = next(split for split in ("train", "val", "test") if split in data.sets.splits)
+        write_json(reports / "samples.json", samples(data.split(shown), data.class_names))
     file, here = reports / "environment.json", environment() | {"time": now()}
     if goes_on and file.is_file():
         with suppress(UnreadableError):

@@ -29,6 +29,9 @@ def show_results(result: Result, run: RunFolder) -> None:
     if result.scores:
         console().print(_table(result))
     for name, score in result.scores.items():
+        if score.no_class:
+            of = f"of the {len(score.labels)} images whose folder is a class; {score.no_class} others are in none"
+            console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
             console().print(f"{name}: {in_words(score.metrics['calibrated'])}", highlight=False)
     for name, score in result.scores.items():

@@ -143,8 +143,8 @@ def _fits(value: Any, schema: Schema) -> bool:
     }[kind]
     if not right:
         return False
-    if is_number and not schema.get("minimum", value) <= value < schema.get("exclusiveMaximum", float("inf")):
-        return kind == "number" and value == float("inf") and "exclusiveMaximum" not in schema
+    if is_number and not schema.get("minimum", value) <= value <= schema.get("maximum", float("inf")):
+        return False
     items = schema.get("items", {})
     return kind != "array" or all(mismatch(item, items) is None for item in value)
 
@@ -155,8 +155,8 @@ def _words(schema: Schema) -> str:
     words = WORDS.get(schema.get("type", ""), "anything")
     if "minimum" in schema:
         words += f", {schema['minimum']:g} or more"
-    if "exclusiveMaximum" in schema:
-        words += f", below {schema['exclusiveMaximum']:g}"
+    if "maximum" in schema:
+        words += f", at most {schema['maximum']:g}"
     return words
 
 

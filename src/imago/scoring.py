@@ -40,6 +40,8 @@ class Score:
     baseline: float
     extra: dict[str, Any]
     calibration: Calibration | None = None
+    no_class: int = 0
+    """Images beside them whose folder is no class."""
 
     @property
     def losses(self) -> NDArray[np.float64]:
@@ -156,7 +158,8 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
         labels=np.array([images.labels[i] for i in index]),
         predictions=rows.prediction.numpy(),
         log_probabilities=log_probabilities.numpy(),
-        baseline=_majority_share(data.split("train").labels, [images.labels[i] for i in index]),
+        baseline=baseline_of(data.majority, [images.labels[i] for i in index]),
+        no_class=data.sets.no_class.get(data.scored_split(split), 0),
         extra=rows.losses | _callback_values(callbacks),
     )
 
@@ -218,6 +221,7 @@ def _callback_values(callbacks: Sequence[Callback]) -> dict[str, Any]:
     return {name: value for owner in owners for name, value in owner.values.items()}
 
 
-def _majority_share(train_labels: Sequence[int], labels: Sequence[int]) -> float:
-    majority = np.bincount(train_labels).argmax()
-    return float(np.mean(np.array(labels) == majority))
+def baseline_of(majority: Sequence[int], labels: Sequence[int]) -> float:
+    """The accuracy of one and the same answer: a most frequent class of train, that which fits best where several
+    are."""
+    return max(float(np.mean(np.array(labels) == label)) for label in majority)

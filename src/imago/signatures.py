@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imago.config import CONFIG_DIR, Root
-from imago.ranges import AtLeast, Below
+from imago.ranges import AtLeast, AtMost
 from imago.schema import Schema
 from imago.writing import write_text
 
@@ -100,8 +100,8 @@ def _range(hint: Any) -> dict[str, Any]:
     for mark in typing.get_args(hint)[1:]:
         if isinstance(mark, AtLeast):
             found["minimum"] = mark.least
-        if isinstance(mark, Below):
-            found["exclusiveMaximum"] = mark.bound
+        if isinstance(mark, AtMost):
+            found["maximum"] = mark.most
     return found
 
 

@@ -73,16 +73,13 @@ def _next(option: str, path: Path) -> None:
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
-    """Stratified splits; `val` and `test` are shares of all images, a split with share 0 is left out."""
-    from imago.data.images import stratified_split
+    """Stratified splits; `val` and `test` are shares of all images, a split without images is left out."""
+    from imago.data.images import drawn_sides
 
-    found = {}
-    rest = images
-    for number, (name, share) in enumerate((("test", test), ("val", val))):
-        if share:
-            left = share * len(images) / len(rest)
-            rest, found[name] = stratified_split(rest, left, seed + number)
-    return {"train": rest, **{name: found[name] for name in ("val", "test") if name in found}}
+    sides = drawn_sides(images, {"val": val, "test": test}, seed)
+    chosen = {index for indices in sides.values() for index in indices}
+    sides = {"train": [index for index in range(len(images)) if index not in chosen]} | sides
+    return {name: images.select(indices) for name, indices in sides.items() if indices}
 
 
 def _arguments() -> argparse.Namespace:
@@ -115,6 +112,7 @@ def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
     table.add_section()
     sizes = [len(images) for images in splits.values()]
     table.add_row("all", *map(str, sizes), str(sum(sizes)))
+    table.add_row("share", *(f"{size / sum(sizes):.1%}" for size in sizes), "")
     return table
 
 
@@ -123,7 +121,10 @@ def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[
 
     told = {"class_names": class_names, "data_dir": str(given.folder.resolve()), "seed": given.seed}
     told |= {"val": given.val, "test": given.test}
-    with replacing(given.output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(given.output) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         file.write(SPLIT_FILE_HEADER + json.dumps(told, ensure_ascii=False) + "\n")
         writer = csv.writer(file)
         writer.writerow(["split", "path", "label"])

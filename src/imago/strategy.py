@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class Strategy:
     """`strategy=none`: touches nothing. Others override what they need; nothing else knows which one is active."""
 
+    shows_train_images = True
+    """Whether a checkpoint may tell which images it was trained on."""
+
     def train_batch_sampler(self, sampler: "Sampler[Any]") -> "Sampler[Any]":
         """The sampler of the train batches, given the usual one; yields lists of (epoch, index), `epoch` is set."""
         return sampler

@@ -59,6 +59,7 @@ def train(
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path)
         check_fits(checkpoint, model, data, ckpt_path)
+        data.leave_out_trained(checkpoint["imago"])
         epochs_before = checkpoint["epoch"] + 1
     data.same_order = trainer.overfit_batches > 0  # type: ignore[attr-defined]
     at_least_one_batch(trainer, "train", data.train_dataloader())

@@ -131,6 +131,7 @@ class RunRecord(Callback):
             "git": dict(git_state()),
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
+            **({"train_images": data.train_digests} if pl_module.strategy.shows_train_images else {}),
             "strategy": pl_module.strategy.state_dict(),
             "progress": progress_of(trainer, pl_module),
         }

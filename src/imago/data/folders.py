@@ -8,6 +8,7 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError, header_fault, read_box, read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, shortened
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, digest_of, shortened
 from imago.data.stages import BoxOf, Size
 from imago.writing import write_text
 
@@ -43,6 +44,16 @@ class FolderImages(Images):
     def fault(self, index: int) -> BadImageError | None:
         return header_fault(self.root / self.paths[index])
 
+    def digest(self, index: int) -> int | None:
+        path = self.root / self.paths[index]
+        try:
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return digest_of(file, os.fstat(file.fileno()).st_size)
+        except OSError:
+            return None
+
     def select(self, indices: Sequence[int]) -> "FolderImages":
         return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
 
@@ -57,25 +68,76 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
     """Reads `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
-    a `val` folder a stratified share `val_ratio` of train, drawn with `seed`, becomes the val split.
+    a `val` folder a stratified share `val_ratio` of train, drawn with `seed`, becomes the val split. A `test` folder
+    without class folders is left out, and said.
     """
     folders = split_folders(root)
     found = {name: class_folders(folder) for name, folder in folders.items()}
     class_names = sorted(found["train"])
-    _check_classes(root, folders, found, class_names)
     tree = ImageSets(str(root), class_names, {})
-    for folder in dict.fromkeys([root, *folders.values()]):  # each once: without splits, train is the root
+    if "test" in found and _is_unlabelled(folders["test"], found["test"], class_names):
+        _note_unlabelled(tree, folders.pop("test"))
+        del found["test"]
+    _check_classes(root, folders, found, class_names)
+    _read_splits(root, tree, folders, found)
+    tree.draw_val(val_ratio, seed)
+    return tree
+
+
+def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
+    """Reads images to score, of some of the classes `class_names`: splits, whichever there are, or class folders, which
+    are then the test split. Folders that are no class are left out, and said.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such folder, or nothing of these classes in it.
+    """
+    _check_is_folder(root)
+    folders = _named_splits(root)
+    if not any(_folders(folder) for folder in folders.values()):
+        folders = {"test": root} if not folders or any(name in class_names for name in class_folders(root)) else folders
+    tree, found = ImageSets(str(root), list(class_names), {}), {}
+    for split, folder in list(folders.items()):
+        classes = class_folders(folder)
+        if not classes.keys() & set(class_names):
+            _note_unlabelled(tree, folders.pop(split))
+            continue
+        found[split] = {name: path for name, path in classes.items() if name in class_names}
+        if others := sorted(classes.keys() - set(class_names)):
+            count = sum(is_image(file.name) for name in others for file in files_below(classes[name]))
+            tree.no_class[split] = count
+            meant = _meant(others, class_names)
+            tree.notes.append(f"{count} images of {split} are in folders that are no class: {_listed(others)}.{meant}")
+    if not found:
+        there = sorted({path.name for folder in (root, *_named_splits(root).values()) for path in _folders(folder)})
+        raise ValueError(
+            f"{root} has no folder of a class of the checkpoint.{_meant(there, class_names)}\n"
+            f"  checkpoint: {_listed(class_names)}\n  folders:    {_listed(there) or 'none'}\n"
+            f"Images without labels are for ml-inference source={root}"
+        )
+    _read_splits(root, tree, folders, found)
+    return tree
+
+
+def _read_splits(root: Path, tree: ImageSets, folders: dict[str, Path], found: dict[str, dict[str, Path]]) -> None:
+    for folder in dict.fromkeys([root, *folders.values()]):  # each once: without splits, they are the root
         tree.ignored.extend(sorted(str(p.relative_to(root)) for p in folder.iterdir() if p.is_file()))
     if root not in folders.values():
-        others = [path.name for path in _folders(root) if path not in folders.values()]
+        unlabelled = [path for path in _named_splits(root).values() if path not in folders.values()]  # said already
+        others = [path.name for path in _folders(root) if path not in [*folders.values(), *unlabelled]]
         tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in others)
     for split, classes in found.items():
         tree.splits[split] = _read_split(root, tree, classes)
-    for split, images in tree.splits.items():
-        if not len(images):
-            raise ValueError(f"The {split} split of {root} has no images ({', '.join(SUFFIXES)}).")
-    tree.draw_val(val_ratio, seed)
-    return tree
+
+
+def _is_unlabelled(folder: Path, classes: Mapping[str, Path], class_names: Sequence[str]) -> bool:
+    """Whether images stand in it directly, or in one folder that is no class and resembles none."""
+    if not classes:
+        return any(is_image(path.name) for path in folder.iterdir())
+    return len(classes) == 1 and not classes.keys() & set(class_names) and not _meant(list(classes), class_names)
+
+
+def _note_unlabelled(tree: ImageSets, folder: Path) -> None:
+    tree.notes.append(f"{folder} has no class folders: it is not used. Predict it with ml-inference source={folder}")
 
 
 def class_tree(root: Path) -> tuple[list[str], FolderImages]:
@@ -93,20 +155,28 @@ def class_tree(root: Path) -> tuple[list[str], FolderImages]:
 
 
 def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: int) -> ImageSets:
-    """Reads what `ml-split` writes: a header with the class names and the folder, then a row per image."""
+    """Reads what `ml-split` writes, a header with the class names and the folder, then a row per image; or a CSV of
+    one's own with the columns `path`, `label` and perhaps `split`, whose paths are relative to `data_dir`, or to it."""
     if not file.is_file():
         raise FileNotFoundError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            header, rows = lines.readline(), list(csv.reader(lines))
-        told = json.loads(header.removeprefix(SPLIT_FILE_HEADER))
-        class_names, root = list(told["class_names"]), data_dir or Path(told["data_dir"])
-        columns = [row for row in rows if row][1:]
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            first = lines.readline()
+            told = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
+            table = csv.DictReader(lines if told else chain([first], lines), skipinitialspace=True)
+            rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
+        class_names = list(told.get("class_names") or sorted({name for _, _, name in rows}))
+        root = data_dir or Path(told.get("data_dir") or file.parent)
         label_of = {name: label for label, name in enumerate(class_names)}
         split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-        found = [(split_of[split], path, label_of[name]) for split, path, name in columns]
-    except (ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
-        raise ValueError(f"data.split_file={file} is none that ml-split wrote: {error}") from error
+        found = [(split_of[split.strip().lower()], path, label_of[name]) for split, path, name in rows]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        raise ValueError(
+            f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
+            f"split (train, val, test): {error}"
+        ) from error
+    if len(class_names) < 2:
+        raise ValueError(f"data.split_file={file} has one class only: a classifier needs two classes or more.")
     sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
     for split in [name for name in SPLITS if any(name == row[0] for row in found)]:
         images = [(path, label) for name, path, label in found if name == split]
@@ -128,20 +198,51 @@ def split_folders(root: Path) -> dict[str, Path]:
     Raises:
         FileNotFoundError, ValueError: There is no such folder, or no train split in it.
     """
+    _check_is_folder(root)
+    found = _named_splits(root)
+    inside = set(_folders(root))
+    if "train" in found and _folders(found["train"]):
+        _check_train_is_a_split(root, found)
+        return found
+    if any(_folders(folder) for folder in found.values()):
+        raise ValueError(
+            f"{root} has {' and '.join(sorted(found))}, but no train/ with class folders in it. To score a checkpoint "
+            f"on it: ml-eval ckpt_path=RUN data.data_dir={root}"
+        )
+    if found and set(found.values()) == inside:
+        raise ValueError(f"{root} has {' and '.join(sorted(found))}, but without class folders in them.")
+    return {"train": root}
+
+
+def _check_is_folder(root: Path) -> None:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(
             f"data.data_dir={root} {what}. Give a folder of class folders, or of train/ val/ test/."
         )
+
+
+def _named_splits(root: Path) -> dict[str, Path]:
     inside = {folder.name.lower(): folder for folder in _folders(root)}
-    found = {split: inside[name] for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in inside}
-    if "train" in found and _folders(found["train"]):
-        return found
-    if any(_folders(folder) for folder in found.values()):
-        raise ValueError(f"{root} has {' and '.join(sorted(found))}, but no train/ with class folders in it.")
-    if found and set(found.values()) == set(inside.values()):
-        raise ValueError(f"{root} has {' and '.join(sorted(found))}, but without class folders in them.")
-    return {"train": root}
+    return {split: inside[name] for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in inside}
+
+
+def _check_train_is_a_split(root: Path, found: Mapping[str, Path]) -> None:
+    """Raises ValueError where `train` alone is named like a split, and has folders like its own beside it."""
+    if set(found) != {"train"}:
+        return
+    classes = {class_name(path.name) for path in _folders(found["train"])}
+    beside = [path for path in _folders(root) if path != found["train"]]
+    like = [path.name for path in beside if _has_images(path) and not {f.name for f in _folders(path)} & classes]
+    if like:
+        raise ValueError(
+            f"{root} has train/ with folders in it, and {_listed(like)} with images beside it. If train is one of the "
+            f"classes, rename it; if it is a split, type data.data_dir={found['train']}"
+        )
+
+
+def _has_images(folder: Path) -> bool:
+    return any(is_image(path.name) for path in walk(folder, loop=lambda path: None, unreadable=lambda error: None))
 
 
 def class_name(text: str) -> str:

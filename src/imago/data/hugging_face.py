@@ -2,16 +2,18 @@
 
 import io
 import logging
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from torch import Tensor
 
 from imago.data.decode import read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
 from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
 from imago.transforms import Batch
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ class HuggingFaceDataModule(ImageDataModule):
         image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: Share of train that becomes the val split where there is none; stratified.
+        val_ratio: ValRatio of train that becomes the val split where there is none; stratified.
         on_bad_image: `error` stops at an image that cannot be read; `skip` decodes every one once before the run and
             leaves such images out.
         seed: Of the split, the order and the augmentations.
@@ -57,7 +59,7 @@ class HuggingFaceDataModule(ImageDataModule):
         image_size: Positive | Sequence[int] = 224,
         batch_size: Positive = 32,
         num_workers: ZeroOrMore | None = None,
-        val_ratio: Share = 0.1,
+        val_ratio: ValRatio = 0.1,
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
@@ -107,6 +109,14 @@ class ColumnImages(Images):
         cell = self.dataset[self.rows[index]][self.column]
         source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
         return read_image(source, self.paths[index])
+
+    def digest(self, index: int) -> int | None:
+        cell = self.dataset[self.rows[index]][self.column]
+        if cell["bytes"] is not None:
+            return digest_of(io.BytesIO(cell["bytes"]), len(cell["bytes"]))
+        with suppress(OSError), open(cell["path"], "rb") as file:
+            return digest_of(file, os.fstat(file.fileno()).st_size)
+        return None
 
     def select(self, indices: Sequence[int]) -> "ColumnImages":
         rows, paths, labels = ([column[i] for i in indices] for column in (self.rows, self.paths, self.labels))

@@ -1,15 +1,15 @@
 """Images in folders named after their classes, or in the splits of a file that `ml-split` wrote."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from imago.checks import NO_DATA
-from imago.data.folders import listed_paths, read_split_file, read_tree
+from imago.data.folders import listed_paths, read_labelled, read_split_file, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
 from imago.transforms import Batch
 
 
@@ -26,7 +26,7 @@ class ImageFolderDataModule(ImageDataModule):
         image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: Share of train that becomes the val split where the folder has none; stratified.
+        val_ratio: ValRatio of train that becomes the val split where the folder has none; stratified.
         on_bad_image: `error` stops at a file that cannot be read; `skip` decodes every file once before the run and
             leaves such files out.
         seed: Of the split, the order and the augmentations.
@@ -42,6 +42,8 @@ class ImageFolderDataModule(ImageDataModule):
         persistent_workers: Keep the workers from epoch to epoch.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
             `image_size`: other pixels, by about two grey levels.
+        trained: What a checkpoint says of its run (its entry `imago`), to score it: the folder may then hold any
+            labelled images of some of its classes.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class ImageFolderDataModule(ImageDataModule):
         image_size: Positive | Sequence[int] = 224,
         batch_size: Positive = 32,
         num_workers: ZeroOrMore | None = None,
-        val_ratio: Share = 0.1,
+        val_ratio: ValRatio = 0.1,
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
@@ -68,8 +70,17 @@ class ImageFolderDataModule(ImageDataModule):
         prefetch_factor: Positive | None = None,
         persistent_workers: bool = True,
         decode: Literal["exact", "fast"] = "exact",
+        trained: Mapping[str, Any] | None = None,
     ) -> None:
-        sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
+        try:
+            sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
+            is_new = trained is not None and sets.fingerprint() != trained["data"]["fingerprint"]
+        except ValueError:
+            if trained is None or data_dir is None or split_file is not None:
+                raise
+            is_new = True
+        if is_new and trained is not None and data_dir is not None and split_file is None:
+            sets = read_labelled(Path(data_dir).expanduser(), trained["class_names"])
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
         super().__init__(

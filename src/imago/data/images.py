@@ -1,13 +1,15 @@
 """What every kind of data comes down to: named, labelled images in splits."""
 
 import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, BinaryIO, Literal, Self, overload
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +18,12 @@ from imago.data.decode import BadImageError
 from imago.data.stages import BoxOf, Size, cut
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+MOST_OF_TRAIN = 0.5
+"""The greatest share of train that may become val."""
+LEAST_DRAWN = 2
+"""Images of a split that is drawn, where classes have two or more."""
+BLOCKS, BLOCK = 8, 4096  # of a file, by which its content is known
 
 
 class Names(Sequence[str]):
@@ -103,6 +111,14 @@ class Images(ABC):
         del index
         return None
 
+    def digest(self, index: int) -> int | None:
+        """64 bits by which the content of an image is known again, under whatever name; None where it cannot be read.
+
+        Of a large file some blocks, spread over it, stand for the whole.
+        """
+        del index
+        return None
+
     def stamp(self, times: bool = False) -> str:
         """Changes when the images do, as far as that can be told without reading them; `times`: of files, also when
         they were written."""
@@ -111,9 +127,6 @@ class Images(ABC):
         for path, label in zip(self.paths, self.labels, strict=True):
             digest.update(f"{path}\0{label}\n".encode())
         return digest.hexdigest()
-
-
-Kind = TypeVar("Kind", bound=Images)
 
 
 @dataclass
@@ -127,8 +140,10 @@ class ImageSets:
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
-    drawn_val: dict[str, float] | None = None
-    """`val_ratio` and `seed` where val was drawn from train."""
+    no_class: dict[str, int] = field(default_factory=dict)
+    """Split -> images that are not taken because their folder is no class."""
+    drawn_val: dict[str, Any] | None = None
+    """`val_ratio`, `seed`, and by what, where val was drawn from train."""
 
     def draw_val(self, val_ratio: float, seed: int) -> None:
         """Makes a stratified share of train the val split, where there is none.
@@ -138,17 +153,23 @@ class ImageSets:
         """
         if "val" in self.splits:
             return
-        if not 0 < val_ratio < 1:
-            raise ValueError(f"data.val_ratio={val_ratio}: give a share between 0 and 1; {self.root} has no val split.")
-        self.splits["train"], self.splits["val"] = stratified_split(self.splits["train"], val_ratio, seed)
-        if not len(self.splits["val"]):
+        if not 0 < val_ratio <= MOST_OF_TRAIN:
+            given = f"data.val_ratio={val_ratio}"
+            raise ValueError(f"{given}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
+        train = self.splits["train"]
+        sides = drawn_sides(train, {"val": val_ratio}, seed)
+        chosen = set(sides["val"])
+        if not chosen:
             raise ValueError(
                 f"{self.root} has too few images per class to draw a val split from train: give two or more of each."
             )
-        self.drawn_val = {"val_ratio": val_ratio, "seed": seed}
+        self.splits["train"] = train.select([index for index in range(len(train)) if index not in chosen])
+        self.splits["val"] = train.select(sides["val"])
+        self.drawn_val = {"val_ratio": val_ratio, "seed": seed, "by": "path"}
         self.notes.append(
-            f"no val split in {self.root}: {len(self.splits['val'])} images of train "
-            f"(data.val_ratio={val_ratio}, stratified, seed {seed}) are the val split"
+            f"no val split in {self.root}: {len(chosen)} of the {len(train)} images of train, "
+            f"{len(chosen) / len(train):.0%}, are the val split (data.val_ratio={val_ratio}, stratified, drawn by seed "
+            f"{seed} and path)"
         )
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:
@@ -166,18 +187,63 @@ class ImageSets:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def stratified_split(images: Kind, share: float, seed: int) -> tuple[Kind, Kind]:
-    """`images` in two, the second with `share` of each class, at least one image where a class has two or more."""
-    generator = np.random.default_rng(seed)
+def drawn_sides(images: Images, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+    """Name in `shares` -> the indices of about that share of each class.
+
+    The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
+    None has more than half of a class, and train has one image at least. Classes that are left out by chance give one,
+    as long as the share is not reached: only such an image can be replaced by a later one.
+    """
+    numbers = np.array([_number(seed, path) for path in images.paths])
+    edges = np.cumsum([0.0, *shares.values()])
     labels = np.array(images.labels)
-    second: list[int] = []
+    sides: dict[str, list[int]] = {name: [] for name in shares}
+    absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
     for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        second.extend(members[:count].tolist())
-    chosen = set(second)
-    first = [index for index in range(len(images)) if index not in chosen]
-    return images.select(first), images.select(sorted(second))
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(numbers[members], kind="stable")]
+        places = np.searchsorted(edges, numbers[members], side="right") - 1
+        of_class = {name: members[places == place].tolist() for place, name in enumerate(shares)}
+        rest = members[places == len(shares)].tolist()
+        for indices in of_class.values():
+            while len(indices) > len(members) // 2:
+                rest.insert(0, indices.pop())
+        if not rest:
+            rest.append(max(of_class.values(), key=len).pop())
+        for name, indices in of_class.items():
+            sides[name] += indices
+            if not indices:
+                absent[name].append((-len(members), rest))
+    for name, share in shares.items():
+        wanted = max(LEAST_DRAWN, round(share * len(images))) if share else 0
+        for _, rest in sorted(absent[name], key=lambda entry: entry[0])[: max(0, wanted - len(sides[name]))]:
+            if len(rest) > 1:
+                sides[name].append(rest.pop(0))
+    return {name: sorted(indices) for name, indices in sides.items()}
+
+
+def _number(seed: int, path: str) -> float:
+    """In [0, 1)."""
+    text = f"{seed}\n{unicodedata.normalize('NFC', path)}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") / 2**48
+
+
+def digest_of(file: BinaryIO, size: int) -> int:
+    """The `digest` of a file of `size` bytes."""
+    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    if size <= BLOCKS * BLOCK:
+        digest.update(file.read())
+    else:
+        for block in range(BLOCKS):
+            file.seek(block * (size - BLOCK) // (BLOCKS - 1))
+            digest.update(file.read(BLOCK))
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def digests_of(images: Images) -> list[int | None]:
+    """The `digest` of each image."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(images.digest, range(len(images))))
 
 
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:

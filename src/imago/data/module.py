@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cached_property, partial
@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL
 import torch
 from filelock import FileLock
@@ -23,7 +24,7 @@ from imago.checks import SPLITS
 from imago.data.cache import GIGABYTE, Cache, CachedImages
 from imago.data.decode import BadImageError, without_frames
 from imago.data.folders import FolderImages
-from imago.data.images import Images, ImageSets, class_counts, shortened
+from imago.data.images import Images, ImageSets, class_counts, digests_of, shortened
 from imago.data.loading import (
     EvalBatchSampler,
     ImageDataset,
@@ -137,6 +138,8 @@ class ImageDataModule(CopyingDataModule):
         self.rank, self.processes = 0, 1
         self.predicted_split = "test"
         self.same_order = False
+        self._emptied: dict[str, str] = {}  # split -> why it has no images
+        self._trained_counts = np.ones(1, dtype=int)  # of classes, where a checkpoint was trained
         self.skipped: list[str] = []
         if on_bad_image == "skip":
             self.skipped = _leave_out_bad_images(sets, Path(cache_dir))
@@ -174,8 +177,12 @@ class ImageDataModule(CopyingDataModule):
     def notes(self) -> list[str]:
         """What a user should know about the data."""
         notes = list(self.sets.notes)
-        if "test" not in self.sets.splits:
+        if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
             notes.append(f"no test split in {self.sets.root}: the val split is scored as test")
+        for split in self.sets.splits if "train" in self.sets.splits else ():
+            counts = class_counts(self.sets.splits[split], self.class_names)
+            if absent := [name for name, count in counts.items() if not count]:
+                notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {shortened(absent)}")
         for what, paths in (
             ("not taken (no image suffix, or hidden)", self.sets.ignored),
             ("skipped (unreadable)", self.skipped),
@@ -185,11 +192,78 @@ class ImageDataModule(CopyingDataModule):
                 notes.append(f"{len(paths)} files {what}: {shortened(paths)}")
         return notes
 
+    @property
+    def majority(self) -> list[int]:
+        """The labels of the most frequent class of train; several where they are equally frequent."""
+        counts = np.bincount(self.sets.splits["train"].labels) if "train" in self.sets.splits else self._trained_counts
+        return np.flatnonzero(counts == counts.max()).tolist()
+
     def scored_split(self, split: str) -> str:
-        """The split that is scored where `split` is asked for: val where there is no test split."""
+        """The split that is scored where `split` is asked for: val where there is no test split.
+
+        Raises:
+            ValueError: There is none.
+        """
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r}: give one of {', '.join(SPLITS)}.")
-        return "val" if split == "test" and "test" not in self.sets.splits else split
+        if split in self._emptied:
+            raise ValueError(self._emptied[split])
+        scored = "val" if split == "test" and "test" not in self.sets.splits else split
+        if scored not in self.sets.splits:
+            there = ", ".join(self.sets.splits)
+            raise ValueError(f"{self.sets.root} has no {split} split: type split=, of {there}.")
+        return scored
+
+    def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
+        """Takes out of val and test what a checkpoint was trained on, by content, if these data are not those of its
+        run; `trained` is its entry `imago`."""
+        counts = (trained["data"].get("counts") or {}).get("train") or {}
+        self._trained_counts = np.array([int(counts.get(name, 0)) for name in self.class_names])
+        if trained["data"]["fingerprint"] == self.facts["fingerprint"]:
+            return
+        known = trained.get("train_images")
+        if known is None:
+            log.info("These data are not those of the checkpoint, which does not say which images it was trained on")
+            return
+        seen = set(known.tolist())
+        for split in ("val", "test"):
+            images = self.sets.splits.get(split)
+            if images is None:
+                continue
+            paths = {path for path, each in zip(images.paths, digests_of(images), strict=True) if each in seen}
+            if not paths:
+                continue
+            what = f"{len(paths)} of the {len(images)} images of {split} are images that the checkpoint was trained on"
+            if len(paths) == len(images):
+                del self.sets.splits[split]
+                self._emptied[split] = f"{what}: nothing is left to score."
+            else:
+                self.sets.leave_out(split, paths)
+            self.say(f"{what}: they are left out: {shortened(sorted(paths))}")
+        if not self.sets.splits:
+            raise ValueError("\n".join(self._emptied.values()))
+        self.__dict__.pop("facts", None)
+
+    @cached_property
+    def train_digests(self) -> Tensor:
+        """Of the train images, int64, sorted: what `leave_out_trained` knows them by."""
+        return torch.tensor(sorted(each for each in digests_of(self.sets.splits["train"]) if each is not None))
+
+    def say_what_is_shared(self) -> None:
+        """Notes images of val and test whose content is that of a train image: scores on them are too good."""
+        seen = set(self.train_digests.tolist())
+        for split in ("val", "test"):
+            if (images := self.sets.splits.get(split)) is None:
+                continue
+            paths = [path for path, each in zip(images.paths, digests_of(images), strict=True) if each in seen]
+            if paths:
+                what = f"{len(paths)} of the {len(images)} images of {split} are in train, too"
+                self.say(f"{what}, so that its scores are too good: {shortened(paths)}")
+
+    def say(self, note: str) -> None:
+        """Adds a note, and logs it."""
+        self.sets.notes.append(note)
+        log.warning("%s", note)
 
     def split(self, name: str) -> Images:
         """Paths and labels of a split."""

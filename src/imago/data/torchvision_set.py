@@ -1,5 +1,6 @@
 """The small sets of torchvision that keep their images in memory: MNIST and its kind."""
 
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +10,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from imago.data.images import Images, ImageSets
+from imago.data.images import Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
 from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, Share, ZeroOrMore, ZeroOrMoreFloat
+from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
 from imago.transforms import Batch
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class TorchVisionDataModule(ImageDataModule):
         image_size: What the network sees, in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
         num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: Share of train that becomes the val split; stratified.
+        val_ratio: ValRatio of train that becomes the val split; stratified.
         on_bad_image: As in the other kinds; images in memory are never bad.
         seed: Of the split, the order and the augmentations.
         cache_dir: As in the other kinds.
@@ -53,7 +54,7 @@ class TorchVisionDataModule(ImageDataModule):
         image_size: Positive | Sequence[int] = 28,
         batch_size: Positive = 128,
         num_workers: ZeroOrMore | None = 0,
-        val_ratio: Share = 1 / 12,
+        val_ratio: ValRatio = 1 / 12,
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
         cache_dir: str = ".cache",
@@ -106,6 +107,10 @@ class MemoryImages(Images):
 
     def read_many(self, indices: Sequence[int]) -> Tensor:
         return self.pixels[torch.tensor(indices)]
+
+    def digest(self, index: int) -> int | None:
+        pixels = self.pixels[index].contiguous().numpy().tobytes()
+        return digest_of(io.BytesIO(pixels), len(pixels))
 
     def select(self, indices: Sequence[int]) -> "MemoryImages":
         paths, labels = [self.paths[i] for i in indices], [self.labels[i] for i in indices]

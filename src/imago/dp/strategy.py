@@ -52,6 +52,8 @@ class DifferentialPrivacy(Strategy):
         secure_rng: Draw everything from the system's cryptographic generator, which is slower.
     """
 
+    shows_train_images = False
+
     def __init__(
         self,
         noise_multiplier: float | None = None,
