@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # in files from before torch 0.4
 LEAST_CHANNELS = 4  # of a group
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 StateDict = dict[str, Tensor]
 Build = Callable[..., nn.Module]
 
@@ -56,7 +57,7 @@ def torchvision_net(
         except ConnectionError as error:
             log.warning("model.net.weights=auto: training %s from scratch: no weights (%s)", name, error.__cause__)
             return net
-    elif Path(weights).suffix in (".safetensors", ".pth", ".pt") or Path(weights).is_file():
+    elif Path(weights).suffix in WEIGHT_FILES or Path(weights).is_file():
         pretrained = read_weights(Path(weights))
     else:
         pretrained = _named_weights(name, weights)
@@ -76,10 +77,13 @@ def head_names(build: Build, num_classes: int) -> set[str]:
     return {name for name in one if name not in other or one[name].shape != other[name].shape}
 
 
-def read_weights(path: Path) -> StateDict:
-    """The tensors in a .safetensors file or a state dict saved by torch; nothing in the file is executed."""
+def read_weights(path: Path, key: str = "model.net.weights") -> StateDict:
+    """The tensors in a .safetensors file or a state dict saved by torch; nothing in the file is executed.
+
+    `key` is the setting that names it, for messages.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"model.net.weights={path} is not there.")
+        raise FileNotFoundError(f"{key}={path} is not there.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -88,11 +92,11 @@ def read_weights(path: Path) -> StateDict:
         look_over(path) if zipfile.is_zipfile(path) else check_legacy(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except ForeignError as error:
-        raise ValueError(f"model.net.weights={path} {error}") from error
+        raise ValueError(f"{key}={path} {error}") from error
     except Exception as error:
-        raise ValueError(f"model.net.weights={path} holds no weights that can be read safely: {error}") from error
+        raise ValueError(f"{key}={path} holds no weights that can be read safely: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"model.net.weights={path} is no state dict (name -> tensor).")
+        raise ValueError(f"{key}={path} is no state dict (name -> tensor).")
     return state
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +35,9 @@ from imago.carried_config import (
 )
 from imago.checkpoints import check_weights, read_checkpoint
 from imago.classifier import built_model, check_own_code, seen_images
+from imago.combinations import lightning_name, refused_callback
 from imago.config import typed_overrides
+from imago.data.images import class_counts, shortened
 from imago.data.module import ImageDataModule
 from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.masking import masked_config
@@ -68,12 +71,15 @@ def build(
     seed_everything(cfg.seed, verbose=False)
     _choose_matmul(cfg)
     data = made_data(cfg.data, trained, typed_overrides())
-    if cfg.train and run.rank == 0 and trained is None:
-        data.say_what_is_shared()
     check_own_targets(cfg, typed_overrides())
+    if run.goes_on_from is not None or cfg.ckpt_path is not None:
+        without_pretrained(cfg.model)  # the checkpoint's follow
+    _choose_class_weights(cfg, data)
     model = built_model(cfg.model, data.class_names)
     model.seed = cfg.seed
     strategy = instantiate(cfg.strategy)
+    if cfg.train and trained is None and strategy.shows_train_images and run.rank == 0:
+        data.say_what_is_shared()
     data.strategy = model.strategy = strategy
     data.rank, data.processes = run.rank, run.processes
     _share_cores(run)
@@ -88,7 +94,10 @@ def build(
     before: list[Callback] = []
     if cfg.train and cfg.preflight:
         before = [Preflight(run.path / "checkpoints", cfg.preflight == "only", partial(read_back, cfg))]
-    trainer = build_trainer(cfg, run, [*before, *built(cfg.callbacks), record])
+    callbacks = built(cfg.callbacks)
+    if cfg.train and trained is None:
+        check_callbacks(callbacks)
+    trainer = build_trainer(cfg, run, [*before, *callbacks, record])
     tolerate_full_disks(trainer.loggers)
     if run.rank == 0:
         for logger in trainer.loggers:
@@ -105,6 +114,26 @@ def build(
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     return data, model, trainer
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raises ValueError for callbacks that inherit from one of Lightning's which cannot be used."""
+    for callback in callbacks:
+        for parent in type(callback).__mro__:
+            name = lightning_name(f"{parent.__module__}.{parent.__qualname__}")
+            if name is not None and (why := refused_callback(name, parent is type(callback))) is not None:
+                raise ValueError(f"{type(callback).__name__} is a {name}: {why}")
+
+
+def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Replaces `model.class_weights=auto` by numbers: inverse frequencies, 1 in the mean over the train images."""
+    if cfg.model.get("class_weights") != "auto":
+        return
+    counts = class_counts(data.sets.splits["train"], data.class_names)
+    weights = {name: round(sum(counts.values()) / (len(counts) * count), 6) for name, count in counts.items()}
+    log.info("model.class_weights=auto: %s", shortened((f"{name} {weight:g}" for name, weight in weights.items()), 20))
+    plain = all(re.fullmatch(r"[\w .-]+", name) and not name.startswith("_") for name in weights)
+    cfg.model.class_weights = weights if plain else list(weights.values())
 
 
 def made_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:

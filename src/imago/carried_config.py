@@ -285,6 +285,8 @@ def without_pretrained(model: DictConfig) -> None:
     """Leaves the pretrained weights of a `model` node out: those of a checkpoint follow."""
     if model.get("net") is not None and "weights" in model.net:
         model.net.weights = None
+    if model.get("init_from") is not None:
+        model.init_from = None
 
 
 def starts_from_checkpoint(main: Callable[[], Any], several: bool = False) -> Callable[[], Any]:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Checkpoint = dict[str, Any]
 
+KEY = "ckpt_path"
+"""The setting that names a checkpoint."""
 SCHEMA = 1
 """Of the entry `imago` of a checkpoint; raised when an older version could not read it any more."""
 BEST = "checkpoints/best.ckpt"
@@ -39,15 +41,17 @@ OTHERS = {  # how the files of others begin, or end -> what they are
 }
 
 
-def find_checkpoint(given: str, log_dir: Path) -> Path:
+def find_checkpoint(given: str, log_dir: Path, key: str = KEY) -> Path:
     """The file that `given` stands for: itself, the best of a run folder, or the best of the `latest` run.
+
+    `key` is the setting that says it, for messages.
 
     Raises:
         ValueError: There is none.
     """
     if URL.match(given):
         raise ValueError(
-            f"ckpt_path={given} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
+            f"{key}={given} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
             f"  curl -L -o best.ckpt '{given}'"
         )
     if given == LATEST:
@@ -59,16 +63,16 @@ def find_checkpoint(given: str, log_dir: Path) -> Path:
     if not best.is_file():
         there = ", ".join(str(file) for file in sorted(path.rglob("*.ckpt"))[:5])
         raise ValueError(
-            f"ckpt_path={path} is a folder without checkpoints/best.ckpt: give a run folder or a file"
+            f"{key}={path} is a folder without checkpoints/best.ckpt: give a run folder or a file"
             + (f"; there are {there}" if there else "")
         )
     return best
 
 
-def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
+def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Checkpoint:
     """The content of a checkpoint, on the CPU; nothing in the file is executed.
 
-    With `mmap` the weights stay in the file until they are used.
+    With `mmap` the weights stay in the file until they are used. `key` is the setting that names it, for messages.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -76,18 +80,18 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise ValueError(f"ckpt_path={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
+        raise ValueError(f"{key}={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
     if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={path} is not there.")
+        raise FileNotFoundError(f"{key}={path} is not there.")
     try:
         look_over(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except ForeignError as error:
-        raise ValueError(f"ckpt_path={path} {error}") from error
+        raise ValueError(f"{key}={path} {error}") from error
     except Exception as error:  # torch has no common class for what a damaged file raises
-        raise ValueError(f"ckpt_path={path} {_what_it_is(path, str(error))}") from error
+        raise ValueError(f"{key}={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
-        raise ValueError(f"ckpt_path={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
+        raise ValueError(f"{key}={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
     _check_told(checkpoint, path)
     weights = checkpoint["state_dict"]
     if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # versions of layers

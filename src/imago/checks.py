@@ -3,20 +3,20 @@
 import difflib
 import importlib.util
 import logging
-import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.allow_list import TRANSFORMS, check_targets
 from imago.carried_config import GROUPS, OPTION, composed_as_own, leave_out_training
+from imago.combinations import REFUSED, checkpoint_problems, lightning_name, refused_callback
 from imago.config import CONFIG_DIR, Root
 from imago.network_names import check_name
 from imago.origins import origin_of
@@ -46,75 +46,6 @@ NO_DATASET = """No data set is chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)
   data.dataset.path=parquet data.dataset.data_files=FILE             (a file)"""
-REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
-    (
-        lambda cfg: cfg.trainer.get("num_nodes", 1) != 1,
-        "trainer.num_nodes: a run uses the devices of one machine. Type trainer.devices= alone.",
-    ),
-    (
-        lambda cfg: cfg.trainer.get("strategy", "auto") not in ("auto", "ddp", "ddp_find_unused_parameters_true"),
-        "trainer.strategy: give auto, ddp or ddp_find_unused_parameters_true.",
-    ),
-    (
-        lambda cfg: "logger" in cfg.trainer,
-        "trainer.logger: loggers are a group of their own. Type logger=csv, or logger=[] for none.",
-    ),
-    (
-        lambda cfg: "callbacks" in cfg.trainer,
-        "trainer.callbacks: callbacks are a group of their own. Type callbacks=none for none.",
-    ),
-    (
-        lambda cfg: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
-        "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
-        "trainer=ddp trainer.devices=4 for example.",
-    ),
-    (
-        lambda cfg: "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1",
-        "Slurm starts this command several times: each would be a run of its own. Type #SBATCH --ntasks=1 (or srun "
-        "--ntasks=1): Imago starts the other processes itself, trainer=ddp trainer.devices=4 for example.",
-    ),
-    (
-        lambda cfg: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
-        "model.on_bad_loss=skip works in one process: another one would wait for the gradients. "
-        "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
-    ),
-    (
-        lambda cfg: cfg.auto_resume and cfg.resume is not None,
-        "resume= and auto_resume=true: resume= is enough.",
-    ),
-    (
-        lambda cfg: cfg.resume is not None and (not cfg.train or cfg.preflight == "only"),
-        "resume= trains on: leave train=false and preflight=only out. To score a run: python src/eval.py ckpt_path=",
-    ),
-    (
-        lambda cfg: cfg.auto_resume and not _has_fixed_folder(),
-        "auto_resume=true goes on in the folder of the run, which has to be the same each time: "
-        "type hydra.run.dir=FOLDER too (hydra.sweep.dir=FOLDER with -m).",
-    ),
-    (
-        lambda cfg: cfg.data.get("decode") == "fast" and cfg.data.get("cache") in ("ram", "disk"),
-        "data.decode=fast and data.cache=: a cache is decoded once, exactly. Type data.decode=exact, or "
-        "data.cache=auto, which then keeps what is not cut at random.",
-    ),
-    (
-        lambda cfg: cfg.matmul_precision not in ("highest", "high", "medium"),
-        "matmul_precision: give highest, high or medium.",
-    ),
-    (
-        lambda cfg: cfg.preflight not in (True, False, "only"),
-        "preflight: give true, false or only.",
-    ),
-    (
-        lambda cfg: cfg.preflight == "only" and not cfg.train,
-        "preflight=only with train=false leaves nothing to do.",
-    ),
-)
-"""What cannot work, or not together: a test on the config, and what to say."""
-
-
-def _has_fixed_folder() -> bool:
-    key = "hydra.sweep.dir=" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir="
-    return any(word.startswith(key) for word in HydraConfig.get().overrides.hydra)
 
 
 def own_targets(cfg: DictConfig) -> list[str]:
@@ -245,6 +176,12 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
                 check_split(cfg, split)
             except ValueError as error:
                 yield str(error)
+    if cfg.train:
+        yield from checkpoint_problems(cfg)
+        for key, node in nodes(cfg.callbacks, "callbacks"):
+            name = lightning_name(str(node._target_))
+            if name is not None and (why := refused_callback(name)) is not None:
+                yield f"{key} ({name}): {why}"
     if cfg.train and cfg.model.get("optimizer") is None:
         yield "model.optimizer is missing: choose one, model/optimizer=adamw for example."
     if not isinstance(cfg.ckpt_path, str | None):
@@ -269,7 +206,9 @@ def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
     """Keys and types of all nodes whose targets we know."""
     drop_inherited(cfg, typed, shipped())
     for problem in problems(cfg, shipped()):
-        yield f"{problem.key}{problem.what}{_in_file(problem.key)}"
+        is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
+        hint = " For weights of classes type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
+        yield f"{problem.key}{problem.what}{hint if is_weight else ''}{_in_file(problem.key)}"
     yield from _target_problems(cfg)
     for key, node in nodes(cfg):
         for prefix, (package, extra) in EXTRAS.items():

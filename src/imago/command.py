@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -70,6 +71,8 @@ MORE = (
     "strategy.target_epsilon",
 )
 """Settings that give a finished run something to do."""
+DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
+"""The same of a Timer."""
 Task = Callable[[DictConfig, RunFolder], float | None]
 Check = Callable[[DictConfig, list[str]], None]
 
@@ -148,7 +151,7 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
         cfg.seed = drawn_seed(run.path)
     changed = settings_changed(cfg, run.path) if run.former else []
     is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch"))
-    if is_finished and not any(change.startswith(MORE) for change in changed):
+    if is_finished and not any(change.startswith(MORE) or DURATION.match(change) for change in changed):
         if other := [each for each in changed if each.startswith(OTHER_RESULTS) and not each.startswith(SAME_RESULTS)]:
             fail(
                 f"{run.path} holds a finished run with other settings: {'; '.join(other)}. "
@@ -259,7 +262,7 @@ def checkpoint_to_go_on_from(folder: Path) -> Path | None:
 
 def _report(run: RunFolder) -> None:
     """`report.html` of what was trained or scored, with how it ended."""
-    if any((run.path / name).is_file() for name in ("metrics.jsonl", "reports/data.json")):
+    if (run.path / "metrics.jsonl").is_file() or any(run.path.glob("reports/[dm]*.json")):  # of data, or metrics
         from imago.run_report import refresh_report
 
         refresh_report(run.path)

@@ -38,22 +38,31 @@ class CriterionsComposition(nn.Module):
         if "total" in self.criterions or not self.criterions:
             raise ValueError("Give at least one criterion, and call none of them 'total': that is their weighted sum.")
         self.weights = dict(weights or {})
+        self.class_weights: Tensor | None = None
+        """By label: each image's loss is multiplied with that of its class before the mean, so that it does not depend
+        on which others are in the batch, as it does with the `weight` of torch's losses."""
         self.mapping = {name: dict(names) for name, names in (mapping or {}).items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        if self.class_weights is not None:
+            return {name: losses.mean() for name, losses in self.per_image(batch).items()}
         return self._with_total(
             {name: criterion(**self._arguments(name, batch)) for name, criterion in self.criterions.items()}
         )
 
     def per_image(self, batch: Batch) -> dict[str, Tensor]:
-        """The same for each of the n images by itself, (n,); with class weights they are not divided by their sum.
+        """The same for each of the n images by itself, (n,); the `weight` of a loss is not divided by its sum.
 
         Raises:
             ValueError: A loss cannot say what an image adds to it.
         """
-        return self._with_total(
-            {name: _per_image(name, loss, self._arguments(name, batch)) for name, loss in self.criterions.items()}
-        )
+        losses = {name: _per_image(name, loss, self._arguments(name, batch)) for name, loss in self.criterions.items()}
+        if self.class_weights is not None:
+            if self.class_weights.device != batch["label"].device:
+                self.class_weights = self.class_weights.to(batch["label"].device)
+            weights = self.class_weights[batch["label"]]
+            losses = {name: loss * weights for name, loss in losses.items()}
+        return self._with_total(losses)
 
     def _arguments(self, name: str, batch: Batch) -> Batch:
         return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))

@@ -4,6 +4,7 @@ ml-inference ckpt_path=RUN source=PATH
 ml-inference ckpt_path=latest split=val
 """
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from imago.classifier import Classifier
     from imago.data.images import Images
 
+log = logging.getLogger(__name__)
+
 TTA = ("none", "flip", "five_crop", "ten_crop")
 FORMATS = ("csv", "jsonl")
+SOURCE = "source"
 OF_A_NETWORK = ("model", "data.image_size", "data.eval_transform")
 
 
@@ -85,6 +89,8 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
             path = run.path / f"{name}.{cfg.format}"
             _write(found, path, calibration, images, cfg.gallery)
             show_predictions(found, path, cfg.rows, calibration)
+            split = name.removeprefix("predictions_") if cfg.source is None else SOURCE
+            _write_reports(found, split, members[0], images, run, cfg.report.pictures)
     if bad:
         run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
@@ -143,6 +149,35 @@ def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: 
     write_rows(prediction_rows(found, calibration), path)
     if gallery:
         write_gallery(found, images, path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png"))
+
+
+def _write_reports(
+    found: Any, split: str, member: "Classifier", images: "Images", run: RunFolder, pictures: bool
+) -> None:
+    """Those of evaluation, of the images that have a label; `source` is reported as `test`."""
+    from imago.reports import write_reports
+    from imago.results import show_written
+    from imago.scoring import score_of
+
+    _say_if_trained_on(images, found, member)
+    score = score_of(found, "test" if split == SOURCE else split, split, member.checkpoint)
+    if score is not None:
+        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures)
+        show_written(run.path / "reports")
+
+
+def _say_if_trained_on(images: "Images", found: Any, member: "Classifier") -> None:
+    """Warns that an accuracy is too good. The images are predicted all the same."""
+    from imago.data.images import digests_of
+
+    known = member.checkpoint.get("train_images")
+    if known is None or found.accuracy is None:
+        return
+    seen = set(known.tolist())
+    count = sum(digest in seen for digest in digests_of(images))
+    if count:
+        log.warning("%d of the %d images are some that the checkpoint was trained on: the accuracy is too good",
+                    count, len(images))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The one LightningModule: a network, its losses and its optimizer, over batches that are dictionaries."""
 
+import difflib
 import inspect
 import logging
 import math
@@ -8,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,7 +19,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.backbones import head_names, with_group_norm
 from imago.criterions import CriterionsComposition, MeanLosses
-from imago.schedules import built_state
+from imago.data.images import shortened
+from imago.initial_weights import start_from
+from imago.schedules import built_state, counts_steps, planned_steps
 from imago.strategy import Strategy
 from imago.transforms import Batch, ComposeTransform
 
@@ -40,12 +43,17 @@ class DictModule(LightningModule):
         net: Makes the network, given `num_classes`.
         criterions: The losses.
         optimizer: Makes the optimizer, given the parameters that are trained. None for a network that is only scored.
-        scheduler: Makes the learning-rate scheduler, given the optimizer; stepped per epoch, or per step if it takes
-            `total_steps`, which it is given.
+        scheduler: Makes the learning-rate scheduler, given the optimizer, and `total_steps` if it takes that.
+        scheduler_interval: `step` or `epoch`: when it is stepped; None steps those that count steps (`total_steps`,
+            CyclicLR) per optimizer step, others per epoch.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
         compile: Compile the network in place; the first batch then takes a minute.
         channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
             it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
+        class_weights: Class name -> weight in the losses, 1 where not given, or a list by label. The loss of a batch is
+            the sum of its images' weighted losses, divided by their number.
+        init_from: A run folder, `latest`, a checkpoint, or a file of weights, to start from: what fits is loaded, and
+            the head is new where the classes are others.
         freeze: `backbone` trains the head only.
         norm: `group` replaces each BatchNorm that is trained by a GroupNorm: images then do not depend on the others of
             their batch. Its pretrained weights and statistics are lost.
@@ -61,7 +69,10 @@ class DictModule(LightningModule):
         criterions: CriterionsComposition,
         optimizer: Callable[..., Optimizer] | None,
         scheduler: Callable[..., Any] | None = None,
+        scheduler_interval: Literal["step", "epoch"] | None = None,
         forward_fn: ComposeTransform | None = None,
+        class_weights: Mapping[str, float] | Sequence[float] | None = None,
+        init_from: str | None = None,
         compile: bool = False,
         channels_last: bool | None = None,
         freeze: str | None = None,
@@ -75,8 +86,13 @@ class DictModule(LightningModule):
         self.class_names = list(class_names)
         self.net = net(num_classes=len(self.class_names))
         self.criterions = criterions
+        if class_weights is not None:
+            criterions.class_weights = _by_label(class_weights, self.class_names)
         self.optimizer = optimizer
         self.scheduler = scheduler
+        if scheduler_interval not in (None, "step", "epoch"):
+            raise ValueError(f"model.scheduler_interval={scheduler_interval}: give step, epoch or null.")
+        self.scheduler_interval = scheduler_interval
         self.forward_fn = forward_fn
         self.monitor = monitor
         self.on_bad_loss = on_bad_loss
@@ -98,6 +114,8 @@ class DictModule(LightningModule):
         if norm not in (None, "group"):
             raise ValueError(f"model.norm={norm}: give group, or null.")
         self.replaced_norms = with_group_norm(self.net, self.frozen) if norm == "group" else []
+        if init_from is not None:
+            start_from(self.net, init_from, self.class_names, head_names(_from_scratch(net), len(self.class_names)))
         if forward_fn is not None:
             forward_fn.bind(self.net)
         known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago")
@@ -252,20 +270,35 @@ class DictModule(LightningModule):
     def _with_scheduler(self, optimizer: Optimizer) -> Any:
         if self.scheduler is None:
             return optimizer
+        interval = self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
+        planned = self._planned(interval)
+        typed = getattr(self.scheduler, "keywords", {})
+        if isinstance(typed.get("total_steps"), int) and typed["total_steps"] < planned:
+            raise ValueError(
+                f"model.scheduler.total_steps={typed['total_steps']}, but it will be stepped {planned} times: leave "
+                "total_steps out, and it is set to that."
+            )
         if _takes_total_steps(self.scheduler):
-            if math.isinf(self.trainer.estimated_stepping_batches):
+            if math.isinf(planned):
                 raise ValueError(
                     "model.scheduler plans the steps of the whole run, which has no end: type trainer.max_epochs=, or "
                     "model.scheduler=null."
                 )
-            scheduler = self.scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        scheduler = self.scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+            scheduler = self.scheduler(optimizer, total_steps=int(planned))
+        else:
+            scheduler = self.scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):
+            if interval == "step":
+                raise ValueError("model.scheduler_interval=step: a plateau is looked for after validation. Type epoch.")
             # on_train_epoch_end steps it: Lightning would only do so when the epoch's checkpoint is written
             config |= {"monitor": self.monitor, "frequency": sys.maxsize}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _planned(self, interval: str) -> float:
+        """How often a schedule is stepped in the whole run."""
+        epochs = self.trainer.max_epochs if self.trainer.max_epochs not in (None, -1) else math.inf
+        return planned_steps(self.trainer) if interval == "step" else float(epochs or 0)
 
     def backward(self, loss: Tensor, *_: Any, **__: Any) -> None:
         self.strategy.backward(loss)
@@ -334,11 +367,32 @@ class DictModule(LightningModule):
     def _freeze(self, net: Callable[..., nn.Module], freeze: str) -> list[nn.Module]:
         if freeze != "backbone":
             raise ValueError(f"model.freeze={freeze}: give backbone (train the head only) or null.")
-        build = partial(net, weights=None) if "weights" in inspect.signature(net).parameters else net
-        head = head_names(build, len(self.class_names))
+        head = head_names(_from_scratch(net), len(self.class_names))
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad = name in head
         return [module for module in self.net.modules() if _is_frozen(module)]
+
+
+def _from_scratch(net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    return partial(net, weights=None) if "weights" in inspect.signature(net).parameters else net
+
+
+def _by_label(weights: Mapping[str, float] | Sequence[float], class_names: Sequence[str]) -> Tensor:
+    if isinstance(weights, str):
+        raise ValueError(f"model.class_weights={weights}: give auto, or class names with their weights, {{NAME: 5}}.")
+    if isinstance(weights, Mapping):
+        if unknown := [str(name) for name in weights if str(name) not in class_names]:
+            close = difflib.get_close_matches(unknown[0], class_names, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            known = f"the classes are {shortened(class_names, 20)}"
+            raise ValueError(f"model.class_weights names {', '.join(unknown)}, but {known}.{meant}")
+        given = {str(name): weight for name, weight in weights.items()}
+        weights = [given.get(name, 1.0) for name in class_names]
+    if len(weights) != len(class_names):
+        raise ValueError(f"model.class_weights has {len(weights)} weights for {len(class_names)} classes.")
+    if any(not isinstance(each, int | float) or not 0 <= each < math.inf for each in weights) or not any(weights):
+        raise ValueError(f"model.class_weights={list(weights)}: give numbers of 0 or more, not all 0.")
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def _detached(value: Any) -> Any:
@@ -346,8 +400,8 @@ def _detached(value: Any) -> Any:
 
 
 def _takes_total_steps(scheduler: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(scheduler).parameters
-    return "total_steps" in parameters and "total_steps" not in getattr(scheduler, "keywords", {})
+    typed = getattr(scheduler, "keywords", {})
+    return "total_steps" in inspect.signature(scheduler).parameters and not {"total_steps", "epochs"} & typed.keys()
 
 
 def _is_frozen(module: nn.Module) -> bool:

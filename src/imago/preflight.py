@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from imago.callbacks.metrics import MetricsCallback
@@ -20,6 +20,7 @@ from imago.data.module import ImageDataModule
 from imago.messages import message_of
 from imago.module import DictModule
 from imago.randomness import keyed
+from imago.schedules import planned_steps
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Preflight(Callback):
         began = time.monotonic()
         looks: tuple[Callable[[Trainer, DictModule], None], ...] = (
             _check_monitors,
+            _check_schedules,
             self._try_train_batch,
             self._try_val_batch,
             self._try_checkpoint,
@@ -185,6 +187,31 @@ def _check_monitors(trainer: Trainer, model: DictModule) -> None:
         if waits and callback.monitor not in known and callback.monitor.startswith(("train/", "val/")):
             what = f"{type(callback).__name__} waits for {callback.monitor}, which is not logged"
             raise ValueError(f"{what}. There are {', '.join(known)}.")
+
+
+def _check_schedules(trainer: Trainer, _: DictModule) -> None:
+    """Raises ValueError for callbacks that would do nothing, or break, with the steps that are planned."""
+    planned, callbacks = planned_steps(trainer), list(trainer.callbacks)  # type: ignore[attr-defined]
+    per_step = any(each.interval == "step" for each in trainer.lr_scheduler_configs)
+    for callback in callbacks:
+        if isinstance(callback, BaseFinetuning) and per_step:
+            raise ValueError(
+                f"{type(callback).__name__} adds parameters to the optimizer, which a schedule per step cannot take. "
+                "Type model.scheduler=null, or model/scheduler=step, or plateau"
+            )
+        start = getattr(callback, "update_starting_at_step", None) if isinstance(callback, WeightAveraging) else None
+        if start is not None and start >= planned:
+            raise ValueError(
+                f"{type(callback).__name__} starts at step {start}, and there are {planned:g}: untrained weights would "
+                "be scored. Type a smaller update_starting_at_step"
+            )
+    batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if accumulated > batches:
+        log.warning(
+            "trainer.accumulate_grad_batches=%d, but an epoch has %g batches: each ends with a step on these",
+            accumulated,
+            batches,
+        )
 
 
 def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
 from imago.metrics import of_all_processes
 from imago.module import DictModule
-from imago.schedules import take_typed
+from imago.schedules import accumulation_schedule, take_typed
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def progress_of(trainer: Trainer, model: DictModule) -> Progress:
         "settings": _settings(trainer),
         "stopping": _stopping(trainer),
         "built": model.built,
+        "made_by": made_by(model),
         "sums": of_all_processes(_sums(trainer, model)) if under_way else [],
     }
 
@@ -55,6 +56,7 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
         ValueError: The checkpoint is from the middle of an epoch that would go on differently.
     """
     progress: Progress = checkpoint["imago"]["progress"]
+    _check_parts(progress, model)
     _check_settings(progress, trainer)
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
         raise ValueError(
@@ -129,9 +131,35 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
         "data.batch_size": data.batch_size,
         "seed": data.seed,
         "trainer.devices": trainer.world_size,
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "trainer.accumulate_grad_batches": _accumulation(trainer),
         "trainer.limit_train_batches": trainer.limit_train_batches,
         "the data (fingerprint)": data.facts["fingerprint"],
+    }
+
+
+def _accumulation(trainer: Trainer) -> Any:
+    changing = accumulation_schedule(trainer)
+    return trainer.accumulate_grad_batches if changing is None else dict(changing.scheduling)
+
+
+def _check_parts(progress: Progress, model: DictModule) -> None:
+    """Raises ValueError where the state of the optimizer, or the schedule, is that of another one."""
+    for part, now in made_by(model).items():
+        before = progress.get("made_by", {}).get(part, now)
+        if before != now:
+            raise ValueError(
+                f"model.{part}: the checkpoint was trained with {before}, this is {now}, which cannot go on from its "
+                "state. To start anew with the weights alone type model.init_from= in place of ckpt_path="
+            )
+
+
+def made_by(model: DictModule) -> dict[str, str | None]:
+    """What makes the optimizer and its schedule."""
+    makers = {"optimizer": model.optimizer, "scheduler": model.scheduler}
+    functions: dict[str, Any] = {part: getattr(maker, "func", maker) for part, maker in makers.items()}
+    return {
+        part: f"{each.__module__}.{each.__qualname__}" if hasattr(each, "__qualname__") else None
+        for part, each in functions.items()
     }
 
 

@@ -1,8 +1,12 @@
 """Learning-rate schedules that torch does not have in one piece, and settings that change while they last."""
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,6 +34,29 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, factor)
+
+
+def counts_steps(scheduler: Callable[..., Any]) -> bool:
+    """Whether a schedule is meant to be stepped after each optimizer step."""
+    return bool({"total_steps", "step_size_up"} & inspect.signature(scheduler).parameters.keys())
+
+
+def planned_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the whole run, also where GradientAccumulationScheduler changes how many batches one takes."""
+    steps = trainer.estimated_stepping_batches
+    changing = accumulation_schedule(trainer)
+    if changing is None or math.isinf(steps):
+        return steps
+    batches = int(trainer.num_training_batches)
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else 0
+    planned = sum(math.ceil(batches / changing.get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+    return min(planned, trainer.max_steps) if epochs and trainer.max_steps >= 0 else planned or trainer.max_steps
+
+
+def accumulation_schedule(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    """The callback that changes `accumulate_grad_batches` from epoch to epoch."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((each for each in callbacks if isinstance(each, GradientAccumulationScheduler)), None)
 
 
 def built_state(optimizer: Any, scheduler: Any) -> dict[str, Any]:

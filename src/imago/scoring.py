@@ -1,10 +1,10 @@
 """Scores of a trained network on a split: every number comes from the predictions, one row per image."""
 
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 
 from imago.calibration import Calibration, expected_calibration_error, reliability
 from imago.callbacks.metrics import MetricsCallback
+from imago.data.images import most_frequent, train_counts
 from imago.data.module import ImageDataModule
+from imago.data.sources import UNKNOWN
 from imago.metrics import of_all_processes
 from imago.module import DictModule
+
+if TYPE_CHECKING:  # predicting scores nothing
+    from imago.predicting import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +166,30 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
         baseline=baseline_of(data.majority, [images.labels[i] for i in index]),
         no_class=data.sets.no_class.get(data.scored_split(split), 0),
         extra=rows.losses | _callback_values(callbacks),
+    )
+
+
+def score_of(found: "Predictions", asked: str, split: str, trained: Mapping[str, Any]) -> Score | None:
+    """The score of predictions, on the images that have a label and could be read; None without any.
+
+    Its loss is the cross-entropy of the probabilities. `trained` is the entry `imago` of the checkpoint.
+    """
+    chosen = np.flatnonzero(found.is_good & (found.labels != UNKNOWN))
+    if not len(chosen):
+        return None
+    labels, log_probabilities = found.labels[chosen], found.log_probabilities[chosen]
+    return Score(
+        asked=asked,
+        split=split,
+        class_names=found.class_names,
+        indices=chosen.tolist(),
+        paths=[found.paths[index] for index in chosen],
+        labels=labels,
+        predictions=found.predictions[chosen],
+        log_probabilities=log_probabilities,
+        baseline=baseline_of(most_frequent(train_counts(trained, found.class_names)), labels.tolist()),
+        extra={"loss": float(-log_probabilities[np.arange(len(labels)), labels].mean())},
+        no_class=int((found.is_good & (found.labels == UNKNOWN)).sum()),
     )
 
 

@@ -31,10 +31,10 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     from imago.training import evaluate, train
 
     data, model, trainer = build(cfg, run)
-    splits = list(cfg.report.splits) if cfg.test else []
+    splits = list(cfg.report.splits) if cfg.test and cfg.preflight != "only" else []
     if cfg.train:
         ckpt_path = cfg.ckpt_path if run.goes_on_from is None else str(run.goes_on_from)
-        result = train(data, model, trainer, run, cfg.monitor, cfg.mode, splits, ckpt_path, cfg.report.pictures)
+        result = train(data, model, trainer, run, cfg.monitor, splits, ckpt_path, cfg.report.pictures)
         if cfg.preflight == "only":
             return None
     else:

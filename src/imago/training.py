@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import WandbLogger
 
 from imago.calibration import Calibration
-from imago.callbacks.run_record import RunRecord, best_value
+from imago.callbacks.checkpoint import RunCheckpoint
+from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import Checkpoint, check_fits, load_weights, read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
@@ -24,6 +25,8 @@ from imago.scoring import Score, at_least_one_batch, score
 log = logging.getLogger(__name__)
 
 POINTS_OF_A_CURVE = 20
+TOLERANCE = 1e-3
+"""By which the score of a checkpoint may differ from the value that it was kept for: sums depend on their order."""
 
 
 @dataclass
@@ -46,7 +49,6 @@ def train(
     trainer: Trainer,
     run: RunFolder,
     monitor: str,
-    mode: str,
     splits: list[str],
     ckpt_path: str | None = None,
     pictures: bool = True,
@@ -67,10 +69,19 @@ def train(
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _say_why_it_ended(trainer, model, run, epochs_before)
-    best = _best_value(trainer, monitor, mode)
-    run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer)}
-    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer), splits, pictures=pictures)
+    best = _best_value(trainer, monitor)
+    run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer, monitor)}
+    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer, monitor), splits, pictures=pictures)
     result.best_value = best
+    own = _own_value(result, trainer, monitor)
+    if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
+        log.warning(
+            "%s, which is scored, has %s %.4f; the best in training was %.4f: it is not the best checkpoint",
+            result.weights,
+            monitor,
+            own,
+            best,
+        )
     return result
 
 
@@ -146,6 +157,12 @@ def _say_why_it_ended(trainer: Trainer, model: DictModule, run: RunFolder, epoch
                 reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
+        reason = f"the time is over (trainer.max_time), after {trainer.current_epoch} epochs"
+        log.info("Training ended: %s", reason)
+        run.sections.setdefault("Progress", {})["ended"] = reason
+        run.update(reason=reason)
     if spent := model.strategy.why_it_ended():
         log.info("Training ended after epoch %d: %s", trainer.current_epoch, spent)
         run.sections.setdefault("Progress", {})["ended"] = spent
@@ -160,16 +177,33 @@ def _say_why_it_ended(trainer: Trainer, model: DictModule, run: RunFolder, epoch
         )
 
 
-def _best_checkpoint(trainer: Trainer) -> Path | None:
+def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
+    """best.ckpt of the run's own callback, or else the best of one that watches `monitor`, or of any."""
     best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-    best.sort(key=lambda callback: callback.monitor is None)  # the monitored one first
-    return Path(best[0].best_model_path) if best else None
+    best.sort(key=lambda callback: (not isinstance(callback, RunCheckpoint), callback.monitor != monitor))
+    if not best:
+        return None
+    own = best[0].best_file if isinstance(best[0], RunCheckpoint) else None
+    return own if own is not None and own.is_file() else Path(best[0].best_model_path)
 
 
-def _best_value(trainer: Trainer, monitor: str, mode: str) -> float | None:
+def _own_value(result: Result, trainer: Trainer, monitor: str) -> float | None:
+    """What the weights that were scored have of `monitor`, where all of val was scored, or by their checkpoint."""
+    stage, _, name = monitor.partition("/")
+    score = next((each for each in result.scores.values() if each.split == "val"), None)
+    limits = (trainer.limit_val_batches, trainer.limit_predict_batches, trainer.limit_test_batches)
+    whole = all(isinstance(limit, float) and limit == 1.0 for limit in limits) and not trainer.overfit_batches  # type: ignore[attr-defined]
+    if stage == "val" and score is not None and whole and isinstance(score.metrics.get(name), float):
+        return score.metrics[name]
+    if result.checkpoint is None:
+        return None
+    logged = read_checkpoint(result.checkpoint, mmap=True)["imago"]["progress"]["logged"].get(monitor)
+    return float(logged) if logged is not None else None
+
+
+def _best_value(trainer: Trainer, monitor: str) -> float | None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    history = next(callback.history for callback in callbacks if isinstance(callback, RunRecord))
-    best = best_value(history, monitor, mode)
+    best = next(callback.best for callback in callbacks if isinstance(callback, RunRecord))
     if best is None:
         log.warning("monitor=%s was never logged", monitor)
     return best

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from imago.checkpoints import check_whole, read_checkpoint
+from imago.checkpoints import BEST, check_whole, read_checkpoint
 from imago.signing import KeyFileError, sign
 from imago.writing import replacing
 
@@ -70,6 +70,16 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+def alias(path: Path, other: Path) -> None:
+    """Gives the content of `path` a second name; a copy, where the disk knows no links."""
+    with replacing(other) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
 def _link(path: Path, other: Path) -> None:
     """Gives `path` the second name `other`; where the disk knows no links, the only one."""
     try:
@@ -83,10 +93,27 @@ def _link(path: Path, other: Path) -> None:
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint that keeps the best so far when a run goes on in another folder.
 
-    Its parent forgets the best score there, so that the first epoch would become the best, however bad.
+    Its parent forgets the best score there, so that the first epoch would become the best, however bad. With other
+    file names (several of the best are kept, or `filename` names the epoch), best.ckpt is a second name of the best.
+    Where validation runs within epochs, it saves after each.
     """
 
+    @property
+    def best_file(self) -> Path | None:
+        """best.ckpt, once there is one."""
+        return Path(self.best_model_path).with_name(Path(BEST).name) if self.best_model_path else None
+
+    def _save_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        super()._save_monitor_checkpoint(trainer, monitor_candidates)
+        best = Path(self.best_model_path)
+        if self.best_file is not None and self.best_file != best and trainer.is_global_zero and best.is_file():
+            alias(best, self.best_file)
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if self.save_top_k not in (0, 1) and self.filename is not None and "{" not in self.filename:
+            self.filename = f"{self.filename}_{{epoch:03d}}_{{step}}"
+        if trainer.val_check_interval != 1.0 and str(self.monitor).startswith("val/"):
+            self._save_on_train_epoch_end = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # the run goes on
             super().setup(trainer, pl_module, stage)

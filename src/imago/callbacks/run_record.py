@@ -45,6 +45,8 @@ class RunRecord(Callback):
         self.carried = carried
         self.clock = _Clock()
         self.history: list[dict[str, float]] = []
+        self.best: float | None = None
+        """The best value of `monitor` so far, of validations within epochs too."""
         self._progress: Progress | None = None
         self._has_advised = False
         self._first_epoch = 0  # of this process
@@ -83,10 +85,16 @@ class RunRecord(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.wait()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and self.monitor.startswith("val/") and not trainer.sanity_checking:
+            self.best = best_of([self.best, float(value)], self.mode)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.other()
         self._say_if_loading_is_slow(trainer)
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
+        self.best = best_of([self.best, self.history[-1].get(self.monitor)], self.mode)
         self._log_epoch(trainer)
         self._write(trainer)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
@@ -125,7 +133,7 @@ class RunRecord(Callback):
             **self.carried,
             "history": [dict(row) for row in self.history],
             "monitor": self.monitor,
-            "best_value": best_value(self.history, self.monitor, self.mode),
+            "best_value": self.best,
             "timestamp": datetime.now().astimezone().isoformat(timespec="microseconds"),
             "versions": versions(),
             "git": dict(git_state()),
@@ -139,6 +147,8 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint["imago"]["history"]]
         self._progress = checkpoint["imago"]["progress"]
+        earlier = checkpoint["imago"].get("best_value") if checkpoint["imago"].get("monitor") == self.monitor else None
+        self.best = best_of([earlier, *(row.get(self.monitor) for row in self.history)], self.mode)
         pl_module.strategy.load_state_dict(checkpoint["imago"]["strategy"])
         take_up(trainer, pl_module, checkpoint)
 
@@ -234,12 +244,12 @@ class _Clock:
         self._kind, self._since = kind, now
 
 
-def best_value(history: Sequence[Mapping[str, float]], monitor: str, mode: str) -> float | None:
-    """The best finite value of `monitor` over the epochs; `mode` is max or min."""
-    values = [row[monitor] for row in history if monitor in row and math.isfinite(row[monitor])]
-    if not values:
+def best_of(values: Sequence[float | None], mode: str) -> float | None:
+    """The best finite one; `mode` is max or min."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
         return None
-    return max(values) if mode == "max" else min(values)
+    return max(finite) if mode == "max" else min(finite)
 
 
 def _is_shown(name: str) -> bool:

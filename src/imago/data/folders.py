@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imago.checks import SPLITS
 from imago.data.decode import BadImageError, header_fault, read_box, read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, digest_of, shortened
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, file_digest, shortened
 from imago.data.stages import BoxOf, Size
 from imago.writing import write_text
 
@@ -45,14 +45,7 @@ class FolderImages(Images):
         return header_fault(self.root / self.paths[index])
 
     def digest(self, index: int) -> int | None:
-        path = self.root / self.paths[index]
-        try:
-            if not path.is_file():
-                return None
-            with path.open("rb") as file:
-                return digest_of(file, os.fstat(file.fileno()).st_size)
-        except OSError:
-            return None
+        return file_digest(self.root / self.paths[index])
 
     def select(self, indices: Sequence[int]) -> "FolderImages":
         return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])

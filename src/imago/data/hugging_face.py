@@ -2,15 +2,14 @@
 
 import io
 import logging
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from imago.data.decode import read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets, digest_of
+from imago.data.images import SPLIT_NAMES, Images, ImageSets, digest_of, file_digest
 from imago.data.module import ImageDataModule
 from imago.data.stages import FILL, ImageTransform
 from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
@@ -114,9 +113,7 @@ class ColumnImages(Images):
         cell = self.dataset[self.rows[index]][self.column]
         if cell["bytes"] is not None:
             return digest_of(io.BytesIO(cell["bytes"]), len(cell["bytes"]))
-        with suppress(OSError), open(cell["path"], "rb") as file:
-            return digest_of(file, os.fstat(file.fileno()).st_size)
-        return None
+        return file_digest(Path(cell["path"]))
 
     def select(self, indices: Sequence[int]) -> "ColumnImages":
         rows, paths, labels = ([column[i] for i in indices] for column in (self.rows, self.paths, self.labels))

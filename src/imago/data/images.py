@@ -1,6 +1,7 @@
 """What every kind of data comes down to: named, labelled images in splits."""
 
 import hashlib
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from array import array
@@ -9,6 +10,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, overload
 
 import numpy as np
@@ -240,6 +242,17 @@ def digest_of(file: BinaryIO, size: int) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
+def file_digest(path: Path) -> int | None:
+    """The `digest` of the image in a file."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            return None
+        with path.open("rb") as file:
+            return digest_of(file, os.fstat(file.fileno()).st_size)
+    except OSError:
+        return None
+
+
 def digests_of(images: Images) -> list[int | None]:
     """The `digest` of each image."""
     with ThreadPoolExecutor() as pool:
@@ -250,6 +263,17 @@ def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
     """Class name -> number of its images, for every class."""
     counts = Counter(images.labels)
     return {name: counts[label] for label, name in enumerate(class_names)}
+
+
+def train_counts(trained: Mapping[str, Any], class_names: Sequence[str]) -> list[int]:
+    """How many images of each class a checkpoint was trained on, by its entry `imago`; 0 where it does not say."""
+    counts = (trained["data"].get("counts") or {}).get("train") or {}
+    return [counts.get(name, 0) for name in class_names]
+
+
+def most_frequent(counts: Sequence[int]) -> list[int]:
+    """The labels of the largest classes."""
+    return [label for label, count in enumerate(counts) if count == max(counts)]
 
 
 def shortened(items: Iterable[Any], most: int = 5) -> str:

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 import torch
 from filelock import FileLock
@@ -24,7 +23,7 @@ from imago.checks import SPLITS
 from imago.data.cache import GIGABYTE, Cache, CachedImages
 from imago.data.decode import BadImageError, without_frames
 from imago.data.folders import FolderImages
-from imago.data.images import Images, ImageSets, class_counts, digests_of, shortened
+from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, shortened, train_counts
 from imago.data.loading import (
     EvalBatchSampler,
     ImageDataset,
@@ -139,7 +138,7 @@ class ImageDataModule(CopyingDataModule):
         self.predicted_split = "test"
         self.same_order = False
         self._emptied: dict[str, str] = {}  # split -> why it has no images
-        self._trained_counts = np.ones(1, dtype=int)  # of classes, where a checkpoint was trained
+        self._trained_counts: list[int] = []
         self.skipped: list[str] = []
         if on_bad_image == "skip":
             self.skipped = _leave_out_bad_images(sets, Path(cache_dir))
@@ -195,8 +194,9 @@ class ImageDataModule(CopyingDataModule):
     @property
     def majority(self) -> list[int]:
         """The labels of the most frequent class of train; several where they are equally frequent."""
-        counts = np.bincount(self.sets.splits["train"].labels) if "train" in self.sets.splits else self._trained_counts
-        return np.flatnonzero(counts == counts.max()).tolist()
+        if "train" not in self.sets.splits:
+            return most_frequent(self._trained_counts)
+        return most_frequent(list(class_counts(self.sets.splits["train"], self.class_names).values()))
 
     def scored_split(self, split: str) -> str:
         """The split that is scored where `split` is asked for: val where there is no test split.
@@ -217,8 +217,7 @@ class ImageDataModule(CopyingDataModule):
     def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
         """Takes out of val and test what a checkpoint was trained on, by content, if these data are not those of its
         run; `trained` is its entry `imago`."""
-        counts = (trained["data"].get("counts") or {}).get("train") or {}
-        self._trained_counts = np.array([int(counts.get(name, 0)) for name in self.class_names])
+        self._trained_counts = train_counts(trained, self.class_names)
         if trained["data"]["fingerprint"] == self.facts["fingerprint"]:
             return
         known = trained.get("train_images")

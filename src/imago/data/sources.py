@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
 from imago.data.folders import SUFFIXES, files_below, is_image, label_of
-from imago.data.images import Images, shortened
+from imago.data.images import Images, file_digest, shortened
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,9 @@ class SourceImages(Images):
     def read(self, index: int) -> Tensor:
         image = read_image(self.files[index])
         return F.rgb_to_grayscale(image) if self.channels == 1 else image
+
+    def digest(self, index: int) -> int | None:
+        return file_digest(self.files[index])
 
     def select(self, indices: Sequence[int]) -> "SourceImages":
         files, paths, known = ([column[i] for i in indices] for column in (self.files, self.paths, self.known))

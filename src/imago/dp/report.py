@@ -16,7 +16,7 @@ NOT_COVERED = (
     "which checkpoint was kept as the best one, where it was chosen on private validation images",
     "other runs on the same images: a search over settings spends the budget of each",
     "the learning rate and the end of training, where they follow private validation images",
-    "which images were drawn from train as val, where there is no val folder: one image more draws others",
+    "which images were drawn from train as val, without a val folder: one more of a small class may move another",
     "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
     "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
     "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
