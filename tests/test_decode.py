@@ -8,6 +8,7 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps
 
+from imago.data.colour import Decoding
 from imago.data.decode import BadImageError, read_box, read_image
 from imago.data.stages import Box, ImageTransform, cut
 
@@ -86,7 +87,7 @@ def test_the_photographs_are_decoded_as_pillow_does_it(hymenoptera):
     for path in sorted(hymenoptera.rglob("*.jpg"))[::8]:
         with Image.open(path) as image:
             expected = np.array(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
-        difference = np.abs(read_image(path).permute(1, 2, 0).numpy() - expected)
+        difference = np.abs(read_image(path, decoding=Decoding(icc=False)).permute(1, 2, 0).numpy() - expected)
         assert difference.max() <= 1  # 0 where simplejpeg and Pillow bring the same libjpeg-turbo
         assert difference.mean() <= 0.05
 
@@ -107,7 +108,7 @@ def test_damaged_exif_data_do_not_make_the_pixels_worse(tmp_path, monkeypatch):
     def fail(_):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
-    monkeypatch.setattr("imago.data.decode.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("imago.data.colour.ImageOps.exif_transpose", fail)
     assert save(Image.new("RGB", (4, 2), RED), tmp_path / "a.png").shape == (3, 2, 4)
 
 
@@ -152,18 +153,18 @@ def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_pat
     def box(height: int, width: int) -> Box:
         asked.append((height, width))
         side = 8 * round(part * 140)
-        return Box(32, 48, side, side)  # elsewhere it is moved by half a decoded pixel at most
+        return Box(31, 45, side, side)
 
     whole = read_image(tmp_path / "large.jpg")
     exact = ImageTransform(box).resized(cut(whole, box(*whole.shape[1:])), 112)
     found = read_box(tmp_path / "large.jpg", box, 112)
     assert asked == [tuple(whole.shape[1:])] * 2  # a random box is drawn for the upright image, and once
     fast = ImageTransform(box).resized(found, 112)
-    assert (exact.float() - fast.float()).abs().mean() < 2.5
-    if part == 0.05:
+    assert (exact.float() - fast.float()).abs().mean() < 1
+    if part < 0.4:  # no more than twice the pixels that are asked for
         assert torch.equal(exact, fast)
     else:
-        assert found.shape[1] < 300
+        assert found.shape[1] == 112
 
 
 def test_fast_decoding_of_other_files_is_exact(tmp_path):

@@ -11,18 +11,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_classes
-from PIL import Image
+from PIL import Image, ImageCms
 
 from imago.data.decode import BadImageError, read_image
 from imago.data.faults import KINDS, find_faults
 from imago.data.folders import listed_paths, read_tree, write_paths
 from imago.data.loading import TrainBatchSampler
+from imago.data.stages import CenterBox
 
 
 def photograph(seed: int, size: int = 96) -> Image.Image:
     """Something smooth, unlike noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def swapped_profile() -> bytes:
+    """A colour profile that takes red for green."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb.replace(b"rXYZ", b"XXXX").replace(b"gXYZ", b"rXYZ").replace(b"XXXX", b"gXYZ")
 
 
 def bomb() -> bytes:
@@ -82,7 +89,15 @@ def sick(clean: Path) -> Path:
     photograph(4).save(val / "red" / "near_leak.jpg", quality=92)
     photograph(5).save(blue / "near_label.png")
     photograph(5).save(red / "near_label.jpg", quality=92)
-    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16).save(red / "deep.png")
+    Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(red / "deep.png")
+    photograph(12, 400).save(red / "inside.jpg", quality=92)
+    content = bytearray((red / "inside.jpg").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 120] = bytes(120)
+    (red / "inside.jpg").write_bytes(content)
+    photograph(13).save(red / "profile.png", icc_profile=swapped_profile())
+    photograph(14).save(red / "no_profile.png", icc_profile=b"nothing of the kind")
+    (clean / "test").mkdir()
+    photograph(15).save(clean / "test" / "0.png")
     turned = photograph(6).getexif()
     turned[0x0112] = 6
     photograph(6).save(red / "turned.jpg", exif=turned)
@@ -94,7 +109,7 @@ def sick(clean: Path) -> Path:
 
 
 def test_each_defect_is_found_and_named(sick):
-    found = find_faults(sick, workers=2).of_kind()
+    found = find_faults(sick, workers=2, box=CenterBox(0.4)).of_kind()
     paths = {kind: {fault.path for fault in faults} for kind, faults in found.items()}
     expected = {
         "unreadable": {"train/red/nowhere.png"},
@@ -102,7 +117,7 @@ def test_each_defect_is_found_and_named(sick):
         "not an image": {"train/red/text.jpg"},
         "decompression bomb": {"train/red/bomb.png"},
         "damaged": {"train/red/cut.jpg", "train/red/flipped.png"},
-        "float pixels": {"train/red/float.tiff"},
+        "unsupported pixels": {"train/red/float.tiff"},
         "empty class": {"val/green"},
         "unknown class": {"val/yellow"},
         "same folder": {"train/scarlet"},
@@ -118,6 +133,12 @@ def test_each_defect_is_found_and_named(sick):
         "imbalance": {"train/blue"},
         "duplicate": {"train/red/copy.png"},
         "16 bits": {"train/red/deep.png"},
+        "part of the range": {"train/red/deep.png"},
+        "damaged inside": {"train/red/inside.jpg"},
+        "colour profile": {"train/red/profile.png"},
+        "unusable colour profile": {"train/red/no_profile.png"},
+        "unlabelled": {"test"},
+        "cut off": {"train"},
         "turned by EXIF": {"train/red/turned.jpg"},
         "transparent": {"train/red/clear.png"},
         "several frames": {"train/red/moving.webp"},
@@ -129,7 +150,9 @@ def test_each_defect_is_found_and_named(sick):
     assert pairs["near-leak"] == {frozenset(("train/red/near_leak.png", "val/red/near_leak.jpg"))}
     near_labels = frozenset(("train/blue/near_label.png", "train/red/near_label.jpg"))
     assert pairs["near-duplicate, two labels"] == {near_labels}
-    assert paths.keys() == KINDS.keys()  # none without a test
+    (part,) = find_faults(sick, workers=2, box=CenterBox(0.75)).of_kind()["part of the picture"]
+    assert part.detail == "the network sees 56% of a picture (median)"
+    assert {*paths, "part of the picture"} == KINDS.keys()  # none without a test
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -253,14 +276,14 @@ def test_nothing_is_found_in_a_clean_folder(clean, command):
 
 def test_the_command_writes_what_it_found_and_changes_nothing(sick, command):
     before = {path: os.lstat(path).st_mtime_ns for path in sick.rglob("*")}
-    run = command("doctor", f"data.data_dir={sick}")
+    run = command("doctor", f"data.data_dir={sick}", "data.eval_transform.box.share=0.4")
     assert run.exit_code == 2
     assert {path: os.lstat(path).st_mtime_ns for path in sick.rglob("*")} == before
     told = run.json("doctor.json")
     assert told["exit_status"] == 2
-    assert {fault["kind"] for fault in told["faults"]} == set(KINDS)
+    assert {fault["kind"] for fault in told["faults"]} == set(KINDS) - {"part of the picture"}
     html = run.text("doctor.html")
-    assert html.count("<h2") == len(KINDS)
+    assert html.count("<h2") == len(KINDS) - 1
     assert "data:image/jpeg;base64," in html
     assert "http" not in html.replace("http-equiv", "")
     assert "## leak: 1 (error)" in run.text("doctor.md")
@@ -352,5 +375,9 @@ def test_splits_of_a_file_are_refused(command, tmp_path):
 def test_the_photographs_have_one_file_that_is_not_taken(hymenoptera, command):
     run = command("doctor", f"data.data_dir={hymenoptera}")
     assert run.exit_code == 1
-    (fault,) = run.json("doctor.json")["faults"]
-    assert (fault["kind"], fault["path"]) == ("ignored file", "train/ants/imageNotFound.gif")
+    faults = run.json("doctor.json")["faults"]
+    (ignored,) = [fault for fault in faults if fault["level"] != "note"]
+    assert (ignored["kind"], ignored["path"]) == ("ignored file", "train/ants/imageNotFound.gif")
+    (part,) = [fault for fault in faults if fault["kind"] == "part of the picture"]
+    assert "sees 5" in part["detail"]
+    assert {fault["kind"] for fault in faults} >= {"colour profile"}

@@ -126,14 +126,14 @@ def test_hidden_folders_and_other_files_are_not_taken(tmp_path):
     hidden = tmp_path / "red" / ".thumbnails"
     hidden.mkdir()
     (hidden / "a.png").touch()
-    for name in ("stray.gif", "notes.txt", "._000.png"):
+    for name in ("stray.psd", "notes.txt", "._000.png"):
         (tmp_path / "red" / name).touch()
     nested = tmp_path / "red" / "more"
     nested.mkdir()
     (tmp_path / "red" / "000.png").rename(nested / "UPPER.PNG")
     tree = read(tmp_path, 0.25)
     assert tree.class_names == ["blue", "red"]
-    assert sorted(tree.ignored) == ["red/._000.png", "red/notes.txt", "red/stray.gif"]
+    assert sorted(tree.ignored) == ["red/._000.png", "red/notes.txt", "red/stray.psd"]
     taken = [*tree.splits["train"].paths, *tree.splits["val"].paths]
     assert len(taken) == 8
     assert "red/more/UPPER.PNG" in taken

@@ -34,7 +34,7 @@ MOST_VALUES = 2**24
 MOST_BYTES = 2**29
 """Bytes of a batch of images, or of what one layer makes of it."""
 SMALL = 2**16
-NOT_SIZES = ("seed", "batch_size", "num_workers", "max_epochs", "max_steps")
+NOT_SIZES = ("seed", "data.range", "batch_size", "num_workers", "max_epochs", "max_steps")
 
 
 class CostError(ValueError):

@@ -75,6 +75,8 @@ def build(
     if run.goes_on_from is not None or cfg.ckpt_path is not None:
         without_pretrained(cfg.model)  # the checkpoint's follow
     _choose_class_weights(cfg, data)
+    if "range" in cfg.data:
+        cfg.data.range = data.range  # what `auto` has come to, for other images too
     model = built_model(cfg.model, data.class_names)
     model.seed = cfg.seed
     strategy = instantiate(cfg.strategy)

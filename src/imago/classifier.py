@@ -22,9 +22,10 @@ from imago.bounds import check_cost
 from imago.carried_config import leave_out_training, read_carried, without_pretrained
 from imago.checkpoints import Checkpoint, check_weights, find_checkpoint, read_checkpoint
 from imago.config import PROJECT_ROOT
+from imago.data.colour import PLAIN, Decoding
 from imago.data.decode import BadImageError, read_image, upright_rgb
 from imago.data.stages import ImageTransform, Size, stacked
-from imago.image_settings import eval_transform_of, image_size_of, looks
+from imago.image_settings import decoding_of, eval_transform_of, image_size_of, looks
 from imago.messages import message_of
 from imago.module import DictModule
 from imago.own_code import allow_imports, is_writable_by_others
@@ -52,15 +53,22 @@ class Classifier:
         transform: What is done to an image before.
         image_size: What the network sees, in pixels: the side of a square, or height and width.
         checkpoint: What the checkpoint says of its run (its entry `imago`).
+        decoding: How files are decoded.
     """
 
     def __init__(
-        self, model: DictModule, transform: ImageTransform, image_size: Size, checkpoint: dict[str, Any]
+        self,
+        model: DictModule,
+        transform: ImageTransform,
+        image_size: Size,
+        checkpoint: dict[str, Any],
+        decoding: Decoding = PLAIN,
     ) -> None:
         self.model = model.eval()
         self.transform = transform
         self.image_size = image_size
         self.checkpoint = checkpoint
+        self.decoding = decoding
 
     @classmethod
     def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path, is_own: bool) -> "Classifier":
@@ -77,7 +85,7 @@ class Classifier:
         model = built_model(cfg.model, entry["class_names"])
         check_weights(checkpoint, model, path)
         model.load_state_dict(checkpoint["state_dict"])
-        return cls(model, eval_transform_of(cfg.data), size, entry)
+        return cls(model, eval_transform_of(cfg.data), size, entry, decoding_of(cfg.data))
 
     @property
     def class_names(self) -> list[str]:
@@ -128,13 +136,14 @@ class Classifier:
     def _pixels(self, image: Picture) -> Tensor:
         """uint8 (channels, height, width)."""
         if isinstance(image, str | Path):
-            pixels = read_image(_file(image))
+            pixels = read_image(_file(image), decoding=self.decoding)
         elif isinstance(image, bytes | bytearray):
-            pixels = read_image(io.BytesIO(image), f"an image of {len(image)} bytes")
+            pixels = read_image(io.BytesIO(image), f"an image of {len(image)} bytes", self.decoding)
         elif isinstance(image, io.IOBase):
-            pixels = read_image(image, str(getattr(image, "name", "an open file")))  # type: ignore[arg-type]
+            name = str(getattr(image, "name", "an open file"))
+            pixels = read_image(image, name, self.decoding)  # type: ignore[arg-type]
         elif isinstance(image, Image.Image):
-            pixels = upright_rgb(image)
+            pixels = upright_rgb(image, self.decoding)
         elif isinstance(image, Tensor):
             pixels = image[None] if image.ndim == 2 else image
         elif isinstance(image, np.ndarray) and image.ndim in (2, 3):

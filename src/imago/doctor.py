@@ -53,10 +53,13 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     from imago.data.folders import listed_paths
     from imago.data.loading import workers
     from imago.doctor_report import show, write
+    from imago.image_settings import eval_transform_of
 
     root = _folder(cfg)
     excluded = listed_paths(Path(cfg.data.exclude).expanduser()) if cfg.data.exclude is not None else set()
-    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1), excluded)
+    transform = eval_transform_of(cfg.data)
+    box = transform.box if transform.is_fixed else None
+    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1), excluded, box)
     show(findings, run.path)
     write(findings, run.path)
     return findings.exit_status

@@ -87,6 +87,7 @@ def predict(
     total: torch.Tensor | float = 0.0
     shares = np.array(weights if weights is not None else [1.0] * len(members), dtype=float)
     for member, share in zip(members, shares / shares.sum(), strict=True):
+        images.decoding = member.decoding
         seen = views(member.transform, tta)
         for view in seen:
             rows = _pass(trainer, member, PredictData(images, view, member.image_size, **loading))

@@ -27,7 +27,7 @@ from imago.plots import (
 from imago.predicting import Predictions
 from imago.provenance import environment
 from imago.reading import UnreadableError, read_json
-from imago.run_folder import now
+from imago.run_folder import RunFolder, now
 from imago.run_report import LARGEST
 from imago.scoring import Score
 from imago.thumbnails import noteworthy, samples, thumbnail
@@ -87,9 +87,7 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
     Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
     """
     reports = folder / "reports"
-    left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
-    told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
-    write_json(reports / "data.json", told)
+    _write_data(folder, data)
     if pictures:
         shown = next(split for split in ("train", "val", "test") if split in data.sets.splits)
         write_json(reports / "samples.json", samples(data.split(shown), data.class_names))
@@ -99,6 +97,18 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
             first = read_json(file, {"*": object}, LARGEST)
             here = first | {"resumed": [*first.get("resumed", []), here]}
     write_json(file, here)
+
+
+def note_data(run: RunFolder, data: ImageDataModule) -> None:
+    """Says in summary and report what is known of the data now."""
+    run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
+    _write_data(run.path, data)
+
+
+def _write_data(folder: Path, data: ImageDataModule) -> None:
+    left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
+    write_json(folder / "reports" / "data.json", told)
 
 
 def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:

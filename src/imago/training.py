@@ -18,7 +18,7 @@ from imago.callbacks.run_record import RunRecord
 from imago.checkpoints import Checkpoint, check_fits, load_weights, read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.module import DictModule
-from imago.reports import show_hyperparameters, write_reports
+from imago.reports import note_data, show_hyperparameters, write_reports
 from imago.run_folder import RunFolder
 from imago.scoring import Score, at_least_one_batch, score
 
@@ -122,6 +122,8 @@ def evaluate(
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # else the next job of a sweep would go on in this one's record
+    if data.damaged and trainer.is_global_zero:
+        note_data(run, data)
     run.sections["Results"] = {
         f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
     }

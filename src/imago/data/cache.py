@@ -28,7 +28,7 @@ from imago.writing import replacing_folder
 log = logging.getLogger(__name__)
 
 FOLDER, PIXELS, SIZES = "pixels", "pixels.bin", "sizes.npy"
-FORMAT = 1  # to be raised where other pixels come out of the same files
+FORMAT = 2  # to be raised where other pixels come out of the same files
 SHARE = 4  # of what is free, a cache takes a quarter
 PART = 64  # images that are decoded at once
 SAMPLE = 32  # images that tell what the whole will take
@@ -152,7 +152,7 @@ class Cache:
     def _place(self, source: Images, key: str) -> Path:
         versions = f"{FORMAT} {PIL.__version__} {simplejpeg.__version__} {torch.__version__}"
         stamp = f"{key}\n{source.stamp(times=True)}\n{versions}"
-        return self.folder / FOLDER / hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        return self.folder / FOLDER / hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def clean(folder: Path) -> list[tuple[Path, int]]:

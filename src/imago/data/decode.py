@@ -10,14 +10,31 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
+from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
 from torch import Tensor
 
-from imago.data.stages import Box, BoxOf, Size, cut, pair
+from imago.data.colour import PLAIN, Decoding, in_srgb, profile_use, to_rgb
+from imago.data.formats import (
+    BITS,
+    FORMATS,
+    PNG,
+    PNG_COLOURS,
+    check_kind,
+    first_page,
+    is_lossless_jpeg,
+    not_decoded,
+    pixel_chunks,
+    tags,
+)
+from imago.data.stages import Box, BoxOf, PaddedBox, Size, cut, pair
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 NO_FILE = "a device or a pipe, not a file"
-FLOAT = "float pixels have no fixed range: save it with 8 or 16 bits"
+HEAD = 256  # bytes that tell what a file is
+MARGIN = 2
+"""How many times the size that is asked for a JPEG's decoded pixels have to be: those of its blocks are coarse."""
+TURNS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
+"""EXIF orientation -> what is flipped, after rows and columns of 5 to 8 were exchanged."""
+_damaged: dict[str, str] = {}
 
 
 class BadImageError(ValueError):
@@ -27,47 +44,52 @@ class BadImageError(ValueError):
     """Whether its content is at fault, and not a permission, a disk or too little memory."""
 
 
-def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Tensor:
-    """The image in a file as uint8 (3, height, width) in RGB, upright as its EXIF orientation says.
+class NotDecodedError(ValueError):
+    """No decoder of `FORMATS` knows the file; says what it is instead."""
 
-    Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white.
+
+def read_image(source: str | Path | BinaryIO, name: str | None = None, decoding: Decoding = PLAIN) -> Tensor:
+    """The image in a file as uint8 (3, height, width) in sRGB, upright as its EXIF orientation says.
+
+    Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white, colours
+    converted by the file's colour profile.
 
     `name` stands for it in messages.
 
     Raises:
-        BadImageError: The file is empty, truncated, too large, of float pixels, or no image.
+        BadImageError: The file is empty, truncated, too large, of pixels that are not read rightly, or no image.
     """
-    with _naming(source, name or str(source)), _opened(source) as file, open_image(file) as image:
-        pixels = _jpeg(file, image)
-        if pixels is not None:
-            return pixels
-        image.load()
-        return upright_rgb(image)
+    name = name or str(source)
+    with _naming(source, name), _opened(source) as file, open_image(file) as image:
+        pixels = _jpeg(file, image, name, decoding)
+        return pixels if pixels is not None else _pixels(file, image, decoding)
 
 
-def read_box(source: Path, box: BoxOf, size: Size) -> Tensor:
+def read_box(source: Path, box: BoxOf, size: Size, decoding: Decoding = PLAIN) -> Tensor:
     """What `box(height, width)` cuts out of the image in a file, to be resized to `size`; uint8 (3, height, width).
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the box is still `size` pixels then. Its
-    pixels are those of the exact way within about two grey levels in the mean.
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the box still has twice the pixels of `size`
+    then, and is resized here. Its pixels are those of the exact way within a grey level in the mean.
 
     Raises:
         BadImageError: As `read_image`.
     """
-    with _naming(source, str(source)), _opened(source) as file, open_image(file) as image:
-        width, height = image.size
+    name = str(source)
+    with _naming(source, name), _opened(source) as file, open_image(file) as image:
         if _is_usual_jpeg(image):
-            if _orientation(image) >= 5:
+            (width, height), turn = image.size, _orientation(image)
+            if turn >= 5:
                 width, height = height, width
-            chosen = box(height, width)
-            rows, columns = pair(size)
-            part = next((p for p in (8, 4, 2) if chosen.height >= p * rows and chosen.width >= p * columns), 1)
-            pixels = _jpeg(file, image, part)
+            chosen, (rows, columns) = box(height, width), pair(size)
+            least = min(chosen.height / rows, chosen.width / columns) / MARGIN
+            part = next((part for part in (8, 4, 2) if least >= part), 1)
+            pixels = _jpeg(file, image, name, decoding, 1 if isinstance(chosen, PaddedBox) else part)
+            if pixels is not None and pixels.shape[1:] != (height, width):
+                return _resized(pixels, chosen, (height, width), part, turn, (rows, columns))
             if pixels is not None:
-                return cut(pixels, chosen.shrunk(part))
+                return cut(pixels, chosen)
             box = _always(chosen)  # a random one is drawn once
-        image.load()
-        pixels = upright_rgb(image)
+        pixels = _pixels(file, image, decoding)
     return cut(pixels, box(pixels.shape[1], pixels.shape[2]))
 
 
@@ -75,31 +97,100 @@ def _always(box: Box) -> BoxOf:
     return lambda height, width: box
 
 
+def _resized(
+    pixels: Tensor, box: Box, whole: tuple[int, int], part: int, orientation: int, size: tuple[int, int]
+) -> Tensor:
+    """The box of an image of which `pixels` has every `part`-th row and column. Its last block may reach beyond the
+    file's right and lower edge, which are others once it is upright."""
+    height, width = pixels.shape[1:]
+    above = height * part - whole[0] if 1 in TURNS[orientation] else 0
+    before = width * part - whole[1] if 2 in TURNS[orientation] else 0
+    region = (
+        (box.left + before) / part,
+        (box.top + above) / part,
+        min((box.left + box.width + before) / part, width),
+        min((box.top + box.height + above) / part, height),
+    )
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    return _tensor(image.resize(size[::-1], Image.Resampling.BILINEAR, box=region))
+
+
 def _is_usual_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _jpeg(file: BinaryIO, image: Image.Image, part: int = 1) -> Tensor | None:
+def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, part: int = 1) -> Tensor | None:
     """The pixels of a JPEG whose header Pillow has found good, to the bit as Pillow decodes them, in less time; or of
     every `part` x `part` pixels (2, 4 or 8) one.
 
-    None for what is no usual JPEG, or not quite whole: Pillow has the last word on it.
+    None for what is no usual JPEG: Pillow has the last word on it.
     """
     if not _is_usual_jpeg(image):
         return None
     file.seek(0)
+    content = file.read()
+    part = 1 if is_lossless_jpeg(content) else part
     least = [-(-side // part) for side in image.size]
+    sizes = {"min_width": least[0], "min_height": least[1], "min_factor": part}
     try:
-        pixels = simplejpeg.decode_jpeg(file.read(), "RGB", min_width=least[0], min_height=least[1], min_factor=part)
-    except ValueError:
+        pixels = simplejpeg.decode_jpeg(content, "RGB", **sizes)
+    except ValueError as error:
+        if _is_damaged_inside(content):
+            _damaged[name] = str(error)
         return None
+    if "icc_profile" in image.info and decoding.icc:
+        grey = image.mode == "L"
+        plain = Image.fromarray(pixels[..., 0] if grey else pixels)
+        plain.info["icc_profile"] = image.info["icc_profile"]
+        return _turned(_tensor(in_srgb(plain, decoding)), _orientation(image))
     return _turned(torch.from_numpy(pixels).permute(2, 0, 1), _orientation(image))
+
+
+def _is_damaged_inside(content: bytes) -> bool:
+    """Whether decoders get through a JPEG that the strict one has refused, and not for an unusual kind."""
+    try:
+        simplejpeg.decode_jpeg(content, "RGB", strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def damage(content: bytes) -> str:
+    """What libjpeg says of a JPEG that is damaged inside; empty for a good one, and for what is no JPEG."""
+    if not content.startswith(b"\xff\xd8"):
+        return ""
+    try:
+        simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError as error:
+        return str(error) if _is_damaged_inside(content) else ""
+    return ""
+
+
+def damaged_files() -> dict[str, str]:
+    """The JPEGs that this process has decoded since it was asked last, and what is wrong inside of them."""
+    found = dict(_damaged)
+    _damaged.clear()
+    return found
+
+
+def _pixels(file: BinaryIO, image: Image.Image, decoding: Decoding) -> Tensor:
+    check_kind(image)
+    first_page(image)
+    try:
+        return upright_rgb(image, decoding)
+    except ValueError:
+        file.seek(0)
+        if (plain := pixel_chunks(file.read())) is None:
+            raise
+        with Image.open(plain, formats=("PNG",)) as again:
+            return upright_rgb(again, decoding)
 
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF has it."""
     with suppress(Exception):  # damaged EXIF data do not make the pixels worse
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if isinstance(found, int) and found in TURNS else 1
     return 1
 
 
@@ -107,19 +198,59 @@ def _turned(pixels: Tensor, orientation: int) -> Tensor:
     """Upright, as `ImageOps.exif_transpose` does it."""
     if orientation >= 5:  # the first row of the file is a side of the picture
         pixels = pixels.transpose(1, 2)
-    flips = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
-    return pixels.flip(flips) if flips else pixels
+    return pixels.flip(TURNS[orientation]) if TURNS[orientation] else pixels
 
 
 def header_fault(path: Path) -> BadImageError | None:
     """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
     try:
         with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
-            if image.mode == "F":
-                raise ValueError(FLOAT)
+            check_kind(image)
     except BadImageError as error:
         return without_frames(error)
     return None
+
+
+def profile_of(path: Path) -> str | None:
+    """`profile_use` of the image in a file; None where its header cannot be read."""
+    with suppress(BadImageError), _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
+        return profile_use(image)
+    return None
+
+
+def shape_of(path: Path) -> tuple[int, int] | None:
+    """Height and width of the upright image in a file; None where its header cannot be read."""
+    try:
+        with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
+            (width, height), turned = image.size, _orientation(image) >= 5
+    except BadImageError:
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def largest_value(path: Path) -> tuple[int, bool]:
+    """The largest value in an image of 16 bits whose file does not say its range (0 for others), and whether it has
+    colours: of these, 8 bits are kept.
+
+    Raises:
+        BadImageError: As `read_image`.
+    """
+    with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
+        if image.mode.startswith("I"):
+            return int(np.asarray(image).max()), False
+        if _colour_bits(file, image) < 16:
+            return 0, True
+        return 257 * int(np.asarray(image.convert("RGB")).max()), True
+
+
+def _colour_bits(file: BinaryIO, image: Image.Image) -> int:
+    """Bits of a colour in the file, of which Pillow keeps 8."""
+    if image.format == "TIFF":
+        return max(tags(image).get(BITS, (8,)))
+    file.seek(0)
+    head = file.read(26)
+    file.seek(0)
+    return head[24] if head.startswith(PNG) and head[25] in PNG_COLOURS else 8
 
 
 def without_frames(error: BadImageError) -> BadImageError:
@@ -141,8 +272,20 @@ def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Reads the header with one of the decoders of `FORMATS`; others are seldom used, or start programs."""
-    return Image.open(file, formats=FORMATS)
+    """Reads the header with one of the decoders of `FORMATS`.
+
+    Raises:
+        NotDecodedError: None of them knows it.
+    """
+    try:
+        return Image.open(file, formats=FORMATS)
+    except (ValueError, SyntaxError, Image.UnidentifiedImageError):
+        file.seek(0)
+        content = file.read()
+        with suppress(Exception):
+            if (plain := pixel_chunks(content)) is not None:
+                return Image.open(plain, formats=("PNG",))
+        raise NotDecodedError(not_decoded(content[:HEAD]) if content else "the file is empty") from None
 
 
 @contextmanager
@@ -152,12 +295,21 @@ def _naming(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise _bad(name, "the file is gone") from error
-    except Image.UnidentifiedImageError as error:
-        empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
-        raise _bad(name, "the file is empty" if empty else "not an image") from error
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+        passing &= not _leads_nowhere(source)
         raise _bad(name, str(error) or type(error).__name__, lasting=not passing) from error
+
+
+def _leads_nowhere(source: str | Path | BinaryIO) -> bool:
+    """Whether it is a link to itself."""
+    if not isinstance(source, str | Path) or not os.path.islink(source):
+        return False
+    try:
+        os.stat(source)
+    except OSError:
+        return True
+    return False
 
 
 def _bad(name: str, reason: str, lasting: bool = True) -> BadImageError:
@@ -166,40 +318,10 @@ def _bad(name: str, reason: str, lasting: bool = True) -> BadImageError:
     return error
 
 
-def upright_rgb(image: Image.Image) -> Tensor:
+def upright_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Tensor:
     """The pixels of an opened image: uint8 (3, height, width); ValueError where it has none that can be shown."""
-    return _pixels(shown(image))
+    return _tensor(to_rgb(image, decoding))
 
 
-def shown(image: Image.Image) -> Image.Image:
-    """The same before it becomes a tensor."""
-    return _rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data do not make the pixels worse
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # "I;16", or "I" where 16-bit pixels were read into 32
-        return _eight_bit(image).convert("RGB")
-    if image.mode == "F":
-        raise ValueError(FLOAT)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels outside 16 bits: save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _pixels(image: Image.Image) -> Tensor:
+def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

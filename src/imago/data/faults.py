@@ -16,8 +16,11 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from imago.data.decode import FLOAT, NO_FILE, open_image, shown
-from imago.data.folders import SUFFIXES, class_folders, is_image, read_tree, split_folders, walk
+from imago.data.colour import profile_use, range_of, to_rgb
+from imago.data.decode import NO_FILE, NotDecodedError, damage, open_image, shape_of
+from imago.data.folders import SUFFIXES, class_folders, is_hidden, is_image, labelled_splits, read_tree, walk
+from imago.data.formats import check_kind, first_page
+from imago.data.stages import SEEN, BoxOf, seen_fraction
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
@@ -26,7 +29,7 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "not an image": (ERROR, "files that no decoder knows"),
     "decompression bomb": (ERROR, "more pixels than are safe to decode, by the header"),
     "damaged": (ERROR, "files that cannot be decoded to their end"),
-    "float pixels": (ERROR, FLOAT),
+    "unsupported pixels": (ERROR, "files whose pixels decoders would read wrongly, such as floats"),
     "empty class": (ERROR, "class folders without an image that can be used"),
     "unknown class": (ERROR, "classes that train lacks"),
     "same folder": (ERROR, "classes that are one folder under two names, through a link"),
@@ -39,6 +42,8 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
         f"files in no class folder, or without one of {' '.join(SUFFIXES)}; not taken",
     ),
     "unused folder": (WARNING, "folders beside the splits"),
+    "damaged inside": (WARNING, "JPEGs that are read to their end, with wrong pixels from some place on"),
+    "cut off": (WARNING, "little of a picture is seen; data.fit=pad or data.fit=squash shows all of it"),
     "wrong suffix": (WARNING, "files of another format than their name says; they are read all the same"),
     "link loop": (WARNING, "links that lead back into the folder; not followed"),
     "missing class": (WARNING, "classes of train that another split lacks"),
@@ -49,14 +54,20 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "near-leak": (WARNING, "images that look the same in two splits"),
     "near-duplicate, two labels": (WARNING, "images that look the same under two classes"),
     "16 bits": (NOTE, "scaled to 8 bits when they are read"),
+    "part of the range": (NOTE, "16-bit images of a camera with fewer bits; data.range=auto takes its white for white"),
+    "colour profile": (NOTE, "converted to sRGB when they are read (data.icc=true)"),
+    "unusable colour profile": (NOTE, "left as they are: their profile does not fit them"),
+    "unlabelled": (NOTE, "a test folder without class folders; not used"),
+    "part of the picture": (NOTE, "the ends of pictures are not seen; data.fit=pad or data.fit=squash shows all of it"),
     "turned by EXIF": (NOTE, "turned upright when they are read"),
     "transparent": (NOTE, "laid on white when they are read"),
     "several frames": (NOTE, "the first one is taken"),
 }
-UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "float pixels")
+UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "unsupported pixels")
 ORDER = ("train", "val", "test")
 NEAR = ("near-duplicate, two labels", "near-leak", "near-duplicate")
 TINY, IMBALANCED = 10, 10.0
+MOST_CUT, MUCH_CUT = SEEN, SEEN / 2  # of a picture that is seen
 MOST_BITS, MOST_LEVELS = 3, 6.0  # by which near-duplicates may differ: of 64 bits, and in mean grey levels
 BANDS = 4  # of 16 bits: two hashes that differ in 3 bits or fewer agree in one of them
 WINDOW = 200  # images that share a band and are compared with each other: in the order of their hashes, where more do
@@ -122,22 +133,27 @@ class _Seen:
     digest: bytes = b""
     hash: int | None = None
     small: Any = None  # uint8 (8, 8, 3)
+    largest: int = 0  # value of an image of 16 bits
+    fraction: float | None = None  # of the picture that is seen
 
     @property
     def is_usable(self) -> bool:
         return not any(fault.kind in UNUSABLE for fault in self.faults)
 
 
-def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Findings:
+def find_faults(root: Path, workers: int, excluded: Container[str] = (), box: BoxOf | None = None) -> Findings:
     """Looks at every file below `root`, a folder as `data.data_dir` takes it, but the images that are `excluded`.
+
+    `box` is what is seen of an image that is scored.
 
     Raises:
         FileNotFoundError, ValueError: It is no such folder.
     """
     found = Findings(root)
     files: list[tuple[str, str, Path]] = []
-    folders = split_folders(root)
-    found.faults += _outside_classes(root, folders)
+    folders, unlabelled = labelled_splits(root)
+    found.faults += [Fault("unlabelled", _below(root, folder)) for folder in unlabelled]
+    found.faults += [fault for fault in _outside_classes(root, folders) if root / fault.path not in unlabelled]
     names: dict[str, list[str]] = {}
     aliases: dict[str, list[str]] = {}
     for split, folder in folders.items():
@@ -157,13 +173,14 @@ def find_faults(root: Path, workers: int, excluded: Container[str] = ()) -> Find
             images = _files(root, folder / name, found)
             files += [(split, name, file) for file in images if _below(root, file) not in excluded]
     with ThreadPoolExecutor(workers) as pool:  # decoders and hashes let go of the interpreter
-        seen = list(pool.map(lambda entry: _look(root, *entry), files))
+        seen = list(pool.map(lambda entry: _look(root, box, *entry), files))
     found.images = len(seen)
     found.counts = {split: dict.fromkeys(names[split], 0) for split in names}
     for each in seen:
         found.counts[each.split][each.label] += each.is_usable
     found.faults += _class_faults(root, folders, found.counts, aliases)
     found.faults += [fault for each in seen for fault in each.faults]
+    found.faults += _of_the_set(seen)
     found.faults += _same_files(seen)
     found.faults += _alike(seen)
     try:
@@ -190,7 +207,7 @@ def _outside_classes(root: Path, folders: Mapping[str, Path]) -> Iterator[Fault]
 
 
 def _is_unused(path: Path, folders: Mapping[str, Path]) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and path not in folders.values()
+    return path.is_dir() and not is_hidden(path.name) and path not in folders.values()
 
 
 def _ignored(root: Path, path: Path) -> Fault:
@@ -235,7 +252,20 @@ def _class_faults(
         yield Fault("imbalance", f"train/{most}", detail)
 
 
-def _look(root: Path, split: str, label: str, file: Path) -> _Seen:
+def _of_the_set(seen: Sequence[_Seen]) -> Iterator[Fault]:
+    """What many images have in common."""
+    train = [each for each in seen if each.split == "train"]
+    largest = max((each.largest for each in train), default=0)
+    if largest and range_of(largest) < 65535:
+        detail = f"their largest value is {largest}, of 65535: data.range={range_of(largest)}, or auto"
+        yield Fault("part of the range", next(each.path for each in train if each.largest == largest), detail)
+    fractions = sorted(each.fraction for each in train if each.fraction is not None)
+    if fractions and (median := fractions[len(fractions) // 2]) < MOST_CUT:
+        kind = "cut off" if median < MUCH_CUT else "part of the picture"
+        yield Fault(kind, "train", f"the network sees {median:.0%} of a picture (median)")
+
+
+def _look(root: Path, box: BoxOf | None, split: str, label: str, file: Path) -> _Seen:
     path = _below(root, file)
 
     def seen(*faults: tuple[str, str], **more: Any) -> _Seen:
@@ -252,18 +282,32 @@ def _look(root: Path, split: str, label: str, file: Path) -> _Seen:
     digest = hashlib.sha256(content).digest()
     try:
         with open_image(BytesIO(content)) as image:
-            if image.mode == "F":
-                return seen(("float pixels", ""), digest=digest)
+            try:
+                check_kind(image)
+            except ValueError as error:
+                return seen(("unsupported pixels", str(error)), digest=digest)
+            first_page(image)
             image.load()  # before its EXIF data, which would load a PNG and take its damage for theirs
-            small = np.asarray(shown(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
+            largest = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+            small = np.asarray(to_rgb(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
             faults = list(_oddities(file, image))  # last: it may leave a damaged later frame behind
     except Image.DecompressionBombError as error:
         return seen(("decompression bomb", str(error)), digest=digest)
-    except Image.UnidentifiedImageError:
-        return seen(("not an image", ""), digest=digest)
+    except NotDecodedError as error:
+        return seen(("not an image", str(error)), digest=digest)
     except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
         return seen(("damaged", str(error) or type(error).__name__), digest=digest)
-    return seen(*faults, digest=digest, hash=_difference_hash(small), small=_mean_blocks(small, 8, 8).astype(np.uint8))
+    if inside := damage(content):
+        faults.append(("damaged inside", inside))
+    shape = shape_of(file) if box is not None else None
+    return seen(
+        *faults,
+        digest=digest,
+        hash=_difference_hash(small),
+        small=_mean_blocks(small, 8, 8).astype(np.uint8),
+        largest=largest,
+        fraction=seen_fraction(box, *shape) if box is not None and shape is not None else None,
+    )
 
 
 def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
@@ -281,7 +325,9 @@ def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
     orientation = 1
     with suppress(Exception):  # damaged EXIF data do not make the pixels worse
         orientation = image.getexif().get(0x0112, 1)
-    if orientation not in (0, 1):
+    if use := profile_use(image):
+        yield "colour profile" if use == "converted" else "unusable colour profile", ""
+    if orientation in range(2, 9):
         yield "turned by EXIF", f"orientation {orientation}"
 
 

@@ -15,12 +15,24 @@ from typing import NoReturn
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.decode import BadImageError, header_fault, read_box, read_image
+from imago.data.decode import BadImageError, header_fault, largest_value, profile_of, read_box, read_image, shape_of
+from imago.data.formats import FORMATS
 from imago.data.images import SPLIT_NAMES, Images, ImageSets, Names, file_digest, shortened
 from imago.data.stages import BoxOf, Size
 from imago.writing import write_text
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"),
+    *((".avif",) if "AVIF" in FORMATS else ()),
+)
+PLACEHOLDERS = ("imagenotfound.gif", "image_not_found.gif", "photo_unavailable.gif")
+"""What some web sites give for a picture that is gone."""
+HIDDEN = (
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "__macosx"),
+    *("$recycle.bin", "system volume information", "lost+found"),
+)
+"""Folders of network drives, archives and file systems, besides those that begin with a dot."""
+SIXTEEN_BITS = (".png", ".tif", ".tiff", ".pgm")
 SPLIT_FILE_HEADER = "# imago split: "
 MOST_LISTED = 20  # names in a message
 
@@ -34,12 +46,12 @@ class FolderImages(Images):
         self.labels = array("i", labels)
 
     def read(self, index: int) -> Tensor:
-        return read_image(self.root / self.paths[index])
+        return read_image(self.root / self.paths[index], decoding=self.decoding)
 
     def read_box(self, index: int, box: BoxOf, size: Size) -> Tensor:
         if self.decode == "exact":
             return super().read_box(index, box, size)
-        return read_box(self.root / self.paths[index], box, size)
+        return read_box(self.root / self.paths[index], box, size, self.decoding)
 
     def fault(self, index: int) -> BadImageError | None:
         return header_fault(self.root / self.paths[index])
@@ -47,8 +59,20 @@ class FolderImages(Images):
     def digest(self, index: int) -> int | None:
         return file_digest(self.root / self.paths[index])
 
+    def largest_value(self, index: int) -> tuple[int, bool]:
+        path = self.root / self.paths[index]
+        return largest_value(path) if path.suffix.lower() in SIXTEEN_BITS else (0, False)
+
+    def profile(self, index: int) -> str | None:
+        return profile_of(self.root / self.paths[index])
+
+    def shape(self, index: int) -> tuple[int, int] | None:
+        return shape_of(self.root / self.paths[index])
+
     def select(self, indices: Sequence[int]) -> "FolderImages":
-        return FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
+        chosen = FolderImages(self.root, [self.paths[i] for i in indices], [self.labels[i] for i in indices])
+        chosen.decode, chosen.decoding = self.decode, self.decoding
+        return chosen
 
     def stamp(self, times: bool = False) -> str:
         digest = hashlib.sha256(super().stamp().encode())
@@ -64,17 +88,29 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
     a `val` folder a stratified share `val_ratio` of train, drawn with `seed`, becomes the val split. A `test` folder
     without class folders is left out, and said.
     """
-    folders = split_folders(root)
+    folders, unlabelled = labelled_splits(root)
     found = {name: class_folders(folder) for name, folder in folders.items()}
     class_names = sorted(found["train"])
     tree = ImageSets(str(root), class_names, {})
-    if "test" in found and _is_unlabelled(folders["test"], found["test"], class_names):
-        _note_unlabelled(tree, folders.pop("test"))
-        del found["test"]
+    for folder in unlabelled:
+        _note_unlabelled(tree, folder)
     _check_classes(root, folders, found, class_names)
     _read_splits(root, tree, folders, found)
     tree.draw_val(val_ratio, seed)
     return tree
+
+
+def labelled_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
+    """`split_folders`, and the test folders among them that have no class folders.
+
+    Raises:
+        FileNotFoundError, ValueError: As `split_folders`.
+    """
+    folders = split_folders(root)
+    test = folders.get("test")
+    if test is None or not _is_unlabelled(test, class_folders(test), list(class_folders(folders["train"]))):
+        return folders, []
+    return {split: folder for split, folder in folders.items() if split != "test"}, [test]
 
 
 def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
@@ -265,7 +301,12 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder is none of the user's."""
+    return name.startswith(".") or name.casefold() in HIDDEN
 
 
 def _check_classes(
@@ -344,7 +385,7 @@ def walk(folder: Path, loop: Callable[[Path], object], unreadable: Callable[[OSE
             names.clear()
             continue
         seen.add(real)
-        visible = [name for name in names if not name.startswith(".")]
+        visible = [name for name in names if not is_hidden(name)]
         names[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(directory, name)), name))
         yield from (Path(directory, name) for name in sorted(files))
 
@@ -375,7 +416,7 @@ def _quoted(text: str) -> str:
 
 def is_image(name: str) -> bool:
     """Whether a file of that name is taken for an image: by its suffix, and not hidden."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".") and name.lower() not in PLACEHOLDERS
 
 
 def _size_and_time(path: Path) -> tuple[int, ...]:

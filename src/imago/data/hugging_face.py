@@ -46,6 +46,8 @@ class HuggingFaceDataModule(ImageDataModule):
         pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
         prefetch_factor: Batches that each worker has ready; None takes torch's 2.
         persistent_workers: Keep the workers from epoch to epoch.
+        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        icc: Convert colours to sRGB by the profiles in the files.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class HuggingFaceDataModule(ImageDataModule):
         pin_memory: bool | None = None,
         prefetch_factor: Positive | None = None,
         persistent_workers: bool = True,
+        range: Literal["auto"] | int = "auto",
+        icc: bool = True,
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
         sets.draw_val(val_ratio, seed)
@@ -91,6 +95,8 @@ class HuggingFaceDataModule(ImageDataModule):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
+            range=range,
+            icc=icc,
         )
 
 
@@ -107,7 +113,7 @@ class ColumnImages(Images):
     def read(self, index: int) -> Tensor:
         cell = self.dataset[self.rows[index]][self.column]
         source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-        return read_image(source, self.paths[index])
+        return read_image(source, self.paths[index], self.decoding)
 
     def digest(self, index: int) -> int | None:
         cell = self.dataset[self.rows[index]][self.column]
@@ -117,7 +123,9 @@ class ColumnImages(Images):
 
     def select(self, indices: Sequence[int]) -> "ColumnImages":
         rows, paths, labels = ([column[i] for i in indices] for column in (self.rows, self.paths, self.labels))
-        return ColumnImages(self.dataset, self.column, rows, paths, labels)  # type: ignore[arg-type]
+        chosen = ColumnImages(self.dataset, self.column, rows, paths, labels)  # type: ignore[arg-type]
+        chosen.decoding = self.decoding
+        return chosen
 
     def stamp(self, times: bool = False) -> str:
         return f"{self.dataset._fingerprint} {super().stamp(times)}"

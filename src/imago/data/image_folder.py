@@ -40,6 +40,8 @@ class ImageFolderDataModule(ImageDataModule):
         pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
         prefetch_factor: Batches that each worker has ready; None takes torch's 2.
         persistent_workers: Keep the workers from epoch to epoch.
+        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        icc: Convert colours to sRGB by the profiles in the files.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
             `image_size`: other pixels, by about two grey levels.
         trained: What a checkpoint says of its run (its entry `imago`), to score it: the folder may then hold any
@@ -69,6 +71,8 @@ class ImageFolderDataModule(ImageDataModule):
         pin_memory: bool | None = None,
         prefetch_factor: Positive | None = None,
         persistent_workers: bool = True,
+        range: Literal["auto"] | int = "auto",
+        icc: bool = True,
         decode: Literal["exact", "fast"] = "exact",
         trained: Mapping[str, Any] | None = None,
     ) -> None:
@@ -101,6 +105,8 @@ class ImageFolderDataModule(ImageDataModule):
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,
             persistent_workers=persistent_workers,
+            range=range,
+            icc=icc,
         )
         for images in sets.splits.values():
             images.decode = decode

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, Self, overload
 import numpy as np
 from torch import Tensor
 
+from imago.data.colour import PLAIN, Decoding
 from imago.data.decode import BadImageError
 from imago.data.stages import BoxOf, Size, cut
 
@@ -67,6 +68,8 @@ class Images(ABC):
     channels: int = 3
     decode: Literal["exact", "fast"] = "exact"
     """`fast`: `read_box` may leave out pixels that would be shrunk away."""
+    decoding: Decoding = PLAIN
+    """What the files do not say themselves."""
     numbers: Sequence[int] | None = None
     """Where images were left out: the place of each among all `total`, by which its random numbers are keyed."""
     total: int | None = None
@@ -113,6 +116,21 @@ class Images(ABC):
         del index
         return None
 
+    def largest_value(self, index: int) -> tuple[int, bool]:
+        """Of an image of 16 bits whose file does not say its range (0 for others), and whether it has colours."""
+        del index
+        return 0, False
+
+    def profile(self, index: int) -> str | None:
+        """`converted` or `ignored`: what becomes of an image's colour profile; None without one, and for sRGB."""
+        del index
+        return None
+
+    def shape(self, index: int) -> tuple[int, int] | None:
+        """Height and width, where they are known without decoding."""
+        del index
+        return None
+
     def digest(self, index: int) -> int | None:
         """64 bits by which the content of an image is known again, under whatever name; None where it cannot be read.
 
@@ -127,7 +145,7 @@ class Images(ABC):
         del times
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path}\0{label}\n".encode())
+            digest.update(f"{path}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -186,7 +204,7 @@ class ImageSets:
     def fingerprint(self) -> str:
         """The same for the same names, labels, sizes and splits, wherever they are."""
         parts = [*self.class_names, *(f"{name} {images.stamp()}" for name, images in sorted(self.splits.items()))]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def drawn_sides(images: Images, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:

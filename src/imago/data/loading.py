@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imago.data.decode import BadImageError
+from imago.data.decode import BadImageError, damaged_files
 from imago.data.images import Images
 from imago.data.stages import ImageTransform, Size, pair, stacked
 from imago.randomness import key, seeded
@@ -96,6 +96,8 @@ class ImageDataset(Dataset[Batch]):
                 return {"error": error}  # an exception would come out of a worker as a traceback in words
             image = self.transform.resized(torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8), self.image_size)
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
+        if damaged := damaged_files():
+            sample["damaged"] = damaged
         return sample | ({"bad": error} if self.keep_bad else {})
 
     def augmented(self, index: int, draw_key: int) -> Tensor:
@@ -205,6 +207,7 @@ class Loader:
     No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that `position` (the epoch, and the batch
     to begin with) is asked for with the first batch and not when Lightning, ahead of time, asks for the iterator.
     `prepare` is then given the dataset and the number of workers, and says which are used: caches are filled there.
+    `on_damage` is told of JPEGs that are damaged inside: their paths, and what is wrong.
     """
 
     def __init__(
@@ -214,6 +217,7 @@ class Loader:
         num_workers: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         prepare: Callable[[ImageDataset, int], tuple[ImageDataset, int]] = lambda dataset, workers: (dataset, workers),
+        on_damage: Callable[[dict[str, str]], object] = lambda found: None,
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
@@ -223,6 +227,7 @@ class Loader:
         self.num_workers = num_workers
         self.position = position
         self.prepare = prepare
+        self.on_damage = on_damage
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prefetch_factor = prefetch_factor
         self.persistent_workers = persistent_workers
@@ -241,6 +246,8 @@ class Loader:
         for batch in self._batches:
             if "error" in batch:
                 raise bad_image(batch["error"])
+            if "damaged" in batch:
+                self.on_damage(batch.pop("damaged"))
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,6 +263,7 @@ class Loader:
 
     def _start(self) -> DataLoader[Batch]:
         dataset, num_workers = self.prepare(self.dataset, self.num_workers)
+        self.on_damage(damaged_files())
         self.loaded = dataset.images
         return DataLoader(
             dataset,
@@ -298,15 +306,18 @@ def bad_image(error: str) -> BadImageError:
 def collate(samples: list[Batch] | Batch) -> Batch:
     """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`.
 
-    Where bad images are kept, `bad` has a text for each image, empty for a good one.
+    Where bad images are kept, `bad` has a text for each image, empty for a good one; `damaged` tells the loader what is
+    wrong inside of files.
     """
     if isinstance(samples, dict):
         return samples  # made in one piece
     for sample in samples:
         if "error" in sample:
             return sample
-    bad = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
-    return bad | {
+    more: Batch = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
+    if damaged := {path: what for sample in samples for path, what in sample.get("damaged", {}).items()}:
+        more["damaged"] = damaged
+    return more | {
         "image": stacked([sample["image"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples]),

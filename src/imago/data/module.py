@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import PIL
 import torch
 from filelock import FileLock
@@ -20,7 +21,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from imago.checks import SPLITS
-from imago.data.cache import GIGABYTE, Cache, CachedImages
+from imago.data.cache import FORMAT, GIGABYTE, Cache, CachedImages
+from imago.data.colour import Decoding, range_of
 from imago.data.decode import BadImageError, without_frames
 from imago.data.folders import FolderImages
 from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, shortened, train_counts
@@ -34,7 +36,7 @@ from imago.data.loading import (
     usable_cores,
     workers,
 )
-from imago.data.stages import FILL, CenterBox, FittedBox, ImageTransform, Size, WholeBox
+from imago.data.stages import FILL, SEEN, CenterBox, FittedBox, ImageTransform, Size, WholeBox, seen_fraction
 from imago.randomness import key
 from imago.strategy import Strategy
 from imago.terminal import CONTROL
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 CACHES = ("none", "ram", "disk", "auto")
 MOST_NAMED = 10  # files in a message
+COLOURS = " of colours"
+SAMPLE = 200  # images that stand for all
 PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
 
 
@@ -91,6 +95,8 @@ class ImageDataModule(CopyingDataModule):
         pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
         prefetch_factor: Batches that each worker has ready; None takes torch's 2.
         persistent_workers: Keep the workers from epoch to epoch.
+        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        icc: Convert colours to sRGB by the profiles in the files.
     """
 
     def __init__(
@@ -112,6 +118,8 @@ class ImageDataModule(CopyingDataModule):
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
+        range: Literal["auto"] | int = "auto",
+        icc: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -140,6 +148,12 @@ class ImageDataModule(CopyingDataModule):
         self._emptied: dict[str, str] = {}  # split -> why it has no images
         self._trained_counts: list[int] = []
         self.skipped: list[str] = []
+        self.damaged: dict[str, str] = {}
+        """JPEGs that were decoded and are damaged inside, with what is wrong."""
+        self.range = _chosen_range(sets, Path(cache_dir)) if range == "auto" else range
+        for images in sets.splits.values():
+            images.decoding = Decoding(self.range, icc)
+        sets.notes += _notes_on_pixels(sets, range, self.range, icc, self.eval_transform)
         if on_bad_image == "skip":
             self.skipped = _leave_out_bad_images(sets, Path(cache_dir))
         else:
@@ -186,6 +200,7 @@ class ImageDataModule(CopyingDataModule):
             ("not taken (no image suffix, or hidden)", self.sets.ignored),
             ("skipped (unreadable)", self.skipped),
             ("left out (data.exclude)", self.sets.excluded),
+            ("damaged inside, with wrong pixels from some place on (ml-doctor names them)", list(self.damaged)),
         ):
             if paths:
                 notes.append(f"{len(paths)} files {what}: {shortened(paths)}")
@@ -321,9 +336,16 @@ class ImageDataModule(CopyingDataModule):
             workers(self.num_workers, self.processes),
             self._position if name == "training" else lambda: (0, 0),
             partial(self._from_cache, name, split),
+            self._note_damage,
             **self.loading,
         )
         return self._loaders[name]
+
+    def _note_damage(self, found: dict[str, str]) -> None:
+        for path, what in found.items():
+            if path not in self.damaged and len(self.damaged) < MOST_NAMED:
+                log.warning("%s is damaged inside: %s", path, what)
+            self.damaged[path] = what
 
     def _dataset(self, name: str, images: Images, transform: ImageTransform) -> ImageDataset:
         draw_key = self.strategy.draw_key if name == "training" else key
@@ -347,7 +369,7 @@ class ImageDataModule(CopyingDataModule):
             middle = box.box if isinstance(box, FittedBox) else box
             if type(middle) is CenterBox and not transform.pixels:  # what the network sees is always the same
                 fit = f", {box.fit} {box.fill}" if isinstance(box, FittedBox) else ""
-                key = f"{root}\n{split}, {middle.share} of {size} pixels, {images.decode}{fit}"
+                key = f"{root}\n{split}, {middle.share} of {size} pixels, {images.decode}, {images.decoding}{fit}"
                 seen = self._decoded.get(key, images)
                 if seen is images:
                     seen = self._decoded[key] = cache.keep(
@@ -359,7 +381,9 @@ class ImageDataModule(CopyingDataModule):
                     )
                 return seen, transform if seen is images else transform.with_box(WholeBox())
             if images.decode == "exact" and self._decoded.get(split, images) is images:  # else it depends on the box
-                self._decoded[split] = cache.keep(images, split, f"{root}\nwhole", images.read, build)
+                self._decoded[split] = cache.keep(
+                    images, split, f"{root}\nwhole, {images.decoding}", images.read, build
+                )
             return self._decoded.get(split, images), transform
         except BadImageError as error:
             raise bad_image(str(error)) from None
@@ -407,6 +431,52 @@ class ImageDataModule(CopyingDataModule):
             log.warning("%s", note)
 
 
+def _chosen_range(sets: ImageSets, cache_dir: Path) -> int:
+    """`data.range=auto`."""
+    images = sets.splits.get("train") or next(iter(sets.splits.values()))
+    values = _remembered("largest_values", sets.root, images, cache_dir, _largest_value)
+    greatest = range_of(max((int(value.partition(" ")[0]) for value in values.values()), default=65535))
+    of_colours = [path for path, value in values.items() if value.endswith(COLOURS)]
+    if greatest < 65535 and of_colours:
+        raise ValueError(
+            f"{len(of_colours)} images have 16 bits for each colour, of which 8 are read, and use no more than "
+            f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Save them with 8 bits, from "
+            "their darkest to their brightest. To take them as they are, type data.range=65535"
+        )
+    return greatest
+
+
+def _largest_value(images: Images, index: int) -> str | None:
+    with suppress(BadImageError):  # said elsewhere
+        value, of_colours = images.largest_value(index)
+        return f"{value}{COLOURS if of_colours else ''}" if value else None
+    return None
+
+
+def _notes_on_pixels(
+    sets: ImageSets, asked: str | int, greatest: int, icc: bool, transform: ImageTransform
+) -> list[str]:
+    """What of the pixels is not seen, and what is taken for white."""
+    notes = []
+    if asked == "auto" and greatest < 65535:
+        notes.append(f"images of 16 bits use no more than {greatest} of 65535: that is white (data.range=auto)")
+    images = sets.splits.get("train")
+    if images is None:
+        return notes
+    some = sorted({round(index) for index in np.linspace(0, len(images) - 1, SAMPLE)})
+    if transform.is_fixed:
+        shapes = [shape for index in some if (shape := images.shape(index)) is not None]
+        seen = sorted(seen_fraction(transform.box, *shape) for shape in shapes)
+        if seen and (median := seen[len(seen) // 2]) < SEEN:
+            notes.append(
+                f"the network sees {median:.0%} of a picture (median): its ends are cut off. To show all of it, type "
+                "data.fit=pad or data.fit=squash"
+            )
+    if not icc and (count := sum(images.profile(index) == "converted" for index in some)):
+        notes.append(f"{count} of {len(some)} images have a colour profile that is ignored (data.icc=false)")
+    return notes
+
+
 def to_network(batch: Batch, stage: Callable[[Batch], Batch], trainer: Trainer | None) -> Batch:
     """The batch stage, and the precision of the run: Lightning converts before its hook for this, when the pixels are
     still integers."""
@@ -443,10 +513,12 @@ def _check_headers(sets: ImageSets, cache_dir: Path) -> None:
 
 
 def _remembered(
-    what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | None]
+    what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | str | None]
 ) -> dict[str, str]:
-    """Path -> what is wrong with it; remembered until the images, or Pillow, change."""
-    key = hashlib.sha256(f"{root}\n{images.stamp(times=True)}\n{PIL.__version__}".encode()).hexdigest()
+    """Path -> what `look` says of an image, its faults above all; remembered until the images, or Pillow, change."""
+    key = hashlib.sha256(
+        f"{root}\n{images.stamp(times=True)}\n{PIL.__version__} {FORMAT}".encode("utf-8", "surrogateescape")
+    ).hexdigest()
     memory = cache_dir / what / f"{key[:32]}.json"
     with ExitStack() as stack:
         try:
@@ -459,7 +531,7 @@ def _remembered(
         parts = [range(first, min(first + PART, len(images))) for first in range(0, len(images), PART)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             errors = list(chain.from_iterable(pool.map(lambda part: [look(images, index) for index in part], parts)))
-        passing = [str(error) for error in errors if error is not None and not error.lasting]
+        passing = [str(error) for error in errors if isinstance(error, BadImageError) and not error.lasting]
         if passing:
             what = f"{passing[0]}{f' (and {len(passing) - 1} more such files)' if len(passing) > 1 else ''}"
             raise BadImageError(f"{what}. It may be a good image: see to it that it can be read, and start again.")

@@ -31,7 +31,7 @@ class SourceImages(Images):
         self.channels = channels
 
     def read(self, index: int) -> Tensor:
-        image = read_image(self.files[index])
+        image = read_image(self.files[index], decoding=self.decoding)
         return F.rgb_to_grayscale(image) if self.channels == 1 else image
 
     def digest(self, index: int) -> int | None:
@@ -39,7 +39,9 @@ class SourceImages(Images):
 
     def select(self, indices: Sequence[int]) -> "SourceImages":
         files, paths, known = ([column[i] for i in indices] for column in (self.files, self.paths, self.known))
-        return SourceImages(files, paths, known, self.channels)  # type: ignore[arg-type]
+        chosen = SourceImages(files, paths, known, self.channels)  # type: ignore[arg-type]
+        chosen.decoding = self.decoding
+        return chosen
 
 
 def read_source(source: str | Sequence[str], class_names: Sequence[str], channels: int = 3) -> SourceImages:

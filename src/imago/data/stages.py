@@ -16,6 +16,8 @@ from imago.transforms import Batch, ComposeTransform
 Colour = tuple[int, int, int]
 Size = int | Sequence[int]
 """Of what the network sees, in pixels: the side of a square, or height and width."""
+SEEN = 2 / 3
+"""The fraction of a picture below which it is said that the rest of it is not seen."""
 FITS = ("crop", "squash", "pad")
 FILL: Colour = (124, 116, 104)
 """The mean of ImageNet: about 0 after its normalisation."""
@@ -90,6 +92,11 @@ class ImageTransform:
         return "any" if self.pixels else _randomness(self.box)
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether an image always has the same box."""
+        return _randomness(self.box) == "none"
+
+    @property
     def batch_draws(self) -> bool:
         """Whether steps of the batch stage may draw from torch's generator, as MixUp does; ours do not."""
         return any(getattr(step, "draws", True) for step in self.batch.steps.values())
@@ -136,6 +143,14 @@ class ImageTransform:
         for step in self.pixels:
             image = step(image)
         return image
+
+
+def seen_fraction(box: BoxOf, height: int, width: int) -> float:
+    """The fraction of an image of that size that is inside of its box."""
+    chosen = box(height, width)
+    rows = min(chosen.top + chosen.height, height) - max(chosen.top, 0)
+    columns = min(chosen.left + chosen.width, width) - max(chosen.left, 0)
+    return max(rows, 0) * max(columns, 0) / (height * width)
 
 
 def pair(size: Size) -> tuple[int, int]:

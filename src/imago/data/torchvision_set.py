@@ -108,6 +108,9 @@ class MemoryImages(Images):
     def read_many(self, indices: Sequence[int]) -> Tensor:
         return self.pixels[torch.tensor(indices)]
 
+    def shape(self, index: int) -> tuple[int, int]:
+        return self.pixels.shape[-2], self.pixels.shape[-1]
+
     def digest(self, index: int) -> int | None:
         pixels = self.pixels[index].contiguous().numpy().tobytes()
         return digest_of(io.BytesIO(pixels), len(pixels))
