@@ -19,7 +19,7 @@ from imago.carried_config import GROUPS, OPTION, composed_as_own, leave_out_trai
 from imago.combinations import REFUSED, checkpoint_problems, lightning_name, refused_callback
 from imago.config import CONFIG_DIR, Root
 from imago.network_names import check_name
-from imago.origins import origin_of
+from imago.origins import is_inherited, origin_of
 from imago.schema import drop_inherited, nodes, problems, shipped
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ NAMED = (
     *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
 )
 """Where each entry makes an object."""
+MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
+"""Nodes that a run completes."""
+PLOTS = ("png", "svg", "pdf")
 VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 EXTRAS = {  # start of a target -> package and our extra
     "datasets.": ("datasets", "hf"),
@@ -157,6 +160,8 @@ def _problems(cfg: DictConfig, typed: list[str], needs_data: bool = True) -> Ite
     yield from _argument_problems(cfg, typed)
     if not isinstance((cfg.report or {}).get("pictures", True), bool):
         yield f"report.pictures={cfg.report.pictures}: give true or false."
+    if (cfg.plots or {}).get("format") not in PLOTS:
+        yield f"plots.format={(cfg.plots or {}).get('format')}: give {', '.join(PLOTS[:-1])} or {PLOTS[-1]}."
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed={cfg.seed}: give 0 or more, below 2**32, or null."
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg))
@@ -205,11 +210,13 @@ def _check_root(cfg: DictConfig) -> None:
 def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
     """Keys and types of all nodes whose targets we know."""
     drop_inherited(cfg, typed, shipped())
+    _drop_foreign_settings(cfg)
     for problem in problems(cfg, shipped()):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
         hint = " For weights of classes type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
         yield f"{problem.key}{problem.what}{hint if is_weight else ''}{_in_file(problem.key)}"
     yield from _target_problems(cfg)
+    yield from _maker_problems(cfg)
     for key, node in nodes(cfg):
         for prefix, (package, extra) in EXTRAS.items():
             if node._target_.startswith(prefix) and importlib.util.find_spec(package) is None:
@@ -219,6 +226,24 @@ def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
             check_name(cfg.model.net.name)
         except ValueError as error:
             yield str(error)
+
+
+def _drop_foreign_settings(cfg: DictConfig) -> None:
+    """Takes from an optimizer or a schedule whose `_target_` was replaced what was written for another one: a weight
+    decay of AdamW is none of Adam. The learning rate stays, and is said."""
+    for part in ("optimizer", "scheduler"):
+        node = cfg.model.get(part)
+        if not isinstance(node, DictConfig):
+            continue
+        for key in [name for name in map(str, node) if not name.startswith("_")]:
+            if not is_inherited(f"model.{part}.{key}", f"model.{part}._target_"):
+                continue
+            if part == "optimizer" and key == "lr":
+                log.info("model.optimizer.lr=%s is that of another optimizer: type one for %s", node.lr, node._target_)
+                continue
+            log.info("model.%s.%s=%s was for another %s: %s has its own", part, key, node[key], part, node._target_)
+            OmegaConf.set_struct(node, False)
+            del node[key]
 
 
 def _target_problems(cfg: DictConfig) -> Iterator[str]:
@@ -233,7 +258,20 @@ def _target_problems(cfg: DictConfig) -> Iterator[str]:
                 meant = f" Did you mean {path}.{close[0]}?" if close else ""
                 if name in options:
                     meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
-                yield f"{path}.{name} has no _target_.{meant}{_in_file(f'{path}.{name}')}"
+                yield f"{path}.{name} has no _target_{_in_file(f'{path}.{name}')}.{meant}"
+
+
+def _maker_problems(cfg: DictConfig) -> Iterator[str]:
+    """Nodes that are completed later, and say that they are whole; and a model without a network."""
+    for key in MAKERS:
+        node = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
+            yield f"{key} has no _target_, the name of what makes it{_in_file(key)}."
+        elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
+            yield f"{key} lacks _partial_: true, which says that it is completed later{_in_file(f'{key}._target_')}."
+    makes_model = cfg.model.get("_target_") == "imago.module.DictModule"
+    if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
+        yield f"model.net is missing{_in_file('model.net')}: choose a network, model=resnet18 for example."
 
 
 def _in_file(key: str) -> str:

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.checks import check, own_targets
 from imago.config import (
+    CONFIG_DIR,
     config_changes,
     drawn_seed,
     for_hydra,
@@ -38,7 +39,7 @@ from imago.config import (
 from imago.logs import logging_to
 from imago.masking import learn_secrets, masked_override
 from imago.messages import message_of, raised_by_us
-from imago.mistakes import explained, yaml_message
+from imago.mistakes import explained, own_folder, yaml_message
 from imago.own_code import allow_imports
 from imago.processes import other_processes, process_count
 from imago.run_folder import RunFolder, RunFolderError
@@ -93,6 +94,7 @@ def type_as_usual(main: Callable[[], Any]) -> Callable[[], Any]:
         asked_for_traceback = (before or "").lower() not in ("", "0", "false", "no")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing and leaving
         try:
+            check_own_options(sys.argv[1:])
             return main()
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
@@ -128,9 +130,13 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
     `check` refuses what cannot work before anything heavy is imported; `one_process` says that devices do not matter.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().job.chdir:
+        why = "typed paths, and modules of your own, would be looked for in the run folder"
+        fail(f"hydra.job.chdir=true: {why}. Leave it out: ${{paths.output_dir}} is the run folder")
     with suppress(OmegaConfBaseException):  # what leads nowhere is said below
         learn_secrets(OmegaConf.to_container(cfg, resolve=True))
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _check_sweeper(Path(HydraConfig.get().sweep.dir) / "multirun.yaml")
         mask_sweep(Path(HydraConfig.get().sweep.dir))
     sys.argv[1:] = [masked_override(word) for word in sys.argv[1:]]  # loggers keep the command line
     os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # it would ask git about the current folder
@@ -144,6 +150,33 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
         return _run_in(run, task, cfg, check, one_process)
     finally:
         run.release()
+
+
+def check_own_options(words: list[str]) -> None:
+    """Raises ValueError for files of one's own in --config-dir that a shipped option of that name would replace."""
+    folder = own_folder(words)
+    if folder is None or not folder.is_dir() or folder.resolve() == Path(CONFIG_DIR).resolve():
+        return
+    own = [file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))]
+    taken = next((file for file in own if (Path(CONFIG_DIR) / file).is_file()), None)
+    if taken is not None:
+        group, name = taken.parent.as_posix(), taken.stem
+        raise ValueError(
+            f"{folder / taken} has the name of a shipped option, which would be taken in its place. Rename it, "
+            f"{folder / taken.with_stem(f'my_{name}')} for example, and type {group}=my_{name}"
+        )
+
+
+def _check_sweeper(file: Path) -> None:
+    """A swept experiment can no longer choose the sweeper."""
+    if not file.is_file():
+        return
+    of_sweep: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    before = (of_sweep.get("hydra") or {}).get("sweeper") or {}
+    now: Any = OmegaConf.to_container(OmegaConf.create({"sweeper": HydraConfig.get().sweeper}), resolve=False)
+    if now["sweeper"].get("_target_") != before.get("_target_"):
+        fail("A swept option chooses another hydra/sweeper, which comes too late. Type it beside the sweep: "
+             "-m hparams_search=optuna experiment=NAME")  # fmt: skip
 
 
 def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_process: bool) -> float | None:
@@ -175,7 +208,11 @@ def _run_in(run: RunFolder, task: Task, cfg: DictConfig, check: Check, one_proce
                 cfg.seed = random.SystemRandom().randrange(2**31)
                 log.info("seed=null: drew seed=%d", cfg.seed)
             _describe(run, cfg)
+            before_checks = yaml_of(cfg)
             check(cfg, typed_overrides())
+            if yaml_of(cfg) != before_checks:  # what a new target does not take is gone
+                save_config(cfg, run.path)
+            run.plot_format = cfg.plots.format
             if changed:
                 log.warning("Changed since the run began: %s", "; ".join(changed))
             if run.former:

@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from imago.masking import is_secret, learn_secrets, masked, masked_config, masked_override
 from imago.reading import read_yaml
-from imago.terminal import fail
+from imago.terminal import fail, say
 from imago.writing import write_text
 
 _HERE = Path(__file__).resolve().parent
@@ -59,6 +59,7 @@ class Root:
     mode: str = "max"
     optimized_metric: str = "val/acc"
     report: Any = None
+    plots: Any = None
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -199,6 +200,21 @@ def config_changes(cfg: DictConfig) -> list[dict[str, Any]]:
         for key in keys
         if before.get(key) != after.get(key)
     ]
+
+
+def with_data(cfg: DictConfig) -> DictConfig:
+    """`cfg`, with the embedded digits where no data is chosen."""
+    typed = typed_overrides()
+    is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")) if cfg.data else True
+    if is_chosen or "data_dir" not in cfg.data or any(word.startswith("data=") for word in typed):
+        return cfg
+    say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
+    loader, name = GlobalHydra.instance().config_loader(), HydraConfig.get().job.config_name
+    digits = loader.load_configuration(name, overrides=["data=digits", *typed], run_mode=RunMode.RUN)
+    OmegaConf.set_struct(cfg, False)
+    cfg.data = digits.data
+    OmegaConf.set_struct(cfg, True)
+    return cfg
 
 
 def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:

@@ -43,7 +43,7 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
     from imago.building import build_to_score
     from imago.calibration import file_beside, fit, key_of, write
-    from imago.results import show_calibration, show_results
+    from imago.results import note_scored_again, show_calibration, show_results
     from imago.training import evaluate
 
     data, model, trainer = build_to_score(cfg, run)
@@ -60,6 +60,8 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     fit_on_val = calibrate if cfg.calibrate else None
     result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, fit_on_val, cfg.report.pictures)
     show_results(result, run)
+    if run.rank == 0:
+        note_scored_again(result, run)
     return next(score.metrics["acc"] for score in result.scores.values())
 
 

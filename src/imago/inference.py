@@ -162,7 +162,7 @@ def _write_reports(
     _say_if_trained_on(images, found, member)
     score = score_of(found, "test" if split == SOURCE else split, split, member.checkpoint)
     if score is not None:
-        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures)
+        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plot_format)
         show_written(run.path / "reports")
 
 

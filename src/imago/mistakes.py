@@ -69,10 +69,16 @@ def yaml_message(error: yaml.YAMLError) -> str:
     return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}{hint}"
 
 
-def _without_package(typed: list[str]) -> Path | None:
-    """A typed experiment whose file has no package in its header, which ends at the first line that is no comment."""
+def own_folder(typed: list[str]) -> Path | None:
+    """The folder that --config-dir names."""
     folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
     folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
+    return Path(folder) if folder else None
+
+
+def _without_package(typed: list[str]) -> Path | None:
+    """A typed experiment whose file has no package in its header, which ends at the first line that is no comment."""
+    folder = own_folder(typed)
     names = [word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiment=")]
     files = [Path(root, "experiment", f"{name}.yaml") for name in names for root in (folder, CONFIG_DIR) if root]
     file = next((file for file in files if file.is_file()), None)
@@ -189,9 +195,8 @@ def _keys(cfg: Any, path: str = "") -> Iterable[str]:
 
 def _base_config(config_name: str, typed: list[str]) -> DictConfig | None:
     """The config with the groups that were typed, but without the other overrides: one of them is the mistake."""
-    folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
-    folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
-    groups = [f"hydra.searchpath=['file://{Path(folder).resolve()}']"] if folder else []
+    folder = own_folder(typed)
+    groups = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
     for word in typed:
         try:
             override = OverridesParser.create().parse_overrides([word])[0]

@@ -40,7 +40,7 @@ class DictModule(LightningModule):
 
     Args:
         class_names: Of the data; their number sizes the head.
-        net: Makes the network, given `num_classes`.
+        net: Makes the network, given `num_classes`; None where `forward_fn` has all layers itself.
         criterions: The losses.
         optimizer: Makes the optimizer, given the parameters that are trained. None for a network that is only scored.
         scheduler: Makes the learning-rate scheduler, given the optimizer, and `total_steps` if it takes that.
@@ -65,9 +65,9 @@ class DictModule(LightningModule):
     def __init__(
         self,
         class_names: Sequence[str],
-        net: Callable[..., nn.Module],
+        net: Callable[..., nn.Module] | None,
         criterions: CriterionsComposition,
-        optimizer: Callable[..., Optimizer] | None,
+        optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: Literal["step", "epoch"] | None = None,
         forward_fn: ComposeTransform | None = None,
@@ -84,7 +84,12 @@ class DictModule(LightningModule):
         if on_bad_loss not in ON_BAD_LOSS:
             raise ValueError(f"model.on_bad_loss={on_bad_loss}: give {' or '.join(ON_BAD_LOSS)}.")
         self.class_names = list(class_names)
-        self.net = net(num_classes=len(self.class_names))
+        if net is None and (forward_fn is None or freeze is not None or init_from is not None):
+            raise ValueError(
+                "model.net is missing: choose a network, model=resnet18 for example. model.forward_fn alone can be the "
+                "network, without model.freeze and model.init_from."
+            )
+        self.net = net(num_classes=len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
         if class_weights is not None:
             criterions.class_weights = _by_label(class_weights, self.class_names)
@@ -107,18 +112,19 @@ class DictModule(LightningModule):
         """Of dropout and the like; None leaves the generators as they are."""
         self.validated_epoch: int | None = None
         """The last epoch in which validation ran."""
-        self.frozen = self._freeze(net, freeze) if freeze is not None else []
+        self.frozen = self._freeze(net, freeze) if net is not None and freeze is not None else []
         if self.frozen:
             self.train()  # all but these
             warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
         if norm not in (None, "group"):
             raise ValueError(f"model.norm={norm}: give group, or null.")
-        self.replaced_norms = with_group_norm(self.net, self.frozen) if norm == "group" else []
-        if init_from is not None:
+        whole = self.net if net is not None or forward_fn is None else forward_fn
+        self.replaced_norms = with_group_norm(whole, self.frozen) if norm == "group" else []
+        if net is not None and init_from is not None:
             start_from(self.net, init_from, self.class_names, head_names(_from_scratch(net), len(self.class_names)))
         if forward_fn is not None:
             forward_fn.bind(self.net)
-        known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago")
+        known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago") and net is not None
         self.channels_last = known if channels_last is None else channels_last
         if self.channels_last:
             for parameter in self.net.parameters():
@@ -126,7 +132,7 @@ class DictModule(LightningModule):
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._is_to_be_compiled = compile
         if compile:
-            self.net.compile()  # in place: assigning torch.compile's result would rename every weight
+            whole.compile()  # in place: assigning torch.compile's result would rename every weight
         names = [*criterions.criterions, "total"]
         self.running_losses = {stage: MeanLosses(names) for stage in ("train", "val", "test")}
         """The means of each stage, as they add up."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,8 +19,23 @@ def origin_of(key: str) -> str:
         is_group = Path(CONFIG_DIR, override.lstrip("+").partition("=")[0]).is_dir()
         if name == key or (key.startswith(f"{name}.") and not is_group):
             return "typed"
-    found = [path for path, package in _files() if _holds(path, package, key)]
-    return f"in {_shown(found[-1])}" if found else ""
+    found = [(path, package) for path, package in _files() if _holds(path, package, key)]
+    if not found:
+        return ""
+    path, package = found[-1]
+    return f"in {_shown(path)}, line {_line(path, _parts(package, key))}"
+
+
+def is_inherited(key: str, target: str) -> bool:
+    """Whether a setting stands in a file that the one of `target` comes after: it was written for another target."""
+    if origin_of(key) == "typed":
+        return False
+    places = [
+        [n for n, (path, package) in enumerate(_files()) if _holds(path, package, each)] for each in (key, target)
+    ]
+    if origin_of(target) == "typed":
+        return bool(places[0])
+    return bool(places[0] and places[1]) and places[0][-1] < places[1][-1]
 
 
 def _files() -> Iterator[tuple[Path, str]]:
@@ -49,11 +65,28 @@ def _holds(path: Path, package: str, key: str) -> bool:
     if package and not key.startswith(f"{package}."):
         return False
     value: Any = _plain(path)
-    for part in key.removeprefix(f"{package}.").split(".") if package else key.split("."):
+    for part in _parts(package, key):
         if not isinstance(value, dict) or part not in value:
             return False
         value = value[part]
     return True
+
+
+def _parts(package: str, key: str) -> list[str]:
+    return (key.removeprefix(f"{package}.") if package else key).split(".")
+
+
+def _line(path: Path, parts: list[str]) -> int:
+    """Where a key stands in a YAML file."""
+    node: Any = yaml.compose(path.read_text(encoding="utf-8"))
+    line = 1
+    for part in parts:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        key, node = next(((key, value) for key, value in entries if key.value == part), (None, None))
+        if key is None:
+            break
+        line = key.start_mark.line + 1
+    return line
 
 
 def _plain(path: Path) -> dict[str, Any]:

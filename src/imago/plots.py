@@ -22,6 +22,7 @@ from imago.writing import replacing
 
 Picture = NDArray[np.uint8]
 MOST_NUMBERS = 20  # classes up to which each cell shows its number
+DPI = 200
 WRONG = "#b3261e"
 MOST_NAMES = 120  # classes up to which the axes show names
 
@@ -175,7 +176,8 @@ def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any
 
 
 def drawn(figure: Figure) -> Picture:
-    """The figure as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
+    """The figure at `DPI` as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
+    figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
@@ -183,18 +185,26 @@ def drawn(figure: Figure) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def save(picture: Picture, path: Path) -> None:
-    """Writes a PNG."""
+def save(figure: Figure, path: Path, form: str = "png") -> Path:
+    """Writes the figure as png, svg or pdf, with that suffix; returns the path."""
+    path = path.with_suffix(f".{form}")
     with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="png")
+        if form == "png":
+            Image.fromarray(drawn(figure)).save(temporary, format="png", dpi=(DPI, DPI))
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                figure.savefig(temporary, format=form)
+    return path
 
 
-def show_in_tensorboard(loggers: Sequence[Logger], tag: str, picture: Picture, step: int) -> None:
-    """Adds the picture to every TensorBoard logger."""
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            with tolerated("TensorBoardLogger"):
-                logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+def show_in_tensorboard(loggers: Sequence[Logger], tag: str, figure: Figure, step: int) -> None:
+    """Adds the figure, at half of `DPI`, to every TensorBoard logger."""
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    picture = np.asarray(Image.fromarray(drawn(figure)).reduce(2)) if boards else None
+    for logger in boards:
+        with tolerated("TensorBoardLogger"):
+            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
 def _matrix(axes: Axes, values: NDArray[Any], title: str, form: str, greatest: float) -> None:

@@ -20,6 +20,7 @@ from imago.data.module import ImageDataModule
 from imago.messages import message_of
 from imago.module import DictModule
 from imago.randomness import keyed
+from imago.reports import bytes_of_predictions
 from imago.schedules import planned_steps
 
 log = logging.getLogger(__name__)
@@ -132,12 +133,14 @@ class Preflight(Callback):
             )
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
+        data = _data(trainer)
+        rows = bytes_of_predictions(sum(data.sizes.values()), data.class_names)
         free = shutil.disk_usage(self.folder.parent).free
-        log.info("Checkpoints will need about %s; %s are free", _shown(needed), _shown(free))
-        if needed > free:
+        log.info("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
+        if needed + rows > free:
             raise OSError(
-                f"Checkpoints will need about {_shown(needed)} in {self.folder}, where {_shown(free)} are free. "
-                "Remove something, or type another paths.log_dir="
+                f"Checkpoints will need about {_shown(needed)} in {self.folder}, and predictions {_shown(rows)}; "
+                f"{_shown(free)} are free. Remove something, or type another paths.log_dir="
             )
 
     def _check_memory(self, trainer: Trainer, model: DictModule) -> None:
@@ -205,6 +208,8 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
                 f"{type(callback).__name__} starts at step {start}, and there are {planned:g}: untrained weights would "
                 "be scored. Type a smaller update_starting_at_step"
             )
+    if (least := trainer.fit_loop.epoch_loop.min_steps or 0) > planned:
+        raise ValueError(f"trainer.min_steps={least}, and there are {planned:g}: type a larger trainer.max_epochs=")
     batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
     if accumulated > batches:
         log.warning(

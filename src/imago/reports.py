@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from numpy.typing import NDArray
 
 from imago.calibration import Calibration
 from imago.data.images import Images
@@ -17,7 +18,6 @@ from imago.data.sources import UNKNOWN
 from imago.loggers import tolerated
 from imago.plots import (
     confusion_matrix_figure,
-    drawn,
     gallery_figure,
     reliability_figure,
     save,
@@ -34,6 +34,9 @@ from imago.thumbnails import noteworthy, samples, thumbnail
 from imago.writing import replacing, strict, write_json, write_text
 
 SHEET = 96  # images of a contact sheet
+MANY_CLASSES, BEST = 100, 5
+"""From so many classes on, predictions have the best five classes of an image, and not the probability of each."""
+BYTES_OF_A_NUMBER = 22
 
 
 def write_reports(
@@ -44,6 +47,7 @@ def write_reports(
     step: int,
     weights: str,
     pictures: bool = True,
+    plot_format: str = "png",
 ) -> None:
     """Writes `reports/` and `plots/` of one score of `images` below `folder`, and shows them in TensorBoard.
 
@@ -62,12 +66,12 @@ def write_reports(
     if pictures:
         write_json(reports / f"images_{split}.json", noteworthy(score, scored))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
-    picture = drawn(confusion_matrix_figure(score.confusion, score.class_names, title))
-    show_in_tensorboard(loggers, f"confusion_matrix/{split}", picture, step)
-    save(picture, folder / "plots" / f"confusion_matrix_{split}.png")
-    picture = drawn(reliability_figure(score.metrics["reliability"], score.metrics["ece"], title))
-    show_in_tensorboard(loggers, f"reliability/{split}", picture, step)
-    save(picture, folder / "plots" / f"reliability_{split}.png")
+    for name, figure in (
+        ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
+        ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
+    ):
+        show_in_tensorboard(loggers, f"{name}/{split}", figure, step)
+        save(figure, folder / "plots" / f"{name}_{split}", plot_format)
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return
@@ -77,7 +81,7 @@ def write_reports(
     if not pictures:
         return
     first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
-    sheet = drawn(gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images"))
+    sheet = gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images")
     show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
 
 
@@ -128,13 +132,14 @@ def _write_confusion(score: Score, path: Path) -> None:
 
 
 def write_predictions(score: Score, path: Path) -> None:
-    """Writes a row per image: label, prediction, loss and the probability of every class."""
+    """Writes a row per image: label, prediction, loss and the probabilities of its classes."""
     write_rows(prediction_rows(score), path)
 
 
 def prediction_rows(found: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
     """A row per image, with plain values; None for what is not known.
 
+    The probabilities are `prob_NAME` for each class, or of many classes `class_1` and `prob_1` to 5 of the most likely.
     Where images could not be read, each row has `error`; with a `calibration` the probabilities are calibrated, and
     each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
     """
@@ -158,16 +163,30 @@ def prediction_rows(found: Score | Predictions, calibration: Calibration | None 
             "prediction": None if reason else found.class_names[prediction],
             "correct": int(label == prediction) if known and not reason else None,
             "loss": -float(row[label]) if known and not reason else None,
-            **{
-                f"prob_{name}": None if reason else value
-                for name, value in zip(found.class_names, np.exp(row).tolist(), strict=True)
-            },
+            **{key: None if reason else value for key, value in _probabilities(found.class_names, row).items()},
             **{
                 name: None if reason else column[index]
                 for name, column in zip(("accepted", "set"), extra, strict=False)
             },
             **({"error": reason or None} if any(bad) else {}),
         }
+
+
+def _probabilities(class_names: Sequence[str], log_probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    if len(class_names) < MANY_CLASSES:
+        return {
+            f"prob_{name}": value for name, value in zip(class_names, np.exp(log_probabilities).tolist(), strict=True)
+        }
+    best = np.argsort(-log_probabilities, kind="stable")[:BEST].tolist()
+    names = {f"class_{place}": class_names[index] for place, index in enumerate(best, 1)}
+    return names | {f"prob_{place}": float(np.exp(log_probabilities[index])) for place, index in enumerate(best, 1)}
+
+
+def bytes_of_predictions(images: int, class_names: Sequence[str]) -> int:
+    """About how much the table of the predictions for so many images takes."""
+    longest = max(map(len, class_names))
+    numbers = len(class_names) if len(class_names) < MANY_CLASSES else BEST
+    return images * (BYTES_OF_A_NUMBER * (numbers + 2) + longest * (2 + (BEST if numbers == BEST else 0)) + 60)
 
 
 def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
@@ -205,4 +224,4 @@ def write_gallery(found: Predictions, images: Images, path: Path) -> None:
     shown = min(len(images), SHEET)
     title = f"{shown} images" if shown == len(images) else f"the first {shown} of {len(images)} images"
     pictures = [thumbnail(images, index) for index in range(shown)]
-    save(drawn(gallery_figure(pictures, captions(found), title)), path)
+    save(gallery_figure(pictures, captions(found), title), path)

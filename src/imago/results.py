@@ -1,5 +1,6 @@
 """What a person sees at the end of a run: scores beside the baseline, where things are, what to type next."""
 
+import json
 import logging
 import os
 import shlex
@@ -16,10 +17,12 @@ from imago.config import for_hydra
 from imago.data.sources import UNKNOWN
 from imago.predicting import Predictions
 from imago.reports import prediction_rows
-from imago.run_folder import RunFolder
+from imago.run_folder import RunFolder, now
+from imago.run_report import SCORED_AGAIN, refresh_report
 from imago.scoring import Score
 from imago.terminal import console
 from imago.training import Result
+from imago.writing import strict
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,26 @@ def show_results(result: Result, run: RunFolder) -> None:
         console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+def note_scored_again(result: Result, run: RunFolder) -> None:
+    """Tells the run whose checkpoint was scored where, when, and the numbers: in its `scored_again.jsonl`."""
+    if result.checkpoint is None or result.checkpoint.parent.name != "checkpoints":
+        return
+    of_run = result.checkpoint.parent.parent
+    if not (of_run / "status.json").is_file() or of_run.absolute() == run.path.absolute():
+        return
+    rows = [
+        {"time": now(), "folder": str(run.path), "checkpoint": result.checkpoint.name, "asked": name}
+        | {key: score.metrics[key] for key in ("split", "n", "acc", "f1", "loss")}
+        for name, score in result.scores.items()
+    ]
+    try:
+        with (of_run / SCORED_AGAIN).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(strict(row)) + "\n" for row in rows)
+        refresh_report(of_run)
+    except OSError as error:  # somebody else's folder
+        log.info("%s was not told that it was scored: %s", of_run, error)
+
+
 def show_predictions(found: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
     """Prints the first rows, the accuracy where labels are known, and where the file is."""
     if rows:
@@ -56,7 +79,9 @@ def show_predictions(found: Predictions, path: Path, rows: int, calibration: Cal
             table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
         for row in shown:
             said = row["prediction"] or "unreadable"
-            probability = "" if row["prediction"] is None else f"{row['prob_' + row['prediction']]:.4f}"
+            prediction = row["prediction"]
+            known = "" if prediction is None else row.get(f"prob_{prediction}", row.get("prob_1"))
+            probability = "" if prediction is None else f"{known:.4f}"
             table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
         console().print(table)
     if found.accuracy is not None:

@@ -47,7 +47,7 @@ class RunFolder:
 
     `sections` are the parts of the summary: title (one of `ORDER`) -> lines. Of a run in several processes only
     `rank` 0 writes; they meet at `port`. `former` is the status that the folder had, where a run goes on, and
-    `goes_on_from` its checkpoint.
+    `goes_on_from` its checkpoint. `plot_format` is that of the pictures below `plots/`.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class RunFolder:
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     former: dict[str, Any] = field(default_factory=dict)
     goes_on_from: Path | None = None
+    plot_format: str = "png"
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod

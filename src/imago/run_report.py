@@ -23,10 +23,18 @@ CONFUSIONS = 8
 NONE = "\N{EN DASH}"
 Json = Any
 
+SCORED_AGAIN = "scored_again.jsonl"
+"""What `ml-eval` has found later, in the folder of the run: a row for each split."""
+AGAIN = {
+    **dict.fromkeys(("time!", "folder!", "checkpoint!", "asked!", "split!"), str),
+    "n!": int,
+    **dict.fromkeys(("acc!", "f1!"), NUMBER),
+    "loss!": (*NUMBER, type(None)),
+}
 LARGEST = 2**26
 """Bytes of a file of a run that is shown."""
 OPTIONAL = (*NUMBER, type(None))
-MOST_PICTURES = 24
+MOST_PICTURES, MOST_AGAIN = 24, 20
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Raised by values that are of the right kind and make no sense."""
 SAMPLE = {"label!": str, "path!": str, "image!": str}
@@ -151,9 +159,25 @@ def gathered(folder: Path) -> dict[str, Any]:
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},
         "privacy": _json(folder, "reports/privacy.json", PRIVACY) or {},
+        "scored_again": _scored_again(folder),
         "environment": _json(folder, "reports/environment.json", ENVIRONMENT) or {},
         "checkpoint": "checkpoints/best.ckpt" if (folder / "checkpoints/best.ckpt").is_file() else None,
     }
+
+
+def _scored_again(folder: Path) -> list[dict[str, Any]]:
+    """The newest rows, of at most `MOST_AGAIN`."""
+    path = folder / SCORED_AGAIN
+    if not path.is_file():
+        return []
+    try:
+        rows = fitting([json.loads(line) for line in read_text(path, LARGEST).splitlines()], [AGAIN])
+    except (ValueError, RecursionError):
+        rows = MISFIT
+    if rows is MISFIT:
+        log.warning("The report leaves %s out: it is damaged", path)
+        return []
+    return rows[-MOST_AGAIN:]
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

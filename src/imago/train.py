@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR
+from imago.config import CONFIG_DIR, with_data
 from imago.from_run import goes_on
 from imago.run_folder import RunFolder
 
@@ -21,7 +21,7 @@ from imago.run_folder import RunFolder
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The command line of training."""
-    return run_command(train_from_config, cfg)
+    return run_command(train_from_config, with_data(cfg))
 
 
 def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:

@@ -24,7 +24,7 @@ from imago.scoring import Score, at_least_one_batch, score
 
 log = logging.getLogger(__name__)
 
-POINTS_OF_A_CURVE = 20
+POINTS_OF_A_CURVE = 500
 TOLERANCE = 1e-3
 """By which the score of a checkpoint may differ from the value that it was kept for: sums depend on their order."""
 
@@ -116,7 +116,8 @@ def evaluate(
         result.scores[split].calibration = calibration
         if trainer.is_global_zero:
             images, weights = data.split(split), result.weights
-            write_reports(result.scores[split], images, run.path, trainer.loggers, step, weights, pictures)
+            loggers = trainer.loggers
+            write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plot_format)
     show_hyperparameters(trainer.loggers, {name: each.metrics for name, each in result.scores.items()})
     for logger in trainer.loggers:
         logger.finalize("success")
@@ -137,7 +138,7 @@ def _shown(each: Score) -> dict[str, Any]:
 
 
 def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
-    """So that a short run has a curve too: about 20 points in all, however long the interval that was asked for."""
+    """So that a short run has a curve too: each batch, up to 500 points, whatever interval was asked for."""
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1

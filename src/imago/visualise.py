@@ -37,45 +37,42 @@ def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
         return
     folder = find_run(cfg.run, Path(cfg.paths.log_dir))
     drawing = {"curves": _curves, "predictions": _predictions, "report": _report}[cfg.mode]
-    show_written(drawing(folder, run.path / f"{cfg.mode}.png"))
+    show_written(drawing(folder, run.path / cfg.mode, cfg.plots.format))
 
 
 def _samples(cfg: DictConfig, path: Path) -> Path:
     from hydra.utils import instantiate
 
-    from imago.plots import augmentations_figure, drawn, save
+    from imago.plots import augmentations_figure, save
 
     data = instantiate(cfg.data, _convert_="all")
-    save(drawn(augmentations_figure(data, cfg.samples, cfg.seed)), path)
-    return path
+    return save(augmentations_figure(data, cfg.samples, cfg.seed), path, cfg.plots.format)
 
 
-def _curves(folder: Path, path: Path) -> Path:
-    from imago.plots import curves_figure, drawn, save
+def _curves(folder: Path, path: Path, form: str) -> Path:
+    from imago.plots import curves_figure, save
     from imago.run_report import history
 
     rows = history(folder)
     if not rows:
         raise ValueError(f"run={folder} has finished no epoch: there are no curves yet.")
-    save(drawn(curves_figure(rows)), path)
-    return path
+    return save(curves_figure(rows), path, form)
 
 
-def _predictions(folder: Path, path: Path) -> Path:
-    from imago.plots import drawn, save, thumbnails_figure
+def _predictions(folder: Path, path: Path, form: str) -> Path:
+    from imago.plots import save, thumbnails_figure
     from imago.run_report import thumbnails
 
     found = thumbnails(folder)
     if found is None:
         raise ValueError(f"run={folder} has no predictions in reports/: score it first, ml-eval ckpt_path={folder}")
-    save(drawn(thumbnails_figure(*found)), path)
-    return path
+    return save(thumbnails_figure(*found), path, form)
 
 
-def _report(folder: Path, path: Path) -> Path:
+def _report(folder: Path, path: Path, form: str) -> Path:
     from imago.run_report import write_report
 
-    del path
+    del path, form
     return write_report(folder)
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from imago.metrics import ClassCounts
-from imago.plots import confusion_matrix_figure, drawn, show_in_tensorboard
+from imago.plots import confusion_matrix_figure, show_in_tensorboard
 
 
 class ConfusionMatrixCallback(Callback):
@@ -44,4 +44,4 @@ class ConfusionMatrixCallback(Callback):
         counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
         figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
         step = max(0, trainer.global_step - 1)  # that of the epoch's metrics
-        show_in_tensorboard(boards, "confusion_matrix/val_while_training", drawn(figure), step)
+        show_in_tensorboard(boards, "confusion_matrix/val_while_training", figure, step)

@@ -19,7 +19,7 @@ class MetricsCallback(Callback):
     A metric with a value per class is logged as `<stage>/<name>/<class>`.
 
     Args:
-        metrics: Makes the metrics, given `num_classes`.
+        metrics: Makes the metrics, given `num_classes`; None for none besides the losses.
         tracked_metric_name: The metric whose best val value is kept; None tracks the loss.
         mode: `max` or `min`: which value of it is better.
         most_classes: With more classes, values per class are in the reports only.
@@ -27,7 +27,7 @@ class MetricsCallback(Callback):
 
     def __init__(
         self,
-        metrics: Callable[..., MetricsComposition],
+        metrics: Callable[..., MetricsComposition] | None = None,
         tracked_metric_name: str | None = None,
         mode: str = "max",
         most_classes: int = 20,
@@ -43,7 +43,8 @@ class MetricsCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if not self._stages:
-            metrics = self.metrics(num_classes=len(pl_module.class_names))
+            num_classes = len(pl_module.class_names)
+            metrics = self.metrics(num_classes=num_classes) if self.metrics is not None else _none(num_classes)
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
         for metrics in self._stages.values():
@@ -149,6 +150,10 @@ class MetricsCallback(Callback):
         self.best = value if better else self.best
         assert self.best is not None
         return self.best
+
+
+def _none(num_classes: int) -> MetricsComposition:
+    return MetricsComposition({}, num_classes=num_classes)
 
 
 def _single_valued(metrics: MetricsComposition) -> list[str]:

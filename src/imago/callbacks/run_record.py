@@ -16,7 +16,7 @@ from imago.checkpoints import SCHEMA
 from imago.data.module import ImageDataModule
 from imago.loggers import tolerated
 from imago.module import DictModule
-from imago.plots import curves_figure, drawn, save
+from imago.plots import curves_figure, save
 from imago.profiling import PartsProfiler, in_words
 from imago.provenance import git_state, versions
 from imago.resuming import Progress, go_on, progress_of, stop_if_it_had_stopped, take_up
@@ -110,8 +110,8 @@ class RunRecord(Callback):
             lines = (f"  {part:<34}{share}" for part, share in self.run.sections["Profile"].items())
             log.info("Where the time went:\n%s", "\n".join(lines))
         if self.history and trainer.is_global_zero:
-            with tolerated("plots/curves.png"):
-                save(drawn(curves_figure(self.history)), self.run.path / "plots" / "curves.png")
+            with tolerated("plots/curves"):
+                save(curves_figure(self.history), self.run.path / "plots" / "curves", self.run.plot_format)
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self._write(trainer)

@@ -161,6 +161,9 @@ def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) ->
         raise ValueError(f"The column {label_column} has one class only: a classifier needs two or more.")
     root = train.info.dataset_name or "the data set"
     notes = [f"the split {name} of {root} is not used" for name in loaded if name not in known]
+    if "test" in found and set(found["test"][label_column]) <= {-1, None}:
+        notes.append(f"the test split of {root} has hidden labels: it is not used")
+        del found["test"]
     splits: dict[str, Images] = {
         name: _column_images(name, part, image_column, label_column, class_names) for name, part in found.items()
     }

@@ -146,6 +146,11 @@ class DifferentialPrivacy(Strategy):
         self, trainer: Trainer, model: DictModule, folder: Path, publish: Callable[[], None] = lambda: None
     ) -> None:
         check_combinations(trainer, model)
+        if self.target_epsilon is None:
+            log.warning(
+                "strategy=dp without strategy.target_epsilon=: nothing ends the training when epsilon has grown. "
+                "Type strategy.target_epsilon=3, for example"
+            )
         data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
         try_transforms(data, model.device, self.physical_batch_size)
         try_network(model, data, self.grad_sample_mode, self.physical_batch_size)
