@@ -32,8 +32,8 @@ format: $(WITH_TOOLS)  ## Put the code into shape
 schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
 	$(BIN)/python -m imago.signatures
 
-docs: $(WITH_TOOLS)  ## Write docs/errors.md from what the commands print
-	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py
+docs: $(WITH_TOOLS)  ## Write docs/errors.md and docs/callbacks.md from what the commands do
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py
 
 bench: $(WITH_TOOLS)  ## Measure against named peers (benchmarks/README.md)
 	for script in benchmarks/train_*.py; do $(BIN)/python $$script || exit 1; done

@@ -166,6 +166,11 @@ def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProce
     )
 
 
+def size_of(batch: dict[str, Any]) -> int:
+    """Images of a batch, for callbacks that ask for them."""
+    return len(batch["label"])
+
+
 Command = Callable[..., Run]
 
 

@@ -34,7 +34,7 @@ def start_from(net: nn.Module, given: str, class_names: Sequence[str], head: set
         for name, tensor in weights.items()
         if name in own and tensor.shape == own[name].shape and (same or name not in head)
     }
-    loaded = [name for name in fits if name not in head]
+    loaded = [name for name in fits if name not in head and not name.endswith("num_batches_tracked")]
     if not loaded:
         raise ValueError(
             f"model.init_from={given} holds no weights that fit this network: it has {shortened(weights)}; the network "

@@ -51,7 +51,7 @@ class DictModule(LightningModule):
         channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
             it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
         class_weights: Class name -> weight in the losses, 1 where not given, or a list by label. The loss of a batch is
-            the sum of its images' weighted losses, divided by their number.
+            the sum of its images' weighted losses, divided by their number. In a config also `auto`.
         init_from: A run folder, `latest`, a checkpoint, or a file of weights, to start from: what fits is loaded, and
             the head is new where the classes are others.
         freeze: `backbone` trains the head only.
@@ -71,7 +71,7 @@ class DictModule(LightningModule):
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: Literal["step", "epoch"] | None = None,
         forward_fn: ComposeTransform | None = None,
-        class_weights: Mapping[str, float] | Sequence[float] | None = None,
+        class_weights: Mapping[str, float] | Sequence[float] | Literal["auto"] | None = None,
         init_from: str | None = None,
         compile: bool = False,
         channels_last: bool | None = None,
@@ -102,6 +102,7 @@ class DictModule(LightningModule):
         self.monitor = monitor
         self.on_bad_loss = on_bad_loss
         self.skipped_batches = 0
+        warnings.filterwarnings("ignore", ".*overriding `LightningModule.optimizer_")  # per step is what ours is for
         if on_bad_loss == "skip":
             warnings.filterwarnings("ignore", "`training_step` returned `None`")  # we say it ourselves
         self.built: dict[str, Any] = {}
@@ -383,7 +384,7 @@ def _from_scratch(net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return partial(net, weights=None) if "weights" in inspect.signature(net).parameters else net
 
 
-def _by_label(weights: Mapping[str, float] | Sequence[float], class_names: Sequence[str]) -> Tensor:
+def _by_label(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:
     if isinstance(weights, str):
         raise ValueError(f"model.class_weights={weights}: give auto, or class names with their weights, {{NAME: 5}}.")
     if isinstance(weights, Mapping):

@@ -1,0 +1,141 @@
+"""What a run looks at in all images of a set before it begins: faults, ranges of values, what is cut off."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from filelock import FileLock
+
+from imago.data.cache import FORMAT
+from imago.data.colour import range_of
+from imago.data.decode import BadImageError, without_frames
+from imago.data.images import Images, ImageSets, shortened
+from imago.data.loading import usable_cores
+from imago.data.stages import SEEN, ImageTransform, seen_fraction
+from imago.writing import write_text
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 10  # files in a message
+COLOURS = " of colours"
+SAMPLE = 200  # images that stand for all
+PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
+
+
+def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
+    """Takes the unreadable images out of `sets`; returns what was wrong with each."""
+    found: list[str] = []
+    for name, images in sets.splits.items():
+        log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
+        reasons = _remembered("bad_images", sets.root, images, cache_dir, _reason)
+        found += reasons.values()
+        if reasons:
+            sets.leave_out(name, reasons, "readable ")
+    return sorted(found)
+
+
+def check_headers(sets: ImageSets, cache_dir: Path) -> None:
+    """Raises BadImageError with all files that can be told to be no images by their first bytes."""
+    found: list[str] = []
+    for images in sets.splits.values():
+        look = type(images).fault
+        found += _remembered("headers", sets.root, images, cache_dir, look).values()
+    if found:
+        raise BadImageError(
+            f"{len(found)} files cannot be used as images:\n  "
+            + "\n  ".join(sorted(found)[:MOST_NAMED])
+            + (f"\n  and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+            + "\nRepair or remove them, or leave such files out: data.on_bad_image=skip. "
+            + f"ml-doctor data.data_dir={sets.root} says more."
+        )
+
+
+def _remembered(
+    what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | str | None]
+) -> dict[str, str]:
+    """Path -> what `look` says of an image, its faults above all; remembered until the images, or Pillow, change."""
+    key = hashlib.sha256(
+        f"{root}\n{images.stamp(times=True)}\n{PIL.__version__} {FORMAT}".encode("utf-8", "surrogateescape")
+    ).hexdigest()
+    memory = cache_dir / what / f"{key[:32]}.json"
+    with ExitStack() as stack:
+        try:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(memory.with_suffix(".lock")))  # one of several processes looks
+        except OSError as error:
+            log.warning("What is found in the images is not remembered: %s", error)
+        with suppress(OSError, ValueError):
+            return json.loads(memory.read_text())
+        parts = [range(first, min(first + PART, len(images))) for first in range(0, len(images), PART)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            errors = list(chain.from_iterable(pool.map(lambda part: [look(images, index) for index in part], parts)))
+        passing = [str(error) for error in errors if isinstance(error, BadImageError) and not error.lasting]
+        if passing:
+            what = f"{passing[0]}{f' (and {len(passing) - 1} more such files)' if len(passing) > 1 else ''}"
+            raise BadImageError(f"{what}. It may be a good image: see to it that it can be read, and start again.")
+        reasons = {path: str(error) for path, error in zip(images.paths, errors, strict=True) if error is not None}
+        with suppress(OSError):
+            write_text(memory, json.dumps(reasons))
+        return reasons
+
+
+def _reason(images: Images, index: int) -> BadImageError | None:
+    try:
+        images.read(index)
+    except BadImageError as error:
+        return without_frames(error)
+    return None
+
+
+def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
+    """`data.range=auto`."""
+    images = sets.splits.get("train") or next(iter(sets.splits.values()))
+    values = _remembered("largest_values", sets.root, images, cache_dir, _largest_value)
+    greatest = range_of(max((int(value.partition(" ")[0]) for value in values.values()), default=65535))
+    of_colours = [path for path, value in values.items() if value.endswith(COLOURS)]
+    if greatest < 65535 and of_colours:
+        raise ValueError(
+            f"{len(of_colours)} images have 16 bits for each colour, of which 8 are read, and use no more than "
+            f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Save them with 8 bits, from "
+            "their darkest to their brightest. To take them as they are, type data.range=65535"
+        )
+    return greatest
+
+
+def _largest_value(images: Images, index: int) -> str | None:
+    with suppress(BadImageError):  # said elsewhere
+        value, of_colours = images.largest_value(index)
+        return f"{value}{COLOURS if of_colours else ''}" if value else None
+    return None
+
+
+def notes_on_pixels(
+    sets: ImageSets, asked: str | int, greatest: int, icc: bool, transform: ImageTransform
+) -> list[str]:
+    """What of the pixels is not seen, and what is taken for white."""
+    notes = []
+    if asked == "auto" and greatest < 65535:
+        notes.append(f"images of 16 bits use no more than {greatest} of 65535: that is white (data.range=auto)")
+    images = sets.splits.get("train")
+    if images is None:
+        return notes
+    some = sorted({round(index) for index in np.linspace(0, len(images) - 1, SAMPLE)})
+    if transform.is_fixed:
+        shapes = [shape for index in some if (shape := images.shape(index)) is not None]
+        seen = sorted(seen_fraction(transform.box, *shape) for shape in shapes)
+        if seen and (median := seen[len(seen) // 2]) < SEEN:
+            notes.append(
+                f"the network sees {median:.0%} of a picture (median): its ends are cut off. To show all of it, type "
+                "data.fit=pad or data.fit=squash"
+            )
+    if not icc and (count := sum(images.profile(index) == "converted" for index in some)):
+        notes.append(f"{count} of {len(some)} images have a colour profile that is ignored (data.icc=false)")
+    return notes

@@ -1,0 +1,99 @@
+"""What Python may call, and runs without data."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from sklearn.metrics import accuracy_score
+
+import imago
+from imago.data.image_folder import ImageFolderDataModule
+from imago.data.stages import CenterBox, ImageTransform, Normalize
+
+
+def test_a_network_is_scored_on_a_data_module(trained, colours):
+    normalize = Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    transform = ImageTransform(CenterBox(0.875), batch={"normalize": normalize})
+    data = ImageFolderDataModule(transform, transform, str(colours), image_size=16, batch_size=8, num_workers=0)
+    net = imago.load_classifier(trained.dir).model.net
+    score = imago.evaluate(net, data)
+    metrics = trained.json("reports/metrics_test.json")
+    assert score.metrics["acc"] == metrics["acc"]
+    assert score.metrics["cross_entropy"] == pytest.approx(metrics["cross_entropy"], abs=1e-6)
+    assert score.split == "val"
+    assert accuracy_score(score.labels, score.predictions) == metrics["acc"]
+    with pytest.raises(ValueError, match="4 logits for 3 classes"):
+        imago.evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), data)
+
+
+def test_figures_and_reports_from_labels_and_predictions():
+    labels, predictions, names = [0, 0, 1, 1, 2], [0, 1, 1, 1, 0], ["a", "b", "c"]
+    figure = imago.confusion_matrix(labels, predictions, names, "three")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "1", "0", "0", "2", "0", "1", "0", "0"]
+    text = imago.classification_report(labels, predictions, names)
+    assert "0.6667" in text
+    assert imago.classification_report(labels, predictions, names, as_dict=True)["accuracy"] == 0.6
+    with pytest.raises(ValueError, match="give one of each"):
+        imago.confusion_matrix([0, 1], [0], names)
+    with pytest.raises(ValueError, match="labels have to be indices of the 3 class names"):
+        imago.classification_report(np.array([3]), np.array([0]), names)
+
+
+def test_a_checkpoint_is_read(trained):
+    checkpoint = imago.read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
+    assert checkpoint["imago"]["class_names"] == ["blue", "green", "red"]
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        imago.read_checkpoint("nowhere.ckpt")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        imago.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["debug=fdr"],
+        ["trainer=ddp_sim", "trainer.limit_train_batches=2"],
+        ["logger=csv", "trainer.limit_train_batches=2"],
+    ],
+)
+def test_commands_without_data_use_the_digits(command, words):
+    words = [*(word for word in SMALL if not word.startswith("logger")), *words, "trainer.max_epochs=1"]
+    run = command("train", *words)
+    assert run.exit_code == 0, run.output
+    assert (
+        "No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH"
+        in run.output
+    )
+    assert "10 classes" in run.output
+    assert "digits" in run.text("config.yaml")
+
+
+def test_pictures_have_200_dpi_or_another_format(train):
+    from PIL import Image
+
+    run = train("trainer.max_epochs=1")
+    with Image.open(run.dir / "plots" / "confusion_matrix_test.png") as picture:
+        assert round(picture.info["dpi"][0]) == 200
+        assert picture.width > 1500
+    other = train("trainer.max_epochs=1", "plots.format=svg")
+    assert sorted(file.suffix for file in (other.dir / "plots").iterdir()) == [".svg"] * 3
+    assert "give png, svg or pdf" in train("plots.format=gif").output
+
+
+def test_many_classes_have_a_compact_table():
+    from imago.reports import BEST, bytes_of_predictions, prediction_rows
+    from imago.scoring import Score
+
+    names = [f"class{number:03d}" for number in range(150)]
+    logits = np.random.default_rng(0).normal(size=(4, 150))
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    labels, best = np.array([1, 2, 3, 4]), log_p.argmax(axis=1)
+    score = Score("test", "test", names, [0, 1, 2, 3], list("abcd"), labels, best, log_p, 0.0, {})
+    rows = list(prediction_rows(score))
+    assert list(rows[0])[6:] == [f"class_{n}" for n in range(1, BEST + 1)] + [f"prob_{n}" for n in range(1, BEST + 1)]
+    for row, values, label in zip(rows, log_p, labels, strict=True):
+        assert row["class_1"] == row["prediction"]
+        assert row["prob_1"] == pytest.approx(np.exp(values.max()))
+        assert row["loss"] == pytest.approx(-values[label])
+        assert row["prob_1"] >= row["prob_2"] >= row["prob_5"]
+    assert bytes_of_predictions(1_281_167, [f"n{n:08d}" for n in range(1000)]) < 500e6

@@ -1,0 +1,176 @@
+"""Images that a checkpoint has not seen: a labelled set is scored with one command, without what it was trained on."""
+
+import json
+import shutil
+import unicodedata
+
+import pytest
+from conftest import draw_classes
+
+
+def score(command, run, folder, *more):
+    return command("eval", f"ckpt_path={run.dir}", f"data.data_dir={folder}", *more)
+
+
+def accuracy(run, split="test") -> tuple[float, int]:
+    metrics = run.json(f"reports/metrics_{split}.json")
+    return metrics["acc"], metrics["n"]
+
+
+@pytest.fixture
+def new(tmp_path):
+    return draw_classes(tmp_path / "new", {"blue": 6, "green": 5, "red": 4}, seed=7)
+
+
+def test_class_folders_are_the_test_split(trained, command, new):
+    run = score(command, trained, new)
+    assert run.exit_code == 0, run.output
+    assert accuracy(run)[1] == 15
+    assert "drawn" not in run.output
+    for name in ("classification_report_test.txt", "confusion_matrix_test.csv", "predictions_test.csv", "data.json"):
+        assert (run.dir / "reports" / name).is_file()
+    assert (run.dir / "report.html").is_file()
+    assert run.json("reports/metrics_test.json")["baseline_acc"] == pytest.approx(6 / 15)  # blue, as in training
+
+
+def test_test_alone_and_some_classes_and_others(trained, command, tmp_path, new):
+    (tmp_path / "alone").mkdir()
+    shutil.copytree(new, tmp_path / "alone" / "test")
+    shutil.rmtree(tmp_path / "alone" / "test" / "green")
+    draw_classes(tmp_path / "drawn", {"red": 3})
+    (tmp_path / "drawn" / "red").rename(tmp_path / "alone" / "test" / "wasp")
+    run = score(command, trained, tmp_path / "alone")
+    assert run.exit_code == 0, run.output
+    assert accuracy(run)[1] == 10
+    assert "3 images of test are in folders that are no class: wasp" in run.output
+    assert "of the 10 images whose folder is a class; 3 others are in none" in " ".join(run.output.split())
+
+
+def test_another_order_and_spelling_of_classes_changes_nothing(trained, command, new, tmp_path):
+    best = score(command, trained, new)
+    (new / "blue").rename(new / unicodedata.normalize("NFD", "blue"))
+    (tmp_path / "new" / "green").rename(tmp_path / "kept")
+    again = score(command, trained, new)
+    rows = {line.split(",")[1]: line.split(",")[2:6] for line in best.text("reports/predictions_test.csv").splitlines()}
+    for line in again.text("reports/predictions_test.csv").splitlines()[1:]:
+        assert rows[line.split(",")[1]] == line.split(",")[2:6]
+
+
+def test_what_is_no_labelled_set_is_said(trained, command, tmp_path, new):
+    shutil.copytree(new / "red", tmp_path / "flat")
+    run = score(command, trained, tmp_path / "flat")
+    assert run.exit_code == 1
+    assert "no folder of a class of the checkpoint" in run.output
+    assert f"ml-inference source={tmp_path}/flat" in run.output
+    (new / "red").rename(new / "Red")
+    (new / "blue").rename(new / "blu")
+    shutil.rmtree(new / "green")
+    assert "Did you mean 'red' for 'Red', 'blue' for 'blu'" in score(command, trained, new).output
+
+
+def test_an_unlabelled_test_folder_is_left_out(train, own_colours):
+    (own_colours / "test").mkdir()
+    for number in range(3):
+        shutil.copy(own_colours / "val" / "red" / "000.png", own_colours / "test" / f"{number}.png")
+    for _ in range(2):  # then in a folder of its own
+        run = train(f"data.data_dir={own_colours}")
+        assert run.exit_code == 0, run.output
+        assert (
+            f"test has no class folders: it is not used. Predict it with ml-inference source={own_colours}/test"
+            in run.output
+        )
+        assert "test (on val)" in run.output
+        (own_colours / "test_images").mkdir()
+        shutil.move(own_colours / "test", own_colours / "test_images" / "images")
+        (own_colours / "test_images").rename(own_colours / "test")
+    shutil.move(own_colours / "test" / "images", own_colours / "test" / "reds")
+    assert "test has classes that train lacks: reds. Did you mean 'red'" in train(f"data.data_dir={own_colours}").output
+
+
+def test_images_that_it_was_trained_on_are_left_out(train, command, colours, tmp_path):
+    run = train()
+    mixed = tmp_path / "mixed"
+    shutil.copytree(colours / "val", mixed)
+    for number in range(4):
+        shutil.copy(colours / "train" / "red" / f"00{number}.png", mixed / "red" / f"another_name_{number}.png")
+    scored = score(command, run, mixed)
+    assert accuracy(scored)[1] == 15
+    assert (
+        "4 of the 19 images of test are images that the checkpoint was trained on: they are left out" in scored.output
+    )
+    assert "red/another_name_0.png" in scored.output
+    assert "another_name" not in scored.text("reports/predictions_test.csv")
+    only = score(command, run, colours / "train")
+    assert only.exit_code == 1
+    assert "39 of the 39 images of test are images that the checkpoint was trained on: nothing is left" in only.output
+    predicted = command("inference", f"ckpt_path={run.dir}", f"source={mixed}")
+    assert (
+        "4 of the 19 images are some that the checkpoint was trained on: the accuracy is too good" in predicted.output
+    )
+
+
+def test_a_folder_that_grows_moves_nobody(train, command, tmp_path):
+    folder = draw_classes(tmp_path / "grow", {"blue": 40, "green": 40, "red": 40})
+    run = train(f"data.data_dir={folder}", "report.splits=[train,val]")
+    before = {line.split(",")[1] for line in run.text("reports/predictions_val.csv").splitlines()[1:]}
+    trained_on = {line.split(",")[1] for line in run.text("reports/predictions_train.csv").splitlines()[1:]}
+    more = draw_classes(tmp_path / "more", {"blue": 20, "green": 20, "red": 20}, seed=3)
+    for name in ("blue", "green", "red"):
+        for file in (more / name).iterdir():
+            shutil.move(file, folder / name / f"new_{file.name}")
+    scored = command("eval", f"ckpt_path={run.dir}", "split=val", "calibrate=true")
+    assert scored.exit_code == 0, scored.output
+    after = {line.split(",")[1] for line in scored.text("reports/predictions_val.csv").splitlines()[1:]}
+    assert before < after
+    assert not after & trained_on
+    gone_on = train(f"data.data_dir={folder}", f"ckpt_path={run.dir}/checkpoints/last.ckpt", "trainer.max_epochs=3")
+    assert gone_on.exit_code == 0, gone_on.output
+    other = command("eval", f"ckpt_path={run.dir}", "split=val", "seed=7")
+    assert "was trained with another draw of val from train" in other.output
+
+
+def test_the_same_images_in_two_splits_are_said(train, own_colours):
+    shutil.rmtree(own_colours / "val")
+    (own_colours / "val").symlink_to(own_colours / "train")
+    run = train(f"data.data_dir={own_colours}")
+    assert "39 of the 39 images of val are in train, too, so that its scores are too good" in run.output
+    assert "are in train, too" in run.text("report.html")
+
+
+def test_predictions_with_labels_have_the_same_reports(trained, command, new):
+    scored = score(command, trained, new)
+    predicted = command("inference", f"ckpt_path={trained.dir}", f"source={new}")
+    assert predicted.exit_code == 0, predicted.output
+    ours, theirs = (run.json("reports/metrics_test.json") for run in (predicted, scored))
+    assert ours["split"] == "source"
+    for key in ("acc", "n", "baseline_acc"):
+        assert ours[key] == theirs[key]
+    assert ours["per_class"] == theirs["per_class"]
+    assert ours["cross_entropy"] == pytest.approx(theirs["cross_entropy"], abs=1e-6)
+    assert (predicted.dir / "plots" / "confusion_matrix_test.png").is_file()
+    assert (predicted.dir / "report.html").is_file()
+    flat = command("inference", f"ckpt_path={trained.dir}", f"source={new}/red")
+    assert not (flat.dir / "reports" / "metrics_test.json").is_file()
+
+
+def test_a_private_run_does_not_say_whom_it_was_trained_on(train):
+    run = train(
+        "strategy=dp", "strategy.noise_multiplier=1.0", "test=false", "model.scheduler=null", "data.batch_size=8"
+    )
+    assert run.exit_code == 0, run.output
+    assert "train_images" not in run.checkpoint()["imago"]
+    assert "strategy=dp without strategy.target_epsilon=" in run.output
+
+
+def test_a_run_tells_that_it_was_scored_again(train, command):
+    run = train("trainer.max_epochs=1")
+    first, second = (command("eval", f"ckpt_path={run.dir}", f"split={split}") for split in ("val", "[train,val]"))
+    rows = [json.loads(line) for line in run.text("scored_again.jsonl").splitlines()]
+    assert [(row["folder"], row["asked"]) for row in rows] == [
+        (str(first.dir), "val"),
+        (str(second.dir), "train"),
+        (str(second.dir), "val"),
+    ]
+    assert rows[0]["acc"] == first.json("reports/metrics_val.json")["acc"]
+    assert "Scored again" in run.text("report.html")
+    assert str(second.dir) in run.text("report.md")
