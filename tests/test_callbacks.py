@@ -227,7 +227,7 @@ def test_a_schedule_is_stepped_per_step_or_per_epoch(train, schedule, steps, int
 def test_a_schedule_that_is_too_short_is_refused(train):
     schedule = "{_target_: torch.optim.lr_scheduler.OneCycleLR, _partial_: true, max_lr: 0.01, total_steps: 7}"
     run = train(f"++model.scheduler={schedule}")
-    assert "model.scheduler.total_steps=7, but it will be stepped 10 times" in run.output
+    assert "model.scheduler has 7 steps, but it will be stepped 10 times" in run.output
     assert run.exit_code == 1
 
 

@@ -54,7 +54,7 @@ def test_a_clone_runs_from_any_folder(tmp_path, colours):
 
 
 def test_without_data_three_lines_say_what_to_type(command):
-    run = command("train")
+    run = command("train", "data=image_folder")
     assert run.exit_code == 1
     for words in ("python src/train.py data.data_dir=PATH", "python src/train.py experiment=digits"):
         assert words in run.output
@@ -79,7 +79,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("report.splits=[tset]", "There is no split tset: give some of train, val, test"),
         ("monitor=acc", "give the stage too, monitor=val/acc"),
         ("model.optimizer.lr=fast", "model.optimizer.lr=fast: give a number"),
-        ("data.image_size=[32,32]", "give a whole number, 1 or more"),
+        ("data.image_size=[32,32,3]", "give the side of a square, 1 or more, or [height,width]"),
         ("seed=-1", "seed=-1: give 0 or more"),
         ("trainer.accelerator=gpu", "there is no GPU here. Type trainer=cpu"),
         ("trainer.limit_test_batches=0", "leaves nothing of test to score: type test=false"),

@@ -125,13 +125,16 @@ def test_a_split_file_is_stratified_seeded_and_trained_on(tmp_path, monkeypatch,
     assert one.splitlines()[1:] != three.splitlines()[1:]
     table = list(csv.DictReader(one.splitlines()[1:]))
     counts = {split: sum(row["split"] == split for row in table) for split in ("train", "val", "test")}
-    assert counts == {"train": 28, "val": 8, "test": 4}
-    assert sum(row["split"] == "val" and row["label"] == "blue" for row in table) == 4
+    assert 6 <= counts["val"] <= 10
+    assert 3 <= counts["test"] <= 5
+    blue = {split: sum(row["split"] == split and row["label"] == "blue" for row in table) for split in counts}
+    assert 3 <= blue["val"] <= 5
     assert len({row["path"] for row in table}) == 40
-    assert "│ blue  │    14 │   4 │    2 │  20 │" in shown
+    assert f"│ blue │ {blue['train']} │ {blue['val']} │ {blue['test']} │ 20 │" in " ".join(shown.split())
+    assert f"{counts['val'] / 40:.1%}" in shown
     run = command("train", f"data.split_file={tmp_path}/one.csv", *SMALL)
     assert run.exit_code == 0, run.output
-    assert run.json("reports/metrics_test.json")["n"] == 4
+    assert run.json("reports/metrics_test.json")["n"] == counts["test"]
     assert run.checkpoint()["imago"]["class_names"] == ["blue", "green", "red"]
     assert f"the splits are those of {tmp_path}/one.csv" in run.output
 
@@ -143,7 +146,7 @@ def test_copies_are_a_tree_to_train_on(tmp_path, monkeypatch, capsys, command):
     assert {path: path.read_bytes() for path in photos.rglob("*.png")} == before
     assert len(list((tmp_path / "copies").rglob("*.png"))) == 16
     run = command("train", f"data.data_dir={tmp_path}/copies", *SMALL)
-    assert run.json("reports/metrics_test.json")["n"] == 4
+    assert run.json("reports/metrics_test.json")["n"] == len(list((tmp_path / "copies" / "test").rglob("*.png")))
 
 
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -178,7 +181,7 @@ def test_a_folder_that_is_split_already_is_refused(colours, monkeypatch, capsys)
     ("content", "message"),
     [
         (None, "does not exist. Make it with: ml-split"),
-        ("a,b\n", "is none that ml-split wrote"),
+        ("a,b\n", "is none that ml-split wrote, and no CSV with the columns path, label"),
         (
             '# imago split: {"class_names": ["a", "b"], "data_dir": "/nowhere"}\nsplit,path,label\ntrain,a/1.png,a\n',
             "is gone",

@@ -69,7 +69,8 @@ def test_callbacks_and_loggers_are_made(group, option, tmp_path):
 
 def test_our_defaults_are_those_of_the_classes():
     data, model = composed().data, composed().model
-    for node, silent in ((data, {"cache_dir", "seed", "data_dir"}), (model, {"monitor"})):
+    of_data = {"cache_dir", "seed", "data_dir", "trained"}  # the last is for commands that score a checkpoint
+    for node, silent in ((data, of_data), (model, {"monitor"})):
         for name, parameter in inspect.signature(get_object(node._target_)).parameters.items():
             if parameter.default is not parameter.empty and name not in silent and name != "scheduler":
                 assert node[name] == parameter.default, name

@@ -67,7 +67,7 @@ def damaged_checkpoint(work: Path) -> None:
 PHOTOS = "data.data_dir=WORK/photos"
 GOOD = {"prepare": lambda work: classes(work, blue=8, red=8)}
 MISTAKES = [
-    Mistake("No data", []),
+    Mistake("No data", ["data=image_folder"]),
     Mistake("A folder that does not exist", ["data.data_dir=/photos"]),
     Mistake("A folder without class folders", [PHOTOS], lambda work: (work / "photos").mkdir()),
     Mistake("One class", [PHOTOS], lambda work: classes(work, blue=4)),

@@ -61,7 +61,7 @@ def test_what_is_typed_wins_and_reaches_what_depends_on_it(evaluate):
     assert run.exit_code == 0, run.output
     told = run.text("config.yaml")
     assert "precision: auto-mixed" in told
-    assert told.count("seed: 3") == 3  # ${seed} in the data, and in the flip
+    assert told.count("seed: 3") == 2  # ${seed} in the data; the flip is for training
     assert run.json("reports/metrics_test.json")["n"] == 15
 
 
@@ -252,8 +252,14 @@ def test_other_classes_are_said_with_both_lists(evaluate, own_colours):
     for split in ("train", "val"):
         (own_colours / split / "red").rename(own_colours / split / "rust")
     run = evaluate(f"data.data_dir={own_colours}")
+    assert "5 images of val are in folders that are no class: rust" in run.output
+    assert run.json("reports/metrics_test.json")["n"] == 10
+    for split in ("train", "val"):
+        for name in ("blue", "green"):
+            (own_colours / split / name).rename(own_colours / split / f"{name}ish")
+    run = evaluate(f"data.data_dir={own_colours}")
     assert run.exit_code == 1
-    assert "checkpoint: blue, green, red\n  data:       blue, green, rust" in run.output
+    assert "checkpoint: blue, green, red\n  folders:    blueish, greenish, rust" in run.output
 
 
 def test_the_evaluation_is_drawn_and_calibrated(evaluate, trained, tmp_path):

@@ -22,8 +22,13 @@ def test_a_network_is_scored_on_a_data_module(trained, colours):
     assert score.metrics["cross_entropy"] == pytest.approx(metrics["cross_entropy"], abs=1e-6)
     assert score.split == "val"
     assert accuracy_score(score.labels, score.predictions) == metrics["acc"]
-    with pytest.raises(ValueError, match="4 logits for 3 classes"):
-        imago.evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), data)
+    for width in (2, 4):
+        with pytest.raises(ValueError, match=f"{width} logits for 3 classes"):
+            imago.evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, width)), data)
+    with pytest.raises(ValueError, match=r"a tensor of shape \(1, 768\)|768 logits"):
+        imago.evaluate(torch.nn.Flatten(), data)
+    with pytest.raises(ValueError, match=r"give a network \(torch.nn.Module; of a classifier, classifier.model.net\)"):
+        imago.evaluate(imago.load_classifier(trained.dir), data)
 
 
 def test_figures_and_reports_from_labels_and_predictions():
@@ -35,6 +40,10 @@ def test_figures_and_reports_from_labels_and_predictions():
     assert imago.classification_report(labels, predictions, names, as_dict=True)["accuracy"] == 0.6
     with pytest.raises(ValueError, match="give one of each"):
         imago.confusion_matrix([0, 1], [0], names)
+    with pytest.raises(ValueError, match="give a list of different names"):
+        imago.confusion_matrix([0], [0], ["a", "a"])
+    with pytest.raises(ValueError, match="give at least one"):
+        imago.confusion_matrix([], [], names)
     with pytest.raises(ValueError, match="labels have to be indices of the 3 class names"):
         imago.classification_report(np.array([3]), np.array([0]), names)
 

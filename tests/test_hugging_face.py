@@ -123,9 +123,13 @@ def test_a_label_that_train_lacks_and_unlabelled_rows_are_refused(loaded):
     other = as_text["test"].map(lambda row, index: {"what": "pink" if index == 2 else row["what"]}, with_indices=True)
     with pytest.raises(ValueError, match="Row 2 of the test split has the label pink, which is no class of train"):
         module(datasets.DatasetDict(as_text | {"test": other}), label_column="what")
-    unlabelled = loaded["test"].map(lambda row: {"label": -1})
+    hidden = loaded["test"].map(lambda row, index: {"label": -1 if index == 0 else row["label"]}, with_indices=True)
     with pytest.raises(ValueError, match="Row 0 of the test split has the label -1"):
-        module(datasets.DatasetDict(loaded | {"test": unlabelled}))
+        module(datasets.DatasetDict(loaded | {"test": hidden}))
+    hidden = loaded["test"].map(lambda row: {"label": -1})
+    given = module(datasets.DatasetDict(loaded | {"test": hidden}))
+    assert "test" not in given.sizes
+    assert any("hidden labels: it is not used" in note for note in given.notes)
 
 
 def test_without_a_data_set_or_a_network_it_is_said_what_to_type(command, tmp_path, monkeypatch):

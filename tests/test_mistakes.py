@@ -69,11 +69,13 @@ HEADER = "# @package _global_\n"
 FILES = {
     "data: {image_size: 3}\n": "lacks what makes it an experiment. Its first line has to be:",
     f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "lacks what makes it an experiment",
-    f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "early_stoping has no _target_. Did you mean "
-    "callbacks.early_stopping? (in ",
-    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "logger.wandb has no _target_. Choose it, too: logger=wandb",
+    f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "odd.yaml, line 3). Did you mean "
+    "callbacks.early_stopping?",
+    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Choose it, too: logger=wandb",
     f"{HEADER}data: {{train_transform: {{pixels: {{colour: {{brightness: 2}}}}}}}}\n": "pixels.colour has no _target_",
     f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not YAML: found character",
+    f"{HEADER}model:\n  optimizer:\n    _partial_: false\n": "model.optimizer lacks _partial_: true",
+    f"{HEADER}model: {{net: null}}\n": "odd.yaml, line 2): choose a network, model=resnet18 for example",
     f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not YAML: found duplicate key seed",
 }
 

@@ -597,7 +597,7 @@ def test_noise_and_steps_for_a_target():
         (["+data.train_transform.batch.mix._target_=torchvision.transforms.v2.MixUp"], "MixUp, CutMix"),
         (["trainer.overfit_batches=2"], "strategy=dp and trainer.overfit_batches"),
         (["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging",
-          "+callbacks.swa.swa_lrs=0.1"], "average weights (SWA, EMA)"),
+          "+callbacks.swa.swa_lrs=0.1"], "its average would be neither saved nor scored"),
         (["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "average weights (SWA, EMA)"),
         (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS looks at a batch"),
         (["trainer.min_epochs=2"], "trainer.min_epochs and trainer.min_steps"),

@@ -199,10 +199,10 @@ def test_torchs_own_schedules_take_more_epochs(train, command):
 
 
 def test_a_checkpoint_of_another_callback_at_the_last_batch_keeps_the_epoch(snapshots, command):
-    other = ["callbacks.resume=null", "callbacks.model_checkpoint.monitor=null"]
-    other += ["+callbacks.model_checkpoint.every_n_train_steps=5", "+callbacks.snapshots.file=best.ckpt"]
-    other += ["callbacks.model_checkpoint.save_on_train_epoch_end=false"]
-    whole, folders = snapshots(*other)
+    own = "_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 5, enable_version_counter: false"
+    own += ", dirpath: '${paths.output_dir}/checkpoints', filename: best"
+    other = ["callbacks.resume=null", "callbacks.model_checkpoint=null", "+callbacks.snapshots.file=best.ckpt"]
+    whole, folders = snapshots(*other, f"+callbacks.own={{{own}}}")
     rest = resumed(command, folders[0])
     assert rest.history == whole.history
     assert logged(rest.dir) == logged(whole.dir)

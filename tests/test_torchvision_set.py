@@ -39,7 +39,7 @@ def test_the_example_people_know(command, tmp_path):
     assert run.json("reports/metrics_test.json")["n"] == 60
     assert run.json("reports/metrics_test.json")["acc"] > 0.9
     assert "no val split" in run.text("summary.txt")
-    assert run.weights()["net.features.0.0.weight"].shape == (64, 784)
+    assert run.weights()["net.features.0.0.weight"].shape == (128, 784)
 
 
 def test_without_network_it_is_said_what_to_do(command, tmp_path, monkeypatch):

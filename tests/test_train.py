@@ -206,7 +206,7 @@ def test_a_sweep_makes_a_folder_per_job(train, tmp_path):
         ["model.net._target_=imago.backbones.SimpleCNN", "data.image_size=24"],
         ["model=torchvision", "model.net.name=mobilenet_v3_small", "model.net.weights=null", "data.image_size=32"],
         ["trainer=cpu", "trainer.max_epochs=1", "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2"],
-        ["strategy=none", "data.val_ratio=0.3", "test=false"],
+        ["strategy=none", "data.on_bad_image=skip", "test=false"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -295,7 +295,7 @@ def test_weights_of_imagenet_start_the_ants(command, hymenoptera):
         "report.splits=[test]",
     )
     assert run.exit_code == 0, run.output
-    assert "Loaded the DEFAULT weights of resnet18; new: fc.bias, fc.weight" in run.output
+    assert "Loaded the auto weights of resnet18; new: fc.bias, fc.weight" in run.output
     assert "imageNotFound.gif" in run.text("summary.txt")
     metrics = run.json("reports/metrics_test.json")
     assert (metrics["split"], metrics["n"]) == ("val", 153)

@@ -14,7 +14,9 @@ from imago.module import DictModule
 
 def model(**options) -> DictModule:
     criterions = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
-    return DictModule(["defect", "ok"], lambda num_classes: nn.Linear(3, num_classes), criterions, **options)
+    return DictModule(
+        ["defect", "ok"], lambda num_classes: nn.Linear(3, num_classes), criterions, optimizer=None, **options
+    )
 
 
 def test_the_loss_is_that_of_each_image_whatever_the_batch():

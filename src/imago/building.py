@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler
@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from imago.allow_list import check_targets
+from imago.backbones import WEIGHT_FILES
 from imago.bounds import MetaMemory, check_cost
-from imago.callbacks.checkpoint import WholeFileCheckpointIO
+from imago.callbacks.checkpoint import RunCheckpoint, WholeFileCheckpointIO
 from imago.callbacks.run_record import RunRecord
 from imago.carried_config import (
     GROUPS,
@@ -33,16 +34,17 @@ from imago.carried_config import (
     read_carried,
     without_pretrained,
 )
-from imago.checkpoints import check_weights, read_checkpoint
+from imago.checkpoints import check_draw, check_weights, find_checkpoint, read_checkpoint
 from imago.classifier import built_model, check_own_code, seen_images
 from imago.combinations import lightning_name, refused_callback
-from imago.config import typed_overrides
+from imago.config import save_config, typed_overrides
 from imago.data.images import class_counts, shortened
 from imago.data.module import ImageDataModule
 from imago.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.masking import masked_config
 from imago.messages import message_of
 from imago.module import DictModule
+from imago.origins import is_ones_own
 from imago.own_code import OWN_CODE
 from imago.preflight import Preflight
 from imago.profiling import PartsProfiler
@@ -58,6 +60,7 @@ logging.getLogger("lightning").handlers.clear()  # it adds one of its own when i
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that we complete
 DDP = ("ddp", "ddp_find_unused_parameters_true")
+RESERVED = ("last", "previous", "on_exception")  # names of checkpoints that callbacks.resume writes
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 
 
@@ -74,6 +77,9 @@ def build(
     check_own_targets(cfg, typed_overrides())
     if run.goes_on_from is not None or cfg.ckpt_path is not None:
         without_pretrained(cfg.model)  # the checkpoint's follow
+    if cfg.train and trained is None and data.sets.drawn_val is None and is_ones_own("data.val_ratio"):
+        raise ValueError("data.val_ratio: the data have a val split, so none is drawn from train. Leave it out.")
+    _find_initial_weights(cfg, run)
     _choose_class_weights(cfg, data)
     if "range" in cfg.data:
         cfg.data.range = data.range  # what `auto` has come to, for other images too
@@ -125,6 +131,35 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             name = lightning_name(f"{parent.__module__}.{parent.__qualname__}")
             if name is not None and (why := refused_callback(name, parent is type(callback))) is not None:
                 raise ValueError(f"{type(callback).__name__} is a {name}: {why}")
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    own = [callback for callback in checkpoints if isinstance(callback, RunCheckpoint)]
+    for callback in checkpoints:
+        is_scored = callback in own or not own
+        kind = type(callback).__name__
+        if is_scored and callback.save_weights_only:
+            raise ValueError(
+                f"{kind}: the checkpoint that is scored has to be a whole one. Leave save_weights_only out, or keep "
+                "callbacks.model_checkpoint beside it"
+            )
+        name, folder = str(callback.filename), Path(str(callback.dirpath))
+        if name in RESERVED or (callback not in own and own and name == "best" and folder == Path(str(own[0].dirpath))):
+            raise ValueError(f"{kind}.filename={name}: that file is the run's own. Give another filename, or dirpath")
+        if is_scored and callback.save_top_k not in (0, 1) and "{" not in name and callback not in own:
+            raise ValueError(
+                f"{kind}.save_top_k={callback.save_top_k} with one filename keeps the last, not the best. Give a filename "
+                "with {epoch}, or keep callbacks.model_checkpoint"
+            )
+
+
+def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
+    """Writes the file that `model.init_from` stands for into the config: `latest` is another one tomorrow."""
+    given = cfg.model.get("init_from")
+    if given is None or Path(str(given)).suffix in WEIGHT_FILES:
+        return
+    cfg.model.init_from = str(find_checkpoint(str(given), Path(cfg.paths.log_dir), "model.init_from"))
+    if run.rank == 0:
+        log.info("model.init_from=%s: %s", given, cfg.model.init_from)
+        save_config(cfg, run.path)
 
 
 def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
@@ -147,6 +182,7 @@ def made_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed:
     is_typed = any(word.lstrip("+").startswith(("data.data_dir=", "data.dataset")) for word in typed)
     takes_it = is_typed and "trained" in inspect.signature(make.func).parameters
     data: ImageDataModule = make(trained=trained) if takes_it else make()
+    check_draw(trained, data, "")
     data.leave_out_trained(trained)
     return data
 

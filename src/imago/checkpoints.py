@@ -4,6 +4,7 @@ import errno
 import logging
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,18 +199,24 @@ def check_fits(checkpoint: Checkpoint, model: "DictModule", data: "ImageDataModu
 
 def check_data(told: dict[str, Any], data: "ImageDataModule", path: str | Path) -> None:
     """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
-    drawn, now = told["drawn_val"], data.sets.drawn_val
-    if drawn is not None and now is not None and drawn != now:
-        what = f"ckpt_path={path} was trained with another draw of val from train, so it has seen images of this one. "
-        if drawn.get("by") != now.get("by"):
-            raise ValueError(f"{what}It is of an earlier Imago. Train again, or give data with a val split.")
-        raise ValueError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
+    check_draw(told, data, path)
     trained, given = told["class_names"], data.class_names
     if trained != given:
         raise ValueError(
             f"ckpt_path={path} was trained on other classes.\n"
             f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(given)}"
         )
+
+
+def check_draw(told: dict[str, Any] | Mapping[str, Any], data: "ImageDataModule", path: str | Path) -> None:
+    """Raises ValueError where val was drawn from train in another way than for the checkpoint."""
+    drawn, now = told["drawn_val"], data.sets.drawn_val
+    if drawn is not None and now is not None and drawn != now:
+        which = f"ckpt_path={path}" if path else "The checkpoint"
+        what = f"{which} was trained with another draw of val from train, so it has seen images of this one. "
+        if drawn.get("by") != now.get("by"):
+            raise ValueError(f"{what}It is of an earlier Imago. Train again, or give data with a val split.")
+        raise ValueError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
 
 
 def check_weights(checkpoint: Checkpoint, model: "DictModule", path: str | Path) -> None:

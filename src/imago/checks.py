@@ -205,6 +205,8 @@ def _check_root(cfg: DictConfig) -> None:
     for key in ("data", "model", "trainer", "strategy"):
         if cfg.get(key) is None:
             raise ValueError(f"{key} is missing: leave ~{key} out, or choose an option, {key}=…")
+        if not isinstance(cfg[key], DictConfig):
+            raise ValueError(f"{key}={cfg[key]} is no group of settings{_in_file(key)}: choose an option, {key}=…")
 
 
 def _argument_problems(cfg: DictConfig, typed: list[str]) -> Iterator[str]:
@@ -268,7 +270,14 @@ def _maker_problems(cfg: DictConfig) -> Iterator[str]:
         if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
             yield f"{key} has no _target_, the name of what makes it{_in_file(key)}."
         elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
-            yield f"{key} lacks _partial_: true, which says that it is completed later{_in_file(f'{key}._target_')}."
+            part = "_partial_" if "_partial_" in node else "_target_"
+            yield f"{key} lacks _partial_: true, which says that it is completed later{_in_file(f'{key}.{part}')}."
+    metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
+    for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
+        target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
+        if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
+            key = f"callbacks.metrics.metrics.metrics.{name!s}"
+            yield f"{key} lacks _partial_: true, so that it is given num_classes{_in_file(f'{key}._target_')}."
     makes_model = cfg.model.get("_target_") == "imago.module.DictModule"
     if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
         yield f"model.net is missing{_in_file('model.net')}: choose a network, model=resnet18 for example."

@@ -4,17 +4,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from imago.origins import is_typed
 from imago.schema import nodes
-
-VAL = ("val", "valid", "validation")
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
 BEST = "best.ckpt is the checkpoint of the best epoch, which is scored."
@@ -177,8 +174,17 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         f"{' and '.join(NEED_A_LOGGER)} write to a logger: type logger=csv, or leave them out.",
     ),
     (
-        lambda cfg: bool({"data.val_ratio", "++data.val_ratio"} & _typed_keys()) and _has_val(cfg),
-        "data.val_ratio: the folder has a val split, so none is drawn from train. Leave data.val_ratio= out.",
+        lambda cfg: cfg.data.get("prefetch_factor") is not None and cfg.data.get("num_workers") == 0,
+        "data.prefetch_factor is for workers, and data.num_workers=0: type data.num_workers=2 too, or leave it out.",
+    ),
+    (
+        lambda cfg: cfg.ckpt_path is not None and cfg.train and cfg.model.get("init_from") is not None,
+        "ckpt_path= and model.init_from=: the first goes on with the state of a run, the second starts anew with its "
+        "weights. Leave one out.",
+    ),
+    (
+        lambda cfg: cfg.resume is not None and is_typed("model.init_from"),
+        "resume= and model.init_from=: the run has weights of its own. Leave model.init_from= out.",
     ),
 )
 """A test on the config, and what to say."""
@@ -219,19 +225,6 @@ def _limit(value: Any) -> float:
 
 def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
-
-
-def _typed_keys() -> set[str]:
-    return {word.partition("=")[0] for word in HydraConfig.get().overrides.task}
-
-
-def _has_val(cfg: DictConfig) -> bool:
-    folder = cfg.data.get("data_dir")
-    if folder is None or cfg.data.get("split_file") is not None:
-        return False
-    with suppress(OSError):
-        return any(entry.name.lower() in VAL and entry.is_dir() for entry in os.scandir(Path(folder).expanduser()))
-    return False
 
 
 def _is_private(cfg: DictConfig) -> bool:

@@ -154,12 +154,13 @@ def run_command(task: Task, cfg: DictConfig, check: Check = check, one_process: 
 
 def check_own_options(words: list[str]) -> None:
     """Raises ValueError for files of one's own in --config-dir that a shipped option of that name would replace."""
-    folder = own_folder(words)
-    if folder is None or not folder.is_dir() or folder.resolve() == Path(CONFIG_DIR).resolve():
-        return
-    own = [file.relative_to(folder) for file in sorted(folder.rglob("*.yaml"))]
-    taken = next((file for file in own if (Path(CONFIG_DIR) / file).is_file()), None)
-    if taken is not None:
+    paths = [Path(path) for word in words if "searchpath" in word for path in re.findall(r"file://([^,\]'\"]+)", word)]
+    folders = [folder for folder in (own_folder(words), *paths) if folder is not None and folder.is_dir()]
+    own = [(folder, file.relative_to(folder)) for folder in folders for file in sorted(folder.rglob("*.yaml"))]
+    shipped = [
+        (f, file) for f, file in own if f.resolve() != Path(CONFIG_DIR).resolve() and (CONFIG_DIR / file).is_file()
+    ]
+    for folder, taken in shipped:
         group, name = taken.parent.as_posix(), taken.stem
         raise ValueError(
             f"{folder / taken} has the name of a shipped option, which would be taken in its place. Rename it, "
@@ -174,7 +175,7 @@ def _check_sweeper(file: Path) -> None:
     of_sweep: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     before = (of_sweep.get("hydra") or {}).get("sweeper") or {}
     now: Any = OmegaConf.to_container(OmegaConf.create({"sweeper": HydraConfig.get().sweeper}), resolve=False)
-    if now["sweeper"].get("_target_") != before.get("_target_"):
+    if any(now["sweeper"].get(key) != before.get(key) for key in ("_target_", "params", "n_trials")):
         fail("A swept option chooses another hydra/sweeper, which comes too late. Type it beside the sweep: "
              "-m hparams_search=optuna experiment=NAME")  # fmt: skip
 

@@ -206,7 +206,8 @@ def with_data(cfg: DictConfig) -> DictConfig:
     """`cfg`, with the embedded digits where no data is chosen."""
     typed = typed_overrides()
     is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")) if cfg.data else True
-    if is_chosen or "data_dir" not in cfg.data or any(word.startswith("data=") for word in typed):
+    asked = any(word.lstrip("+").startswith(("data=", "data.data_dir=")) for word in typed)
+    if is_chosen or asked or "data_dir" not in cfg.data:
         return cfg
     say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
     loader, name = GlobalHydra.instance().config_loader(), HydraConfig.get().job.config_name

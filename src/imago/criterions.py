@@ -65,7 +65,10 @@ class CriterionsComposition(nn.Module):
         return self._with_total(losses)
 
     def _arguments(self, name: str, batch: Batch) -> Batch:
-        return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))
+        try:
+            return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))
+        except KeyError as error:
+            raise KeyError(f"model.criterions.mapping.{name}: {error.args[0]}") from error
 
     def _with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]

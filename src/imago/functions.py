@@ -33,16 +33,31 @@ def evaluate(net: nn.Module, data: ImageDataModule, split: str = "test", device:
     Raises:
         ValueError: There is no such split, or the network gives something else.
     """
-    model = DictModule(data.class_names, lambda num_classes: net, CriterionsComposition({"ce": nn.CrossEntropyLoss()}))
+    if not isinstance(net, nn.Module) or not isinstance(data, ImageDataModule):
+        raise ValueError(
+            f"evaluate({type(net).__name__}, {type(data).__name__}): give a network (torch.nn.Module; of a classifier, "
+            "classifier.model.net) and a data module of Imago."
+        )
+    _check_logits(net.to(device).eval(), data, split, device)
+    losses = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+    model = DictModule(data.class_names, lambda num_classes: net, losses, optimizer=None)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = Trainer(accelerator=device, devices=1, enable_checkpointing=False, **quiet)
     with torch.inference_mode():
-        found = score(trainer, model, data, split)
-    if found.log_probabilities.shape[1] != len(data.class_names):
-        raise ValueError(
-            f"The network gives {found.log_probabilities.shape[1]} logits for {len(data.class_names)} classes."
-        )
-    return found
+        return score(trainer, model, data, split)
+
+
+@torch.inference_mode()
+def _check_logits(net: nn.Module, data: ImageDataModule, split: str, device: str) -> None:
+    images = data.some_images(data.scored_split(split), 1, torch.device(device))["image"]
+    logits, classes = net(images), len(data.class_names)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"The network gives {what} for an image: logits (n, {classes}) are wanted.")
+    if logits.shape[1] != classes:
+        raise ValueError(f"The network gives {logits.shape[1]} logits for {classes} classes.")
+    if not torch.isfinite(logits).all():
+        raise ValueError("The network gives logits that are not finite.")
 
 
 def confusion_matrix(
@@ -82,8 +97,17 @@ def classification_report(
     return report(true, predicted, labels=present, target_names=names, digits=4, zero_division=0, output_dict=as_dict)
 
 
+def _array(values: Any) -> Any:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 def _indices(labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]) -> tuple[Any, Any]:
-    true, predicted = np.asarray(labels), np.asarray(predictions)
+    names = [] if isinstance(class_names, str | int) else list(class_names)
+    if len(set(names)) != len(names) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names={class_names!r}: give a list of different names.")
+    true, predicted = (_array(values) for values in (labels, predictions))
+    if true.size == 0:
+        raise ValueError("There are no labels: give at least one.")
     if true.shape != predicted.shape or true.ndim != 1:
         raise ValueError(
             f"There are {true.shape} labels and {predicted.shape} predictions: give one of each per image."

@@ -90,7 +90,7 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
             _write(found, path, calibration, images, cfg.gallery)
             show_predictions(found, path, cfg.rows, calibration)
             split = name.removeprefix("predictions_") if cfg.source is None else SOURCE
-            _write_reports(found, split, members[0], images, run, cfg.report.pictures)
+            _write_reports(found, split, members, images, run, cfg.report.pictures)
     if bad:
         run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
@@ -134,6 +134,7 @@ def _images(cfg: DictConfig, members: "list[Classifier]", files: list[Path]) -> 
     data = made_data(cfg.data, members[0].checkpoint, typed_overrides())
     for member, file in zip(members, files, strict=True):
         check_data(member.checkpoint, data, file)
+        data.leave_out_trained(member.checkpoint)
     return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}
 
 
@@ -152,32 +153,31 @@ def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: 
 
 
 def _write_reports(
-    found: Any, split: str, member: "Classifier", images: "Images", run: RunFolder, pictures: bool
+    found: Any, split: str, members: "list[Classifier]", images: "Images", run: RunFolder, pictures: bool
 ) -> None:
     """Those of evaluation, of the images that have a label; `source` is reported as `test`."""
     from imago.reports import write_reports
     from imago.results import show_written
     from imago.scoring import score_of
 
-    _say_if_trained_on(images, found, member)
-    score = score_of(found, "test" if split == SOURCE else split, split, member.checkpoint)
+    _say_if_trained_on(images, found, members)
+    score = score_of(found, "test" if split == SOURCE else split, split, members[0].checkpoint)
     if score is not None:
         write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plot_format)
         show_written(run.path / "reports")
 
 
-def _say_if_trained_on(images: "Images", found: Any, member: "Classifier") -> None:
+def _say_if_trained_on(images: "Images", found: Any, members: "list[Classifier]") -> None:
     """Warns that an accuracy is too good. The images are predicted all the same."""
     from imago.data.images import digests_of
 
-    known = member.checkpoint.get("train_images")
-    if known is None or found.accuracy is None:
+    known = [each for member in members if (each := member.checkpoint.get("train_images")) is not None]
+    if not known or found.accuracy is None:
         return
-    seen = set(known.tolist())
-    count = sum(digest in seen for digest in digests_of(images))
+    seen = {digest for each in known for digest in each.tolist()}
+    count, what = sum(digest in seen for digest in digests_of(images)), "the accuracy is too good"
     if count:
-        log.warning("%d of the %d images are some that the checkpoint was trained on: the accuracy is too good",
-                    count, len(images))  # fmt: skip
+        log.warning("%d of the %d images are some that the checkpoint was trained on: %s", count, len(images), what)
 
 
 if __name__ == "__main__":

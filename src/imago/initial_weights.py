@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 NET = "net."  # before the names of the network's weights in a checkpoint
 
 
-def start_from(net: nn.Module, given: str, class_names: Sequence[str], head: set[str]) -> None:
-    """Loads into `net` what fits of the run, checkpoint or file of weights `given`, and says what was left out.
+def start_from(net: nn.Module, given: str, class_names: Sequence[str], head: set[str]) -> Tensor | None:
+    """Loads into `net` what fits of the run, checkpoint or file of weights `given`, and says what was left out; returns
+    the digests of the images that it was trained on, if it says so.
 
     `head` are the names of the tensors that depend on the number of classes: they stay new unless the weights are known
     to be for the same classes.
@@ -26,7 +27,7 @@ def start_from(net: nn.Module, given: str, class_names: Sequence[str], head: set
     Raises:
         FileNotFoundError, ValueError: It is not there, holds no weights, or none that fit.
     """
-    weights, trained_names = _weights(given)
+    weights, trained_names, seen = _weights(given)
     own = net.state_dict()
     same = trained_names == list(class_names)
     fits = {
@@ -51,14 +52,15 @@ def start_from(net: nn.Module, given: str, class_names: Sequence[str], head: set
         (log.warning if others else log.info)("New%s%s: %s", others, why, shortened(new, 20))
     if unused:
         log.info("Left out: %s", shortened(unused, 20))
+    return seen
 
 
-def _weights(given: str) -> tuple[StateDict, list[str] | None]:
-    """The tensors of the network, and the class names that they are for, if known."""
+def _weights(given: str) -> tuple[StateDict, list[str] | None, Tensor | None]:
+    """The tensors of the network, and the class names and images that they are for, if known."""
     if Path(given).suffix in WEIGHT_FILES:
-        return read_weights(Path(given).expanduser(), "model.init_from"), None
+        return read_weights(Path(given).expanduser(), "model.init_from"), None, None
     path = find_checkpoint(given, PROJECT_ROOT / "logs", "model.init_from")
     checkpoint = read_checkpoint(path, key="model.init_from")
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     found = {name.removeprefix(NET): tensor for name, tensor in weights.items() if name.startswith(NET)}
-    return found, list(checkpoint["imago"]["class_names"])
+    return found, list(checkpoint["imago"]["class_names"]), checkpoint["imago"].get("train_images")

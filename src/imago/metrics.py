@@ -60,7 +60,11 @@ class MetricsComposition(MetricCollection):
         if self.counted:
             self._counts.update(**arguments(batch, {"label": "label", "prediction": "prediction"}))
         for name in self._others:
-            self[name].update(**arguments(batch, self.mapping[name]))
+            try:
+                given = arguments(batch, self.mapping[name])
+            except KeyError as error:
+                raise KeyError(f"callbacks.metrics.metrics.mapping.{name}: {error.args[0]}") from error
+            self[name].update(**given)
 
     def compute(self) -> dict[str, Any]:
         """Name -> value over what all processes, which call this together, have seen."""

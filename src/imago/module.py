@@ -67,7 +67,7 @@ class DictModule(LightningModule):
         class_names: Sequence[str],
         net: Callable[..., nn.Module] | None,
         criterions: CriterionsComposition,
-        optimizer: Callable[..., Optimizer] | None = None,
+        optimizer: Callable[..., Optimizer] | None,
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: Literal["step", "epoch"] | None = None,
         forward_fn: ComposeTransform | None = None,
@@ -121,8 +121,12 @@ class DictModule(LightningModule):
             raise ValueError(f"model.norm={norm}: give group, or null.")
         whole = self.net if net is not None or forward_fn is None else forward_fn
         self.replaced_norms = with_group_norm(whole, self.frozen) if norm == "group" else []
+        self.seen_images: Tensor | None = None
+        """Digests of the images that the weights have seen before, where it is known."""
         if net is not None and init_from is not None:
-            start_from(self.net, init_from, self.class_names, head_names(_from_scratch(net), len(self.class_names)))
+            self.seen_images = start_from(
+                self.net, init_from, self.class_names, head_names(_from_scratch(net), len(self.class_names))
+            )
         if forward_fn is not None:
             forward_fn.bind(self.net)
         known = type(self.net).__module__.partition(".")[0] in ("torchvision", "imago") and net is not None
@@ -277,14 +281,8 @@ class DictModule(LightningModule):
     def _with_scheduler(self, optimizer: Optimizer) -> Any:
         if self.scheduler is None:
             return optimizer
-        interval = self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
+        interval = self.interval
         planned = self._planned(interval)
-        typed = getattr(self.scheduler, "keywords", {})
-        if isinstance(typed.get("total_steps"), int) and typed["total_steps"] < planned:
-            raise ValueError(
-                f"model.scheduler.total_steps={typed['total_steps']}, but it will be stepped {planned} times: leave "
-                "total_steps out, and it is set to that."
-            )
         if _takes_total_steps(self.scheduler):
             if math.isinf(planned):
                 raise ValueError(
@@ -294,6 +292,11 @@ class DictModule(LightningModule):
             scheduler = self.scheduler(optimizer, total_steps=int(planned))
         else:
             scheduler = self.scheduler(optimizer)
+        if (steps := getattr(scheduler, "total_steps", None)) is not None and steps < planned:
+            raise ValueError(
+                f"model.scheduler has {steps} steps, but it will be stepped {planned:g} times: leave total_steps (or "
+                "epochs and steps_per_epoch) out, and it is set to that."
+            )
         config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
         if isinstance(scheduler, ReduceLROnPlateau):
             if interval == "step":
@@ -301,6 +304,12 @@ class DictModule(LightningModule):
             # on_train_epoch_end steps it: Lightning would only do so when the epoch's checkpoint is written
             config |= {"monitor": self.monitor, "frequency": sys.maxsize}
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    @property
+    def interval(self) -> str:
+        """`step` or `epoch`: when the schedule is stepped."""
+        assert self.scheduler is not None
+        return self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
 
     def _planned(self, interval: str) -> float:
         """How often a schedule is stepped in the whole run."""

@@ -26,14 +26,27 @@ def origin_of(key: str) -> str:
     return f"in {_shown(path)}, line {_line(path, _parts(package, key))}"
 
 
+def is_typed(key: str) -> bool:
+    """Whether it stands on the command line."""
+    return origin_of(key) == "typed"
+
+
+def is_ones_own(key: str) -> bool:
+    """Whether a setting was typed, or stands in a file that Imago does not ship."""
+    if is_typed(key):
+        return True
+    found = [path for path, package in _files() if _holds(path, package, key)]
+    return bool(found) and not found[-1].is_relative_to(CONFIG_DIR)
+
+
 def is_inherited(key: str, target: str) -> bool:
     """Whether a setting stands in a file that the one of `target` comes after: it was written for another target."""
-    if origin_of(key) == "typed":
+    if is_typed(key):
         return False
     places = [
         [n for n, (path, package) in enumerate(_files()) if _holds(path, package, each)] for each in (key, target)
     ]
-    if origin_of(target) == "typed":
+    if is_typed(target):
         return bool(places[0])
     return bool(places[0] and places[1]) and places[0][-1] < places[1][-1]
 

@@ -56,7 +56,9 @@ def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str
 
 
 def shorten(name: str, most: int = 20) -> str:
-    """At most `most` characters, the last a sign that some are missing; matplotlib would read `$` as mathematics."""
+    """At most `most` characters, the last a sign that some are missing; matplotlib would read `$` as mathematics, and
+    draws no bytes that are no text."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 

@@ -1,5 +1,6 @@
 """What one or several networks say of images, over one or several views of each."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from imago.data.stages import ImageTransform, Size
 from imago.data.views import views
 from imago.scoring import Collector
 from imago.transforms import Batch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,7 +63,7 @@ class PredictData(CopyingDataModule):
         self.transform = transform
         dataset = ImageDataset(images, transform, image_size, seed=0, keep_bad=True)
         sampler = EvalBatchSampler(len(images), batch_size, rank, processes)
-        self.loader = Loader(dataset, sampler, workers(num_workers, processes))
+        self.loader = Loader(dataset, sampler, workers(num_workers, processes), on_damage=_say_damage)
 
     def predict_dataloader(self) -> Loader:
         return self.loader
@@ -70,6 +73,11 @@ class PredictData(CopyingDataModule):
 
     def teardown(self, stage: str) -> None:
         self.loader.close()
+
+
+def _say_damage(found: dict[str, str]) -> None:
+    for path, what in found.items():
+        log.warning("%s is damaged inside, and read with wrong pixels: %s", path, what)
 
 
 def predict(

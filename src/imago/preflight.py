@@ -1,6 +1,7 @@
 """What can go wrong later is tried in seconds before the first epoch, and said in one message."""
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -210,6 +211,11 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
             )
     if (least := trainer.fit_loop.epoch_loop.min_steps or 0) > planned:
         raise ValueError(f"trainer.min_steps={least}, and there are {planned:g}: type a larger trainer.max_epochs=")
+    least, steps = trainer.min_epochs or 0, trainer.max_steps
+    if 0 <= steps < least * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches):
+        raise ValueError(
+            f"trainer.min_epochs={least} needs more steps than trainer.max_steps={steps}: type more of these"
+        )
     batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
     if accumulated > batches:
         log.warning(

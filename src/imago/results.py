@@ -137,7 +137,7 @@ def _table(result: Result) -> Table:
 def _warn_about_baseline(scores: dict[str, Score]) -> None:
     for name, score in {score.split: score for score in scores.values()}.items():
         accuracy, baseline = score.metrics["acc"], score.baseline
-        if name != "train" and accuracy <= baseline:
+        if name != "train" and accuracy <= baseline < 1:
             what = "is not above that of always answering with the most frequent class"
             log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
 

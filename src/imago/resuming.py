@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from imago.schedules import accumulation_schedule, take_typed
 log = logging.getLogger(__name__)
 
 Progress = dict[str, Any]
+DATA = "the data (fingerprint)"
 
 STOPPING = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold", "check_finite")
 
@@ -49,8 +50,9 @@ def progress_of(trainer: Trainer, model: DictModule) -> Progress:
     }
 
 
-def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> None:
-    """Restores what `progress_of` kept, and corrects Lightning's counters in `checkpoint` before they are loaded.
+def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:
+    """Restores what `progress_of` kept, and corrects Lightning's counters in `checkpoint` before they are loaded;
+    returns whether the data are others, so that the best value, too, begins anew.
 
     Raises:
         ValueError: The checkpoint is from the middle of an epoch that would go on differently.
@@ -76,6 +78,14 @@ def take_up(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> 
         model.running_losses["train"].load_state(sums["losses"])
         for callback, states in zip(_metrics_callbacks(trainer), sums["metrics"], strict=False):
             callback.load_epoch(states)
+    others = progress["settings"].get(DATA) != _settings(trainer)[DATA]
+    if others:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint | EarlyStopping | MetricsCallback):
+                checkpoint["callbacks"].pop(callback.state_key, None)
+        log.warning("The data are others: the best value, and early stopping, begin anew")
+    return others
 
 
 def go_on(trainer: Trainer, model: DictModule, progress: Progress) -> None:
@@ -84,6 +94,9 @@ def go_on(trainer: Trainer, model: DictModule, progress: Progress) -> None:
     trainer.callback_metrics.update(
         {name: value.to(trainer.strategy.root_device) for name, value in progress["logged"].items()}
     )
+    changing = accumulation_schedule(trainer)
+    if changing is not None and progress["batch"]:  # Lightning leaves out the hook of an epoch's start
+        trainer.accumulate_grad_batches = changing.get_accumulate_grad_batches(trainer.current_epoch)
     if not progress["batch"]:
         trainer.fit_loop.epoch_loop._restarting = False  # else, with `max_steps`, it counts one more logged step
     scheduler = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
@@ -133,7 +146,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
         "trainer.devices": trainer.world_size,
         "trainer.accumulate_grad_batches": _accumulation(trainer),
         "trainer.limit_train_batches": trainer.limit_train_batches,
-        "the data (fingerprint)": data.facts["fingerprint"],
+        DATA: data.facts["fingerprint"],
     }
 
 
@@ -157,10 +170,13 @@ def made_by(model: DictModule) -> dict[str, str | None]:
     """What makes the optimizer and its schedule."""
     makers = {"optimizer": model.optimizer, "scheduler": model.scheduler}
     functions: dict[str, Any] = {part: getattr(maker, "func", maker) for part, maker in makers.items()}
-    return {
+    names = {
         part: f"{each.__module__}.{each.__qualname__}" if hasattr(each, "__qualname__") else None
         for part, each in functions.items()
     }
+    if model.scheduler is not None:
+        names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}"
+    return names
 
 
 def _check_settings(progress: Progress, trainer: Trainer) -> None:

@@ -73,7 +73,7 @@ def train(
     run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer, monitor)}
     result = evaluate(data, model, trainer, run, _best_checkpoint(trainer, monitor), splits, pictures=pictures)
     result.best_value = best
-    own = _own_value(result, trainer, monitor)
+    own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
         log.warning(
             "%s, which is scored, has %s %.4f; the best in training was %.4f: it is not the best checkpoint",
@@ -105,6 +105,10 @@ def evaluate(
         checkpoint = load_weights(model, data, ckpt_path)
         if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
             log.info("These data are not those that the checkpoint was trained with, or have changed since")
+        if calibrate is not None and "val" not in data.sets.splits:
+            raise ValueError(
+                f"calibrate=true fits on a val split, and {data.sets.root} has none: name the folder val/."
+            )
         if calibrate is not None:
             calibration = calibrate(score(trainer, model, data, "val"), checkpoint)
     elif splits:
@@ -200,7 +204,9 @@ def _own_value(result: Result, trainer: Trainer, monitor: str) -> float | None:
         return score.metrics[name]
     if result.checkpoint is None:
         return None
-    logged = read_checkpoint(result.checkpoint, mmap=True)["imago"]["progress"]["logged"].get(monitor)
+    progress = read_checkpoint(result.checkpoint, mmap=True)["imago"]["progress"]
+    is_old = stage == "val" and progress["validated_epoch"] not in (progress["epoch"], progress["epoch"] - 1)
+    logged = None if is_old else progress["logged"].get(monitor)
     return float(logged) if logged is not None else None
 
 

@@ -109,6 +109,11 @@ class RunCheckpoint(ModelCheckpoint):
         if self.best_file is not None and self.best_file != best and trainer.is_global_zero and best.is_file():
             alias(best, self.best_file)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if str(self.monitor).startswith("val/") and pl_module.validated_epoch != trainer.current_epoch:
+            return  # Lightning still has the value of an earlier validation
+        super().on_train_epoch_end(trainer, pl_module)
+
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self.save_top_k not in (0, 1) and self.filename is not None and "{" not in self.filename:
             self.filename = f"{self.filename}_{{epoch:03d}}_{{step}}"
@@ -139,7 +144,9 @@ class RunCheckpoint(ModelCheckpoint):
                 "kth_best_model_path": here(state["kth_best_model_path"]),
                 "last_model_path": here(state["last_model_path"]),
             }
-        path, earlier = Path(self.dirpath, f"{self.filename}{self.FILE_EXTENSION}"), Path(str(state["best_model_path"]))
+        earlier = Path(str(state["best_model_path"]))
+        name = earlier.name if "{" in str(self.filename) else f"{self.filename}{self.FILE_EXTENSION}"
+        path = Path(self.dirpath, name)
         if not _is_checkpoint(path if path.is_file() else earlier):
             log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
             return {key: getattr(self, key) for key in state if key != "monitor"}

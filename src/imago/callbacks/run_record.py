@@ -48,11 +48,14 @@ class RunRecord(Callback):
         self.best: float | None = None
         """The best value of `monitor` so far, of validations within epochs too."""
         self._progress: Progress | None = None
+        self._seen_before: torch.Tensor | None = None
         self._has_advised = False
         self._first_epoch = 0  # of this process
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.start()
+        if self._seen_before is None:
+            self._seen_before = pl_module.seen_images
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         self.run.sections["Parameters"] = {
             "total": f"{sum(p.numel() for p in pl_module.parameters()):,}",
@@ -139,18 +142,26 @@ class RunRecord(Callback):
             "git": dict(git_state()),
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
-            **({"train_images": data.train_digests} if pl_module.strategy.shows_train_images else {}),
+            **({"train_images": self._trained_on(data)} if pl_module.strategy.shows_train_images else {}),
             "strategy": pl_module.strategy.state_dict(),
             "progress": progress_of(trainer, pl_module),
         }
 
+    def _trained_on(self, data: ImageDataModule) -> torch.Tensor:
+        """Digests of all images that the weights have seen, in runs that this one goes on from, too."""
+        if self._seen_before is None:
+            return data.train_digests
+        return torch.unique(torch.cat([data.train_digests, self._seen_before]))
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.history = [dict(row) for row in checkpoint["imago"]["history"]]
         self._progress = checkpoint["imago"]["progress"]
+        self._seen_before = checkpoint["imago"].get("train_images")
         earlier = checkpoint["imago"].get("best_value") if checkpoint["imago"].get("monitor") == self.monitor else None
         self.best = best_of([earlier, *(row.get(self.monitor) for row in self.history)], self.mode)
         pl_module.strategy.load_state_dict(checkpoint["imago"]["strategy"])
-        take_up(trainer, pl_module, checkpoint)
+        if take_up(trainer, pl_module, checkpoint):
+            self.best = None
 
     def _log_epoch(self, trainer: Trainer) -> None:
         """Now, as Lightning would only do it when the epoch's checkpoint is written: a kill between would lose it."""

@@ -1,6 +1,7 @@
 """Decoded pixels, kept in memory or on the disk: what is read again need not be decoded again."""
 
 import hashlib
+import json
 import logging
 import math
 import os
@@ -21,13 +22,14 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from imago.data.decode import damaged_files, note_damage
 from imago.data.images import Images
 from imago.data.loading import usable_cores
 from imago.writing import replacing_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER, PIXELS, SIZES = "pixels", "pixels.bin", "sizes.npy"
+FOLDER, PIXELS, SIZES, DAMAGED = "pixels", "pixels.bin", "sizes.npy", "damaged.json"
 FORMAT = 2  # to be raised where other pixels come out of the same files
 SHARE = 4  # of what is free, a cache takes a quarter
 PART = 64  # images that are decoded at once
@@ -202,6 +204,9 @@ def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: 
                 sizes = _decoded(source, name, decode, lambda image, _: file.write(image.data), most, str(place))
                 file.flush()
                 os.fsync(file.fileno())
+            damaged = damaged_files()
+            note_damage(damaged)  # for this run
+            (temporary / DAMAGED).write_text(json.dumps(damaged))
             with (temporary / SIZES).open("wb") as file:
                 np.save(file, sizes)
                 file.flush()
@@ -218,6 +223,7 @@ def _opened(source: Images, place: Path) -> CachedImages | None:
         whole = len(images.sizes) == len(source) and (place / PIXELS).stat().st_size == images._starts[-1]
         if whole:
             _ = images.pixels  # opened now: `ml-doctor clean` may come before the first batch
+            note_damage(json.loads((place / DAMAGED).read_text()))
     except (OSError, ValueError, EOFError, RuntimeError):  # a file that a power cut has left half written
         return None
     return images if whole else None

@@ -166,6 +166,11 @@ def damage(content: bytes) -> str:
     return ""
 
 
+def note_damage(found: dict[str, str]) -> None:
+    """Adds to what `damaged_files` will say."""
+    _damaged.update(found)
+
+
 def damaged_files() -> dict[str, str]:
     """The JPEGs that this process has decoded since it was asked last, and what is wrong inside of them."""
     found = dict(_damaged)

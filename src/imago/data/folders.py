@@ -124,9 +124,13 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
     folders = _named_splits(root)
     if not any(_folders(folder) for folder in folders.values()):
         folders = {"test": root} if not folders or any(name in class_names for name in class_folders(root)) else folders
+    if list(folders) == ["train"]:
+        folders = {"test": folders["train"]}
     tree, found = ImageSets(str(root), list(class_names), {}), {}
     for split, folder in list(folders.items()):
         classes = class_folders(folder)
+        for name in [name for name, path in classes.items() if not any(is_image(f.name) for f in files_below(path))]:
+            tree.notes.append(f"{classes.pop(name)} has no images: it is not used")
         if not classes.keys() & set(class_names):
             _note_unlabelled(tree, folders.pop(split))
             continue
@@ -193,6 +197,8 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
             first = lines.readline()
             told = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
             table = csv.DictReader(lines if told else chain([first], lines), skipinitialspace=True)
+            if missing := {"path", "label"} - set(table.fieldnames or ()):
+                raise ValueError(f"it lacks {' and '.join(sorted(missing))}")
             rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
         class_names = list(told.get("class_names") or sorted({name for _, _, name in rows}))
         root = data_dir or Path(told.get("data_dir") or file.parent)
@@ -284,6 +290,14 @@ def label_of(folders: Sequence[str], class_names: Sequence[str]) -> int | None:
     """The class of an image in `folders` (outermost first): the first of them that is one, as in training."""
     labels = {name: label for label, name in enumerate(class_names)}
     return next((labels[class_name(folder)] for folder in folders if class_name(folder) in labels), None)
+
+
+def folders_of_class(root: Path, file: Path, class_names: Sequence[str]) -> tuple[str, ...]:
+    """The folders below `root` in which a file stands, outermost first, without that of its split: a folder named like
+    a split is one where a class stands in it."""
+    folders = file.relative_to(root).parts[:-1]
+    is_split = len(folders) > 1 and folders[0].lower() in {name for names in SPLIT_NAMES.values() for name in names}
+    return folders[1:] if is_split and class_name(folders[1]) in class_names else folders
 
 
 def class_folders(folder: Path) -> dict[str, Path]:

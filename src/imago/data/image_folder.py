@@ -78,7 +78,8 @@ class ImageFolderDataModule(ImageDataModule):
     ) -> None:
         try:
             sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
-            is_new = trained is not None and sets.fingerprint() != trained["data"]["fingerprint"]
+            sets.as_read = sets.fingerprint()
+            is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:
             if trained is None or data_dir is None or split_file is not None:
                 raise

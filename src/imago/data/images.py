@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from array import array
@@ -24,6 +25,8 @@ SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validati
 
 MOST_OF_TRAIN = 0.5
 """The greatest share of train that may become val."""
+NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)  # the last one in a path
+BLOCK_OF_NUMBERS, GOLDEN = 64, 0x9E3779B97F4A7C15
 LEAST_DRAWN = 2
 """Images of a split that is drawn, where classes have two or more."""
 BLOCKS, BLOCK = 8, 4096  # of a file, by which its content is known
@@ -162,6 +165,8 @@ class ImageSets:
     excluded: list[str] = field(default_factory=list)
     no_class: dict[str, int] = field(default_factory=dict)
     """Split -> images that are not taken because their folder is no class."""
+    as_read: str = ""
+    """The fingerprint before anything was left out."""
     drawn_val: dict[str, Any] | None = None
     """`val_ratio`, `seed`, and by what, where val was drawn from train."""
 
@@ -211,20 +216,20 @@ def drawn_sides(images: Images, shares: Mapping[str, float], seed: int) -> dict[
     """Name in `shares` -> the indices of about that share of each class.
 
     The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
-    None has more than half of a class, and train has one image at least. Classes that are left out by chance give one,
-    as long as the share is not reached: only such an image can be replaced by a later one.
+    None has more than half of a class, and train has one image at least. A class whose share is an image or more gives
+    one, if chance left it out; images of such small classes alone can change sides when the class grows.
     """
-    numbers = np.array([_number(seed, path) for path in images.paths])
+    places = np.array([_place(seed, path) for path in images.paths])
     edges = np.cumsum([0.0, *shares.values()])
     labels = np.array(images.labels)
     sides: dict[str, list[int]] = {name: [] for name in shares}
     absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        members = members[np.argsort(numbers[members], kind="stable")]
-        places = np.searchsorted(edges, numbers[members], side="right") - 1
-        of_class = {name: members[places == place].tolist() for place, name in enumerate(shares)}
-        rest = members[places == len(shares)].tolist()
+        members = members[np.argsort(places[members], kind="stable")]
+        side = np.searchsorted(edges, places[members], side="right") - 1
+        of_class = {name: members[side == number].tolist() for number, name in enumerate(shares)}
+        rest = members[side == len(shares)].tolist()
         for indices in of_class.values():
             while len(indices) > len(members) // 2:
                 rest.insert(0, indices.pop())
@@ -232,20 +237,27 @@ def drawn_sides(images: Images, shares: Mapping[str, float], seed: int) -> dict[
             rest.append(max(of_class.values(), key=len).pop())
         for name, indices in of_class.items():
             sides[name] += indices
-            if not indices:
-                absent[name].append((-len(members), rest))
-    for name, share in shares.items():
-        wanted = max(LEAST_DRAWN, round(share * len(images))) if share else 0
-        for _, rest in sorted(absent[name], key=lambda entry: entry[0])[: max(0, wanted - len(sides[name]))]:
-            if len(rest) > 1:
-                sides[name].append(rest.pop(0))
+            if not indices and len(rest) > 1 and shares[name]:
+                if shares[name] * len(members) >= 1:
+                    sides[name].append(rest.pop(0))
+                else:
+                    absent[name].append((-len(members), rest))
+    for name, others in absent.items():
+        others.sort(key=lambda entry: entry[0])
+        sides[name] += [rest.pop(0) for _, rest in others[: max(0, LEAST_DRAWN - len(sides[name]))] if len(rest) > 1]
     return {name: sorted(indices) for name, indices in sides.items()}
 
 
-def _number(seed: int, path: str) -> float:
-    """In [0, 1)."""
-    text = f"{seed}\n{unicodedata.normalize('NFC', path)}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest(), "big") / 2**48
+def _place(seed: int, path: str) -> float:
+    """Where in [0, 1) an image stands. Numbered files are spread evenly, in blocks, so that a share of few of them is
+    near what was asked for: consecutive numbers are a golden ratio apart (Knuth's Fibonacci hashing)."""
+    path = unicodedata.normalize("NFC", path)
+    number = NUMBER.search(path)
+    name, count = (path, 0) if number is None else (path[: number.start()] + path[number.end() :], int(number.group()))
+    block, within = divmod(count, BLOCK_OF_NUMBERS)
+    text = f"{seed}\n{name}\n{block}".encode("utf-8", "surrogateescape")
+    offset = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return (offset + within * GOLDEN) % 2**64 / 2**64
 
 
 def digest_of(file: BinaryIO, size: int) -> int:

@@ -171,7 +171,8 @@ class ImageDataModule(CopyingDataModule):
     def facts(self) -> dict[str, Any]:
         """What a checkpoint and a report say of the data; plain types."""
         counts = {name: class_counts(images, self.class_names) for name, images in self.sets.splits.items()}
-        return {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
+        facts = {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
+        return facts | ({"as_read": self.sets.as_read} if self.sets.as_read else {})
 
     @property
     def notes(self) -> list[str]:
@@ -220,13 +221,14 @@ class ImageDataModule(CopyingDataModule):
         """Takes out of val and test what a checkpoint was trained on, by content, if these data are not those of its
         run; `trained` is its entry `imago`."""
         self._trained_counts = train_counts(trained, self.class_names)
-        if trained["data"]["fingerprint"] == self.facts["fingerprint"]:
-            return
-        known = trained.get("train_images")
+        same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
         if known is None:
-            log.info("These data are not those of the checkpoint, which does not say which images it was trained on")
+            if not same:
+                log.warning("These data are not those of the checkpoint, which does not say what it was trained on")
             return
         seen = set(known.tolist())
+        if same and "train" in self.sets.splits and seen.issuperset(self.train_digests.tolist()):
+            return  # what they have in common has been said in training
         for split in ("val", "test"):
             images = self.sets.splits.get(split)
             if images is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
-from imago.data.folders import SUFFIXES, files_below, is_image, label_of
+from imago.data.folders import SUFFIXES, files_below, folders_of_class, is_image, label_of
 from imago.data.images import Images, file_digest, shortened
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
         if not files:
             raise ValueError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
         _say_others(source, [file.relative_to(path).as_posix() for file in there if not is_image(file.name)])
-        known = [_label(file.relative_to(path).parts[:-1], class_names) for file in files]
+        known = [_label(folders_of_class(path, file, class_names), class_names) for file in files]
         return SourceImages(files, [file.relative_to(path).as_posix() for file in files], known, channels)
     if path.is_file():
         if path.suffix.lower() in (".txt", ".csv"):
