@@ -81,3 +81,25 @@ def test_a_checkpoint_that_is_not_the_best_is_said_above_the_table(train):
     warning = f"which is scored, has val/acc {values[-1]:.4f}; the best in training was {max(values):.4f}"
     assert warning in run.output
     assert run.output.index(warning) < run.output.index("Scores of")
+
+
+def test_an_epoch_without_validation_is_no_candidate(train, command):
+    words = [*NOISY, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"]
+    run = train(*words, "callbacks.model_checkpoint.save_top_k=2")
+    assert run.exit_code == 0, run.output
+    names = {file.name for file in run.dir.glob("checkpoints/*.ckpt")}
+    assert names == {"best.ckpt", "last.ckpt", "best_001_10.ckpt", "best_003_20.ckpt"}
+    assert own_value(run, command) == pytest.approx(run.json("status.json")["best_value"])
+
+
+def test_files_of_the_run_belong_to_the_run(train):
+    other = "_target_: lightning.pytorch.callbacks.ModelCheckpoint, dirpath: '${paths.output_dir}/checkpoints'"
+    for name in ("best", "last"):
+        run = train(f"+callbacks.mine={{{other}, filename: {name}}}")
+        assert f"ModelCheckpoint.filename={name}: that file is the run's own" in run.output
+        assert run.exit_code == 1
+    replaced = train(
+        "callbacks.model_checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+        "callbacks.model_checkpoint.save_top_k=3",
+    )
+    assert "save_top_k=3 with one filename keeps the last, not the best" in replaced.output

@@ -272,7 +272,8 @@ def test_another_optimizer_cannot_go_on(train):
         in other.output
     )
     assert "model.init_from=" in other.output
-    assert "model.scheduler: the checkpoint was trained with" in train(*words, "model/scheduler=step").output
+    for word in ("model/scheduler=step", "model.scheduler_interval=epoch"):
+        assert "model.scheduler: the checkpoint was trained with" in train(*words, word).output
     assert train(*words, "model.optimizer.lr=0.001").exit_code == 0
 
 

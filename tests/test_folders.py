@@ -68,6 +68,9 @@ def test_a_drawn_split_has_at_most_half_of_a_class_and_about_its_share_of_small_
         assert counts["a"] == 0
         assert all(count <= size // 2 for count, size in zip(counts.values(), (1, 2, 3, 4, 5), strict=True))
         assert len(drawn_sides(images_of([2] * 30), {"val": 0.1}, seed)["val"]) <= 16
+        of_each = class_counts(ten := images_of([10] * 5), list("abcde"))
+        drawn = class_counts(ten.select(drawn_sides(ten, {"val": 0.1}, seed)["val"]), list("abcde"))
+        assert all(drawn[name] >= 1 for name in of_each)
         assert len(drawn_sides(images_of([3, 3]), {"val": 0.1}, seed)["val"]) >= 2
 
 

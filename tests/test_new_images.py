@@ -174,3 +174,92 @@ def test_a_run_tells_that_it_was_scored_again(train, command):
     assert rows[0]["acc"] == first.json("reports/metrics_val.json")["acc"]
     assert "Scored again" in run.text("report.html")
     assert str(second.dir) in run.text("report.md")
+
+
+def test_a_class_may_be_called_like_a_split(train, command, tmp_path):
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        draw_classes(tmp_path / "drawn" / split, {"blue": count, "red": count}, seed=count)
+        (tmp_path / "drawn" / split / "red").rename(tmp_path / "drawn" / split / "test")
+    run = train(f"data.data_dir={tmp_path}/drawn", "trainer.max_epochs=1", "report.splits=[val]")
+    predicted = command("inference", f"ckpt_path={run.dir}", f"source={tmp_path}/drawn", "rows=0")
+    labels = {line.split(",")[1]: line.split(",")[2] for line in predicted.text("predictions.csv").splitlines()[1:]}
+    assert len(labels) == 28
+    assert all(label == path.split("/")[1] for path, label in labels.items())
+
+
+def test_other_content_under_the_same_names_is_known_again(train, command, tmp_path):
+    from PIL import Image
+
+    for number, split in enumerate(("train", "val")):
+        drawn = draw_classes(tmp_path / f"drawn_{split}", {"blue": 6, "red": 6}, seed=number)
+        for file in drawn.rglob("*.png"):
+            to = tmp_path / "raw" / split / file.parent.name / f"{file.stem}.bmp"
+            to.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(file).resize((20, 20)).save(to)  # all files are of one size
+    run = train(f"data.data_dir={tmp_path}/raw", "trainer.max_epochs=1", "report.splits=[val]")
+    for before, after in (("train", "kept"), ("val", "train"), ("kept", "val")):
+        (tmp_path / "raw" / before).rename(tmp_path / "raw" / after)
+    scored = command("eval", f"ckpt_path={run.dir}", "split=val")
+    assert "12 of the 12 images of val are images that the checkpoint was trained on" in scored.output
+    assert scored.exit_code == 1
+
+
+def test_what_an_earlier_run_has_seen_is_known_too(train, command, new, colours):
+    first = train("trainer.max_epochs=1", "report.splits=[val]")
+    words = [f"data.data_dir={new}", "data.val_ratio=0.4", "report.splits=[val]"]
+    goes_on = train(*words, f"ckpt_path={first.dir}/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    assert goes_on.exit_code == 0, goes_on.output
+    assert "The data are others: the best value, and early stopping, begin anew" in goes_on.output
+    assert goes_on.json("status.json")["best_value"] == goes_on.history[1]["val/acc"]
+    assert goes_on.json("reports/metrics_val.json")["acc"] == pytest.approx(goes_on.history[1]["val/acc"])
+    begun = train(*words, f"model.init_from={first.dir}", "trainer.max_epochs=1")
+    for run in (goes_on, begun):
+        scored = score(command, run, colours / "train")
+        assert "39 of the 39 images of test are images that the checkpoint was trained on" in scored.output
+
+
+def test_the_same_data_elsewhere_are_the_same_without_what_was_left_out(train, command, tmp_path):
+    folder = draw_classes(tmp_path / "all", {"blue": 20, "green": 20, "red": 20})
+    (folder / "blue" / "000.png").write_bytes(b"")
+    (tmp_path / "exclude.txt").write_text("red/003.png\n")
+    words = [f"data.data_dir={folder}", f"data.exclude={tmp_path}/exclude.txt", "data.on_bad_image=skip"]
+    run = train(*words, "trainer.max_epochs=1", "report.splits=[val]")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    scored = score(command, run, moved, "split=val")
+    assert scored.exit_code == 0, scored.output
+    assert scored.json("reports/metrics_val.json") == run.json("reports/metrics_val.json")
+
+
+def test_damage_inside_is_said_with_and_without_a_cache(train, command, tmp_path):
+    from test_doctor import photograph
+
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("a", "b"):
+            (tmp_path / "jpegs" / split / name).mkdir(parents=True)
+            for number in range(count):
+                photograph(number, 400).save(
+                    tmp_path / "jpegs" / split / name / f"{split}{number}{name}.jpg", quality=92
+                )
+    file = tmp_path / "jpegs" / "val" / "a" / "val0a.jpg"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 120] = bytes(120)
+    file.write_bytes(content)
+    words = [f"data.data_dir={tmp_path}/jpegs", "report.splits=[val]", "trainer.max_epochs=3"]
+    runs = [train(*words, more) for more in ("data.num_workers=2", "data.cache=disk", "data.cache=disk")]
+    for run in runs:
+        assert run.exit_code == 0, run.output
+        assert "val0a.jpg is damaged inside" in run.output
+        assert "1 files damaged inside, with wrong pixels from some place on" in run.text("summary.txt")
+    predicted = command("inference", f"ckpt_path={run.dir}", f"source={tmp_path}/jpegs/val")
+    assert "val0a.jpg is damaged inside, and read with wrong pixels" in predicted.output
+
+
+def test_names_that_are_no_text_go_through_every_command(train, command, tmp_path):
+    folder = draw_classes(tmp_path / "latin", {"blue": 8, "red": 8})
+    (folder / "blue" / "000.png").rename(folder / "blue" / "caf\udce9.png")
+    run = train(f"data.data_dir={folder}", "trainer.max_epochs=1", "logger=tensorboard", "report.splits=[train,val]")
+    assert run.exit_code == 0, run.output
+    predicted = command("inference", f"ckpt_path={run.dir}", f"source={folder}", "gallery=true")
+    assert predicted.exit_code == 0, predicted.output
+    assert b"caf\xe9.png" in (predicted.dir / "predictions.csv").read_bytes()
+    assert command("doctor", f"data.data_dir={folder}").exit_code in (0, 1)

@@ -71,7 +71,10 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer.accumulate_grad_batches=3"],
+        [
+            "+callbacks.gas={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 2}}",
+            "+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}",
+        ],
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],

@@ -145,10 +145,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         if name in RESERVED or (callback not in own and own and name == "best" and folder == Path(str(own[0].dirpath))):
             raise ValueError(f"{kind}.filename={name}: that file is the run's own. Give another filename, or dirpath")
         if is_scored and callback.save_top_k not in (0, 1) and "{" not in name and callback not in own:
-            raise ValueError(
-                f"{kind}.save_top_k={callback.save_top_k} with one filename keeps the last, not the best. Give a filename "
-                "with {epoch}, or keep callbacks.model_checkpoint"
-            )
+            what = f"{kind}.save_top_k={callback.save_top_k} with one filename keeps the last, not the best"
+            raise ValueError(f"{what}. Give a filename with {{epoch}}, or keep callbacks.model_checkpoint")
 
 
 def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:

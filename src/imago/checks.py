@@ -187,6 +187,9 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
             name = lightning_name(str(node._target_))
             if name is not None and (why := refused_callback(name)) is not None:
                 yield f"{key} ({name}): {why}"
+    if cfg.train and cfg.ckpt_path is not None and cfg.model.get("init_from") is not None:
+        what = "the first goes on with the state of a run, the second starts anew with its weights"
+        yield f"ckpt_path= and model.init_from=: {what}. Leave one out."
     if cfg.train and cfg.model.get("optimizer") is None:
         yield "model.optimizer is missing: choose one, model/optimizer=adamw for example."
     if not isinstance(cfg.ckpt_path, str | None):

@@ -178,11 +178,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig], bool], str], ...] = (
         "data.prefetch_factor is for workers, and data.num_workers=0: type data.num_workers=2 too, or leave it out.",
     ),
     (
-        lambda cfg: cfg.ckpt_path is not None and cfg.train and cfg.model.get("init_from") is not None,
-        "ckpt_path= and model.init_from=: the first goes on with the state of a run, the second starts anew with its "
-        "weights. Leave one out.",
-    ),
-    (
         lambda cfg: cfg.resume is not None and is_typed("model.init_from"),
         "resume= and model.init_from=: the run has weights of its own. Leave model.init_from= out.",
     ),
