@@ -201,12 +201,15 @@ def test_torchs_own_schedules_take_more_epochs(train, command):
     assert (scheduler["total_steps"], scheduler["last_epoch"]) == (20, 20)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed from")
 def test_a_checkpoint_of_another_callback_at_the_last_batch_keeps_the_epoch(snapshots, command):
     own = "_target_: lightning.pytorch.callbacks.ModelCheckpoint, every_n_train_steps: 5, enable_version_counter: false"
     own += ", dirpath: '${paths.output_dir}/checkpoints', filename: best"
     other = ["callbacks.resume=null", "callbacks.model_checkpoint=null", "+callbacks.snapshots.file=best.ckpt"]
     whole, folders = snapshots(*other, f"+callbacks.own={{{own}}}")
     rest = resumed(command, folders[0])
+    assert rest.exit_code == 0, rest.output
     assert rest.history == whole.history
     assert logged(rest.dir) == logged(whole.dir)
 

@@ -103,7 +103,7 @@ def test_weights_of_another_network_are_refused(train):
     first = train("trainer.max_epochs=1")
     other = train("model=simple_cnn", f"model.init_from={first.dir}")
     assert other.exit_code == 1
-    assert f"model.init_from={first.dir} holds no weights that fit this network" in other.output
+    assert f"model.init_from={first.dir}/checkpoints/best.ckpt holds no weights that fit this network" in other.output
     absent = train("model.init_from=/nowhere/at/all.ckpt")
     assert "model.init_from=/nowhere/at/all.ckpt is not there" in absent.output
 

@@ -92,8 +92,10 @@ def build(
     data.rank, data.processes = run.rank, run.processes
     _share_cores(run)
     step = 0 if run.former else None  # what was logged by a process that left no checkpoint is logged again
+    repeats_validation = False
     if run.goes_on_from is not None:
-        step = int(read_checkpoint(run.goes_on_from, mmap=True)["global_step"])
+        checkpoint = read_checkpoint(run.goes_on_from, mmap=True)
+        step, repeats_validation = int(checkpoint["global_step"]), bool(checkpoint["imago"]["progress"]["validating"])
     if step is not None:
         continue_records(cfg.logger, run.former, step)
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
@@ -110,7 +112,7 @@ def build(
     if run.rank == 0:
         for logger in trainer.loggers:
             if step is not None and isinstance(logger, CSVLogger):
-                logger.forget_from(step)
+                logger.forget_from(step, repeats_validation)
         remember_records(trainer.loggers, run)
     for logger in trainer.loggers:
         known = isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})

@@ -49,14 +49,21 @@ class CSVLogger(LightningCSVLogger):
             self._experiment = _Writer(log_dir=self.log_dir)
         return cast(ExperimentWriter, self._experiment)
 
-    def forget_from(self, step: int) -> None:
-        """Leaves out what was logged at `step` and later, and a last row that was not written to its end."""
+    def forget_from(self, step: int, repeats_validation: bool = False) -> None:
+        """Leaves out what was logged at `step` and later, and a last row that was not written to its end; with
+        `repeats_validation` also that of the validation after the step before."""
         file = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
         if not file.is_file():
             return
         with file.open(newline="") as lines:
             table = csv.DictReader(lines)
             rows = [row for row in table if None not in row.values() and row["step"].isdigit()]
+        if repeats_validation:
+            rows = [
+                row
+                for row in rows
+                if int(row["step"]) < step - 1 or not any(row[name] for name in row if "val/" in name)
+            ]
         _write_rows(file, list(table.fieldnames or []), [row for row in rows if int(row["step"]) < step])
 
 

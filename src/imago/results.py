@@ -62,8 +62,11 @@ def note_scored_again(result: Result, run: RunFolder) -> None:
         | {key: score.metrics[key] for key in ("split", "n", "acc", "f1", "loss")}
         for name, score in result.scores.items()
     ]
+    path = of_run / SCORED_AGAIN
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # the folder may be a stranger's
+        return
     try:
-        with (of_run / SCORED_AGAIN).open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(strict(row)) + "\n" for row in rows)
         refresh_report(of_run)
     except OSError as error:  # somebody else's folder

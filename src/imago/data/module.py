@@ -222,7 +222,7 @@ class ImageDataModule(CopyingDataModule):
         run; `trained` is its entry `imago`."""
         self._trained_counts = train_counts(trained, self.class_names)
         same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
-        if known is None:
+        if known is None or not len(known):
             if not same:
                 log.warning("These data are not those of the checkpoint, which does not say what it was trained on")
             return
@@ -250,7 +250,8 @@ class ImageDataModule(CopyingDataModule):
     @cached_property
     def train_digests(self) -> Tensor:
         """Of the train images, int64, sorted: what `leave_out_trained` knows them by."""
-        return torch.tensor(sorted(each for each in digests_of(self.sets.splits["train"]) if each is not None))
+        known = sorted(each for each in digests_of(self.sets.splits["train"]) if each is not None)
+        return torch.tensor(known, dtype=torch.int64)
 
     def say_what_is_shared(self) -> None:
         """Notes images of val and test whose content is that of a train image: scores on them are too good."""
