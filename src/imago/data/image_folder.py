@@ -43,7 +43,7 @@ class ImageFolderDataModule(ImageDataModule):
         range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
-            `image_size`: other pixels, by about two grey levels.
+            `image_size`: other pixels, by about a grey level.
         trained: What a checkpoint says of its run (its entry `imago`), to score it: the folder may then hold any
             labelled images of some of its classes.
     """
