@@ -44,9 +44,13 @@ def images_of(counts: list[int], shift: int = 0) -> FolderImages:
     return FolderImages(Path(), [path for path, _ in numbered], [label for _, label in numbered])
 
 
+def drawn(images: FolderImages, val_ratio: float, seed: int) -> dict[str, list[int]]:
+    return drawn_sides(images.paths, images.labels, {"val": val_ratio}, seed)
+
+
 def sides_of(images: FolderImages, shares: dict[str, float], seed: int) -> dict[str, str]:
     sides = dict.fromkeys(images.paths, "train")
-    for name, indices in drawn_sides(images, shares, seed).items():
+    for name, indices in drawn_sides(images.paths, images.labels, shares, seed).items():
         sides |= {images.paths[index]: name for index in indices}
     return sides
 
@@ -63,19 +67,19 @@ def test_images_that_are_added_later_move_no_other_one(shares):
 def test_a_drawn_split_has_at_most_half_of_a_class_and_about_its_share_of_small_ones():
     for seed in range(50):
         images = images_of([1, 2, 3, 4, 5])
-        val = drawn_sides(images, {"val": 0.5}, seed)["val"]
+        val = drawn_sides(images.paths, images.labels, {"val": 0.5}, seed)["val"]
         counts = class_counts(images.select(val), list("abcde"))
         assert counts["a"] == 0
         assert all(count <= size // 2 for count, size in zip(counts.values(), (1, 2, 3, 4, 5), strict=True))
-        assert len(drawn_sides(images_of([2] * 30), {"val": 0.1}, seed)["val"]) <= 16
+        assert len(drawn(images_of([2] * 30), 0.1, seed)["val"]) <= 16
         of_each = class_counts(ten := images_of([10] * 5), list("abcde"))
-        drawn = class_counts(ten.select(drawn_sides(ten, {"val": 0.1}, seed)["val"]), list("abcde"))
+        drawn = class_counts(ten.select(drawn(ten, 0.1, seed)["val"]), list("abcde"))
         assert all(drawn[name] >= 1 for name in of_each)
-        assert len(drawn_sides(images_of([3, 3]), {"val": 0.1}, seed)["val"]) >= 2
+        assert len(drawn(images_of([3, 3]), 0.1, seed)["val"]) >= 2
 
 
 def test_a_class_of_one_image_stays_in_train():
-    assert drawn_sides(images_of([1, 2]), {"val": 0.5}, seed=0)["val"] in ([1], [2])
+    assert drawn(images_of([1, 2]), 0.5, seed=0)["val"] in ([1], [2])
 
 
 def test_labels_are_matched_by_name_where_val_lacks_a_class(tmp_path):

@@ -48,7 +48,7 @@ from imago.origins import is_ones_own
 from imago.own_code import OWN_CODE
 from imago.preflight import Preflight
 from imago.profiling import PartsProfiler
-from imago.reports import write_facts
+from imago.reports import bytes_of_predictions, write_facts
 from imago.run_folder import RunFolder
 from imago.schema import drop_inherited, nodes, problems, shipped
 from imago.signatures import arguments_schema
@@ -103,7 +103,7 @@ def build(
     record = RunRecord(run, cfg.monitor, cfg.mode, carries)
     before: list[Callback] = []
     if cfg.train and cfg.preflight:
-        before = [Preflight(run.path / "checkpoints", cfg.preflight == "only", partial(read_back, cfg))]
+        before = [Preflight(run.path / "checkpoints", cfg.preflight == "only", partial(read_back, cfg), bytes_of_predictions)]
     callbacks = built(cfg.callbacks)
     if cfg.train and trained is None:
         check_callbacks(callbacks)

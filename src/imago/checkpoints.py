@@ -6,18 +6,15 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from imago.checkpoint_file import ForeignError, look_over
 from imago.reading import MISFIT, fitting
 from imago.run_folder import LATEST, find_run
 from imago.terminal import CONTROL
-
-if TYPE_CHECKING:  # this module needs torch only
-    from imago.data.module import ImageDataModule
-    from imago.module import DictModule
 
 log = logging.getLogger(__name__)
 
@@ -191,13 +188,23 @@ def _whose(content: Any) -> str:
     return f"holds {', '.join([key for key in content if isinstance(key, str)][:5])}."
 
 
-def check_fits(checkpoint: Checkpoint, model: "DictModule", data: "ImageDataModule", path: str | Path) -> None:
+class LabelledImages(Protocol):
+    """What is asked of a data module: its classes, and how val was drawn."""
+
+    sets: Any
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label."""
+
+
+def check_fits(checkpoint: Checkpoint, model: nn.Module, data: LabelledImages, path: str | Path) -> None:
     """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
     check_data(checkpoint["imago"], data, path)
     check_weights(checkpoint, model, path)
 
 
-def check_data(told: dict[str, Any], data: "ImageDataModule", path: str | Path) -> None:
+def check_data(told: dict[str, Any], data: LabelledImages, path: str | Path) -> None:
     """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
     check_draw(told, data, path)
     trained, given = told["class_names"], data.class_names
@@ -208,7 +215,7 @@ def check_data(told: dict[str, Any], data: "ImageDataModule", path: str | Path) 
         )
 
 
-def check_draw(told: dict[str, Any] | Mapping[str, Any], data: "ImageDataModule", path: str | Path) -> None:
+def check_draw(told: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
     """Raises ValueError where val was drawn from train in another way than for the checkpoint."""
     drawn, now = told["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
@@ -219,7 +226,7 @@ def check_draw(told: dict[str, Any] | Mapping[str, Any], data: "ImageDataModule"
         raise ValueError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
 
 
-def check_weights(checkpoint: Checkpoint, model: "DictModule", path: str | Path) -> None:
+def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:
     """Raises ValueError unless the checkpoint holds this network."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
     lacking = sorted(ours.keys() - theirs.keys())
@@ -235,7 +242,7 @@ def check_weights(checkpoint: Checkpoint, model: "DictModule", path: str | Path)
         )
 
 
-def load_weights(model: "DictModule", data: "ImageDataModule", path: str | Path) -> Checkpoint:
+def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:
     """Loads the weights of a checkpoint into `model`, if it fits; returns the checkpoint."""
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, data, path)

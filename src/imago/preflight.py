@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,6 @@ from imago.data.module import ImageDataModule
 from imago.messages import message_of
 from imago.module import DictModule
 from imago.randomness import keyed
-from imago.reports import bytes_of_predictions
 from imago.schedules import planned_steps
 
 log = logging.getLogger(__name__)
@@ -39,12 +38,20 @@ class Preflight(Callback):
         folder: Where the checkpoints will be.
         only: Stop there.
         read_back: Raises ValueError where the commands that take a checkpoint could not read the one in a file.
+        predictions_bytes: The size of the predictions, given the number of images and the class names.
     """
 
-    def __init__(self, folder: Path, only: bool = False, read_back: Callable[[Path], None] = lambda file: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        only: bool = False,
+        read_back: Callable[[Path], None] = lambda file: None,
+        predictions_bytes: Callable[[int, Sequence[str]], int] = lambda images, class_names: 0,
+    ) -> None:
         self.folder = folder
         self.only = only
         self.read_back = read_back
+        self.predictions_bytes = predictions_bytes
         self._logits: Tensor | None = None
         self._saved_bytes = 0.0
 
@@ -135,7 +142,7 @@ class Preflight(Callback):
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
         data = _data(trainer)
-        rows = bytes_of_predictions(sum(data.sizes.values()), data.class_names)
+        rows = self.predictions_bytes(sum(data.sizes.values()), data.class_names)
         free = shutil.disk_usage(self.folder.parent).free
         log.info("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
         if needed + rows > free:

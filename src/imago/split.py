@@ -76,7 +76,7 @@ def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str
     """Stratified splits; `val` and `test` are shares of all images, a split without images is left out."""
     from imago.data.images import drawn_sides
 
-    sides = drawn_sides(images, {"val": val, "test": test}, seed)
+    sides = drawn_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
     chosen = {index for indices in sides.values() for index in indices}
     sides = {"train": [index for index in range(len(images)) if index not in chosen]} | sides
     return {name: images.select(indices) for name, indices in sides.items() if indices}

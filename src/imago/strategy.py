@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.data import Sampler
 
-    from imago.module import DictModule
-
 
 class Strategy:
     """`strategy=none`: touches nothing. Others override what they need; nothing else knows which one is active."""
@@ -39,15 +37,15 @@ class Strategy:
         """A train batch through the batch stage of the transforms."""
         return stage(batch)
 
-    def begin_epoch(self, model: "DictModule") -> None:
+    def begin_epoch(self, model: Any) -> None:
         """A train epoch is about to begin."""
 
     def begin(
-        self, trainer: "Trainer", model: "DictModule", folder: Path, publish: Callable[[], None] = lambda: None
+        self, trainer: "Trainer", model: Any, folder: Path, publish: Callable[[], None] = lambda: None
     ) -> None:
         """Training is about to begin, or to go on, in the run folder `folder`; `publish` writes what `report` says."""
 
-    def forward(self, model: "DictModule", batch: Batch) -> "tuple[Batch, Mapping[str, Tensor]]":
+    def forward(self, model: Any, batch: Batch) -> "tuple[Batch, Mapping[str, Tensor]]":
         """A train batch through the network: with its logits, and the losses by name, means over the batch."""
         batch = model(batch)
         return batch, model.criterions(batch)

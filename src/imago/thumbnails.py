@@ -4,17 +4,14 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
-
-if TYPE_CHECKING:
-    from imago.predicting import Predictions
-    from imago.scoring import Score
 
 SIDE = 112  # pixels
 OF_EACH_KIND = 12
@@ -64,7 +61,18 @@ def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
     ]
 
 
-def noteworthy(found: "Score | Predictions", images: Images) -> dict[str, list[dict[str, Any]]]:
+class Answers(Protocol):
+    """Predictions for n images, in one order: `paths`, integer `labels` and `predictions` (n,), and
+    `log_probabilities` (n, classes)."""
+
+    class_names: list[str]
+    paths: list[str]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+
+
+def noteworthy(found: Answers, images: Images) -> dict[str, list[dict[str, Any]]]:
     """The `mistakes` with the greatest loss, and the `unsure` answers whose probability is least.
 
     Each with `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of

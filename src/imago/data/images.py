@@ -182,7 +182,7 @@ class ImageSets:
             given = f"data.val_ratio={val_ratio}"
             raise ValueError(f"{given}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
         train = self.splits["train"]
-        sides = drawn_sides(train, {"val": val_ratio}, seed)
+        sides = drawn_sides(train.paths, train.labels, {"val": val_ratio}, seed)
         chosen = set(sides["val"])
         if not chosen:
             raise ValueError(
@@ -212,20 +212,22 @@ class ImageSets:
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def drawn_sides(images: Images, shares: Mapping[str, float], seed: int) -> dict[str, list[int]]:
+def drawn_sides(
+    paths: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
     """Name in `shares` -> the indices of about that share of each class.
 
     The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
     None has more than half of a class, and train has one image at least. A class whose share is an image or more gives
     one, if chance left it out; images of such small classes alone can change sides when the class grows.
     """
-    places = np.array([_place(seed, path) for path in images.paths])
+    places = np.array([_place(seed, path) for path in paths])
     edges = np.cumsum([0.0, *shares.values()])
-    labels = np.array(images.labels)
+    classes = np.array(labels)
     sides: dict[str, list[int]] = {name: [] for name in shares}
     absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
         members = members[np.argsort(places[members], kind="stable")]
         side = np.searchsorted(edges, places[members], side="right") - 1
         of_class = {name: members[side == number].tolist() for number, name in enumerate(shares)}

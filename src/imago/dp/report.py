@@ -2,13 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from imago.dp.accounting import epsilon
+from imago.dp.accounting import Steps, epsilon
+from imago.dp.clipping import Clipping
 from imago.writing import write_json, write_text
-
-if TYPE_CHECKING:
-    from imago.dp.strategy import DifferentialPrivacy
 
 UNIT = "one image"
 NOT_COVERED = (
@@ -30,7 +28,40 @@ FALSE_ALARMS = (0.001, 0.01, 0.1)
 ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
 
 
-def privacy_report(dp: "DifferentialPrivacy") -> dict[str, Any]:
+class PrivateTraining(Protocol):
+    """What a report reads of a private training; `strategy=dp` is one."""
+
+    accountant: str
+    clipping: Clipping
+    clipping_name: str
+    grad_sample_mode: str
+    ignored: int
+    noise_multiplier: float | None
+    num_examples: int
+    physical_batch_size: int | None
+    replaced: list[str]
+    sample_rate: float
+    secure_rng: bool
+    target_epsilon: float | None
+
+    @property
+    def counted(self) -> list[Steps]:
+        """All steps that the report covers, those that it counts ahead among them."""
+
+    @property
+    def delta(self) -> float:
+        """Of the (epsilon, delta) guarantee."""
+
+    @property
+    def history(self) -> list[Steps]:
+        """All steps that were taken."""
+
+    @property
+    def steps(self) -> int:
+        """How many these are."""
+
+
+def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
     """Plain types. `epsilon` is a number, or `unknown` where no accountant can bound it, or `infinite` without noise.
 
     While training goes on, steps are counted `ahead`, so that the report says no less than what was spent however the
@@ -64,7 +95,7 @@ def privacy_report(dp: "DifferentialPrivacy") -> dict[str, Any]:
     }
 
 
-def in_words(dp: "DifferentialPrivacy") -> str:
+def in_words(dp: PrivateTraining) -> str:
     """The guarantee in a sentence."""
     value = epsilon(dp.counted, dp.delta, dp.accountant)
     if not math.isfinite(value):
@@ -89,7 +120,7 @@ def rounded_up(value: float, digits: int) -> str:
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
 
 
-def write_privacy_report(dp: "DifferentialPrivacy", folder: Path, is_final: bool = False) -> None:
+def write_privacy_report(dp: PrivateTraining, folder: Path, is_final: bool = False) -> None:
     """Writes both files; the table of epsilons and the paragraph for a paper when training has ended."""
     report = privacy_report(dp)
     if is_final:
@@ -98,7 +129,7 @@ def write_privacy_report(dp: "DifferentialPrivacy", folder: Path, is_final: bool
     write_text(folder / "privacy.md", _page(dp, report, is_final))
 
 
-def _page(dp: "DifferentialPrivacy", report: dict[str, Any], is_final: bool) -> str:
+def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
     value, delta = report["epsilon"], dp.delta
     rows = "".join(f"| {name} | {entry} |\n" for name, entry in report.items() if not isinstance(entry, list | dict))
     sections = [f"# Privacy\n\n{_guarantee(value, delta)}\n"]
@@ -139,7 +170,7 @@ def _guarantee(value: Any, delta: float) -> str:
     )
 
 
-def _paragraph(dp: "DifferentialPrivacy", report: dict[str, Any]) -> str:
+def _paragraph(dp: PrivateTraining, report: dict[str, Any]) -> str:
     clipping = {
         "flat": f"the gradient of each image was clipped to an L2 norm of {dp.clipping.norm:g}",
         "per_layer": f"the gradients of each image were clipped layer by layer, to an L2 norm of {dp.clipping.norm:g} "
@@ -157,12 +188,12 @@ def _paragraph(dp: "DifferentialPrivacy", report: dict[str, Any]) -> str:
     )
 
 
-def _by_delta(dp: "DifferentialPrivacy") -> dict[str, Any]:
+def _by_delta(dp: PrivateTraining) -> dict[str, Any]:
     deltas = sorted({10.0**-power for power in range(3, 9)} | {dp.delta}, reverse=True)
     return {f"{delta:g}": _number(dp, epsilon(dp.history, delta, dp.accountant)) for delta in deltas}
 
 
-def _number(dp: "DifferentialPrivacy", value: float) -> float | str:
+def _number(dp: PrivateTraining, value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "infinite" if any(noise == 0 for noise, _, _ in dp.counted) else "unknown"
