@@ -7,7 +7,7 @@ INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/pytho
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu lint format schema docs bench wheel clean
+.PHONY: help install train test test-quick test-gpu lint format schema docs bench wheel clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS=
 test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" chooses
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
+test-quick: $(WITH_TOOLS)  ## Run one behaviour per room, in under three minutes
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m quick $(ARGS)
+
 test-gpu: $(WITH_TOOLS)  ## Run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -30,7 +33,7 @@ format: $(WITH_TOOLS)  ## Put the code into shape
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
-	$(BIN)/python -m imago.signatures
+	$(BIN)/python -m imago.config.signatures
 
 docs: $(WITH_TOOLS)  ## Write docs/errors.md and docs/callbacks.md from what the commands do
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py

@@ -26,9 +26,9 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from imago.backbones import SimpleCNN
-from imago.data.digits import digits
-from imago.schedules import warmup_cosine
+from imago.data.digits import write_digits
+from imago.model.networks import SimpleCNN
+from imago.model.optimizers import warmup_cosine
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     of_digits = given.data_dir is None
-    folder = digits(str(ROOT / "data")) if of_digits else given.data_dir
+    folder = write_digits(str(ROOT / "data")) if of_digits else given.data_dir
     options = (of_digits, given.image_size or (16 if of_digits else 64), given.epochs)
     found: dict[str, list[tuple[float, float]]] = {"raw": [], "ours": []}
     for seed in range(given.seeds):

@@ -55,7 +55,7 @@ def main() -> None:
         ]
         command = [sys.executable, str(ROOT / "src" / "train.py"), *words, f"hydra.run.dir={folder}/run"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        from imago.checkpoints import read_checkpoint
+        from imago.checkpoint.read import read_checkpoint
 
         source, copy = Path(folder, "run", "checkpoints", "last.ckpt"), Path(folder, "copy.ckpt")
         content, right = source.read_bytes(), read_checkpoint(source)

@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> Tally:
     given = parser.parse_args(arguments)
     drawn = random.Random(given.seed)
     torch.set_num_threads(1)
-    import imago.building  # for the forks
+    import imago.training.trainer  # for the forks
 
     del imago
     configurations = list(product((0, 2), (1, 3), (1, 3)))

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 
-from imago.callbacks.checkpoint import WholeFileCheckpointIO
-from imago.checkpoints import PREVIOUS, check_whole
+from imago.checkpoint.read import PREVIOUS
+from imago.checkpoint.write import WholeFileCheckpointIO, check_whole
 
 
 def save_for_ever(path: Path, numbers: int, begun: int) -> None:

@@ -32,9 +32,12 @@ from torchvision.datasets import ImageFolder
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from imago.data.cache import Cache
+from imago.data.crops import CenterBox, RandomResizedBox
+from imago.data.dataset import ImageDataset
 from imago.data.folders import read_tree
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader
-from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
+from imago.data.loader import Loader
+from imago.data.samplers import EvalBatchSampler
+from imago.data.transforms import ImageTransform, Normalize, RandomHorizontalFlip
 
 SCALE, MEAN, STD = (0.2, 1.0), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PEER = "ImageFolder"

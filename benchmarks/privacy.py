@@ -30,10 +30,11 @@ from torchvision.models.resnet import BasicBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from imago.backbones import SimpleCNN, with_group_norm
-from imago.criterions import CriterionsComposition
 from imago.dp.accounting import Ledger
 from imago.dp.strategy import DifferentialPrivacy
+from imago.model.losses import CriterionsComposition
+from imago.model.networks import SimpleCNN
+from imago.model.surgery import with_group_norm
 
 CLASSES = 10
 NOISE, NORM = 1.0, 1.0

@@ -38,14 +38,14 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from imago.criterions import CriterionsComposition
-from imago.data.loading import TrainBatchSampler
-from imago.data.stages import RandomHorizontalFlip
+from imago.data.samplers import TrainBatchSampler
+from imago.data.transforms import RandomHorizontalFlip
 from imago.dp.accounting import Ledger, epsilon, noise_for
 from imago.dp.strategy import DifferentialPrivacy
-from imago.module import DictModule
+from imago.model.losses import CriterionsComposition
+from imago.model.module import DictModule
 from imago.randomness import uniforms
-from imago.transforms import ComposeTransform
+from imago.wiring import ComposeTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 RISK, DELTA, BRIGHT = 0.05, 1e-5, 10.0  # the last is the pixel of a canary, whose gradient has to be clipped

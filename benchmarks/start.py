@@ -21,7 +21,10 @@ import sys
 import hydra
 
 sys.path.insert(0, {str(SOURCE)!r})
-from imago.config import CONFIG_DIR
+from imago.config.resolvers import register
+from imago.config.root import CONFIG_DIR
+
+register()
 
 @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
 def main(cfg):

@@ -28,14 +28,15 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from imago.backbones import SimpleCNN
 from imago.callbacks.metrics import MetricsCallback
-from imago.criterions import CriterionsComposition
-from imago.data.digits import digits
+from imago.data.crops import CenterBox, RandomResizedBox
+from imago.data.digits import write_digits
 from imago.data.image_folder import ImageFolderDataModule
-from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
-from imago.metrics import MetricsComposition
-from imago.module import DictModule
+from imago.data.transforms import ImageTransform, Normalize, RandomHorizontalFlip
+from imago.model.losses import CriterionsComposition
+from imago.model.metrics import MetricsComposition
+from imago.model.module import DictModule
+from imago.model.networks import SimpleCNN
 
 SCALE, MEAN, STD = (0.7, 1.0), [0.5] * 3, [0.5] * 3
 EPOCHS = 3  # per turn; the first is not counted
@@ -124,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    folder = arguments.data_dir or digits(str(Path(__file__).resolve().parent.parent / "data"))
+    folder = arguments.data_dir or write_digits(str(Path(__file__).resolve().parent.parent / "data"))
     options = (folder, arguments.image_size, arguments.batch_size, arguments.workers)
     raw, ours = RawLoop(*options), Ours(*options)
     ratios = []

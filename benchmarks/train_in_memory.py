@@ -38,20 +38,22 @@ from train_epoch import raw_epoch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from imago.backbones import SimpleDenseNet
-from imago.building import NoProfiler
-from imago.callbacks.checkpoint import RunCheckpoint, WholeFileCheckpointIO
+from imago.callbacks.best_checkpoint import RunCheckpoint
+from imago.callbacks.last_checkpoint import ResumeCheckpoint
 from imago.callbacks.metrics import MetricsCallback
 from imago.callbacks.progress import PlainProgress
-from imago.callbacks.resume import ResumeCheckpoint
-from imago.criterions import CriterionsComposition
+from imago.checkpoint.write import WholeFileCheckpointIO
+from imago.data.crops import CenterBox, RandomResizedBox
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import CenterBox, ImageTransform, Normalize, RandomResizedBox
 from imago.data.torchvision_set import MemoryImages
-from imago.loggers import CSVLogger
-from imago.metrics import MetricsComposition
-from imago.module import DictModule
+from imago.data.transforms import ImageTransform, Normalize
+from imago.model.losses import CriterionsComposition
+from imago.model.metrics import MetricsComposition
+from imago.model.module import DictModule
+from imago.model.networks import SimpleDenseNet
+from imago.training.loggers import CSVLogger
+from imago.training.trainer import NoProfiler
 
 CLASSES = 10
 SCALE, RATIO = (0.7, 1.0), (0.9, 1.1)

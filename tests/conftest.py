@@ -146,7 +146,7 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         except SystemExit as stop:
             code = stop.code
     for path in folder.glob("checkpoints/*.ckpt"):  # whatever happened: whole, and plain types only
-        assert torch.load(path, map_location="cpu", weights_only=True)["imago"]["schema"] == 1
+        assert torch.load(path, map_location="cpu", weights_only=True)["imago"]["schema"] == 2
     words = output.getvalue() + (code if isinstance(code, str) else "")
     return Run(folder, 1 if isinstance(code, str) else code or 0, words)
 

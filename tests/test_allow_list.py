@@ -14,9 +14,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import imago
-from imago.allow_list import check_targets
-from imago.carried_config import GROUPS, read_carried
-from imago.checkpoints import read_checkpoint
+from imago.checkpoint.read import read_checkpoint
+from imago.config.allow_list import check_targets
+from imago.config.carried import GROUPS, read_checkpoint_config
 
 MARK = "executed"
 CODE = f"open('{MARK}', 'w').close()"
@@ -56,7 +56,7 @@ CALLS: list[tuple[str, tuple[Any, ...]]] = [
     ("torch.utils.collect_env.run", (f"touch {MARK}",)),
     ("numpy.load", ("kept",)),
     ("hydra.utils.instantiate", ({"_target_": "os.system"},)),
-    ("imago.checkpoints.read_checkpoint", ("kept",)),
+    ("imago.checkpoint.read.read_checkpoint", ("kept",)),
 ]
 
 
@@ -135,18 +135,18 @@ GADGETS: list[tuple[str, Any]] = [
     ("torchmetrics.utilities.imports.os.system", {"argument": [f"touch {MARK}"]}),
     ("lightning.pytorch.callbacks.model_checkpoint.os.system", {"argument": [f"touch {MARK}"]}),
     ("lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree", {"path": "kept"}),
-    ("imago.transforms.nn.modules.module.torch.load", {"f": "kept"}),
-    ("imago.backbones.read_weights", {"path": "kept"}),
-    ("imago.writing.write_text", {"path": MARK, "text": ""}),
+    ("imago.wiring.nn.modules.module.torch.load", {"f": "kept"}),
+    ("imago.model.torchvision.read_weights", {"path": "kept"}),
+    ("imago.files.write_text", {"path": MARK, "text": ""}),
     ("torch.optim.optimizer.torch.load", {"f": "kept"}),
     ("torch.nn.utils.stateless.torch.load", {"f": "kept"}),
     ("torchvision.datasets.utils.download_and_extract_archive", {"url": "example.org/x.zip"}),
     ("torchvision.datasets.ImageFolder", {"root": "."}),
     ("torchvision.datasets.folder.os.system", {"argument": [f"touch {MARK}"]}),
     ("lightning.pytorch.callbacks.OnExceptionCheckpoint", {"dirpath": "/tmp/elsewhere"}),
-    ("imago.callbacks.checkpoint.RunCheckpoint", {"dirpath": "/tmp/elsewhere"}),
+    ("imago.callbacks.RunCheckpoint", {"dirpath": "/tmp/elsewhere"}),
     ("lightning.pytorch.Trainer", {"default_root_dir": "/tmp/elsewhere"}),
-    ("imago.data.hymenoptera.hymenoptera", {"root": ".", "url": "example.org/x.zip", "sha256": "0"}),
+    ("imago.data.download_hymenoptera", {"root": ".", "url": "example.org/x.zip", "sha256": "0"}),
     ("datasets.load_dataset", {"path": "pandas", "data_files": "kept"}),
     ("datasets.load_dataset", {"path": "a_stranger/data"}),
     ("datasets.load_dataset", {"path": "imagefolder", "trust_remote_code": True}),
@@ -157,10 +157,10 @@ GADGETS: list[tuple[str, Any]] = [
     ("torch.package.PackageImporter", {"file_or_buffer": "kept"}),
     ("torch.__builtins__.eval", {"argument": [CODE]}),
     ("imago.__dict__.x", {}),
-    ("imago.data.digits.digits", {"root": "/tmp/elsewhere"}),
+    ("imago.data.write_digits", {"root": "/tmp/elsewhere"}),
     ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "/tmp/elsewhere"}),
     ("lightning.pytorch.callbacks.ModelCheckpoint", {"dirpath": "/tmp/elsewhere"}),
-    ("imago.data.image_folder.ImageFolderDataModule", {"cache_dir": "/tmp/elsewhere"}),
+    ("imago.data.ImageFolderDataModule", {"cache_dir": "/tmp/elsewhere"}),
     ("my_net.Net", {}),
 ]
 
@@ -177,7 +177,7 @@ def test_a_config_that_makes_something_else_is_refused_by_name(name, arguments, 
     for parent in parents:
         inner = inner.setdefault(parent, {})
     inner[last] = node
-    cfg = OmegaConf.create(read_carried(yaml.dump(content), "stranger.ckpt"))
+    cfg = OmegaConf.create(read_checkpoint_config(yaml.dump(content), "stranger.ckpt"))
     with pytest.raises(ValueError, match="none may. It was not run") as refused:
         check_targets(cfg, GROUPS, trusted=[])
     assert name in str(refused.value)
@@ -241,7 +241,7 @@ def test_the_gadgets_are_not_tame():
 )
 def test_a_text_that_is_no_carried_config_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        read_carried(text, "stranger.ckpt")
+        read_checkpoint_config(text, "stranger.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_text_that_is_no_carried_config_is_refused(text, message):
         "torchmetrics.classification.MulticlassAUROC",
         "torchmetrics.Accuracy",
         "lightning.pytorch.callbacks.EarlyStopping",
-        "imago.transforms.RenameTransform",
+        "imago.wiring.RenameTransform",
         "torchvision.datasets.FashionMNIST",
     ],
 )
@@ -282,23 +282,27 @@ def composed_folders(tmp_path) -> Any:
     [
         (
             "callbacks.x",
-            {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "dirpath": "HERE/out/checkpoints"},
+            {"_target_": "imago.callbacks.RunCheckpoint", "dirpath": "HERE/out/checkpoints"},
             True,
         ),
-        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "filename": "/tmp/best"}, False),
-        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "filename": ".."}, False),
-        ("callbacks.x", {"_target_": "imago.callbacks.checkpoint.RunCheckpoint", "dirpath": "HERE/out/../x"}, False),
-        ("data.source", {"_target_": "imago.data.digits.digits", "root": "HERE/data"}, True),
-        ("data.source", {"_target_": "imago.data.digits.digits", "root": "HERE"}, False),
-        ("model.net", {"_target_": "imago.data.digits.digits", "root": "HERE/data"}, False),
-        ("model.criterions.x", {"_target_": "imago.backbones.torchvision_net", "weights": "DEFAULT"}, False),
+        ("callbacks.x", {"_target_": "imago.callbacks.RunCheckpoint", "filename": "/tmp/best"}, False),
+        ("callbacks.x", {"_target_": "imago.callbacks.RunCheckpoint", "filename": ".."}, False),
+        (
+            "callbacks.x",
+            {"_target_": "imago.callbacks.RunCheckpoint", "dirpath": "HERE/out/../x"},
+            False,
+        ),
+        ("data.source", {"_target_": "imago.data.write_digits", "root": "HERE/data"}, True),
+        ("data.source", {"_target_": "imago.data.write_digits", "root": "HERE"}, False),
+        ("model.net", {"_target_": "imago.data.write_digits", "root": "HERE/data"}, False),
+        ("model.criterions.x", {"_target_": "imago.model.torchvision_net", "weights": "DEFAULT"}, False),
         ("model.criterions.x", {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}, False),
         ("model.net", {"_target_": "torchvision.models.resnet18"}, True),
         ("params.x", {"_target_": "lightning.pytorch.Trainer"}, False),
         ("model.net", {"_target_": "torchvision.models.resnet18", "pretrained": "1"}, False),
         ("model.net", {"_target_": "torchvision.models.segmentation.deeplabv3_resnet50"}, False),
-        ("data", {"_target_": "imago.data.torchvision_set.TorchVisionDataModule", "data_dir": "HERE"}, False),
-        ("data", {"_target_": "imago.data.torchvision_set.TorchVisionDataModule", "data_dir": "HERE/data"}, True),
+        ("data", {"_target_": "imago.data.TorchVisionDataModule", "data_dir": "HERE"}, False),
+        ("data", {"_target_": "imago.data.TorchVisionDataModule", "data_dir": "HERE/data"}, True),
     ],
 )
 def test_places_and_folders(tmp_path, place, node, is_allowed):
@@ -353,7 +357,7 @@ def test_data_from_elsewhere_are_refused_however_they_are_put_together():
         "data: {dataset: {_target_: datasets.load_dataset, path: parquet, data_files: '${params.u}//x/${params.u}'}}\n"
         "params: {u: 'http:'}"
     )
-    cfg = OmegaConf.create(read_carried(text, "stranger.ckpt"))
+    cfg = OmegaConf.create(read_checkpoint_config(text, "stranger.ckpt"))
     with pytest.raises(ValueError, match="has 'http://x/http:'"):
         check_targets(cfg, GROUPS, trusted=[])
     check_targets(cfg, GROUPS, trusted=[], typed=["data.dataset.data_files=http://x/http:"])
@@ -407,7 +411,7 @@ def test_the_commands_and_python_refuse_a_stranger(trained, command):
 
 
 def test_code_of_ones_own_is_made_when_it_is_trusted(train, command, monkeypatch):
-    Path("my_net.py").write_text("from imago.backbones import TinyNet\nclass MyNet(TinyNet):\n    '''As it is.'''\n")
+    Path("my_net.py").write_text("from imago.model import TinyNet\nclass MyNet(TinyNet):\n    '''As it is.'''\n")
     monkeypatch.syspath_prepend(str(Path.cwd()))
     run = train("model.net._target_=my_net.MyNet")
     assert run.exit_code == 0, run.output

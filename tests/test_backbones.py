@@ -9,19 +9,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from imago.backbones import (
-    SimpleCNN,
-    SimpleDenseNet,
-    TinyNet,
-    _build,
-    _WithoutMemory,
-    head_names,
-    read_weights,
-    torchvision_net,
-)
-from imago.criterions import CriterionsComposition
-from imago.module import DictModule
-from imago.network_names import torchvision_names
+from imago.config.targets import torchvision_names
+from imago.model.losses import CriterionsComposition
+from imago.model.module import DictModule
+from imago.model.networks import SimpleCNN, SimpleDenseNet, TinyNet
+from imago.model.surgery import _WithoutMemory, head_names
+from imago.model.torchvision import _build, read_weights, torchvision_net
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,16 @@ import torch
 from conftest import REPO, draw_classes
 from PIL import Image
 
-from imago.data.cache import Cache, CachedImages, TooLargeError, clean, free_memory
+from imago.data.cache import Cache, CachedImages, TooLargeError, clean
+from imago.data.crops import CenterBox, RandomResizedBox
+from imago.data.dataset import ImageDataset
 from imago.data.decode import BadImageError
-from imago.data.folders import FolderImages, read_tree
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
-from imago.data.stages import CenterBox, ImageTransform, RandomResizedBox
+from imago.data.folder_images import FolderImages
+from imago.data.folders import read_tree
+from imago.data.loader import Loader
+from imago.data.samplers import EvalBatchSampler, TrainBatchSampler
+from imago.data.transforms import ImageTransform
+from imago.resources import free_memory
 
 THREE = ("trainer.max_epochs=3", "test=false")
 

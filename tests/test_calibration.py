@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from imago.calibration import Calibration, expected_calibration_error, fit, in_words, read, reliability, write
+from imago.evaluation.calibration import (
+    Calibration,
+    describe_calibration,
+    expected_calibration_error,
+    fit,
+    read,
+    reliability,
+    write,
+)
 
 
 def answers(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,11 +96,11 @@ def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
     assert calibration.threshold is None
     assert calibration.sets(calibration.apply(logs)).all()
     assert not calibration.accepts(calibration.apply(logs)).any()
-    assert "all images are left to a person" in in_words(calibration.measured(logs, np.array([1, 1])))
+    assert "all images are left to a person" in describe_calibration(calibration.measured(logs, np.array([1, 1])))
 
 
 def test_words_and_file(tmp_path):
-    assert in_words({"accepted_acc": 0.991, "accepted_share": 0.82}) == (
+    assert describe_calibration({"accepted_acc": 0.991, "accepted_share": 0.82}) == (
         "99.1 % right on 82 % of the images, 18 % left to a person"
     )
     calibration = fitted(*answers(100, 1.0))

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPO
 from lightning.pytorch import Trainer
 
-from imago.combinations import BASES, CALLBACKS
+from imago.config.combinations import BASES, CALLBACKS
 
 PAGE = REPO / "docs" / "callbacks.md"
 L = "lightning.pytorch.callbacks"

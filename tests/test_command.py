@@ -12,8 +12,8 @@ import torch
 from conftest import REPO, SMALL
 from PIL import Image
 
-from imago.run_folder import RunFolder, RunFolderError
-from imago.run_lock import is_taken
+from imago.run.folder import RunFolder, RunFolderError
+from imago.run.lock import is_taken
 from imago.status import true_state
 
 
@@ -159,7 +159,7 @@ def test_a_network_that_diverged_is_not_taken_for_trained(train):
 
 def test_a_folder_that_a_living_process_uses_is_refused_even_to_one_that_goes_on(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from imago.run_folder import RunFolder\n"
+        "import os, sys; from pathlib import Path; from imago.run.folder import RunFolder\n"
         "run = RunFolder.claim(Path(sys.argv[1])); run.start(); print(os.getpid(), flush=True)\n"
         "if os.fork() == 0: os.close(1); input(); os._exit(0)  # a loader worker that outlives its run\n"
         "input()"

@@ -14,7 +14,7 @@ from conftest import REPO, SMALL, draw_classes
 from PIL import Image
 
 from imago import split
-from imago.config import IN_CLONE
+from imago.config.root import IN_CLONE
 
 SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-export", "ml-split")
 

@@ -13,9 +13,9 @@ from torchmetrics.classification import (
     MulticlassSpecificity,
 )
 
-from imago.criterions import CriterionsComposition, MeanLosses
-from imago.metrics import MetricsComposition
-from imago.transforms import ComposeTransform, RenameTransform, TorchVisionTransform, WrapTransform
+from imago.model.losses import CriterionsComposition, MeanLosses
+from imago.model.metrics import MetricsComposition
+from imago.wiring import ComposeTransform, RenameTransform, TorchVisionTransform, WrapTransform
 
 
 def test_steps_see_what_earlier_ones_added():

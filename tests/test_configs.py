@@ -1,4 +1,5 @@
 import inspect
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from test_torchvision_set import write_mnist
 
-from imago.building import build_trainer
-from imago.carried_config import offer
-from imago.config import CONFIG_DIR, Root, best_mode, slug, unused_folder, without_stage
-from imago.run_folder import RunFolder
+from imago.cli.start_from import register_checkpoint_options
+from imago.config.resolvers import best_mode, slug, unused_folder, without_stage
+from imago.config.root import CONFIG_DIR, Root
+from imago.run.folder import RunFolder
+from imago.training.trainer import build_trainer
 
 OPTIONS = sorted(
     (str(path.parent.relative_to(CONFIG_DIR)), path.stem)
@@ -22,6 +24,7 @@ OPTIONS = sorted(
 
 
 def composed(*overrides: str, command: str = "train") -> DictConfig:
+    import_module(f"imago.{command}").main.register()
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose(command, [*overrides, "hydra.runtime.output_dir=/out"], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -150,13 +153,13 @@ def test_defaults_are_those_for_photographs():
 
 @pytest.mark.parametrize("command", ["eval", "inference", "export"])
 def test_commands_that_start_from_a_checkpoint_have_the_groups_of_train(command):
-    offer({"data": {"image_size": 8}, "trainer": {"precision": "bf16-mixed"}, "seed": 5})
+    register_checkpoint_options({"data": {"image_size": 8}, "trainer": {"precision": "bf16-mixed"}, "seed": 5})
     cfg = composed(command=command)
     assert set(composed()) - set(cfg) == set()
     assert (cfg.data, cfg.seed, cfg.task_name) == ({"image_size": 8}, 5, command)
     assert (cfg.trainer.precision, cfg.trainer.accelerator) == ("bf16-mixed", "auto")
     assert composed("data=digits", command=command).data.image_size == 16
-    offer({})
+    register_checkpoint_options({})
 
 
 def test_folder_names(tmp_path):

@@ -4,10 +4,11 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from imago.data.digits import digits
+from imago.data.crops import CenterBox
+from imago.data.digits import write_digits
 from imago.data.image_folder import ImageFolderDataModule
 from imago.data.images import class_counts
-from imago.data.stages import CenterBox, ImageTransform, Normalize
+from imago.data.transforms import ImageTransform, Normalize
 
 TRANSFORM = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize([0.5] * 3, [0.5] * 3)})
 
@@ -83,7 +84,7 @@ def test_skip_remembers_what_it_found_until_a_file_changes(own_colours, tmp_path
     options = {"on_bad_image": "skip", "cache_dir": str(tmp_path / "cache")}
     assert module(own_colours, **options).sizes["train"] == 38
     with monkeypatch.context() as patch:
-        patch.setattr("imago.data.folders.read_image", lambda path: pytest.fail(f"decoded {path} again"))
+        patch.setattr("imago.data.folder_images.read_image", lambda path: pytest.fail(f"decoded {path} again"))
         assert module(own_colours, **options).sizes["train"] == 38
     broken.write_bytes(whole)
     os.utime(broken, (time.time(), time.time() + 5))
@@ -98,9 +99,9 @@ def test_skip_refuses_a_class_that_has_no_readable_image(own_colours, tmp_path):
 
 
 def test_the_digits_are_written_once_and_whole(tmp_path):
-    folder = digits(str(tmp_path))
+    folder = write_digits(str(tmp_path))
     before = snapshot(folder)
-    assert digits(str(tmp_path)) == folder
+    assert write_digits(str(tmp_path)) == folder
     assert snapshot(folder) == before
     data = module(folder)
     assert data.sizes == {"train": 1257, "val": 270, "test": 270}
@@ -111,7 +112,7 @@ def test_the_digits_are_written_once_and_whole(tmp_path):
 def test_digits_that_were_half_written_are_written_again(tmp_path):
     half = tmp_path / ".digits.tmp" / "train" / "0"
     half.mkdir(parents=True)
-    assert len(list(digits(str(tmp_path)).rglob("*.png"))) == 1797
+    assert len(list(write_digits(str(tmp_path)).rglob("*.png"))) == 1797
     assert not (tmp_path / ".digits.tmp").exists()
 
 

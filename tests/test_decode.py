@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageOps
 
 from imago.data.colour import Decoding
+from imago.data.crops import CropBox, crop
 from imago.data.decode import BadImageError, read_box, read_image
-from imago.data.stages import Box, ImageTransform, cut
+from imago.data.transforms import ImageTransform
 
 RED = (255, 0, 0)
 
@@ -150,13 +151,13 @@ def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_pat
     photograph(tmp_path / "large.jpg", 1200, 1600, exif=exif)
     asked = []
 
-    def box(height: int, width: int) -> Box:
+    def box(height: int, width: int) -> CropBox:
         asked.append((height, width))
         side = 8 * round(part * 140)
-        return Box(31, 45, side, side)
+        return CropBox(31, 45, side, side)
 
     whole = read_image(tmp_path / "large.jpg")
-    exact = ImageTransform(box).resized(cut(whole, box(*whole.shape[1:])), 112)
+    exact = ImageTransform(box).resized(crop(whole, box(*whole.shape[1:])), 112)
     found = read_box(tmp_path / "large.jpg", box, 112)
     assert asked == [tuple(whole.shape[1:])] * 2  # a random box is drawn for the upright image, and once
     fast = ImageTransform(box).resized(found, 112)
@@ -170,11 +171,11 @@ def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_pat
 def test_fast_decoding_of_other_files_is_exact(tmp_path):
     photograph(tmp_path / "large.png", 600, 800)
     whole = read_image(tmp_path / "large.png")
-    box = Box(10, 20, 500, 600)
-    assert torch.equal(read_box(tmp_path / "large.png", lambda *_: box, 64), cut(whole, box))
+    box = CropBox(10, 20, 500, 600)
+    assert torch.equal(read_box(tmp_path / "large.png", lambda *_: box, 64), crop(whole, box))
     Image.open(tmp_path / "large.png").convert("CMYK").save(tmp_path / "cmyk.jpg")
     whole = read_image(tmp_path / "cmyk.jpg")
-    assert torch.equal(read_box(tmp_path / "cmyk.jpg", lambda *_: box, 64), cut(whole, box))
+    assert torch.equal(read_box(tmp_path / "cmyk.jpg", lambda *_: box, 64), crop(whole, box))
 
 
 def test_a_run_that_decodes_fast_learns_and_repeats(train, tmp_path):

@@ -13,11 +13,13 @@ import torch
 from conftest import draw_classes
 from PIL import Image, ImageCms
 
+from imago.data.crops import CenterBox
 from imago.data.decode import BadImageError, read_image
-from imago.data.faults import KINDS, find_faults
-from imago.data.folders import listed_paths, read_tree, write_paths
-from imago.data.loading import TrainBatchSampler
-from imago.data.stages import CenterBox
+from imago.data.folders import read_tree
+from imago.data.samplers import TrainBatchSampler
+from imago.data.split_files import listed_paths, write_paths
+from imago.inspection.issues import KINDS
+from imago.inspection.scan import find_issues
 
 
 def photograph(seed: int, size: int = 96) -> Image.Image:
@@ -109,7 +111,7 @@ def sick(clean: Path) -> Path:
 
 
 def test_each_defect_is_found_and_named(sick):
-    found = find_faults(sick, workers=2, box=CenterBox(0.4)).of_kind()
+    found = find_issues(sick, workers=2, box=CenterBox(0.4)).of_kind()
     paths = {kind: {fault.path for fault in faults} for kind, faults in found.items()}
     expected = {
         "unreadable": {"train/red/nowhere.png"},
@@ -150,7 +152,7 @@ def test_each_defect_is_found_and_named(sick):
     assert pairs["near-leak"] == {frozenset(("train/red/near_leak.png", "val/red/near_leak.jpg"))}
     near_labels = frozenset(("train/blue/near_label.png", "train/red/near_label.jpg"))
     assert pairs["near-duplicate, two labels"] == {near_labels}
-    (part,) = find_faults(sick, workers=2, box=CenterBox(0.75)).of_kind()["part of the picture"]
+    (part,) = find_issues(sick, workers=2, box=CenterBox(0.75)).of_kind()["part of the picture"]
     assert part.detail == "the network sees 56% of a picture (median)"
     assert {*paths, "part of the picture"} == KINDS.keys()  # none without a test
 
@@ -158,21 +160,21 @@ def test_each_defect_is_found_and_named(sick):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_found(clean):
     (clean / "train" / "red" / "001.png").chmod(0)
-    (fault,) = find_faults(clean, workers=1).faults
+    (fault,) = find_issues(clean, workers=1).faults
     assert (fault.kind, fault.path) == ("unreadable", "train/red/001.png")
 
 
 def test_what_training_refuses_is_an_error(clean, tmp_path):
     (tmp_path / "flat").mkdir()
     photograph(0).save(tmp_path / "flat" / "a.png")
-    (fault, refused) = find_faults(tmp_path / "flat", workers=1).faults
+    (fault, refused) = find_issues(tmp_path / "flat", workers=1).faults
     assert (fault.kind, refused.kind) == ("ignored file", "refused")
     assert "has no class folders" in refused.detail
     one = draw_classes(tmp_path / "one", {"red": 12})
-    assert {fault.kind for fault in find_faults(one, workers=1).faults} == {"refused"}
+    assert {fault.kind for fault in find_issues(one, workers=1).faults} == {"refused"}
     for file in (clean / "val").rglob("*.png"):
         file.unlink()
-    assert {"empty class", "refused"} == {fault.kind for fault in find_faults(clean, workers=1).faults}
+    assert {"empty class", "refused"} == {fault.kind for fault in find_issues(clean, workers=1).faults}
 
 
 def test_of_equal_files_that_of_test_stays_and_every_leak_is_told(clean):
@@ -181,7 +183,7 @@ def test_of_equal_files_that_of_test_stays_and_every_leak_is_told(clean):
         photograph(7).save(clean / place)
     for place in ("train/red/c.png", "train/blue/c.png", "val/blue/c.png"):
         photograph(8).save(clean / place)
-    found = find_faults(clean, workers=1)
+    found = find_issues(clean, workers=1)
     leaks = {"train/red/a.png", "val/red/a.png", "val/red/b.png", "train/red/c.png", "train/blue/c.png"}
     assert {fault.path for fault in found.of_kind()["leak"]} == leaks
     assert set(found.to_exclude()) == leaks | {"val/blue/c.png"}
@@ -195,7 +197,7 @@ def test_each_of_many_images_that_look_alike_is_told_once(tmp_path):
             picture = photograph(1)
             picture.putpixel((number % 90, number // 90 + 40 * (split == "val")), (0, 0, 0))
             picture.save(tmp_path / split / "red" / f"{number}.png")
-    found = find_faults(tmp_path, workers=2).of_kind()
+    found = find_issues(tmp_path, workers=2).of_kind()
     assert len(found["near-duplicate"]) + len(found["near-leak"]) == 331
     assert {fault.other for fault in found["near-leak"]} == {"val/red/0.png", "val/red/1.png"}
 
@@ -212,7 +214,7 @@ def test_a_damaged_later_frame_is_no_damage(clean):
     with Image.open(path) as image, pytest.raises(TypeError, match="Missing dimensions"):
         image.seek(1)
     read_image(path)  # the first one is taken
-    assert not {"damaged", "not an image"} & find_faults(clean, workers=1).of_kind().keys()
+    assert not {"damaged", "not an image"} & find_issues(clean, workers=1).of_kind().keys()
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_names_of_any_kind_can_be_left_out(clean, command, name):
 
 def test_a_pipe_is_no_image(clean, train):
     os.mkfifo(clean / "train" / "red" / "pipe.png")
-    (fault,) = find_faults(clean, workers=1).faults
+    (fault,) = find_issues(clean, workers=1).faults
     assert (fault.kind, fault.detail) == ("unreadable", "a device or a pipe, not a file")
     assert "pipe.png: a device or a pipe, not a file" in train(f"data.data_dir={clean}").output
 

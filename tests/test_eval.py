@@ -7,8 +7,8 @@ from conftest import SMALL, draw_classes
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
-from imago.carried_config import carried, read_carried
-from imago.checkpoints import SCHEMA, read_checkpoint
+from imago.checkpoint.read import SCHEMA, read_checkpoint
+from imago.config.carried import checkpoint_config, read_checkpoint_config
 
 SPLITS = ("train", "val", "test")
 
@@ -133,7 +133,7 @@ def test_checkpoints_carry_their_run_in_plain_types(trained):
     assert told["schema"] == SCHEMA
     assert told["class_names"] == ["blue", "green", "red"]
     assert told["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    assert told["eval_transform"]["box"] == {"_target_": "imago.data.stages.CenterBox", "share": 0.875}
+    assert told["eval_transform"]["box"] == {"_target_": "imago.data.CenterBox", "share": 0.875}
     assert told["image_size"] == 16
     assert told["data"]["counts"] == {
         "train": {"blue": 14, "green": 12, "red": 13},
@@ -142,7 +142,7 @@ def test_checkpoints_carry_their_run_in_plain_types(trained):
     assert told["best_value"] == max(row["val/acc"] for row in told["history"])
     assert set(told["git"]) == {"commit", "dirty"}
     assert set(told["versions"]) == {"imago", "torch", "torchvision", "python"}
-    content = read_carried(told["config"], "x")
+    content = read_checkpoint_config(told["config"], "x")
     assert content["data"]["seed"] == "${seed}"
     assert "accelerator" not in content["trainer"]
     assert "paths" not in content
@@ -163,7 +163,7 @@ def test_what_reads_the_environment_becomes_its_value_and_secrets_stay_out(monke
             "logger": {"key": "x"},
         }
     )
-    content = read_carried(carried(cfg), "x")
+    content = read_checkpoint_config(checkpoint_config(cfg), "x")
     assert content["data"] == {"data_dir": "/photos/a", "seed": "${seed}", "login": None}
     assert content["model"] == {"_target_": "my.Tokenizer"}
     assert content["trainer"] == {"max_epochs": 1}

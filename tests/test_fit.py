@@ -7,7 +7,8 @@ from conftest import SMALL
 from PIL import Image, ImageOps
 
 import imago
-from imago.data.stages import CenterBox, ImageTransform, PaddedBox, RandomResizedBox, WholeBox, pair, seen_fraction
+from imago.data.crops import CenterBox, PaddedCropBox, RandomResizedBox, WholeBox, pair, seen_fraction
+from imago.data.transforms import ImageTransform
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_random_boxes_stay_on_the_canvas(fit):
         for _ in range(50):
             box = transform.box(height, width)
             assert min(box.height, box.width) >= 1
-            assert isinstance(box, PaddedBox) == (fit == "pad")
+            assert isinstance(box, PaddedCropBox) == (fit == "pad")
             if fit != "pad":
                 assert box.top >= 0
                 assert box.left >= 0

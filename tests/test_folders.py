@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import draw_classes
 
-from imago.data.folders import FolderImages, read_tree
-from imago.data.images import class_counts, drawn_sides
+from imago.data.draws import draw_sides
+from imago.data.folder_images import FolderImages
+from imago.data.folders import read_tree
+from imago.data.images import class_counts
 
 
 def read(root: Path, val_ratio: float = 0.1, seed: int = 0):
@@ -45,12 +47,12 @@ def images_of(counts: list[int], shift: int = 0) -> FolderImages:
 
 
 def drawn(images: FolderImages, val_ratio: float, seed: int) -> dict[str, list[int]]:
-    return drawn_sides(images.paths, images.labels, {"val": val_ratio}, seed)
+    return draw_sides(images.paths, images.labels, {"val": val_ratio}, seed)
 
 
 def sides_of(images: FolderImages, shares: dict[str, float], seed: int) -> dict[str, str]:
     sides = dict.fromkeys(images.paths, "train")
-    for name, indices in drawn_sides(images.paths, images.labels, shares, seed).items():
+    for name, indices in draw_sides(images.paths, images.labels, shares, seed).items():
         sides |= {images.paths[index]: name for index in indices}
     return sides
 
@@ -67,14 +69,14 @@ def test_images_that_are_added_later_move_no_other_one(shares):
 def test_a_drawn_split_has_at_most_half_of_a_class_and_about_its_share_of_small_ones():
     for seed in range(50):
         images = images_of([1, 2, 3, 4, 5])
-        val = drawn_sides(images.paths, images.labels, {"val": 0.5}, seed)["val"]
+        val = draw_sides(images.paths, images.labels, {"val": 0.5}, seed)["val"]
         counts = class_counts(images.select(val), list("abcde"))
         assert counts["a"] == 0
         assert all(count <= size // 2 for count, size in zip(counts.values(), (1, 2, 3, 4, 5), strict=True))
         assert len(drawn(images_of([2] * 30), 0.1, seed)["val"]) <= 16
         of_each = class_counts(ten := images_of([10] * 5), list("abcde"))
-        drawn = class_counts(ten.select(drawn(ten, 0.1, seed)["val"]), list("abcde"))
-        assert all(drawn[name] >= 1 for name in of_each)
+        counted = class_counts(ten.select(drawn(ten, 0.1, seed)["val"]), list("abcde"))
+        assert all(counted[name] >= 1 for name in of_each)
         assert len(drawn(images_of([3, 3]), 0.1, seed)["val"]) >= 2
 
 

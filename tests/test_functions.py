@@ -7,8 +7,9 @@ from conftest import SMALL
 from sklearn.metrics import accuracy_score
 
 import imago
+from imago.data.crops import CenterBox
 from imago.data.image_folder import ImageFolderDataModule
-from imago.data.stages import CenterBox, ImageTransform, Normalize
+from imago.data.transforms import ImageTransform, Normalize
 
 
 def test_a_network_is_scored_on_a_data_module(trained, colours):
@@ -90,8 +91,8 @@ def test_pictures_have_200_dpi_or_another_format(train):
 
 
 def test_many_classes_have_a_compact_table():
-    from imago.reports import BEST, bytes_of_predictions, prediction_rows
-    from imago.scoring import Score
+    from imago.evaluation.outputs import BEST, bytes_of_predictions, prediction_rows
+    from imago.evaluation.score import Score
 
     names = [f"class{number:03d}" for number in range(150)]
     logits = np.random.default_rng(0).normal(size=(4, 150))

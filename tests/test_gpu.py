@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 
-from imago.data.module import CopyingDataModule
+from imago.data.transfer import CopyingDataModule
 
 pytestmark = [
     pytest.mark.gpu,

@@ -78,7 +78,7 @@ def test_amp_trains_on_the_cpu_in_bf16_and_keeps_weights_in_fp32(train):
 
 @pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_amp_is_left_out_on_a_cpu_that_would_be_slower_with_it(train, monkeypatch, has_bf16, precision):
-    monkeypatch.setattr("imago.building._cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("imago.training.trainer._cpu_has_bf16", lambda: has_bf16)
     run = train("trainer=amp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "test=false")
     assert run.exit_code == 0, run.output
     assert precision in run.text("summary.txt")

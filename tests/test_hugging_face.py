@@ -6,8 +6,9 @@ import torch
 from conftest import SMALL, draw_classes
 from test_train import rows, same
 
+from imago.data.crops import CenterBox
 from imago.data.hugging_face import HuggingFaceDataModule
-from imago.data.stages import CenterBox, ImageTransform, Normalize
+from imago.data.transforms import ImageTransform, Normalize
 
 TRANSFORM = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize(mean=[0.5] * 3, std=[0.5] * 3)})
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

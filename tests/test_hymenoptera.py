@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from imago.data.hymenoptera import SHA256, URL, hymenoptera
+from imago.data.hymenoptera import SHA256, URL, download_hymenoptera
 
 
 def archive(names: list[str]) -> bytes:
@@ -60,7 +60,7 @@ def left(folder) -> list[str]:
 def test_it_is_downloaded_once_and_unpacked(tmp_path, serve):
     url = serve(GOOD)
     for _ in range(2):
-        folder = hymenoptera(str(tmp_path), url, sha(GOOD))
+        folder = download_hymenoptera(str(tmp_path), url, sha(GOOD))
         assert folder == tmp_path / "hymenoptera_data"
         assert (folder / "train/ants/1.jpg").read_bytes() == b"content of hymenoptera_data/train/ants/1.jpg"
     assert len(serve.requests) == 1
@@ -69,32 +69,32 @@ def test_it_is_downloaded_once_and_unpacked(tmp_path, serve):
 
 def test_data_that_is_there_is_taken(tmp_path):
     (tmp_path / "hymenoptera_data").mkdir()
-    assert hymenoptera(str(tmp_path), "http://127.0.0.1:1/none") == tmp_path / "hymenoptera_data"
+    assert download_hymenoptera(str(tmp_path), "http://127.0.0.1:1/none") == tmp_path / "hymenoptera_data"
 
 
 def test_an_archive_that_was_put_there_by_hand_is_taken(tmp_path):
     (tmp_path / "hymenoptera_data.zip").write_bytes(GOOD)
-    assert (hymenoptera(str(tmp_path), "http://127.0.0.1:1/none", sha(GOOD)) / "val/bees/2.jpg").is_file()
+    assert (download_hymenoptera(str(tmp_path), "http://127.0.0.1:1/none", sha(GOOD)) / "val/bees/2.jpg").is_file()
 
 
 def test_another_file_is_refused_and_removed(tmp_path, serve):
     with pytest.raises(ValueError, match=f"{sha(GOOD)}(.|\n)*{SHA256} was expected"):
-        hymenoptera(str(tmp_path), serve(GOOD))
+        download_hymenoptera(str(tmp_path), serve(GOOD))
     assert left(tmp_path) == []
 
 
 def test_half_a_download_is_never_taken_for_data(tmp_path, serve):
     with pytest.raises(ConnectionError, match=f"{len(GOOD) // 2} of {len(GOOD)} bytes"):
-        hymenoptera(str(tmp_path), serve(GOOD[: len(GOOD) // 2], promised=len(GOOD)), sha(GOOD))
+        download_hymenoptera(str(tmp_path), serve(GOOD[: len(GOOD) // 2], promised=len(GOOD)), sha(GOOD))
     assert left(tmp_path) == []
-    hymenoptera(str(tmp_path), serve(GOOD), sha(GOOD))
+    download_hymenoptera(str(tmp_path), serve(GOOD), sha(GOOD))
 
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "hymenoptera_data/../../outside.txt"])
 def test_a_path_outside_the_folder_is_refused(tmp_path, serve, name):
     evil = archive(["hymenoptera_data/train/ants/1.jpg", name])
     with pytest.raises(ValueError, match="outside its folder"):
-        hymenoptera(str(tmp_path / "data"), serve(evil), sha(evil))
+        download_hymenoptera(str(tmp_path / "data"), serve(evil), sha(evil))
     assert not list(tmp_path.rglob("outside.txt"))
     assert not (tmp_path / "data" / "hymenoptera_data").exists()
 

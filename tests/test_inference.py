@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from test_torchvision_set import write_mnist
 
 import imago
-from imago.backbones import TinyNet
 from imago.data.decode import BadImageError
+from imago.model.networks import TinyNet
 
 NAMES = ("blue", "green", "red")
 
@@ -303,7 +303,7 @@ def test_exported_weights_stand_alone(command, trained):
     assert told["class_names"] == list(NAMES)
     assert told["image_size"] == 16
     assert told["normalisation"]["mean"] == [0.485, 0.456, 0.406]
-    assert told["network"]["_target_"] == "imago.backbones.TinyNet"
+    assert told["network"]["_target_"] == "imago.model.TinyNet"
     assert "give a file that ends in" in command("export", f"ckpt_path={trained.dir}", "output=x.pt").output
     assert "format=onnx: give safetensors" in command("export", f"ckpt_path={trained.dir}", "format=onnx").output
     refused = command("eval", f"ckpt_path={path}")

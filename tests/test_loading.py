@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from imago.data.folders import FolderImages, read_tree
-from imago.data.images import Names
-from imago.data.loading import EvalBatchSampler, ImageDataset, Loader, TrainBatchSampler
-from imago.data.stages import ImageTransform, RandomResizedBox
+from imago.data.crops import RandomResizedBox
+from imago.data.dataset import ImageDataset
+from imago.data.folder_images import FolderImages
+from imago.data.folders import read_tree
+from imago.data.images import StringArray
+from imago.data.loader import Loader
+from imago.data.samplers import EvalBatchSampler, TrainBatchSampler
+from imago.data.transforms import ImageTransform
 
 
 def some(count: int) -> FolderImages:
@@ -29,7 +33,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert order(sampler, 1) != first
     assert order(sampler, 0) == first
     assert order(TrainBatchSampler(some(50), 8, seed=1), 0) != first
-    assert order(TrainBatchSampler(some(50), 8, seed=0, same_order=True), 3) == first
+    assert order(TrainBatchSampler(some(50), 8, seed=0, fixed_order=True), 3) == first
 
 
 @pytest.mark.parametrize(("size", "batch_size", "batches"), [(9, 4, 2), (10, 4, 3), (8, 4, 2), (1, 4, 1), (3, 1, 3)])
@@ -137,7 +141,7 @@ def test_a_split_selects_in_the_order_given():
 
 def test_names_are_a_sequence_of_texts():
     texts = ["a", "", "Käfer/😀.png", "z" * 300, "\udcff.png"]
-    names = Names(texts)
+    names = StringArray(texts)
     assert names == texts
     assert (len(names), names[-1], names[2]) == (5, texts[-1], texts[2])
     assert names[1:4] == texts[1:4]

@@ -2,8 +2,8 @@ import logging
 import os
 import time
 
-from imago import logs
-from imago.logs import LogFile, logging_to
+from imago.run import logs
+from imago.run.logs import LogFile, logging_to
 
 
 def test_the_file_has_debug_and_the_console_has_not(tmp_path, capsys):

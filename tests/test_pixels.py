@@ -13,8 +13,10 @@ from PIL import Image, ImageCms
 from test_doctor import photograph, swapped_profile
 
 from imago.data.colour import Decoding, range_of
-from imago.data.decode import BadImageError, damaged_files, header_fault, largest_value, read_box, read_image
-from imago.data.stages import Box, CenterBox, ImageTransform
+from imago.data.crops import CenterBox, CropBox
+from imago.data.decode import BadImageError, damaged_files, read_box, read_image
+from imago.data.headers import header_error, largest_value
+from imago.data.transforms import ImageTransform
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8).reshape(6, 8)  # what is to be seen
 DEEP = RAMP.astype(np.int64) * 257
@@ -106,7 +108,7 @@ def test_pixels_that_would_be_read_wrongly_are_refused_by_name(tmp_path, what, w
     path = tiff(tmp_path / "odd.tif", values, what.pop("bits"), **what)
     with pytest.raises(BadImageError, match=words):
         read_image(path)
-    assert words in str(header_fault(path)) or "YCbCr" in words
+    assert words in str(header_error(path)) or "YCbCr" in words
 
 
 def test_pngs_of_16_bits_and_colours(tmp_path):
@@ -230,7 +232,7 @@ def test_files_of_other_kinds_are_named(tmp_path, content, words):
     (tmp_path / "photo.jpg").write_bytes(content)
     with pytest.raises(BadImageError, match=words):
         read_image(tmp_path / "photo.jpg")
-    assert words in str(header_fault(tmp_path / "photo.jpg"))
+    assert words in str(header_error(tmp_path / "photo.jpg"))
 
 
 def test_an_avif_is_read_whatever_its_name(tmp_path):
@@ -270,7 +272,7 @@ def test_a_lossless_jpeg_is_not_decoded_at_a_part_of_its_size(tmp_path):
         simplejpeg.decode_jpeg(lossless_jpeg(), "GRAY")
     except ValueError:
         pytest.skip("this libjpeg knows no lossless JPEGs")
-    box = read_box(tmp_path / "a.jpg", lambda height, width: Box(0, 0, height, width), 2)
+    box = read_box(tmp_path / "a.jpg", lambda height, width: CropBox(0, 0, height, width), 2)
     assert box.shape == (3, 8, 8)
     assert box.unique().tolist() == [128]
 

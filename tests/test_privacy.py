@@ -22,16 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, with_group_norm
-from imago.criterions import CriterionsComposition
 from imago.dp.accounting import Ledger, accountant_of, epsilon, noise_for, steps_within
+from imago.dp.budget import LEDGER
 from imago.dp.clipping import Adaptive, Clipping, PerLayer
-from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.report import most_hits, rounded_up
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
-from imago.dp.strategy import LEDGER, DifferentialPrivacy
-from imago.module import DictModule
-from imago.randomness import key
+from imago.dp.strategy import DifferentialPrivacy
+from imago.dp.tape import Tape
+from imago.dp.terms import UnknownGradientError
+from imago.model.losses import CriterionsComposition
+from imago.model.module import DictModule
+from imago.model.networks import SimpleCNN, SimpleDenseNet, TinyNet
+from imago.model.surgery import with_group_norm
+from imago.randomness import derive_seed
 
 CLASSES = 3
 STEPS = 5  # of an epoch of the 39 images in batches of 8
@@ -41,7 +44,7 @@ TORCHVISION = (
 )
 DP = ("strategy=dp", "logger=[]")
 NO_AUGMENTATION = (
-    *("data.train_transform.box._target_=imago.data.stages.CenterBox", "~data.train_transform.box.scale"),
+    *("data.train_transform.box._target_=imago.data.CenterBox", "~data.train_transform.box.scale"),
     "~data.train_transform.box.ratio",
     "data.train_transform.batch.flip=null",
 )
@@ -429,7 +432,7 @@ def test_a_step_that_cannot_be_noted_is_not_taken(tmp_path):
 
 KILLED = """
 import os, random, signal, sys
-import imago.building, imago.training, opacus.accountants
+import imago.training.trainer, imago.training.fit, opacus.accountants
 import imago.train
 from imago.dp.secret import SecretDraws
 normal, file, parameters = SecretDraws.normal, sys.argv.pop(1), int(sys.argv.pop(1))
@@ -477,7 +480,7 @@ def test_however_a_run_dies_its_report_says_no_less_than_its_files(tmp_path, col
     words += [f"hydra.run.dir={tmp_path}/run", f"paths.cache_dir={tmp_path}/cache", f"paths.log_dir={tmp_path}/logs"]
     words += ["callbacks.resume.every_n_train_steps=1"]
     code = (
-        "import os, signal, imago.dp.strategy as s\n"
+        "import os, signal, imago.dp.parts as s\n"
         "normal, calls = s.SecretDraws.normal, []\n"
         "def dying(draws, like, std):\n"
         "    calls.append(1)\n"
@@ -652,9 +655,9 @@ def test_other_batches_are_refused(train, tmp_path, monkeypatch):
     ],
 )
 def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tmp_path, monkeypatch, change, said):
-    (tmp_path / f"own_{key('own', change)}.py").write_text(
+    (tmp_path / f"own_{derive_seed('own', change)}.py").write_text(
         "import torch\n"
-        "from imago.backbones import TinyNet\n"
+        "from imago.model import TinyNet\n"
         "class Own(TinyNet):\n"
         "    def __init__(self, num_classes):\n"
         "        super().__init__(num_classes)\n"
@@ -666,7 +669,7 @@ def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tm
         "        return super().forward(x)\n"
     )
     monkeypatch.chdir(tmp_path)
-    run = train(*DP, f"model.net._target_=own_{key('own', change)}.Own")
+    run = train(*DP, f"model.net._target_=own_{derive_seed('own', change)}.Own")
     assert run.exit_code == 1
     assert said in run.output
 
@@ -733,9 +736,9 @@ def test_a_norm_that_cancels_is_not_too_small():
     inputs = torch.full((1, 64, 128), 1e4)
     outputs = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
     outputs -= outputs.mean(dim=1, keepdim=True)
-    from imago.dp.gradients import Linear
+    from imago.dp.terms import LinearGrads
 
-    part = Linear(inputs, outputs)
+    part = LinearGrads(inputs, outputs)
     assert part.squared_norms() >= 0.99 * part.whole().double().square().sum()
 
 

@@ -215,7 +215,7 @@ def test_stages_that_draw_or_mix_by_other_means_are_refused(train, tmp_path, mon
 
 def test_an_image_whose_gradient_is_not_finite_does_not_end_the_run(train, tmp_path, monkeypatch):
     (tmp_path / "poisoned.py").write_text(
-        "from imago.backbones import TinyNet\n"
+        "from imago.model import TinyNet\n"
         "class Poisoned(TinyNet):\n"
         "    '''Images that are rather red give infinities.'''\n"
         "    def forward(self, x):\n"

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imago.backbones import SimpleCNN, SimpleDenseNet, TinyNet, torchvision_net
-from imago.criterions import CriterionsComposition
-from imago.dp.gradients import UnknownGradientError
+from imago.dp.terms import UnknownGradientError
 from imago.dp.trial import try_network
-from imago.module import DictModule
+from imago.model.losses import CriterionsComposition
+from imago.model.module import DictModule
+from imago.model.networks import SimpleCNN, SimpleDenseNet, TinyNet
+from imago.model.torchvision import torchvision_net
 
 REMEMBERED: list[Tensor] = []
 

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 from test_train import rows, same
 
-from imago.config import restore_config
-from imago.processes import ProcessError, other_processes, process_count
-from imago.run_folder import RunFolder
+from imago.cli.processes import ProcessError, other_processes, process_count
+from imago.config.invocation import Invocation
+from imago.run.folder import RunFolder
 
 
 def test_two_processes_make_one_run_and_score_every_image_once(train):
@@ -98,7 +98,7 @@ def is_killed(_, run):
 
 def test_a_run_ends_when_another_process_is_killed(tmp_path):
     code = (
-        "import imago.processes as p, test_processes as t, sys, pathlib\n"
+        "import imago.cli.processes as p, test_processes as t, sys, pathlib\n"
         "p.SECONDS_TO_RAISE = 1\n"
         "t.run_it(t.is_killed, pathlib.Path(sys.argv[1]))\n"
     )
@@ -114,7 +114,8 @@ def test_a_run_ends_when_another_process_is_killed(tmp_path):
 
 def run_it(task, folder):
     run = RunFolder.claim(folder)
-    cfg = restore_config({"config": "seed: 1", "hydra": "hydra: {}"})
+    run.invocation = Invocation("train", hydra="hydra: {}")
+    cfg = OmegaConf.create({"seed": 1})
     run.processes = 2
     try:
         with other_processes(task, cfg, run):

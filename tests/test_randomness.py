@@ -1,29 +1,29 @@
 import torch
 
-from imago.randomness import key, keyed, uniforms
+from imago.randomness import derive_seed, seeded_scope, uniforms
 
 
 def test_a_key_depends_on_every_part_and_on_their_order():
     keys = {
-        key(),
-        key(0),
-        key(1),
-        key(0, 0),
-        key(0, 1),
-        key(1, 0),
-        key("a"),
-        key("b"),
-        key("a", 0),
-        key(-1),
-        key(2**63),
+        derive_seed(),
+        derive_seed(0),
+        derive_seed(1),
+        derive_seed(0, 0),
+        derive_seed(0, 1),
+        derive_seed(1, 0),
+        derive_seed("a"),
+        derive_seed("b"),
+        derive_seed("a", 0),
+        derive_seed(-1),
+        derive_seed(2**63),
     }
     assert len(keys) == 11
-    assert key("order", 3, 4) == key("order", 3, 4)
+    assert derive_seed("order", 3, 4) == derive_seed("order", 3, 4)
 
 
 def test_uniforms_are_those_of_the_key_of_each_entry():
     index = torch.tensor([0, 1, 7, 123456, 2**40])
-    expected = [(key("flip", 42, 3, entry) >> 40) / 2**24 for entry in index.tolist()]
+    expected = [(derive_seed("flip", 42, 3, entry) >> 40) / 2**24 for entry in index.tolist()]
     assert uniforms(index, "flip", 42, 3).tolist() == expected
 
 
@@ -38,9 +38,9 @@ def test_keyed_draws_repeat_and_leave_the_generator_as_it_was():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    with keyed("augmentation", 1, 2):
+    with seeded_scope("augmentation", 1, 2):
         first = torch.rand(3)
-    with keyed("augmentation", 1, 2):
+    with seeded_scope("augmentation", 1, 2):
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(3), expected)

@@ -16,9 +16,9 @@ import torch
 from conftest import SMALL, type_in_subprocess
 from test_train import same
 
-from imago import run_lock
-from imago.callbacks.checkpoint import WholeFileCheckpointIO
-from imago.run_folder import RunFolder
+from imago.checkpoint.write import WholeFileCheckpointIO
+from imago.run import lock as run_lock
+from imago.run.folder import RunFolder
 from imago.status import true_state
 
 
@@ -76,10 +76,10 @@ def test_logs_that_cannot_be_written_do_not_end_the_run(train, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("imago.loggers._Writer.save", refuse)
+    monkeypatch.setattr("imago.training.loggers._Writer.save", refuse)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", refuse)
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_image", refuse)
-    monkeypatch.setattr("imago.callbacks.run_record.RunRecord._write_record", refuse)
+    monkeypatch.setattr("imago.callbacks.run_status.RunStatus._write", refuse)
     run = train("logger=[csv,tensorboard]")
     assert run.exit_code == 0, run.output
     for name in ("CSVLogger", "TensorBoardLogger", "The record in the run folder"):
@@ -155,8 +155,8 @@ def test_preflight_alone_trains_nothing(command):
 @pytest.mark.parametrize(
     ("patched", "words"),
     [
-        ("imago.preflight.shutil.disk_usage", "MB are free. Remove something"),
-        ("imago.preflight._free_memory", "of memory, 0.0 MB are free: type a smaller data.batch_size="),
+        ("imago.callbacks.preflight.shutil.disk_usage", "MB are free. Remove something"),
+        ("imago.callbacks.preflight._free_memory", "of memory, 0.0 MB are free: type a smaller data.batch_size="),
     ],
 )
 def test_too_little_disk_or_memory_is_said_before_the_first_epoch(train, monkeypatch, patched, words):
@@ -240,7 +240,7 @@ def test_status_tells_the_dead_from_the_living(tmp_path, monkeypatch, capsys):
 
 
 def test_a_slow_run_shows_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("imago.run_folder.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("imago.run.folder.HEARTBEAT_SECONDS", 0.05)
     run = RunFolder.claim(tmp_path)
     run.start()
     (tmp_path / "status.json").unlink()

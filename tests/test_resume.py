@@ -381,7 +381,7 @@ def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
 
 
 def test_a_second_signal_does_not_hide_how_the_run_ended(tmp_path, colours):
-    again = "import os, signal\nfrom imago.run_folder import RunFolder\noriginal = RunFolder.update\n"
+    again = "import os, signal\nfrom imago.run.folder import RunFolder\noriginal = RunFolder.update\n"
     again += "def update(self, **status):\n"
     again += "    if status.get('status') == 'preempted': os.kill(os.getpid(), signal.SIGTERM)\n"
     again += "    original(self, **status)\nRunFolder.update = update\n"

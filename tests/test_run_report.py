@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO, draw_classes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from imago import run_report
-from imago.run_report import refresh_report, wilson, write_report
+from imago.report import page as run_report
+from imago.report.page import refresh_report, wilson, write_report
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -96,7 +96,7 @@ def test_it_is_there_after_each_epoch_and_refreshes_itself(train, monkeypatch):
         write_report(folder)
         pages.append((folder / "report.html").read_text())
 
-    monkeypatch.setattr("imago.callbacks.run_record.refresh_report", keep)
+    monkeypatch.setattr("imago.callbacks.run_status.refresh_report", keep)
     run = train("trainer.max_epochs=3")
     assert run.exit_code == 0, run.output
     assert len(pages) >= 4
@@ -214,7 +214,7 @@ def test_the_browser_would_see_it(trained, tmp_path):
 
 
 def test_the_template_is_short():
-    assert len((REPO / "src" / "imago" / "report.html.j2").read_text().splitlines()) <= 300
+    assert len((REPO / "src" / "imago" / "report" / "report.html.j2").read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from imago.schedules import built_state, take_typed, warmup_cosine
+from imago.model.optimizers import apply_new_settings, optimizer_settings, warmup_cosine
 
 
 def half(steps: int) -> float:
@@ -54,30 +54,30 @@ CHANGES = {  # scheduler and learning rate, before and after
 def test_what_is_typed_anew_holds_as_if_it_had_been_typed_at_first(change):
     before, lr_before, after, lr_after = CHANGES[change]
     old, new, whole = made(before, lr_before), made(after, lr_after), made(after, lr_after)
-    then, now = built_state(*old), built_state(*new)
+    then, now = optimizer_settings(*old), optimizer_settings(*new)
     rates(*old, 20)
     new[0].load_state_dict(old[0].state_dict())
     new[1].load_state_dict(old[1].state_dict())
-    take_typed(*new, then, now)
+    apply_new_settings(*new, then, now)
     expected = rates(*whole, 30)[20:]
     assert rates(*new, 10) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_sequence_of_schedules_takes_a_new_learning_rate():
     old, new = made(sequence, 0.1), made(sequence, 0.4)
-    then, now = built_state(*old), built_state(*new)
+    then, now = optimizer_settings(*old), optimizer_settings(*new)
     rates(*old, 5)
     new[0].load_state_dict(old[0].state_dict())
     new[1].load_state_dict(old[1].state_dict())
-    take_typed(*new, then, now)
+    apply_new_settings(*new, then, now)
     assert rates(*new, 3) == pytest.approx([4 * rate for rate in rates(*old, 3)])
 
 
 def test_nothing_changes_where_nothing_was_typed_or_a_checkpoint_does_not_know():
     optimizer, scheduler = made(partial(warmup_cosine, total_steps=50), 0.1)
-    now = built_state(optimizer, scheduler)
+    now = optimizer_settings(optimizer, scheduler)
     rates(optimizer, scheduler, 7)
     before = repr(optimizer.state_dict()), repr(scheduler.state_dict())
-    take_typed(optimizer, scheduler, now, now)
-    take_typed(optimizer, scheduler, {}, now)
+    apply_new_settings(optimizer, scheduler, now, now)
+    apply_new_settings(optimizer, scheduler, {}, now)
     assert (repr(optimizer.state_dict()), repr(scheduler.state_dict())) == before

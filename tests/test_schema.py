@@ -11,11 +11,11 @@ from jsonschema import Draft202012Validator
 from omegaconf import OmegaConf
 from referencing import Registry, Resource
 
-from imago import signatures
-from imago.config import CONFIG_DIR
-from imago.ranges import AtLeast, AtMost
-from imago.schema import mismatch, problems, shipped
-from imago.signatures import arguments_schema
+from imago.config import signatures
+from imago.config.root import CONFIG_DIR
+from imago.config.schema import mismatch, problems, shipped
+from imago.config.signatures import arguments_schema
+from imago.definitions import AtLeast, AtMost
 
 
 def example(

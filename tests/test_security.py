@@ -21,12 +21,12 @@ import yaml
 from conftest import REPO, SMALL, draw_classes
 
 import imago
-from imago.backbones import read_weights
-from imago.checkpoint_file import check_legacy
-from imago.checkpoints import read_checkpoint
-from imago.provenance import git_state
-from imago.reading import MISFIT, fitting
-from imago.signing import is_signed, key_file
+from imago.checkpoint.guard import check_legacy
+from imago.checkpoint.read import read_checkpoint
+from imago.checkpoint.signing import is_signed, key_file
+from imago.files import MISFIT, fitting
+from imago.model.torchvision import read_weights
+from imago.run.provenance import git_state
 from imago.terminal import console
 
 MARK = "EXECUTED"
@@ -87,7 +87,7 @@ def test_modules_in_the_current_folder_are_imported_only_when_they_are_named(bes
     tmp_path = best.parent
     for name in ("tabulate", "colorama", "regex", "psutil", "accimage", "gmpy2", "lz4", "snappy", "defusedxml"):
         (tmp_path / f"{name}.py").write_text(f"open({MARK!r}, 'w'); raise ImportError")
-    (tmp_path / "my_parts.py").write_text("from imago.backbones import TinyNet\n")
+    (tmp_path / "my_parts.py").write_text("from imago.model import TinyNet\n")
     (tmp_path / "my_net.py").write_text("from my_parts import TinyNet\nclass MyNet(TinyNet):\n    pass\n")
     done = typed(tmp_path, "eval.py", "ckpt_path=best.ckpt", "hydra.run.dir=eval", "trainer=cpu", "logger=[]")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -164,7 +164,7 @@ def limited() -> None:
 
 READ = """
 import resource, sys, time
-import torch, imago, imago.classifier
+import torch, imago, imago.evaluation.classifier
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 for file in sys.argv[1:]:
     try:
@@ -192,7 +192,12 @@ def read_with_limits(*files: Path) -> tuple[list[str], float, float]:
 def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best, tmp_path):
     files = [pickled_bomb(tmp_path / f"{number}.ckpt", each) for number, each in enumerate(BOMBS.values())]
     files.append(pickled_bomb(tmp_path / "two.ckpt", BOMBS["bytearrays"], first=b"\x80\x02}."))
-    big = {"_target_": "imago.backbones.SimpleDenseNet", "_partial_": True, "in_features": 40_000, "hidden": [40_000]}
+    big = {
+        "_target_": "imago.model.SimpleDenseNet",
+        "_partial_": True,
+        "in_features": 40_000,
+        "hidden": [40_000],
+    }
     deep = {"_target_": "torch.nn.TransformerEncoder", "_partial_": True, "num_layers": 4000}
     deep["encoder_layer"] = {"_target_": "torch.nn.Identity"}
     pads = {f"pad{n}": {"_target_": "torchvision.transforms.v2.Pad", "padding": 4000} for n in range(9)}
@@ -217,8 +222,8 @@ def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best
         lambda content: content.update(params={"a": "w" * 60_000 + " x://"}, seed="${params.a"),
         lambda content: content.update(params={"a": [1] * 9000, "b": "${params.a}", "c": ["${params.b}"] * 900}),
         lambda content: content["model"].update(forward_fn={
-            "_target_": "imago.transforms.ComposeTransform",
-            "up": {"_target_": "imago.transforms.WrapTransform", "transform": up, "mapping": {"image": "input"},
+            "_target_": "imago.wiring.ComposeTransform",
+            "up": {"_target_": "imago.wiring.WrapTransform", "transform": up, "mapping": {"image": "input"},
                    "new_key": "image"},
         }),
     ]  # fmt: skip
@@ -315,7 +320,7 @@ def test_names_of_a_stranger_do_not_steer_the_terminal(best, tmp_path, capsys, c
 @pytest.mark.parametrize("name", ["metrics_test.json", "images_test.json", "data.json", "privacy.json", "samples.json"])
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"n": "x"}', "[" * 99_999, '[{"image": 7}]', "nonsense"])
 def test_odd_results_are_said_or_left_out(trained, tmp_path, name, content):
-    from imago.run_report import write_report
+    from imago.report.page import write_report
 
     run = Path(shutil.copytree(trained.dir, tmp_path / "stranger"))
     (run / "reports" / name).write_text(content)
@@ -326,7 +331,7 @@ def test_odd_results_are_said_or_left_out(trained, tmp_path, name, content):
 
 
 def test_pages_hold_no_html_of_a_stranger_and_load_nothing(trained, tmp_path):
-    from imago.run_report import write_report
+    from imago.report.page import write_report
 
     run = Path(shutil.copytree(trained.dir, tmp_path / "stranger"))
     status = json.loads((run / "status.json").read_text())
@@ -401,7 +406,7 @@ def test_whose_a_checkpoint_is_depends_on_what_is_read(trained, best, tmp_path):
 def test_own_code_is_not_imported_from_where_others_can_write(tmp_path):
     code = tmp_path / "code"
     code.mkdir()
-    (code / "shared_net.py").write_text("from imago.backbones import TinyNet\nclass Net(TinyNet):\n    pass\n")
+    (code / "shared_net.py").write_text("from imago.model import TinyNet\nclass Net(TinyNet):\n    pass\n")
     words = ["model.net._target_=shared_net.Net", "trainer.max_epochs=1", "test=false"]
     photos = draw_classes(tmp_path / "photos", {"blue": 4, "red": 4})
     done = typed(code, "train.py", *SMALL, *words, f"data.data_dir={photos}", "hydra.run.dir=run")
@@ -417,7 +422,7 @@ def test_own_code_is_not_imported_from_where_others_can_write(tmp_path):
 def test_arguments_of_a_network_are_no_secrets(train, command, tmp_path, monkeypatch):
     """A network whose argument is called like a token is scored with it."""
     (tmp_path / "mixer_net.py").write_text(
-        "from imago.backbones import TinyNet\n"
+        "from imago.model import TinyNet\n"
         "class Net(TinyNet):\n"
         "    def __init__(self, num_classes, token_mixer=None):\n"
         "        super().__init__(num_classes)\n"
@@ -432,7 +437,7 @@ def test_arguments_of_a_network_are_no_secrets(train, command, tmp_path, monkeyp
     again = command("eval", f"ckpt_path={run.dir}")
     assert again.json("reports/metrics_test.json")["loss"] == run.json("reports/metrics_test.json")["loss"]
     assert "token_mixer: attn" in run.text("config.yaml")
-    assert "imago.data.image_folder" in run.text("config.yaml")
+    assert "imago.data.ImageFolderDataModule" in run.text("config.yaml")
     done = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
     assert done.exit_code == 0, done.output
 
@@ -521,7 +526,7 @@ def test_a_key_that_others_can_read_signs_nothing(tmp_path, monkeypatch, train, 
 OWN = """
 import torch
 from torch import nn
-from imago.backbones import TinyNet
+from imago.model.networks import TinyNet
 class Net(TinyNet):
     def __init__(self, scale, num_classes):
         super().__init__(num_classes)

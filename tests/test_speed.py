@@ -9,8 +9,8 @@ from conftest import draw_classes, type_in_subprocess
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
+from imago.callbacks.profiler import format_profile
 from imago.callbacks.progress import TimedBar
-from imago.profiling import in_words
 
 MOST_CALLS = 2600
 
@@ -201,7 +201,7 @@ def test_the_profile_adds_up_and_is_in_summary_and_report(train):
 
 
 def test_a_profile_without_images_has_no_rate():
-    assert in_words({"forward": 3.0, "waiting for images": 1.0}, 0) == {
+    assert format_profile({"forward": 3.0, "waiting for images": 1.0}, 0) == {
         "forward": " 75.0%  3.00 s",
         "waiting for images": " 25.0%  1.00 s",
     }

@@ -4,8 +4,9 @@ import torch
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
-from imago.data.stages import Box, CenterBox, ImageTransform, Normalize, RandomHorizontalFlip, RandomResizedBox
-from imago.randomness import keyed
+from imago.data.crops import CenterBox, CropBox, RandomResizedBox
+from imago.data.transforms import ImageTransform, Normalize, RandomHorizontalFlip
+from imago.randomness import seeded_scope
 
 
 def picture(height: int = 300, width: int = 400) -> torch.Tensor:
@@ -23,10 +24,10 @@ def test_the_centre_box_is_the_usual_resize_and_crop():
 def test_random_boxes_are_distributed_as_those_of_torchvision(height, width):
     scale, ratio, count = (0.1, 1.0), (3 / 4, 4 / 3), 4000
     ours_box, theirs_box = RandomResizedBox(scale, ratio), v2.RandomResizedCrop(1, scale, ratio)
-    with keyed("boxes"):
+    with seeded_scope("boxes"):
         ours = np.array([ours_box(height, width) for _ in range(count)])
         drawn = [theirs_box.make_params([torch.empty(1, 1, 1).expand(1, height, width)]) for _ in range(count)]
-    theirs = np.array([[each[side] for side in Box._fields] for each in drawn])
+    theirs = np.array([[each[side] for side in CropBox._fields] for each in drawn])
     assert (ours.min(axis=0) >= 0).all()
     assert (ours[:, 0] + ours[:, 2]).max() <= height
     assert (ours[:, 1] + ours[:, 3]).max() <= width
@@ -97,8 +98,8 @@ def test_one_mean_stands_for_all_channels():
 class OwnBox(RandomResizedBox):
     """Draws from torch."""
 
-    def __call__(self, height: int, width: int) -> Box:
-        return Box(0, 0, int(torch.randint(1, height + 1, ())), width)
+    def __call__(self, height: int, width: int) -> CropBox:
+        return CropBox(0, 0, int(torch.randint(1, height + 1, ())), width)
 
 
 def test_a_box_that_inherits_from_ours_may_draw_from_any_generator():

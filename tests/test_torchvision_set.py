@@ -5,9 +5,10 @@ import pytest
 import torch
 from torchvision.datasets import MNIST
 
-from imago.data.loading import ImageDataset, collate
-from imago.data.stages import CenterBox, ImageTransform, RandomResizedBox
+from imago.data.crops import CenterBox, RandomResizedBox
+from imago.data.dataset import ImageDataset, collate
 from imago.data.torchvision_set import MemoryImages
+from imago.data.transforms import ImageTransform
 
 
 def write_idx(path, values):

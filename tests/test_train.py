@@ -203,7 +203,7 @@ def test_a_sweep_makes_a_folder_per_job(train, tmp_path):
         ["callbacks=none"],
         ["model/optimizer=sgd", "model/scheduler=step", "model.optimizer.lr=0.05"],
         ["model/scheduler=plateau", "optimized_metric=val/loss"],
-        ["model.net._target_=imago.backbones.SimpleCNN", "data.image_size=24"],
+        ["model.net._target_=imago.model.SimpleCNN", "data.image_size=24"],
         ["model=torchvision", "model.net.name=mobilenet_v3_small", "model.net.weights=null", "data.image_size=32"],
         ["trainer=cpu", "trainer.max_epochs=1", "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2"],
         ["strategy=none", "data.on_bad_image=skip", "test=false"],
@@ -417,7 +417,7 @@ def test_pictures_are_pictures(trained):
 
 def test_a_strategy_takes_part_in_sampling_stepping_saving_and_reporting(train, tmp_path, monkeypatch):
     (tmp_path / "counting.py").write_text(
-        "from imago.strategy import Strategy\n"
+        "from imago.model import Strategy\n"
         "class Counting(Strategy):\n"
         "    steps = 0\n"
         "    def train_batch_sampler(self, sampler):\n"

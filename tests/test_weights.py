@@ -8,8 +8,8 @@ from conftest import draw_classes
 from torch import nn
 
 import imago
-from imago.criterions import CriterionsComposition
-from imago.module import DictModule
+from imago.model.losses import CriterionsComposition
+from imago.model.module import DictModule
 
 
 def model(**options) -> DictModule:
@@ -109,12 +109,12 @@ def test_weights_of_another_network_are_refused(train):
 
 
 def test_a_forward_function_alone_can_be_the_network(train, command):
-    wrap = "_target_: imago.transforms.WrapTransform"
+    wrap = "_target_: imago.wiring.WrapTransform"
     linear = "{_target_: torch.nn.Linear, _args_: [768, 3]}"
     layers = f"{{_target_: torch.nn.Sequential, _args_: [{{_target_: torch.nn.Flatten}}, {linear}]}}"
     argmax = "{_target_: torch.argmax, _partial_: true, dim: 1}"
     forward = (
-        "{_target_: imago.transforms.ComposeTransform, "
+        "{_target_: imago.wiring.ComposeTransform, "
         f"logits: {{{wrap}, transform: {layers}, mapping: {{image: input}}, new_key: logits}}, "
         f"prediction: {{{wrap}, transform: {argmax}, mapping: {{logits: input}}, new_key: prediction}}}}"
     )

@@ -5,61 +5,54 @@ ml-doctor clean
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from imago.checks import check_doctor
-from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR
-from imago.run_folder import RunFolder
+from imago.cli.entry import Command
+from imago.config.checks import check_settings
+from imago.config.invocation import Invocation
+from imago.config.root import KeptRoot
+from imago.errors import UserError
+from imago.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from imago.data.faults import Findings
+    from imago.inspection.issues import Findings
 
 
-def main() -> None:
-    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look).
+@dataclass
+class DoctorRoot(KeptRoot):
+    """What `doctor.yaml` has besides."""
 
-    Of several folders (`-m`), the worst counts.
-    """
-    _found.clear()
-    sys.argv[1:] = ["clean=true" if word == "clean" else word for word in sys.argv[1:]]
-    try:
-        _main()
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-        sys.exit(2 if isinstance(stop.code, str) or stop.code == 1 else stop.code)
-    sys.exit(int(max(_found, default=0)))
+    clean: bool = False
 
 
-@type_as_usual
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="doctor")
-def _main(cfg: DictConfig) -> None:
-    _found.append(run_command(examine_from_config, cfg, check_doctor, one_process=True) or 0)
-
-
-_found: list[float] = []
+def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
+    """The same for looking at a folder of images."""
+    check_settings(cfg, invocation, needs_data=not cfg.clean)
+    if cfg.clean:
+        return
+    if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
+        raise UserError("ml-doctor looks at folders: type data.data_dir=PATH, without data.split_file=.")
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     """Looks, shows what was found, writes it to the run folder; returns the exit status."""
     if cfg.clean:
         return _clean(Path(cfg.data.cache_dir))
-    from imago.data.faults import find_faults
-    from imago.data.folders import listed_paths
-    from imago.data.loading import workers
-    from imago.doctor_report import show, write
-    from imago.image_settings import eval_transform_of
+    from imago.data.split_files import listed_paths
+    from imago.evaluation.from_config import eval_transform_of
+    from imago.inspection.report import show, write
+    from imago.inspection.scan import find_issues
+    from imago.resources import workers
 
     root = _folder(cfg)
     excluded = listed_paths(Path(cfg.data.exclude).expanduser()) if cfg.data.exclude is not None else set()
     transform = eval_transform_of(cfg.data)
     box = transform.box if transform.is_fixed else None
-    findings: Findings = find_faults(root, workers(cfg.data.num_workers or None, 1), excluded, box)
+    findings: Findings = find_issues(root, workers(cfg.data.num_workers or None, 1), excluded, box)
     show(findings, run.path)
     write(findings, run.path)
     return findings.exit_status
@@ -81,6 +74,27 @@ def _folder(cfg: DictConfig) -> Path:
     if cfg.data.get("data_dir") is not None:
         return Path(cfg.data.data_dir).expanduser()
     return Path(instantiate(cfg.data.source)())
+
+
+def main() -> None:
+    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look).
+
+    Of several folders (`-m`), the worst counts.
+    """
+    statuses: list[float] = []
+
+    def examine(cfg: DictConfig, run: RunFolder) -> float:
+        statuses.append(examine_from_config(cfg, run))
+        return statuses[-1]
+
+    sys.argv[1:] = ["clean=true" if word == "clean" else word for word in sys.argv[1:]]
+    try:
+        Command("doctor", examine, check_doctor, root=DoctorRoot, one_process=True)()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        sys.exit(2 if isinstance(stop.code, str) or stop.code == 1 else stop.code)
+    sys.exit(int(max(statuses, default=0)))
 
 
 if __name__ == "__main__":

@@ -4,47 +4,52 @@ python src/eval.py ckpt_path=RUN
 python src/eval.py ckpt_path=latest split=val data.data_dir=PATH
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
-from imago.carried_config import starts_from_checkpoint
-from imago.checks import check_from_checkpoint, splits_of
-from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR
-from imago.run_folder import RunFolder
+from imago.cli.entry import Command
+from imago.cli.start_from import resolve_checkpoint_args
+from imago.config.checks import check_from_checkpoint, splits_of
+from imago.config.invocation import Invocation
+from imago.config.root import KeptRoot
+from imago.errors import UserError
+from imago.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from imago.calibration import Calibration
-    from imago.checkpoints import Checkpoint
-    from imago.scoring import Score
+    from imago.checkpoint.read import Checkpoint
+    from imago.evaluation.calibration import Calibration
+    from imago.evaluation.evaluate import Result
+    from imago.evaluation.score import Score
 
 
-@type_as_usual
-@starts_from_checkpoint
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="eval")
-def main(cfg: DictConfig) -> float | None:
-    """The command line of evaluation."""
-    return run_command(evaluate_from_config, cfg, check_eval)
+@dataclass
+class EvalRoot(KeptRoot):
+    """What `eval.yaml` has besides."""
+
+    split: Any = "test"
+    calibrate: bool = False
+    target_accuracy: float = 0.99
+    coverage: float = 0.9
 
 
-def check_eval(cfg: DictConfig, typed: list[str]) -> None:
+def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
     """Raises ValueError for settings that cannot work, before anything is made."""
-    check_from_checkpoint(cfg, typed)
+    check_from_checkpoint(cfg, invocation)
     splits_of(cfg.split, cfg)
     for option in ("target_accuracy", "coverage"):
         if not 0 < cfg[option] < 1:
-            raise ValueError(f"{option}={cfg[option]}: give a share between 0 and 1, 0.99 for example.")
+            raise UserError(f"{option}={cfg[option]}: give a share between 0 and 1, 0.99 for example.")
 
 
-def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
-    """Makes the objects, loads the checkpoint, scores; returns the accuracy of the first split."""
-    from imago.building import build_to_score
-    from imago.calibration import file_beside, fit, key_of, write
-    from imago.results import note_scored_again, show_calibration, show_results
-    from imago.training import evaluate
+def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
+    """Makes the objects, loads the checkpoint, scores."""
+    from imago.evaluation.calibration import file_beside, fit, key_of, write
+    from imago.evaluation.console import note_scored_again, show_calibration, show_results
+    from imago.evaluation.evaluate import evaluate
+    from imago.training.build import build_to_score
 
     data, model, trainer = build_to_score(cfg, run)
 
@@ -62,7 +67,11 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
     show_results(result, run)
     if run.rank == 0:
         note_scored_again(result, run)
-    return next(score.metrics["acc"] for score in result.scores.values())
+    return result
+
+
+main = Command("eval", evaluate_from_config, check_eval, root=EvalRoot, arguments=resolve_checkpoint_args)
+"""The command line of evaluation."""
 
 
 if __name__ == "__main__":

@@ -5,82 +5,93 @@ ml-inference ckpt_path=latest split=val
 """
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from imago.carried_config import starts_from_checkpoint
-from imago.checks import check_from_checkpoint, splits_of
-from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR, typed_overrides
-from imago.run_folder import RunFolder
+from imago.cli.entry import Command
+from imago.cli.start_from import resolve_checkpoint_args
+from imago.config.checks import check_from_checkpoint, splits_of
+from imago.config.invocation import Invocation, override_key
+from imago.config.root import KeptRoot
+from imago.errors import UserError
+from imago.run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from imago.classifier import Classifier
     from imago.data.images import Images
+    from imago.evaluation.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
 TTA = ("none", "flip", "five_crop", "ten_crop")
+
 FORMATS = ("csv", "jsonl")
+
 SOURCE = "source"
+
 OF_A_NETWORK = ("model", "data.image_size", "data.eval_transform")
 
 
-@type_as_usual
-@partial(starts_from_checkpoint, several=True)
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="inference")
-def main(cfg: DictConfig) -> float | None:
-    """The command line of inference."""
-    return run_command(infer_from_config, cfg, check_inference)
+@dataclass
+class InferenceRoot(KeptRoot):
+    """What `inference.yaml` has besides."""
+
+    source: Any = None
+    split: Any = "test"
+    weights: Any = None
+    tta: str = "none"
+    calibrated: bool = False
+    format: str = "csv"
+    rows: int = 10
+    gallery: bool = False
 
 
-def check_inference(cfg: DictConfig, typed: list[str]) -> None:
+def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     """Raises ValueError for settings that cannot work, or not together, before anything is made."""
-    check_from_checkpoint(cfg, typed, needs_data=cfg.source is None)
+    check_from_checkpoint(cfg, invocation, needs_data=cfg.source is None)
     several = OmegaConf.is_list(cfg.ckpt_path)
-    if cfg.source is not None and any(word.startswith("split=") for word in typed):
-        raise ValueError(f"source={cfg.source} and split={cfg.split}: give one of them.")
+    if cfg.source is not None and "split" in invocation.keys:
+        raise UserError(f"source={cfg.source} and split={cfg.split}: give one of them.")
     if cfg.weights is not None:
         if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
-            raise ValueError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
+            raise UserError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
         if not all(type(each) in (int, float) and each >= 0 for each in cfg.weights) or not sum(cfg.weights):
-            raise ValueError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
+            raise UserError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
     if several and cfg.calibrated:
-        raise ValueError("calibrated=true is for one checkpoint: each has a calibration of its own.")
-    of_each = [word for word in typed if word.lstrip("+~").startswith(OF_A_NETWORK)]
+        raise UserError("calibrated=true is for one checkpoint: each has a calibration of its own.")
+    of_each = [word for word in invocation.overrides if override_key(word).startswith(OF_A_NETWORK)]
     if several and of_each:
-        raise ValueError(f"{of_each[0]}: networks and image sizes of an ensemble are those of their checkpoints.")
+        raise UserError(f"{of_each[0]}: networks and image sizes of an ensemble are those of their checkpoints.")
     for option, choices in (("tta", TTA), ("format", FORMATS)):
         if cfg[option] not in choices:
-            raise ValueError(f"{option}={cfg[option]}: give {', '.join(choices[:-1])} or {choices[-1]}.")
+            raise UserError(f"{option}={cfg[option]}: give {', '.join(choices[:-1])} or {choices[-1]}.")
     if cfg.calibrated and cfg.tta != "none":
-        raise ValueError("calibrated=true was fitted without test-time augmentation: type tta=none.")
+        raise UserError("calibrated=true was fitted without test-time augmentation: type tta=none.")
     limit = cfg.trainer.get("limit_predict_batches", 1.0)
     if isinstance(limit, int) or limit != 1.0 or cfg.trainer.get("fast_dev_run"):  # 1 is one batch, 1.0 are all
-        raise ValueError("ml-inference predicts every image: leave limits out, and give a shorter source=.")
+        raise UserError("ml-inference predicts every image: leave limits out, and give a shorter source=.")
     if cfg.rows < 0:
-        raise ValueError(f"rows={cfg.rows}: give 0 or more.")
+        raise UserError(f"rows={cfg.rows}: give 0 or more.")
     if cfg.source is None:
         splits_of(cfg.split, cfg)
 
 
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Loads the checkpoints, predicts, and writes `predictions.csv` (of a split `predictions_<split>.csv`)."""
-    from imago.building import build_predictor
     from imago.data.decode import BadImageError
-    from imago.predicting import predict
-    from imago.results import show_predictions
+    from imago.evaluation.console import show_predictions
+    from imago.evaluation.predict import predict
+    from imago.training.build import build_predictor
 
     files = [Path(path) for path in (cfg.ckpt_path if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path])]
     members = _members(cfg, files)
     calibration = _calibration(cfg, files[0], members[0]) if cfg.calibrated else None
     trainer = build_predictor(cfg, run)
     bad: dict[str, str] = {}
-    for name, images in _images(cfg, members, files).items():
+    for name, images in _images(cfg, members, files, run.invocation).items():
         loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
         loading |= {"rank": run.rank, "processes": run.processes}
         found = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
@@ -103,8 +114,8 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     """The first by the composed config, on which typed settings are; others by their own."""
-    from imago.checkpoints import read_checkpoint
-    from imago.classifier import Classifier, check_own_code, of_checkpoint
+    from imago.checkpoint.read import read_checkpoint
+    from imago.evaluation.classifier import Classifier, check_own_code, of_checkpoint
 
     if len(files) == 1:
         checkpoint = read_checkpoint(files[0])
@@ -113,25 +124,27 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     names = members[0].class_names
     for file, member in zip(files, members, strict=True):
         if member.channels != members[0].channels:
-            raise ValueError(f"{files[0]} and {file}: one is for colour images and one for grey ones.")
+            raise UserError(f"{files[0]} and {file}: one is for colour images and one for grey ones.")
         if member.class_names != names:
-            raise ValueError(
+            raise UserError(
                 "The checkpoints of an ensemble have to know the same classes.\n"
                 f"  {files[0]}: {', '.join(names)}\n  {file}: {', '.join(member.class_names)}"
             )
     return members
 
 
-def _images(cfg: DictConfig, members: "list[Classifier]", files: list[Path]) -> "dict[str, Images]":
+def _images(
+    cfg: DictConfig, members: "list[Classifier]", files: list[Path], invocation: Invocation
+) -> "dict[str, Images]":
     """Name of the file that is written, without its suffix -> images."""
-    from imago.building import made_data
-    from imago.checkpoints import check_data
+    from imago.checkpoint.fits import check_data
     from imago.data.sources import read_source
+    from imago.training.build import make_data
 
     if cfg.source is not None:
         source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)
         return {"predictions": read_source(source, members[0].class_names, members[0].channels)}
-    data = made_data(cfg.data, members[0].checkpoint, typed_overrides())
+    data = make_data(cfg.data, members[0].checkpoint, invocation.overrides)
     for member, file in zip(members, files, strict=True):
         check_data(member.checkpoint, data, file)
         data.leave_out_trained(member.checkpoint)
@@ -139,13 +152,13 @@ def _images(cfg: DictConfig, members: "list[Classifier]", files: list[Path]) -> 
 
 
 def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
-    from imago.calibration import file_beside, key_of, read
+    from imago.evaluation.calibration import file_beside, key_of, read
 
     return read(file_beside(file), key_of(member.checkpoint["timestamp"], cfg.data))
 
 
 def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
-    from imago.reports import prediction_rows, write_gallery, write_rows
+    from imago.evaluation.outputs import prediction_rows, write_gallery, write_rows
 
     write_rows(prediction_rows(found, calibration), path)
     if gallery:
@@ -156,18 +169,18 @@ def _write_reports(
     found: Any, split: str, members: "list[Classifier]", images: "Images", run: RunFolder, pictures: bool
 ) -> None:
     """Those of evaluation, of the images that have a label; `source` is reported as `test`."""
-    from imago.reports import write_reports
-    from imago.results import show_written
-    from imago.scoring import score_of
+    from imago.evaluation.console import show_written
+    from imago.evaluation.outputs import write_reports
+    from imago.evaluation.score import score_of
 
-    _say_if_trained_on(images, found, members)
+    _warn_if_trained_on(images, found, members)
     score = score_of(found, "test" if split == SOURCE else split, split, members[0].checkpoint)
     if score is not None:
         write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plot_format)
         show_written(run.path / "reports")
 
 
-def _say_if_trained_on(images: "Images", found: Any, members: "list[Classifier]") -> None:
+def _warn_if_trained_on(images: "Images", found: Any, members: "list[Classifier]") -> None:
     """Warns that an accuracy is too good. The images are predicted all the same."""
     from imago.data.images import digests_of
 
@@ -178,6 +191,16 @@ def _say_if_trained_on(images: "Images", found: Any, members: "list[Classifier]"
     count, what = sum(digest in seen for digest in digests_of(images)), "the accuracy is too good"
     if count:
         log.warning("%d of the %d images are some that the checkpoint was trained on: %s", count, len(images), what)
+
+
+main = Command(
+    "inference",
+    infer_from_config,
+    check_inference,
+    root=InferenceRoot,
+    arguments=partial(resolve_checkpoint_args, several=True),
+)
+"""The command line of inference."""
 
 
 if __name__ == "__main__":

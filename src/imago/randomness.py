@@ -17,7 +17,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def key(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A 64-bit key of `parts`, mixed with SplitMix64 (Steele et al. 2014)."""
     state = 0
     for part in parts:
@@ -27,23 +27,23 @@ def key(*parts: int | str) -> int:
 
 def uniforms(index: Tensor, *parts: int | str) -> Tensor:
     """One float32 in [0, 1) for each entry of the int64 tensor `index`, on its device: keyed by (*parts, entry)."""
-    mixed = _mix_tensor(index ^ _signed(key(*parts)))
+    mixed = _mix_tensor(index ^ _signed(derive_seed(*parts)))
     return _shift(mixed, 40).to(torch.float32) / 2**24
 
 
 @contextmanager
-def keyed(*parts: int | str) -> Iterator[None]:
+def seeded_scope(*parts: int | str) -> Iterator[None]:
     """Inside, Python's, NumPy's and torch's CPU generators are seeded with the key of `parts`.
 
     Afterwards torch's is as it was; nobody may count on the state of the others.
     """
-    with seeded(key(*parts)):
+    with seeded(derive_seed(*parts)):
         yield
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """`keyed` for a key of 64 bits that is known already."""
+    """`seeded_scope` for a key of 64 bits that is known already."""
     generator = torch.default_generator
     state = generator.get_state()  # 9 us; torch.random.fork_rng takes 750 us
     _seed_on_cpu(seed)
@@ -53,9 +53,9 @@ def seeded(seed: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def seed_with(*parts: int | str) -> None:
+def seed_all(*parts: int | str) -> None:
     """Seeds Python's, NumPy's and torch's generators, those of GPUs too, with the key of `parts`."""
-    seed = key(*parts)
+    seed = derive_seed(*parts)
     _seed_on_cpu(seed)  # 15 us; torch.manual_seed alone takes 200
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)

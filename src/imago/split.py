@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from imago.config import for_hydra
+from imago.config.invocation import for_hydra
+from imago.errors import UserError
+from imago.files import atomic_folder, atomic_write
 from imago.terminal import console
-from imago.writing import replacing, replacing_folder
 
-if TYPE_CHECKING:  # `--help` needs neither torch nor the data
-    from imago.data.folders import FolderImages
+if TYPE_CHECKING:
+    from imago.data.folder_images import FolderImages
 
 EXAMPLES = """examples:
   ml-split photos --dry-run                              how many of each class would be where
@@ -46,9 +47,9 @@ def split(given: argparse.Namespace) -> None:
         FileExistsError: What would be written is there.
     """
     if min(given.val, given.test) < 0 or given.val + given.test >= 1:
-        raise ValueError(f"--val {given.val} --test {given.test}: give shares whose sum is below 1.")
+        raise UserError(f"--val {given.val} --test {given.test}: give shares whose sum is below 1.")
     if given.output is None and given.copy_to is None and not given.dry_run:
-        raise ValueError("Say where the splits go: --output FILE, --copy-to DIR, or --dry-run to see the counts only.")
+        raise UserError("Say where the splits go: --output FILE, --copy-to DIR, or --dry-run to see the counts only.")
     for target in (given.output, given.copy_to):
         if target is not None and target.exists():
             raise FileExistsError(f"{target} is there already: nothing is overwritten. Give another name.")
@@ -74,9 +75,9 @@ def _next(option: str, path: Path) -> None:
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
     """Stratified splits; `val` and `test` are shares of all images, a split without images is left out."""
-    from imago.data.images import drawn_sides
+    from imago.data.draws import draw_sides
 
-    sides = drawn_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
+    sides = draw_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
     chosen = {index for indices in sides.values() for index in indices}
     sides = {"train": [index for index in range(len(images)) if index not in chosen]} | sides
     return {name: images.select(indices) for name, indices in sides.items() if indices}
@@ -117,12 +118,12 @@ def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
 
 
 def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[str, "FolderImages"]) -> None:
-    from imago.data.folders import SPLIT_FILE_HEADER
+    from imago.data.split_files import SPLIT_FILE_HEADER
 
     told = {"class_names": class_names, "data_dir": str(given.folder.resolve()), "seed": given.seed}
     told |= {"val": given.val, "test": given.test}
     with (
-        replacing(given.output) as temporary,
+        atomic_write(given.output) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         file.write(SPLIT_FILE_HEADER + json.dumps(told, ensure_ascii=False) + "\n")
@@ -136,7 +137,7 @@ def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[
 
 def _copy(given: argparse.Namespace, splits: dict[str, "FolderImages"]) -> None:
     """All or nothing."""
-    with replacing_folder(given.copy_to) as temporary:
+    with atomic_folder(given.copy_to) as temporary:
         for name, images in splits.items():
             for path in images.paths:
                 target = temporary / name / path

@@ -17,9 +17,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from imago import run_lock
-from imago.config import PROJECT_ROOT, for_hydra
-from imago.run_folder import read_status
+from imago.config.invocation import for_hydra
+from imago.config.root import PROJECT_ROOT
+from imago.run import lock as run_lock
+from imago.run.folder import read_status
 from imago.terminal import console, fail, plain, say
 
 STALE_SECONDS = 90

@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.masking import masked
 
-if TYPE_CHECKING:  # not needed for --help
+if TYPE_CHECKING:
     from rich.console import Console
 
 _ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
@@ -57,3 +57,9 @@ def say(text: str) -> None:
 def fail(message: str) -> NoReturn:
     """Ends the program with `Error: message` and exit status 1."""
     sys.exit(f"Error: {masked(plain(message))}")
+
+
+def shortened(items: Iterable[Any], most: int = 5) -> str:
+    """The first `most` items with commas, and how many more there are."""
+    items = list(items)
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

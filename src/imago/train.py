@@ -3,37 +3,39 @@
 python src/train.py experiment=digits
 python src/train.py data.data_dir=PATH trainer.max_epochs=20
 python src/train.py resume=RUN
+
+From Python, `imago.train("experiment=digits", "trainer.max_epochs=3")` returns an `imago.RunResult`.
 """
 
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import hydra
 from omegaconf import DictConfig
 
-from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR, with_data
-from imago.from_run import goes_on
-from imago.run_folder import RunFolder
+from imago.cli.compose import with_data
+from imago.cli.entry import Command
+from imago.cli.start_from import resolve_run_args
+from imago.errors import UserError
+from imago.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from imago.api import RunResult
+    from imago.evaluation.evaluate import Result
 
 
-@type_as_usual
-@goes_on
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
-def main(cfg: DictConfig) -> float | None:
-    """The command line of training."""
-    return run_command(train_from_config, with_data(cfg))
-
-
-def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
-    """Makes the objects, trains, scores; returns the best value of `monitor`."""
-    from imago.building import build
-    from imago.results import show_results
-    from imago.training import evaluate, train
+def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
+    """Makes the objects, trains, scores."""
+    from imago.evaluation.console import show_results
+    from imago.evaluation.evaluate import evaluate
+    from imago.training.build import build
+    from imago.training.fit import train
 
     data, model, trainer = build(cfg, run)
     splits = list(cfg.report.splits) if cfg.test and cfg.preflight != "only" else []
     if cfg.train:
-        ckpt_path = cfg.ckpt_path if run.goes_on_from is None else str(run.goes_on_from)
+        ckpt_path = cfg.ckpt_path if run.resume_from is None else str(run.resume_from)
         result = train(data, model, trainer, run, cfg.monitor, splits, ckpt_path, cfg.report.pictures)
         if cfg.preflight == "only":
             return None
@@ -41,17 +43,43 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> float | None:
         result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, pictures=cfg.report.pictures)
     show_results(result, run)
     if cfg.replay is not None and run.rank == 0:
-        _say_whether_it_is_the_same(Path(cfg.replay), run.path)
-    return result.best_value
+        _print_replay(Path(cfg.replay), run.path)
+    return result
 
 
-def _say_whether_it_is_the_same(before: Path, now: Path) -> None:
-    from imago.replaying import compare, in_words
+def _print_replay(before: Path, now: Path) -> None:
+    from imago.training.replay import compare, describe_replay
 
     found = compare(before, now)
     if found["different"]:
-        raise ValueError(in_words(found))
-    print(in_words(found))
+        raise UserError(describe_replay(found))
+    print(describe_replay(found))
+
+
+main = Command("train", train_from_config, arguments=resolve_run_args, complete=with_data)
+"""The command line of training."""
+
+
+class _CallableModule(ModuleType):
+    """`imago.train` is both: this module, and the function that one calls from Python."""
+
+    def __call__(self, *overrides: str) -> "RunResult":
+        """Trains a network, scores its best checkpoint and writes the run folder, as `ml-train` does.
+
+        Args:
+            overrides: What one would type: `"experiment=digits"`, `"trainer.max_epochs=3"`.
+
+        Raises:
+            UserError: Something in the overrides, or in the data, cannot work.
+            TaskError: The run failed in another way; `status.json` and the log have the same words.
+            KeyboardInterrupt: Ctrl-C; the state is saved, and `imago.train("resume=RUN")` trains on.
+        """
+        from imago.api import call
+
+        return call(main, overrides)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 
 if __name__ == "__main__":

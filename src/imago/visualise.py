@@ -5,32 +5,49 @@ ml-visualise mode=samples experiment=digits
 ml-visualise mode=report run=RUN
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from imago.checks import check_visualise
-from imago.command import run_command, type_as_usual
-from imago.config import CONFIG_DIR
-from imago.run_folder import RunFolder, find_run
+from imago.cli.entry import Command
+from imago.config.checks import VIEWS, check_settings
+from imago.config.invocation import Invocation
+from imago.config.root import KeptRoot
+from imago.errors import UserError
+from imago.run.folder import RunFolder, find_run
 
 
-@type_as_usual
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="visualise")
-def main(cfg: DictConfig) -> float | None:
-    """The command line of visualisation."""
-    return run_command(visualise_from_config, cfg, check_visualise, one_process=True)
+@dataclass
+class VisualiseRoot(KeptRoot):
+    """What `visualise.yaml` has besides."""
+
+    mode: str = "launch"
+    run: str = "latest"
+    logdir: str = "logs"
+    port: int = 6006
+    samples: int = 8
+
+
+def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
+    """The same for looking at images, or at runs, which need no data."""
+    if cfg.mode not in VIEWS:
+        raise UserError(f"mode={cfg.mode}: give {', '.join(VIEWS[:-1])} or {VIEWS[-1]}.")
+    for option, given, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
+        if given < least:
+            raise UserError(f"{option}={given}: give {least} or more.")
+    if cfg.mode == "samples":
+        check_settings(cfg, invocation)
 
 
 def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Serves TensorBoard until Ctrl-C, or writes a picture to the command's folder, or a run's report again."""
     if cfg.mode == "launch":
-        from imago.boards import serve_tensorboard
+        from imago.report.tensorboard import serve_tensorboard
 
         serve_tensorboard(cfg.logdir, cfg.port)
         return
-    from imago.results import show_written
+    from imago.evaluation.console import show_written
 
     if cfg.mode == "samples":
         show_written(_samples(cfg, run.path / "samples.png"))
@@ -43,37 +60,41 @@ def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
 def _samples(cfg: DictConfig, path: Path) -> Path:
     from hydra.utils import instantiate
 
-    from imago.plots import augmentations_figure, save
+    from imago.report.plots import augmentations_figure, save
 
     data = instantiate(cfg.data, _convert_="all")
     return save(augmentations_figure(data, cfg.samples, cfg.seed), path, cfg.plots.format)
 
 
 def _curves(folder: Path, path: Path, form: str) -> Path:
-    from imago.plots import curves_figure, save
-    from imago.run_report import history
+    from imago.report.content import history
+    from imago.report.plots import curves_figure, save
 
     rows = history(folder)
     if not rows:
-        raise ValueError(f"run={folder} has finished no epoch: there are no curves yet.")
+        raise UserError(f"run={folder} has finished no epoch: there are no curves yet.")
     return save(curves_figure(rows), path, form)
 
 
 def _predictions(folder: Path, path: Path, form: str) -> Path:
-    from imago.plots import save, thumbnails_figure
-    from imago.run_report import thumbnails
+    from imago.report.content import thumbnails
+    from imago.report.plots import save, thumbnails_figure
 
     found = thumbnails(folder)
     if found is None:
-        raise ValueError(f"run={folder} has no predictions in reports/: score it first, ml-eval ckpt_path={folder}")
+        raise UserError(f"run={folder} has no predictions in reports/: score it first, ml-eval ckpt_path={folder}")
     return save(thumbnails_figure(*found), path, form)
 
 
 def _report(folder: Path, path: Path, form: str) -> Path:
-    from imago.run_report import write_report
+    from imago.report.page import write_report
 
     del path, form
     return write_report(folder)
+
+
+main = Command("visualise", visualise_from_config, check_visualise, root=VisualiseRoot, one_process=True)
+"""The command line of visualisation."""
 
 
 if __name__ == "__main__":

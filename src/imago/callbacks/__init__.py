@@ -1,1 +1,21 @@
-"""Callbacks of a run, one file each."""
+"""Callbacks of a run: those of the group `callbacks`, and what every run has."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "metrics": ["MetricsCallback"],
+        "confusion_matrix": ["ConfusionMatrixCallback"],
+        "best_checkpoint": ["RunCheckpoint"],
+        "last_checkpoint": ["ResumeCheckpoint"],
+        "progress": ["PlainProgress", "TimedBar", "progress_bar"],
+        "no_dropout": ["NoDropout"],
+        "preflight": ["Preflight"],
+        "run_status": ["RunStatus"],
+        "carried_state": ["CarriedState"],
+        "epoch_log": ["EpochLog", "LRMonitor"],
+        "timing": ["Timing"],
+        "profiler": ["PartsProfiler"],
+    },
+)

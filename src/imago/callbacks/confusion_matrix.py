@@ -6,8 +6,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from imago.metrics import ClassCounts
-from imago.plots import confusion_matrix_figure, show_in_tensorboard
+from imago.errors import UserError
+from imago.model.metrics import ClassCounts
+from imago.report.plots import confusion_matrix_figure
+from imago.report.tensorboard import show_in_tensorboard
 
 
 class ConfusionMatrixCallback(Callback):
@@ -19,7 +21,7 @@ class ConfusionMatrixCallback(Callback):
 
     def __init__(self, every_n_epochs: int = 5) -> None:
         if every_n_epochs < 1:
-            raise ValueError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: give 1 or more.")
+            raise UserError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: give 1 or more.")
         self.every_n_epochs = every_n_epochs
         self._counts = ClassCounts(0)
 

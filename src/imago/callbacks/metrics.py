@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from imago.metrics import MetricsComposition
-from imago.transforms import Batch
+from imago.definitions import Batch
+from imago.errors import UserError
+from imago.model.metrics import MetricsComposition
 
 STAGES = ("train", "val", "test")
 
@@ -60,7 +61,7 @@ class MetricsCallback(Callback):
         self._update("train", outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_same(self._scalars("train", pl_module.class_names))
+        pl_module.log_replicated(self._scalars("train", pl_module.class_names))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["val"].reset()
@@ -72,11 +73,11 @@ class MetricsCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         values = self._scalars("val", pl_module.class_names)
-        pl_module.log_same(values)
+        pl_module.log_replicated(values)
         if trainer.sanity_checking:
             return
         best = self._track({**values, **{f"val/{k}": v for k, v in pl_module.mean_losses("val").items()}})
-        pl_module.log_same({f"val/{self.tracked_metric_name}_best": best})
+        pl_module.log_replicated({f"val/{self.tracked_metric_name}_best": best})
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._stages["test"].reset()
@@ -87,7 +88,7 @@ class MetricsCallback(Callback):
         self._update("test", outputs)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_same(self._scalars("test", pl_module.class_names))
+        pl_module.log_replicated(self._scalars("test", pl_module.class_names))
         self._keep_values()
 
     on_predict_epoch_start = on_test_epoch_start
@@ -111,7 +112,7 @@ class MetricsCallback(Callback):
         """Raises ValueError where the tracked metric is none that is logged."""
         names = [*self.names(), *model.loss_names]
         if self.tracked_metric_name not in names:
-            raise ValueError(
+            raise UserError(
                 f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "
                 "Type monitor=val/NAME with one of these."
             )

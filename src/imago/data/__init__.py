@@ -1,1 +1,26 @@
-"""From files to batches."""
+"""Image sets, their files, and the way of an image into the network: crop, pixels, batch."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "module": ["ImageDataModule"],
+        "image_folder": ["ImageFolderDataModule"],
+        "hugging_face": ["HuggingFaceDataModule"],
+        "torchvision_set": ["TorchVisionDataModule"],
+        "digits": ["write_digits"],
+        "hymenoptera": ["download_hymenoptera"],
+        "images": ["Images", "ImageSets", "class_counts"],
+        "folder_images": ["FolderImages"],
+        "sources": ["read_source"],
+        "transforms": ["ImageTransform", "Normalize", "RandomHorizontalFlip"],
+        "crops": ["CenterBox", "CropBox", "CropPolicy", "FittedBox", "PaddedCropBox", "RandomResizedBox", "WholeBox"],
+        "dataset": ["ImageDataset"],
+        "samplers": ["EvalBatchSampler", "TrainBatchSampler"],
+        "loader": ["Loader"],
+        "decode": ["BadImageError", "read_image"],
+        "colour": ["Decoding"],
+        "cache": ["Cache"],
+    },
+)

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from imago.data.decode import damaged_files, note_damage
 from imago.data.images import Images
-from imago.data.loading import usable_cores
-from imago.writing import replacing_folder
+from imago.errors import DiskError, UserError
+from imago.files import atomic_folder
+from imago.resources import free_memory, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class CachedImages(Images):
         return self.__dict__ | ({"_pixels": None} if self.file is not None else {})
 
 
-class TooLargeError(ValueError):
+class TooLargeError(UserError):
     """A cache would be larger than it may be."""
 
 
@@ -139,7 +140,8 @@ class Cache:
                 return _on_disk(source, name, decode, place, budget)
             except (TooLargeError, OSError) as error:
                 if self.kind != "auto":
-                    raise type(error)(f"data.cache={self.kind}: {error}. Type data.cache=none, or auto.") from error
+                    refuse = TooLargeError if isinstance(error, TooLargeError) else DiskError
+                    raise refuse(f"data.cache={self.kind}: {error}. Type data.cache=none, or auto.") from error
                 log.warning("data.cache=auto: %s is not cached: %s", name, error)
         if self.kind != "auto":
             enough = math.ceil(1.2 * needed / 10**7) / 100
@@ -199,7 +201,7 @@ def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: 
         if found is not None:
             return found
         shutil.rmtree(place, ignore_errors=True)
-        with replacing_folder(place) as temporary:
+        with atomic_folder(place) as temporary:
             with (temporary / PIXELS).open("wb") as file:
                 sizes = _decoded(source, name, decode, lambda image, _: file.write(image.data), most, str(place))
                 file.flush()
@@ -270,21 +272,3 @@ def _free(kind: str, folder: Path) -> int:
         return free_memory()
     folder.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(folder).free
-
-
-def free_memory() -> int:
-    """Bytes that this process could take without others suffering; containers have a limit of their own."""
-    found = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):
-            group = Path("/sys/fs/cgroup")
-            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
-    if not found:  # not Linux
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(0, min(found))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from imago.data.formats import BITS, EXTRA_SAMPLES, PHOTOMETRIC, WHITE_IS_ZERO, scale_key, tags
+from imago.errors import UserError
 
 WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 CUBE = 6  # shades of each colour that tell whether a profile is that of sRGB
@@ -32,7 +33,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if type(self.greatest) is not int or not 255 < self.greatest <= 65535:
-            raise ValueError(f"data.range={self.greatest}: give auto, or the value that is white, 256 to 65535.")
+            raise UserError(f"data.range={self.greatest}: give auto, or the value that is white, 256 to 65535.")
 
 
 PLAIN = Decoding()
@@ -104,7 +105,7 @@ def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     """A grey image of 16 bits (or of 12, in a TIFF) in 8; what is above the range is white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels outside 16 bits: save it with 8 or 16 bits")
+        raise UserError("pixels outside 16 bits: save it with 8 or 16 bits")
     greatest = decoding.greatest
     if image.format == "TIFF":
         bits = tags(image).get(BITS, (16,))[0]

@@ -10,23 +10,13 @@ from typing import BinaryIO
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # importing plugins makes them known
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from imago.data.colour import PLAIN, Decoding, in_srgb, profile_use, to_rgb
-from imago.data.formats import (
-    BITS,
-    FORMATS,
-    PNG,
-    PNG_COLOURS,
-    check_kind,
-    first_page,
-    is_lossless_jpeg,
-    not_decoded,
-    pixel_chunks,
-    tags,
-)
-from imago.data.stages import Box, BoxOf, PaddedBox, Size, cut, pair
+from imago.data.colour import PLAIN, Decoding, in_srgb, to_rgb
+from imago.data.crops import CropBox, CropPolicy, PaddedCropBox, Size, crop, pair
+from imago.data.formats import FORMATS, check_kind, first_page, is_lossless_jpeg, not_decoded, pixel_chunks
+from imago.errors import UserError
 
 NO_FILE = "a device or a pipe, not a file"
 HEAD = 256  # bytes that tell what a file is
@@ -39,14 +29,14 @@ TURNS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 
 _damaged: dict[str, str] = {}
 
 
-class BadImageError(ValueError):
+class BadImageError(UserError):
     """A file that cannot be used as an image; the message names it and says why."""
 
     lasting = True
     """Whether its content is at fault, and not a permission, a disk or too little memory."""
 
 
-class NotDecodedError(ValueError):
+class NotDecodedError(UserError):
     """No decoder of `FORMATS` knows the file; says what it is instead."""
 
 
@@ -62,12 +52,12 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None, decoding:
         BadImageError: The file is empty, truncated, too large, of pixels that are not read rightly, or no image.
     """
     name = name or str(source)
-    with _naming(source, name), _opened(source) as file, open_image(file) as image:
+    with naming_errors(source, name), open_regular_file(source) as file, open_image(file) as image:
         pixels = _jpeg(file, image, name, decoding)
         return pixels if pixels is not None else _pixels(file, image, decoding)
 
 
-def read_box(source: Path, box: BoxOf, size: Size, decoding: Decoding = PLAIN) -> Tensor:
+def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLAIN) -> Tensor:
     """What `box(height, width)` cuts out of the image in a file, to be resized to `size`; uint8 (3, height, width).
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the box still has 1.5 times the pixels of
@@ -77,30 +67,30 @@ def read_box(source: Path, box: BoxOf, size: Size, decoding: Decoding = PLAIN) -
         BadImageError: As `read_image`.
     """
     name = str(source)
-    with _naming(source, name), _opened(source) as file, open_image(file) as image:
+    with naming_errors(source, name), open_regular_file(source) as file, open_image(file) as image:
         if _is_usual_jpeg(image):
-            (width, height), turn = image.size, _orientation(image)
+            (width, height), turn = image.size, exif_orientation(image)
             if turn >= 5:
                 width, height = height, width
             chosen, (rows, columns) = box(height, width), pair(size)
             least = min(chosen.height / rows, chosen.width / columns) / MARGIN
             part = next((part for part in (8, 4, 2) if least >= part), 1)
-            pixels = _jpeg(file, image, name, decoding, 1 if isinstance(chosen, PaddedBox) else part)
+            pixels = _jpeg(file, image, name, decoding, 1 if isinstance(chosen, PaddedCropBox) else part)
             if pixels is not None and pixels.shape[1:] != (height, width):
                 return _resized(pixels, chosen, (height, width), part, turn, (rows, columns))
             if pixels is not None:
-                return cut(pixels, chosen)
+                return crop(pixels, chosen)
             box = _always(chosen)  # a random one is drawn once
         pixels = _pixels(file, image, decoding)
-    return cut(pixels, box(pixels.shape[1], pixels.shape[2]))
+    return crop(pixels, box(pixels.shape[1], pixels.shape[2]))
 
 
-def _always(box: Box) -> BoxOf:
+def _always(box: CropBox) -> CropPolicy:
     return lambda height, width: box
 
 
 def _resized(
-    pixels: Tensor, box: Box, whole: tuple[int, int], part: int, orientation: int, size: tuple[int, int]
+    pixels: Tensor, box: CropBox, whole: tuple[int, int], part: int, orientation: int, size: tuple[int, int]
 ) -> Tensor:
     """The box of an image of which `pixels` has every `part`-th row and column. Its last block may reach beyond the
     file's right and lower edge, which are others once it is upright."""
@@ -144,8 +134,8 @@ def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, par
         grey = image.mode == "L"
         plain = Image.fromarray(pixels[..., 0] if grey else pixels)
         plain.info["icc_profile"] = image.info["icc_profile"]
-        return _turned(_tensor(in_srgb(plain, decoding)), _orientation(image))
-    return _turned(torch.from_numpy(pixels).permute(2, 0, 1), _orientation(image))
+        return _turned(_tensor(in_srgb(plain, decoding)), exif_orientation(image))
+    return _turned(torch.from_numpy(pixels).permute(2, 0, 1), exif_orientation(image))
 
 
 def _is_damaged_inside(content: bytes) -> bool:
@@ -193,7 +183,7 @@ def _pixels(file: BinaryIO, image: Image.Image, decoding: Decoding) -> Tensor:
             return upright_rgb(again, decoding)
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF has it."""
     with suppress(Exception):  # damaged EXIF data do not make the pixels worse
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -208,72 +198,14 @@ def _turned(pixels: Tensor, orientation: int) -> Tensor:
     return pixels.flip(TURNS[orientation]) if TURNS[orientation] else pixels
 
 
-def header_fault(path: Path) -> BadImageError | None:
-    """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
-    try:
-        with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
-            check_kind(image)
-    except BadImageError as error:
-        return without_frames(error)
-    return None
-
-
-def profile_of(path: Path) -> str | None:
-    """`profile_use` of the image in a file; None where its header cannot be read."""
-    with suppress(BadImageError), _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
-        return profile_use(image)
-    return None
-
-
-def shape_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of the upright image in a file; None where its header cannot be read."""
-    try:
-        with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
-            (width, height), turned = image.size, _orientation(image) >= 5
-    except BadImageError:
-        return None
-    return (width, height) if turned else (height, width)
-
-
-def largest_value(path: Path) -> tuple[int, bool]:
-    """The largest value in an image of 16 bits whose file does not say its range (0 for others), and whether it has
-    colours: of these, 8 bits are kept.
-
-    Raises:
-        BadImageError: As `read_image`.
-    """
-    with _naming(path, str(path)), _opened(path) as file, open_image(file) as image:
-        if image.mode.startswith("I"):
-            return int(np.asarray(image).max()), False
-        if _colour_bits(file, image) < 16:
-            return 0, True
-        return 257 * int(np.asarray(image.convert("RGB")).max()), True
-
-
-def _colour_bits(file: BinaryIO, image: Image.Image) -> int:
-    """Bits of a colour in the file, of which Pillow keeps 8."""
-    if image.format == "TIFF":
-        return max(tags(image).get(BITS, (8,)))
-    file.seek(0)
-    head = file.read(26)
-    file.seek(0)
-    return head[24] if head.startswith(PNG) and head[25] in PNG_COLOURS else 8
-
-
-def without_frames(error: BadImageError) -> BadImageError:
-    """The same without what it was raised from, which holds the half-decoded image."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
-
-
 @contextmanager
-def _opened(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+def open_regular_file(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     """The file to read from; ValueError for a device or a pipe, which may never end."""
     if not isinstance(source, str | Path):
         yield source
         return
     if not stat.S_ISREG(os.stat(source).st_mode):
-        raise ValueError(NO_FILE)
+        raise UserError(NO_FILE)
     with open(source, "rb") as file:
         yield file
 
@@ -296,7 +228,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def _naming(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
+def naming_errors(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
     """Inside, whatever goes wrong with `source` becomes a BadImageError that says it of `name`."""
     try:
         yield

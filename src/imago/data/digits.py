@@ -7,14 +7,14 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from imago.writing import replacing_folder
+from imago.files import atomic_folder
 
 log = logging.getLogger(__name__)
 
 SHARES = {"val": 0.15, "test": 0.15}
 
 
-def digits(root: str) -> Path:
+def write_digits(root: str) -> Path:
     """The folder `root`/digits with `train/ val/ test/` of 1,797 PNGs of 8x8 pixels; written at the first call.
 
     The split is stratified and always the same. Source: UCI ML hand-written digits, by `sklearn.datasets.load_digits`.
@@ -24,7 +24,7 @@ def digits(root: str) -> Path:
     with FileLock(folder.with_name(".digits.lock")):
         if not folder.is_dir():
             log.info("Writing the embedded digits to %s", folder)
-            with replacing_folder(folder) as temporary:
+            with atomic_folder(folder) as temporary:
                 _write(temporary)
     return folder
 

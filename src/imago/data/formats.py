@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image, features
 
+from imago.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if features.check("avif") else ()))
 """That are decoded; Pillow's others are seldom used, or start programs."""
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -119,7 +121,7 @@ def _is_large(profile: bytes) -> bool:
 def check_kind(image: Image.Image) -> None:
     """Raises ValueError for an opened image whose pixels Pillow would read wrongly, with how to save it instead."""
     if wrong := next(_wrong(image), None):
-        raise ValueError(f"{wrong}: save it with 8 bits, or 16 unsigned ones")
+        raise UserError(f"{wrong}: save it with 8 bits, or 16 unsigned ones")
 
 
 def _wrong(image: Image.Image) -> Iterator[str]:

@@ -1,21 +1,19 @@
 """Data sets of Hugging Face's `datasets`, from the hub or from local files."""
 
 import io
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from imago.data.crops import FILL
 from imago.data.decode import read_image
-from imago.data.images import SPLIT_NAMES, Images, ImageSets, digest_of, file_digest
+from imago.data.images import Images, ImageSets, digest_of, file_digest
 from imago.data.module import ImageDataModule
-from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
-from imago.transforms import Batch
-
-log = logging.getLogger(__name__)
+from imago.data.transforms import ImageTransform
+from imago.definitions import SPLIT_NAMES, Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.errors import DownloadError, UserError
 
 
 class HuggingFaceDataModule(ImageDataModule):
@@ -135,13 +133,13 @@ def _loaded(dataset: Callable[[], Any]) -> dict[str, Any]:
     try:
         loaded = dataset()
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such set, no such file
-        raise ConnectionError(
+        raise DownloadError(
             f"The data set could not be loaded ({type(error).__name__}: {error}).\n"
             "Type data.dataset.path=NAME (on the hub) or data.dataset.path=FOLDER, or, for example,\n"
             "  data.dataset.path=parquet data.dataset.data_files=FILE"
         ) from error
     if not isinstance(loaded, dict):
-        raise ValueError("data.dataset gives one split only: leave data.dataset.split= out.")
+        raise UserError("data.dataset gives one split only: leave data.dataset.split= out.")
     return loaded
 
 
@@ -149,16 +147,16 @@ def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) ->
     known = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     found = {known[name]: part for name, part in loaded.items() if name in known}
     if "train" not in found:
-        raise ValueError(f"The data set has no train split; it has {', '.join(loaded)}.")
+        raise UserError(f"The data set has no train split; it has {', '.join(loaded)}.")
     train = found["train"]
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in train.column_names:
-            raise ValueError(
+            raise UserError(
                 f"data.{option}={column}: there is no such column; there are {', '.join(train.column_names)}."
             )
     class_names = _class_names(train, label_column)
     if len(class_names) < 2:
-        raise ValueError(f"The column {label_column} has one class only: a classifier needs two or more.")
+        raise UserError(f"The column {label_column} has one class only: a classifier needs two or more.")
     root = train.info.dataset_name or "the data set"
     notes = [f"the split {name} of {root} is not used" for name in loaded if name not in known]
     if "test" in found and set(found["test"][label_column]) <= {-1, None}:
@@ -184,7 +182,7 @@ def _column_images(split: str, part: Any, image_column: str, label_column: str, 
     for row, value in enumerate(part[label_column]):
         text = value if value is None or not named else named[value] if 0 <= value < len(named) else None
         if str(text) not in label_of:
-            raise ValueError(
+            raise UserError(
                 f"Row {row} of the {split} split has the label {value}, which is no class of train "
                 f"({', '.join(class_names)})."
             )

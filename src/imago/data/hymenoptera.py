@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from imago.writing import replacing, replacing_folder
+from imago.errors import DownloadError, UserError
+from imago.files import atomic_folder, atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 SHA256 = "fbc41b31d544714d18dd1230b1e2b455e1557766e13e67f9f5a7a23af7c02209"
 
 
-def hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Path:
+def download_hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Path:
     """The folder `root`/hymenoptera_data with `train/ val/` of ants and bees; downloaded at the first call.
 
     Raises:
@@ -45,14 +46,14 @@ def _download(url: str, archive: Path, folder: Path) -> None:
     for leftover in archive.parent.glob(f".{archive.name}.*.tmp"):  # of a download that was killed
         leftover.unlink()
     try:
-        with replacing(archive) as temporary, urllib.request.urlopen(url, timeout=20) as response:
+        with atomic_write(archive) as temporary, urllib.request.urlopen(url, timeout=20) as response:
             with temporary.open("wb") as file:
                 shutil.copyfileobj(response, file)
             expected = response.headers.get("Content-Length")
             if expected is not None and temporary.stat().st_size != int(expected):
-                raise ConnectionError(f"the connection broke after {temporary.stat().st_size} of {expected} bytes")
+                raise DownloadError(f"the connection broke after {temporary.stat().st_size} of {expected} bytes")
     except (OSError, HTTPException) as error:  # no network, an HTTP status, a broken connection, a time-out
-        raise ConnectionError(
+        raise DownloadError(
             f"The ants and bees could not be downloaded ({error}). Either\n"
             f"  fetch {url} yourself and put it into {folder.parent}, or unpack it so that {folder}/train exists, or\n"
             "  type data.data_dir=PATH with the folder where you have them"
@@ -64,15 +65,15 @@ def _check(archive: Path, sha256: str, url: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         archive.unlink()
-        raise ValueError(f"{url} gave a file with SHA-256 {found}; {sha256} was expected. It was removed; try again.")
+        raise UserError(f"{url} gave a file with SHA-256 {found}; {sha256} was expected. It was removed; try again.")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpacks the archive's one folder as `folder`, all or nothing."""
-    with replacing_folder(folder) as temporary, zipfile.ZipFile(archive) as file:
+    with atomic_folder(folder) as temporary, zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if not (temporary / name).resolve().is_relative_to(temporary.resolve()):
-                raise ValueError(f"{archive} holds {name!r}, a path outside its folder; nothing was unpacked.")
+                raise UserError(f"{archive} holds {name!r}, a path outside its folder; nothing was unpacked.")
         file.extractall(temporary)
         inner = temporary / folder.name
         for child in inner.iterdir():

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from imago.checks import NO_DATA
-from imago.data.folders import listed_paths, read_labelled, read_split_file, read_tree
+from imago.data.crops import FILL
+from imago.data.folders import read_labelled, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
-from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
-from imago.transforms import Batch
+from imago.data.split_files import listed_paths, read_split_file
+from imago.data.transforms import ImageTransform
+from imago.definitions import Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.errors import NO_DATA, UserError
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -121,7 +122,7 @@ def _image_sets(
         return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed)
     if folder is None:
         if source is None:
-            raise ValueError(NO_DATA)
+            raise UserError(NO_DATA)
         folder = source()
     return read_tree(folder, val_ratio, seed)
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import re
-import unicodedata
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
@@ -14,25 +12,18 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, overload
 
-import numpy as np
 from torch import Tensor
 
 from imago.data.colour import PLAIN, Decoding
+from imago.data.crops import CropPolicy, Size, crop
 from imago.data.decode import BadImageError
-from imago.data.stages import BoxOf, Size, cut
+from imago.data.draws import MOST_OF_TRAIN, draw_sides
+from imago.errors import UserError
 
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-MOST_OF_TRAIN = 0.5
-"""The greatest share of train that may become val."""
-NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)  # the last one in a path
-BLOCK_OF_NUMBERS, GOLDEN = 64, 0x9E3779B97F4A7C15
-LEAST_DRAWN = 2
-"""Images of a split that is drawn, where classes have two or more."""
 BLOCKS, BLOCK = 8, 4096  # of a file, by which its content is known
 
 
-class Names(Sequence[str]):
+class StringArray(Sequence[str]):
     """Many texts in one piece: 8 bytes for each besides its own, where a Python string in a list takes 57."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -46,10 +37,10 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "Names": ...
-    def __getitem__(self, index: int | slice) -> "str | Names":
+    def __getitem__(self, index: slice) -> "StringArray": ...
+    def __getitem__(self, index: int | slice) -> "str | StringArray":
         if isinstance(index, slice):
-            return Names(self[each] for each in range(*index.indices(len(self))))
+            return StringArray(self[each] for each in range(*index.indices(len(self))))
         at = range(len(self))[index]  # IndexError, and negative ones, as lists have it
         return self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogateescape")
 
@@ -84,11 +75,11 @@ class Images(ABC):
     def read(self, index: int) -> Tensor:
         """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
 
-    def read_box(self, index: int, box: BoxOf, size: Size) -> Tensor:
+    def read_box(self, index: int, box: CropPolicy, size: Size) -> Tensor:
         """What `box(height, width)` cuts out of the image; it will be resized to `size`, which a decoder may use."""
         del size
         image = self.read(index)
-        return cut(image, box(image.shape[-2], image.shape[-1]))
+        return crop(image, box(image.shape[-2], image.shape[-1]))
 
     def read_many(self, indices: Sequence[int]) -> Tensor | None:
         """Several at once, uint8 (n, channels, height, width), where they are in memory and of one size."""
@@ -180,12 +171,12 @@ class ImageSets:
             return
         if not 0 < val_ratio <= MOST_OF_TRAIN:
             given = f"data.val_ratio={val_ratio}"
-            raise ValueError(f"{given}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
+            raise UserError(f"{given}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
         train = self.splits["train"]
-        sides = drawn_sides(train.paths, train.labels, {"val": val_ratio}, seed)
+        sides = draw_sides(train.paths, train.labels, {"val": val_ratio}, seed)
         chosen = set(sides["val"])
         if not chosen:
-            raise ValueError(
+            raise UserError(
                 f"{self.root} has too few images per class to draw a val split from train: give two or more of each."
             )
         self.splits["train"] = train.select([index for index in range(len(train)) if index not in chosen])
@@ -203,63 +194,13 @@ class ImageSets:
         empty = [c for c, n in class_counts(kept, self.class_names).items() if not n and split == "train"]
         if empty or not len(kept):
             of = f" of {', '.join(empty)}" if empty else ""
-            raise ValueError(f"No {kind}image{of} is left in the {split} split of {self.root}.")
+            raise UserError(f"No {kind}image{of} is left in the {split} split of {self.root}.")
         self.splits[split] = kept
 
     def fingerprint(self) -> str:
         """The same for the same names, labels, sizes and splits, wherever they are."""
         parts = [*self.class_names, *(f"{name} {images.stamp()}" for name, images in sorted(self.splits.items()))]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def drawn_sides(
-    paths: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int
-) -> dict[str, list[int]]:
-    """Name in `shares` -> the indices of about that share of each class.
-
-    The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
-    None has more than half of a class, and train has one image at least. A class whose share is an image or more gives
-    one, if chance left it out; images of such small classes alone can change sides when the class grows.
-    """
-    places = np.array([_place(seed, path) for path in paths])
-    edges = np.cumsum([0.0, *shares.values()])
-    classes = np.array(labels)
-    sides: dict[str, list[int]] = {name: [] for name in shares}
-    absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
-    for label in np.unique(classes):
-        members = np.flatnonzero(classes == label)
-        members = members[np.argsort(places[members], kind="stable")]
-        side = np.searchsorted(edges, places[members], side="right") - 1
-        of_class = {name: members[side == number].tolist() for number, name in enumerate(shares)}
-        rest = members[side == len(shares)].tolist()
-        for indices in of_class.values():
-            while len(indices) > len(members) // 2:
-                rest.insert(0, indices.pop())
-        if not rest:
-            rest.append(max(of_class.values(), key=len).pop())
-        for name, indices in of_class.items():
-            sides[name] += indices
-            if not indices and len(rest) > 1 and shares[name]:
-                if shares[name] * len(members) >= 1:
-                    sides[name].append(rest.pop(0))
-                else:
-                    absent[name].append((-len(members), rest))
-    for name, others in absent.items():
-        others.sort(key=lambda entry: entry[0])
-        sides[name] += [rest.pop(0) for _, rest in others[: max(0, LEAST_DRAWN - len(sides[name]))] if len(rest) > 1]
-    return {name: sorted(indices) for name, indices in sides.items()}
-
-
-def _place(seed: int, path: str) -> float:
-    """Where in [0, 1) an image stands. Numbered files are spread evenly, in blocks, so that a share of few of them is
-    near what was asked for: consecutive numbers are a golden ratio apart (Knuth's Fibonacci hashing)."""
-    path = unicodedata.normalize("NFC", path)
-    number = NUMBER.search(path)
-    name, count = (path, 0) if number is None else (path[: number.start()] + path[number.end() :], int(number.group()))
-    block, within = divmod(count, BLOCK_OF_NUMBERS)
-    text = f"{seed}\n{name}\n{block}".encode("utf-8", "surrogateescape")
-    offset = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-    return (offset + within * GOLDEN) % 2**64 / 2**64
 
 
 def digest_of(file: BinaryIO, size: int) -> int:
@@ -306,9 +247,3 @@ def train_counts(trained: Mapping[str, Any], class_names: Sequence[str]) -> list
 def most_frequent(counts: Sequence[int]) -> list[int]:
     """The labels of the largest classes."""
     return [label for label, count in enumerate(counts) if count == max(counts)]
-
-
-def shortened(items: Iterable[Any], most: int = 5) -> str:
-    """The first `most` items with commas, and how many more there are."""
-    items = list(items)
-    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

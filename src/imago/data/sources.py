@@ -11,8 +11,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
-from imago.data.folders import SUFFIXES, files_below, folders_of_class, is_image, label_of
-from imago.data.images import Images, file_digest, shortened
+from imago.data.images import Images, file_digest
+from imago.data.tree import SUFFIXES, files_below, folders_of_class, is_image, label_of
+from imago.errors import MissingFileError, UserError
+from imago.terminal import shortened
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +59,19 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
     if not isinstance(source, str):
         parts = [read_source(each, class_names, channels) for each in source]
         if not parts:
-            raise ValueError("source=[] has no images.")
+            raise UserError("source=[] has no images.")
         files, paths, known = (
             [entry for part in parts for entry in getattr(part, name)] for name in ("files", "paths", "known")
         )
         return SourceImages(files, paths, known, channels)
     if re.match(r"\w+://", source):
-        raise ValueError(f"source={source} is a URL: fetch it first, and give the file.")
+        raise UserError(f"source={source} is a URL: fetch it first, and give the file.")
     path = Path(source).expanduser()
     if path.is_dir():
         there = files_below(path)
         files = [file for file in there if is_image(file.name)]
         if not files:
-            raise ValueError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
+            raise UserError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
         _say_others(source, [file.relative_to(path).as_posix() for file in there if not is_image(file.name)])
         known = [_label(folders_of_class(path, file, class_names), class_names) for file in files]
         return SourceImages(files, [file.relative_to(path).as_posix() for file in files], known, channels)
@@ -81,10 +83,10 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         files = [file for file in found if file.is_file() and is_image(file.name)]
         if not files:
-            raise ValueError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
+            raise UserError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
         _say_others(source, [str(file) for file in found if file.is_file() and not is_image(file.name)])
         return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
-    raise FileNotFoundError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
+    raise MissingFileError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
 
 
 def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
@@ -103,11 +105,11 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
     try:
         rows = _rows_of(file)
     except csv.Error as error:
-        raise ValueError(f"source={file} is not a list: {error}") from error
+        raise UserError(f"source={file} is not a list: {error}") from error
     if "" in [path for path, _ in rows]:
-        raise ValueError(f"source={file}: row {[path for path, _ in rows].index('') + 1} names no image.")
+        raise UserError(f"source={file}: row {[path for path, _ in rows].index('') + 1} names no image.")
     if not rows:
-        raise ValueError(f"source={file} names no images.")
+        raise UserError(f"source={file} names no images.")
     known = [_label([label], class_names) for _, label in rows]
     if strange := sorted({label for (_, label), n in zip(rows, known, strict=True) if label and n == UNKNOWN}):
         log.warning("source=%s: %s: not a class of the checkpoint", file, ", ".join(map(repr, strange[:MOST_NAMED])))
@@ -121,5 +123,5 @@ def _rows_of(file: Path) -> list[tuple[str, str]]:
             return [(line.strip(), "") for line in lines if line.strip()]
         table = csv.DictReader(lines)
         if "path" not in (table.fieldnames or []):
-            raise ValueError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
+            raise UserError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
         return [(row["path"] or "", (row.get("label") or "").strip()) for row in table]

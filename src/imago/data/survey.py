@@ -16,11 +16,15 @@ from filelock import FileLock
 
 from imago.data.cache import FORMAT
 from imago.data.colour import range_of
-from imago.data.decode import BadImageError, without_frames
-from imago.data.images import Images, ImageSets, shortened
-from imago.data.loading import usable_cores
-from imago.data.stages import SEEN, ImageTransform, seen_fraction
-from imago.writing import write_text
+from imago.data.crops import SEEN, seen_fraction
+from imago.data.decode import BadImageError
+from imago.data.headers import without_frames
+from imago.data.images import Images, ImageSets
+from imago.data.transforms import ImageTransform
+from imago.errors import UserError
+from imago.files import write_text
+from imago.resources import usable_cores
+from imago.terminal import shortened
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     found: list[str] = []
     for name, images in sets.splits.items():
         log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
-        reasons = _remembered("bad_images", sets.root, images, cache_dir, _reason)
+        reasons = _cached_scan("bad_images", sets.root, images, cache_dir, _reason)
         found += reasons.values()
         if reasons:
             sets.leave_out(name, reasons, "readable ")
@@ -47,7 +51,7 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
     found: list[str] = []
     for images in sets.splits.values():
         look = type(images).fault
-        found += _remembered("headers", sets.root, images, cache_dir, look).values()
+        found += _cached_scan("headers", sets.root, images, cache_dir, look).values()
     if found:
         raise BadImageError(
             f"{len(found)} files cannot be used as images:\n  "
@@ -58,7 +62,7 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
         )
 
 
-def _remembered(
+def _cached_scan(
     what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | str | None]
 ) -> dict[str, str]:
     """Path -> what `look` says of an image, its faults above all; remembered until the images, or Pillow, change."""
@@ -98,11 +102,11 @@ def _reason(images: Images, index: int) -> BadImageError | None:
 def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
     """`data.range=auto`."""
     images = sets.splits.get("train") or next(iter(sets.splits.values()))
-    values = _remembered("largest_values", sets.root, images, cache_dir, _largest_value)
+    values = _cached_scan("largest_values", sets.root, images, cache_dir, _largest_value)
     greatest = range_of(max((int(value.partition(" ")[0]) for value in values.values()), default=65535))
     of_colours = [path for path, value in values.items() if value.endswith(COLOURS)]
     if greatest < 65535 and of_colours:
-        raise ValueError(
+        raise UserError(
             f"{len(of_colours)} images have 16 bits for each colour, of which 8 are read, and use no more than "
             f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Save them with 8 bits, from "
             "their darkest to their brightest. To take them as they are, type data.range=65535"

@@ -1,7 +1,6 @@
 """The small sets of torchvision that keep their images in memory: MNIST and its kind."""
 
 import io
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +9,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from imago.data.crops import FILL
 from imago.data.images import Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
-from imago.data.stages import FILL, ImageTransform
-from imago.ranges import Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
-from imago.transforms import Batch
-
-log = logging.getLogger(__name__)
+from imago.data.transforms import ImageTransform
+from imago.definitions import Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.errors import DownloadError
 
 
 class TorchVisionDataModule(ImageDataModule):
@@ -127,7 +125,7 @@ def _made(dataset: Callable[..., Any], root: Path, train: bool) -> Any:
         try:
             return dataset(root=root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise ConnectionError(
+            raise DownloadError(
                 f"{name} could not be downloaded ({error}). Either\n"
                 f"  put its files where torchvision looks for them, below {root / name}, or\n"
                 "  type data.data_dir=PATH with the folder where you have them, or\n"

@@ -9,8 +9,9 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-Steps = tuple[float, float, int]  # noise multiplier, sample rate, how many
+from imago.errors import DiskError, UserError
 
+Steps = tuple[float, float, int]  # noise multiplier, sample rate, how many
 ACCOUNTANTS = ("prv", "rdp")
 MOST_POINTS = 2**22
 """That PRV may divide the losses into: so many take 3 s and some 500 MB. Noise of 0.4 for 3,000 steps would need ten
@@ -72,7 +73,7 @@ class Ledger:
             size = os.fstat(descriptor).st_size
             if os.write(descriptor, content) != len(content):
                 os.ftruncate(descriptor, size)
-                raise OSError(f"{self.file} could not be written: the disk is full.")
+                raise DiskError(f"{self.file} could not be written: the disk is full.")
         finally:
             os.close(descriptor)
         for noise, rate, count in history:
@@ -93,7 +94,7 @@ def _read(file: Path, line: bytes) -> tuple[float, float]:
         found = json.loads(line)
         return float(found["noise_multiplier"]), float(found["sample_rate"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({line[:60]!r}): without it nobody knows what was spent.") from error
+        raise UserError(f"{file} is damaged ({line[:60]!r}): without it nobody knows what was spent.") from error
 
 
 def epsilon(history: Sequence[Steps], delta: float, accountant: str) -> float:
@@ -158,7 +159,7 @@ def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: in
     while spent(high) > target_epsilon:
         high *= 2
         if high > MOST_NOISE:
-            raise ValueError(
+            raise UserError(
                 f"strategy.target_epsilon={target_epsilon}: no noise keeps {steps} steps at delta={delta:.2g} within "
                 f"it by {accountant}. Type a larger one, fewer trainer.max_epochs=, or strategy.accountant=prv"
             )

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from imago.dp.gradients import Part
 from imago.dp.secret import SecretDraws
+from imago.dp.terms import GradTerm
 
 
 class Clipping:
@@ -15,7 +15,7 @@ class Clipping:
     def __init__(self, norm: float) -> None:
         self.norm = norm
 
-    def clipped(self, parts: Mapping[str, Part], count: int) -> Iterator[tuple[str, Tensor]]:
+    def clipped(self, parts: Mapping[str, GradTerm], count: int) -> Iterator[tuple[str, Tensor]]:
         """Name -> sum over the images of what is left of their gradients; `count` is the number of parameters."""
         norms = torch.stack([part.squared_norms() for part in parts.values()]).sum(dim=0).sqrt()
         self._look_at(norms)
@@ -41,7 +41,7 @@ class Clipping:
 class PerLayer(Clipping):
     """`per_layer`: the gradient of each of k parameters has at most the norm `norm` / sqrt(k)."""
 
-    def clipped(self, parts: Mapping[str, Part], count: int) -> Iterator[tuple[str, Tensor]]:
+    def clipped(self, parts: Mapping[str, GradTerm], count: int) -> Iterator[tuple[str, Tensor]]:
         for name, part in parts.items():
             yield name, part.weighted_sum(self._factors(part.squared_norms().sqrt(), self.norm / count**0.5))
 

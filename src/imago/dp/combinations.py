@@ -18,10 +18,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imago.data.module import ImageDataModule
 from imago.dp.secret import PoissonBatchSampler
-from imago.module import DictModule
+from imago.errors import UserError
+from imago.lightning_internals import callbacks_of, data_of, option_of
+from imago.model.module import DictModule
 
 Is = Callable[[Trainer, DictModule, ImageDataModule], bool]
-
 REFUSED: tuple[tuple[Is, str], ...] = (
     (
         lambda trainer, model, data: trainer.world_size > 1,
@@ -62,7 +63,7 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "image. Leave them out; Imago's own RandomHorizontalFlip and Normalize can stay",
     ),
     (
-        lambda trainer, model, data: trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+        lambda trainer, model, data: option_of(trainer, "overfit_batches") > 0,
         "trainer.overfit_batches: the same batches again and again are no Poisson batches. "
         "Type trainer.overfit_batches=0, or strategy=none",
     ),
@@ -105,20 +106,19 @@ REFUSED: tuple[tuple[Is, str], ...] = (
 
 def check_combinations(trainer: Trainer, model: DictModule) -> None:
     """Raises ValueError with all that cannot work together."""
-    data = cast(ImageDataModule, trainer.datamodule)  # type: ignore[attr-defined]
+    data = cast(ImageDataModule, data_of(trainer))
     found = [f"strategy=dp and {say}." for is_given, say in REFUSED if is_given(trainer, model, data)]
     if found:
-        raise ValueError("\n".join(found))
+        raise UserError("\n".join(found))
 
 
 def _has(trainer: Trainer, kind: type) -> bool:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(each, kind) for each in callbacks)
+    return bool(callbacks_of(trainer, kind))
 
 
 def _watched(trainer: Trainer, model: DictModule) -> list[str]:
     """The metrics that callbacks and the learning rate follow."""
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    names = [each.monitor for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint)]
+    callbacks: list[Any] = [*callbacks_of(trainer, EarlyStopping), *callbacks_of(trainer, ModelCheckpoint)]
+    names = [each.monitor for each in callbacks]
     plateau = any(isinstance(each.scheduler, ReduceLROnPlateau) for each in trainer.lr_scheduler_configs)
     return [name for name in [*names, *([model.monitor] if plateau else [])] if name is not None]

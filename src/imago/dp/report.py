@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from imago.dp.accounting import Steps, epsilon
 from imago.dp.clipping import Clipping
-from imago.writing import write_json, write_text
+from imago.files import write_json, write_text
 
 UNIT = "one image"
 NOT_COVERED = (
@@ -95,7 +95,7 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
     }
 
 
-def in_words(dp: PrivateTraining) -> str:
+def describe_guarantee(dp: PrivateTraining) -> str:
     """The guarantee in a sentence."""
     value = epsilon(dp.counted, dp.delta, dp.accountant)
     if not math.isfinite(value):

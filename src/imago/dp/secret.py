@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from imago.data.loading import Position
+from imago.definitions import SampleKey
 
 MOST_AT_ONCE = 2**20
 WORDS = 624
@@ -102,7 +102,7 @@ class SecretDraws:
         return self._on_devices[device]
 
 
-class PoissonBatchSampler(Sampler[list[Position]]):
+class PoissonBatchSampler(Sampler[list[SampleKey]]):
     """Batches as (epoch, index) to which each image belongs with the probability `rate`, independently: their sizes
     vary, and some may be empty. An epoch has as many as there would be of `batch_size` images."""
 
@@ -116,7 +116,7 @@ class PoissonBatchSampler(Sampler[list[Position]]):
     def __len__(self) -> int:
         return math.ceil(self.size / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Position]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for _ in range(len(self)):
             yield [(self.epoch, index) for index in self.draws.chosen(self.size, self.rate)]
 

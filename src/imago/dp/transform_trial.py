@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imago.data.loading import ImageDataset
+from imago.data.dataset import ImageDataset
 from imago.data.module import ImageDataModule
 from imago.dp.constant_draws import ConstantDraws
 from imago.dp.keeping import GENERATOR, copied, leaves
 from imago.dp.trial import ABSOLUTE, MANY, OWN_GENERATOR, PLACES, RELATIVE, SEEDS, SIZES
-from imago.randomness import keyed
+from imago.errors import UserError
+from imago.randomness import seeded_scope
 
 REPEATS = 30
 """Times that the transform of an image is repeated with the same draws."""
@@ -32,7 +33,7 @@ def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | N
     stages |= {f"batch {name}": step for name, step in transform.batch.steps.items()}
     for name, stage in stages.items():
         if GENERATOR in leaves(copied(stage)):
-            raise ValueError(OWN_GENERATOR.format(what=f"data.train_transform ({name})"))
+            raise UserError(OWN_GENERATOR.format(what=f"data.train_transform ({name})"))
     dataset = ImageDataset(images, transform, data.image_size, data.seed)
     numbers = list(islice((index for index in range(len(images)) if images.fault(index) is None), 3))
     seen: dict[tuple[int, int], Tensor] = {}
@@ -41,7 +42,7 @@ def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | N
             index = numbers[draw % len(numbers)]
             picture = dataset.augmented(index, draw + 1).clone()
             if turn and not torch.equal(picture, seen[index, draw]):
-                raise ValueError(
+                raise UserError(
                     "strategy=dp: data.train_transform makes another picture of an image with the same draws: its box "
                     "or pixels stage draws from a generator of its own, or remembers images. Draw from those of "
                     "Python, NumPy or torch"
@@ -55,7 +56,7 @@ def _try_batch_stage(
     data: ImageDataModule, shape: torch.Size, device: torch.device, at_once: int | None, watched: int
 ) -> None:
     """All that the stage leaves of the image with the label `watched`, beside others, and at several places."""
-    with keyed("trial of the batch stage"):
+    with seeded_scope("trial of the batch stage"):
         pixels = torch.randint(256, (40, *shape), dtype=torch.uint8)
     keys = torch.arange(40) * 7 + 11
 
@@ -64,7 +65,10 @@ def _try_batch_stage(
         labels = (torch.tensor(chosen) + watched) % len(data.class_names)
         batch: dict[str, Any] = {"image": pixels[chosen], "label": labels, "index": keys[chosen]}
         batch = {key: value.to(device) for key, value in batch.items()} | {"epoch": 0}
-        with keyed("trial of the batch stage", seed or 0), nullcontext() if seed is not None else ConstantDraws():
+        with (
+            seeded_scope("trial of the batch stage", seed or 0),
+            nullcontext() if seed is not None else ConstantDraws(),
+        ):
             done = batch | data.train_transform.batch(batch)
         rows = {key: value for key, value in done.items() if isinstance(value, Tensor)}
         at = chosen.index(0)
@@ -77,7 +81,7 @@ def _try_batch_stage(
         pairs += [(staged(neighbours[0], seed), staged(neighbours[1], seed)) for seed in range(SEEDS)]
     for one, other in pairs:
         if any(not torch.allclose(one[key], other[key], rtol=RELATIVE, atol=ABSOLUTE) for key in one):
-            raise ValueError(
+            raise UserError(
                 "strategy=dp: data.train_transform.batch makes another picture, or label, of an image beside others. "
                 "Leave out what mixes images, or draws by their place; `index` is a secret number here, by which a "
                 "step may draw"

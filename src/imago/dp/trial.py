@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from imago.data.module import ImageDataModule
 from imago.dp.constant_draws import ConstantDraws
-from imago.dp.gradients import Tape, UnknownGradientError
 from imago.dp.keeping import GENERATOR, kept_by, leaves, same
-from imago.module import DictModule
-from imago.randomness import keyed
+from imago.dp.tape import Tape
+from imago.dp.terms import UnknownGradientError
+from imago.errors import UserError
+from imago.model.module import DictModule
+from imago.randomness import seeded_scope
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ def try_network(
         trial.has_gradients = False  # rounding may move them where a unit is about to be switched off
     try:
         if (name := trial.own_generator()) is not None:
-            raise ValueError(OWN_GENERATOR.format(what=name))
+            raise UserError(OWN_GENERATOR.format(what=name))
         for seed in seeds:
             with _perturbed(model, seed) if seed % SEEDS else nullcontext():
                 trial.note()
@@ -138,7 +140,7 @@ class _Trial:
                 images = [order[place] for place in places]
                 result = self._loss_and_gradient(images, labels, places, seed, places.index(0))
             if draws.own_generator:
-                raise ValueError(OWN_GENERATOR.format(what="the network"))
+                raise UserError(OWN_GENERATOR.format(what="the network"))
             if draws.unknown:
                 log.warning(
                     "strategy=dp: the network draws by %s, which is not followed: whether an image's place in the "
@@ -165,7 +167,7 @@ class _Trial:
                 losses[size] = torch.cat(rows)
         near = torch.allclose(losses[few], losses[count], rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
         if not draws.unknown and not near:
-            raise ValueError(MIXED)
+            raise UserError(MIXED)
 
     def after_others(self, seed: int) -> None:
         """The image by itself, before and after others: nothing may be remembered anywhere."""
@@ -197,7 +199,7 @@ class _Trial:
         with nullcontext() if self.has_gradients else torch.no_grad():
             losses, tape = self._losses(images, labels, numbers, seed)
         if losses.shape != (len(images),):
-            raise ValueError(f"strategy=dp: {len(images)} images have losses of shape {tuple(losses.shape)}.")
+            raise UserError(f"strategy=dp: {len(images)} images have losses of shape {tuple(losses.shape)}.")
         gradients: Gradients = {}
         if losses.requires_grad:
             losses.sum().backward()
@@ -220,7 +222,7 @@ class _Trial:
             "index": torch.tensor([1000 + number for number in numbers], device=device),
         }
         gpus = [device] if device.type == "cuda" else []
-        with keyed("trial", seed), torch.random.fork_rng(gpus), Tape(self.parameters, count, self.mode) as tape:
+        with seeded_scope("trial", seed), torch.random.fork_rng(gpus), Tape(self.parameters, count, self.mode) as tape:
             if gpus:
                 torch.cuda.manual_seed(seed)
             batch = self.model(batch)
@@ -232,7 +234,7 @@ class _Trial:
         apart = math.sqrt(sum(float((one[1][name] - other[1][name]).square().sum()) for name in one[1]))
         near = not math.isfinite(norm) or apart <= OF_GRADIENTS * norm + ABSOLUTE
         if one[1].keys() != other[1].keys() or not near or not _is_close(one[0], other[0]):
-            raise ValueError(message)
+            raise UserError(message)
 
     def _check_gradients(self) -> None:
         """All of them have to be known."""
@@ -249,7 +251,7 @@ class _Trial:
         before = self.kept.setdefault(count, now)
         for name, value in now.items():
             if name in before and not same(value, before[name]):
-                raise ValueError(
+                raise UserError(
                     f"strategy=dp: {name} changes with the images that the network sees in training, and would carry "
                     "them on, or be saved without noise. Take that out"
                 )
@@ -268,7 +270,7 @@ class _Trial:
 
     def _pictures(self, seed: int) -> list[Tensor]:
         """Uniform noise, black, bright, faint and wide ones, as the network gets them."""
-        with keyed("trial images", seed):
+        with seeded_scope("trial images", seed):
             noise = torch.rand(self.shape, dtype=self.dtype)
             # equal pixels would leave it to rounding where maxima are
             grain = torch.randn(self.shape, dtype=self.dtype)
@@ -283,7 +285,7 @@ def _perturbed(model: nn.Module, seed: int) -> Iterator[None]:
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
     with torch.no_grad():
         for number, each in enumerate(model.parameters()):
-            with keyed("perturbation", seed, number):
+            with seeded_scope("perturbation", seed, number):
                 noise = torch.randn(each.shape)
             scale = float(each.float().std()) / 2 if each.numel() > 1 else 0.0
             each.add_((noise * (scale if scale > 0 and math.isfinite(scale) else 0.1)).to(each))

@@ -1,0 +1,77 @@
+"""What every checkpoint says of its run, and what is restored from it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.resume_state import Progress, capture_state, finish_restore, restore_early_stop, restore_state
+from imago.checkpoint.read import SCHEMA
+from imago.data.module import ImageDataModule
+from imago.lightning_internals import data_of
+from imago.run.folder import RunFolder
+from imago.run.provenance import git_state, versions
+
+
+class CarriedState(Callback):
+    """Puts the entry `imago` into each checkpoint, and restores a run from it; part of every training.
+
+    `carried` are plain types that say what ran. The folder of a run that is resumed is written to once its checkpoint
+    has been restored.
+    """
+
+    def __init__(self, run: RunFolder, epochs: EpochLog, carried: Mapping[str, Any]) -> None:
+        self.run = run
+        self.epochs = epochs
+        self.carried = carried
+        self._progress: Progress | None = None
+        self._seen_before: torch.Tensor | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._seen_before is None:
+            self._seen_before = pl_module.seen_images
+        restore_early_stop(trainer, self._progress)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._progress is not None:
+            finish_restore(trainer, pl_module, self._progress)
+        self.run.accept()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.run.accept()  # no epoch was left to train
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # a run that is resumed from here does not log again what came before
+        data = cast(ImageDataModule, data_of(trainer))
+        checkpoint["imago"] = {
+            "schema": SCHEMA,
+            "class_names": list(pl_module.class_names),
+            **self.carried,
+            "history": [dict(row) for row in self.epochs.history],
+            "monitor": self.epochs.monitor,
+            "best_value": self.epochs.best,
+            "timestamp": datetime.now().astimezone().isoformat(timespec="microseconds"),
+            "versions": versions(),
+            "git": dict(git_state()),
+            "data": data.facts,
+            "drawn_val": data.sets.drawn_val,
+            **({"train_images": self._trained_on(data)} if pl_module.strategy.shows_train_images else {}),
+            "progress": capture_state(trainer, pl_module),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.epochs.restore(checkpoint)
+        self._progress = checkpoint["imago"]["progress"]
+        self._seen_before = checkpoint["imago"].get("train_images")
+        if restore_state(trainer, pl_module, checkpoint):
+            self.epochs.best = None
+
+    def _trained_on(self, data: ImageDataModule) -> torch.Tensor:
+        """Digests of all images that the weights have seen, in runs that this one was resumed from, too."""
+        if self._seen_before is None:
+            return data.train_digests
+        return torch.unique(torch.cat([data.train_digests, self._seen_before]))

@@ -1,0 +1,93 @@
+"""The rows of `metrics.jsonl`: all metrics of each epoch, and the best value of the monitored one."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from imago.files import log_write_errors, strict, write_text
+from imago.report.plots import curves_figure, save
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class EpochLog(Callback):
+    """Writes `metrics.jsonl`, logs a line per epoch, and draws `plots/curves.png` at the end; part of every training.
+
+    `history` has a row per epoch with all logged metrics, "epoch" and "step".
+    """
+
+    def __init__(self, run: RunFolder, monitor: str, mode: str) -> None:
+        self.run = run
+        self.monitor = monitor
+        self.mode = mode
+        self.history: list[dict[str, float]] = []
+        self.best: float | None = None
+        """The best value of `monitor` so far, of validations within epochs too."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and self.monitor.startswith("val/") and not trainer.sanity_checking:
+            self.best = best_of([self.best, float(value)], self.mode)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
+        self.best = best_of([self.best, self.history[-1].get(self.monitor)], self.mode)
+        self._log_epoch(trainer)
+        self.write(trainer)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
+        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.history and trainer.is_global_zero:
+            with log_write_errors("plots/curves"):
+                save(curves_figure(self.history), self.run.path / "plots" / "curves", self.run.plot_format)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the rows, and the best value, of the run that a checkpoint is from."""
+        entry = checkpoint["imago"]
+        self.history = [dict(row) for row in entry["history"]]
+        earlier = entry.get("best_value") if entry.get("monitor") == self.monitor else None
+        self.best = best_of([earlier, *(row.get(self.monitor) for row in self.history)], self.mode)
+
+    def write(self, trainer: Trainer) -> None:
+        """Replaces `metrics.jsonl` as a whole."""
+        if trainer.is_global_zero:
+            with log_write_errors("The record in the run folder"):
+                lines = "".join(json.dumps(strict(row)) + "\n" for row in self.history)
+                write_text(self.run.path / "metrics.jsonl", lines)
+
+    def _log_epoch(self, trainer: Trainer) -> None:
+        """Now, as Lightning would only do it when the epoch's checkpoint is written: a kill between would lose it."""
+        known = ("val/", "step")  # Lightning has logged the first when validation ended
+        row = {name: value for name, value in self.history[-1].items() if not name.startswith(known)}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=max(0, trainer.global_step - 1))
+
+
+class LRMonitor(LearningRateMonitor):
+    """Logs the learning rate; unlike its parent it is content without a logger, so that `logger=[]` just works."""
+
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+
+def best_of(values: Sequence[float | None], mode: str) -> float | None:
+    """The best finite value; `mode` is max or min."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
+        return None
+    return max(finite) if mode == "max" else min(finite)
+
+
+def _is_shown(name: str) -> bool:
+    return name in ("train/loss", "train/acc", "val/loss", "val/acc") or name.endswith("_best")

@@ -1,0 +1,270 @@
+"""What can go wrong later is tried in seconds before the first epoch, and said in one message."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, WeightAveraging
+from torch import Tensor
+
+from imago.callbacks.metrics import MetricsCallback
+from imago.checkpoint.read import read_checkpoint
+from imago.data.module import ImageDataModule
+from imago.errors import DiskError, UserError, message_of
+from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
+from imago.model.module import DictModule
+from imago.model.optimizers import planned_steps
+from imago.randomness import seeded_scope
+
+log = logging.getLogger(__name__)
+
+MOST_IMAGES = 8  # of the batches that are tried; their memory is scaled
+FILES = 4  # best, last, the one before, and the one that is being written
+OWN = ("imago.", "lightning.")
+FILE = ".preflight.tmp"
+
+
+class Preflight(Callback):
+    """Tries a train batch, a val batch, a checkpoint, disk and memory when training begins; changes nothing.
+
+    Args:
+        folder: Where the checkpoints will be.
+        only: Stop there.
+        read_back: Raises ValueError where the commands that take a checkpoint could not read the one in a file.
+        predictions_bytes: The size of the predictions, given the number of images and the class names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        only: bool = False,
+        read_back: Callable[[Path], None] = lambda file: None,
+        predictions_bytes: Callable[[int, Sequence[str]], int] = lambda images, class_names: 0,
+    ) -> None:
+        self.folder = folder
+        self.only = only
+        self.read_back = read_back
+        self.predictions_bytes = predictions_bytes
+        self._logits: Tensor | None = None
+        self._saved_bytes = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Raises ValueError with all that was found."""
+        if trainer.ckpt_path is None and not option_of(trainer, "fast_dev_run"):
+            self._look(trainer, pl_module)
+        if self.only:
+            train_no_epoch(trainer)
+
+    def _look(self, trainer: Trainer, model: DictModule) -> None:
+        began = time.monotonic()
+        looks: tuple[Callable[[Trainer, DictModule], None], ...] = (
+            _check_monitors,
+            _check_schedules,
+            self._try_train_batch,
+            self._try_val_batch,
+            self._try_checkpoint,
+            self._check_memory,
+        )
+        problems: list[str] = []
+        with seeded_scope("preflight"):
+            for look in looks:
+                try:
+                    look(trainer, model)
+                except Exception as error:
+                    log.debug("Preflight", exc_info=True)
+                    said = message_of(error)
+                    if not any(said in other for other in problems):
+                        problems.append(said)
+        if problems:
+            first = f"{len(problems)} problems were found before the first epoch:\n" if len(problems) > 1 else ""
+            raise UserError(first + "\n".join(problems))
+        log.info("Preflight: nothing was found in %.1f s", time.monotonic() - began)
+
+    def _try_train_batch(self, trainer: Trainer, model: DictModule) -> None:
+        batch = self._batch(trainer, model, "train")
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        sizes: dict[int, int] = {}
+
+        def saved(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        try:
+            with trainer.precision_plugin.train_step_context():
+                with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+                    loss = _losses_of(model, model(batch))["total"]
+                loss.backward()
+        finally:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(buffers[name])
+        own = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+        self._saved_bytes = max(0, sum(sizes.values()) - own) / len(batch["label"])
+
+    def _try_val_batch(self, trainer: Trainer, model: DictModule) -> None:
+        self._logits = self._evaluated(trainer, model)
+
+    def _try_checkpoint(self, trainer: Trainer, model: DictModule) -> None:
+        """Saves, reads and loads: the same logits have to come out."""
+        file = self.folder / FILE
+        try:
+            trainer.save_checkpoint(file)
+            if not file.is_file():
+                raise DiskError(f"{file} could not be written.")
+            weights = read_checkpoint(file)["state_dict"]
+            self.read_back(file)
+            size = file.stat().st_size
+            trainer.strategy.barrier()  # until all have read it
+        finally:
+            if trainer.is_global_zero:
+                file.unlink(missing_ok=True)
+                with suppress(OSError):  # the folder, if there is nothing else in it
+                    self.folder.rmdir()
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.zero_()  # so that only what was saved comes back
+        model.load_state_dict(weights)
+        if self._logits is not None and not torch.allclose(
+            self._evaluated(trainer, model), self._logits, rtol=1e-3, atol=1e-4, equal_nan=True
+        ):
+            raise UserError(
+                "A network that was saved and loaded gives other logits: either it is not deterministic in evaluation, "
+                "or it keeps what it needs outside of its parameters and buffers (register_buffer)."
+            )
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
+        data = _data(trainer)
+        rows = self.predictions_bytes(sum(data.sizes.values()), data.class_names)
+        free = shutil.disk_usage(self.folder.parent).free
+        log.info("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
+        if needed + rows > free:
+            raise DiskError(
+                f"Checkpoints will need about {_shown(needed)} in {self.folder}, and predictions {_shown(rows)}; "
+                f"{_shown(free)} are free. Remove something, or type another paths.log_dir="
+            )
+
+    def _check_memory(self, trainer: Trainer, model: DictModule) -> None:
+        data = _data(trainer)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        images = model.strategy.microbatch_size(-(-data.batch_size // trainer.world_size))
+        needed, free = int(self._saved_bytes * images + 3 * weights), _free_memory(model.device)
+        if free is not None and needed > free:
+            raise MemoryError(
+                f"A step on {images} images needs about {_shown(needed)} of memory, {_shown(free)} are free: "
+                "type a smaller data.batch_size= (and trainer.accumulate_grad_batches=), or trainer=amp"
+            )
+        if free is not None:
+            log.info("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
+
+    def _evaluated(self, trainer: Trainer, model: DictModule) -> Tensor:
+        batch = self._batch(trainer, model, "val")
+        model.eval()
+        try:
+            with torch.no_grad(), trainer.precision_plugin.val_step_context():
+                batch = model(batch)
+                _losses_of(model, batch)
+        finally:
+            model.train()
+        return batch["logits"]
+
+    def _batch(self, trainer: Trainer, model: DictModule, split: str) -> dict[str, Any]:
+        data = _data(trainer)
+        compiled = any(module._compiled_call_impl is not None for module in model.net.modules())
+        share = -(-data.batch_size // trainer.world_size)
+        return data.some_images(split, share if compiled else min(share, MOST_IMAGES), model.device)
+
+
+def _check_monitors(trainer: Trainer, model: DictModule) -> None:
+    """Raises ValueError where a callback waits for a metric that nobody logs."""
+    callbacks, owners = callbacks_of(trainer, Callback), callbacks_of(trainer, MetricsCallback)
+    for owner in owners:
+        owner.check_tracked(model)
+    if any(not type(callback).__module__.startswith(OWN) for callback in callbacks):
+        return  # may log what we do not know of
+    names = {name for owner in owners for name in owner.names()} | set(model.loss_names)
+    known = sorted(f"{stage}/{name}" for stage in ("train", "val") for name in names)
+    known += [f"val/{owner.tracked_metric_name}_best" for owner in owners]
+    waiting: list[Any] = [*callbacks_of(trainer, EarlyStopping), *callbacks_of(trainer, ModelCheckpoint)]
+    for callback in waiting:
+        monitor = callback.monitor
+        if monitor is not None and monitor not in known and monitor.startswith(("train/", "val/")):
+            what = f"{type(callback).__name__} waits for {monitor}, which is not logged"
+            raise UserError(f"{what}. There are {', '.join(known)}.")
+
+
+def _check_schedules(trainer: Trainer, _: DictModule) -> None:
+    """Raises ValueError for callbacks that would do nothing, or break, with the steps that are planned."""
+    planned, callbacks = planned_steps(trainer), callbacks_of(trainer, Callback)
+    per_step = any(each.interval == "step" for each in trainer.lr_scheduler_configs)
+    for callback in callbacks:
+        if isinstance(callback, BaseFinetuning) and per_step:
+            raise UserError(
+                f"{type(callback).__name__} adds parameters to the optimizer, which a schedule per step cannot take. "
+                "Type model.scheduler=null, or model/scheduler=step, or plateau"
+            )
+        start = getattr(callback, "update_starting_at_step", None) if isinstance(callback, WeightAveraging) else None
+        if start is not None and start >= planned:
+            raise UserError(
+                f"{type(callback).__name__} starts at step {start}, and there are {planned:g}: untrained weights would "
+                "be scored. Type a smaller update_starting_at_step"
+            )
+    if (least := trainer.fit_loop.epoch_loop.min_steps or 0) > planned:
+        raise UserError(f"trainer.min_steps={least}, and there are {planned:g}: type a larger trainer.max_epochs=")
+    least, steps = trainer.min_epochs or 0, trainer.max_steps
+    if 0 <= steps < least * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches):
+        raise UserError(
+            f"trainer.min_epochs={least} needs more steps than trainer.max_steps={steps}: type more of these"
+        )
+    batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if accumulated > batches:
+        log.warning(
+            "trainer.accumulate_grad_batches=%d, but an epoch has %g batches: each ends with a step on these",
+            accumulated,
+            batches,
+        )
+
+
+def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The losses; what they count is put back."""
+    before = [(module, dict(vars(module))) for module in model.criterions.modules()]
+    try:
+        return model.criterions(batch)
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _data(trainer: Trainer) -> ImageDataModule:
+    return cast(ImageDataModule, data_of(trainer))
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """In bytes; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:  # what a container may use
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        return min(free, limit - used)
+    except (OSError, ValueError):
+        return free
+
+
+def _shown(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

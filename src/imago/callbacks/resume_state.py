@@ -1,0 +1,203 @@
+"""What a checkpoint keeps so that its run goes on at the exact batch, and what has to be the same when it does.
+
+Random numbers need no state (randomness.py), and the loader finds its place in Lightning's counters (data/module.py).
+What is left are the sums of the epoch under way and the last logged values.
+"""
+
+import logging
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from torch import Tensor
+
+from imago.callbacks.metrics import MetricsCallback
+from imago.data.module import ImageDataModule
+from imago.distributed import all_gather_objects
+from imago.errors import UserError
+from imago.lightning_internals import (
+    callbacks_of,
+    data_of,
+    forget_restart,
+    is_within_epoch,
+    position,
+    rewind_to_epoch_start,
+    validation_is_due,
+)
+from imago.model.module import DictModule
+from imago.model.optimizers import accumulation_schedule, apply_new_settings
+
+log = logging.getLogger(__name__)
+
+Progress = dict[str, Any]
+DATA = "the data (fingerprint)"
+STOPPING = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "divergence_threshold", "check_finite")
+
+
+def capture_state(trainer: Trainer, model: DictModule) -> Progress:
+    """Where the run stands; called by all processes together.
+
+    `batch` is the number of train batches that are done in the epoch under way, 0 at an epoch's end; `sums` has what
+    each process has summed up in it.
+    """
+    under_way, (epoch, batch) = is_within_epoch(trainer), position(trainer)
+    return {
+        "epoch": epoch,
+        "batch": batch if under_way else 0,
+        "validating": bool(trainer.validating) or (under_way and validation_is_due(trainer)),
+        "logged": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+        "validated_epoch": model.validated_epoch,
+        "skipped_batches": model.skipped_batches,
+        "settings": _settings(trainer),
+        "stopping": _stopping(trainer),
+        "optimizer_settings": model.optimizer_settings,
+        "made_by": made_by(model),
+        "sums": all_gather_objects(_sums(trainer, model)) if under_way else [],
+    }
+
+
+def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:
+    """Restores what `capture_state` kept, and corrects Lightning's counters in `checkpoint` before they are loaded;
+    returns whether the data are others, so that the best value, too, begins anew.
+
+    Raises:
+        ValueError: The checkpoint is from the middle of an epoch that would go on differently.
+    """
+    progress: Progress = checkpoint["imago"]["progress"]
+    _check_parts(progress, model)
+    _check_settings(progress, trainer)
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
+        raise UserError(
+            f"trainer.max_epochs={trainer.max_epochs}: the checkpoint has {progress['epoch']} epochs already."
+        )
+    rewind_to_epoch_start(checkpoint["loops"]["fit_loop"], progress["validating"])
+    _keep_typed_patience(trainer, checkpoint)
+    model.validated_epoch = progress["validated_epoch"]
+    model.skipped_batches = progress["skipped_batches"]
+    if progress["batch"]:
+        sums = progress["sums"][trainer.global_rank]
+        model.running_losses["train"].load_state_dict(sums["losses"])
+        for callback, states in zip(callbacks_of(trainer, MetricsCallback), sums["metrics"], strict=False):
+            callback.load_epoch(states)
+    others = progress["settings"].get(DATA) != _settings(trainer)[DATA]
+    if others:
+        for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
+            for tracking in callbacks_of(trainer, kind):
+                checkpoint["callbacks"].pop(tracking.state_key, None)
+        log.warning("The data are others: the best value, and early stopping, begin anew")
+    return others
+
+
+def finish_restore(trainer: Trainer, model: DictModule, progress: Progress) -> None:
+    """What is left to do when Lightning has restored the rest, before the first batch."""
+    # what callbacks may still want to see of an earlier validation; Lightning forgets it
+    trainer.callback_metrics.update(
+        {name: value.to(trainer.strategy.root_device) for name, value in progress["logged"].items()}
+    )
+    changing = accumulation_schedule(trainer)
+    if changing is not None and progress["batch"]:  # Lightning leaves out the hook of an epoch's start
+        trainer.accumulate_grad_batches = changing.get_accumulate_grad_batches(trainer.current_epoch)
+    if not progress["batch"]:
+        forget_restart(trainer)
+    scheduler = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
+    apply_new_settings(trainer.optimizers[0], scheduler, progress["optimizer_settings"], model.optimizer_settings)
+    _lay_out(trainer.optimizers[0])
+
+
+def _lay_out(optimizer: Any) -> None:
+    """Fused kernels take for granted that what the optimizer keeps lies in memory as the weights do, which may have
+    changed since (model.channels_last)."""
+    for weight, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def restore_early_stop(trainer: Trainer, progress: Progress | None) -> None:
+    """Lightning restores that early stopping has fired, and trains on; that is right where other settings are typed."""
+    if progress is None:
+        return
+    same = progress.get("stopping") == _stopping(trainer)
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            trainer.should_stop |= same
+            if not same:
+                callback.stopping_reason, callback.stopped_epoch = EarlyStoppingReason.NOT_STOPPED, 0
+
+
+def _stopping(trainer: Trainer) -> list[dict[str, Any]]:
+    callbacks = [each for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
+    return [{name: getattr(callback, name) for name in STOPPING} for callback in callbacks]
+
+
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    """What the batches of an epoch depend on, by the names that one types."""
+    data = cast(ImageDataModule, data_of(trainer))
+    return {
+        "data.batch_size": data.batch_size,
+        "seed": data.seed,
+        "trainer.devices": trainer.world_size,
+        "trainer.accumulate_grad_batches": _accumulation(trainer),
+        "trainer.limit_train_batches": trainer.limit_train_batches,
+        DATA: data.facts["fingerprint"],
+    }
+
+
+def _accumulation(trainer: Trainer) -> Any:
+    changing = accumulation_schedule(trainer)
+    return trainer.accumulate_grad_batches if changing is None else dict(changing.scheduling)
+
+
+def _check_parts(progress: Progress, model: DictModule) -> None:
+    """Raises ValueError where the state of the optimizer, or the schedule, is that of another one."""
+    for part, now in made_by(model).items():
+        before = progress.get("made_by", {}).get(part, now)
+        if before != now:
+            raise UserError(
+                f"model.{part}: the checkpoint was trained with {before}, this is {now}, which cannot go on from its "
+                "state. To start anew with the weights alone type model.init_from= in place of ckpt_path="
+            )
+
+
+def made_by(model: DictModule) -> dict[str, str | None]:
+    """What makes the optimizer and its schedule."""
+    makers = {"optimizer": model.optimizer, "scheduler": model.scheduler}
+    functions: dict[str, Any] = {part: getattr(maker, "func", maker) for part, maker in makers.items()}
+    names = {
+        part: f"{each.__module__}.{each.__qualname__}" if hasattr(each, "__qualname__") else None
+        for part, each in functions.items()
+    }
+    if model.scheduler is not None:
+        names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}"
+    return names
+
+
+def _check_settings(progress: Progress, trainer: Trainer) -> None:
+    before, now = progress["settings"], _settings(trainer)
+    changed = [f"{name}: {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    if not changed:
+        return
+    if progress["batch"]:
+        raise UserError(
+            f"The checkpoint is from the middle of epoch {progress['epoch']} (batch {progress['batch']}), which cannot "
+            f"go on with other batches. Changed since then: {'; '.join(changed)}. Go on with the same settings; they "
+            "can be changed at the end of an epoch: checkpoints/best.ckpt is from one (ckpt_path=)."
+        )
+    log.warning("The epochs to come see other batches than those before. Changed since then: %s", "; ".join(changed))
+
+
+def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Lightning would take the patience of the checkpoint, whatever was typed."""
+    for callback in trainer.early_stopping_callbacks:
+        if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+            checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
+
+
+def _sums(trainer: Trainer, model: DictModule) -> dict[str, Any]:
+    losses = model.running_losses["train"].state_dict()
+    return {
+        "losses": losses,
+        "metrics": [callback.epoch_state() for callback in callbacks_of(trainer, MetricsCallback)],
+    }

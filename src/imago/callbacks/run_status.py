@@ -1,0 +1,86 @@
+"""How a training stands: `status.json`, `summary.txt` and the report, rewritten every epoch."""
+
+import platform
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.timing import Timing
+from imago.files import log_write_errors
+from imago.model.module import DictModule
+from imago.report.page import refresh_report
+from imago.run.folder import RunFolder
+
+
+class RunStatus(Callback):
+    """Keeps the run folder informed of how the training goes; part of every training."""
+
+    def __init__(self, run: RunFolder, epochs: EpochLog, timing: Timing) -> None:
+        self.run = run
+        self.epochs = epochs
+        self.timing = timing
+        self._has_written = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        self.run.sections["Parameters"] = {
+            "total": f"{sum(p.numel() for p in pl_module.parameters()):,}",
+            "trained": f"{trained:,}",
+        }
+        self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.write(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.run.status["step"] = trainer.global_step  # the next heartbeat writes it
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not self._has_written:  # no epoch was left to train
+            self.write(trainer)
+        if trainer.is_global_zero and pl_module.strategy.report():
+            pl_module.strategy.write_report(self.run.path / "reports", is_final=True)
+            refresh_report(self.run.path)
+
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Rewrites `status.json`, `summary.txt`, the strategy's report and `report.html`."""
+        if trainer.is_global_zero:
+            with log_write_errors("The record in the run folder"):
+                self._write(trainer)
+
+    def publish_strategy(self) -> None:
+        """Writes the strategy's section of the summary and the report, between the ends of two epochs."""
+        with log_write_errors("The record in the run folder"):
+            self.run.update()
+            refresh_report(self.run.path)
+
+    def _write(self, trainer: Trainer) -> None:
+        self._has_written = True
+        history = self.epochs.history
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
+        self.run.sections["Progress"] = {"epochs": f"{len(history)} of {epochs}", "steps": trainer.global_step}
+        model = cast(DictModule, trainer.lightning_module)
+        if model.skipped_batches:
+            self.run.sections["Progress"]["batches skipped (loss not finite)"] = model.skipped_batches
+        if history:
+            self.run.sections["Last epoch"] = {k: v for k, v in history[-1].items() if k.count("/") == 1}
+        if model.strategy.report():
+            model.strategy.write_report(self.run.path / "reports")
+            self.run.sections["Strategy"] = model.strategy.report()  # as it was written
+        self.run.update(epoch=len(history), step=trainer.global_step, timing=self.timing.clock.seconds())
+        refresh_report(self.run.path)
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

@@ -1,0 +1,13 @@
+"""Checkpoint files: written whole, read without executing anything in them."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "read": ["find_checkpoint", "last_readable", "read_checkpoint"],
+        "fits": ["check_fits", "load_weights"],
+        "write": ["WholeFileCheckpointIO"],
+        "signing": ["is_signed", "key_file", "sign"],
+    },
+)

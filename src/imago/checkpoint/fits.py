@@ -1,0 +1,72 @@
+"""Whether a checkpoint fits network and data, and what is wrong where it does not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from imago.checkpoint.read import Checkpoint, read_checkpoint
+from imago.errors import UserError
+
+
+class LabelledImages(Protocol):
+    """What is asked of a data module: its classes, and how val was drawn."""
+
+    sets: Any
+
+    @property
+    def class_names(self) -> list[str]:
+        """By label."""
+
+
+def check_fits(checkpoint: Checkpoint, model: nn.Module, data: LabelledImages, path: str | Path) -> None:
+    """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
+    check_data(checkpoint["imago"], data, path)
+    check_weights(checkpoint, model, path)
+
+
+def check_data(told: dict[str, Any], data: LabelledImages, path: str | Path) -> None:
+    """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
+    check_draw(told, data, path)
+    trained, given = told["class_names"], data.class_names
+    if trained != given:
+        raise UserError(
+            f"ckpt_path={path} was trained on other classes.\n"
+            f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(given)}"
+        )
+
+
+def check_draw(told: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
+    """Raises ValueError where val was drawn from train in another way than for the checkpoint."""
+    drawn, now = told["drawn_val"], data.sets.drawn_val
+    if drawn is not None and now is not None and drawn != now:
+        which = f"ckpt_path={path}" if path else "The checkpoint"
+        what = f"{which} was trained with another draw of val from train, so it has seen images of this one. "
+        if drawn.get("by") != now.get("by"):
+            raise UserError(f"{what}It is of an earlier Imago. Train again, or give data with a val split.")
+        raise UserError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
+
+
+def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:
+    """Raises ValueError unless the checkpoint holds this network."""
+    theirs, ours = checkpoint["state_dict"], model.state_dict()
+    lacking = sorted(ours.keys() - theirs.keys())
+    foreign = sorted(theirs.keys() - ours.keys())
+    reshaped = sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
+    if lacking or foreign or reshaped:
+        counts = {"missing in it": lacking, "unknown to this network": foreign, "of another shape": reshaped}
+        found = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
+        raise UserError(
+            f"ckpt_path={path} holds another network than this run's: {found}.\n"
+            "Type the same model= and model.net.name= as in the run that wrote it; where its config comes along, leave "
+            "model= and experiment= out."
+        )
+
+
+def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:
+    """Loads the weights of a checkpoint into `model`, if it fits; returns the checkpoint."""
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, data, path)
+    model.load_state_dict(checkpoint["state_dict"])
+    return checkpoint

@@ -1,0 +1,291 @@
+"""What every command does around its task, in four phases: claim the run folder, check, run, end."""
+
+import copy
+import logging
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.cli.compose import config_changes
+from imago.cli.processes import other_processes, process_count
+from imago.config.checks import own_targets
+from imago.config.invocation import Invocation, for_hydra
+from imago.config.own_code import allow_imports
+from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
+from imago.definitions import STOPPING, TERMINATED
+from imago.errors import UserError, message_of
+from imago.files import write_json
+from imago.masking import learn_secrets, masked_override
+from imago.run.folder import RunFolder, RunFolderError
+from imago.run.logs import logging_to
+from imago.terminal import plain, say
+
+log = logging.getLogger(__name__)
+
+RESULT_KEYS = ("data.", "model.", "seed ", "strategy.")
+NEUTRAL_KEYS = ("data.num_workers", "data.cache", "data.data_dir")
+EXTENDING_KEYS = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping"),
+    "strategy.target_epsilon",
+)
+"""Settings that give a finished run something to do."""
+DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
+"""That of a Timer gives it something to do, too."""
+Task = Callable[[DictConfig, RunFolder], Any]
+Check = Callable[[DictConfig, Invocation], None]
+
+
+class TaskError(RuntimeError):
+    """The task failed; the log and `status.json` say why, in its own words; `__cause__` was raised."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder whose run was finished before; `objective` is its best value."""
+
+    run_dir: Path
+    objective: float | None
+
+
+def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool = False) -> Any:
+    """Runs `task` in its run folder; returns what it returns, or a `FinishedRun`.
+
+    Args:
+        task: What is done.
+        cfg: The composed config; `check` and `task` may complete it.
+        invocation: How it came to be.
+        check: Raises UserError for what cannot work, before anything heavy is imported.
+        one_process: Devices do not matter.
+
+    Raises:
+        UserError: The run folder cannot be had.
+        TaskError: The check or the task failed.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or a signal, has ended the run.
+    """
+    with suppress(OmegaConfBaseException):  # what leads nowhere is said below
+        learn_secrets(OmegaConf.to_container(cfg, resolve=True))
+    if invocation.changes_directory:
+        why = "typed paths, and modules of your own, would be looked for in the run folder"
+        raise UserError(f"hydra.job.chdir=true: {why}. Leave it out: ${{paths.output_dir}} is the run folder")
+    if invocation.sweep_dir is not None:
+        _check_sweeper(invocation, Path(invocation.sweep_dir) / "multirun.yaml")
+        mask_sweep(Path(invocation.sweep_dir))
+    sys.argv[1:] = [masked_override(word) for word in sys.argv[1:]]  # loggers keep the command line
+    os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # it would ask git about the current folder
+    if not sys.stdout.isatty():
+        os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
+    allow_imports(own_targets(cfg, invocation), Path.cwd())
+    run = _claim(cfg, invocation)
+    try:
+        changed = _resume_settings(run, cfg)
+        if (finished := _finished(run, changed)) is not None:
+            return finished
+        with (
+            _stopped_by_signals(),
+            logging_to(run.path / f"{cfg.task_name}.log", verbose=invocation.verbose),
+            run.beating(),
+        ):
+            try:
+                _check(run, cfg, check, changed)
+                run.processes = 1 if one_process else process_count(cfg.trainer)
+                run.port = _free_port() if run.processes > 1 else 0
+                with other_processes(task, cfg, run):
+                    result = task(cfg, run)
+            except BaseException as error:
+                _end(run, error)
+            run.update(status="completed", best_value=objective(result))
+            _report(run)
+        return result
+    finally:
+        run.release()
+
+
+def objective(result: Any) -> float | None:
+    """What a sweep makes as good as it can: `objective` of what the task returns, or that itself."""
+    return getattr(result, "objective", result)
+
+
+def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
+    try:
+        run = RunFolder.claim(Path(invocation.output_dir), cfg.resume is not None or cfg.auto_resume)
+    except (RunFolderError, OSError) as error:
+        raise UserError(str(error)) from error
+    run.invocation = invocation
+    return run
+
+
+def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
+    """What has changed since a run that is resumed began; takes over the seed that it drew."""
+    if not run.former:
+        return []
+    if cfg.seed is None:
+        cfg.seed = drawn_seed(run.path)
+    return settings_changed(cfg, run.path)
+
+
+def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
+    """A run that has nothing left to do, after saying so; None for all others.
+
+    Raises:
+        UserError: It was trained with other settings.
+    """
+    is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch"))
+    if not is_finished or any(change.startswith(EXTENDING_KEYS) or DURATION.match(change) for change in changed):
+        return None
+    if other := [
+        change for change in changed if change.startswith(RESULT_KEYS) and not change.startswith(NEUTRAL_KEYS)
+    ]:
+        raise UserError(
+            f"{run.path} holds a finished run with other settings: {'; '.join(other)}. "
+            "Give another folder (hydra.run.dir=, hydra.sweep.dir= with -m)."
+        )
+    say(
+        f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
+        f"For more epochs type {_resume_word(run)} trainer.max_epochs="
+    )
+    return FinishedRun(run.path, run.former.get("best_value"))
+
+
+def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) -> None:
+    """Begins the record of the run, and refuses what cannot work.
+
+    Of a run that is resumed nothing is written before its checkpoint has been accepted: its settings stay those that
+    it can go on with.
+    """
+    run.start()
+    if cfg.seed is None:
+        cfg.seed = random.SystemRandom().randrange(2**31)
+        log.info("seed=null: drew seed=%d", cfg.seed)
+    run.write_when_accepted(partial(_write_config, run, copy.deepcopy(cfg)))  # the task completes it
+    before_check = yaml_of(cfg)
+    check(cfg, run.invocation)
+    if yaml_of(cfg) != before_check:  # what a new target does not take is gone
+        run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
+    run.plot_format = cfg.plots.format
+    if changed:
+        log.warning("Changed since the run began: %s", "; ".join(changed))
+    if run.former:
+        run.resume_from = checkpoint_to_resume(run.path)
+    if run.resume_from is None:
+        run.accept()
+
+
+def _write_config(run: RunFolder, cfg: DictConfig) -> None:
+    save_config(cfg, run.path, run.invocation)
+    write_json(run.path / "reports" / "changes.json", config_changes(cfg, run.invocation.config_name))
+    run.sections["Run"] = {
+        "name": cfg.name,
+        "folder": run.path,
+        "tags": ", ".join(cfg.tags) or None,
+        "typed": " ".join(map(masked_override, run.invocation.overrides)) or "nothing",
+    }
+    run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
+    run.update()
+    log.debug("Command line: %s", " ".join(sys.argv))
+
+
+def _end(run: RunFolder, error: BaseException) -> NoReturn:
+    """Records how the run ended, and raises what its caller is told."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *STOPPING):  # the first one has ended the run; a second would keep that a secret
+            signal.signal(number, signal.SIG_IGN)
+    if isinstance(error, SystemExit) and error.code == TERMINATED:
+        _record(run, "preempted", f"Terminated by a signal.{_resume_hint(run)}")
+        raise error
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 1):
+        _record(run, "interrupted", f"Stopped by Ctrl-C.{_resume_hint(run)}")  # Lightning answers it with status 1
+        raise KeyboardInterrupt from error
+    log.debug("The run failed", exc_info=error)
+    message = f"The program was left: {error.code}" if isinstance(error, SystemExit) else message_of(error)
+    _record(run, "failed", message)
+    raise TaskError(plain(message)) from error
+
+
+def _record(run: RunFolder, status: str, error: str) -> None:
+    log.info("The run folder is %s", run.path)
+    error = plain(error)  # it may quote a stranger's file
+    log.error("%s", error)
+    try:
+        run.update(status=status, error=error)
+        _report(run)
+    except OSError as unwritable:  # a full disk, say, must not hide what went wrong
+        log.error("status.json could not be written: %s", unwritable)
+
+
+def _report(run: RunFolder) -> None:
+    """`report.html` of what was trained or scored, with how it ended."""
+    if (run.path / "metrics.jsonl").is_file() or any(run.path.glob("reports/[dm]*.json")):  # of data, or metrics
+        from imago.report.page import refresh_report
+
+        refresh_report(run.path)
+
+
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The last checkpoint of a run folder that can be read; None without any: the run begins anew."""
+    if not any(folder.glob("checkpoints/*.ckpt")):
+        return None
+    from imago.checkpoint.read import last_readable
+
+    return last_readable(folder / "checkpoints")
+
+
+def _check_sweeper(invocation: Invocation, file: Path) -> None:
+    """Raises UserError where a swept experiment chooses the sweeper, which comes too late."""
+    if not file.is_file():
+        return
+    of_sweep: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    before = (of_sweep.get("hydra") or {}).get("sweeper") or {}
+    if any(invocation.sweeper.get(key) != before.get(key) for key in ("_target_", "params", "n_trials")):
+        raise UserError(
+            "A swept option chooses another hydra/sweeper, which comes too late. Type it beside the sweep: "
+            "-m hparams_search=optuna experiment=NAME"
+        )
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPPING)}
+    for number in STOPPING:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _resume_hint(run: RunFolder) -> str:
+    """What to type, after training."""
+    return f" Go on with {_resume_word(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
+
+
+def _resume_word(run: RunFolder) -> str:
+    return shlex.quote(f"resume={for_hydra(str(run.path))}")

@@ -1,0 +1,100 @@
+"""Configs that are composed besides that of the command."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.config.invocation import Invocation
+from imago.config.root import CONFIG_DIR
+from imago.config.tree import leaves
+from imago.masking import masked_config
+from imago.terminal import say
+
+
+def log_dir_of(words: list[str]) -> Path:
+    """Where runs are, by what was typed and this machine's own settings."""
+    typed = [word for word in words if _is_path_override(word)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return Path(compose("train", typed).paths.log_dir).expanduser()
+
+
+def _is_path_override(word: str) -> bool:
+    try:
+        override: Override = OverridesParser.create().parse_overrides([word])[0]
+    except HydraException:
+        return False
+    return override.get_key_element().lstrip("+~").startswith("paths") and not override.is_sweep_override()
+
+
+def config_changes(cfg: DictConfig, config_name: str) -> list[dict[str, Any]]:
+    """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        plain = loader.load_configuration(config_name=config_name, overrides=[], run_mode=RunMode.RUN)
+    except HydraException:  # a config of one's own that needs an override
+        return []
+    before, after = (dict(leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
+    return [
+        {"key": key, "default": before.get(key), "value": after.get(key)}
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
+    """`cfg`, with the embedded digits where no data is chosen."""
+    is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")) if cfg.data else True
+    asked = bool(invocation.keys & {"data", "data.data_dir"})
+    if is_chosen or asked or "data_dir" not in cfg.data:
+        return cfg
+    say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
+    digits = (
+        GlobalHydra.instance()
+        .config_loader()
+        .load_configuration(
+            invocation.config_name, overrides=["data=digits", *invocation.overrides], run_mode=RunMode.RUN
+        )
+    )
+    OmegaConf.set_struct(cfg, False)
+    cfg.data = digits.data
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def own_folder(typed: list[str]) -> Path | None:
+    """The folder that --config-dir names."""
+    folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
+    folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
+    return Path(folder) if folder else None
+
+
+def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:
+    """The config with the groups that were typed, but without the other overrides: one of them is the mistake."""
+    folder = own_folder(typed)
+    groups = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
+    for word in typed:
+        try:
+            override = OverridesParser.create().parse_overrides([word])[0]
+        except HydraException:
+            continue
+        if Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir() and not override.is_sweep_override():
+            groups.append(word)
+    for overrides in (groups, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+                return compose(config_name, overrides)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            continue
+    return None

@@ -1,0 +1,248 @@
+"""A command as the shell starts it, and as Python calls it: composing, mistakes, exit statuses."""
+
+import functools
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.cli.command import Check, Task, TaskError, execute, objective
+from imago.cli.compose import own_folder
+from imago.cli.hydra_errors import explain_hydra_error, yaml_message
+from imago.cli.isolation import isolated, isolated_torch
+from imago.cli.start_from import Arguments, plain_args
+from imago.config.checks import check as check_training
+from imago.config.invocation import Invocation
+from imago.config.resolvers import register
+from imago.config.root import CONFIG_DIR, KeptRoot
+from imago.definitions import INTERRUPTED, STOPPING
+from imago.errors import UserError, user_error_in
+from imago.terminal import fail
+
+FLAGS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c"),
+    *("--package", "-p", "--info", "-i"),
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A task with the config of the same name: called without arguments, it is the program of the command line.
+
+    Args:
+        name: The config that is composed, and the folder below `paths.log_dir`.
+        task: Given the config, the run folder and the invocation. What it returns, or the `objective` of that, is what
+            a sweep makes as good as it can.
+        check: Raises UserError for settings that cannot work, before anything heavy is imported.
+        root: What the root of the config may have besides `Root`; the config starts from `NAME_schema`.
+        arguments: Replaces words of the command line by what they stand for.
+        complete: May choose settings that nobody has.
+        one_process: Devices do not matter.
+    """
+
+    name: str
+    task: Task
+    check: Check = check_training
+    root: type[KeptRoot] | None = None
+    arguments: Callable[[list[str]], Arguments] = plain_args
+    complete: Callable[[DictConfig, Invocation], DictConfig] = lambda cfg, _: cfg
+    one_process: bool = False
+
+    def __call__(self) -> Any:
+        """Does what was typed. Lets people type `-m` between the overrides, explains what cannot be composed, and ends
+        without a traceback."""
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
+        with _hydra_raises(), _config_store_not_copied():
+            try:
+                return self._from_shell()
+            except KeyboardInterrupt:
+                _leave(INTERRUPTED)
+            except TaskError:  # it has been said
+                _leave(1)
+            except yaml.YAMLError as error:
+                fail(yaml_message(error))
+            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+                if asks_for_traceback:
+                    raise
+                fail(describe_error(error, self.name, sys.argv[1:]))
+
+    def call(self, *words: str) -> tuple[Any, Path]:
+        """Does in this process what would be done if `words` were typed.
+
+        Returns:
+            What the task returns, and the run folder.
+
+        Raises:
+            UserError: Something that was typed cannot work.
+            TaskError: The task failed in another way. Its words, too, are those that the command line shows.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        if any(word in ("-m", "--multirun") for word in words):
+            raise UserError("A sweep is several runs: call the function for each, or type the command with -m.")
+        with isolated(), isolated_torch(), _hydra_raises():
+            return self._compose(words, lambda cfg, made: (self._execute(cfg, made), Path(made.output_dir)))
+
+    def load_config(self, *words: str) -> DictConfig:
+        """The composed config, interpolations and all; nothing is run and no folder is made."""
+        with isolated(), _hydra_raises():
+            return self._compose(["hydra.run.dir=.", *words], _resolved)
+
+    def _compose(self, words: "tuple[str, ...] | list[str]", then: Callable[[DictConfig, Invocation], Any]) -> Any:
+        results: list[Any] = []
+        errors: list[BaseException] = []
+        try:
+            arguments, config_name = self._prepare(list(words))
+
+            def job(cfg: DictConfig) -> None:
+                try:  # Hydra would print what is raised in here
+                    invocation = Invocation.from_hydra(arguments.own_checkpoint)
+                    results.append(then(self.complete(cfg, invocation), invocation))
+                except BaseException as error:
+                    errors.append(error)
+
+            with initialize_config_dir(CONFIG_DIR, version_base="1.3", job_name=self.name):
+                application = GlobalHydra.instance().hydra
+                assert application is not None
+                application.run(config_name, job, arguments.words, with_log_configuration=False)
+        except yaml.YAMLError as error:
+            raise UserError(yaml_message(error)) from error
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(describe_error(error, self.name, list(words))) from error
+        for raised in errors:
+            ours = raised.__cause__ if isinstance(raised, TaskError) else None
+            raise ours if isinstance(ours, UserError) else raised
+        return results[0]
+
+    def _prepare(self, words: list[str]) -> tuple[Arguments, str]:
+        """The words with what they stand for, and the name of the config that is composed."""
+        self.register()
+        check_own_options(words)
+        arguments = self.arguments(words)
+        if arguments.words[:1] == ["--config-name"]:
+            return Arguments(arguments.words[2:], arguments.own_checkpoint), arguments.words[1]
+        return arguments, self.name
+
+    def _from_shell(self) -> Any:
+        self.register()
+        check_own_options(sys.argv[1:])
+        arguments = self.arguments(sys.argv[1:])
+        sys.argv[1:] = arguments.words
+
+        @functools.wraps(self.task)
+        def job(cfg: DictConfig) -> Any:
+            invocation = Invocation.from_hydra(arguments.own_checkpoint)
+            try:
+                return objective(self._execute(self.complete(cfg, invocation), invocation))
+            except KeyboardInterrupt:
+                _leave(INTERRUPTED)
+            except TaskError:
+                if invocation.sweep_dir is not None:
+                    raise  # the sweeper decides what becomes of the other jobs
+                _leave(1)
+            except UserError as error:
+                fail(str(error))
+
+        return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
+
+    def _execute(self, cfg: DictConfig, invocation: Invocation) -> Any:
+        return execute(self.task, cfg, invocation, self.check, self.one_process)
+
+    def register(self) -> None:
+        """Makes what the config may hold and call known to Hydra; may be called again."""
+        register()
+        if self.root is not None:
+            ConfigStore.instance().store(name=f"{self.name}_schema", node=self.root())
+
+
+def _resolved(cfg: DictConfig, _: Invocation) -> DictConfig:
+    OmegaConf.set_struct(cfg, False)
+    cfg.paths.output_dir = "RUN"
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def describe_error(error: BaseException, config_name: str, words: list[str]) -> str:
+    """What cannot be composed, in words."""
+    if (ours := user_error_in(error)) is not None:
+        return str(ours)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # only Hydra's own work raises it here
+        return f"the run folder cannot be made: {error}. Give another hydra.run.dir= or paths.log_dir="
+    assert isinstance(error, Exception)
+    return explain_hydra_error(error, config_name, words)
+
+
+def check_own_options(words: list[str]) -> None:
+    """Raises UserError for files of one's own in --config-dir that a shipped option of that name would replace."""
+    paths = [Path(path) for word in words if "searchpath" in word for path in re.findall(r"file://([^,\]'\"]+)", word)]
+    folders = [folder for folder in (own_folder(words), *paths) if folder is not None and folder.is_dir()]
+    own = [(folder, file.relative_to(folder)) for folder in folders for file in sorted(folder.rglob("*.yaml"))]
+    shipped = [
+        (f, file) for f, file in own if f.resolve() != Path(CONFIG_DIR).resolve() and (CONFIG_DIR / file).is_file()
+    ]
+    for folder, taken in shipped:
+        group, name = taken.parent.as_posix(), taken.stem
+        raise UserError(
+            f"{folder / taken} has the name of a shipped option, which would be taken in its place. Rename it, "
+            f"{folder / taken.with_stem(f'my_{name}')} for example, and type {group}=my_{name}"
+        )
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """argparse wants what starts with a dash, and its value, before all overrides and not between them."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    before = ""
+    for word in words:
+        is_flag = word.startswith("-") or before in FLAGS_WITH_VALUE
+        (flags if is_flag else overrides).append(word)
+        before = "" if before in FLAGS_WITH_VALUE else word
+    return flags + overrides
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the program; a second signal must not change the status that the first one has led to."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *STOPPING):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Inside, Hydra raises what is wrong, instead of printing it and leaving."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextmanager
+def _config_store_not_copied() -> Iterator[None]:
+    """Hydra copies the store of all schemas with each of the 130 questions of --help, and again what it loads."""
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]

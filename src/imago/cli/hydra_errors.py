@@ -1,0 +1,181 @@
+"""What to say when Hydra cannot compose a config: what was typed, what there is, what to type."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from imago.cli.compose import compose_base, own_folder
+from imago.config.root import CONFIG_DIR
+from imago.config.schema import shipped
+from imago.errors import INTERNAL, interpolation_message
+
+SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+
+
+def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) -> str:
+    """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
+    if (file := _without_package(typed)) is not None:
+        return f"{file} lacks what makes it an experiment. Its first line has to be:\n  # @package _global_"
+    text = "\n".join(str(each) for each in (error, error.__cause__) if each is not None)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, typed)
+    if "--multirun" in text:
+        return _sweep(text, typed)
+    if isinstance(error, MissingConfigException):
+        return _no_such_option(error)
+    if variable := interpolation_message(text):
+        word = next((word for word in typed if "${" in word), None)
+        return variable + (f" (in {word})" if word is not None else "")
+    if found := re.search(r"An item is already at '([^']*)'", text):
+        return f"{found.group(1)} is there already: leave out the +"
+    if "Config group override must be a string" in text:
+        return _null_group(typed)
+    group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
+    if group is not None:
+        return _no_such_key(group.group(1), config_name, typed)
+    key = re.search(r"full_key: (\S+)", text)
+    override = re.search(r"Could not (?:override|append to config) '([^']*)'", text)
+    if "not in struct" in text or re.search(r"not in '\w+'", text):
+        where = re.search(r"In '([^']*)'", text)
+        named = max((match.group(1) for match in (key, override) if match is not None), key=len)
+        return _no_such_key(named, config_name, typed, where.group(1) if where is not None else None)
+    if key is not None:
+        found = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
+        if found is not None:
+            return f"{key.group(1)}={found.group(1)}: give {KINDS.get(found.group(2), found.group(2))}."
+    lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
+    return "\n".join(dict.fromkeys(lines[:8]))
+
+
+def yaml_message(error: yaml.YAMLError) -> str:
+    """A mistake in a YAML file, with its place."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"A YAML file cannot be read: {' '.join(str(error).split())}"
+    hint = ": indent with blanks, not with tabs" if "\\t" in str(problem) else ""
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}{hint}"
+
+
+def _without_package(typed: list[str]) -> Path | None:
+    """A typed experiment whose file has no package in its header, which ends at the first line that is no comment."""
+    folder = own_folder(typed)
+    names = [word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiment=")]
+    files = [Path(root, "experiment", f"{name}.yaml") for name in names for root in (folder, CONFIG_DIR) if root]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return None
+    first = next((line for line in file.read_text(errors="replace").splitlines() if line.strip()), "")
+    return None if re.match(r"#\s*@package\s+_global_\s*$", first.strip()) else file
+
+
+def _unreadable(override: str, typed: list[str]) -> str:
+    if "=" not in override:
+        after = typed[typed.index(override) + 1] if override in typed[:-1] else ""
+        if after and "=" not in after and Path(CONFIG_DIR, override).is_dir():
+            return f"{override} is no override: type KEY=VALUE. Did you mean {override}={after}?"
+        before = typed[typed.index(override) - 1] if override in typed and typed.index(override) else ""
+        if "=" in before:
+            whole = _quoted(f"{before} {override}")
+            return f"{override} is no override KEY=VALUE. A value with spaces needs quotes:\n  {whole}"
+        return f"{override} is no override: type KEY=VALUE."
+    return (
+        f"Hydra cannot read {override}\n"
+        "Values with characters such as ( ) , = { ~ or spaces need quotes inside quotes:\n"
+        f"  {_quoted(override)}"
+    )
+
+
+def _sweep(text: str, typed: list[str]) -> str:
+    names = {name.partition("=")[0].strip() for quoted in re.findall(r"'([^']*)'", text) for name in quoted.split(",")}
+    override = next((word for word in typed if word.lstrip("+").partition("=")[0] in names), "")
+    return (
+        f"{override}: a comma separates the values of a sweep. For a sweep add -m; for one value type\n"
+        f"  {_quoted(override)}"
+    )
+
+
+def _quoted(override: str) -> str:
+    """The override so that shell and Hydra take its value literally."""
+    key, _, value = override.partition("=")
+    value = value.replace("\\", "\\\\").replace("'", "\\'")
+    return shlex.quote(f"{key}='{value}'") if "'" in value else f"\"{key}='{value}'\""
+
+
+def _no_such_option(error: MissingConfigException) -> str:
+    path, options = error.missing_cfg_file or "", [str(option) for option in error.options or []]
+    group, _, option = path.rpartition("/")
+    if path in SWEEPERS:
+        return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
+    if not group:
+        return str(error).splitlines()[0]
+    close = difflib.get_close_matches(option, options, n=1)
+    meant = f"\nDid you mean {group}={close[0]}?" if close else ""
+    return f"{group}={option}: there is no such option; there are {', '.join(options)}.{meant}"
+
+
+def _null_group(typed: list[str]) -> str:
+    word = next((word for word in typed if word.endswith("=null") and "." not in word), "")
+    name = word.partition("=")[0]
+    instead = {"logger": "Type logger=[]", "callbacks": "Type callbacks=none"}.get(name, "Leave it out")
+    return f"{word}: Hydra takes no null for a group. {instead}"
+
+
+def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None = None) -> str:
+    where = f" (in {file}.yaml)" if file is not None else " (typed)"
+    base = compose_base(config_name, typed)
+    message = f"{key} is no setting{where}."
+    if base is None:
+        return message
+    node, last = _parent(base, key)
+    replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
+    if replaced is not None:
+        return (
+            f"{key} is new there. To replace a node by one with other keys, type ++{replaced.partition('=')[0]}={{…}}"
+        )
+    if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
+        return f"{message} {node._target_} takes it: type +{key}="
+    meant = _closest(key, list(_keys(base)))
+    if meant:
+        return f"{message} Did you mean {' or '.join(meant)}?"
+    add = f"To add it, type +{key}=" if "." in key else f"A variable of your own goes below params: params.{key}"
+    return f"{message} {add}"
+
+
+def _closest(key: str, known: list[str]) -> list[str]:
+    last = key.rpartition(".")[2]
+    siblings = [each for each in known if each.rpartition(".")[0] == key.rpartition(".")[0]]
+    names = {each.rpartition(".")[2]: each for each in siblings}
+    if close := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
+        return [names[close[0]]]
+    parent = key.rpartition(".")[0]
+    if parent in known:
+        return []
+    if elsewhere := [each for each in known if each.rpartition(".")[2] == last]:
+        return elsewhere[:3]
+    ends = {each.rpartition(".")[2]: each for each in reversed(known)}
+    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
+
+
+def _parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else None
+    return (node if isinstance(node, DictConfig) else None), last
+
+
+def _keys(cfg: Any, path: str = "") -> Iterable[str]:
+    content = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    if not isinstance(content, dict):
+        return
+    for name, value in cast(dict[str, Any], content).items():
+        if not str(name).startswith("_"):
+            key = f"{path}.{name}" if path else str(name)
+            yield key
+            yield from _keys(value, key)

@@ -1,0 +1,305 @@
+"""A run on several devices: the command is rank 0 and starts one more process for each further device.
+
+    python src/train.py trainer=ddp trainer.devices=4
+
+Lightning would start the whole command line again; ours are given the composed config of rank 0 instead, so that a run
+has one folder, one bar and one log, and a job of a sweep stays one job.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.invocation import Invocation
+from imago.config.own_code import OWN_CODE, allow_imports
+from imago.config.resolvers import register
+from imago.definitions import STOPPING, TERMINATED
+from imago.errors import UserError, message_of
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_END = 60  # after rank 0 is through
+SECONDS_TO_FAIL_TOO = 4  # for the others, once rank 0 has failed
+SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
+
+
+class ProcessError(UserError):
+    """What went wrong in another process than rank 0."""
+
+
+def process_count(trainer: DictConfig) -> int:
+    """How many processes `trainer.devices` asks for, one for each device.
+
+    Raises:
+        ValueError: This machine does not have them.
+    """
+    accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
+    if accelerator == "cpu":
+        return 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
+    import torch
+
+    mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
+    here = 1 if mps else torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
+    wanted = list(range(max(here, 1))) if str(devices) in ("auto", "-1") else _device_numbers(devices)
+    if accelerator in ("gpu", "cuda", "mps") and max(wanted) >= here:
+        there = f"this machine has {here}" if here else "there is no GPU here"
+        what = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
+        raise UserError(f"{what}: {there}. Type trainer=cpu{f', or trainer.devices={here}' if here else ''}")
+    return len(wanted)
+
+
+def _device_numbers(devices: Any) -> list[int]:
+    """`4` -> the first four, `"0,2"` or `[0, 2]` -> these two."""
+    try:
+        if isinstance(devices, str) and "," in devices:
+            numbers = [int(number) for number in devices.split(",") if number.strip()]
+        else:
+            numbers = list(range(int(devices))) if isinstance(devices, int | str) else [int(each) for each in devices]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise UserError(f"trainer.devices={devices}: give a number, 1 or more, a list such as [0,2], or auto.")
+    return numbers
+
+
+@contextmanager
+def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> Iterator[None]:
+    """Starts ranks 1 and up of `run`, each with the same `task` and config; none of them outlives the block.
+
+    Raises:
+        ProcessError: One of them failed, with its message.
+    """
+    if run.processes == 1:
+        yield
+        return
+    ranks: list[_Rank] = []
+    failed_here = True
+    try:
+        for rank in range(1, run.processes):
+            ranks.append(_Rank(task, cfg, run, rank))
+        yield
+        for each in ranks:
+            each.finish()
+        failed_here = False
+    except Exception as error:
+        for each in ranks:
+            each.over = True  # this process has noticed by itself
+        if isinstance(error, UserError):
+            raise
+        deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
+        for each in ranks:  # rank 0 may only see that the connection broke
+            each.wait(max(0.0, deadline - time.monotonic()))
+        failed = next((each for each in ranks if each.failed), None)
+        if failed is None:
+            raise
+        raise failed.error() from error
+    finally:
+        for each in ranks:
+            each.kill()
+        _leave_group(abort=failed_here)
+
+
+class _Rank:
+    """One process; its stdin stays open as long as rank 0 lives, its stdout is a file that brings its error."""
+
+    def __init__(self, task: Callable[..., Any], cfg: DictConfig, run: RunFolder, rank: int) -> None:
+        self.run = run
+        self.rank = rank
+        self.over = False
+        self.stdout, self.stderr = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "imago.cli.processes"],
+            stdin=subprocess.PIPE,
+            stdout=self.stdout,
+            stderr=self.stderr,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,  # a group of its own: its loader workers end with it
+        )
+        assert self.process.stdin is not None
+        resume_from = str(run.resume_from) if run.resume_from is not None else None
+        order = {"task": _address(task), "run": str(run.path), "rank": rank, "resume_from": resume_from}
+        order |= {
+            "processes": run.processes,
+            "port": run.port,
+            "config": OmegaConf.to_yaml(cfg),
+            "invocation": run.invocation.to_plain(),
+        }
+        order |= {"own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()}}
+        self.process.stdin.write(json.dumps(order) + "\n")  # what is typed here is in no list of processes
+        self.process.stdin.flush()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def failed(self) -> bool:
+        return self.process.poll() not in (None, 0)
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, at most `seconds`."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def finish(self) -> None:
+        """Waits for its end; raises ProcessError if that is a bad one."""
+        self.wait(SECONDS_TO_END)
+        if self.process.poll() is None:
+            log.warning("Process %d did not end: it is stopped", self.rank)
+        elif self.failed:
+            raise self.error()
+
+    def error(self) -> ProcessError:
+        """What it said when it failed."""
+        self.stdout.seek(0)
+        try:
+            said = json.loads(self.stdout.read())
+        except ValueError:  # it could not say anything: killed, or out of memory
+            self.stderr.seek(0)
+            last = self.stderr.read().strip()[-500:]
+            said = {"message": f"it ended with exit status {self.process.returncode}. {last}", "traceback": last}
+        log.debug("Process %d of %d failed\n%s", self.rank, self.run.processes, said["traceback"])
+        return ProcessError(f"In process {self.rank} of {self.run.processes}: {said['message']}")
+
+    def kill(self) -> None:
+        """Ends it and its loader workers, if they have not."""
+        self.over = True
+        self._kill_group()
+        self.process.wait()
+        assert self.process.stdin is not None
+        for file in (self.process.stdin, self.stdout, self.stderr):
+            with suppress(OSError):
+                file.close()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _watch(self) -> None:
+        if self.process.wait() and not self.over:
+            self._kill_group()  # workers that outlive it hold its connections, and rank 0 would wait for ever
+            timer = threading.Timer(SECONDS_TO_RAISE, self._end_rank_0)
+            timer.daemon = True
+            timer.start()
+
+    def _end_rank_0(self) -> None:
+        """Rank 0 waits, in C++, for one that is gone: no exception reaches it."""
+        if self.over:
+            return
+        error = str(self.error())
+        log.error("%s", error)
+        self.run.update(status="failed", error=error)
+        logging.shutdown()
+        os._exit(1)
+
+
+def _address(task: Callable[..., Any]) -> tuple[str | None, str, str]:
+    """Module (None: a script that was started by its path), file and name of `task`."""
+    module = sys.modules[task.__module__]
+    if module.__name__ == "__main__":
+        spec = module.__spec__
+        return (spec.name if spec is not None else None), str(module.__file__), task.__name__
+    return module.__name__, str(module.__file__), task.__name__
+
+
+def _at(module: str | None, file: str, name: str) -> Callable[..., Any]:
+    if module is not None:
+        return getattr(import_module(module), name)
+    spec = spec_from_file_location(Path(file).stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return getattr(script, name)
+
+
+def main() -> None:
+    """Rank 1 and up: does the task that rank 0 writes to stdin, silently; the error, if any, goes to stdout."""
+    for number in (signal.SIGINT, *STOPPING):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 answers for all
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_rank_0, daemon=True).start()
+    to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
+    logging.getLogger().addHandler(logging.NullHandler())
+    warnings.simplefilter("ignore")
+    for name, place in order["own_code"].items():
+        allow_imports([name], Path(place))
+    try:
+        folder = Path(order["run"])
+        run = RunFolder(folder, rank=order["rank"], processes=order["processes"], port=order["port"])
+        run.resume_from = Path(order["resume_from"]) if order["resume_from"] is not None else None
+        run.invocation = Invocation.from_plain(order["invocation"])
+        _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
+        _leave_group()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:  # agreed with rank 0, which says why
+            _exit(to_rank_0, 0)
+        said = {"message": message_of(error), "traceback": traceback.format_exc()}
+        to_rank_0.write(json.dumps(said))
+        _exit(to_rank_0, 1)
+    _exit(to_rank_0, 0)
+
+
+def _leave_group(abort: bool = False) -> None:
+    if "torch" in sys.modules:  # else there is none, and --help stays light
+        from imago.distributed import leave_process_group
+
+        leave_process_group(abort)
+
+
+def _restore_config(text: str, hydra_settings: str) -> DictConfig:
+    """The config of rank 0, whose `${hydra:…}` lead where they led there."""
+    setup_globals()
+    saved = cast(DictConfig, OmegaConf.create(hydra_settings))
+    hydra = OmegaConf.structured(HydraConf)
+    OmegaConf.set_struct(hydra, False)  # Hydra itself keeps more there than its own class has
+    hydra.merge_with(saved.hydra)
+    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    register()
+    cfg = cast(DictConfig, OmegaConf.create(text))
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def _exit(to_rank_0: Any, code: int) -> NoReturn:
+    to_rank_0.flush()
+    _end(code)
+
+
+def _end_with_rank_0() -> None:
+    # not sys.stdin.read(): it would hold a lock that every loader worker, forked meanwhile, waits for in vain
+    while os.read(0, 1024):
+        pass
+    _end(1)
+
+
+def _end(code: int) -> NoReturn:
+    """At once, with the loader's workers: threads of a broken process group would wait for their peers."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

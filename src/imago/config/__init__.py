@@ -1,0 +1,14 @@
+"""Settings: where they are, what they may be, and where each one came from."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "root": ["CONFIG_DIR", "PROJECT_ROOT", "KeptRoot", "Root"],
+        "resolvers": ["register"],
+        "checks": ["check", "check_settings"],
+        "allow_list": ["check_targets"],
+        "targets": ["TARGETS", "Family"],
+    },
+)

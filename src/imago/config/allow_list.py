@@ -1,0 +1,124 @@
+"""What a config that comes out of a checkpoint may make: a checkpoint can come from a stranger."""
+
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.schema import shipped
+from imago.config.targets import SAFE_FILES, families_of
+from imago.config.tree import nodes
+from imago.errors import UserError
+
+DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+ELSEWHERE = re.compile(r"\w:/|::")
+TRANSFORMS = ("data.eval_transform", "data.transform")
+"""What a network needs of the data group."""
+FOLDERS = {  # argument -> the setting below whose folder it has to be
+    "dirpath": "paths.output_dir",
+    "default_root_dir": "paths.output_dir",
+    "cache_dir": "paths.cache_dir",
+    "root": "paths.data_dir",
+}
+
+
+def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str], typed: Sequence[str] = ()) -> None:
+    """Raises ValueError for a `_target_` in one of the `groups` of `cfg` that is not on the allow-list.
+
+    Both the name and the object that it leads to have to be: a name may lead through an allowed package to something
+    that the package only imports. All names are looked at before anything is imported. `trusted` are beginnings of
+    names to accept besides, `typed` the overrides of the command line, whose values are trusted.
+    """
+    words = [word.lstrip("+") for word in typed]
+    found = [(path, node) for group in groups for path, node in nodes(OmegaConf.select(cfg, group), group)]
+    found = [
+        (path, node)
+        for path, node in found
+        if f"{path}._target_={node._target_}" not in words
+        and not any(str(node._target_).startswith(prefix) for prefix in trusted if prefix)
+    ]
+    for group in groups:
+        _check_resolved(group, OmegaConf.select(cfg, group), words)
+    for path, node in found:
+        if not _is_named(node._target_) or not _is_in_place(node._target_, path):
+            raise UserError(refusal(path, node._target_))
+    for path, node in found:
+        if not _leads_to_it(node._target_):
+            raise UserError(refusal(path, node._target_))
+        for name in [str(key) for key in node if not str(key).startswith("_")]:
+            is_typed = any(word.startswith(f"{path}.{name}=") for word in words)
+            if not is_typed and not _may_be_given(cfg, node._target_, name, node[name]):
+                raise UserError(refusal(path, node._target_, f" with {name}={node[name]}"))
+
+
+def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
+    """Raises ValueError for texts that would be resolved once more, and for data that are not files of this machine."""
+    if not OmegaConf.is_config(node):
+        return
+    texts = [OmegaConf.to_container(node, resolve=True)]
+    while texts:
+        each = texts.pop()
+        if isinstance(each, dict | list):
+            texts.extend(each.values() if isinstance(each, dict) else each)
+        elif not isinstance(each, str) or any(word.endswith(f"={each}") for word in typed):
+            continue
+        elif "${" in each or (group == "data" and ELSEWHERE.search(each)):
+            raise UserError(f"The config in the checkpoint has {each!r} ({group}), as none may. It was not run.")
+
+
+def refusal(path: str, target: Any, arguments: str = "") -> str:
+    """The message for a target that a checkpoint may not name."""
+    message = f"The config in the checkpoint makes {target}{arguments} ({path}), as none may. It was not run."
+    package, _, _ = str(target).rpartition(".")
+    if not package or package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}:
+        return message  # nobody should trust a whole library
+    return (
+        f"{message}\nIf you know who wrote it, type 'trusted_targets=[{package}.]'. If you did, on another machine: "
+        "docs/security.md says how your key comes here"
+    )
+
+
+def _is_named(target: Any) -> bool:
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+        return False
+    return target in shipped() or any(family.accepts is not None for family in families_of(target))
+
+
+def _is_in_place(target: str, path: str) -> bool:
+    return all(path in family.keys for family in families_of(target) if family.keys is not None)
+
+
+def _leads_to_it(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    try:
+        leads_to = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):  # Hydra would also walk through attributes
+        return False
+    if target in shipped():
+        return True
+    tests = [family.accepts for family in families_of(target) if family.accepts is not None]
+    return tests[0](leads_to)  # the first row is the narrowest
+
+
+def _may_be_given(cfg: DictConfig, target: str, name: str, value: Any) -> bool:
+    """Whether an argument can do no harm: names of files and folders are those that writing goes to."""
+    if any(name not in family.arguments for family in families_of(target) if family.arguments is not None):
+        return False
+    if target == "datasets.load_dataset" and name == "path":
+        return value in SAFE_FILES
+    if name != "weights" and any(name in family.downloads for family in families_of(target)):
+        return value in (None, False)  # `weights` is taken out before a network is made (`without_pretrained`)
+    if name == "filename":
+        return value is None or (isinstance(value, str) and Path(value).name == value and ".." not in value)
+    if target == "imago.data.TorchVisionDataModule" and name == "data_dir":
+        return _is_below(cfg, value, "paths.data_dir")
+    return name not in FOLDERS or value is None or _is_below(cfg, value, FOLDERS[name])
+
+
+def _is_below(cfg: DictConfig, value: Any, setting: str) -> bool:
+    folder = OmegaConf.select(cfg, setting)
+    return folder is not None and Path(os.path.abspath(str(value))).is_relative_to(os.path.abspath(folder))

@@ -1,0 +1,282 @@
+"""What can be said of a config before anything heavy is imported or made."""
+
+import difflib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.config.allow_list import TRANSFORMS, check_targets
+from imago.config.carried import GROUPS, OPTION, leave_out_training
+from imago.config.combinations import REFUSED, checkpoint_problems, lightning_name, refused_callback
+from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.root import CONFIG_DIR, Root
+from imago.config.schema import drop_inherited, problems, shipped
+from imago.config.setting_source import is_inherited, origin_of
+from imago.config.targets import check_name, families_of
+from imago.config.tree import nodes
+from imago.definitions import SPLITS
+from imago.errors import NO_DATA, NO_DATASET, UserError
+
+log = logging.getLogger(__name__)
+
+NAMED = (
+    *("callbacks", "logger", "model.criterions.criterions"),
+    *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
+)
+"""Where each entry makes an object."""
+MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
+"""Nodes that a run completes."""
+PLOTS = ("png", "svg", "pdf")
+VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
+
+
+def own_targets(cfg: DictConfig, invocation: Invocation) -> list[str]:
+    """Names of code that is not Imago's or a library's, as they were typed, or stand in configs of one's own, or in
+    `trusted_targets`; what a checkpoint names is not among them."""
+    choices = invocation.choices
+    others = {group for group, option in choices.items() if option == OPTION}
+    others |= {"params"} if others else set()
+    libraries = {target.partition(".")[0] for target in shipped()}
+    with suppress(OmegaConfBaseException):  # what leads nowhere is said later
+        targets = [
+            str(node._target_)
+            for key, node in nodes(cfg)
+            if key.partition(".")[0] not in others or _is_typed(key, str(node._target_), invocation)
+        ]
+        targets += list(cfg.trusted_targets)
+        return [target for target in targets if target.partition(".")[0] not in libraries]
+    return []
+
+
+def _is_typed(key: str, target: str, invocation: Invocation) -> bool:
+    words = [(override_key(word), override_value(word)) for word in invocation.overrides]
+    return any(
+        (name == f"{key}._target_" and value == target)
+        or (f"{key}.".startswith(f"{name}.") and "_target_" in value and target in value)
+        for name, value in words
+    )
+
+
+def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
+    """Checks the config of a command that starts from a checkpoint, and takes out what only training needs.
+
+    Unless every checkpoint is one's own, its config may make what is on the allow-list only.
+    """
+    choices = invocation.choices
+    if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
+        raise UserError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
+    groups = [group for group in GROUPS if choices.get(group) == OPTION]
+    leave_out_training(cfg, groups, invocation.overrides)
+    if invocation.own_checkpoint != str(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
+        if not needs_data and "data" in groups:
+            groups = [*(group for group in groups if group != "data"), *TRANSFORMS]
+        check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), invocation.overrides)
+    check_settings(cfg, invocation, needs_data)
+
+
+def splits_of(split: Any, cfg: DictConfig) -> list[str]:
+    """`test` -> [test]; a list stays one.
+
+    Raises:
+        ValueError: It is neither, or empty, or has something else than splits.
+    """
+    splits = list(split) if OmegaConf.is_list(split) else [split]
+    if not splits:
+        raise UserError("split=[]: give at least one of train, val, test.")
+    for each in splits:
+        check_split(cfg, each)
+    return splits
+
+
+def check(cfg: DictConfig, invocation: Invocation) -> None:
+    """Raises ValueError for settings of training that are missing, out of range or at odds with each other: all of
+    them in one message.
+    """
+    _raise_all(*_problems(cfg, invocation), *_training_problems(cfg))
+    if not cfg.train and cfg.ckpt_path is None and cfg.test:
+        log.warning("train=false without ckpt_path=: the untrained network is scored")
+
+
+def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
+    """What all commands have in common."""
+    _raise_all(*_problems(cfg, invocation, needs_data))
+
+
+def _raise_all(*problems: str) -> None:
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
+    _check_root(cfg, invocation)  # without the root's keys nothing else can be asked
+    has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
+    if needs_data and "data_dir" in cfg.data and not has_data:
+        yield NO_DATA
+    if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
+        yield NO_DATASET
+    yield from _argument_problems(cfg, invocation)
+    if not isinstance((cfg.report or {}).get("pictures", True), bool):
+        yield f"report.pictures={cfg.report.pictures}: give true or false."
+    if (cfg.plots or {}).get("format") not in PLOTS:
+        yield f"plots.format={(cfg.plots or {}).get('format')}: give {', '.join(PLOTS[:-1])} or {PLOTS[-1]}."
+    if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
+        yield f"seed={cfg.seed}: give 0 or more, below 2**32, or null."
+    yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
+    yield from _monitor_problems(cfg, invocation.keys)
+
+
+def _training_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto":
+        yield (
+            "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share."
+        )
+    if not OmegaConf.is_list(cfg.report.splits):
+        yield f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example."
+    elif cfg.test:
+        for split in cfg.report.splits:
+            try:
+                check_split(cfg, split)
+            except ValueError as error:
+                yield str(error)
+    if cfg.train:
+        yield from checkpoint_problems(cfg)
+        for key, node in nodes(cfg.callbacks, "callbacks"):
+            name = lightning_name(str(node._target_))
+            if name is not None and (why := refused_callback(name)) is not None:
+                yield f"{key} ({name}): {why}"
+    if cfg.train and cfg.ckpt_path is not None and cfg.model.get("init_from") is not None:
+        what = "the first goes on with the state of a run, the second starts anew with its weights"
+        yield f"ckpt_path= and model.init_from=: {what}. Leave one out."
+    if cfg.train and cfg.model.get("optimizer") is None:
+        yield "model.optimizer is missing: choose one, model/optimizer=adamw for example."
+    if not isinstance(cfg.ckpt_path, str | None):
+        yield f"ckpt_path={cfg.ckpt_path}: give one file, or null."
+
+
+def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
+    """What `+KEY=` and `~KEY` do to the root passes Hydra."""
+    known = [each.name for each in fields(OmegaConf.get_type(cfg) or Root)]
+    for key in map(str, cfg):
+        if key not in known:
+            raise UserError(
+                f"{key} is no setting; at the root there are {', '.join(known)}. "
+                f"A variable of your own goes below params: +params.{key}"
+            )
+    for key in ("data", "model", "trainer", "strategy"):
+        if cfg.get(key) is None:
+            raise UserError(f"{key} is missing: leave ~{key} out, or choose an option, {key}=…")
+        if not isinstance(cfg[key], DictConfig):
+            raise UserError(
+                f"{key}={cfg[key]} is no group of settings{_in_file(key, invocation)}: choose an option, {key}=…"
+            )
+
+
+def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Keys and types of all nodes whose targets we know."""
+    drop_inherited(cfg, invocation.overrides, shipped())
+    _drop_foreign_settings(cfg, invocation)
+    for problem in problems(cfg, shipped()):
+        is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
+        hint = " For weights of classes type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
+        yield f"{problem.key}{problem.what}{hint if is_weight else ''}{_in_file(problem.key, invocation)}"
+    yield from _target_problems(cfg, invocation)
+    yield from _maker_problems(cfg, invocation)
+    for key, node in nodes(cfg):
+        for package, extra in [family.extra for family in families_of(node._target_) if family.extra is not None]:
+            if importlib.util.find_spec(package) is None:
+                yield f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
+    if cfg.model.get("net") is not None and cfg.model.net.get("_target_") == "imago.model.torchvision_net":
+        try:
+            check_name(cfg.model.net.name)
+        except ValueError as error:
+            yield str(error)
+
+
+def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
+    """Takes from an optimizer or a schedule whose `_target_` was replaced what was written for another one: a weight
+    decay of AdamW is none of Adam. The learning rate stays, and is said."""
+    for part in ("optimizer", "scheduler"):
+        node = cfg.model.get(part)
+        if not isinstance(node, DictConfig):
+            continue
+        for key in [name for name in map(str, node) if not name.startswith("_")]:
+            if not is_inherited(f"model.{part}.{key}", f"model.{part}._target_", invocation):
+                continue
+            if part == "optimizer" and key == "lr":
+                log.info("model.optimizer.lr=%s is that of another optimizer: type one for %s", node.lr, node._target_)
+                continue
+            log.info("model.%s.%s=%s was for another %s: %s has its own", part, key, node[key], part, node._target_)
+            OmegaConf.set_struct(node, False)
+            del node[key]
+
+
+def _target_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Named nodes that make nothing: a misspelt name, or one whose option was not chosen."""
+    for path in NAMED:
+        group = OmegaConf.select(cfg, path, throw_on_missing=False)
+        for name, node in ((str(key), group[key]) for key in group) if isinstance(group, DictConfig) else []:
+            if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
+                options = [file.stem for file in Path(CONFIG_DIR, path).glob("*.yaml")] if "." not in path else []
+                others = [str(other) for other in group if other != name]
+                close = difflib.get_close_matches(str(name), [*others, *options], n=1)
+                meant = f" Did you mean {path}.{close[0]}?" if close else ""
+                if name in options:
+                    meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
+                yield f"{path}.{name} has no _target_{_in_file(f'{path}.{name}', invocation)}.{meant}"
+
+
+def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Nodes that are completed later, and say that they are whole; and a model without a network."""
+    for key in MAKERS:
+        node = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
+            yield f"{key} has no _target_, the name of what makes it{_in_file(key, invocation)}."
+        elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
+            part = "_partial_" if "_partial_" in node else "_target_"
+            where = _in_file(f"{key}.{part}", invocation)
+            yield f"{key} lacks _partial_: true, which says that it is completed later{where}."
+    metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
+    for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
+        target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
+        if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
+            key = f"callbacks.metrics.metrics.metrics.{name!s}"
+            where = _in_file(f"{key}._target_", invocation)
+            yield f"{key} lacks _partial_: true, so that it is given num_classes{where}."
+    makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
+    if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
+        yield f"model.net is missing{_in_file('model.net', invocation)}: choose a network, model=resnet18 for example."
+
+
+def _in_file(key: str, invocation: Invocation) -> str:
+    """The file that a setting stands in, in brackets; empty where it was typed."""
+    origin = origin_of(key, invocation)
+    return f" ({origin})" if origin not in ("", "typed") else ""
+
+
+def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
+    if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
+        yield (
+            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric}: these are one setting under two "
+            "names; type monitor= alone."
+        )
+    if not cfg.monitor.startswith(("train/", "val/")):
+        yield f"monitor={cfg.monitor}: give the stage too, monitor=val/acc for example."
+    if cfg.mode not in ("min", "max", *VIEWS):
+        yield f"mode={cfg.mode}: give min or max."
+
+
+def check_split(cfg: DictConfig, split: Any) -> None:
+    """Raises ValueError unless `split` is one, and something of it is scored."""
+    if split not in SPLITS:
+        raise UserError(f"There is no split {split}: give some of {', '.join(SPLITS)}.")
+    option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
+    if cfg.trainer.get(option) == 0:
+        raise UserError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")

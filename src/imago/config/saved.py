@@ -1,0 +1,79 @@
+"""Configs as files: of the run folder, and in the words that tell two of them apart."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.invocation import Invocation
+from imago.config.root import COMMAND_KEYS
+from imago.config.tree import leaves
+from imago.files import UnreadableError, read_text, write_text
+from imago.masking import masked_config
+
+
+def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
+    """`KEY BEFORE -> NOW` for each setting that differs from the `config.yaml` of a run folder."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return []
+    before = dict(leaves(OmegaConf.to_container(read_yaml(file))))
+    now = dict(leaves(masked_config(OmegaConf.to_container(cfg, resolve=True))))  # as config.yaml has it
+    moved = str(before.get("paths.output_dir")), str(now.get("paths.output_dir"))
+    before = {key: value.replace(*moved) if isinstance(value, str) else value for key, value in before.items()}
+    not_settings = (*COMMAND_KEYS, "name", "paths", "ckpt_path")
+    return [
+        f"{key} {before.get(key)} -> {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in not_settings
+    ]
+
+
+def drawn_seed(folder: Path) -> int | None:
+    """The seed in the `config.yaml` of a run folder, where there is one."""
+    file = folder / "config.yaml"
+    seed = read_yaml(file).get("seed") if file.is_file() else None
+    return seed if isinstance(seed, int) else None
+
+
+def save_config(cfg: Any, folder: Path, invocation: Invocation) -> None:
+    """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
+    hydra_files = folder / ".hydra"
+    hydra_files.mkdir(exist_ok=True)
+    write_text(folder / "config.yaml", yaml_of(cfg, resolve=True))
+    write_text(hydra_files / "config.yaml", yaml_of(cfg))
+    write_text(hydra_files / "hydra.yaml", yaml_of(OmegaConf.create(invocation.hydra)))
+    write_text(hydra_files / "overrides.yaml", yaml_of(OmegaConf.create(list(invocation.overrides))))
+
+
+def yaml_of(cfg: Any, resolve: bool = False) -> str:
+    """The config as YAML, without its secrets."""
+    content: Any = masked_config(OmegaConf.to_container(cfg, resolve=resolve))
+    return OmegaConf.to_yaml(OmegaConf.create(content))
+
+
+def mask_sweep(folder: Path) -> None:
+    """Takes the secrets out of `multirun.yaml`, which Hydra writes at the start of a sweep."""
+    file = folder / "multirun.yaml"
+    if file.is_file():
+        write_text(file, yaml_of(OmegaConf.load(file)))
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """The config in a YAML file of a run folder.
+
+    Raises:
+        OSError: It cannot be opened.
+        UnreadableError: It is not a config, or unfolds by aliases.
+    """
+    text = read_text(path)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise UnreadableError(f"{path} has YAML aliases, as no file of a run has.")
+        content = OmegaConf.create(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UnreadableError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig):
+        raise UnreadableError(f"{path} is damaged: it is not a config.")
+    return content

@@ -1,0 +1,158 @@
+"""Checks a config against the signatures of what it makes, before anything heavy is imported.
+
+The signatures of all shipped targets stand in configs/schema/all.json, which `make schema` writes.
+"""
+
+import difflib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.invocation import override_key
+from imago.config.root import CONFIG_DIR
+from imago.config.tree import nodes
+
+log = logging.getLogger(__name__)
+
+NETWORKS = tuple(f"imago.model.{name}" for name in ("torchvision_net", "SimpleCNN", "TinyNet", "SimpleDenseNet"))
+
+Schema = Mapping[str, Any]
+WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "a list",
+    "object": "a group of keys",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with `key`, in words that go on from its name."""
+
+    key: str
+    what: str
+    is_type: bool = False
+
+
+@cache
+def shipped() -> dict[str, Schema]:
+    """Target -> JSON schema of its arguments."""
+    return json.loads(Path(CONFIG_DIR, "schema", "all.json").read_text(encoding="utf-8"))["$defs"]
+
+
+def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
+    """What the nodes of `cfg` have that their targets do not take; targets without a schema are passed over."""
+    for path, node in nodes(cfg):
+        schema = schemas.get(node._target_)
+        if schema is None:
+            continue
+        for name in map(str, node):
+            key = f"{path}.{name}"
+            if name.startswith("_") or OmegaConf.is_missing(node, name):
+                continue
+            if name in schema["properties"]:
+                words = mismatch(_plain(node, name), schema["properties"][name])
+                if words is not None:
+                    yield Problem(key, f"={_shown(node, name)}: give {words}.", is_type=True)
+            elif not schema["additionalProperties"]:
+                close = difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.5)
+                known = f"Did you mean {path}.{close[0]}?" if close else f"It takes {', '.join(schema['properties'])}."
+                yield Problem(key, f" is no argument of {node._target_}. {known}")
+
+
+def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:
+    """Takes from network, optimizer and scheduler the options of our files that a new `_target_` does not have.
+
+    So `model.net._target_=my.module.MyNet` is enough. An option that was typed stays, and fails if it is unknown.
+    """
+    names = [override_key(override) for override in typed]
+    for part in ("net", "optimizer", "scheduler"):
+        node = cfg.model.get(part)
+        schema = schemas.get(node.get("_target_", "")) if isinstance(node, DictConfig) else None
+        if schema is None or schema["additionalProperties"]:
+            continue
+        ours = {name for target in shipped() if _is_a(target, part) for name in shipped()[target]["properties"]}
+        replaced = f"model.{part}" in names or f"model.{part}._target_" in names
+        if not (replaced or node._target_ not in shipped()):
+            continue
+        for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
+            if f"model.{part}.{option}" not in names:
+                log.info("%s takes no %s: that option of the model group is dropped", node._target_, option)
+                OmegaConf.set_struct(node, False)
+                del node[option]
+
+
+def _is_a(target: str, part: str) -> bool:
+    is_scheduler = target.startswith(("torch.optim.lr_scheduler.", "imago.model.warmup_cosine"))
+    return {
+        "net": target in NETWORKS,
+        "optimizer": target.startswith("torch.optim.") and not is_scheduler,
+        "scheduler": is_scheduler,
+    }[part]
+
+
+def mismatch(value: Any, schema: Schema) -> str | None:
+    """What would be valid instead, in words; None where `value` is."""
+    choices = schema.get("anyOf", [schema])
+    if any(_fits(value, choice) for choice in choices):
+        return None
+    words = dict.fromkeys(_words(choice) for choice in choices)
+    if set(words) == {WORDS["object"], WORDS["null"]}:
+        return "a node with _target_, or null"
+    if len(words) > 1:
+        words.pop(WORDS["object"], None)  # a node instead of a number: true, but not what helps
+    return (", or " if any("," in each for each in words) else " or ").join(words)
+
+
+def _fits(value: Any, schema: Schema) -> bool:
+    if "enum" in schema:
+        return value in schema["enum"]
+    kind = schema.get("type")
+    if kind is None:
+        return True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    right = {
+        "integer": is_number and isinstance(value, int),
+        "number": is_number,
+        "string": isinstance(value, str),
+        "boolean": isinstance(value, bool),
+        "null": value is None,
+        "array": isinstance(value, list),
+        "object": isinstance(value, dict),
+    }[kind]
+    if not right:
+        return False
+    if is_number and not schema.get("minimum", value) <= value <= schema.get("maximum", float("inf")):
+        return False
+    items = schema.get("items", {})
+    return kind != "array" or all(mismatch(item, items) is None for item in value)
+
+
+def _words(schema: Schema) -> str:
+    if "enum" in schema:
+        return " or ".join("null" if each is None else str(each).lower() for each in schema["enum"])
+    words = WORDS.get(schema.get("type", ""), "anything")
+    if "minimum" in schema:
+        words += f", {schema['minimum']:g} or more"
+    if "maximum" in schema:
+        words += f", at most {schema['maximum']:g}"
+    return words
+
+
+def _plain(node: DictConfig, name: str) -> Any:
+    value = node[name]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _shown(node: DictConfig, name: str) -> str:
+    value = _plain(node, name)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

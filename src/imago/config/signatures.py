@@ -1,0 +1,207 @@
+"""JSON schemas from the signatures of classes and functions: `make schema` writes those of all shipped targets.
+
+python -m imago.signatures [--check]
+"""
+
+import collections.abc
+import inspect
+import json
+import numbers
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from imago.config.root import CONFIG_DIR, Root
+from imago.config.schema import Schema
+from imago.definitions import AtLeast, AtMost
+from imago.files import write_text
+
+FOLDER = Path(CONFIG_DIR, "schema")
+PLAIN = {
+    int: "integer",
+    float: "number",
+    numbers.Number: "number",
+    str: "string",
+    bool: "boolean",
+    type(None): "null",
+    Path: "string",
+}
+ARRAYS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
+OBJECTS = (dict, collections.abc.Mapping)
+DEFAULTS = {"type": "array", "description": "Options that this file starts from"}
+
+
+def arguments_schema(target: Callable[..., Any]) -> Schema:
+    """Of the keyword arguments of `target`; where a type says nothing that a config could break, anything fits."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # built-in functions such as torch.argmax
+        return {"type": "object", "properties": {}, "patternProperties": {"^_": {}}, "additionalProperties": True}
+    hints = _hints(target)
+    named = [p for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {
+        "type": "object",
+        "properties": {p.name: _one(list(_types(hints.get(p.name, Any)))) for p in named},
+        "patternProperties": {"^_": {}},
+        "additionalProperties": any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
+    }
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # names that only a type checker knows
+        return {}
+
+
+def _types(hint: Any) -> Iterator[Schema]:
+    """The alternatives of a type; `{}`, which everything fits, where we cannot tell."""
+    origin = typing.get_origin(hint)
+    if hint in (Any, object):  # Any is a class for `inspect`
+        yield {}
+    elif hint in PLAIN:
+        yield {"type": PLAIN[hint]}
+    elif origin is Literal:
+        yield {"enum": list(typing.get_args(hint))}
+    elif origin in (Union, types.UnionType):
+        for choice in typing.get_args(hint):
+            yield from _types(choice)
+    elif origin is Annotated:
+        yield from (choice | _range(hint) for choice in _types(typing.get_args(hint)[0]))  # type: ignore[operator]
+    elif (origin or hint) in ARRAYS:
+        items = [each for each in typing.get_args(hint) if each is not Ellipsis]
+        yield {"type": "array", "items": _one([choice for item in items for choice in _types(item)])}
+        if (origin or hint) is not list:
+            yield {"type": "object"}  # a node that makes one
+    elif (origin or hint) in OBJECTS or origin is collections.abc.Callable or _is_made(hint):
+        yield {"type": "object"}
+    else:
+        yield {}
+
+
+def _is_made(hint: Any) -> bool:
+    """Whether a value of this class can only come from a node; of other classes we cannot tell (numbers, enums)."""
+    if not inspect.isclass(hint):
+        return False
+    return hint.__module__.startswith("imago.") or issubclass(hint, Tensor | nn.Module | Optimizer)
+
+
+def _range(hint: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for mark in typing.get_args(hint)[1:]:
+        if isinstance(mark, AtLeast):
+            found["minimum"] = mark.least
+        if isinstance(mark, AtMost):
+            found["maximum"] = mark.most
+    return found
+
+
+def _one(choices: list[Any]) -> Schema:
+    unique = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
+    if {} in unique or not unique:
+        return {}
+    return unique[0] if len(unique) == 1 else {"anyOf": unique}
+
+
+def shipped_targets() -> list[str]:
+    """Every `_target_` in the files of configs/."""
+    found: set[str] = set()
+    for path in Path(CONFIG_DIR).rglob("*.yaml"):
+        found |= set(_targets(OmegaConf.load(path)))
+    return sorted(found)
+
+
+def _targets(cfg: Any) -> Iterator[str]:
+    values = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    if isinstance(values, dict):
+        if isinstance(values.get("_target_"), str):
+            yield values["_target_"]
+        for value in values.values():
+            yield from _targets(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _targets(value)
+
+
+def all_schemas() -> dict[str, Any]:
+    """File name -> content: `all.json` with a schema per target, and one file per kind of YAML for editors."""
+    targets = {name: arguments_schema(get_object(name)) for name in shipped_targets()}
+    targets["lightning.pytorch.Trainer"]["properties"]["precision"]["anyOf"].append({"enum": ["auto-mixed"]})
+    known = [
+        {"if": {"properties": {"_target_": {"const": name}}, "required": ["_target_"]}, "then": _as_node(name)}
+        for name in targets
+    ]
+    definitions = targets | {"node": {"type": "object", "allOf": known}}
+    files: dict[str, Any] = {"all.json": {"$comment": "Written by `make schema`", "$defs": definitions}}
+    for group in sorted(path.name for path in Path(CONFIG_DIR).iterdir() if any(path.rglob("*.yaml"))):
+        own = _group_schema(group, targets)
+        root = {"$ref": "root.json"}
+        every, some = _global_files(group)
+        files[f"{group}.json"] = root if every else {"anyOf": [own, root]} if some else own
+    files["root.json"] = _root_schema(files)
+    return files
+
+
+def _as_node(target: str) -> Schema:
+    return {"$ref": f"all.json#/$defs/{target}"}
+
+
+def _global_files(group: str) -> tuple[bool, bool]:
+    """Whether all, and whether some files of a group say what they say to the root."""
+    are = ["@package _global_" in path.read_text() for path in Path(CONFIG_DIR, group).rglob("*.yaml")]
+    return all(are), any(are)
+
+
+def _group_schema(group: str, targets: dict[str, Schema]) -> Schema:
+    """All arguments of the targets that the files of a group make: in a file, `_target_` may come from its defaults."""
+    properties: dict[str, Any] = {
+        "defaults": DEFAULTS,
+        "_target_": {"type": "string"},
+        "_partial_": {"type": "boolean"},
+    }
+    named = False
+    for path in sorted(Path(CONFIG_DIR, group).glob("*.yaml")):
+        cfg = OmegaConf.load(path)
+        if "@package _global_" in path.read_text():
+            cfg = OmegaConf.select(cfg, group)
+        if isinstance(cfg, DictConfig) and cfg.get("_target_"):
+            named = True
+            for name, schema in targets[cfg._target_]["properties"].items():
+                properties.setdefault(
+                    name, schema if schema != {"type": "object"} else {"$ref": "all.json#/$defs/node"}
+                )
+    if not named:  # a group of named nodes (callbacks, loggers) or of plain values (paths)
+        return {"type": "object", "properties": {"defaults": DEFAULTS}}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _root_schema(files: dict[str, Any]) -> Schema:
+    properties: dict[str, Any] = {"defaults": DEFAULTS, "hydra": {"type": "object"}}
+    for name, hint in typing.get_type_hints(Root).items():
+        group = f"{name}.json"
+        reference = {"anyOf": [{"$ref": group}, {"type": ["null", "string"]}]}
+        properties[name] = reference if group in files else _one(list(_types(hint)))
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def main() -> None:
+    """Writes the files; with `--check`, only says whether they are as they should be."""
+    texts = {name: json.dumps(content, indent=1, sort_keys=True) + "\n" for name, content in all_schemas().items()}
+    if "--check" in sys.argv:
+        stale = [name for name, text in texts.items() if (FOLDER / name).read_text() != text]
+        sys.exit(f"Type make schema: {', '.join(stale)} are not up to date" if stale else 0)
+    for name, text in texts.items():
+        write_text(FOLDER / name, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Walks through the settings of a config."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of each setting in plain containers; a list is a value, an empty dictionary is None."""
+    if isinstance(value, dict) and value:
+        for name, entry in value.items():
+            yield from leaves(entry, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, None if value == {} else value
+
+
+def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node with a `_target_`, with its key."""
+    if isinstance(cfg, DictConfig):
+        if path and cfg.get("_target_"):
+            yield path, cfg
+        children = [(str(key), key) for key in cfg]
+    elif isinstance(cfg, ListConfig):
+        children = [(str(index), index) for index in range(len(cfg))]
+    else:
+        return
+    for name, key in children:
+        if OmegaConf.is_missing(cfg, key):
+            continue
+        yield from nodes(cfg[key], f"{path}.{name}" if path else name)
+
+
+def all_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every key in plain containers, with the path of what it stands in."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield key, str(name)
+            yield from all_keys(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from all_keys(entry, key)
+
+
+def all_leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of everything in plain containers, the entries of lists too: `a.b[0]`."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from all_leaves(entry, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from all_leaves(entry, f"{key}[{index}]")
+    else:
+        yield key, value
+
+
+def all_texts(value: Any) -> Iterator[tuple[str, str]]:
+    """Path and value of every text in plain containers."""
+    yield from ((key, leaf) for key, leaf in all_leaves(value) if isinstance(leaf, str))

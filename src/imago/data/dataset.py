@@ -1,0 +1,132 @@
+"""The images of a split as samples and batches."""
+
+import random
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from imago.data.crops import Size, pair
+from imago.data.decode import BadImageError, damaged_files
+from imago.data.images import Images
+from imago.data.transforms import ImageTransform, stacked
+from imago.definitions import Batch, SampleKey
+from imago.randomness import derive_seed, seeded
+
+
+class ImageDataset(Dataset[Batch]):
+    """The images of a split, each asked for as (epoch, index).
+
+    With `keep_bad`, one that cannot be read is black, and its `error` says why. `draw_key` makes the key of 64 bits
+    that an image's random numbers come from, given ("augmentation", seed, epoch, number of the image).
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        transform: ImageTransform,
+        image_size: Size,
+        seed: int,
+        keep_bad: bool = False,
+        draw_key: Callable[..., int] = derive_seed,
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.image_size = image_size
+        self.seed = seed
+        self.keep_bad = keep_bad
+        self.draw_key = draw_key
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def is_sliced(self) -> bool:
+        """Whether batches are slices of images in memory, with nothing random done to each."""
+        return self.transform.randomness == "none" and not self.keep_bad and self.images.read_many([0]) is not None
+
+    def __getitems__(self, positions: list[SampleKey]) -> list[Batch] | Batch:
+        """A whole batch at once, where it is a slice, or empty."""
+        if not positions:
+            return self._empty()
+        if not self.is_sliced:
+            return [self[position] for position in positions]
+        indices = [index for _, index in positions]
+        images = self.images.read_many(indices)
+        assert images is not None
+        labels, numbers = self._labels_and_numbers
+        return {
+            "image": self.transform.image(images, self.image_size),
+            "label": labels[indices],
+            "index": numbers[indices],
+            "epoch": positions[0][0],
+        }
+
+    def _empty(self) -> Batch:
+        """A batch of no images: Poisson sampling has such."""
+        none = torch.zeros(0, dtype=torch.int64)
+        shape = (0, self.images.channels, *pair(self.image_size))
+        return {"image": torch.zeros(shape, dtype=torch.uint8), "label": none, "index": none.clone(), "epoch": 0}
+
+    @cached_property
+    def _labels_and_numbers(self) -> tuple[Tensor, Tensor]:
+        """Of all images, int64 (n,); batches that are no slices do without."""
+        numbers = range(len(self)) if self.images.numbers is None else self.images.numbers
+        return torch.tensor(list(self.images.labels)), torch.tensor(numbers)
+
+    def __getitem__(self, position: SampleKey) -> Batch:
+        epoch, index = position
+        number = index if self.images.numbers is None else self.images.numbers[index]
+        error = ""
+        try:
+            image = self.augmented(index, self.draw_key("augmentation", self.seed, epoch, number))
+        except BadImageError as bad:
+            error = str(bad)
+            if not self.keep_bad:
+                return {"error": error}  # an exception would come out of a worker as a traceback in words
+            image = self.transform.resized(torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8), self.image_size)
+        sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
+        if damaged := damaged_files():
+            sample["damaged"] = damaged
+        return sample | ({"bad": error} if self.keep_bad else {})
+
+    def augmented(self, index: int, draw_key: int) -> Tensor:
+        """The image after box and pixels; the generators that they may draw from are seeded with `draw_key` first."""
+        if self.transform.randomness == "any":
+            with seeded(draw_key):
+                return self._transformed(index)
+        if self.transform.randomness == "box":
+            random.seed(draw_key)  # the same numbers, and a tenth of the time of seeding all generators
+        return self._transformed(index)
+
+    def _transformed(self, index: int) -> Tensor:
+        return self.transform.resized(self.images.read_box(index, self.transform.box, self.image_size), self.image_size)
+
+
+def bad_image(error: str) -> BadImageError:
+    """The error for an image that cannot be read, with what to do."""
+    return BadImageError(f"{error}. Repair or remove it, or start with data.on_bad_image=skip, which leaves it out")
+
+
+def collate(samples: list[Batch] | Batch) -> Batch:
+    """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`.
+
+    Where bad images are kept, `bad` has a text for each image, empty for a good one; `damaged` tells the loader what is
+    wrong inside of files.
+    """
+    if isinstance(samples, dict):
+        return samples  # made in one piece
+    for sample in samples:
+        if "error" in sample:
+            return sample
+    more: Batch = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
+    if damaged := {path: what for sample in samples for path, what in sample.get("damaged", {}).items()}:
+        more["damaged"] = damaged
+    return more | {
+        "image": stacked([sample["image"] for sample in samples]),
+        "label": torch.tensor([sample["label"] for sample in samples]),
+        "index": torch.tensor([sample["index"] for sample in samples]),
+        "epoch": samples[0]["epoch"],
+    }

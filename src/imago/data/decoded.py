@@ -1,0 +1,72 @@
+"""Which decoded images a run keeps for the epochs to come: what the network sees of them, or the whole."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+
+from imago.data.cache import GIGABYTE, Cache
+from imago.data.crops import CenterBox, FittedBox, WholeBox
+from imago.data.dataset import bad_image
+from imago.data.decode import BadImageError
+from imago.data.images import Images
+from imago.data.transforms import ImageTransform
+
+
+class DecodedImages:
+    """The cached images of a data module.
+
+    Args:
+        kind: `none`, `ram`, `disk` or `auto`.
+        folder: Of those on the disk.
+        gigabytes: That those of a split may take; None takes a quarter of what is free.
+    """
+
+    def __init__(self, kind: str, folder: Path, gigabytes: float | None) -> None:
+        self.kind = kind
+        self.folder = folder
+        self.budget = round(gigabytes * GIGABYTE) if gigabytes is not None else None
+        self._kept: dict[str, Images] = {}
+
+    def keep(self, data: Any, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
+        """`images` of a split of the data module `data`, decoded, and what is left to do to them; as they are, where
+        they are not cached.
+
+        Raises:
+            BadImageError: One of them cannot be read.
+        """
+        cache = Cache(self.kind, self.folder, self.budget, data.placement.processes)
+        size, box, root, build = data.image_size, transform.box, data.sets.root, self._is_read_often(data.trainer)
+        if not build and self.kind != "disk":
+            return self._kept.get(split, images), transform
+        try:
+            middle = box.box if isinstance(box, FittedBox) else box
+            if type(middle) is CenterBox and not transform.pixels:  # what the network sees is always the same
+                fit = f", {box.fit} {box.fill}" if isinstance(box, FittedBox) else ""
+                key = f"{root}\n{split}, {middle.share} of {size} pixels, {images.decode}, {images.decoding}{fit}"
+                seen = self._kept.get(key, images)
+                if seen is images:
+                    seen = self._kept[key] = cache.keep(
+                        images,
+                        f"{split}, resized",
+                        key,
+                        lambda index: transform.resized(images.read_box(index, box, size), size),
+                        build,
+                    )
+                return seen, transform if seen is images else transform.with_box(WholeBox())
+            if images.decode == "exact" and self._kept.get(split, images) is images:  # else it depends on the box
+                self._kept[split] = cache.keep(images, split, f"{root}\nwhole, {images.decoding}", images.read, build)
+            return self._kept.get(split, images), transform
+        except BadImageError as error:
+            raise bad_image(str(error)) from None
+
+    def _is_read_often(self, trainer: Any) -> bool:
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:
+            return False
+        if self.kind == "disk":
+            return True
+        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+        if self.kind == "ram":
+            return epochs > 1
+        return epochs > 2 and not trainer.overfit_batches and trainer.limit_train_batches == 1.0

@@ -1,0 +1,65 @@
+"""The split of an image, drawn by seed and path."""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+MOST_OF_TRAIN = 0.5
+"""The greatest share of train that may become val."""
+NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)  # the last one in a path
+BLOCK_OF_NUMBERS, GOLDEN = 64, 0x9E3779B97F4A7C15
+LEAST_DRAWN = 2
+"""Images of a split that is drawn, where classes have two or more."""
+
+
+def draw_sides(
+    paths: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Name in `shares` -> the indices of about that share of each class.
+
+    The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
+    None has more than half of a class, and train has one image at least. A class whose share is an image or more gives
+    one, if chance left it out; images of such small classes alone can change sides when the class grows.
+    """
+    places = np.array([_place(seed, path) for path in paths])
+    edges = np.cumsum([0.0, *shares.values()])
+    classes = np.array(labels)
+    sides: dict[str, list[int]] = {name: [] for name in shares}
+    absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        members = members[np.argsort(places[members], kind="stable")]
+        side = np.searchsorted(edges, places[members], side="right") - 1
+        of_class = {name: members[side == number].tolist() for number, name in enumerate(shares)}
+        rest = members[side == len(shares)].tolist()
+        for indices in of_class.values():
+            while len(indices) > len(members) // 2:
+                rest.insert(0, indices.pop())
+        if not rest:
+            rest.append(max(of_class.values(), key=len).pop())
+        for name, indices in of_class.items():
+            sides[name] += indices
+            if not indices and len(rest) > 1 and shares[name]:
+                if shares[name] * len(members) >= 1:
+                    sides[name].append(rest.pop(0))
+                else:
+                    absent[name].append((-len(members), rest))
+    for name, others in absent.items():
+        others.sort(key=lambda entry: entry[0])
+        sides[name] += [rest.pop(0) for _, rest in others[: max(0, LEAST_DRAWN - len(sides[name]))] if len(rest) > 1]
+    return {name: sorted(indices) for name, indices in sides.items()}
+
+
+def _place(seed: int, path: str) -> float:
+    """Where in [0, 1) an image stands. Numbered files are spread evenly, in blocks, so that a share of few of them is
+    near what was asked for: consecutive numbers are a golden ratio apart (Knuth's Fibonacci hashing)."""
+    path = unicodedata.normalize("NFC", path)
+    number = NUMBER.search(path)
+    name, count = (path, 0) if number is None else (path[: number.start()] + path[number.end() :], int(number.group()))
+    block, within = divmod(count, BLOCK_OF_NUMBERS)
+    text = f"{seed}\n{name}\n{block}".encode("utf-8", "surrogateescape")
+    offset = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return (offset + within * GOLDEN) % 2**64 / 2**64

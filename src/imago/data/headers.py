@@ -1,0 +1,75 @@
+"""What the first bytes of an image file say."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from imago.data.colour import profile_use
+from imago.data.decode import BadImageError, exif_orientation, naming_errors, open_image, open_regular_file
+from imago.data.formats import BITS, PNG, PNG_COLOURS, check_kind, tags
+
+
+def header_error(path: Path) -> BadImageError | None:
+    """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
+    try:
+        with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
+            check_kind(image)
+    except BadImageError as error:
+        return without_frames(error)
+    return None
+
+
+def profile_of(path: Path) -> str | None:
+    """`profile_use` of the image in a file; None where its header cannot be read."""
+    with (
+        suppress(BadImageError),
+        naming_errors(path, str(path)),
+        open_regular_file(path) as file,
+        open_image(file) as image,
+    ):
+        return profile_use(image)
+    return None
+
+
+def shape_of(path: Path) -> tuple[int, int] | None:
+    """Height and width of the upright image in a file; None where its header cannot be read."""
+    try:
+        with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
+            (width, height), turned = image.size, exif_orientation(image) >= 5
+    except BadImageError:
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def largest_value(path: Path) -> tuple[int, bool]:
+    """The largest value in an image of 16 bits whose file does not say its range (0 for others), and whether it has
+    colours: of these, 8 bits are kept.
+
+    Raises:
+        BadImageError: As `read_image`.
+    """
+    with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
+        if image.mode.startswith("I"):
+            return int(np.asarray(image).max()), False
+        if _colour_bits(file, image) < 16:
+            return 0, True
+        return 257 * int(np.asarray(image.convert("RGB")).max()), True
+
+
+def _colour_bits(file: BinaryIO, image: Image.Image) -> int:
+    """Bits of a colour in the file, of which Pillow keeps 8."""
+    if image.format == "TIFF":
+        return max(tags(image).get(BITS, (8,)))
+    file.seek(0)
+    head = file.read(26)
+    file.seek(0)
+    return head[24] if head.startswith(PNG) and head[25] in PNG_COLOURS else 8
+
+
+def without_frames(error: BadImageError) -> BadImageError:
+    """The same without what it was raised from, which holds the half-decoded image."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

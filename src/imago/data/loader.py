@@ -1,0 +1,113 @@
+"""The loader of a split, and its workers."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from imago.data.dataset import ImageDataset, bad_image, collate
+from imago.data.decode import damaged_files
+from imago.data.samplers import SkipBatches
+from imago.definitions import STOPPING, Batch
+
+
+class Loader:
+    """Yields the batches of a split.
+
+    No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that `position` (the epoch, and the batch
+    to begin with) is asked for with the first batch and not when Lightning, ahead of time, asks for the iterator.
+    `prepare` is then given the dataset and the number of workers, and says which are used: caches are filled there.
+    `on_damage` is told of JPEGs that are damaged inside: their paths, and what is wrong.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_sampler: Any,
+        num_workers: int,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        prepare: Callable[[ImageDataset, int], tuple[ImageDataset, int]] = lambda dataset, workers: (dataset, workers),
+        on_damage: Callable[[dict[str, str]], object] = lambda found: None,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = True,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        self.num_workers = num_workers
+        self.position = position
+        self.prepare = prepare
+        self.on_damage = on_damage
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.prefetch_factor = prefetch_factor
+        self.persistent_workers = persistent_workers
+        self.loaded = dataset.images
+        """What is read from: perhaps decoded before."""
+        self._rest = SkipBatches(batch_sampler)
+        self._batches: DataLoader[Batch] | None = None
+
+    def __len__(self) -> int:
+        return max(1, len(self.batch_sampler))  # with 0, Lightning would skip the hooks where processes meet
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.batch_sampler.epoch, self._rest.first = self.position()
+        if self._batches is None:
+            self._batches = self._start()
+        for batch in self._batches:
+            if "error" in batch:
+                raise bad_image(batch["error"])
+            if "damaged" in batch:
+                self.on_damage(batch.pop("damaged"))
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: `position` knows where to go on. Without it Lightning would warn that this cannot be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes `state_dict()`."""
+
+    def close(self) -> None:
+        """Ends the workers; left to the garbage collector, each may take five seconds. It can be iterated again."""
+        self._batches = None
+
+    def _start(self) -> DataLoader[Batch]:
+        dataset, num_workers = self.prepare(self.dataset, self.num_workers)
+        self.on_damage(damaged_files())
+        self.loaded = dataset.images
+        return DataLoader(
+            dataset,
+            batch_sampler=self._rest,
+            num_workers=num_workers,
+            persistent_workers=self.persistent_workers and num_workers > 0,
+            prefetch_factor=self.prefetch_factor if num_workers > 0 else None,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_the_run,
+            generator=torch.Generator(),  # private: nothing is drawn from the global one
+        )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Schedulers send their signals to all processes of a job, terminals to a group: the run answers them, and needs
+    its workers until it has saved. Of SIGTERM, that of the run itself ends a worker."""
+    del worker
+    for number in (signal.SIGINT, *STOPPING):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere a worker dies of it, as torch has it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    run = multiprocessing.parent_process()
+    assert run is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid and run.is_alive():
+        pass
+    os._exit(0)

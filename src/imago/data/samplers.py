@@ -1,0 +1,109 @@
+"""The order of batches, as a function of seed and epoch."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from imago.data.images import Images
+from imago.definitions import SampleKey
+from imago.errors import UserError
+from imago.randomness import derive_seed
+
+
+class Placement(NamedTuple):
+    """A process among those of a run."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+class TrainBatchSampler(Sampler[list[SampleKey]]):
+    """This process's part of the train batches, as (epoch, index); the order is a function of (seed, epoch).
+
+    Every batch of the run is divided evenly: what cannot be is left out of the last one, and the whole last batch if it
+    would leave a process with a single image (unless it is the only one), because BatchNorm cannot train on one value.
+    Which images those are changes with every epoch. `fixed_order` repeats the order of epoch 0. Where images were left
+    out, the others keep their order.
+
+    Raises:
+        ValueError: The batch cannot be divided by the number of processes.
+    """
+
+    def __init__(
+        self, images: Images, batch_size: int, seed: int, fixed_order: bool = False, rank: int = 0, processes: int = 1
+    ) -> None:
+        size = len(images)
+        if batch_size % processes:
+            raise UserError(
+                f"data.batch_size={batch_size} is that of the whole run: {processes} processes cannot divide it. "
+                f"Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
+            )
+        if size < processes:
+            raise UserError(f"{size} train images cannot be divided by {processes} processes: type trainer.devices=1")
+        self.images = images
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.fixed_order = fixed_order
+        self.rank = rank
+        self.processes = processes
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.size, self.batch_size)
+        share = rest // self.processes
+        return full + (share > 1 or (share == 1 and full == 0))
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = self._order()
+        for first in range(0, len(self) * self.batch_size, self.batch_size):
+            share = min(self.batch_size, self.size - first) // self.processes
+            first += self.rank * share
+            yield [(self.epoch, index) for index in order[first : first + share].tolist()]
+
+    def _order(self) -> Tensor:
+        epoch = 0 if self.fixed_order else self.epoch
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+        order = torch.randperm(self.images.total or self.size, generator=generator)
+        if self.images.numbers is None:
+            return order
+        left = set(self.images.numbers)
+        return torch.tensor(self.images.indices([number for number in order.tolist() if number in left]))
+
+
+class EvalBatchSampler(Sampler[list[SampleKey]]):
+    """Every `processes`-th batch, in order. Whole batches are dealt, so that each is the same for any number of
+    processes and no image is seen twice."""
+
+    epoch = 0
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.firsts = range(rank * batch_size, size, processes * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for first in self.firsts:
+            yield [(self.epoch, index) for index in range(first, min(first + self.batch_size, self.size))]
+
+
+class SkipBatches(Sampler[list[SampleKey]]):
+    """The batches of a sampler from `first` on; those before are not loaded."""
+
+    first = 0
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return max(0, len(self.batches) - self.first)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return islice(iter(self.batches), self.first, None)

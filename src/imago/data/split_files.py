@@ -1,0 +1,80 @@
+"""Which image is in which split, as files say it."""
+
+import csv
+import json
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+
+from imago.data.folder_images import FolderImages
+from imago.data.images import ImageSets
+from imago.data.tree import class_name
+from imago.definitions import SPLIT_NAMES, SPLITS
+from imago.errors import MissingFileError, UserError
+from imago.files import write_text
+
+SPLIT_FILE_HEADER = "# imago split: "
+
+
+def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: int) -> ImageSets:
+    """Reads what `ml-split` writes, a header with the class names and the folder, then a row per image; or a CSV of
+    one's own with the columns `path`, `label` and perhaps `split`, whose paths are relative to `data_dir`, or to it."""
+    if not file.is_file():
+        raise MissingFileError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            first = lines.readline()
+            told = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
+            table = csv.DictReader(lines if told else chain([first], lines), skipinitialspace=True)
+            if missing := {"path", "label"} - set(table.fieldnames or ()):
+                raise UserError(f"it lacks {' and '.join(sorted(missing))}")
+            rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
+        class_names = list(told.get("class_names") or sorted({name for _, _, name in rows}))
+        root = data_dir or Path(told.get("data_dir") or file.parent)
+        label_of = {name: label for label, name in enumerate(class_names)}
+        split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+        found = [(split_of[split.strip().lower()], path, label_of[name]) for split, path, name in rows]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        raise UserError(
+            f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
+            f"split (train, val, test): {error}"
+        ) from error
+    if len(class_names) < 2:
+        raise UserError(f"data.split_file={file} has one class only: a classifier needs two classes or more.")
+    sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
+    for split in [name for name in SPLITS if any(name == row[0] for row in found)]:
+        images = [(path, label) for name, path, label in found if name == split]
+        sets.splits[split] = FolderImages(root, [path for path, _ in images], [label for _, label in images])
+    gone = next((path for _, path, _ in found if not (root / path).is_file()), None)
+    if gone is not None:
+        raise MissingFileError(
+            f"{root / gone} of data.split_file={file} is gone. Type data.data_dir= if the folder moved."
+        )
+    if "train" not in sets.splits:
+        raise UserError(f"data.split_file={file} has no images of train.")
+    sets.draw_val(val_ratio, seed)
+    return sets
+
+
+def listed_paths(file: Path) -> set[str]:
+    """What a file of paths holds, as `write_paths` writes it: one per line, `#` begins a comment.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, or a line in it cannot be read.
+    """
+    if not file.is_file():
+        raise MissingFileError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
+    try:
+        return {json.loads(line) if line[0] == '"' else line for line in lines if line and line[0] != "#"}
+    except ValueError as error:
+        raise UserError(f"data.exclude={file}: a line that begins with a quote is no JSON string: {error}") from None
+
+
+def write_paths(file: Path, paths: Mapping[str, str]) -> None:
+    """Writes paths, each after a comment that says why; names that would be read otherwise as JSON strings."""
+    write_text(file, "".join(f"# {_quoted(why)}\n{_quoted(path)}\n" for path, why in paths.items()))
+
+
+def _quoted(text: str) -> str:
+    return text if text.isprintable() and text == text.strip() and text[0] not in '#"' else json.dumps(text)

@@ -1,0 +1,161 @@
+"""The splits of a data module: which one is scored, what is known of them, and which images a network has seen."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, train_counts
+from imago.data.transfer import CopyingDataModule
+from imago.definitions import SPLITS
+from imago.errors import UserError
+from imago.terminal import CONTROL, shortened
+
+log = logging.getLogger(__name__)
+
+
+class ScoredSplits(CopyingDataModule):
+    """The image sets of a data module.
+
+    Args:
+        sets: The splits.
+    """
+
+    def __init__(self, sets: ImageSets) -> None:
+        super().__init__()
+        if odd := next((name for name in sets.class_names if CONTROL.search(name) or not name.strip()), None):
+            raise UserError(
+                f"The class name {odd!r} ({sets.root}) has control characters, which could steer a terminal: rename it."
+            )
+        self.sets = sets
+        self._emptied: dict[str, str] = {}  # split -> why it has no images
+        self._trained_counts: list[int] = []
+        self.skipped: list[str] = []
+        self.damaged: dict[str, str] = {}
+        """JPEGs that were decoded and are damaged inside, with what is wrong."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the train split; a label is an index of this list."""
+        return self.sets.class_names
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> number of images."""
+        return {name: len(split) for name, split in self.sets.splits.items()}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint and a report say of the data; plain types."""
+        counts = {name: class_counts(images, self.class_names) for name, images in self.sets.splits.items()}
+        facts = {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
+        return facts | ({"as_read": self.sets.as_read} if self.sets.as_read else {})
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the data."""
+        notes = list(self.sets.notes)
+        if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
+            notes.append(f"no test split in {self.sets.root}: the val split is scored as test")
+        for split in self.sets.splits if "train" in self.sets.splits else ():
+            counts = class_counts(self.sets.splits[split], self.class_names)
+            if absent := [name for name, count in counts.items() if not count]:
+                notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {shortened(absent)}")
+        for what, paths in (
+            ("not taken (no image suffix, or hidden)", self.sets.ignored),
+            ("skipped (unreadable)", self.skipped),
+            ("left out (data.exclude)", self.sets.excluded),
+            ("damaged inside, with wrong pixels from some place on (ml-doctor names them)", list(self.damaged)),
+        ):
+            if paths:
+                notes.append(f"{len(paths)} files {what}: {shortened(paths)}")
+        return notes
+
+    @property
+    def majority(self) -> list[int]:
+        """The labels of the most frequent class of train; several where they are equally frequent."""
+        if "train" not in self.sets.splits:
+            return most_frequent(self._trained_counts)
+        return most_frequent(list(class_counts(self.sets.splits["train"], self.class_names).values()))
+
+    def scored_split(self, split: str) -> str:
+        """The split that is scored where `split` is asked for: val where there is no test split.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if split not in SPLITS:
+            raise UserError(f"There is no split {split!r}: give one of {', '.join(SPLITS)}.")
+        if split in self._emptied:
+            raise UserError(self._emptied[split])
+        scored = "val" if split == "test" and "test" not in self.sets.splits else split
+        if scored not in self.sets.splits:
+            there = ", ".join(self.sets.splits)
+            raise UserError(f"{self.sets.root} has no {split} split: type split=, of {there}.")
+        return scored
+
+    def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
+        """Takes out of val and test what a checkpoint was trained on, by content, if these data are not those of its
+        run; `trained` is its entry `imago`."""
+        self._trained_counts = train_counts(trained, self.class_names)
+        same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
+        if known is None or not len(known):
+            if not same:
+                log.warning("These data are not those of the checkpoint, which does not say what it was trained on")
+            return
+        seen = set(known.tolist())
+        if same and "train" in self.sets.splits and seen.issuperset(self.train_digests.tolist()):
+            return  # what they have in common has been said in training
+        for split, count, paths in self._seen_before(seen):
+            what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
+            if len(paths) == count:
+                del self.sets.splits[split]
+                self._emptied[split] = f"{what}: nothing is left to score."
+            else:
+                self.sets.leave_out(split, set(paths))
+            self.say(f"{what}: they are left out: {shortened(sorted(paths))}")
+        if not self.sets.splits:
+            raise UserError("\n".join(self._emptied.values()))
+        self.__dict__.pop("facts", None)
+
+    @cached_property
+    def train_digests(self) -> Tensor:
+        """Of the train images, int64, sorted: what `leave_out_trained` knows them by."""
+        known = sorted(each for each in digests_of(self.sets.splits["train"]) if each is not None)
+        return torch.tensor(known, dtype=torch.int64)
+
+    def log_shared_images(self) -> None:
+        """Notes images of val and test whose content is that of a train image: scores on them are too good."""
+        for split, count, paths in self._seen_before(set(self.train_digests.tolist())):
+            what = f"{len(paths)} of the {count} images of {split} are in train, too"
+            self.say(f"{what}, so that its scores are too good: {shortened(paths)}")
+
+    def _seen_before(self, digests: set[int]) -> Iterator[tuple[str, int, list[str]]]:
+        """Split, its size and the paths of its images whose content is known, for val and test where there are any."""
+        for split in ("val", "test"):
+            if (images := self.sets.splits.get(split)) is None:
+                continue
+            paths = [path for path, each in zip(images.paths, digests_of(images), strict=True) if each in digests]
+            if paths:
+                yield split, len(images), paths
+
+    def say(self, note: str) -> None:
+        """Adds a note, and logs it."""
+        self.sets.notes.append(note)
+        log.warning("%s", note)
+
+    def split(self, name: str) -> Images:
+        """Paths and labels of a split."""
+        return self.sets.splits[self.scored_split(name)]
+
+    def log_sets(self) -> None:
+        """Logs the sizes of the splits, and what a user should know of them."""
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        log.info("Data: %s: %d classes; %s images", self.sets.root, len(self.class_names), sizes)
+        for split, images in self.sets.splits.items():
+            log.debug("Class counts of %s: %s", split, class_counts(images, self.class_names))
+        for note in self.notes:
+            log.warning("%s", note)

@@ -1,0 +1,194 @@
+"""The three stages of an image's way into the network: which box, its pixels, the batch on the device."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from imago.data.crops import FILL, FITS, CropPolicy, FittedBox, Randomness, Size, box_randomness, crop, pair
+from imago.definitions import Batch
+from imago.errors import UserError
+from imago.randomness import uniforms
+from imago.wiring import ComposeTransform
+
+
+class ImageTransform:
+    """What is done to the images of a split.
+
+    Args:
+        box: `(height, width) -> Box`: which rectangle of the image is taken; random ones draw from the generators of
+            Python, NumPy or torch.
+        pixels: Named transforms of `torchvision.transforms.v2`, run on each uint8 (3, size, size) image by the
+            loader's workers; random ones repeat for the same (seed, epoch, index).
+        batch: Named transforms of dictionaries, run on the whole batch on the device; `image` comes as uint8.
+    """
+
+    def __init__(
+        self,
+        box: CropPolicy,
+        pixels: Mapping[str, Callable[[Tensor], Tensor] | None] | None = None,
+        batch: Mapping[str, Callable[[Batch], Batch] | None] | None = None,
+    ) -> None:
+        self.box = box
+        self.pixels = [step for step in (pixels or {}).values() if step is not None]
+        self.batch = ComposeTransform(**(batch or {}))
+
+    @property
+    def normalisation(self) -> "Normalize | None":
+        """The step that normalises, if there is one."""
+        return next((step for step in self.batch.steps.values() if isinstance(step, Normalize)), None)
+
+    @property
+    def randomness(self) -> Randomness:
+        """What box and pixels may draw."""
+        return "any" if self.pixels else box_randomness(self.box)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether an image always has the same box."""
+        return box_randomness(self.box) == "none"
+
+    @property
+    def batch_draws(self) -> bool:
+        """Whether steps of the batch stage may draw from torch's generator, as MixUp does; ours do not."""
+        return any(getattr(step, "draws", True) for step in self.batch.steps.values())
+
+    def with_box(self, box: CropPolicy) -> "ImageTransform":
+        """The same with another box."""
+        other = copy.copy(self)
+        other.box = box
+        return other
+
+    def completed(
+        self, size: Size, fit: str = "crop", fill: Sequence[int] = FILL, further: Callable[[Batch], Batch] | None = None
+    ) -> "ImageTransform":
+        """With what else the data group says of images: how they fit into `size`, and a `further` step of the batch.
+
+        Raises:
+            ValueError: There is no such fit, or `fill` is no colour.
+        """
+        if fit not in FITS:
+            raise UserError(f"data.fit={fit}: give {', '.join(FITS[:-1])} or {FITS[-1]}.")
+        if len(fill) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in fill):
+            raise UserError(f"data.fill={list(fill)}: give red, green and blue, each from 0 to 255.")
+        other, (height, width) = copy.copy(self), pair(size)
+        if fit != "crop" or height != width:
+            red, green, blue = fill
+            other.box = FittedBox(self.box, (height, width), fit, (red, green, blue))
+        if further is not None:
+            other.batch = ComposeTransform(**self.batch.steps, further=further)
+        return other
+
+    def __call__(
+        self, images: Sequence[Tensor], size: Size, index: int = 0, epoch: int = 0, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """The batch that the network gets of whole images: crop, pixels, batch stage.
+
+        Args:
+            images: uint8 (channels, height, width) each, of any size.
+            size: What the network sees, in pixels.
+            index: The place of the first image in its split; random batch steps depend on it, and on `epoch`.
+            epoch: Of the augmentations.
+            device: Where the batch stage runs.
+        """
+        batch: Batch = {
+            "image": stacked([self.image(image, size) for image in images]).to(device),
+            "label": torch.zeros(len(images), dtype=torch.long, device=device),
+            "index": torch.arange(index, index + len(images), device=device),
+            "epoch": epoch,
+        }
+        return self.batch(batch)
+
+    def image(self, image: Tensor, size: Size) -> Tensor:
+        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, *size). Several of one size at once,
+        (n, 3, height, width), where it is not random."""
+        return self.resized(crop(image, self.box(image.shape[-2], image.shape[-1])), size)
+
+    def resized(self, image: Tensor, size: Size) -> Tensor:
+        """The same for what the box has left of the image."""
+        if image.shape[-2:] != pair(size):
+            batch = (image if image.ndim == 4 else image[None]).contiguous(memory_format=torch.channels_last)
+            batch = interpolate(batch, pair(size), mode="bilinear", antialias=True)  # to the bit as torchvision's
+            image = batch if image.ndim == 4 else batch[0]
+        elif self.pixels:
+            image = image.clone()  # they may work in place, and it may be a part of a cache
+        for step in self.pixels:
+            image = step(image)
+        return image
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images of one size as (n, channels, size, size), in memory pixel by pixel, as decoders give them and
+    convolutions like them."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+class RandomHorizontalFlip(nn.Module):
+    """Mirrors each image of a batch with probability `p`; which ones is a function of (seed, epoch, index).
+
+    Args:
+        p: The probability.
+        seed: The run's seed.
+    """
+
+    draws = False
+
+    def __init__(self, p: float = 0.5, seed: int = 0) -> None:
+        super().__init__()
+        self.p = p
+        self.seed = seed
+
+    def forward(self, batch: Batch) -> Batch:
+        flipped = uniforms(batch["index"], "horizontal flip", self.seed, batch["epoch"]) < self.p
+        image = batch["image"]
+        if image.device.type == "cpu":  # one by one: a fifth of the time of indexing, mirroring and putting back
+            mirrored = image.clone()
+            for row in flipped.nonzero()[:, 0].tolist():
+                mirrored[row] = image[row].flip(-1)
+            return {"image": mirrored}
+        return {"image": torch.where(flipped[:, None, None, None], image.flip(-1), image)}  # without asking the device
+
+
+class Normalize(nn.Module):
+    """From uint8 to float32: pixels scaled to [0, 1], then `(pixel - mean) / std` per channel.
+
+    Args:
+        mean: Of red, green and blue, in [0, 1].
+        std: Likewise.
+    """
+
+    draws = False
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean = list(mean)
+        self.std = list(std)
+        self._scale = torch.tensor([1 / (255 * std) for std in std])[:, None, None]
+        self._shift = torch.tensor([-mean / std for mean, std in zip(mean, std, strict=True)])[:, None, None]
+        self._rows: tuple[Tensor, Tensor] | None = None  # scale and shift for a row of pixels
+
+    def forward(self, batch: Batch) -> Batch:
+        image = batch["image"]
+        if len(self.mean) > image.shape[-3]:
+            raise UserError(f"Normalize has {len(self.mean)} means, the images have {image.shape[-3]} channel(s).")
+        if image.dtype != torch.uint8:  # another transform has converted them
+            from torchvision.transforms.v2 import functional as F
+
+            return {"image": F.normalize(F.to_dtype(image, torch.float32, scale=True), self.mean, self.std)}
+        if self._scale.device != image.device:
+            self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
+            self._rows = None
+        image = image.to(torch.float32)  # and then in place: two passes over the pixels
+        channels = len(self.mean)
+        if image.ndim == 4 and image.shape[1] == channels and image.is_contiguous(memory_format=torch.channels_last):
+            # whole rows at once: three values are too few for the CPU's wide registers
+            n, _, height, width = image.shape
+            rows = image.permute(0, 2, 3, 1).reshape(n * height, width * channels)
+            if self._rows is None or len(self._rows[0]) != width * channels:
+                self._rows = self._scale.flatten().repeat(width), self._shift.flatten().repeat(width)
+            torch.addcmul(self._rows[1], rows, self._rows[0], out=rows)
+        else:
+            torch.addcmul(self._shift, image, self._scale, out=image)
+        return {"image": image}

@@ -1,0 +1,53 @@
+"""Names and types that all rooms share: version, splits, signals, batches, ranges of settings, faces of rooms."""
+
+import importlib
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+__version__ = "0.2.0"
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Those of schedulers; Ctrl-C comes besides."""
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells report it
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+Batch = dict[str, Any]
+SampleKey = tuple[int, int]  # epoch, index
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The least value that is valid."""
+
+    least: float
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """The greatest value that is valid."""
+
+    most: float
+
+
+Positive = Annotated[int, AtLeast(1)]
+ZeroOrMore = Annotated[int, AtLeast(0)]
+ValRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
+ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]
+
+
+def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
+    """`__all__` and `__getattr__` (PEP 562) of a package whose names are imported when they are asked for.
+
+    `places` maps the modules of the package to the names that they export. `import imago` alone stays light.
+    """
+    module_of = {name: module for module, names in places.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name in places:
+            return importlib.import_module(f"{package}.{name}")
+        if name in module_of:
+            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return sorted(module_of), find

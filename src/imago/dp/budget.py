@@ -1,0 +1,172 @@
+"""The privacy budget of a training: what its steps have spent, and how many more there may be."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from imago.dp.accounting import Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
+from imago.dp.clipping import Adaptive, Clipping
+from imago.errors import UserError
+from imago.model.strategy import Strategy
+
+log = logging.getLogger(__name__)
+
+LEDGER = "privacy_ledger.jsonl"
+SPENT = "privacy budget spent"
+NOISE = 1.1
+
+
+class PrivacyBudget(Strategy):
+    """A strategy that counts noisy steps in a ledger, and ends the training before a step that would spend too much.
+
+    Args:
+        clipping: What bounds the gradient of an image.
+        noise_multiplier: As in DifferentialPrivacy, as all that follow.
+        target_epsilon: Likewise.
+        target_delta: Likewise.
+        accountant: Likewise.
+    """
+
+    def __init__(
+        self,
+        clipping: Clipping,
+        noise_multiplier: float | None,
+        target_epsilon: float | None,
+        target_delta: float | str,
+        accountant: str,
+    ) -> None:
+        self.clipping = clipping
+        self.noise_multiplier = noise_multiplier
+        self.target_epsilon = target_epsilon
+        self.accountant = accountant
+        self.num_examples = 0
+        self.sample_rate = 1.0
+        self._target_delta = target_delta
+        self._ledger: Ledger | None = None
+        self._state: dict[str, Any] | None = None
+        self._allowed: int | None = None  # steps in all
+        self._ends_early = False
+        self._counted_ahead = 0  # steps that the report on the disk covers, and that may not have been taken yet
+
+    @property
+    def delta(self) -> float:
+        """The delta of the (epsilon, delta) guarantee."""
+        if self._target_delta == "auto":
+            return 10.0 ** -math.ceil(math.log10(10 * max(self.num_examples, 1)))
+        return float(self._target_delta)
+
+    @property
+    def history(self) -> list[Steps]:
+        """All noisy steps that the weights depend on, or that were taken in this run and lost."""
+        return self._ledger.history if self._ledger is not None else []
+
+    @property
+    def steps(self) -> int:
+        """How many these are."""
+        return sum(count for _, _, count in self.history)
+
+    @property
+    def counted(self) -> list[Steps]:
+        """`history`, and the steps that the report on the disk counts ahead."""
+        return extended(self.history, self.noise_multiplier or 0.0, self.sample_rate, self._counted_ahead)
+
+    def epsilon(self) -> float:
+        """An upper bound of what the steps in `history` have spent; infinite where none is known."""
+        return epsilon(self.history, self.delta, self.accountant)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "history": [list(each) for each in self.history],
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.clipping.norm,
+            "epsilon": self.epsilon(),
+            "delta": self.delta,
+            "accountant": self.accountant,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "history" not in state:
+            raise UserError(
+                "strategy=dp: the checkpoint was trained without privacy, and nobody could say what goes on from it. "
+                "Start from the weights: model.net.weights=FILE (.safetensors, .pth), if they are public"
+            )
+        self._state = state
+
+    def stop_reason(self) -> str | None:
+        return SPENT if self._ends_early and self.steps == self._allowed else None
+
+    def open_ledger(self, folder: Path, is_the_same_run: bool) -> Ledger:
+        ledger = Ledger(folder / LEDGER)
+        before: list[Steps] = [(noise, rate, count) for noise, rate, count in (self._state or {}).get("history", [])]
+        taken = sum(count for _, _, count in before)
+        if ledger.begins_with(before):
+            if lost := ledger.steps - taken:
+                log.warning("%d steps were taken and are lost: they are counted all the same", lost)
+        elif ledger.is_begun_by(before) and (ledger.steps or is_the_same_run):
+            raise UserError(
+                f"{ledger.file} has {ledger.steps} steps, the checkpoint {taken}: lines are missing, and nobody can "
+                "say what was spent."
+            )
+        else:
+            ledger.add_all(before)
+        return ledger
+
+    def settle_accountant(self, trainer: Trainer) -> None:
+        """Ends a run here, and not in its middle, whose epsilon no accountant can bound."""
+        planned = self._allowed if self._allowed is not None else trainer.estimated_stepping_batches
+        if self.noise_multiplier == 0 or math.isinf(planned):
+            return
+        assert self.noise_multiplier is not None
+        history = extended(self.history, self.noise_multiplier, self.sample_rate, max(1, int(planned) - self.steps))
+        if math.isinf(epsilon(history, self.delta, self.accountant)):
+            raise UserError(
+                f"strategy.noise_multiplier={self.noise_multiplier}: no accountant can bound the epsilon of {planned} "
+                f"steps at delta={self.delta:g}. Type more noise"
+            )
+        if (used := accountant_of(history, self.delta, self.accountant)) != self.accountant:
+            log.warning("strategy.accountant=%s cannot count %d steps with so little noise: %s does, which says a "
+                        "little more is spent", self.accountant, planned, used)  # fmt: skip
+            self.accountant = used
+
+    def settle_noise(self, trainer: Trainer) -> None:
+        """The noise multiplier, and how many steps may be taken in all."""
+        planned = trainer.estimated_stepping_batches
+        if self._state is not None:
+            if isinstance(self.clipping, Adaptive):
+                self.clipping.norm = self._state["max_grad_norm"]
+            if self.noise_multiplier is None:
+                self.noise_multiplier = float(self._state["noise_multiplier"])
+        if self.noise_multiplier is None and self.target_epsilon is None:
+            self.noise_multiplier = NOISE
+        if self.target_epsilon is None:
+            return
+        if self.noise_multiplier is None:
+            if math.isinf(planned):
+                raise UserError(
+                    "strategy.target_epsilon= without an end: type trainer.max_epochs=, or "
+                    "strategy.noise_multiplier= too."
+                )
+            self.noise_multiplier = noise_for(
+                self.target_epsilon, self.delta, self.sample_rate, int(planned), self.accountant
+            )
+            log.info(
+                "strategy.noise_multiplier=%.4f keeps %d steps within epsilon %g (delta %.2g)",
+                *(self.noise_multiplier, planned, self.target_epsilon, self.delta),
+            )
+        most = int(planned) if math.isfinite(planned) else 10**6
+        step = (self.noise_multiplier, self.sample_rate)
+        left = steps_within(self.target_epsilon, self.history, *step, most, self.delta, self.accountant)
+        self._allowed, self._ends_early = self.steps + left, left < most
+        if left == 0 and not self.steps:
+            raise UserError(
+                f"strategy.target_epsilon={self.target_epsilon} with "
+                f"strategy.noise_multiplier={self.noise_multiplier}: a single step would spend more. "
+                "Type more noise, or a larger target."
+            )
+        if left == 0:
+            trainer.should_stop = True
+        elif left < most and math.isfinite(planned):
+            log.info("The privacy budget is spent after %d steps of %d", left, most)

@@ -1,0 +1,14 @@
+"""Scores, predictions, calibration, and the classifier in a checkpoint."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "score": ["Predictions", "Score"],
+        "calibration": ["Calibration"],
+        "classifier": ["Classifier", "Prediction", "load_classifier"],
+        "functions": ["classification_report", "confusion_matrix"],
+        "evaluate": ["Result"],
+    },
+)

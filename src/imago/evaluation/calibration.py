@@ -1,0 +1,242 @@
+"""How far probabilities can be believed: calibration error, temperature, and when to leave an image to a person."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from scipy.optimize import minimize_scalar
+
+from imago.errors import UserError
+from imago.evaluation.from_config import looks
+from imago.files import NUMBER, read_json, write_json
+
+BINS = 15
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
+LEAST_MISTAKES, FOLDS = 10, 5
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose most likely class has a probability above `low` and at most `high`."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(log_probabilities: Floats, labels: Ints, bins: int = BINS) -> list[Bin]:
+    """The bins that have images, of equal width; `log_probabilities` is (n, classes), `labels` (n,)."""
+    confidence = np.exp(log_probabilities.max(axis=1))
+    correct = log_probabilities.argmax(axis=1) == labels
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    found = []
+    for each in np.unique(number):
+        chosen = number == each
+        of_bin = (int(chosen.sum()), float(confidence[chosen].mean()), float(correct[chosen].mean()))
+        found.append(Bin(float(each / bins), float((each + 1) / bins), *of_bin))
+    return found
+
+
+def expected_calibration_error(bins: list[Bin]) -> float:
+    """The mean distance of confidence and accuracy over the images (Naeini et al. 2015; Guo et al. 2017)."""
+    return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / sum(each.n for each in bins)
+
+
+SHAPE = {
+    **dict.fromkeys(("temperature!", "target_accuracy!", "quantile!", "coverage!"), NUMBER),
+    "threshold!": (*NUMBER, type(None)),
+    "n!": int,
+    **dict.fromkeys(("fingerprint!", "checkpoint!"), str),
+    "held_out": {"*": NUMBER},
+    "why_not": (str, type(None)),
+}
+"""The content of the file of a calibration."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted on the val split for one checkpoint.
+
+    `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an answer
+    that is given; None where no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image
+    if its calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
+    `checkpoint` is the `key_of` the checkpoint that it is for, and of the way in which it saw the images. `held_out`
+    has cross-entropy and calibration error without and with a temperature, on fifths of val that it was not fitted on;
+    `why_not` says why the temperature is 1, where none was found that helps there.
+    """
+
+    temperature: float
+    threshold: float | None
+    target_accuracy: float
+    quantile: float
+    coverage: float
+    n: int
+    fingerprint: str
+    checkpoint: str
+    held_out: dict[str, float] = field(default_factory=dict)
+    why_not: str | None = None
+
+    def apply(self, log_probabilities: Floats) -> Floats:
+        """Calibrated log-probabilities."""
+        return _scaled(log_probabilities, self.temperature)
+
+    def accepts(self, calibrated: Floats) -> NDArray[np.bool_]:
+        """Which images are answered rather than left to a person."""
+        if self.threshold is None:
+            return np.zeros(len(calibrated), dtype=bool)
+        return np.exp(calibrated.max(axis=1)) >= self.threshold
+
+    def sets(self, calibrated: Floats) -> NDArray[np.bool_]:
+        """(n, classes): which classes are in the conformal set of each image."""
+        inside = np.exp(calibrated) >= 1 - self.quantile
+        inside[np.arange(len(inside)), calibrated.argmax(axis=1)] = True
+        return inside
+
+    def measured(self, log_probabilities: Floats, labels: Ints) -> dict[str, Any]:
+        """What it does on a split: calibration error, and accuracy and share of the images that are answered."""
+        calibrated = self.apply(log_probabilities)
+        accepted, correct = self.accepts(calibrated), calibrated.argmax(axis=1) == labels
+        inside, rows = self.sets(calibrated), np.arange(len(labels))
+        return {
+            "temperature": self.temperature,
+            "ece": expected_calibration_error(reliability(calibrated, labels)),
+            "cross_entropy": float(-calibrated[rows, labels].mean()),
+            "threshold": self.threshold,
+            "accepted_share": float(accepted.mean()),
+            "accepted_acc": float(correct[accepted].mean()) if accepted.any() else None,
+            "set_coverage": float(inside[rows, labels].mean()),
+            "set_size": float(inside.sum(axis=1).mean()),
+        }
+
+
+def fit(
+    log_probabilities: Floats, labels: Ints, target_accuracy: float, coverage: float, fingerprint: str, checkpoint: str
+) -> Calibration:
+    """The calibration of a checkpoint by what it said of the val split."""
+    temperature, held_out, why_not = _helpful_temperature(log_probabilities, labels)
+    plain = Calibration(temperature, None, target_accuracy, 1.0, coverage, len(labels), fingerprint, checkpoint)
+    calibrated = plain.apply(log_probabilities)
+    threshold = _threshold(calibrated, labels, target_accuracy)
+    quantile = _quantile(1 - np.exp(calibrated[np.arange(len(labels)), labels]), coverage)
+    return Calibration(
+        *(temperature, threshold, target_accuracy, quantile, coverage, len(labels), fingerprint, checkpoint),
+        held_out=held_out,
+        why_not=why_not,
+    )
+
+
+def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float, dict[str, float], str | None]:
+    """The temperature, what it does on images that it was not fitted on, and why it is 1, if it has to be.
+
+    Without mistakes the cross-entropy falls towards a temperature of 0, which is far too sure of new images: there have
+    to be some mistakes, and it has to help on each fifth of the images when it is fitted on the others.
+    """
+    n, mistakes = len(labels), int((log_probabilities.argmax(axis=1) != labels).sum())
+    if mistakes < LEAST_MISTAKES:
+        wanted = math.ceil(LEAST_MISTAKES * (n + 2) / (mistakes + 1) / 10) * 10
+        why = f"{mistakes} mistakes on {n} images are too few to fit one: about {wanted} images would do"
+        return 1.0, {}, why
+    calibrated = np.empty_like(log_probabilities)
+    for fold in range(FOLDS):
+        out = np.arange(n) % FOLDS == fold
+        calibrated[out] = _scaled(log_probabilities[out], _temperature(log_probabilities[~out], labels[~out]))
+    held_out = {}
+    for name, log_p in (("before", log_probabilities), ("after", calibrated)):
+        held_out[f"cross_entropy_{name}"] = float(-log_p[np.arange(n), labels].mean())
+        held_out[f"ece_{name}"] = expected_calibration_error(reliability(log_p, labels))
+    temperature = _temperature(log_probabilities, labels)
+    if not LEAST_TEMPERATURE * 1.01 < temperature < GREATEST_TEMPERATURE / 1.01:
+        return 1.0, held_out, f"the best one, {temperature:.3g}, is at the end of the range that is looked at"
+    if not held_out["cross_entropy_after"] < held_out["cross_entropy_before"]:
+        return 1.0, held_out, "it does not help on images that it was not fitted on"
+    return temperature, held_out, None
+
+
+def _scaled(log_probabilities: Floats, temperature: float) -> Floats:
+    scaled = log_probabilities / temperature
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+
+
+def _temperature(log_probabilities: Floats, labels: Ints) -> float:
+    """The one with the least cross-entropy."""
+    rows = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_probabilities / math.exp(log_temperature)
+        return float((np.logaddexp.reduce(scaled, axis=1) - scaled[rows, labels]).mean())
+
+    bounds = (math.log(LEAST_TEMPERATURE), math.log(GREATEST_TEMPERATURE))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
+
+
+def _threshold(calibrated: Floats, labels: Ints, target: float) -> float | None:
+    """The least confidence above which `target` of the answers are right."""
+    confidence, correct = np.exp(calibrated.max(axis=1)), calibrated.argmax(axis=1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    accuracy = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
+    last_of_equals = np.append(confidence[order][1:] != confidence[order][:-1], True)
+    reached = np.flatnonzero((accuracy >= target) & last_of_equals)
+    return float(confidence[order][reached[-1]]) if len(reached) else None
+
+
+def _quantile(scores: Floats, coverage: float) -> float:
+    """The split-conformal one, of rank ceil((n + 1) * coverage) of n (Vovk et al. 2005); 1 where n is too small."""
+    rank = math.ceil((len(scores) + 1) * coverage)
+    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.0
+
+
+def describe_calibration(measured: dict[str, Any]) -> str:
+    """`99.1 % right on 82 % of the images, 18 % left to a person`."""
+    if measured["accepted_acc"] is None:
+        return "all images are left to a person: no threshold reaches the target"
+    share = measured["accepted_share"]
+    return (
+        f"{measured['accepted_acc']:.1%} right on {share:.0%} of the images, {1 - share:.0%} left to a person".replace(
+            "%", " %"
+        )
+    )
+
+
+def key_of(timestamp: str, data: DictConfig) -> str:
+    """What a calibration holds for: a checkpoint by its time stamp, image size and evaluation transform."""
+    return f"{timestamp} {hashlib.sha256(json.dumps(looks(data), sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def file_beside(checkpoint: Path) -> Path:
+    """Where the calibration of a checkpoint is."""
+    return checkpoint.with_suffix(".calibration.json")
+
+
+def write(calibration: Calibration, path: Path) -> None:
+    """Writes it as JSON."""
+    write_json(path, asdict(calibration))
+
+
+def read(path: Path, checkpoint: str) -> Calibration:
+    """The calibration in a file, for the checkpoint with that `key_of`.
+
+    Raises:
+        ValueError: There is none, or it is for another checkpoint.
+    """
+    file = path.with_name(path.name.replace(".calibration.json", ".ckpt"))
+    how = f"Fit it with: ml-eval ckpt_path={file} calibrate=true"
+    if not path.is_file():
+        raise UserError(f"There is no calibration at {path}. {how}")
+    try:
+        calibration = Calibration(**read_json(path, SHAPE))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a calibration ({error}). {how}") from error
+    if calibration.checkpoint != checkpoint:
+        raise UserError(f"{path} was fitted for another checkpoint, or for images that were seen otherwise. {how}")
+    return calibration

@@ -1,0 +1,122 @@
+"""The rows of an evaluation, from all batches and all processes."""
+
+import logging
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from imago.callbacks.metrics import MetricsCallback
+from imago.data.module import ImageDataModule
+from imago.distributed import all_gather_objects
+from imago.evaluation.score import Score, baseline_of
+from imago.lightning_internals import callbacks_of, option_of
+from imago.model.module import DictModule
+
+log = logging.getLogger(__name__)
+
+
+def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str) -> Score:
+    """Scores `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; other splits as predict."""
+    limit = trainer.limit_predict_batches
+    try:
+        if split == "test":
+            at_least_one_batch(trainer, "test", data.test_dataloader())
+            trainer.test(model, datamodule=data, verbose=False)
+        else:
+            data.predict_split = split
+            at_least_one_batch(trainer, "predict", data.predict_dataloader())
+            trainer.predict(model, datamodule=data, return_predictions=False)
+    finally:
+        trainer.limit_predict_batches = limit
+    images = data.split(split)
+    rows = collected_rows(trainer)
+    _check_complete(trainer, split, rows.index, len(images))
+    index, logits = images.indices(rows.index), rows.logits
+    log_probabilities = torch.log_softmax(logits.double(), dim=1)
+    return Score(
+        asked=split,
+        split=data.scored_split(split),
+        class_names=data.class_names,
+        indices=index,
+        paths=[images.paths[i] for i in index],
+        labels=np.array([images.labels[i] for i in index]),
+        predictions=rows.prediction.numpy(),
+        log_probabilities=log_probabilities.numpy(),
+        baseline=baseline_of(data.majority, [images.labels[i] for i in index]),
+        no_class=data.sets.no_class.get(data.scored_split(split), 0),
+        extra=rows.losses | _callback_values(trainer),
+    )
+
+
+def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
+    """Takes one where `trainer.limit_<stage>_batches` is a share of less than a batch; Lightning would refuse it."""
+    limit = getattr(trainer, f"limit_{stage}_batches")
+    if isinstance(limit, float) and limit > 0 and int(limit * len(loader)) == 0:
+        log.info("trainer.limit_%s_batches=%s is less than a batch: one is taken", stage, limit)
+        setattr(trainer, f"limit_{stage}_batches", 1)
+
+
+def _check_complete(trainer: Trainer, split: str, index: list[int], images: int) -> None:
+    """Raises RuntimeError unless every image was scored, and once."""
+    limit = trainer.limit_test_batches if split == "test" else trainer.limit_predict_batches
+    whole = limit == 1.0 and isinstance(limit, float) and not option_of(trainer, "fast_dev_run")
+    if len(set(index)) != len(index) or (whole and len(index) != images):
+        raise RuntimeError(f"{len(index)} images were scored, {len(set(index))} different ones, of {images} in {split}")
+
+
+@dataclass
+class Rows:
+    """Of all images, in the order of their index; `losses` are means over them, `bad` says what could not be read."""
+
+    index: list[int]
+    prediction: torch.Tensor
+    logits: torch.Tensor
+    losses: dict[str, float]
+    bad: list[str]
+
+
+class Collector(Callback):
+    """Keeps index, prediction and logits of every image that is scored, and the losses of every batch; a Trainer that
+    scores or predicts has one."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[str]]] = []
+
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.batches = []
+
+    on_predict_start = on_test_start
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        index, prediction, logits = (outputs[key].cpu() for key in ("index", "prediction", "logits"))
+        losses = {name: float(value) for name, value in outputs["losses"].items()}
+        self.batches.append((index, prediction, logits, losses, outputs.get("bad") or [""] * len(index)))
+
+    on_predict_batch_end = on_test_batch_end
+
+    def rows(self) -> Rows:
+        """Those of all processes, the same for any number of them."""
+        batches = [batch for process in all_gather_objects(self.batches) for batch in process]
+        self.batches = []
+        batches.sort(key=lambda batch: int(batch[0][0]))  # sums depend on their order
+        index, prediction, logits = (torch.cat(column) for column in list(zip(*batches, strict=True))[:3])
+        means = {name: sum(len(batch[0]) * batch[3][name] for batch in batches) / len(index) for name in batches[0][3]}
+        losses = {"loss" if name == "total" else f"loss/{name}": mean for name, mean in means.items()}
+        return Rows(index.tolist(), prediction, logits, losses, [reason for batch in batches for reason in batch[4]])
+
+
+def collected_rows(trainer: Trainer) -> Rows:
+    """The rows of the test or predict epoch that the Trainer has just ended."""
+    (collector,) = callbacks_of(trainer, Collector)
+    return collector.rows()
+
+
+def _callback_values(trainer: Trainer) -> dict[str, Any]:
+    owners = callbacks_of(trainer, MetricsCallback)
+    return {name: value for owner in owners for name, value in owner.values.items()}

@@ -1,0 +1,97 @@
+"""Scoring weights on splits, with reports."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from imago.checkpoint.fits import load_weights
+from imago.checkpoint.read import Checkpoint
+from imago.data.module import ImageDataModule
+from imago.errors import UserError
+from imago.evaluation.calibration import Calibration
+from imago.evaluation.collect import score
+from imago.evaluation.outputs import note_data, show_hyperparameters, write_reports
+from imago.evaluation.score import Score
+from imago.model.module import DictModule
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """What came out: the scores by split, the checkpoint they belong to, and the best value of the monitored metric."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    best_value: float | None = None
+
+    @property
+    def objective(self) -> float | None:
+        """What a sweep makes as good as it can: the best value, or, where nothing was trained, the first accuracy."""
+        accuracies = (score.metrics["acc"] for score in self.scores.values())
+        return self.best_value if self.best_value is not None else next(accuracies, None)
+
+    @property
+    def weights(self) -> str:
+        """Which weights were scored, in words."""
+        return self.checkpoint.name if self.checkpoint is not None else "the weights as they are"
+
+
+def evaluate(
+    data: ImageDataModule,
+    model: DictModule,
+    trainer: Trainer,
+    run: RunFolder,
+    ckpt_path: str | Path | None,
+    splits: list[str],
+    calibrate: Callable[[Score, Checkpoint], Calibration] | None = None,
+    pictures: bool = True,
+) -> Result:
+    """Scores the weights of a checkpoint, or those that the model has, on `splits`.
+
+    `calibrate` is given the score of val, and the checkpoint, before. Without `pictures`, reports show no images.
+    """
+    result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
+    calibration = None
+    if ckpt_path is not None:
+        checkpoint = load_weights(model, data, ckpt_path)
+        if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
+            log.info("These data are not those that the checkpoint was trained with, or have changed since")
+        if calibrate is not None and "val" not in data.sets.splits:
+            raise UserError(f"calibrate=true fits on a val split, and {data.sets.root} has none: name the folder val/.")
+        if calibrate is not None:
+            calibration = calibrate(score(trainer, model, data, "val"), checkpoint)
+    elif splits:
+        log.warning("There is no checkpoint: the weights are scored as they are")
+    step = trainer.global_step
+    for split in splits:
+        log.info("Scoring %s: %d images", split, len(data.split(split)))
+        result.scores[split] = score(trainer, model, data, split)
+        result.scores[split].calibration = calibration
+        if trainer.is_global_zero:
+            images, weights = data.split(split), result.weights
+            loggers = trainer.loggers
+            write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plot_format)
+    show_hyperparameters(trainer.loggers, {name: each.metrics for name, each in result.scores.items()})
+    for logger in trainer.loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # else the next job of a sweep would go on in this one's record
+    if data.damaged and trainer.is_global_zero:
+        note_data(run, data)
+    run.sections["Results"] = {
+        f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
+    }
+    return result
+
+
+def _shown(each: Score) -> dict[str, Any]:
+    metrics = each.metrics
+    scored = {"scored on": each.split} if each.split != each.asked else {}
+    return scored | {key: metrics[key] for key in ("acc", "f1", "loss", "baseline_acc", "n")}

@@ -1,0 +1,218 @@
+"""What is left of a score: tables, numbers and pictures in the run folder."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from numpy.typing import NDArray
+
+from imago.data.images import Images
+from imago.data.module import ImageDataModule
+from imago.data.sources import UNKNOWN
+from imago.evaluation.calibration import Calibration
+from imago.evaluation.score import Predictions, Score
+from imago.files import UnreadableError, atomic_write, log_write_errors, read_json, strict, write_json, write_text
+from imago.report.content import LARGEST
+from imago.report.plots import confusion_matrix_figure, gallery_figure, reliability_figure, save, shorten
+from imago.report.tensorboard import show_in_tensorboard
+from imago.report.thumbnails import samples, thumbnail, worst_and_unsure
+from imago.run.folder import RunFolder, now
+from imago.run.provenance import environment
+
+SHEET = 96  # images of a contact sheet
+MANY_CLASSES, BEST = 100, 5
+"""From so many classes on, predictions have the best five classes of an image, and not the probability of each."""
+BYTES_OF_A_NUMBER = 22
+
+
+def write_reports(
+    score: Score,
+    images: Images,
+    folder: Path,
+    loggers: Sequence[Logger],
+    step: int,
+    weights: str,
+    pictures: bool = True,
+    plot_format: str = "png",
+) -> None:
+    """Writes `reports/` and `plots/` of one score of `images` below `folder`, and shows them in TensorBoard.
+
+    `weights` says in words which were scored; without `pictures` no image is shown.
+    """
+    reports = folder / "reports"
+    split = score.asked
+    title = split if score.split == split else f"{split} (scored on {score.split})"
+    absent = f"\nnot in this split: {', '.join(score.absent)}\n" if score.absent else ""
+    report = f"{title}: {len(score.labels)} images, {weights}\n\n{score.report()}{absent}"
+    write_text(reports / f"classification_report_{split}.txt", report)
+    write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
+    write_json(reports / f"metrics_{split}.json", score.metrics)
+    write_predictions(score, reports / f"predictions_{split}.csv")
+    scored = images if len(images) == len(score.paths) else images.select(score.indices)
+    if pictures:
+        write_json(reports / f"images_{split}.json", worst_and_unsure(score, scored))
+    _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
+    for name, figure in (
+        ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
+        ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
+    ):
+        show_in_tensorboard(loggers, f"{name}/{split}", figure, step)
+        save(figure, folder / "plots" / f"{name}_{split}", plot_format)
+    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if not boards:
+        return
+    for logger in boards:
+        with log_write_errors("TensorBoardLogger"):
+            logger.experiment.add_text(f"classification_report/{split}", f"```\n{report}\n```", step)
+    if not pictures:
+        return
+    first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
+    sheet = gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images")
+    show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
+
+
+def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True) -> None:
+    """Writes what a report says of data and environment, before anything is trained; with `pictures` some train images.
+
+    Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
+    """
+    reports = folder / "reports"
+    _write_data(folder, data)
+    if pictures:
+        shown = next(split for split in ("train", "val", "test") if split in data.sets.splits)
+        write_json(reports / "samples.json", samples(data.split(shown), data.class_names))
+    file, here = reports / "environment.json", environment() | {"time": now()}
+    if goes_on and file.is_file():
+        with suppress(UnreadableError):
+            first = read_json(file, {"*": object}, LARGEST)
+            here = first | {"resumed": [*first.get("resumed", []), here]}
+    write_json(file, here)
+
+
+def note_data(run: RunFolder, data: ImageDataModule) -> None:
+    """Says in summary and report what is known of the data now."""
+    run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
+    _write_data(run.path, data)
+
+
+def _write_data(folder: Path, data: ImageDataModule) -> None:
+    left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
+    write_json(folder / "reports" / "data.json", told)
+
+
+def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """Fills TensorBoard's tab `hparams`: the settings beside the final `acc`, `f1` and `loss` of each split."""
+    final = {f"final/{split}_{name}": each[name] for split, each in metrics.items() for name in ("acc", "f1", "loss")}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and final:
+            logger.log_hyperparams(dict(logger.hparams), final)
+
+
+def _write_confusion(score: Score, path: Path) -> None:
+    """Writes the counts: a row per true class, a column per predicted one."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *score.class_names])
+        writer.writerows([name, *row] for name, row in zip(score.class_names, score.confusion.tolist(), strict=True))
+
+
+def write_predictions(score: Score, path: Path) -> None:
+    """Writes a row per image: label, prediction, loss and the probabilities of its classes."""
+    write_rows(prediction_rows(score), path)
+
+
+def prediction_rows(found: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
+    """A row per image, with plain values; None for what is not known.
+
+    The probabilities are `prob_NAME` for each class, or of many classes `class_1` and `prob_1` to 5 of the most likely.
+    Where images could not be read, each row has `error`; with a `calibration` the probabilities are calibrated, and
+    each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
+    """
+    log_probabilities = found.log_probabilities
+    extra: list[list[Any]] = []
+    if calibration is not None:
+        log_probabilities = calibration.apply(log_probabilities)
+        names = np.array(found.class_names)
+        sets = [" | ".join(names[row]) for row in calibration.sets(log_probabilities)]
+        extra = [calibration.accepts(log_probabilities).astype(int).tolist(), sets]
+    bad = found.bad if isinstance(found, Predictions) else []
+    columns = zip(found.paths, found.labels.tolist(), found.predictions.tolist(), strict=True)
+    for index, (path, label, prediction) in enumerate(columns):
+        reason = bad[index] if bad else ""
+        known = label != UNKNOWN
+        row = log_probabilities[index]
+        yield {
+            "index": index,
+            "path": path,
+            "label": found.class_names[label] if known else None,
+            "prediction": None if reason else found.class_names[prediction],
+            "correct": int(label == prediction) if known and not reason else None,
+            "loss": -float(row[label]) if known and not reason else None,
+            **{key: None if reason else value for key, value in _probabilities(found.class_names, row).items()},
+            **{
+                name: None if reason else column[index]
+                for name, column in zip(("accepted", "set"), extra, strict=False)
+            },
+            **({"error": reason or None} if any(bad) else {}),
+        }
+
+
+def _probabilities(class_names: Sequence[str], log_probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    if len(class_names) < MANY_CLASSES:
+        return {
+            f"prob_{name}": value for name, value in zip(class_names, np.exp(log_probabilities).tolist(), strict=True)
+        }
+    best = np.argsort(-log_probabilities, kind="stable")[:BEST].tolist()
+    names = {f"class_{place}": class_names[index] for place, index in enumerate(best, 1)}
+    return names | {f"prob_{place}": float(np.exp(log_probabilities[index])) for place, index in enumerate(best, 1)}
+
+
+def bytes_of_predictions(images: int, class_names: Sequence[str]) -> int:
+    """About how much the table of the predictions for so many images takes."""
+    longest = max(map(len, class_names))
+    numbers = len(class_names) if len(class_names) < MANY_CLASSES else BEST
+    return images * (BYTES_OF_A_NUMBER * (numbers + 2) + longest * (2 + (BEST if numbers == BEST else 0)) + 60)
+
+
+def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """Writes a CSV, or JSON lines if `path` says `.jsonl`; None is an empty field, or null."""
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(strict(row), ensure_ascii=False) + "\n" for row in rows)
+            return
+        writer = csv.writer(file)
+        for row in rows:
+            if row["index"] == 0:
+                writer.writerow(row)
+            writer.writerow(row.values())
+
+
+def captions(found: Score | Predictions) -> list[tuple[str, bool | None]]:
+    """Of each image: its name, prediction and probability in three lines, and whether that is right, if known."""
+    bad = found.bad if isinstance(found, Predictions) else [""] * len(found.paths)
+    texts: list[tuple[str, bool | None]] = []
+    best = np.exp(found.log_probabilities.max(axis=1)).tolist()
+    for path, label, prediction, probability, reason in zip(
+        found.paths, found.labels.tolist(), found.predictions.tolist(), best, bad, strict=True
+    ):
+        said = "unreadable" if reason else f"{shorten(found.class_names[prediction])}\n{probability:.1%}"
+        right = None if reason or label == UNKNOWN else label == prediction
+        texts.append((f"{shorten(Path(path).name)}\n{said}", right))
+    return texts
+
+
+def write_gallery(found: Predictions, images: Images, path: Path) -> None:
+    """Writes a contact sheet of the first images, with their names, predictions and probabilities."""
+    shown = min(len(images), SHEET)
+    title = f"{shown} images" if shown == len(images) else f"the first {shown} of {len(images)} images"
+    pictures = [thumbnail(images, index) for index in range(shown)]
+    save(gallery_figure(pictures, captions(found), title), path)

@@ -1,0 +1,176 @@
+"""Every number of an evaluation, from one row per image."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imago.data.images import most_frequent, train_counts
+from imago.data.sources import UNKNOWN
+from imago.evaluation.calibration import Calibration, expected_calibration_error, reliability
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Score:
+    """What a network did on a split.
+
+    `asked` is the split that was asked for, `split` the one that was scored (val where there is no test folder);
+    `baseline` is the accuracy of always answering with the most frequent class of train. With a `calibration`, the
+    metrics also say what it does here.
+    """
+
+    asked: str
+    split: str
+    class_names: list[str]
+    indices: list[int]
+    paths: list[str]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+    baseline: float
+    extra: dict[str, Any]
+    calibration: Calibration | None = None
+    no_class: int = 0
+    """Images beside them whose folder is no class."""
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """Cross-entropy of each image."""
+        return -self.log_probabilities[np.arange(len(self.labels)), self.labels]
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Row: true class, column: predicted class."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
+
+    @property
+    def absent(self) -> list[str]:
+        """Classes that are neither among the labels nor among the predictions."""
+        return [name for index, name in enumerate(self.class_names) if index not in self._present]
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`.
+
+        `loss` is the model's (weighted total of its criterions), `cross_entropy` the mean of `losses`.
+        """
+        precision, recall, f1, _ = self._scores(average="macro")
+        own = {
+            "acc": float(np.mean(self.labels == self.predictions)),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "cross_entropy": float(np.mean(self.losses)),
+        }
+        bins = reliability(self.log_probabilities, self.labels)
+        for name, value in own.items():
+            if name in self.extra and abs(self.extra[name] - value) > 1e-4:
+                log.warning(
+                    "%s of your metrics is %s; the reports keep scikit-learn's: %s", name, self.extra[name], value
+                )
+        return {
+            "split": self.split,
+            "n": len(self.labels),
+            **self.extra,
+            **own,
+            "ece": expected_calibration_error(bins),
+            "baseline_acc": self.baseline,
+            **self._calibrated(),
+            "reliability": [asdict(each) for each in bins],
+            "per_class": self._per_class(),
+        }
+
+    def report(self, as_dict: bool = False) -> Any:
+        """scikit-learn's classification report of the classes that occur, with 4 decimals as text."""
+        from sklearn.metrics import classification_report
+
+        return classification_report(
+            self.labels,
+            self.predictions,
+            labels=self._present,
+            target_names=[self.class_names[index] for index in self._present],
+            digits=4,
+            zero_division=0,
+            output_dict=as_dict,
+        )
+
+    def _calibrated(self) -> dict[str, Any]:
+        if self.calibration is None:
+            return {}
+        return {"calibrated": self.calibration.measured(self.log_probabilities, self.labels)}
+
+    @property
+    def _present(self) -> list[int]:
+        return np.union1d(self.labels, self.predictions).tolist()
+
+    def _per_class(self) -> dict[str, dict[str, float]]:
+        columns = self._scores(average=None, labels=range(len(self.class_names)))
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        keys = ("precision", "recall", "f1", "support")
+        return {name: dict(zip(keys, row, strict=True)) for name, row in zip(self.class_names, rows, strict=True)}
+
+    def _scores(self, **options: Any) -> Any:
+        from sklearn.metrics import precision_recall_fscore_support
+
+        return precision_recall_fscore_support(self.labels, self.predictions, zero_division=0, **options)
+
+
+def score_of(found: "Predictions", asked: str, split: str, trained: Mapping[str, Any]) -> Score | None:
+    """The score of predictions, on the images that have a label and could be read; None without any.
+
+    Its loss is the cross-entropy of the probabilities. `trained` is the entry `imago` of the checkpoint.
+    """
+    chosen = np.flatnonzero(found.is_good & (found.labels != UNKNOWN))
+    if not len(chosen):
+        return None
+    labels, log_probabilities = found.labels[chosen], found.log_probabilities[chosen]
+    return Score(
+        asked=asked,
+        split=split,
+        class_names=found.class_names,
+        indices=chosen.tolist(),
+        paths=[found.paths[index] for index in chosen],
+        labels=labels,
+        predictions=found.predictions[chosen],
+        log_probabilities=log_probabilities,
+        baseline=baseline_of(most_frequent(train_counts(trained, found.class_names)), labels.tolist()),
+        extra={"loss": float(-log_probabilities[np.arange(len(labels)), labels].mean())},
+        no_class=int((found.is_good & (found.labels == UNKNOWN)).sum()),
+    )
+
+
+def baseline_of(majority: Sequence[int], labels: Sequence[int]) -> float:
+    """The accuracy of one and the same answer: a most frequent class of train, that which fits best where several
+    are."""
+    return max(float(np.mean(np.array(labels) == label)) for label in majority)
+
+
+@dataclass
+class Predictions:
+    """One entry per image: `labels` is UNKNOWN where there is none, `bad` empty where the image could be read."""
+
+    class_names: list[str]
+    paths: list[str]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+    bad: list[str]
+
+    @property
+    def is_good(self) -> NDArray[np.bool_]:
+        """Which images could be read."""
+        return np.array([not reason for reason in self.bad])
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the images that have a label and could be read; None without any."""
+        labelled = self.is_good & (self.labels != UNKNOWN)
+        return float((self.predictions == self.labels)[labelled].mean()) if labelled.any() else None

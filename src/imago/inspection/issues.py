@@ -1,0 +1,120 @@
+"""What can be wrong with the images of a data set."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imago.data.tree import SUFFIXES, is_image
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
+    "unreadable": (ERROR, "files that may not be read, or links that lead nowhere"),
+    "empty file": (ERROR, "files of zero bytes"),
+    "not an image": (ERROR, "files that no decoder knows"),
+    "decompression bomb": (ERROR, "more pixels than are safe to decode, by the header"),
+    "damaged": (ERROR, "files that cannot be decoded to their end"),
+    "unsupported pixels": (ERROR, "files whose pixels decoders would read wrongly, such as floats"),
+    "empty class": (ERROR, "class folders without an image that can be used"),
+    "unknown class": (ERROR, "classes that train lacks"),
+    "same folder": (ERROR, "classes that are one folder under two names, through a link"),
+    "refused": (ERROR, "the folder cannot be trained on as it is"),
+    "leak": (ERROR, "the same file in two splits: scores are too good"),
+    "two labels": (ERROR, "the same file under two classes"),
+    "dot-underscore file": (WARNING, "what a Mac leaves beside a file; not taken"),
+    "ignored file": (
+        WARNING,
+        f"files in no class folder, or without one of {' '.join(SUFFIXES)}; not taken",
+    ),
+    "unused folder": (WARNING, "folders beside the splits"),
+    "damaged inside": (WARNING, "JPEGs that are read to their end, with wrong pixels from some place on"),
+    "cut off": (WARNING, "little of a picture is seen; data.fit=pad or data.fit=squash shows all of it"),
+    "wrong suffix": (WARNING, "files of another format than their name says; they are read all the same"),
+    "link loop": (WARNING, "links that lead back into the folder; not followed"),
+    "missing class": (WARNING, "classes of train that another split lacks"),
+    "tiny class": (WARNING, "classes of train with few images"),
+    "imbalance": (WARNING, "the largest class of train against the smallest"),
+    "duplicate": (WARNING, "the same file twice in a split; a leak if val is drawn from it"),
+    "near-duplicate": (WARNING, "images that look the same"),
+    "near-leak": (WARNING, "images that look the same in two splits"),
+    "near-duplicate, two labels": (WARNING, "images that look the same under two classes"),
+    "16 bits": (NOTE, "scaled to 8 bits when they are read"),
+    "part of the range": (NOTE, "16-bit images of a camera with fewer bits; data.range=auto takes its white for white"),
+    "colour profile": (NOTE, "converted to sRGB when they are read (data.icc=true)"),
+    "unusable colour profile": (NOTE, "left as they are: their profile does not fit them"),
+    "unlabelled": (NOTE, "a test folder without class folders; not used"),
+    "part of the picture": (NOTE, "the ends of pictures are not seen; data.fit=pad or data.fit=squash shows all of it"),
+    "turned by EXIF": (NOTE, "turned upright when they are read"),
+    "transparent": (NOTE, "laid on white when they are read"),
+    "several frames": (NOTE, "the first one is taken"),
+}
+UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "unsupported pixels")
+ORDER = ("train", "val", "test")
+MOST_BITS, MOST_LEVELS = 3, 6.0  # by which near-duplicates may differ: of 64 bits, and in mean grey levels
+WINDOW = 200  # images that share a band and are compared with each other: in the order of their hashes, where more do
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One thing that is wrong; `path` is relative to the folder, `other` is the file it is compared with."""
+
+    kind: str
+    path: str
+    detail: str = ""
+    other: str = ""
+
+    @property
+    def level(self) -> str:
+        """`error`, `warning` or `note`."""
+        return KINDS[self.kind][0]
+
+
+@dataclass
+class Findings:
+    """What was found in `root`: the faults, how many images were looked at, and which files had better be left out."""
+
+    root: Path
+    images: int = 0
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
+    faults: list[Issue] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """2 with errors, 1 with warnings, else 0."""
+        levels = {fault.level for fault in self.faults}
+        return 2 if ERROR in levels else 1 if WARNING in levels else 0
+
+    def of_kind(self) -> dict[str, list[Issue]]:
+        """In the order of `KINDS`."""
+        found = {kind: [fault for fault in self.faults if fault.kind == kind] for kind in KINDS}
+        return {kind: faults for kind, faults in found.items() if faults}
+
+    def to_exclude(self) -> dict[str, str]:
+        """Path -> why: images that cannot be used, all but one of equal files (that of test stays, or else of val), and
+        all files that have two labels."""
+        excluded: dict[str, str] = {}
+        for fault in self.faults:
+            is_bad = fault.kind in UNUSABLE and is_image(Path(fault.path).name)
+            if is_bad or fault.kind in ("duplicate", "leak"):
+                excluded.setdefault(fault.path, fault.kind + (f": {fault.other}" if fault.other else ""))
+            elif fault.kind == "two labels":
+                excluded |= {fault.path: f"two labels: {fault.other}", fault.other: f"two labels: {fault.path}"}
+        return dict(sorted(excluded.items()))
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """A file that was looked at."""
+
+    path: str
+    split: str
+    label: str
+    faults: tuple[Issue, ...]
+    digest: bytes = b""
+    hash: int | None = None
+    small: Any = None  # uint8 (8, 8, 3)
+    largest: int = 0  # value of an image of 16 bits
+    fraction: float | None = None  # of the picture that is seen
+
+    @property
+    def is_usable(self) -> bool:
+        return not any(fault.kind in UNUSABLE for fault in self.faults)

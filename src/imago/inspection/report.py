@@ -1,0 +1,101 @@
+"""What the doctor found, for people and for programs."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.table import Table
+from rich.text import Text
+
+from imago.data.folder_images import FolderImages
+from imago.data.split_files import write_paths
+from imago.data.tree import is_image
+from imago.files import write_json, write_text
+from imago.inspection.issues import KINDS, UNUSABLE, Findings, Issue
+from imago.report.thumbnails import data_uri, thumbnail
+from imago.terminal import console
+
+PICTURES = 12  # of each kind
+NAMED = 3  # files of each kind in the table
+STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def show(findings: Findings, folder: Path) -> None:
+    """Prints the table, and where the rest is."""
+    sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
+    classes = len(findings.counts.get("train", {}))
+    title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
+    found = findings.of_kind()
+    if not found:
+        console().print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
+        return
+    table = Table(title=Text(title))
+    for column in ("found", "files", "for example"):
+        table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
+    for kind, faults in found.items():
+        level, meaning = KINDS[kind]
+        named = "\n".join(f"  {_in_a_line(fault)}" for fault in faults[:NAMED])
+        table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(f"{meaning}\n{named}"))
+    console().print(table)
+    lines = [f"All of it, with pictures: {folder / 'doctor.html'} (.md, .json)"]
+    if excluded := findings.to_exclude():
+        lines.append(f"To train without the {len(excluded)} worst: data.exclude={folder / 'exclude.txt'}")
+    for line in lines:
+        console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Writes `doctor.json`, `doctor.md`, `doctor.html` and `exclude.txt` to `folder`."""
+    found = findings.of_kind()
+    excluded = findings.to_exclude()
+    write_json(
+        folder / "doctor.json",
+        {
+            "root": str(findings.root),
+            "images": findings.images,
+            "counts": findings.counts,
+            "exit_status": findings.exit_status,
+            "faults": [{"level": fault.level} | asdict(fault) for fault in findings.faults],
+            "exclude": excluded,
+        },
+    )
+    lines = [f"# {findings.root}", "", f"{findings.images} images.", ""]
+    for kind, faults in found.items():
+        lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
+        lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]
+    write_text(folder / "doctor.md", "\n".join(lines if found else [*lines, "Nothing was found.", ""]))
+    write_paths(folder / "exclude.txt", excluded)
+    page = Environment(loader=PackageLoader("imago", "inspection"), autoescape=True, undefined=StrictUndefined)
+    kinds = []
+    for kind, faults in found.items():
+        level, meaning = KINDS[kind]
+        rows = _rows(findings.root, faults)
+        kinds.append({"kind": kind, "level": level, "meaning": meaning, "count": len(faults), "faults": rows})
+    told: dict[str, Any] = {"excluded": len(excluded), "exclude_file": folder / "exclude.txt"}
+    told["class_names"] = sorted({name for classes in findings.counts.values() for name in classes})
+    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, **told)
+    write_text(folder / "doctor.html", html)
+
+
+def _in_a_line(fault: Issue) -> str:
+    other = f" = {fault.other}" if fault.other else ""
+    line = f"{fault.path}{other}{f': {fault.detail}' if fault.detail else ''}"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+
+
+def _rows(root: Path, faults: list[Issue]) -> list[dict[str, object]]:
+    return [
+        {"line": _in_a_line(fault), "pictures": [_picture(root, path) for path in _images_of(root, fault)]}
+        for fault in faults[:PICTURES]
+    ]
+
+
+def _images_of(root: Path, fault: Issue) -> list[str]:
+    """Those that can be shown."""
+    paths = [fault.path, fault.other] if fault.kind not in UNUSABLE else []
+    return [path for path in paths if path and is_image(Path(path).name) and (root / path).is_file()]
+
+
+def _picture(root: Path, path: str) -> str:
+    return data_uri(thumbnail(FolderImages(root, [path], [0]), 0))

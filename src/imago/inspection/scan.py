@@ -1,0 +1,216 @@
+"""Everything that can be wrong with a folder of images; nothing in it is changed."""
+
+import hashlib
+import os
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imago.data.colour import profile_use, range_of, to_rgb
+from imago.data.crops import SEEN, CropPolicy, seen_fraction
+from imago.data.decode import NO_FILE, NotDecodedError, damage, open_image
+from imago.data.folders import class_folders, labelled_splits, read_tree
+from imago.data.formats import check_kind, first_page
+from imago.data.headers import shape_of
+from imago.data.tree import is_hidden, is_image, walk
+from imago.inspection.duplicates import difference_hash, exact_duplicates, mean_blocks, near_duplicates
+from imago.inspection.issues import Findings, ImageFacts, Issue
+
+TINY, IMBALANCED = 10, 10.0
+MOST_CUT, MUCH_CUT = SEEN, SEEN / 2  # of a picture that is seen
+
+
+def find_issues(root: Path, workers: int, excluded: Container[str] = (), box: CropPolicy | None = None) -> Findings:
+    """Looks at every file below `root`, a folder as `data.data_dir` takes it, but the images that are `excluded`.
+
+    `box` is what is seen of an image that is scored.
+
+    Raises:
+        FileNotFoundError, ValueError: It is no such folder.
+    """
+    found = Findings(root)
+    files: list[tuple[str, str, Path]] = []
+    folders, unlabelled = labelled_splits(root)
+    found.faults += [Issue("unlabelled", _below(root, folder)) for folder in unlabelled]
+    found.faults += [fault for fault in _outside_classes(root, folders) if root / fault.path not in unlabelled]
+    names: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
+    for split, folder in folders.items():
+        try:
+            found_names = sorted(class_folders(folder))
+        except PermissionError as error:
+            found.faults.append(Issue("unreadable", _below(root, folder), str(error.strerror)))
+            continue
+        first_name: dict[str, str] = {}  # real path -> class
+        for name in found_names:
+            same = first_name.setdefault(os.path.realpath(folder / name), name)
+            if same != name:
+                found.faults.append(Issue("same folder", _below(root, folder / name), f"it is {same}"))
+                aliases.setdefault(split, []).append(name)
+                continue
+            names.setdefault(split, []).append(name)
+            images = _files(root, folder / name, found)
+            files += [(split, name, file) for file in images if _below(root, file) not in excluded]
+    with ThreadPoolExecutor(workers) as pool:  # decoders and hashes let go of the interpreter
+        seen = list(pool.map(lambda entry: _look(root, box, *entry), files))
+    found.images = len(seen)
+    found.counts = {split: dict.fromkeys(names[split], 0) for split in names}
+    for each in seen:
+        found.counts[each.split][each.label] += each.is_usable
+    found.faults += _class_faults(root, folders, found.counts, aliases)
+    found.faults += [fault for each in seen for fault in each.faults]
+    found.faults += _of_the_set(seen)
+    found.faults += exact_duplicates(seen)
+    found.faults += near_duplicates(seen)
+    try:
+        read_tree(root, 0.1, 0)
+    except (OSError, ValueError) as error:
+        found.faults.append(Issue("refused", ".", str(error)))
+    return found
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _outside_classes(root: Path, folders: Mapping[str, Path]) -> Iterator[Issue]:
+    """Files in no class folder, and folders in no split."""
+    has_splits = root not in folders.values()
+    for folder in dict.fromkeys([root, *folders.values()]):
+        with suppress(PermissionError):  # told elsewhere
+            for path in sorted(folder.iterdir()):
+                if path.is_file():
+                    yield _ignored(root, path)
+                elif has_splits and folder == root and _is_unused(path, folders):
+                    yield Issue("unused folder", _below(root, path))
+
+
+def _is_unused(path: Path, folders: Mapping[str, Path]) -> bool:
+    return path.is_dir() and not is_hidden(path.name) and path not in folders.values()
+
+
+def _ignored(root: Path, path: Path) -> Issue:
+    return Issue("dot-underscore file" if path.name.startswith("._") else "ignored file", _below(root, path))
+
+
+def _files(root: Path, folder: Path, found: Findings) -> Iterator[Path]:
+    """Those that are taken for images; the others become faults."""
+
+    def loop(path: Path) -> None:
+        found.faults.append(Issue("link loop", _below(root, path), f"leads to {os.path.realpath(path)}"))
+
+    def unreadable(error: OSError) -> None:
+        found.faults.append(Issue("unreadable", _below(root, Path(error.filename)), str(error.strerror)))
+
+    for path in walk(folder, loop, unreadable):
+        if is_image(path.name):
+            yield path
+        else:
+            found.faults.append(_ignored(root, path))
+
+
+def _class_faults(
+    root: Path, folders: Mapping[str, Path], counts: Mapping[str, Mapping[str, int]], aliases: Mapping[str, list[str]]
+) -> Iterator[Issue]:
+    for split, classes in counts.items():
+        yield from (Issue("empty class", _below(root, folders[split] / name)) for name, n in classes.items() if not n)
+    train = counts.get("train", {})
+    filled = {name: count for name, count in train.items() if count}
+    known = {split: {*classes, *aliases.get(split, [])} for split, classes in counts.items()}
+    for split in counts.keys() - {"train"}:
+        unknown = sorted(known[split] - known.get("train", set()))
+        yield from (Issue("unknown class", f"{split}/{name}") for name in unknown)
+        yield from (Issue("missing class", f"{split}/{name}") for name in filled if name not in known[split])
+    for name, count in filled.items():
+        if count < TINY:
+            yield Issue("tiny class", f"train/{name}", f"{count} images")
+    if filled and max(filled.values()) / min(filled.values()) > IMBALANCED:
+        most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
+        ratio = filled[most] / filled[least]
+        detail = f"{filled[most]} against {filled[least]} of {least}: {ratio:.0f} times"
+        yield Issue("imbalance", f"train/{most}", detail)
+
+
+def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
+    """What many images have in common."""
+    train = [each for each in seen if each.split == "train"]
+    largest = max((each.largest for each in train), default=0)
+    if largest and range_of(largest) < 65535:
+        detail = f"their largest value is {largest}, of 65535: data.range={range_of(largest)}, or auto"
+        yield Issue("part of the range", next(each.path for each in train if each.largest == largest), detail)
+    fractions = sorted(each.fraction for each in train if each.fraction is not None)
+    if fractions and (median := fractions[len(fractions) // 2]) < MOST_CUT:
+        kind = "cut off" if median < MUCH_CUT else "part of the picture"
+        yield Issue(kind, "train", f"the network sees {median:.0%} of a picture (median)")
+
+
+def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path) -> ImageFacts:
+    path = _below(root, file)
+
+    def seen(*faults: tuple[str, str], **more: Any) -> ImageFacts:
+        return ImageFacts(path, split, label, tuple(Issue(kind, path, detail) for kind, detail in faults), **more)
+
+    try:
+        if file.exists() and not file.is_file():
+            return seen(("unreadable", NO_FILE))
+        content = file.read_bytes()
+    except OSError as error:
+        return seen(("unreadable", str(error.strerror or error)))
+    if not content:
+        return seen(("empty file", ""))
+    digest = hashlib.sha256(content).digest()
+    try:
+        with open_image(BytesIO(content)) as image:
+            try:
+                check_kind(image)
+            except ValueError as error:
+                return seen(("unsupported pixels", str(error)), digest=digest)
+            first_page(image)
+            image.load()  # before its EXIF data, which would load a PNG and take its damage for theirs
+            largest = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+            small = np.asarray(to_rgb(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
+            faults = list(_oddities(file, image))  # last: it may leave a damaged later frame behind
+    except Image.DecompressionBombError as error:
+        return seen(("decompression bomb", str(error)), digest=digest)
+    except NotDecodedError as error:
+        return seen(("not an image", str(error)), digest=digest)
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
+        return seen(("damaged", str(error) or type(error).__name__), digest=digest)
+    if inside := damage(content):
+        faults.append(("damaged inside", inside))
+    shape = shape_of(file) if box is not None else None
+    return seen(
+        *faults,
+        digest=digest,
+        hash=difference_hash(small),
+        small=mean_blocks(small, 8, 8).astype(np.uint8),
+        largest=largest,
+        fraction=seen_fraction(box, *shape) if box is not None and shape is not None else None,
+    )
+
+
+def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
+    """What is not plain about an image that can be read."""
+    expected = Image.registered_extensions().get(file.suffix.lower())
+    if expected is not None and image.format not in (expected, "MPO" if expected == "JPEG" else expected):
+        yield "wrong suffix", f"it is {image.format}"
+    if image.mode.startswith("I"):
+        yield "16 bits", ""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        yield "transparent", ""
+    with suppress(Exception):  # a later frame may be damaged; the first one is taken
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            yield "several frames", f"{image.n_frames}"  # type: ignore[attr-defined]
+    orientation = 1
+    with suppress(Exception):  # damaged EXIF data do not make the pixels worse
+        orientation = image.getexif().get(0x0112, 1)
+    if use := profile_use(image):
+        yield "colour profile" if use == "converted" else "unusable colour profile", ""
+    if orientation in range(2, 9):
+        yield "turned by EXIF", f"orientation {orientation}"

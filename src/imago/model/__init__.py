@@ -1,0 +1,17 @@
+"""The network, its losses, metrics and optimizer."""
+
+from imago.definitions import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    {
+        "module": ["DictModule"],
+        "losses": ["CriterionsComposition", "MeanLosses"],
+        "metrics": ["ClassCounts", "MetricsComposition"],
+        "torchvision": ["read_weights", "torchvision_net"],
+        "networks": ["SimpleCNN", "SimpleDenseNet", "TinyNet"],
+        "optimizers": ["warmup_cosine"],
+        "strategy": ["Strategy"],
+        "surgery": ["head_names", "with_group_norm"],
+    },
+)

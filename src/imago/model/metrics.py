@@ -1,0 +1,185 @@
+"""A collection of torchmetrics that reads dictionaries."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
+
+from imago.definitions import Batch
+from imago.errors import UserError
+from imago.wiring import arguments
+
+DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
+
+
+class MetricsComposition(MetricCollection):
+    """Metrics by name, updated from a batch.
+
+    Those that only need to know how often each class was taken for which (accuracy, precision, recall, F1, Matthews'
+    correlation, …) share one count of the batch's "prediction" and "label", and are made from it when they are
+    computed.
+
+    Args:
+        metrics: Name -> metric, or a partial that takes `num_classes`. An entry that is None is left out.
+        mapping: Name -> (key of the batch -> argument of `update`); `logits: preds, label: target` where not given.
+        num_classes: Completes the partials.
+        prefix: Put before each name, `val/` for example.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric | Callable[..., Metric] | None],
+        mapping: Mapping[str, Mapping[str, str]] | None = None,
+        num_classes: int | None = None,
+        prefix: str | None = None,
+    ) -> None:
+        unknown = sorted(set(mapping or {}) - set(metrics))
+        if unknown:
+            raise UserError(f"mapping names {', '.join(unknown)}, but the metrics are {', '.join(metrics)}.")
+        built: Any = {
+            name: metric(num_classes=num_classes) if isinstance(metric, partial) else metric
+            for name, metric in metrics.items()
+            if metric is not None
+        }
+        self.mapping = {name: dict((mapping or {}).get(name, DEFAULT_MAPPING)) for name in built}
+        self.counted = [
+            name
+            for name, metric in built.items()
+            if self.mapping[name] == DEFAULT_MAPPING and _is_counted(metric, num_classes)
+        ]
+        self._others = [name for name in built if name not in self.counted]
+        self._counts = ClassCounts(
+            num_classes or 0, matrix=any(isinstance(built[name], MulticlassConfusionMatrix) for name in self.counted)
+        )
+        super().__init__(built, prefix=prefix, compute_groups=False)
+
+    def update(self, batch: Batch) -> None:  # type: ignore[override]
+        """Adds a batch."""
+        if self.counted:
+            self._counts.update(**arguments(batch, {"label": "label", "prediction": "prediction"}))
+        for name in self._others:
+            try:
+                given = arguments(batch, self.mapping[name])
+            except KeyError as error:
+                raise KeyError(f"callbacks.metrics.metrics.mapping.{name}: {error.args[0]}") from error
+            self[name].update(**given)
+
+    def compute(self) -> dict[str, Any]:
+        """Name -> value over what all processes, which call this together, have seen."""
+        for name in self.counted:
+            self._counts.fill(self[name])
+        return super().compute()
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        super().reset()
+        self._counts.reset()
+
+    def state(self) -> dict[str, Any]:
+        """What this process has summed up: plain types and tensors on the CPU."""
+        return {"counts": self._counts.state(), "metrics": {name: _state_of(self[name]) for name in self._others}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes `state()`; metrics that were not among them begin anew."""
+        self._counts.load_state(state["counts"])
+        for name in self._others:
+            if name in state["metrics"]:
+                _load_state(self[name], state["metrics"][name])
+
+
+class ClassCounts:
+    """How many images are of each class, are taken for it, and rightly so; summed up on the device of the labels.
+
+    `matrix`: the whole confusion matrix too, true classes in rows.
+    """
+
+    def __init__(self, num_classes: int, matrix: bool = False) -> None:
+        self.num_classes = num_classes
+        self.with_matrix = matrix
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        self.batches = 0
+        self.true, self.taken, self.right = (torch.zeros(self.num_classes, dtype=torch.long) for _ in range(3))
+        self.matrix = torch.zeros(self.num_classes**2 if self.with_matrix else 0, dtype=torch.long)
+
+    def update(self, label: Tensor, prediction: Tensor) -> None:
+        """Adds a batch of class indices. Nothing here asks the device, as `torch.bincount` does."""
+        if self.true.device != label.device:
+            self._move(label.device)
+        ones = torch.ones_like(label)
+        self.true.scatter_add_(0, label, ones)
+        self.taken.scatter_add_(0, prediction, ones)
+        self.right.scatter_add_(0, label, (label == prediction).long())
+        if self.with_matrix:
+            self.matrix.scatter_add_(0, label * self.num_classes + prediction, ones)
+        self.batches += 1
+
+    def fill(self, metric: Metric) -> None:
+        """Gives `metric` the states that its own `update` would have come to."""
+        states = self._states_of(metric)
+        metric.reset()
+        for name, value in states.items():
+            setattr(metric, name, value.to(metric.device, copy=True))
+        metric._update_count = self.batches  # else it would say that there was no update
+
+    def _states_of(self, metric: Metric) -> dict[str, Tensor]:
+        if isinstance(metric, MulticlassConfusionMatrix):
+            return {"confmat": self.matrix.view(self.num_classes, self.num_classes)}
+        right, total = self.right, self.true.sum()
+        too_many, too_few = self.taken - right, self.true - right
+        if metric.average == "micro":
+            right, too_many, too_few = (each.sum(dim=0, keepdim=True) for each in (right, too_many, too_few))
+            total = total * self.num_classes
+        return {"tp": right, "fp": too_many, "fn": too_few, "tn": total - (right + too_many + too_few)}
+
+    def state(self) -> dict[str, Any]:
+        """What this process has counted: plain types and tensors on the CPU."""
+        tensors = {name: getattr(self, name).to("cpu", copy=True) for name in ("true", "taken", "right", "matrix")}
+        return {"batches": self.batches, **tensors}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes `state()`, unless it is of something else."""
+        if all(len(state[name]) == len(getattr(self, name)) for name in ("true", "matrix")):
+            for name, value in state.items():
+                setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("true", "taken", "right", "matrix"):
+            setattr(self, name, getattr(self, name).to(device))
+
+
+def _is_counted(metric: Metric, num_classes: int | None) -> bool:
+    """Whether its states can be made from counts of labels and predictions alone."""
+    if getattr(metric, "num_classes", None) != num_classes or getattr(metric, "ignore_index", None) is not None:
+        return False
+    if type(metric).update is MulticlassStatScores.update:
+        return bool(metric.top_k == 1) and metric.multidim_average == "global"
+    return type(metric).update is MulticlassConfusionMatrix.update
+
+
+def _state_of(metric: Metric) -> dict[str, Any]:
+    """What a metric has summed up, on the CPU: plain types and tensors."""
+    return {
+        "updates": metric.update_count,
+        "states": {name: _on(value, "cpu") for name, value in metric.metric_state.items()},
+    }
+
+
+def _load_state(metric: Metric, state: Mapping[str, Any]) -> None:
+    """Takes what `_state_of` gave."""
+    metric.reset()
+    for name, value in state["states"].items():
+        setattr(metric, name, _on(value, metric.device))
+    metric._update_count = state["updates"]  # else it would say that there was no update
+
+
+def _on(value: Any, device: Any) -> Any:
+    if isinstance(value, list):
+        return [_on(each, device) for each in value]
+    return value.detach().to(device, copy=True)

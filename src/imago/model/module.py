@@ -1,0 +1,310 @@
+"""The one LightningModule: a network, its losses and its optimizer, over batches that are dictionaries."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from imago.config.targets import is_channels_last
+from imago.definitions import Batch
+from imago.errors import DivergenceError, UserError
+from imago.lightning_internals import batches_so_far, option_of
+from imago.model.epoch_losses import EpochLosses
+from imago.model.initial_weights import start_from
+from imago.model.losses import (
+    DIVERGENCE_HINT,
+    CriterionsComposition,
+    FiniteLosses,
+    bad_loss,
+    class_weight_tensor,
+)
+from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings
+from imago.model.strategy import Strategy
+from imago.model.surgery import freeze_layers, head_names, with_group_norm, without_weights
+from imago.wiring import ComposeTransform
+
+log = logging.getLogger(__name__)
+
+ON_BAD_LOSS = ("error", "skip")
+
+
+def _nothing() -> None:
+    """For models that no run publishes anything of."""
+
+
+class DictModule(EpochLosses):
+    """Trains `net` on batches {"image", "label", "index", …}; forward adds "logits" and "prediction".
+
+    Args:
+        class_names: Of the data; their number sizes the head.
+        net: Makes the network, given `num_classes`; None where `forward_fn` has all layers itself.
+        criterions: The losses.
+        optimizer: Makes the optimizer, given the parameters that are trained. None for a network that is only scored.
+        scheduler: Makes the learning-rate scheduler, given the optimizer, and `total_steps` if it takes that.
+        scheduler_interval: `step` or `epoch`: when it is stepped; None steps those that count steps (`total_steps`,
+            CyclicLR) per optimizer step, others per epoch.
+        forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
+        compile: Compile the network in place; the first batch then takes a minute.
+        channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
+            it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
+        class_weights: Class name -> weight in the losses, 1 where not given, or a list by label. The loss of a batch is
+            the sum of its images' weighted losses, divided by their number. In a config also `auto`.
+        init_from: A run folder, `latest`, a checkpoint, or a file of weights, to start from: what fits is loaded, and
+            the head is new where the classes are others.
+        freeze: `backbone` trains the head only.
+        norm: `group` replaces each BatchNorm that is trained by a GroupNorm: images then do not depend on the others of
+            their batch. Its pretrained weights and statistics are lost.
+        monitor: The metric that a plateau scheduler watches.
+        on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
+            says so.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        net: Callable[..., nn.Module] | None,
+        criterions: CriterionsComposition,
+        optimizer: Callable[..., Optimizer] | None,
+        scheduler: Callable[..., Any] | None = None,
+        scheduler_interval: Literal["step", "epoch"] | None = None,
+        forward_fn: ComposeTransform | None = None,
+        class_weights: Mapping[str, float] | Sequence[float] | Literal["auto"] | None = None,
+        init_from: str | None = None,
+        compile: bool = False,
+        channels_last: bool | None = None,
+        freeze: str | None = None,
+        norm: str | None = None,
+        monitor: str = "val/loss",
+        on_bad_loss: str = "error",
+    ) -> None:
+        super().__init__([*criterions.criterions, "total"])
+        if on_bad_loss not in ON_BAD_LOSS:
+            raise UserError(f"model.on_bad_loss={on_bad_loss}: give {' or '.join(ON_BAD_LOSS)}.")
+        self.class_names = list(class_names)
+        if net is None and (forward_fn is None or freeze is not None or init_from is not None):
+            raise UserError(
+                "model.net is missing: choose a network, model=resnet18 for example. model.forward_fn alone can be the "
+                "network, without model.freeze and model.init_from."
+            )
+        self.net = net(num_classes=len(self.class_names)) if net is not None else nn.Identity()
+        self.criterions = criterions
+        if class_weights is not None:
+            criterions.class_weights = class_weight_tensor(class_weights, self.class_names)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        if scheduler_interval not in (None, "step", "epoch"):
+            raise UserError(f"model.scheduler_interval={scheduler_interval}: give step, epoch or null.")
+        self.scheduler_interval = scheduler_interval
+        self.forward_fn = forward_fn
+        self.monitor = monitor
+        self.on_bad_loss = on_bad_loss
+        self.skipped_batches = 0
+        self.optimizer_settings: dict[str, Any] = {}
+        """The settings of the optimizer and its scheduler as they were made."""
+        self._train_losses = FiniteLosses()
+        self.strategy = Strategy()
+        self.seed: int | None = None
+        self._folder, self._publish = Path(), _nothing
+        self.frozen = (
+            freeze_layers(self.net, net, freeze, self.class_names) if net is not None and freeze is not None else []
+        )
+        if self.frozen:
+            self.train()  # all but these
+        if norm not in (None, "group"):
+            raise UserError(f"model.norm={norm}: give group, or null.")
+        whole = self.net if net is not None or forward_fn is None else forward_fn
+        self.replaced_norms = with_group_norm(whole, self.frozen) if norm == "group" else []
+        self.seen_images: Tensor | None = None
+        """Digests of the images that the weights have seen before, where it is known."""
+        if net is not None and init_from is not None:
+            self.seen_images = start_from(
+                self.net, init_from, self.class_names, head_names(without_weights(net), len(self.class_names))
+            )
+        if forward_fn is not None:
+            forward_fn.bind(self.net)
+        known = net is not None and is_channels_last(f"{type(self.net).__module__}.")
+        self.channels_last = known if channels_last is None else channels_last
+        if self.channels_last:
+            for parameter in self.net.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._is_to_be_compiled = compile
+        if compile:
+            whole.compile()  # in place: assigning torch.compile's result would rename every weight
+
+    def bind(self, seed: int | None, strategy: Strategy, folder: Path, publish: Callable[[], None] = _nothing) -> None:
+        """Tells the model of its run.
+
+        Args:
+            seed: Of dropout and the like; None leaves the generators as they are.
+            strategy: How the network is optimised.
+            folder: The run folder.
+            publish: Writes what the strategy reports, between the ends of two epochs.
+        """
+        self.seed, self.strategy = seed, strategy
+        self._folder, self._publish = folder, publish
+
+    def on_fit_start(self) -> None:
+        self.strategy.on_fit_start(self.trainer, self, self._folder, self._publish)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "imago" in checkpoint:  # not where only weights are saved
+            checkpoint["imago"]["strategy"] = self.strategy.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.strategy.load_state_dict(checkpoint["imago"]["strategy"])
+
+    def forward(self, batch: Batch) -> Batch:
+        """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
+        image = batch["image"]
+        if image.ndim == 4:  # the loader has them pixel by pixel
+            order = torch.channels_last if self.channels_last else torch.contiguous_format
+            batch = batch | {"image": image.contiguous(memory_format=order)}
+        if self._is_to_be_compiled:
+            return self._compiling(batch)
+        return self._forward(batch)
+
+    def _compiling(self, batch: Batch) -> Batch:
+        self._is_to_be_compiled = False
+        log.info("model.compile=true: compiling the network, which takes a minute or so")
+        began = time.monotonic()
+        batch = self._forward(batch)
+        log.info("Compiled in %.0f s", time.monotonic() - began)
+        return batch
+
+    def _forward(self, batch: Batch) -> Batch:
+        if self.forward_fn is not None:
+            batch = self.forward_fn(batch)
+            if missing := {"logits", "prediction"} - batch.keys():
+                raise UserError(f"model.forward_fn leaves no {' and no '.join(sorted(missing))} in the batch.")
+            return batch
+        logits = self.net(batch["image"])
+        return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Batch | None:
+        batch, losses = self.strategy.forward(self, batch)
+        if self.on_bad_loss == "skip" and not torch.isfinite(losses["total"]):
+            self.skipped_batches += 1
+            where = bad_loss(losses["total"].item(), self.current_epoch, batch_idx, self.global_step)
+            log.warning("%s: the batch is skipped", where)
+            return None
+        batch = self._counted(batch, losses, "train")
+        self._train_losses.note(batch["loss"].detach(), self.current_epoch, batch_idx, self.global_step)
+        logging_is_due = self._logging_is_due
+        if logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
+            self.check_losses()
+        if logging_is_due:
+            for logger in self.loggers:
+                logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
+        return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
+
+    def check_losses(self) -> None:
+        """Raises DivergenceError, with the step, where a loss since the last call was not finite."""
+        self._train_losses.check()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return self._step(batch, "test")
+
+    def on_train_epoch_start(self) -> None:
+        self.running_losses["train"].reset()
+        self.strategy.on_train_epoch_start(self)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.seed is not None:
+            self.strategy.seed_draws("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
+
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1:  # each process has its own running means; those of rank 0 count
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def on_validation_epoch_start(self) -> None:
+        self.running_losses["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.running_losses["test"].reset()
+
+    on_predict_epoch_start = on_test_epoch_start
+
+    def on_train_epoch_end(self) -> None:
+        self.check_losses()
+        self._log_losses("train")
+        for name, value in self.strategy.epoch_metrics().items():
+            self.log(name, value, prog_bar=True, logger=False)  # the run record does
+        scheduler = self.lr_schedulers()
+        watched = self.epoch_metrics().get(self.monitor)
+        if isinstance(scheduler, ReduceLROnPlateau) and watched is not None:  # no validation, nothing to watch
+            scheduler.step(watched)
+
+    def on_validation_epoch_end(self) -> None:
+        losses = self._log_losses("val")
+        if not self.trainer.sanity_checking:
+            self.validated_epoch = self.current_epoch
+            if not torch.isfinite(losses["val/loss"]):
+                what = f"The loss became {losses['val/loss'].item()} in epoch {self.current_epoch}, after validation"
+                raise DivergenceError(f"{what} (step {self.global_step}). {DIVERGENCE_HINT}")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_losses("test")
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizer is None:
+            raise UserError("model.optimizer=null: the network can be scored, not trained.")
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(self.optimizer, trained, self.device, self.trainer)
+        config = None
+        if self.scheduler is not None:
+            config = make_scheduler(self.scheduler, optimizer, self.interval, self.trainer, self.monitor)
+        self.optimizer_settings = optimizer_settings(optimizer, config["scheduler"] if config is not None else None)
+        return {"optimizer": optimizer, "lr_scheduler": config} if config is not None else optimizer
+
+    @property
+    def interval(self) -> str:
+        """`step` or `epoch`: when the schedule is stepped."""
+        assert self.scheduler is not None
+        return self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
+
+    def backward(self, loss: Tensor, *_: Any, **__: Any) -> None:
+        self.strategy.backward(loss)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        assert optimizer_closure is not None  # always given with automatic optimisation
+        self.strategy.optimizer_step(optimizer, optimizer_closure)
+
+    def train(self, mode: bool = True) -> "DictModule":
+        super().train(mode)
+        for module in self.frozen:  # a frozen BatchNorm keeps its statistics
+            module.eval()
+        return self
+
+    def _step(self, batch: Batch, stage: str) -> Batch:
+        batch = self(batch)
+        return self._counted(batch, self.criterions(batch), stage)
+
+    def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
+        self.running_losses[stage].update(losses, len(batch["label"]))
+        each = {name: value.detach() for name, value in losses.items()}
+        return batch | {"loss": losses["total"], "losses": each}
+
+    @property
+    def _logging_is_due(self) -> bool:
+        every: int = option_of(self.trainer, "log_every_n_steps")
+        return every > 0 and (batches_so_far(self.trainer) + 1) % every == 0
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

@@ -1,0 +1,173 @@
+"""Optimizers and learning-rate schedules, and settings of them that change while they last."""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from imago.errors import UserError
+from imago.lightning_internals import callbacks_of
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of an optimizer's groups, as schedulers change them
+COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
+OF_THE_STATE = ("fused", "foreach", "capturable")  # how a step is computed goes with what the optimizer has kept
+PLAIN = dict | list | tuple | bool | int | float | str | None
+
+
+def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, floor: float = 0.0) -> LambdaLR:
+    """Linear warm-up, then half a cosine to `floor`; stepped once per optimizer step.
+
+    Args:
+        optimizer: Its learning rates are the peaks.
+        total_steps: Optimizer steps of the whole run.
+        warmup: Share of them spent on the warm-up.
+        floor: Share of the peak that is left at the end.
+    """
+    rising = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        progress = min(1.0, (step - rising) / max(1, total_steps - rising))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def make_optimizer(
+    make: Callable[..., Optimizer], parameters: Sequence[nn.Parameter], device: torch.device, trainer: Trainer
+) -> Optimizer:
+    """The optimizer of `parameters`, with one kernel for all of them where it has one and nothing else was typed.
+
+    Raises:
+        UserError: It refuses its settings.
+    """
+    try:
+        return make(parameters, **_fused(make, device, trainer))
+    except (TypeError, ValueError) as error:
+        given = getattr(make, "keywords", {})
+        raise UserError(f"model.optimizer refuses {given}: {error}") from error
+
+
+def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Trainer) -> dict[str, bool]:
+    """Not where Lightning clips gradients of a scaled loss: a fused step undoes the scale only after the clipping."""
+    has_it = getattr(make, "func", make) in FUSED and device.type in ("cpu", "cuda")
+    typed = {"fused", "foreach", "capturable", "differentiable"} & getattr(make, "keywords", {}).keys()
+    clips_scaled = trainer.gradient_clip_val is not None and trainer.precision == "16-mixed"
+    return {"fused": True} if has_it and not typed and not clips_scaled else {}
+
+
+def make_scheduler(
+    make: Callable[..., Any], optimizer: Optimizer, interval: str, trainer: Trainer, monitor: str
+) -> dict[str, Any]:
+    """Lightning's configuration of the learning-rate scheduler, which is given the steps of the whole run.
+
+    Raises:
+        UserError: The run has no end, or more steps than the schedule.
+    """
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    planned = planned_steps(trainer) if interval == "step" else float(epochs or 0)
+    if takes_total_steps(make):
+        if math.isinf(planned):
+            raise UserError(
+                "model.scheduler plans the steps of the whole run, which has no end: type trainer.max_epochs=, or "
+                "model.scheduler=null."
+            )
+        scheduler = make(optimizer, total_steps=int(planned))
+    else:
+        scheduler = make(optimizer)
+    if (steps := getattr(scheduler, "total_steps", None)) is not None and steps < planned:
+        raise UserError(
+            f"model.scheduler has {steps} steps, but it will be stepped {planned:g} times: leave total_steps (or "
+            "epochs and steps_per_epoch) out, and it is set to that."
+        )
+    config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if interval == "step":
+            raise UserError("model.scheduler_interval=step: a plateau is looked for after validation. Type epoch.")
+        # on_train_epoch_end steps it: Lightning would only do so when the epoch's checkpoint is written
+        config |= {"monitor": monitor, "frequency": sys.maxsize}
+    return config
+
+
+def counts_steps(scheduler: Callable[..., Any]) -> bool:
+    """Whether a schedule is meant to be stepped after each optimizer step."""
+    return bool({"total_steps", "step_size_up"} & inspect.signature(scheduler).parameters.keys())
+
+
+def planned_steps(trainer: Trainer) -> float:
+    """Optimizer steps of the whole run, also where GradientAccumulationScheduler changes how many batches one takes."""
+    steps = trainer.estimated_stepping_batches
+    changing = accumulation_schedule(trainer)
+    if changing is None or math.isinf(steps):
+        return steps
+    batches = int(trainer.num_training_batches)
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else 0
+    planned = sum(math.ceil(batches / changing.get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+    return min(planned, trainer.max_steps) if epochs and trainer.max_steps >= 0 else planned or trainer.max_steps
+
+
+def accumulation_schedule(trainer: Trainer) -> GradientAccumulationScheduler | None:
+    """The callback that changes `accumulate_grad_batches` from epoch to epoch."""
+    return next(iter(callbacks_of(trainer, GradientAccumulationScheduler)), None)
+
+
+def optimizer_settings(optimizer: Any, scheduler: Any) -> dict[str, Any]:
+    """The settings of an optimizer and its scheduler that were just made: plain types only."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return _plain({"groups": groups, "scheduler": scheduler.state_dict() if scheduler is not None else {}})
+
+
+def apply_new_settings(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Puts in what was typed since a checkpoint was written, whose state has brought the settings of that time too.
+
+    `then` and `now` are what `optimizer_settings` gave. Learning rates keep the fraction that the schedule has left.
+    """
+    if not then or then == now:
+        return
+    for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
+        for key in after.keys() & before.keys() - set(OF_THE_STATE):
+            # schedulers set `lr` to their first value when they are made, and keep what was typed as `initial_lr`
+            base = "initial_lr" if key == "lr" and "initial_lr" in before.keys() & after.keys() else key
+            if after[base] != before[base]:
+                group[key] = group[key] * after[base] / before[base] if key in RATES and before[base] else after[key]
+    if scheduler is None or then["scheduler"] == now["scheduler"]:
+        return
+    scheduler.load_state_dict(_replaced(scheduler.state_dict(), then["scheduler"], now["scheduler"]))
+    if hasattr(scheduler, "_get_closed_form_lr"):  # else it goes on from where the other schedule had come to
+        for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _replaced(state: Any, then: Any, now: Any) -> Any:
+    """`state` with the settings in which `now` differs from `then`; counters are those of the state."""
+    if isinstance(state, dict) and isinstance(then, dict) and isinstance(now, dict):
+        common = then.keys() & now.keys() - set(COUNTERS)
+        return {key: _replaced(each, then[key], now[key]) if key in common else each for key, each in state.items()}
+    if isinstance(state, list) and all(isinstance(each, dict) for each in state):
+        return [_replaced(*each) for each in zip(state, then, now, strict=False)]
+    return state if then == now else now
+
+
+def _plain(value: Any) -> Any:
+    """`value` without what a checkpoint cannot hold, such as functions."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items() if isinstance(each, PLAIN)}
+    return [_plain(each) for each in value if isinstance(each, PLAIN)] if isinstance(value, list | tuple) else value
+
+
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+def takes_total_steps(scheduler: Callable[..., Any]) -> bool:
+    """Whether a schedule wants the steps of the whole run, and they were not typed."""
+    typed = getattr(scheduler, "keywords", {})
+    return "total_steps" in inspect.signature(scheduler).parameters and not {"total_steps", "epochs"} & typed.keys()

@@ -1,0 +1,91 @@
+"""Changes to networks: which tensors are the head's, other norms, what is frozen."""
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from imago.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LEAST_CHANNELS = 4  # of a group
+Build = Callable[..., nn.Module]
+
+
+def head_names(build: Build, num_classes: int) -> set[str]:
+    """Names of the tensors of `build(num_classes=…)` whose shape depends on the number of classes."""
+    with _WithoutMemory():
+        one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
+    return {name for name in one if name not in other or one[name].shape != other[name].shape}
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Inside, layers put their weights on the meta device: `torch.empty` is what they are made with.
+
+    `torch.device("meta")` would catch more, and the regnets compute their widths with tensors.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "meta"} if func is torch.empty else {}))
+
+
+def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
+    """Replaces each BatchNorm that is not in `but`, in place, by a new GroupNorm; returns their names.
+
+    It has at most 32 groups, as Opacus' ModuleValidator makes it, but at least 4 channels in each: by itself, a channel
+    would lose its brightness. Of vectors it is one group.
+    """
+    kept = set(map(id, but))
+    found = [
+        (name, layer)
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and id(layer) not in kept
+    ]
+    for name, layer in found:
+        groups = math.gcd(32, layer.num_features)
+        while groups > 1 and layer.num_features < LEAST_CHANNELS * groups:
+            groups //= 2
+        groups = 1 if isinstance(layer, nn.BatchNorm1d) else groups
+        net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
+    if found:
+        log.warning(
+            "model.norm=group: %d BatchNorm layers are GroupNorm now; their pretrained weights and statistics, if any, "
+            "are gone: %s",
+            len(found),
+            ", ".join(name for name, _ in found),
+        )
+    return [name for name, _ in found]
+
+
+def freeze_layers(
+    net: nn.Module, make: Callable[..., nn.Module], freeze: str, class_names: Sequence[str]
+) -> list[nn.Module]:
+    """Freezes all of `net`, which `make` has made, but its head; returns the layers without trained parameters.
+
+    Raises:
+        UserError: `freeze` is not `backbone`.
+    """
+    if freeze != "backbone":
+        raise UserError(f"model.freeze={freeze}: give backbone (train the head only) or null.")
+    head = head_names(without_weights(make), len(class_names))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = name in head
+    return [module for module in net.modules() if is_frozen(module)]
+
+
+def without_weights(net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """`net` without the pretrained weights that it would load."""
+    return partial(net, weights=None) if "weights" in inspect.signature(net).parameters else net
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a layer has tensors of its own, none of which is trained."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and not any(tensor.requires_grad for tensor in own)

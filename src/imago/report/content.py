@@ -1,0 +1,132 @@
+"""What a run folder holds for its report; the folder may be a stranger's."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from imago.errors import UserError
+from imago.files import MISFIT, NUMBER, TEXT, UnreadableError, fitting, read_json, read_text
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("test", "val", "train")
+NONE = "\N{EN DASH}"
+Json = Any
+SCORED_AGAIN = "scored_again.jsonl"
+"""What `ml-eval` has found later, in the folder of the run: a row for each split."""
+AGAIN = {
+    **dict.fromkeys(("time!", "folder!", "checkpoint!", "asked!", "split!"), str),
+    "n!": int,
+    **dict.fromkeys(("acc!", "f1!"), NUMBER),
+    "loss!": (*NUMBER, type(None)),
+}
+LARGEST = 2**26
+"""Bytes of a file of a run that is shown."""
+OPTIONAL = (*NUMBER, type(None))
+MOST_PICTURES, MOST_AGAIN = 24, 20
+ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Raised by values that are of the right kind and make no sense."""
+SAMPLE = {"label!": str, "path!": str, "image!": str}
+PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
+IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
+BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
+SCORE = {
+    **dict.fromkeys(("acc!", "f1!", "baseline_acc!"), NUMBER),
+    **dict.fromkeys(("loss!", "ece!"), OPTIONAL),
+    "n!": int,
+    "split!": str,
+    "per_class!": {"*": dict.fromkeys(("precision!", "recall!", "f1!", "support!"), NUMBER)},
+    "reliability!": [BIN],
+    "calibrated": {"*": object},
+}
+DATA = {
+    **dict.fromkeys(("root!", "fingerprint!"), str),
+    "class_names!": [str],
+    "counts!": {"*": {"*": int}},
+    **{key: [str] for key in ("notes!", "skipped!", "excluded!")},
+}
+PRIVACY = {
+    "epsilon!": (str, *NUMBER),
+    **dict.fromkeys(("delta!", "max_grad_norm!", "sample_rate!"), NUMBER),
+    "noise_multiplier!": OPTIONAL,
+    "steps!": int,
+    **dict.fromkeys(("mechanism!", "accountant!", "unit!", "counted!"), str),
+    "not_covered!": [str],
+}
+HERE = {
+    **dict.fromkeys(("command!", "folder!", "platform!", "time"), str),
+    "versions!": {"*": str},
+    "git!": {"commit!": TEXT, "dirty!": (bool, type(None))},
+    "cpu_threads!": int,
+}
+ENVIRONMENT = {**HERE, "resumed": [HERE]}
+"""The content of the files of a run, as far as it is shown: a folder may be a stranger's."""
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.jsonl`: one per epoch.
+
+    Raises:
+        ValueError: A row is none.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in read_text(path, LARGEST).splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    epochs = fitting(rows, [{"*": (*NUMBER, type(None))}])
+    if epochs is MISFIT or any("epoch" not in row for row in epochs):
+        raise UserError(f"{path} is damaged: a row of it is not that of an epoch.")
+    return epochs
+
+
+def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | None:
+    """Worst mistakes and least certain answers, and the split they are of."""
+    for split in SPLITS:
+        if (images := read_report(folder, f"reports/images_{split}.json", IMAGES)) is not None:
+            return {kind: read_pictures(images[kind]) for kind in images}, split
+    return None
+
+
+def read_pictures(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are in the page itself; as many as Imago writes."""
+    return [entry for entry in entries if entry["image"].startswith("data:image/jpeg;base64,")][:MOST_PICTURES]
+
+
+def read_scored_again(folder: Path) -> list[dict[str, Any]]:
+    """The newest rows, of at most `MOST_AGAIN`."""
+    path = folder / SCORED_AGAIN
+    if not path.is_file():
+        return []
+    try:
+        rows = fitting([json.loads(line) for line in read_text(path, LARGEST).splitlines()], [AGAIN])
+    except (ValueError, RecursionError):
+        rows = MISFIT
+    if rows is MISFIT:
+        log.warning("The report leaves %s out: it is damaged", path)
+        return []
+    return rows[-MOST_AGAIN:]
+
+
+def read_report(folder: Path, name: str, shape: Any) -> Json:
+    """The content of a JSON file of the run as far as it has this shape; None where it is not there, or damaged."""
+    try:
+        return read_json(folder / name, shape, LARGEST)
+    except FileNotFoundError:  # not there yet
+        return None
+    except (OSError, UnreadableError) as error:
+        log.warning("The report leaves it out: %s", error)
+        return None
+
+
+def format_number(value: float | None) -> str:
+    """Four decimals, or a dash."""
+    return NONE if value is None else f"{value:.4f}"
+
+
+def format_yaml(value: Any) -> str:
+    """A setting as YAML has it, or a dash."""
+    return NONE if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

@@ -1,0 +1,219 @@
+"""Pictures of a run. Figures are made without pyplot: no window, no global state."""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from imago.files import atomic_write
+from imago.randomness import seeded_scope
+from imago.report.thumbnails import picture_of
+
+Picture = NDArray[np.uint8]
+MOST_NUMBERS = 20  # classes up to which each cell shows its number
+DPI = 200
+WRONG = "#b3261e"
+MOST_NAMES = 120  # classes up to which the axes show names
+
+
+class NotebookFigure(Figure):
+    """A figure that notebooks show, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=DPI)
+        return content.getvalue()
+
+
+def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
+    """Counts, and shares of each true class; `counts[i, j]` are images of class i taken for class j."""
+    size = len(class_names)
+    few = size <= MOST_NUMBERS
+    names = [shorten(name) for name in class_names] if size <= MOST_NAMES else [""]
+    side = min(max(0.5 * size, 4.5), 9.0) if few else min(0.12 * size + 4, 16)
+    room = 0.65 + max(map(len, names)) * (0.085 if few else 0.055)  # inches for names and label
+    crowded = size * max(map(len, names)) > 60  # names of columns stand upright
+    bottom, right = room if crowded else 0.65, 0.6
+    width, height = 2 * (room + side + right), bottom + side + 0.8
+    figure = NotebookFigure(
+        figsize=(width, height)
+    )  # margins are set here: matplotlib's layout engines take ten times as long
+    figure.suptitle(title)
+    with np.errstate(invalid="ignore"):
+        shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
+    panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "share of the true class", "{:.2f}", 1.0))
+    for number, (values, what, form, greatest) in enumerate(panels):
+        left = room + number * (side + room + right)
+        axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        _matrix(axes, values, what, form, greatest)
+        if len(names) == size:
+            axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=9 if few else 6)
+            axes.set_yticks(range(size), names, fontsize=9 if few else 6)
+        if not few:
+            bar = figure.add_axes(((left + side + 0.1) / width, bottom / height, 0.1 / width, side / height))
+            figure.colorbar(axes.images[0], cax=bar)
+    return figure
+
+
+def shorten(name: str, most: int = 20) -> str:
+    """At most `most` characters, the last a sign that some are missing; matplotlib would read `$` as mathematics, and
+    draws no bytes that are no text."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+
+
+def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses and the other metrics over the epochs; `history` has a row per epoch, with "epoch"."""
+    names = {key for row in history for key in row if key.startswith(("train/", "val/"))}
+    kinds = sorted({name.partition("/")[2] for name in names if not name.endswith("_best")})
+    kinds = [kind for kind in kinds if "/" not in kind]  # single criterions are in metrics.jsonl
+    kinds.sort(key=lambda kind: kind != "loss")
+    columns = min(max(len(kinds), 1), 3)
+    rows = max(math.ceil(len(kinds) / columns), 1)
+    figure = NotebookFigure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(kinds) :]:
+        unused.set_axis_off()
+    for axes, kind in zip(panels, kinds, strict=False):
+        for split, style in (("train", "o--"), ("val", "o-")):
+            points = [(row["epoch"] + 1, row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=split)
+        axes.set(title=shorten(kind, 60), xlabel="epoch", xlim=(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float, title: str) -> Figure:
+    """Accuracy against confidence, and how many images there are; `bins` as `metrics_<split>.json` has them."""
+    figure = NotebookFigure(figsize=(4.5, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
+    lows, widths = [each["low"] for each in bins], [each["high"] - each["low"] for each in bins]
+    upper.bar(lows, [each["accuracy"] for each in bins], widths, align="edge", edgecolor="white", label="accuracy")
+    upper.plot([0, 1], [0, 1], "k--", linewidth=1, label="as right as sure")
+    upper.plot(
+        [each["confidence"] for each in bins], [each["accuracy"] for each in bins], "o", markersize=4, color="C1"
+    )
+    upper.set(title=f"{title}: ECE {ece:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc="lower right")
+    lower.bar(lows, [each["n"] for each in bins], widths, align="edge", edgecolor="white", color="C7")
+    lower.set(xlabel="probability of the answer", ylabel="images")
+    return figure
+
+
+def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str, bool | None]], title: str) -> Figure:
+    """A contact sheet: pictures with captions below, which are red where an answer is known to be wrong."""
+    columns = min(max(len(pictures), 1), 8)
+    rows = max(math.ceil(len(pictures) / columns), 1)
+    height = 2.3 * rows + 0.4
+    figure = NotebookFigure(figsize=(max(1.7 * columns, 3.4), height))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.7 / height, top=1 - 0.45 / height, hspace=0.5)
+    figure.suptitle(title, fontsize=10)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, picture, (text, right) in zip(panels, pictures, captions, strict=False):
+        axes.imshow(picture)
+        colour = WRONG if right is False else "black"
+        axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=colour)
+    return figure
+
+
+def thumbnails_figure(noteworthy: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Figure:
+    """The mistakes and the unsure answers of `images_<split>.json`."""
+    entries = [*noteworthy["mistakes"], *noteworthy["unsure"]]
+    pictures = [picture_of(each["image"]) for each in entries]
+    captions = [
+        (
+            f"{shorten(Path(each['path']).name)}\n{shorten(each['label'])} taken for\n"
+            f"{shorten(each['prediction'])} {each['probability']:.1%}",
+            each["label"] == each["prediction"],
+        )
+        for each in entries
+    ]
+    what = f"{split}: the {len(noteworthy['mistakes'])} worst mistakes, then the least certain answers"
+    return gallery_figure(pictures, captions, what)
+
+
+def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) -> Figure:
+    """Train images as they are, as they are scored, and as they are trained on in the first epochs.
+
+    `data` is an ImageDataModule; the images are drawn with `seed`.
+    """
+    images, size = data.split("train"), data.image_size
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator)[:samples].tolist()
+    columns = ["as it is", "scored", *(f"epoch {epoch + 1}" for epoch in range(versions))]
+    figure = NotebookFigure(figsize=(1.6 * len(columns), 1.75 * len(chosen) + 0.3), layout="constrained")
+    panels = figure.subplots(len(chosen), len(columns), squeeze=False)
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title, fontsize=9)
+    for row, index in zip(panels, chosen, strict=True):
+        pixels = images.read(index)
+        shown = [pixels.float() / 255, _seen(data.eval_transform, pixels, size, index, 0)]
+        for epoch in range(versions):
+            with seeded_scope("augmentation", data.seed, epoch, index):
+                shown.append(_seen(data.train_transform, pixels, size, index, epoch))
+        for axes, image in zip(row, shown, strict=True):
+            grey = image.shape[0] == 1
+            axes.imshow(
+                (image[0] if grey else image.permute(1, 2, 0)).numpy(), cmap="gray" if grey else None, vmin=0, vmax=1
+            )
+            axes.set_axis_off()
+        row[0].text(
+            0, -0.06, shorten(data.class_names[images.labels[index]]), transform=row[0].transAxes, fontsize=8, va="top"
+        )
+    return figure
+
+
+def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any:
+    """The image after all stages, with its normalisation undone: float in [0, 1]."""
+    image = transform([pixels], size, index, epoch)["image"][0]
+    if (step := transform.normalisation) is not None:
+        image = image * torch.tensor(step.std).view(-1, 1, 1) + torch.tensor(step.mean).view(-1, 1, 1)
+    return (image / 255 if image.dtype == torch.uint8 else image).clamp(0, 1)
+
+
+def drawn(figure: Figure) -> Picture:
+    """The figure at `DPI` as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def save(figure: Figure, path: Path, form: str = "png") -> Path:
+    """Writes the figure as png, svg or pdf, with that suffix; returns the path."""
+    path = path.with_suffix(f".{form}")
+    with atomic_write(path) as temporary:
+        if form == "png":
+            Image.fromarray(drawn(figure)).save(temporary, format="png", dpi=(DPI, DPI))
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                figure.savefig(temporary, format=form)
+    return path
+
+
+def _matrix(axes: Axes, values: NDArray[Any], title: str, form: str, greatest: float) -> None:
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    if len(values) <= MOST_NUMBERS:
+        for row, column in np.ndindex(values.shape):
+            value = values[row, column]
+            colour = "white" if value > greatest / 2 else "black"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize=8)

@@ -1,0 +1,98 @@
+"""Small pictures of images, as text that fits into JSON and HTML."""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imago.data.decode import BadImageError, open_image
+from imago.data.images import Images
+
+SIDE = 112  # pixels
+OF_EACH_KIND = 12
+SAMPLES = 24
+
+
+def thumbnail(images: Images, index: int, side: int = SIDE) -> Image.Image:
+    """The image within `side` pixels; grey where it cannot be read. Tiny ones are enlarged without smoothing."""
+    try:
+        pixels = images.read(index)
+    except BadImageError:
+        return Image.new("RGB", (side, side), "#cccccc")
+    picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as `data:image/jpeg;base64,…`."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="jpeg", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def picture_of(data_uri: str) -> Image.Image:
+    """The picture in a `data:` URI of a report; grey where it is none."""
+    try:
+        content = base64.b64decode(data_uri.partition(",")[2])
+        with open_image(io.BytesIO(content)) as image:
+            image.thumbnail((4 * SIDE, 4 * SIDE))
+            return image.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return Image.new("RGB", (SIDE, SIDE), "#cccccc")
+
+
+def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
+    """The first images of each class in turn, at most 24 in all: `label`, `path`, `image`."""
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(images.labels):
+        of_class[label].append(index)
+    each = max(1, SAMPLES // len(of_class))
+    chosen = [index for label in sorted(of_class) for index in of_class[label][:each]][:SAMPLES]
+    return [
+        {"label": class_names[images.labels[i]], "path": images.paths[i], "image": data_uri(thumbnail(images, i))}
+        for i in chosen
+    ]
+
+
+class Answers(Protocol):
+    """Predictions for n images, in one order: `paths`, integer `labels` and `predictions` (n,), and
+    `log_probabilities` (n, classes)."""
+
+    class_names: list[str]
+    paths: list[str]
+    labels: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    log_probabilities: NDArray[np.float64]
+
+
+def worst_and_unsure(found: Answers, images: Images) -> dict[str, list[dict[str, Any]]]:
+    """The `mistakes` with the greatest loss, and the `unsure` answers whose probability is least.
+
+    Each with `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of
+    `found`, in the same order.
+    """
+    probabilities = np.exp(found.log_probabilities)
+    sure = probabilities[np.arange(len(found.labels)), found.predictions]
+    of_label = probabilities[np.arange(len(found.labels)), found.labels]
+    wrong = np.flatnonzero(found.predictions != found.labels)
+    mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
+    unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
+
+    def entry(index: int) -> dict[str, Any]:
+        return {
+            "path": found.paths[index],
+            "label": found.class_names[found.labels[index]],
+            "prediction": found.class_names[found.predictions[index]],
+            "probability": float(sure[index]),
+            "label_probability": float(of_label[index]),
+            "image": data_uri(thumbnail(images, index)),
+        }
+
+    return {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}

@@ -1,0 +1,254 @@
+"""The run folder: what ran, and how it stands."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from imago.config.invocation import Invocation
+from imago.errors import UserError
+from imago.files import NUMBER, TEXT, UnreadableError, read_json, write_json, write_text
+from imago.run import lock as run_lock
+
+ORDER = (
+    "Status",
+    "Results",
+    "Best",
+    "Progress",
+    "Last epoch",
+    "Timing",
+    "Profile",
+    "Run",
+    "Data",
+    "Parameters",
+    "Device",
+    "Strategy",
+    "Configuration",
+)
+LATEST = "latest"
+LEFT_OVER = ".*.tmp"  # files of a process that was killed while it wrote
+HEARTBEAT_SECONDS = 20
+
+
+class RunFolderError(RuntimeError):
+    """The folder cannot be used for this run."""
+
+
+@dataclass
+class RunFolder:
+    """One run, one folder: keeps `status.json` and `summary.txt` up to date.
+
+    `sections` are the parts of the summary: title (one of `ORDER`) -> lines. Of a run in several processes only
+    `rank` 0 writes; they meet at `port`. `former` is the status that the folder had, where a run is resumed, and
+    `resume_from` its checkpoint: until that has been accepted, nothing in the folder changes but the log, so that a
+    run that cannot be resumed with the settings that were typed keeps its own. `plot_format` is that of the pictures
+    below `plots/`.
+    """
+
+    path: Path
+    rank: int = 0
+    processes: int = 1
+    port: int = 0
+    status: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    former: dict[str, Any] = field(default_factory=dict)
+    resume_from: Path | None = None
+    plot_format: str = "png"
+    invocation: Invocation = field(default_factory=lambda: Invocation(""))
+    _pending: list[Callable[[], None]] | None = field(default=None, init=False)
+    _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
+
+    @classmethod
+    def claim(cls, path: Path, goes_on: bool = False) -> "RunFolder":
+        """Takes `path` for this process, until `release`; `former` is the status of the run that it holds already.
+
+        Raises:
+            RunFolderError: Another process has it; or, unless the run `goes_on`, it holds a finished run or one that
+                has a checkpoint: nothing is overwritten.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        status_file = path / "status.json"
+        strange = [each.name for each in path.iterdir() if each.name not in (run_lock.FILE, ".hydra")]
+        if not status_file.is_file() and any(not fnmatch(name, LEFT_OVER) for name in strange):
+            raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
+        former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
+        if not run_lock.take(path) or (not run_lock.held(path) and _is_alive(former)):
+            raise RunFolderError(
+                f"{path} is in use by the running process {former.get('pid', '')} on {former.get('host', 'a machine')}."
+                " Give another hydra.run.dir=."
+            )
+        if not goes_on and (refusal := _taken_by(former, path)):
+            run_lock.release(path)
+            raise RunFolderError(refusal)
+        folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.is_symlink()]
+        for left_over in (file for folder in (path, *folders) for file in folder.glob(LEFT_OVER)):
+            if left_over.is_file() and not left_over.is_symlink():
+                left_over.unlink(missing_ok=True)
+        run = cls(path, former=former)
+        run._pending = [] if former else None
+        return run
+
+    def start(self) -> None:
+        """The run begins, or goes on."""
+        kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers") if key in self.former}
+        self.status = {"started": now()} | kept
+        if self.former:
+            self.status |= {"resumed": now(), "times_resumed": self.former.get("times_resumed", 0) + 1}
+        self.update(status="running", pid=os.getpid(), host=socket.gethostname(), error=None)
+
+    def write_when_accepted(self, write: Callable[[], None]) -> None:
+        """Calls `write` as soon as the run may change its folder: at once, unless it is resumed."""
+        if self._pending is None:
+            write()
+        else:
+            self._pending.append(write)
+
+    def accept(self) -> None:
+        """The checkpoint of a run that is resumed has been restored, or there is none: its folder may change."""
+        pending, self._pending = self._pending or [], None
+        if not self.rank:
+            for write in pending:
+                write()
+
+    def release(self) -> None:
+        """Lets other processes have the folder."""
+        run_lock.release(self.path)
+
+    def update(self, **status: Any) -> None:
+        """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
+        if self.rank:
+            return
+        with self._writing:
+            self.status = {"started": now()} | self.status | status
+            if self._pending is None:
+                self._beat()
+                write_text(self.path / "summary.txt", self._summary())
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Inside, `status.json` is rewritten every 20 seconds: so a dead run can be told from a slow one."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                with self._writing, suppress(OSError):  # a full disk is told by what has to be written
+                    if self._pending is None:
+                        self._beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        self.status["heartbeat"] = now()
+        write_json(self.path / "status.json", dict(self.status))
+
+    def _summary(self) -> str:
+        seconds = datetime.now().astimezone() - datetime.fromisoformat(self.status["started"])
+        timing = {
+            "started": self.status["started"],
+            "written": self.status["heartbeat"],
+            "took": str(seconds).partition(".")[0],
+        }
+        shown = ("status", "epoch", "step", "error")
+        status: dict[str, Any] = {key: self.status[key] for key in shown if key in self.status}
+        parts: dict[str, dict[str, Any]] = {"Status": status, "Timing": timing, **self.sections}
+        return "\n".join(_section(title, parts[title]) for title in sorted(parts, key=ORDER.index))
+
+
+def _taken_by(former: dict[str, Any], path: Path) -> str | None:
+    """Why a new run cannot have the folder; None where nothing would be lost."""
+    if former.get("status") == "completed":
+        return f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder."
+    if former and any(path.glob("checkpoints/*.ckpt")):
+        return (
+            f"{path} holds an unfinished run with a checkpoint. Go on with it:\n  resume={path}\n"
+            "(auto_resume=true makes the same command do that), or give another hydra.run.dir=."
+        )
+    return None
+
+
+def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
+    """The run folder that `given` stands for; `latest` is the newest in `log_dir` that has the file `holding`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if given != LATEST:
+        folder = Path(given).expanduser().absolute()
+        if not (folder / "status.json").is_file():
+            raise UserError(f"{given} is not a run folder: give one (it holds status.json), or the word latest.")
+        return folder
+    runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
+    trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
+    if not trained:
+        raise UserError(f"latest: no run below {log_dir} has {holding}. Train first, or give a run folder.")
+    return max(trained, key=_began)
+
+
+def _began(run: Path) -> float:
+    """When it began: its config is written then. 0 where that cannot be told."""
+    try:
+        return (run / ".hydra" / "config.yaml").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _section(title: str, lines: dict[str, Any]) -> str:
+    width = max((len(str(key)) for key in lines), default=0)
+    body = "".join(f"  {key:<{width}}  {_shown(value)}\n" for key, value in lines.items() if value is not None)
+    return f"{title}\n{body}"
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("\n", "\n" + " " * 6)
+
+
+def _is_alive(status: dict[str, Any]) -> bool:
+    """Whether another process of this machine is still at it, as far as its number tells: where there are no locks."""
+    pid: Any = status.get("pid")
+    if status.get("status") != "running" or status.get("host") != socket.gethostname() or pid == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+STATUS = {
+    **dict.fromkeys(("status", "started", "resumed", "heartbeat", "host", "reason"), str),
+    **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
+    "error": TEXT,
+    "best_value": (*NUMBER, type(None)),
+    "timing": {"*": (*NUMBER, type(None))},
+    "profile": {"*": (str, *NUMBER)},
+    "loggers": {"*": str},
+}
+"""The content of `status.json`."""
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What a `status.json` says, as far as it is of the kinds that Imago writes; nothing where it is damaged."""
+    try:
+        return read_json(path, STATUS)
+    except (OSError, UnreadableError):
+        return {}  # that of a run which died, or something else
+
+
+def now() -> str:
+    """The time, to the second, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")

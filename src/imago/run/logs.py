@@ -1,0 +1,108 @@
+"""Where log lines go: plain ones to a file in the run folder, coloured ones to a terminal."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from imago.masking import masked
+from imago.terminal import console, plain
+
+MEGABYTES = 10
+QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
+
+
+EXPECTED = (
+    ".*overriding `LightningModule.optimizer_",  # per step is what ours is for
+    "`training_step` returned `None`",  # model.on_bad_loss=skip, which says so itself
+    "Found .* in eval mode at the start of training",  # model.freeze
+)
+"""Warnings of Lightning about what is meant."""
+
+
+class PlainFormatter(logging.Formatter):
+    """Time, level, logger and message, without colour codes, other control characters, and secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(plain(super().format(record)))
+
+
+class LogFile(RotatingFileHandler):
+    """A log that starts a new file at 10 MB, and keeps the old ones."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True,
+                         errors="backslashreplace")  # fmt: skip
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], OSError):  # a full disk: say it once, not once per line
+            self.setLevel(logging.CRITICAL + 1)
+            logging.getLogger(__name__).error("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+        else:
+            super().handleError(record)
+
+
+@contextmanager
+def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
+    """Inside, DEBUG and up go to `path`, INFO and up (or DEBUG, if `verbose`) to the console."""
+    file = LogFile(path)
+    file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    console = _console()
+    console.setLevel(logging.DEBUG if verbose else logging.INFO)
+    console.addFilter(_is_news)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    show_as = warnings.formatwarning
+    warnings.formatwarning = _one_line
+    root.handlers = [file, console]  # Hydra's own would say everything twice
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for name, quiet_level in levels.items():
+            logging.getLogger(name).setLevel(quiet_level)
+        root.handlers = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        warnings.formatwarning = show_as
+        with suppress(OSError):  # what could not be written before cannot be flushed now
+            file.close()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Lightning's remarks on its settings are for the file, and a warning of a library about a library too."""
+    if record.name == "py.warnings":
+        message = record.getMessage()
+        return "is deprecated" not in message and "not supported by the model summary" not in message
+    chatty = record.name.startswith("lightning") and not record.name.endswith("model_summary")
+    return record.levelno >= logging.WARNING or not chatty
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    del line
+    return f"{message} ({category.__name__}, {filename}:{lineno})"
+
+
+def _console() -> logging.Handler:
+    if sys.stdout.isatty():
+        from rich.logging import RichHandler
+
+        # the console of the progress bar, so that lines go above it
+        rich_handler = RichHandler(console=console(), show_path=False, log_time_format="[%X]")
+        rich_handler.setFormatter(PlainFormatter("%(message)s"))
+        return rich_handler
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
+    return handler

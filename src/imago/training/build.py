@@ -1,0 +1,320 @@
+"""From the composed config to the objects of a run."""
+
+import copy
+import inspect
+import logging
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger, MLFlowLogger
+from omegaconf import DictConfig, OmegaConf
+
+from imago.callbacks.best_checkpoint import RunCheckpoint
+from imago.callbacks.carried_state import CarriedState
+from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.preflight import Preflight
+from imago.callbacks.run_status import RunStatus
+from imago.callbacks.timing import Timing
+from imago.checkpoint.fits import check_draw, check_weights
+from imago.checkpoint.read import find_checkpoint, read_checkpoint
+from imago.checkpoint.signing import is_signed, why_unsigned
+from imago.config.allow_list import check_targets
+from imago.config.carried import (
+    GROUPS,
+    checkpoint_config,
+    leave_out_training,
+    read_checkpoint_config,
+    without_pretrained,
+)
+from imago.config.combinations import lightning_name, refused_callback
+from imago.config.invocation import override_key
+from imago.config.own_code import OWN_CODE
+from imago.config.saved import save_config
+from imago.config.schema import drop_inherited, problems, shipped
+from imago.config.setting_source import is_users_own
+from imago.config.signatures import arguments_schema
+from imago.config.tree import nodes
+from imago.data.images import class_counts
+from imago.data.module import ImageDataModule
+from imago.data.samplers import Placement
+from imago.distributed import divide_threads
+from imago.errors import UserError, message_of
+from imago.evaluation.bounds import MetaMemory, check_cost
+from imago.evaluation.classifier import check_own_code
+from imago.evaluation.collect import Collector
+from imago.evaluation.from_config import make_model, seen_images
+from imago.evaluation.outputs import bytes_of_predictions, write_facts
+from imago.lightning_internals import drop_own_log_handler
+from imago.masking import masked_config
+from imago.model.module import DictModule
+from imago.model.strategy import Strategy
+from imago.model.torchvision import WEIGHT_FILES
+from imago.run.folder import RunFolder
+from imago.terminal import shortened
+from imago.training.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
+from imago.training.trainer import build_trainer, instantiate_all
+
+log = logging.getLogger(__name__)
+
+RESERVED = ("last", "previous", "on_exception")  # names of checkpoints that callbacks.resume writes
+LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
+
+
+def build(
+    cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None = None
+) -> tuple[ImageDataModule, DictModule, Trainer]:
+    """Makes the objects of a run from its config, phase by phase: seed, data, model, loggers, callbacks, trainer.
+
+    `trained` is the entry `imago` of a checkpoint that is scored. The config is completed on the way: `latest` and
+    `auto` become what they stand for.
+    """
+    _seed(cfg)
+    is_training = cfg.train and trained is None
+    data = _build_data(cfg, run, trained)
+    model = _build_model(cfg, run, data)
+    strategy = instantiate(cfg.strategy)
+    if is_training and strategy.shows_train_images and run.rank == 0:
+        data.log_shared_images()
+    data.bind(Placement(run.rank, run.processes), strategy, fixed_order=bool(cfg.trainer.get("overfit_batches")))
+    divide_threads(run.processes)
+    start = _start_of(run)
+    loggers = _build_loggers(cfg, run, start)
+    callbacks = instantiate_all(cfg.callbacks)
+    if is_training:
+        check_callbacks(callbacks)
+        callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, data, model, strategy)]
+    trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
+    _begin_records(cfg, run, trainer, start)
+    _describe_data(cfg, run, data, start)
+    return data, model, trainer
+
+
+def _seed(cfg: DictConfig) -> None:
+    drop_own_log_handler()
+    seed_everything(cfg.seed, verbose=False)
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+    # a CPU could take even less than the 10 bits of TF32
+    torch.set_float32_matmul_precision(cfg.matmul_precision if on_gpu else "highest")
+    torch.backends.cudnn.allow_tf32 = cfg.matmul_precision != "highest"  # of convolutions
+
+
+def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None) -> ImageDataModule:
+    data = make_data(cfg.data, trained, run.invocation.overrides)
+    check_own_targets(cfg, run.invocation.overrides)
+    draws_val = data.sets.drawn_val is not None
+    if cfg.train and trained is None and not draws_val and is_users_own("data.val_ratio", run.invocation):
+        raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Leave it out.")
+    return data
+
+
+def _build_model(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> DictModule:
+    if run.resume_from is not None or cfg.ckpt_path is not None:
+        without_pretrained(cfg.model)  # the checkpoint's follow
+    _find_initial_weights(cfg, run)
+    _choose_class_weights(cfg, data)
+    if "range" in cfg.data:
+        cfg.data.range = data.range  # what `auto` has come to, for other images too
+    return make_model(cfg.model, data.class_names)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run that is resumed starts: its records have what came before."""
+
+    step: int
+    repeats_validation: bool = False
+
+
+def _start_of(run: RunFolder) -> Start | None:
+    """None for a run that begins."""
+    if run.resume_from is not None:
+        checkpoint = read_checkpoint(run.resume_from, mmap=True)
+        return Start(int(checkpoint["global_step"]), bool(checkpoint["imago"]["progress"]["validating"]))
+    return Start(0) if run.former else None  # what was logged by a process that left no checkpoint is logged again
+
+
+def _build_loggers(cfg: DictConfig, run: RunFolder, start: Start | None) -> list[Logger]:
+    if start is not None:
+        continue_records(cfg.logger, run.former, start.step)
+    loggers: list[Logger] = instantiate_all(cfg.logger)
+    tolerate_full_disks(loggers)
+    return loggers
+
+
+def _own_callbacks(
+    cfg: DictConfig, run: RunFolder, data: ImageDataModule, model: DictModule, strategy: Strategy
+) -> list[Callback]:
+    """What every training has besides the callbacks of its config, which come first: they log what these note."""
+    own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
+    carried = {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
+    epochs, timing = EpochLog(run, cfg.monitor, cfg.mode), Timing(run)
+    status = RunStatus(run, epochs, timing)
+    # no bound method: callbacks that average weights copy the model, and would copy the run with it
+    model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy())
+    return [CarriedState(run, epochs, carried), timing, epochs, status]
+
+
+def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:
+    folder, only = run.path / "checkpoints", cfg.preflight == "only"
+    return [Preflight(folder, only, partial(read_back, cfg), bytes_of_predictions)] if cfg.preflight else []
+
+
+def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Start | None) -> None:
+    """Loggers forget what is logged again, and note the settings."""
+    if run.rank == 0:
+        for logger in trainer.loggers:
+            if start is not None and isinstance(logger, CSVLogger):
+                run.write_when_accepted(partial(logger.forget_from, start.step, start.repeats_validation))
+        remember_records(trainer.loggers, run)
+    for logger in trainer.loggers:
+        known = isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})
+        if not known:  # MLflow refuses parameters that have changed
+            logger.log_hyperparams(masked_config(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _describe_data(cfg: DictConfig, run: RunFolder, data: ImageDataModule, start: Start | None) -> None:
+    """For summary and report."""
+    if run.rank == 0:
+        run.write_when_accepted(partial(write_facts, run.path, data, start is not None, cfg.report.pictures))
+    names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
+    run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
+    run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raises ValueError for callbacks that inherit from one of Lightning's which cannot be used."""
+    for callback in callbacks:
+        for parent in type(callback).__mro__:
+            name = lightning_name(f"{parent.__module__}.{parent.__qualname__}")
+            if name is not None and (why := refused_callback(name, parent is type(callback))) is not None:
+                raise UserError(f"{type(callback).__name__} is a {name}: {why}")
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    own = [callback for callback in checkpoints if isinstance(callback, RunCheckpoint)]
+    for callback in checkpoints:
+        is_scored = callback in own or not own
+        kind = type(callback).__name__
+        if is_scored and callback.save_weights_only:
+            raise UserError(
+                f"{kind}: the checkpoint that is scored has to be a whole one. Leave save_weights_only out, or keep "
+                "callbacks.model_checkpoint beside it"
+            )
+        name, folder = str(callback.filename), Path(str(callback.dirpath))
+        if name in RESERVED or (callback not in own and own and name == "best" and folder == Path(str(own[0].dirpath))):
+            raise UserError(f"{kind}.filename={name}: that file is the run's own. Give another filename, or dirpath")
+        if is_scored and callback.save_top_k not in (0, 1) and "{" not in name and callback not in own:
+            what = f"{kind}.save_top_k={callback.save_top_k} with one filename keeps the last, not the best"
+            raise UserError(f"{what}. Give a filename with {{epoch}}, or keep callbacks.model_checkpoint")
+
+
+def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
+    """Writes the file that `model.init_from` stands for into the config: `latest` is another one tomorrow."""
+    given = cfg.model.get("init_from")
+    if given is None or Path(str(given)).suffix in WEIGHT_FILES:
+        return
+    cfg.model.init_from = str(find_checkpoint(str(given), Path(cfg.paths.log_dir), "model.init_from"))
+    if run.rank == 0:
+        log.info("model.init_from=%s: %s", given, cfg.model.init_from)
+        run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
+
+
+def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Replaces `model.class_weights=auto` by numbers: inverse frequencies, 1 in the mean over the train images."""
+    if cfg.model.get("class_weights") != "auto":
+        return
+    counts = class_counts(data.sets.splits["train"], data.class_names)
+    weights = {name: round(sum(counts.values()) / (len(counts) * count), 6) for name, count in counts.items()}
+    log.info("model.class_weights=auto: %s", shortened((f"{name} {weight:g}" for name, weight in weights.items()), 20))
+    plain = all(re.fullmatch(r"[\w .-]+", name) and not name.startswith("_") for name in weights)
+    cfg.model.class_weights = weights if plain else list(weights.values())
+
+
+def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:
+    """The images of a `data` node; those to score the checkpoint that says `trained` of its run, without those that it
+    was trained on. Where other data are `typed`, they may be any labelled images."""
+    make = instantiate(node, _partial_=True, _convert_="all")
+    if trained is None:
+        return make()
+    is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
+    takes_it = is_typed and "trained" in inspect.signature(make.func).parameters
+    data: ImageDataModule = make(trained=trained) if takes_it else make()
+    check_draw(trained, data, "")
+    data.leave_out_trained(trained)
+    return data
+
+
+def read_back(cfg: DictConfig, file: Path) -> None:
+    """Reads a checkpoint of this run as `ml-eval` would.
+
+    Raises:
+        ValueError: It could not be read, or makes another network.
+    """
+    checkpoint = read_checkpoint(file)
+    own = is_signed(checkpoint)
+    try:
+        content = read_checkpoint_config(checkpoint["imago"]["config"], file, own)
+        paths = OmegaConf.to_container(cfg.paths, resolve=True)
+        carries = OmegaConf.create(content | {"paths": paths, "ckpt_path": None})
+        leave_out_training(carries, [group for group in GROUPS if group in content])
+        if not own:
+            check_targets(carries, [*GROUPS, "params"], [])
+        without_pretrained(carries.model)
+        check_weights(checkpoint, _make_model_again(carries.model, checkpoint["imago"]["class_names"]), file)
+    except Exception as error:  # whatever a network does with other arguments than it had
+        unsigned = (
+            "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
+        )
+        said = f"{message_of(error)}{unsigned}"
+        raise UserError(f"ml-eval could not read the checkpoints of this run: {said}") from error
+
+
+def _make_model_again(node: DictConfig, class_names: Sequence[str]) -> DictModule:
+    """The model without memory; with it, where the network looks at values while it is made."""
+    try:
+        with MetaMemory(2**62):
+            return make_model(node, class_names)
+    except Exception:
+        log.debug("The network cannot be made without memory", exc_info=True)
+        return make_model(node, class_names)
+
+
+def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
+    """Builds what scoring the weights of `ckpt_path` needs. These follow, so that no pretrained ones are loaded."""
+    without_pretrained(cfg.model)
+    checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
+    check_own_code(checkpoint)
+    if run.invocation.own_checkpoint != str(cfg.ckpt_path):
+        check_cost(cfg, checkpoint, cfg.ckpt_path)
+    return build(cfg, run, checkpoint["imago"])
+
+
+def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
+    """A Trainer that predicts: of the callbacks, it has the bar."""
+    _seed(cfg)
+    divide_threads(run.processes)
+    bars = [callback for callback in instantiate_all(cfg.callbacks) if isinstance(callback, ProgressBar)]
+    return build_trainer(cfg, run, [*bars, Collector()], instantiate_all(cfg.logger))
+
+
+def check_own_targets(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Keys and types of the nodes whose targets Imago does not ship, which `check` could not know.
+
+    Raises:
+        ValueError: A key is unknown, or a value of another type than the annotation of code that is not a library's:
+            those of libraries are often narrower than what they take.
+    """
+    own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
+    schemas = {target: arguments_schema(get_object(target)) for target in own}
+    drop_inherited(cfg, typed, schemas)
+    for problem in problems(cfg, schemas):
+        target = OmegaConf.select(cfg, problem.key.rpartition(".")[0])._target_
+        if not (problem.is_type and target.partition(".")[0] in LIBRARIES):
+            raise UserError(f"{problem.key}{problem.what}")

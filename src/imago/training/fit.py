@@ -1,0 +1,145 @@
+"""The course of a training: fit, take the best weights, score."""
+
+import logging
+import math
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+from imago.callbacks.best_checkpoint import RunCheckpoint
+from imago.callbacks.epoch_log import EpochLog
+from imago.checkpoint.fits import check_fits
+from imago.checkpoint.read import read_checkpoint
+from imago.data.module import ImageDataModule
+from imago.evaluation.collect import at_least_one_batch
+from imago.evaluation.evaluate import Result, evaluate
+from imago.lightning_internals import callbacks_of, log_every, option_of
+from imago.model.module import DictModule
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+POINTS_OF_A_CURVE = 500
+TOLERANCE = 1e-3
+"""By which the score of a checkpoint may differ from the value that it was kept for: sums depend on their order."""
+
+
+def train(
+    data: ImageDataModule,
+    model: DictModule,
+    trainer: Trainer,
+    run: RunFolder,
+    monitor: str,
+    splits: list[str],
+    ckpt_path: str | None = None,
+    pictures: bool = True,
+) -> Result:
+    """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`.
+
+    Without `pictures`, reports show no images.
+    """
+    epochs_before = None
+    if ckpt_path is not None:
+        checkpoint = read_checkpoint(ckpt_path)
+        check_fits(checkpoint, model, data, ckpt_path)
+        data.leave_out_trained(checkpoint["imago"])
+        epochs_before = checkpoint["epoch"] + 1
+    at_least_one_batch(trainer, "train", data.train_dataloader())
+    at_least_one_batch(trainer, "val", data.val_dataloader())
+    _cap_logging_interval(trainer, len(data.train_dataloader()))
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    _log_stop_reason(trainer, model, run, epochs_before)
+    best = _best_value(trainer, monitor)
+    run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer, monitor)}
+    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer, monitor), splits, pictures=pictures)
+    result.best_value = best
+    own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
+    if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
+        log.warning(
+            "%s, which is scored, has %s %.4f; the best in training was %.4f: it is not the best checkpoint",
+            result.weights,
+            monitor,
+            own,
+            best,
+        )
+    return result
+
+
+def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
+    """So that a short run has a curve too: each batch, up to 500 points, whatever interval was asked for."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1
+    steps = batches * epochs
+    if trainer.max_steps > 0:
+        steps = min(steps, trainer.max_steps * trainer.accumulate_grad_batches)
+    cap = max(1, min(steps // POINTS_OF_A_CURVE, batches))
+    asked: int = option_of(trainer, "log_every_n_steps")
+    if asked > cap:
+        log.info("The run is short: train/loss_step is logged every %d steps, not every %d", cap, asked)
+        log_every(trainer, cap)
+
+
+def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs_before: int | None) -> None:
+    for stopping in trainer.early_stopping_callbacks:
+        if isinstance(stopping, EarlyStopping) and stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+            if stopping.stopping_reason != EarlyStoppingReason.PATIENCE_EXHAUSTED:
+                reason = stopping.stopping_reason_message or stopping.stopping_reason.name
+            log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
+            run.sections.setdefault("Progress", {})["stopped early"] = reason
+    timers = callbacks_of(trainer, Timer)
+    if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
+        reason = f"the time is over (trainer.max_time), after {trainer.current_epoch} epochs"
+        log.info("Training ended: %s", reason)
+        run.sections.setdefault("Progress", {})["ended"] = reason
+        run.update(reason=reason)
+    if spent := model.strategy.stop_reason():
+        log.info("Training ended after epoch %d: %s", trainer.current_epoch, spent)
+        run.sections.setdefault("Progress", {})["ended"] = spent
+        run.update(reason=spent)
+        return
+    if trainer.current_epoch == epochs_before and run.resume_from is not None:
+        log.info("All epochs had been trained when the run ended: what is left is to score it")
+    elif trainer.current_epoch == epochs_before:
+        log.warning(
+            "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",
+            trainer.current_epoch,
+        )
+
+
+def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
+    """best.ckpt of the run's own callback, or else the best of one that watches `monitor`, or of any."""
+    best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+    best.sort(key=lambda callback: (not isinstance(callback, RunCheckpoint), callback.monitor != monitor))
+    if not best:
+        return None
+    own = best[0].best_file if isinstance(best[0], RunCheckpoint) else None
+    return own if own is not None and own.is_file() else Path(best[0].best_model_path)
+
+
+def _own_value(result: Result, trainer: Trainer, monitor: str) -> float | None:
+    """What the weights that were scored have of `monitor`, where all of val was scored, or by their checkpoint."""
+    stage, _, name = monitor.partition("/")
+    score = next((each for each in result.scores.values() if each.split == "val"), None)
+    limits = (trainer.limit_val_batches, trainer.limit_predict_batches, trainer.limit_test_batches)
+    whole = all(isinstance(limit, float) and limit == 1.0 for limit in limits) and not option_of(
+        trainer, "overfit_batches"
+    )
+    if stage == "val" and score is not None and whole and isinstance(score.metrics.get(name), float):
+        return score.metrics[name]
+    if result.checkpoint is None:
+        return None
+    progress = read_checkpoint(result.checkpoint, mmap=True)["imago"]["progress"]
+    is_old = stage == "val" and progress["validated_epoch"] not in (progress["epoch"], progress["epoch"] - 1)
+    logged = None if is_old else progress["logged"].get(monitor)
+    return float(logged) if logged is not None else None
+
+
+def _best_value(trainer: Trainer, monitor: str) -> float | None:
+    best = callbacks_of(trainer, EpochLog)[0].best
+    if best is None:
+        log.warning("monitor=%s was never logged", monitor)
+    return best

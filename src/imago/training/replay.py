@@ -1,0 +1,72 @@
+"""Whether a run that was run again came out the same, and if not, what was different around it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imago.checkpoint.read import LAST, read_checkpoint
+from imago.files import UnreadableError, read_json, write_json
+from imago.report.content import LARGEST
+
+
+def compare(before: Path, now: Path) -> dict[str, Any]:
+    """Compares two run folders, and writes `reports/replay.json` to the second.
+
+    `different` lists what came out differently (epochs, weights, predictions), `around` what may explain it (versions,
+    git, threads, data).
+    """
+    different = [name for name, same in _outcomes(before, now).items() if not same]
+    found = {"replayed": str(before), "different": different, "around": _around(before, now)}
+    write_json(now / "reports" / "replay.json", found)
+    return found
+
+
+def describe_replay(found: dict[str, Any]) -> str:
+    """For a person."""
+    if not found["different"]:
+        return f"The replay of {found['replayed']} came out the same, to the bit."
+    around = "; ".join(found["around"]) or "nothing that is known: type deterministic=true for both"
+    return (
+        f"The replay of {found['replayed']} came out differently: {', '.join(found['different'])}.\n"
+        f"What has changed around it: {around}."
+    )
+
+
+def _outcomes(before: Path, now: Path) -> dict[str, bool]:
+    same = {"epochs (metrics.jsonl)": _read(before / "metrics.jsonl") == _read(now / "metrics.jsonl")}
+    last = Path("checkpoints", LAST)
+    if (before / last).is_file() and (now / last).is_file():
+        ours, theirs = (read_checkpoint(run / last)["state_dict"] for run in (before, now))
+        equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        same[f"weights ({last})"] = equal
+    for file in sorted((before / "reports").glob("predictions_*.csv")):
+        other = now / "reports" / file.name
+        if other.is_file():
+            same[f"predictions ({file.name})"] = _read(file) == _read(other)
+    return same
+
+
+def _around(before: Path, now: Path) -> list[str]:
+    """`NAME BEFORE -> NOW` for all that differs."""
+    facts = []
+    for run in (before, now):
+        here, data = (_facts(run / "reports" / f"{name}.json") for name in ("environment", "data"))
+        flat = {f"version of {name}": value for name, value in here.get("versions", {}).items()}
+        flat |= {f"git {name}": value for name, value in here.get("git", {}).items()}
+        flat |= {name: here.get(name) for name in ("platform", "cpu_threads")}
+        facts.append(flat | {"data": data.get("fingerprint")})
+    return [
+        f"{name} {facts[0].get(name)} -> {value}" for name, value in facts[1].items() if facts[0].get(name) != value
+    ]
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file, {"*": object, "versions": {"*": object}, "git": {"*": object}}, LARGEST)
+    except (OSError, UnreadableError):
+        return {}
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""

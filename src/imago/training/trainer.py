@@ -1,0 +1,129 @@
+"""The Trainer of a run: devices, precision, profiler, processes."""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.profilers import AdvancedProfiler, PassThroughProfiler, PyTorchProfiler
+from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
+from torch.nn.parallel import DistributedDataParallel
+
+from imago.callbacks.profiler import PartsProfiler
+from imago.checkpoint.write import WholeFileCheckpointIO
+from imago.lightning_internals import leave_signals_alone
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that we complete
+DDP = ("ddp", "ddp_find_unused_parameters_true")
+
+
+def build_trainer(
+    cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback], loggers: Sequence[Logger] = ()
+) -> Trainer:
+    """The Trainer with these callbacks and loggers; Lightning adds none of its own."""
+    own: dict[str, Any] = {
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "plugins": [WholeFileCheckpointIO(), *instantiate(cfg.trainer.get("plugins") or [])],
+    }
+    if cfg.trainer.get("precision") == "auto-mixed":
+        own["precision"] = mixed_precision(cfg.trainer.accelerator)
+    if cfg.trainer.get("benchmark") is None:
+        own["benchmark"] = not cfg.trainer.get("deterministic")
+    if cfg.trainer.get("profiler") is None:
+        own["profiler"] = NoProfiler()
+    elif cfg.trainer.profiler in PROFILERS:
+        own["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=run.path / "profile", filename=cfg.trainer.profiler)
+    missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
+    if run.processes > 1:
+        missing["strategy"] = _ddp(find_unused_parameters=cfg.trainer.strategy == DDP[1])
+        missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
+    elif cfg.trainer.strategy in DDP:
+        missing["strategy"] = "auto"  # of one process: nothing to exchange
+    parts: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
+    trainer = instantiate(cfg.trainer, **parts, **missing, _convert_="all")
+    leave_signals_alone(trainer)
+    return trainer
+
+
+def mixed_precision(accelerator: str) -> str:
+    """bf16 where the device has it; else, on a GPU, fp16, whose loss Lightning scales, and on a CPU 32 bits."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if accelerator in ("auto", "mps", "gpu") and torch.backends.mps.is_available():
+        return "bf16-mixed"
+    if _cpu_has_bf16():
+        return "bf16-mixed"
+    log.warning(
+        "trainer=amp: this CPU computes bf16 by detours, which takes longer than 32 bits: 32 bits are used. "
+        "Type trainer.precision=bf16-mixed to have it all the same"
+    )
+    return "32-true"
+
+
+def _cpu_has_bf16() -> bool:
+    """By the flags of Intel and AMD (AMX, AVX512-bf16) and of ARM."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def _ddp(find_unused_parameters: bool) -> DDPStrategy:
+    """DDP that leaves buffers alone while it runs: processes validate on different numbers of batches.
+
+    DictModule makes them equal before each validation.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
+    kwargs: Any = {option: False}
+    return DDPStrategy(find_unused_parameters=find_unused_parameters, **kwargs)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning asks it some 80 times per step for a context that does nothing, and makes a new one each time."""
+
+    _nothing: AbstractContextManager[None] = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._nothing
+
+
+class OwnProcesses(LightningEnvironment):
+    """Tells Lightning that the other processes of the run have been started (cli/processes.py), and where they meet."""
+
+    creates_processes_externally = True
+    main_address = "127.0.0.1"
+    main_port = 0
+
+    def __init__(self, rank: int, processes: int, port: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.main_port = port
+        self.set_global_rank(rank)  # before the loggers ask who writes
+        self.set_world_size(processes)
+
+    def local_rank(self) -> int:
+        return self.rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def instantiate_all(nodes: DictConfig | None) -> list[Any]:
+    """Objects of a config group; a null entry switches its object off."""
+    return [entry for entry in instantiate(nodes or {}, _convert_="all").values() if entry is not None]

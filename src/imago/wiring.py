@@ -1,0 +1,114 @@
+"""Transforms of dictionaries: each reads keys of a batch and adds keys to it, so parts compose unseen by each other."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from imago.definitions import Batch
+from imago.errors import UserError
+
+NET = "net"
+
+
+class ComposeTransform(nn.Module):
+    """Runs named transforms in order; each sees the batch with what the earlier ones returned merged in.
+
+    Args:
+        unnamed: Transforms, `dict -> dict`, that come first. An entry that is None is left out.
+        named: Likewise.
+    """
+
+    def __init__(self, *unnamed: Callable[[Batch], Batch] | None, **named: Callable[[Batch], Batch] | None) -> None:
+        super().__init__()
+        named = {f"step {number}": step for number, step in enumerate(unnamed)} | named
+        self.steps = {name: step for name, step in named.items() if step is not None}
+        self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
+
+    def forward(self, batch: Batch) -> Batch:
+        for step in self.steps.values():
+            batch = batch | step(batch)
+        return batch
+
+    def bind(self, net: nn.Module) -> None:
+        """Gives `net` to every step that asks for it with `transform: net`."""
+        for step in self.steps.values():
+            if isinstance(step, ComposeTransform | WrapTransform):
+                step.bind(net)
+
+
+class WrapTransform(nn.Module):
+    """Makes any callable a transform of dictionaries.
+
+    Args:
+        transform: The callable, or the word `net` for the net of the module that runs the transform.
+        mapping: Key of the batch -> argument of the callable.
+        new_key: Where the result goes; without one the callable returns a dictionary.
+    """
+
+    def __init__(
+        self, transform: Callable[..., Any] | str, mapping: Mapping[str, str], new_key: str | None = None
+    ) -> None:
+        super().__init__()
+        if isinstance(transform, str) and transform != NET:
+            raise UserError(f"transform={transform!r}: give a callable, or the word {NET!r} for the module's own net.")
+        self.transform = transform
+        self.mapping = dict(mapping)
+        self.new_key = new_key
+
+    def forward(self, batch: Batch) -> Batch:
+        assert callable(self.transform), "bind() gives the net before the first batch"
+        result = self.transform(**arguments(batch, self.mapping))
+        return {self.new_key: result} if self.new_key is not None else result
+
+    def bind(self, net: nn.Module) -> None:
+        """Uses `net` where the config says `transform: net`."""
+        if self.transform == NET:
+            object.__setattr__(self, "transform", net)  # not as a submodule: its owner saves the weights, once
+
+
+class RenameTransform(nn.Module):
+    """Shows entries of a batch under other names.
+
+    Args:
+        mapping: Present key -> new key.
+    """
+
+    def __init__(self, mapping: Mapping[str, str]) -> None:
+        super().__init__()
+        self.mapping = dict(mapping)
+
+    def forward(self, batch: Batch) -> Batch:
+        return arguments(batch, self.mapping)
+
+
+class TorchVisionTransform(nn.Module):
+    """Applies a torchvision transform to one entry.
+
+    Args:
+        transform: For example one of `torchvision.transforms.v2`.
+        key: The entry it replaces.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], key: str = "image") -> None:
+        super().__init__()
+        self.transform = transform
+        self.key = key
+
+    def forward(self, batch: Batch) -> Batch:
+        return {self.key: self.transform(arguments(batch, {self.key: "value"})["value"])}
+
+
+def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The entries of `batch` under the names of `mapping` (key of the batch -> argument).
+
+    Raises:
+        KeyError: The batch lacks a key; says so where the mapping fits the other way round.
+    """
+    if missing := sorted(mapping.keys() - batch.keys()):
+        hint = ""
+        if set(mapping.values()) <= batch.keys():
+            turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
+            hint = f" A mapping goes from batch key to argument. Turned round? Then it is {{{turned}}}."
+        raise KeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
+    return {argument: batch[key] for key, argument in mapping.items()}
