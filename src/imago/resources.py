@@ -6,29 +6,29 @@ from pathlib import Path
 
 
 def workers(num_workers: int | None, processes: int) -> int:
-    """Loader workers for one of `processes`; None shares the cores out."""
+    """The number of loader workers for one of `processes`; None divides the cores among them."""
     return max(1, usable_cores() // processes) if num_workers is None else num_workers
 
 
 def usable_cores() -> int:
-    """That this process may use; at most 8, beyond which disks do not keep up."""
+    """The number of cores that this process may use; at most 8, beyond which disks do not keep up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
 
 
 def free_memory() -> int:
-    """Bytes that this process could take without others suffering; containers have a limit of their own."""
-    found = []
+    """Bytes that this process can take without swapping; containers have a limit of their own."""
+    limits = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    for limit, used in (
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
+    for limit, used in (  # cgroup v2, v1
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with suppress(OSError, ValueError):
             group = Path("/sys/fs/cgroup")
-            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
-    if not found:  # not Linux
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return max(0, min(found))
+            limits.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    if not limits:  # not Linux
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return max(0, min(limits))

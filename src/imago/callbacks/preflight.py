@@ -23,6 +23,7 @@ from imago.lightning_internals import callbacks_of, data_of, option_of, train_no
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
 from imago.randomness import seeded_scope
+from imago.resources import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -252,18 +253,7 @@ def _free_memory(device: torch.device) -> int | None:
     """In bytes; None where it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not hasattr(os, "sysconf") or "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:  # what a container may use
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        return min(free, limit - used)
-    except (OSError, ValueError):
-        return free
+    return free_memory() if device.type == "cpu" and hasattr(os, "sysconf") else None
 
 
 def _shown(size: float) -> str:

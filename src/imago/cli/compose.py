@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from imago.cli.hydra_internals import composed_again, forget_application
 from imago.config.invocation import Invocation
 from imago.config.root import CONFIG_DIR
 from imago.config.tree import leaves
@@ -23,7 +22,7 @@ from imago.terminal import say
 def log_dir_of(words: list[str]) -> Path:
     """Where runs are, by what was typed and this machine's own settings."""
     typed = [word for word in words if _is_path_override(word)]
-    GlobalHydra.instance().clear()
+    forget_application()
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         return Path(compose("train", typed).paths.log_dir).expanduser()
 
@@ -38,9 +37,8 @@ def _is_path_override(word: str) -> bool:
 
 def config_changes(cfg: DictConfig, config_name: str) -> list[dict[str, Any]]:
     """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
-    loader = GlobalHydra.instance().config_loader()
     try:
-        plain = loader.load_configuration(config_name=config_name, overrides=[], run_mode=RunMode.RUN)
+        plain = composed_again(config_name, [])
     except HydraException:  # a config of one's own that needs an override
         return []
     before, after = (dict(leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
@@ -59,13 +57,7 @@ def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     if is_chosen or asked or "data_dir" not in cfg.data:
         return cfg
     say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
-    digits = (
-        GlobalHydra.instance()
-        .config_loader()
-        .load_configuration(
-            invocation.config_name, overrides=["data=digits", *invocation.overrides], run_mode=RunMode.RUN
-        )
-    )
+    digits = composed_again(invocation.config_name, ["data=digits", *invocation.overrides])
     OmegaConf.set_struct(cfg, False)
     cfg.data = digits.data
     OmegaConf.set_struct(cfg, True)
@@ -91,7 +83,7 @@ def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:
         if Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir() and not override.is_sweep_override():
             groups.append(word)
     for overrides in (groups, []):
-        GlobalHydra.instance().clear()
+        forget_application()
         try:
             with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
                 return compose(config_name, overrides)

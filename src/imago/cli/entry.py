@@ -6,17 +6,14 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 import yaml
-from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from imago.cli.command import Check, Task, TaskError, execute, objective
 from imago.cli.compose import own_folder
 from imago.cli.hydra_errors import explain_hydra_error, yaml_message
+from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.start_from import Arguments, plain_args
 from imago.config.checks import check as check_training
@@ -68,7 +66,7 @@ class Command:
         without a traceback."""
         sys.argv[1:] = _flags_first(sys.argv[1:])
         asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
-        with _hydra_raises(), _config_store_not_copied():
+        with errors_raised(), config_store_not_copied():
             try:
                 return self._from_shell()
             except KeyboardInterrupt:
@@ -95,12 +93,12 @@ class Command:
         """
         if any(word in ("-m", "--multirun") for word in words):
             raise UserError("A sweep is several runs: call the function for each, or type the command with -m.")
-        with isolated(), isolated_torch(), _hydra_raises():
+        with isolated(), isolated_torch(), errors_raised():
             return self._compose(words, lambda cfg, made: (self._execute(cfg, made), Path(made.output_dir)))
 
     def load_config(self, *words: str) -> DictConfig:
         """The composed config, interpolations and all; nothing is run and no folder is made."""
-        with isolated(), _hydra_raises():
+        with isolated(), errors_raised():
             return self._compose(["hydra.run.dir=.", *words], _resolved)
 
     def _compose(self, words: "tuple[str, ...] | list[str]", then: Callable[[DictConfig, Invocation], Any]) -> Any:
@@ -116,10 +114,7 @@ class Command:
                 except BaseException as error:
                     errors.append(error)
 
-            with initialize_config_dir(CONFIG_DIR, version_base="1.3", job_name=self.name):
-                application = GlobalHydra.instance().hydra
-                assert application is not None
-                application.run(config_name, job, arguments.words, with_log_configuration=False)
+            run_job(config_name, arguments.words, job)
         except yaml.YAMLError as error:
             raise UserError(yaml_message(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -223,26 +218,3 @@ def _leave(status: int) -> NoReturn:
         for number in (signal.SIGINT, *STOPPING):
             signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
-
-
-@contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Inside, Hydra raises what is wrong, instead of printing it and leaving."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
-
-
-@contextmanager
-def _config_store_not_copied() -> Iterator[None]:
-    """Hydra copies the store of all schemas with each of the 130 questions of --help, and again what it loads."""
-    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        del ConfigStore.__deepcopy__  # type: ignore[attr-defined]

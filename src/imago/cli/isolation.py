@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import rich
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 
+from imago.cli.hydra_internals import singletons_kept
 from imago.config.own_code import OWN_CODE
 from imago.definitions import STOPPING
 
@@ -23,17 +22,15 @@ from imago.definitions import STOPPING
 def isolated() -> Iterator[None]:
     """Inside, a run may change signals, warning filters, loggers, `sys.path`, `sys.argv`, environment variables and the
     singletons of Hydra and rich; afterwards all of them are as they were."""
-    hydra, application = HydraConfig.instance().cfg, GlobalHydra.instance().hydra
     argv, path, meta_path = list(sys.argv), list(sys.path), list(sys.meta_path)
     environment, own_code = dict(os.environ), dict(OWN_CODE.folders)
     filters, show = list(warnings.filters), warnings.showwarning
     loggers, handlers, console = _loggers(), _signal_handlers(), rich._console
-    GlobalHydra.instance().clear()
     rich._console = None  # it prints to what stdout was when it was made
     try:
-        yield
+        with singletons_kept():
+            yield
     finally:
-        HydraConfig.instance().cfg, GlobalHydra.instance().hydra = hydra, application
         sys.argv[:], sys.path[:], sys.meta_path[:] = argv, path, meta_path
         os.environ.clear()
         os.environ.update(environment)

@@ -25,11 +25,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from hydra.conf import HydraConf
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
+from imago.cli.hydra_internals import restore_hydra
 from imago.config.invocation import Invocation
 from imago.config.own_code import OWN_CODE, allow_imports
 from imago.config.resolvers import register
@@ -269,13 +267,8 @@ def _leave_group(abort: bool = False) -> None:
 
 
 def _restore_config(text: str, hydra_settings: str) -> DictConfig:
-    """The config of rank 0, whose `${hydra:…}` lead where they led there."""
-    setup_globals()
-    saved = cast(DictConfig, OmegaConf.create(hydra_settings))
-    hydra = OmegaConf.structured(HydraConf)
-    OmegaConf.set_struct(hydra, False)  # Hydra itself keeps more there than its own class has
-    hydra.merge_with(saved.hydra)
-    HydraConfig.instance().set_config(OmegaConf.create({"hydra": hydra}))
+    """The config of rank 0."""
+    restore_hydra(hydra_settings)
     register()
     cfg = cast(DictConfig, OmegaConf.create(text))
     OmegaConf.set_struct(cfg, True)
