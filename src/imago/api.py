@@ -113,17 +113,16 @@ def call(main: Command, overrides: Sequence[str]) -> RunResult:
 @overload
 def evaluate(what: str | Path, /, *overrides: str, split: str | list[str] = "test") -> RunResult: ...
 @overload
-def evaluate(what: "nn.Module", data: "ImageDataModule", /, split: str = "test", device: str = "cpu") -> "Score": ...
-def evaluate(what: Any, *others: Any, split: Any = "test", device: str = "cpu") -> Any:
+def evaluate(what: "nn.Module", /, data: "ImageDataModule", split: str = "test", device: str = "cpu") -> "Score": ...
+def evaluate(what: Any, /, *arguments: Any, **options: Any) -> Any:
     """Scores a checkpoint as `ml-eval` does, or a network on a data module.
 
     Args:
         what: A run folder, a checkpoint, or `latest`; or a network that takes normalised images, float32 (n, 3,
             height, width), and gives logits (n, classes) in the order of `data.class_names`.
-        others: For a checkpoint overrides, as one would type them; for a network the data module.
-        split: `train`, `val` or `test`, or, for a checkpoint, a list of them; `test` is `val` where there is no test
-            split.
-        device: Of a network: `cpu`, `cuda` or `mps`.
+        arguments: For a checkpoint overrides, as one would type them; for a network the data module.
+        options: `split` is `train`, `val` or `test`, or, for a checkpoint, a list of them; `test` is `val` where there
+            is no test split. `device`, for a network, is `cpu`, `cuda` or `mps`.
 
     Returns:
         A RunResult; for a network its Score.
@@ -135,13 +134,16 @@ def evaluate(what: Any, *others: Any, split: Any = "test", device: str = "cpu") 
     if not isinstance(what, str | Path):
         from imago.evaluation.functions import evaluate_network
 
-        data: Any = others[0] if others else None
-        return evaluate_network(what, data, split, device)
+        return evaluate_network(what, *arguments, **options)
+    return _evaluate_checkpoint(what, *arguments, **options)
+
+
+def _evaluate_checkpoint(checkpoint: str | Path, *overrides: str, split: str | Sequence[str] = "test") -> RunResult:
     from imago.config.invocation import for_hydra
     from imago.eval import main
 
     splits = split if isinstance(split, str) else f"[{','.join(split)}]"
-    return call(main, (f"ckpt_path={for_hydra(str(what))}", f"split={splits}", *others))
+    return call(main, (f"ckpt_path={for_hydra(str(checkpoint))}", f"split={splits}", *overrides))
 
 
 def load_config(*overrides: str, command: str = "train") -> DictConfig:

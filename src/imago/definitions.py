@@ -1,4 +1,4 @@
-"""Names and types that all rooms share: version, splits, signals, batches, ranges of settings, faces of rooms."""
+"""Names and types that all packages share: version, splits, signals, batches, ranges of settings, lazy exports."""
 
 import importlib
 import signal
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 __version__ = "0.2.0"
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Those of schedulers; Ctrl-C comes besides."""
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells report it
+"""Signals by which job schedulers stop a run; Ctrl-C is handled separately."""
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, as in shells
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Batch = dict[str, Any]
@@ -18,14 +18,14 @@ SampleKey = tuple[int, int]  # epoch, index
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The least value that is valid."""
+    """Smallest valid value."""
 
     least: float
 
 
 @dataclass(frozen=True)
 class AtMost:
-    """The greatest value that is valid."""
+    """Greatest valid value."""
 
     most: float
 
@@ -37,7 +37,7 @@ ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]
 
 
 def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
-    """`__all__` and `__getattr__` (PEP 562) of a package whose names are imported when they are asked for.
+    """Return `__all__` and `__getattr__` (PEP 562) for a package whose names are imported on first use.
 
     `places` maps the modules of the package to the names that they export. `import imago` alone stays light.
     """

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange."""
+"""Communication between the processes of a run."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ import torch
 
 
 def all_gather_objects(own: Any) -> list[Any]:
-    """What each process gives, in the order of their ranks; called by all of them together."""
+    """Gather the objects of all processes in the order of their ranks; all must call this together."""
     if not torch.distributed.is_initialized():
         return [own]
-    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, own)
-    return everywhere
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
 
 
 def divide_threads(processes: int) -> None:
-    """Divides the CPU threads among the processes of a run: each has a device of its own, but the cores are shared."""
+    """Divide the CPU threads among the run's processes: each has its own device, but they share the cores."""
     if processes > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def leave_process_group(abort: bool = False) -> None:
-    """So that the next job of a sweep can make a group of its own; `abort` does not wait for the others."""
+    """Leave the process group, so that the next job of a sweep can make its own; with `abort`, wait for no process."""
     if not torch.distributed.is_initialized():
         return
     if abort and torch.distributed.get_backend() == "nccl":

@@ -1,4 +1,4 @@
-"""Look at every file of a data folder before it is trained on: damaged and doubled images, leaks, strange classes.
+"""Check every file of a data folder before training: damaged and duplicate images, leaks, strange classes.
 
 ml-doctor data.data_dir=PATH
 ml-doctor clean
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class DoctorRoot(KeptRoot):
-    """What `doctor.yaml` has besides."""
+    """Settings that `doctor.yaml` adds."""
 
     clean: bool = False
 
 
 def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
-    """The same for looking at a folder of images."""
+    """Raise ValueError for settings that cannot work, such as data that are not a folder of images."""
     check_settings(cfg, invocation, needs_data=not cfg.clean)
     if cfg.clean:
         return
@@ -39,7 +39,7 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
-    """Looks, shows what was found, writes it to the run folder; returns the exit status."""
+    """Examine the data, show the findings and write them to the run folder. Returns the exit status."""
     if cfg.clean:
         return _clean(Path(cfg.data.cache_dir))
     from imago.data.split_files import listed_paths
@@ -77,9 +77,9 @@ def _folder(cfg: DictConfig) -> Path:
 
 
 def main() -> None:
-    """The command line of looking at data; ends with 0 (nothing), 1 (warnings) or 2 (errors, or it could not look).
+    """Command line of `ml-doctor`. Ends with 0 (nothing found), 1 (warnings) or 2 (errors, or it could not look).
 
-    Of several folders (`-m`), the worst counts.
+    With several folders (`-m`), the worst counts.
     """
     statuses: list[float] = []
 

@@ -1,4 +1,4 @@
-"""What a person reads of an exception."""
+"""Exceptions, and the messages that users read."""
 
 import re
 
@@ -6,27 +6,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(ValueError):
-    """A mistake that a person can mend. The message is whole sentences: what was given, what is valid, what to type."""
+    """A mistake that the user can fix. The message is whole sentences: what was given, what is valid, what to type."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was named is not there."""
+    """A named file or folder does not exist."""
 
 
 class DiskError(UserError, OSError):
-    """The disk cannot take, or give, a file."""
+    """A file cannot be written to, or read from, the disk."""
 
 
 class DownloadError(UserError, ConnectionError):
-    """Something could not be downloaded."""
+    """A download failed."""
 
 
 class DivergenceError(UserError, FloatingPointError):
-    """The loss is not finite any more."""
+    """The loss is no longer finite."""
 
 
 TOO_SMALL = "The images are too small for this network: type a larger data.image_size="
-REMEDIES = {  # a part of what a library says -> what to type
+REMEDIES = {  # part of a library's message -> what to type
     "OutOfMemoryError": "The device is full: type a smaller data.batch_size=, or trainer=amp",
     "Output size is too small": TOO_SMALL,
     "Kernel size can't be greater than actual input size": TOO_SMALL,
@@ -36,20 +36,20 @@ REMEDIES = {  # a part of what a library says -> what to type
     "view size is not compatible": "This network uses .view: type model.channels_last=false, or use .flatten in it",
     "No space left on device": "The disk is full: remove something, or type another paths.log_dir=",
 }
-INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf that help nobody
+INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf's messages that do not help
 
 
 def interpolation_message(text: str) -> str | None:
-    """What OmegaConf says of a `${…}` that leads nowhere, in words; None where it says something else."""
-    if found := re.search(r"Interpolation key '([^']*)' not found", text):
-        return f"${{{found.group(1)}}}: there is no setting {found.group(1)} to take a value from"
-    if found := re.search(r"Environment variable '([^']*)' not found", text):
-        return f"The environment variable {found.group(1)} is not set, and a setting takes its value from it"
+    """Message for a `${…}` that OmegaConf cannot resolve; None for its other errors."""
+    if missing := re.search(r"Interpolation key '([^']*)' not found", text):
+        return f"${{{missing.group(1)}}}: there is no setting {missing.group(1)} to take a value from"
+    if missing := re.search(r"Environment variable '([^']*)' not found", text):
+        return f"The environment variable {missing.group(1)} is not set, and a setting takes its value from it"
     return None
 
 
 def message_of(error: BaseException) -> str:
-    """The cause in words: a UserError speaks for itself, of the rest the kind is named."""
+    """Message of the error's cause: that of a UserError alone, of other errors with their type."""
     key = None
     while type(error).__name__ == "InstantiationException" and isinstance(error.__cause__, Exception):  # Hydra's
         key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
@@ -67,7 +67,7 @@ def message_of(error: BaseException) -> str:
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The UserError that other exceptions, of Hydra or OmegaConf, were raised from; None without one."""
+    """The UserError from which an exception of Hydra or OmegaConf was raised; None without one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error

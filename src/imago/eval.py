@@ -55,11 +55,11 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
 
     def calibrate(score: "Score", checkpoint: "Checkpoint") -> "Calibration":
         fingerprint, key = data.facts["fingerprint"], key_of(checkpoint["imago"]["timestamp"], cfg.data)
-        found = fit(score.log_probabilities, score.labels, cfg.target_accuracy, cfg.coverage, fingerprint, key)
+        calibration = fit(score.log_probabilities, score.labels, cfg.target_accuracy, cfg.coverage, fingerprint, key)
         if run.rank == 0:
-            write(found, file_beside(Path(cfg.ckpt_path)))
-            show_calibration(found, score, file_beside(Path(cfg.ckpt_path)))
-        return found
+            write(calibration, file_beside(Path(cfg.ckpt_path)))
+            show_calibration(calibration, score, file_beside(Path(cfg.ckpt_path)))
+        return calibration
 
     splits = splits_of(cfg.split, cfg)
     fit_on_val = calibrate if cfg.calibrate else None

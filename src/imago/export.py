@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint in a format that others read.
+"""Write the weights of a checkpoint in a format that other software reads.
 
 ml-export ckpt_path=RUN
 ml-export ckpt_path=latest output=ants.safetensors
@@ -22,23 +22,28 @@ from imago.run.folder import RunFolder
 
 @dataclass
 class ExportRoot(KeptRoot):
-    """What `export.yaml` has besides."""
+    """Settings that `export.yaml` adds."""
 
     format: str = "safetensors"
     output: str | None = None
 
 
 def check_export(cfg: DictConfig, invocation: Invocation) -> None:
-    """Raises ValueError for settings that cannot work, before anything is made."""
+    """Raise ValueError for settings that cannot work, before anything is made."""
     check_from_checkpoint(cfg, invocation, needs_data=False)
     if cfg.format != "safetensors":
         raise UserError(f"format={cfg.format}: give safetensors.")
+    if cfg.model.get("forward_fn") is not None:
+        raise UserError(
+            "model.forward_fn is a part of this network, and the export would hold the weights of model.net alone. "
+            "Use the checkpoint itself: imago.load_classifier, or ml-inference"
+        )
     if cfg.output is not None and Path(cfg.output).suffix != ".safetensors":
         raise UserError(f"output={cfg.output}: give a file that ends in .safetensors.")
 
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Writes the network's own tensors, under its own names, with what is needed to use them as metadata."""
+    """Write the network's own tensors, under its own names, and what is needed to use them as metadata."""
     from safetensors.torch import save_file
 
     from imago.checkpoint.read import read_checkpoint
@@ -70,7 +75,7 @@ main = Command(
     arguments=resolve_checkpoint_args,
     one_process=True,
 )
-"""The command line of exports."""
+"""Command line of `ml-export`."""
 
 
 if __name__ == "__main__":

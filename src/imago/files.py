@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files that somebody else may have written."""
+"""Atomic writing of files and folders, and reading of files that may be untrusted."""
 
 import errno
 import json
@@ -22,10 +22,10 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; what was written there takes its place when the block ends without an error.
+    """Yield a temporary path beside `path`; its file replaces `path` if the block ends without an error.
 
     Raises:
-        OSError: The disk refuses it; names `path` and the free space.
+        DiskError: The disk refuses the file; the message names `path` and the free space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -45,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the name survives a power cut, too; not every system can."""
+    """Flush the names in a folder, so that they survive a power cut; not every system can."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -55,14 +55,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the text of `path` at once, without secrets; what is no Unicode, in the name of a file, is escaped."""
+    """Replace the text of `path` atomically, without secrets; invalid Unicode, as in file names, is escaped."""
     with atomic_write(path) as temporary:
         temporary.write_text(masked(text), encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder that is not there yet; what an earlier, killed attempt left is removed first."""
+    """Yield a temporary folder, renamed to the new `path` if the block ends without an error.
+
+    Leftovers of an earlier, killed attempt are removed first.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -76,12 +79,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replaces `path` with strict JSON."""
+    """Write `content` to `path` as strict JSON."""
     write_text(path, json.dumps(strict(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def strict(value: Any) -> Any:
-    """`value` as strict JSON can hold it: a number that is not finite becomes None, one of NumPy a plain one."""
+    """Convert `value` to strict JSON: numbers that are not finite become None, those of NumPy plain numbers."""
     if isinstance(value, dict):
         return {key: strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -97,11 +100,11 @@ TEXT = (str, type(None))
 
 
 class UnreadableError(UserError):
-    """The file is not one of ours."""
+    """The file is not one that Imago writes."""
 
 
 def read_text(path: Path, most: int = MEGABYTE) -> str:
-    """The text of a regular file of at most `most` bytes; a pipe or a device would never end.
+    """Read the text of a regular file of at most `most` bytes; a pipe or a device would never end.
 
     Raises:
         OSError: It cannot be opened.
@@ -121,7 +124,7 @@ def read_text(path: Path, most: int = MEGABYTE) -> str:
 
 
 def read_json(path: Path, shape: Any, most: int = MEGABYTE) -> Any:
-    """The content of a JSON file, as far as it fits `shape` (see `fitting`).
+    """Read the part of a JSON file that fits `shape` (see `fitting`).
 
     Raises:
         OSError: It cannot be opened.
@@ -143,11 +146,11 @@ MISFIT = object()
 
 
 def fitting(value: Any, shape: Any) -> Any:
-    """`value` as far as it fits, or MISFIT.
+    """Return the part of `value` that fits `shape`, or MISFIT.
 
-    A shape is a type or several; `[shape]`, a list of such; `{"*": shape}`, a dictionary of such under any names; or
-    `{name: shape}`: other names are left out, and so is what does not fit, unless the name ends in `!`: then the whole
-    is a misfit.
+    A shape is a type or a tuple of types; `[shape]`, a list; `{"*": shape}`, a dictionary with any keys; or
+    `{name: shape}`, a dictionary whose other keys, and entries that do not fit, are dropped. If a name ends in `!`, the
+    whole is a misfit unless that entry fits.
     """
     if isinstance(shape, list):
         if not isinstance(value, list):
@@ -176,7 +179,7 @@ def fitting(value: Any, shape: Any) -> Any:
 
 @contextmanager
 def log_write_errors(what: str) -> Iterator[None]:
-    """Inside, what the disk refuses is said, once for each `what`, and the run goes on."""
+    """Log write errors of the disk inside the block, once per `what`, instead of raising them."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -185,6 +188,11 @@ def log_write_errors(what: str) -> Iterator[None]:
         if what not in _reported:
             _reported.add(what)
             log.error("%s cannot be written, the run goes on without: %s", what, error.__cause__ or error)
+
+
+def forget_write_errors() -> None:
+    """Let each write error be logged again, in the next run of the process."""
+    _reported.clear()
 
 
 _reported: set[str] = set()

@@ -1,4 +1,4 @@
-"""Write what a checkpoint, or several, predict for each image.
+"""Write the predictions of one or several checkpoints for each image.
 
 ml-inference ckpt_path=RUN source=PATH
 ml-inference ckpt_path=latest split=val
@@ -37,7 +37,7 @@ OF_A_NETWORK = ("model", "data.image_size", "data.eval_transform")
 
 @dataclass
 class InferenceRoot(KeptRoot):
-    """What `inference.yaml` has besides."""
+    """Settings that `inference.yaml` adds."""
 
     source: Any = None
     split: Any = "test"
@@ -50,7 +50,7 @@ class InferenceRoot(KeptRoot):
 
 
 def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
-    """Raises ValueError for settings that cannot work, or not together, before anything is made."""
+    """Raise ValueError for settings that cannot work, or not together, before anything is made."""
     check_from_checkpoint(cfg, invocation, needs_data=cfg.source is None)
     several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
@@ -58,7 +58,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     if cfg.weights is not None:
         if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
             raise UserError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
-        if not all(type(each) in (int, float) and each >= 0 for each in cfg.weights) or not sum(cfg.weights):
+        if not all(type(weight) in (int, float) and weight >= 0 for weight in cfg.weights) or not sum(cfg.weights):
             raise UserError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
     if several and cfg.calibrated:
         raise UserError("calibrated=true is for one checkpoint: each has a calibration of its own.")
@@ -80,7 +80,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Loads the checkpoints, predicts, and writes `predictions.csv` (of a split `predictions_<split>.csv`)."""
+    """Load the checkpoints, predict, and write `predictions.csv` (for a split, `predictions_<split>.csv`)."""
     from imago.data.decode import BadImageError
     from imago.evaluation.console import show_predictions
     from imago.evaluation.predict import predict
@@ -94,14 +94,14 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     for name, images in _images(cfg, members, files, run.invocation).items():
         loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
         loading |= {"rank": run.rank, "processes": run.processes}
-        found = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
-        bad |= {path: reason for path, reason in zip(found.paths, found.bad, strict=True) if reason}
+        predictions = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
+        bad |= {path: reason for path, reason in zip(predictions.paths, predictions.bad, strict=True) if reason}
         if run.rank == 0:
             path = run.path / f"{name}.{cfg.format}"
-            _write(found, path, calibration, images, cfg.gallery)
-            show_predictions(found, path, cfg.rows, calibration)
+            _write(predictions, path, calibration, images, cfg.gallery)
+            show_predictions(predictions, path, cfg.rows, calibration)
             split = name.removeprefix("predictions_") if cfg.source is None else SOURCE
-            _write_reports(found, split, members, images, run, cfg.report.pictures)
+            _write_reports(predictions, split, members, images, run, cfg.report.pictures)
     if bad:
         run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
@@ -113,7 +113,7 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
 
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
-    """The first by the composed config, on which typed settings are; others by their own."""
+    """Make one classifier from the composed config, with the typed settings; several from their own configs."""
     from imago.checkpoint.read import read_checkpoint
     from imago.evaluation.classifier import Classifier, check_own_code, of_checkpoint
 
@@ -136,7 +136,7 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
 def _images(
     cfg: DictConfig, members: "list[Classifier]", files: list[Path], invocation: Invocation
 ) -> "dict[str, Images]":
-    """Name of the file that is written, without its suffix -> images."""
+    """Map the name of each file that is written, without its suffix, to its images."""
     from imago.checkpoint.fits import check_data
     from imago.data.sources import read_source
     from imago.training.build import make_data
@@ -157,37 +157,37 @@ def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
     return read(file_beside(file), key_of(member.checkpoint["timestamp"], cfg.data))
 
 
-def _write(found: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
+def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
     from imago.evaluation.outputs import prediction_rows, write_gallery, write_rows
 
-    write_rows(prediction_rows(found, calibration), path)
+    write_rows(prediction_rows(predictions, calibration), path)
     if gallery:
-        write_gallery(found, images, path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png"))
+        write_gallery(predictions, images, path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png"))
 
 
 def _write_reports(
-    found: Any, split: str, members: "list[Classifier]", images: "Images", run: RunFolder, pictures: bool
+    predictions: Any, split: str, members: "list[Classifier]", images: "Images", run: RunFolder, pictures: bool
 ) -> None:
-    """Those of evaluation, of the images that have a label; `source` is reported as `test`."""
+    """Write the reports of evaluation for the images that have a label; `source` is reported as `test`."""
     from imago.evaluation.console import show_written
     from imago.evaluation.outputs import write_reports
     from imago.evaluation.score import score_of
 
-    _warn_if_trained_on(images, found, members)
-    score = score_of(found, "test" if split == SOURCE else split, split, members[0].checkpoint)
+    _warn_if_trained_on(images, predictions, members)
+    score = score_of(predictions, "test" if split == SOURCE else split, split, members[0].checkpoint)
     if score is not None:
         write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plot_format)
         show_written(run.path / "reports")
 
 
-def _warn_if_trained_on(images: "Images", found: Any, members: "list[Classifier]") -> None:
-    """Warns that an accuracy is too good. The images are predicted all the same."""
+def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Classifier]") -> None:
+    """Warn that an accuracy is too good. The images are predicted all the same."""
     from imago.data.images import digests_of
 
-    known = [each for member in members if (each := member.checkpoint.get("train_images")) is not None]
-    if not known or found.accuracy is None:
+    known = [digests for member in members if (digests := member.checkpoint.get("train_images")) is not None]
+    if not known or predictions.accuracy is None:
         return
-    seen = {digest for each in known for digest in each.tolist()}
+    seen = {digest for digests in known for digest in digests.tolist()}
     count, what = sum(digest in seen for digest in digests_of(images)), "the accuracy is too good"
     if count:
         log.warning("%d of the %d images are some that the checkpoint was trained on: %s", count, len(images), what)
@@ -200,7 +200,7 @@ main = Command(
     root=InferenceRoot,
     arguments=partial(resolve_checkpoint_args, several=True),
 )
-"""The command line of inference."""
+"""Command line of `ml-inference`."""
 
 
 if __name__ == "__main__":

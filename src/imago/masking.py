@@ -1,6 +1,7 @@
-"""Secrets are written nowhere: values of settings and variables with telling names, and passwords in URLs.
+"""Masking of secrets in everything that is written: values of settings and variables, and passwords in URLs.
 
-Known by their names (`params.hub_token`) and by their values (what the variable HF_TOKEN holds, wherever it turns up).
+Secrets are known by their names (`params.hub_token`) and by their values (that of the variable HF_TOKEN, wherever it
+appears).
 """
 
 import os
@@ -15,19 +16,19 @@ SECRET = re.compile(
 NOT_SECRET = re.compile(
     r"(?i)^(num|n|max|min|class|cls)_tokens?$|tokens?_(class|file|dir|path|length|type|size|mixer)$|tokenizer"
 )
-"""Names of something else: num_tokens, class_token, token_file, TOKENIZERS_PARALLELISM."""
+"""Names that only look like secrets: num_tokens, class_token, token_file, TOKENIZERS_PARALLELISM."""
 PARTS_OF_THE_RUN = ("model", "trainer", "strategy", "callbacks", "data.train_transform", "data.eval_transform")
-"""Where names are those of arguments, such as the token_mixer of a network."""
+"""Settings whose keys are names of arguments, such as the token_mixer of a network."""
 URL_PASSWORD = re.compile(r"(?<=//)[^\s/'\"]*@(?=[^\s@'\"]*)|(?<=//)[^\s'\"@]{1,200}:[^\s'\"@]{1,200}@")
 QUERY_SECRET = re.compile(r"(?i)(?<=[?&;])((?:token|password|secret|api_?key|access_?key)=)[^\s&;'\"]+")
 MASK = "***"
 SHORTEST = 8
-"""Characters from which on a value is looked for in all that is written: `1` or `false` would be everywhere."""
+"""Shortest value that is masked wherever it appears, in characters: `1` or `false` would be everywhere."""
 _values: dict[str, re.Pattern[str]] = {}
 
 
 def is_secret(key: str) -> bool:
-    """Whether a setting, by its whole key, or a variable holds a secret."""
+    """Whether a setting, by its full key, or an environment variable holds a secret."""
     if f"{key}.".startswith(tuple(f"{part}." for part in PARTS_OF_THE_RUN)):
         return False
     parts = [part.partition("[")[0].replace("-", "_") for part in key.lstrip("+~").split(".")]
@@ -35,7 +36,7 @@ def is_secret(key: str) -> bool:
 
 
 def learn_secrets(config: Any, key: str = "") -> None:
-    """Notes the values of secret settings in plain containers, and of secret variables of the environment."""
+    """Register the values of secret settings in plain containers, and of secret environment variables."""
     if not key:
         _learn(value for name, value in os.environ.items() if is_secret(name))
     if isinstance(config, dict):
@@ -55,7 +56,7 @@ def _learn(values: Iterable[str]) -> None:
 
 
 def masked(text: str) -> str:
-    """`text` without the values that were noted, where they stand by themselves, and without passwords in URLs."""
+    """Mask registered values in `text` that are not part of a longer word, and passwords in URLs."""
     for value, pattern in _values.items():
         if value in text:
             text = pattern.sub(MASK, text)
@@ -65,7 +66,7 @@ def masked(text: str) -> str:
 
 
 def masked_config(config: Any, key: str = "") -> Any:
-    """Plain containers whose secret values are masked, by name and by value; interpolations stay."""
+    """Mask the secret values in plain containers, by name and by value; interpolations stay."""
     if isinstance(config, dict):
         return {name: masked_config(value, f"{key}.{name}" if key else str(name)) for name, value in config.items()}
     if isinstance(config, list):
@@ -76,7 +77,7 @@ def masked_config(config: Any, key: str = "") -> Any:
 
 
 def masked_override(word: str) -> str:
-    """`+params.hub_token=X`, or several with commas, as they may be shown; also `name: X` within braces."""
+    """Mask the secrets of an override: `+params.hub_token=X`, several with commas, or `name: X` within braces."""
     if "=" not in word and "{" not in word:
         return masked(word)
     return masked(ASSIGNED.sub(_masked_pair, word))

@@ -1,7 +1,7 @@
-"""Randomness as a function of what it is for: no state to save, none to restore.
+"""Random numbers as a function of their purpose, without a state to save or restore.
 
-Every draw is keyed by plain numbers such as (seed, epoch, index), so it does not depend on how many workers
-there are, on what was drawn before, or on where a run was resumed.
+Every draw is keyed by plain numbers such as (seed, epoch, index), so it does not depend on the number of workers, on
+earlier draws, or on where a run was resumed.
 """
 
 import random
@@ -18,7 +18,7 @@ _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB1331
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 64-bit key of `parts`, mixed with SplitMix64 (Steele et al. 2014)."""
+    """Derive a 64-bit seed from `parts`, mixed with SplitMix64 (Steele et al. 2014)."""
     state = 0
     for part in parts:
         state = _mix(state ^ ((zlib.crc32(part.encode()) if isinstance(part, str) else part) & _MASK))
@@ -26,16 +26,16 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def uniforms(index: Tensor, *parts: int | str) -> Tensor:
-    """One float32 in [0, 1) for each entry of the int64 tensor `index`, on its device: keyed by (*parts, entry)."""
+    """Draw float32 values in [0, 1) of the shape and device of the int64 tensor `index`: keyed by (*parts, entry)."""
     mixed = _mix_tensor(index ^ _signed(derive_seed(*parts)))
     return _shift(mixed, 40).to(torch.float32) / 2**24
 
 
 @contextmanager
 def seeded_scope(*parts: int | str) -> Iterator[None]:
-    """Inside, Python's, NumPy's and torch's CPU generators are seeded with the key of `parts`.
+    """Seed Python's, NumPy's and torch's CPU generators from `parts` inside the block.
 
-    Afterwards torch's is as it was; nobody may count on the state of the others.
+    Afterwards, torch's generator is restored; the state of the others is undefined.
     """
     with seeded(derive_seed(*parts)):
         yield
@@ -43,7 +43,7 @@ def seeded_scope(*parts: int | str) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """`seeded_scope` for a key of 64 bits that is known already."""
+    """`seeded_scope` for a given 64-bit seed."""
     generator = torch.default_generator
     state = generator.get_state()  # 9 us; torch.random.fork_rng takes 750 us
     _seed_on_cpu(seed)
@@ -54,7 +54,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_all(*parts: int | str) -> None:
-    """Seeds Python's, NumPy's and torch's generators, those of GPUs too, with the key of `parts`."""
+    """Seed Python's, NumPy's and torch's generators, including those of GPUs, from `parts`."""
     seed = derive_seed(*parts)
     _seed_on_cpu(seed)  # 15 us; torch.manual_seed alone takes 200
     if torch.cuda.is_initialized():
@@ -77,7 +77,7 @@ def _mix(state: int) -> int:
 
 
 def _mix_tensor(state: Tensor) -> Tensor:
-    """`_mix` on int64, whose products wrap as unsigned ones do."""
+    """`_mix` of an int64 tensor, whose products wrap like unsigned ones."""
     state = state + _signed(_GOLDEN)
     state = (state ^ _shift(state, 30)) * _signed(_MIX_1)
     state = (state ^ _shift(state, 27)) * _signed(_MIX_2)
@@ -85,7 +85,7 @@ def _mix_tensor(state: Tensor) -> Tensor:
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: int64's own one would copy the sign."""
+    """Logical right shift; that of int64 would copy the sign."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 

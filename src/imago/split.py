@@ -32,40 +32,40 @@ EXAMPLES = """examples:
 
 
 def main() -> None:
-    """The command line of splitting."""
+    """Command line of `ml-split`."""
     try:
         split(_arguments())
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 
 
-def split(given: argparse.Namespace) -> None:
-    """Draws the splits, shows their sizes, and writes them unless `given.dry_run`.
+def split(options: argparse.Namespace) -> None:
+    """Draw the splits, show their sizes, and write them unless `options.dry_run`.
 
     Raises:
-        ValueError: The shares leave nothing to train on, or the folder is already split.
-        FileExistsError: What would be written is there.
+        ValueError: The fractions leave nothing to train on, or the folder is already split.
+        FileExistsError: A target exists.
     """
-    if min(given.val, given.test) < 0 or given.val + given.test >= 1:
-        raise UserError(f"--val {given.val} --test {given.test}: give shares whose sum is below 1.")
-    if given.output is None and given.copy_to is None and not given.dry_run:
+    if min(options.val, options.test) < 0 or options.val + options.test >= 1:
+        raise UserError(f"--val {options.val} --test {options.test}: give shares whose sum is below 1.")
+    if options.output is None and options.copy_to is None and not options.dry_run:
         raise UserError("Say where the splits go: --output FILE, --copy-to DIR, or --dry-run to see the counts only.")
-    for target in (given.output, given.copy_to):
+    for target in (options.output, options.copy_to):
         if target is not None and target.exists():
             raise FileExistsError(f"{target} is there already: nothing is overwritten. Give another name.")
     from imago.data.folders import class_tree
 
-    class_names, images = class_tree(given.folder)
-    splits = draw(images, given.val, given.test, given.seed)
+    class_names, images = class_tree(options.folder)
+    splits = draw(images, options.val, options.test, options.seed)
     console().print(_table(splits, class_names))
-    if given.dry_run:
+    if options.dry_run:
         return
-    if given.output is not None:
-        _write_file(given, class_names, splits)
-        _next("split_file", given.output)
-    if given.copy_to is not None:
-        _copy(given, splits)
-        _next("data_dir", given.copy_to)
+    if options.output is not None:
+        _write_file(options, class_names, splits)
+        _next("split_file", options.output)
+    if options.copy_to is not None:
+        _copy(options, splits)
+        _next("data_dir", options.copy_to)
 
 
 def _next(option: str, path: Path) -> None:
@@ -74,7 +74,7 @@ def _next(option: str, path: Path) -> None:
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
-    """Stratified splits; `val` and `test` are shares of all images, a split without images is left out."""
+    """Draw stratified splits; `val` and `test` are fractions of all images. A split without images is left out."""
     from imago.data.draws import draw_sides
 
     sides = draw_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
@@ -117,16 +117,16 @@ def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
     return table
 
 
-def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[str, "FolderImages"]) -> None:
+def _write_file(options: argparse.Namespace, class_names: list[str], splits: dict[str, "FolderImages"]) -> None:
     from imago.data.split_files import SPLIT_FILE_HEADER
 
-    told = {"class_names": class_names, "data_dir": str(given.folder.resolve()), "seed": given.seed}
-    told |= {"val": given.val, "test": given.test}
+    header = {"class_names": class_names, "data_dir": str(options.folder.resolve()), "seed": options.seed}
+    header |= {"val": options.val, "test": options.test}
     with (
-        atomic_write(given.output) as temporary,
+        atomic_write(options.output) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        file.write(SPLIT_FILE_HEADER + json.dumps(told, ensure_ascii=False) + "\n")
+        file.write(SPLIT_FILE_HEADER + json.dumps(header, ensure_ascii=False) + "\n")
         writer = csv.writer(file)
         writer.writerow(["split", "path", "label"])
         for name, images in splits.items():
@@ -135,14 +135,14 @@ def _write_file(given: argparse.Namespace, class_names: list[str], splits: dict[
             )
 
 
-def _copy(given: argparse.Namespace, splits: dict[str, "FolderImages"]) -> None:
-    """All or nothing."""
-    with atomic_folder(given.copy_to) as temporary:
+def _copy(options: argparse.Namespace, splits: dict[str, "FolderImages"]) -> None:
+    """Copy all images, or none."""
+    with atomic_folder(options.copy_to) as temporary:
         for name, images in splits.items():
             for path in images.paths:
                 target = temporary / name / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(given.folder / path, target)
+                shutil.copy2(options.folder / path, target)
 
 
 if __name__ == "__main__":

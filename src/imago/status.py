@@ -24,26 +24,26 @@ from imago.run.folder import read_status
 from imago.terminal import console, fail, plain, say
 
 STALE_SECONDS = 90
-"""Without a heartbeat for so long, a run on another machine is taken for dead: it beats every 20 seconds."""
+"""Without a heartbeat for so long, a run on another machine counts as dead; one is due every 20 seconds."""
 STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
 
 
 def main() -> None:
-    """The command line of looking at runs."""
+    """Command line of `ml-status`."""
     parser = argparse.ArgumentParser(prog="ml-status", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=PROJECT_ROOT / "logs", help="below which runs are")
     parser.add_argument("--json", action="store_true", help="all that is known, for programs")
-    given = parser.parse_args()
-    if not given.folder.is_dir():
-        fail(f"{given.folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
-    runs = sorted(_runs(given.folder), key=lambda run: str(run.get("started")))
-    if given.json:
-        print(json.dumps(runs, indent=2))  # ASCII: nothing in it is a command to the terminal
+    arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        fail(f"{arguments.folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
+    runs = sorted(_runs(arguments.folder), key=lambda run: str(run.get("started")))
+    if arguments.json:
+        print(json.dumps(runs, indent=2))  # ASCII: no control sequences for the terminal
         return
     if not runs:
-        say(f"There are no runs below {given.folder}.")
+        say(f"There are no runs below {arguments.folder}.")
         return
-    console().print(_table(runs, given.folder))
+    console().print(_table(runs, arguments.folder))
     if dead := [run["folder"] for run in runs if run["state"] == "dead" and run["resumable"]]:
         word = f"resume={for_hydra(dead[-1])}"
         if plain(word) == word:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def true_state(folder: Path, status: dict[str, Any]) -> str:
-    """What `status.json` says, but `dead` where a run that says it is running does not live."""
+    """State in `status.json`, but `dead` if a run that says it is running is not alive."""
     said = str(status.get("status", "unknown"))
     if said != "running":
         return said

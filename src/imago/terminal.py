@@ -1,4 +1,4 @@
-"""Plain text for the terminal: names of files, classes and runs may be a stranger's, and hold commands to it."""
+"""Plain text for the terminal: names of files, classes and runs may be untrusted and contain control sequences."""
 
 import re
 import sys
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 _ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 CONTROL = re.compile(rf"[{_ODD}\t\n]")
-"""Control characters; separators of lines; marks that turn the direction of writing round."""
+"""Control characters, line separators, and marks that change the writing direction."""
 _BUT_WHITE = re.compile(f"[{_ODD}]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def plain(text: str) -> str:
-    """`text` without colour codes and control characters; tabs and line feeds stay."""
+    """Remove colour codes and control characters from `text`; tabs and line feeds stay."""
     return _BUT_WHITE.sub("", _COLOUR.sub("", text))
 
 
@@ -29,7 +29,7 @@ def _plain_console() -> "type[Console]":
     from rich.segment import Segment
 
     class PlainConsole(Console):
-        """A console whose texts, wherever they come from, hold no control characters."""
+        """Console that removes control characters from all texts."""
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
@@ -41,7 +41,7 @@ def _plain_console() -> "type[Console]":
 
 
 def console() -> "Console":
-    """The console of the process: rich's own one, which progress bars use too, but with plain texts."""
+    """Console of the process: rich's global one, which progress bars use too, but with plain texts."""
     import rich
 
     if not isinstance(rich._console, _plain_console()):
@@ -50,16 +50,16 @@ def console() -> "Console":
 
 
 def say(text: str) -> None:
-    """Prints a line as it is, without markup or colours."""
+    """Print a line without markup or colours."""
     print(masked(plain(text)))
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with `Error: message` and exit status 1."""
+    """End the program with `Error: message` and exit status 1."""
     sys.exit(f"Error: {masked(plain(message))}")
 
 
 def shortened(items: Iterable[Any], most: int = 5) -> str:
-    """The first `most` items with commas, and how many more there are."""
+    """Join the first `most` items with commas, and append the number of the rest."""
     items = list(items)
     return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")

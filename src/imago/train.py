@@ -50,10 +50,10 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
 def _print_replay(before: Path, now: Path) -> None:
     from imago.training.replay import compare, describe_replay
 
-    found = compare(before, now)
-    if found["different"]:
-        raise UserError(describe_replay(found))
-    print(describe_replay(found))
+    replay = compare(before, now)
+    if replay["different"]:
+        raise UserError(describe_replay(replay))
+    print(describe_replay(replay))
 
 
 main = Command("train", train_from_config, arguments=resolve_run_args, complete=with_data)

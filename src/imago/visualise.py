@@ -1,4 +1,4 @@
-"""Look at what a network is shown, at what it says, at curves, reports, and runs in TensorBoard.
+"""Show augmented images, predictions, curves, reports, and runs in TensorBoard.
 
 ml-visualise
 ml-visualise mode=samples experiment=digits
@@ -20,7 +20,7 @@ from imago.run.folder import RunFolder, find_run
 
 @dataclass
 class VisualiseRoot(KeptRoot):
-    """What `visualise.yaml` has besides."""
+    """Settings that `visualise.yaml` adds."""
 
     mode: str = "launch"
     run: str = "latest"
@@ -30,18 +30,18 @@ class VisualiseRoot(KeptRoot):
 
 
 def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
-    """The same for looking at images, or at runs, which need no data."""
+    """Raise ValueError for settings that cannot work. Only `mode=samples` needs data."""
     if cfg.mode not in VIEWS:
         raise UserError(f"mode={cfg.mode}: give {', '.join(VIEWS[:-1])} or {VIEWS[-1]}.")
-    for option, given, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
-        if given < least:
-            raise UserError(f"{option}={given}: give {least} or more.")
+    for option, value, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
+        if value < least:
+            raise UserError(f"{option}={value}: give {least} or more.")
     if cfg.mode == "samples":
         check_settings(cfg, invocation)
 
 
 def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Serves TensorBoard until Ctrl-C, or writes a picture to the command's folder, or a run's report again."""
+    """Serve TensorBoard until Ctrl-C, or write a figure to the command's folder, or a run's report again."""
     if cfg.mode == "launch":
         from imago.report.tensorboard import serve_tensorboard
 
@@ -80,10 +80,10 @@ def _predictions(folder: Path, path: Path, form: str) -> Path:
     from imago.report.content import thumbnails
     from imago.report.plots import save, thumbnails_figure
 
-    found = thumbnails(folder)
-    if found is None:
+    pictures = thumbnails(folder)
+    if pictures is None:
         raise UserError(f"run={folder} has no predictions in reports/: score it first, ml-eval ckpt_path={folder}")
-    return save(thumbnails_figure(*found), path, form)
+    return save(thumbnails_figure(*pictures), path, form)
 
 
 def _report(folder: Path, path: Path, form: str) -> Path:
@@ -94,7 +94,7 @@ def _report(folder: Path, path: Path, form: str) -> Path:
 
 
 main = Command("visualise", visualise_from_config, check_visualise, root=VisualiseRoot, one_process=True)
-"""The command line of visualisation."""
+"""Command line of `ml-visualise`."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Transforms of dictionaries: each reads keys of a batch and adds keys to it, so parts compose unseen by each other."""
+"""Transforms of dictionaries: each reads keys of a batch and adds keys to it, so that independent parts compose."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,11 @@ NET = "net"
 
 
 class ComposeTransform(nn.Module):
-    """Runs named transforms in order; each sees the batch with what the earlier ones returned merged in.
+    """Run named transforms in order; each gets the batch merged with the results of the earlier ones.
 
     Args:
-        unnamed: Transforms, `dict -> dict`, that come first. An entry that is None is left out.
-        named: Likewise.
+        unnamed: Transforms, `dict -> dict`, that run first; None is skipped.
+        named: Transforms by name, that run next; None is skipped.
     """
 
     def __init__(self, *unnamed: Callable[[Batch], Batch] | None, **named: Callable[[Batch], Batch] | None) -> None:
@@ -31,19 +31,19 @@ class ComposeTransform(nn.Module):
         return batch
 
     def bind(self, net: nn.Module) -> None:
-        """Gives `net` to every step that asks for it with `transform: net`."""
+        """Pass `net` to every step that asks for it with `transform: net`."""
         for step in self.steps.values():
             if isinstance(step, ComposeTransform | WrapTransform):
                 step.bind(net)
 
 
 class WrapTransform(nn.Module):
-    """Makes any callable a transform of dictionaries.
+    """Turn any callable into a transform of dictionaries.
 
     Args:
-        transform: The callable, or the word `net` for the net of the module that runs the transform.
-        mapping: Key of the batch -> argument of the callable.
-        new_key: Where the result goes; without one the callable returns a dictionary.
+        transform: Callable, or the word `net` for the network of the module that runs the transform.
+        mapping: Batch key -> argument of the callable.
+        new_key: Key of the result; if None, the callable returns a dictionary.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class WrapTransform(nn.Module):
         return {self.new_key: result} if self.new_key is not None else result
 
     def bind(self, net: nn.Module) -> None:
-        """Uses `net` where the config says `transform: net`."""
+        """Use `net` if the config says `transform: net`."""
         if self.transform == NET:
-            object.__setattr__(self, "transform", net)  # not as a submodule: its owner saves the weights, once
+            object.__setattr__(self, "transform", net)  # not a submodule: its owner saves the weights
 
 
 class RenameTransform(nn.Module):
-    """Shows entries of a batch under other names.
+    """Return entries of a batch under new keys.
 
     Args:
-        mapping: Present key -> new key.
+        mapping: Old key -> new key.
     """
 
     def __init__(self, mapping: Mapping[str, str]) -> None:
@@ -83,11 +83,11 @@ class RenameTransform(nn.Module):
 
 
 class TorchVisionTransform(nn.Module):
-    """Applies a torchvision transform to one entry.
+    """Apply a torchvision transform to one entry of a batch.
 
     Args:
-        transform: For example one of `torchvision.transforms.v2`.
-        key: The entry it replaces.
+        transform: Callable, for example from `torchvision.transforms.v2`.
+        key: Key of the entry that is replaced.
     """
 
     def __init__(self, transform: Callable[[Any], Any], key: str = "image") -> None:
@@ -100,10 +100,10 @@ class TorchVisionTransform(nn.Module):
 
 
 def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The entries of `batch` under the names of `mapping` (key of the batch -> argument).
+    """Return the entries of `batch` under the names of `mapping` (batch key -> argument).
 
     Raises:
-        KeyError: The batch lacks a key; says so where the mapping fits the other way round.
+        KeyError: The batch lacks a key; the message says if the mapping seems to be reversed.
     """
     if missing := sorted(mapping.keys() - batch.keys()):
         hint = ""

@@ -1,4 +1,4 @@
-"""Callbacks of a run: those of the group `callbacks`, and what every run has."""
+"""Callbacks: those of the config group `callbacks`, and those that every run has."""
 
 from imago.definitions import lazy_exports
 

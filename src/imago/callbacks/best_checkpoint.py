@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint that keeps the best so far when a run goes on in another folder.
+    """Lightning's ModelCheckpoint, but it keeps the best score when a run is resumed in another folder.
 
-    Its parent forgets the best score there, so that the first epoch would become the best, however bad. With other
-    file names (several of the best are kept, or `filename` names the epoch), best.ckpt is a second name of the best.
-    Where validation runs within epochs, it saves after each.
+    Its parent forgets the score there, so that the first epoch would become the best, however bad. With other file
+    names (several checkpoints are kept, or `filename` contains the epoch), best.ckpt is a second name of the best one.
+    If validation runs within epochs, a checkpoint is saved after each validation.
     """
 
     @property
     def best_file(self) -> Path | None:
-        """best.ckpt, once there is one."""
+        """Path of best.ckpt; None while there is no best checkpoint."""
         return Path(self.best_model_path).with_name(Path(BEST).name) if self.best_model_path else None
 
     def _save_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
@@ -46,15 +46,15 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.val_check_interval != 1.0 and str(self.monitor).startswith("val/"):
             self._save_on_train_epoch_end = False
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # the run goes on
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # the run is resumed
             super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | self._paths(state_dict))
 
     def _paths(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Files of this folder instead of what the state names: it may be a stranger's, and Lightning removes what it
-        takes for an earlier checkpoint, folders too. The best one is copied here from where the run was."""
+        """Replace the paths in `state`, which may be untrusted, by files of this folder: Lightning removes what it
+        takes for an earlier checkpoint, even folders. The best one is copied here from the run's earlier folder."""
         assert self.dirpath is not None
 
         def here(path: Any) -> str:
@@ -89,7 +89,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether there is a checkpoint of ours: the path stands in a file that may be a stranger's."""
+    """Whether `path`, which comes from a file that may be untrusted, is a checkpoint of Imago."""
     try:
         read_checkpoint(path, mmap=True)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What every checkpoint says of its run, and what is restored from it."""
+"""The entry `imago` of every checkpoint: what it records about its run, and what is restored from it."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -17,10 +17,10 @@ from imago.run.provenance import git_state, versions
 
 
 class CarriedState(Callback):
-    """Puts the entry `imago` into each checkpoint, and restores a run from it; part of every training.
+    """Write the entry `imago` to each checkpoint and restore a run from it; part of every training.
 
-    `carried` are plain types that say what ran. The folder of a run that is resumed is written to once its checkpoint
-    has been restored.
+    `carried` holds plain types that describe the run. The folder of a resumed run is written to only after its
+    checkpoint has been restored.
     """
 
     def __init__(self, run: RunFolder, epochs: EpochLog, carried: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ class CarriedState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
-            logger.save()  # a run that is resumed from here does not log again what came before
+            logger.save()  # a run resumed from here does not log earlier values again
         data = cast(ImageDataModule, data_of(trainer))
         checkpoint["imago"] = {
             "schema": SCHEMA,
@@ -71,7 +71,7 @@ class CarriedState(Callback):
             self.epochs.best = None
 
     def _trained_on(self, data: ImageDataModule) -> torch.Tensor:
-        """Digests of all images that the weights have seen, in runs that this one was resumed from, too."""
+        """Digests of all images that the weights have seen, including the runs that this one was resumed from."""
         if self._seen_before is None:
             return data.train_digests
         return torch.unique(torch.cat([data.train_digests, self._seen_before]))

@@ -1,4 +1,4 @@
-"""The confusion matrix of the val split while training."""
+"""The confusion matrix of the val split during training."""
 
 from typing import Any, cast
 
@@ -13,10 +13,10 @@ from imago.report.tensorboard import show_in_tensorboard
 
 
 class ConfusionMatrixCallback(Callback):
-    """Shows the confusion matrix of val in TensorBoard.
+    """Show the confusion matrix of the val split in TensorBoard.
 
     Args:
-        every_n_epochs: A figure takes a quarter of a second.
+        every_n_epochs: Number of epochs between two figures; one takes a quarter of a second.
     """
 
     def __init__(self, every_n_epochs: int = 5) -> None:
@@ -38,12 +38,12 @@ class ConfusionMatrixCallback(Callback):
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not due:
             return
-        matrix = self._counts.matrix.to(trainer.strategy.root_device)  # of a process that had no batch, too
+        matrix = self._counts.matrix.to(trainer.strategy.root_device)  # also in a process without a batch
         total = trainer.strategy.reduce(matrix, reduce_op="sum")
         if not boards or not trainer.is_global_zero:
             return
         classes = len(pl_module.class_names)
         counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
         figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
-        step = max(0, trainer.global_step - 1)  # that of the epoch's metrics
+        step = max(0, trainer.global_step - 1)  # the step of the epoch's metrics
         show_in_tensorboard(boards, "confusion_matrix/val_while_training", figure, step)

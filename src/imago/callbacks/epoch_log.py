@@ -1,4 +1,4 @@
-"""The rows of `metrics.jsonl`: all metrics of each epoch, and the best value of the monitored one."""
+"""The rows of `metrics.jsonl` (all metrics of each epoch), and the best value of the monitored metric."""
 
 import json
 import logging
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class EpochLog(Callback):
-    """Writes `metrics.jsonl`, logs a line per epoch, and draws `plots/curves.png` at the end; part of every training.
+    """Write `metrics.jsonl`, log a line per epoch, and plot `plots/curves.png` at the end; part of every training.
 
-    `history` has a row per epoch with all logged metrics, "epoch" and "step".
+    `history` has one row per epoch with all logged metrics, "epoch" and "step".
     """
 
     def __init__(self, run: RunFolder, monitor: str, mode: str) -> None:
@@ -28,7 +28,7 @@ class EpochLog(Callback):
         self.mode = mode
         self.history: list[dict[str, float]] = []
         self.best: float | None = None
-        """The best value of `monitor` so far, of validations within epochs too."""
+        """The best value of `monitor` so far, including validations within epochs."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.write(trainer)
@@ -43,8 +43,8 @@ class EpochLog(Callback):
         self.best = best_of([self.best, self.history[-1].get(self.monitor)], self.mode)
         self._log_epoch(trainer)
         self.write(trainer)
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
-        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, shown)
+        line = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
+        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
@@ -52,29 +52,29 @@ class EpochLog(Callback):
                 save(curves_figure(self.history), self.run.path / "plots" / "curves", self.run.plot_format)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the rows, and the best value, of the run that a checkpoint is from."""
+        """Restore the rows and the best value of the run that wrote `checkpoint`."""
         entry = checkpoint["imago"]
         self.history = [dict(row) for row in entry["history"]]
         earlier = entry.get("best_value") if entry.get("monitor") == self.monitor else None
         self.best = best_of([earlier, *(row.get(self.monitor) for row in self.history)], self.mode)
 
     def write(self, trainer: Trainer) -> None:
-        """Replaces `metrics.jsonl` as a whole."""
+        """Rewrite the whole of `metrics.jsonl`."""
         if trainer.is_global_zero:
             with log_write_errors("The record in the run folder"):
                 lines = "".join(json.dumps(strict(row)) + "\n" for row in self.history)
                 write_text(self.run.path / "metrics.jsonl", lines)
 
     def _log_epoch(self, trainer: Trainer) -> None:
-        """Now, as Lightning would only do it when the epoch's checkpoint is written: a kill between would lose it."""
-        known = ("val/", "step")  # Lightning has logged the first when validation ended
+        """Log the epoch now: Lightning would wait for the epoch's checkpoint, and a kill in between would lose it."""
+        known = ("val/", "step")  # Lightning logged val/ when validation ended
         row = {name: value for name, value in self.history[-1].items() if not name.startswith(known)}
         for logger in trainer.loggers:
             logger.log_metrics(row, step=max(0, trainer.global_step - 1))
 
 
 class LRMonitor(LearningRateMonitor):
-    """Logs the learning rate; unlike its parent it is content without a logger, so that `logger=[]` just works."""
+    """Log the learning rate; unlike its parent it also works without a logger (`logger=[]`)."""
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.loggers:
@@ -82,7 +82,7 @@ class LRMonitor(LearningRateMonitor):
 
 
 def best_of(values: Sequence[float | None], mode: str) -> float | None:
-    """The best finite value; `mode` is max or min."""
+    """Return the best finite value, None without one; `mode` is `max` or `min`."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
         return None

@@ -1,4 +1,4 @@
-"""`last.ckpt`: where a run goes on after whatever has ended it."""
+"""`last.ckpt`: the checkpoint from which a run is resumed, whatever ended it."""
 
 import logging
 import signal
@@ -25,17 +25,17 @@ ON_FULL_DISK = ("stop", "continue")
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Keeps the last state of the run in `last.ckpt`, and saves it before a signal (Ctrl-C too) ends the run.
+    """Save the last state of the run to `last.ckpt`, also when a signal (including Ctrl-C) ends the run.
 
-    It is written at each epoch's end, and after optimizer steps within an epoch, but not where validation is due:
-    Lightning would leave that validation out when the run goes on. What an exception leaves is kept apart, in
+    It is saved at the end of each epoch, and after optimizer steps within an epoch, but not if validation is due:
+    Lightning would skip that validation when the run is resumed. The state after an exception is saved separately, to
     `on_exception.ckpt`.
 
     Args:
-        dirpath: The folder of the checkpoints.
-        every_n_minutes: At the first optimizer step after so many minutes; None leaves it to the others.
-        every_n_train_steps: After so many optimizer steps.
-        on_full_disk: What happens when a checkpoint cannot be written: `stop`, or `continue` with the one before.
+        dirpath: Folder of the checkpoints.
+        every_n_minutes: Save at the first optimizer step after this many minutes; None switches this off.
+        every_n_train_steps: Save every this many optimizer steps; None switches this off.
+        on_full_disk: What to do if a checkpoint cannot be written: `stop`, or `continue` with the previous one.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class ResumeCheckpoint(Checkpoint):
         every_n_train_steps: int | None = None,
         on_full_disk: str = "stop",
     ) -> None:
-        for option, given in (("every_n_minutes", every_n_minutes), ("every_n_train_steps", every_n_train_steps)):
-            if given is not None and given <= 0:
-                raise UserError(f"callbacks.resume.{option}={given}: give more than 0, or null.")
+        for option, value in (("every_n_minutes", every_n_minutes), ("every_n_train_steps", every_n_train_steps)):
+            if value is not None and value <= 0:
+                raise UserError(f"callbacks.resume.{option}={value}: give more than 0, or null.")
         if on_full_disk not in ON_FULL_DISK:
             raise UserError(f"callbacks.resume.on_full_disk={on_full_disk}: give {' or '.join(ON_FULL_DISK)}.")
         self.dirpath = Path(dirpath)
@@ -65,24 +65,24 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
-            heard = [each for each in (signal.SIGINT, *STOPPING) if signal.getsignal(each) != signal.SIG_IGN]
-            self._handlers = {number: signal.signal(number, self._ask) for number in heard}
+            signals = [number for number in (signal.SIGINT, *STOPPING) if signal.getsignal(number) != signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._ask) for number in signals}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if is_accumulating(trainer):  # gradients are not kept
+        if is_accumulating(trainer):  # checkpoints hold no gradients
             return
         asked, due = self._agreed(trainer)
         if not asked and not due:
             return
         if is_last_batch(trainer) or validation_is_due(trainer):
-            return  # after the validation, or at the end of the epoch
+            return  # saved after the validation, or at the end of the epoch
         self._save(trainer, pl_module)
         if asked:
             self._leave(trainer, asked)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        """A validation may take long: it is repeated when the run goes on. One in the middle of an accumulation is
-        waited for, because gradients are not kept."""
+        """Stop within a validation, which may take long; it is repeated when the run is resumed. A validation
+        in the middle of a gradient accumulation is finished first: checkpoints hold no gradients."""
         if self._asked and trainer.world_size == 1 and not is_accumulating(trainer):
             self._save(trainer, pl_module)
             self._leave(trainer, self._asked)
@@ -100,36 +100,36 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self._restore_handlers()
-        # with several processes the others may be gone, and saving would wait for them
+        # of several processes some may be gone, and saving would wait for them
         if isinstance(exception, Exception) and trainer.world_size == 1 and trainer.global_step and trainer.training:
-            with suppress(Exception):  # the exception is what has to be told
+            with suppress(Exception):  # report the original exception
                 trainer.save_checkpoint(self.dirpath / ON_EXCEPTION)
 
     def _save(self, trainer: Trainer, pl_module: Any) -> None:
         if option_of(trainer, "fast_dev_run"):
             return
-        pl_module.check_losses()  # on a GPU they are not looked at after each step
+        pl_module.check_losses()  # on a GPU they are not checked after each step
         trainer.save_checkpoint(self.dirpath / LAST, storage_options={"keep": PREVIOUS})
         self._saved_at = time.monotonic()
 
     def _agreed(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that was received (0: none), and whether it is time to save: what rank 0 says."""
+        """The received signal (0: none) and whether a save is due, as decided by rank 0."""
         minutes, steps = self.every_n_minutes, self.every_n_train_steps
         due = steps is not None and trainer.global_step % steps == 0
         due |= minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        told = [self._asked or 0, int(due)]
+        decision = [self._asked or 0, int(due)]
         if trainer.world_size > 1:
-            tensor = torch.tensor(told, device=trainer.strategy.root_device)
+            tensor = torch.tensor(decision, device=trainer.strategy.root_device)
             torch.distributed.broadcast(tensor, src=0)
-            told = tensor.tolist()
-        return told[0], bool(told[1])
+            decision = tensor.tolist()
+        return decision[0], bool(decision[1])
 
     def _ask(self, number: int, *_: Any) -> None:
         if self._asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self._asked is None:
-            what = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            log.info("%s: stopping after this step%s", signal.Signals(number).name, what)
+            hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+            log.info("%s: stopping after this step%s", signal.Signals(number).name, hint)
         self._asked = number
 
     def _restore_handlers(self) -> None:

@@ -1,4 +1,4 @@
-"""Metrics per stage, and the best value of the one that is tracked."""
+"""Metrics per stage, and the best value of the tracked metric."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -15,15 +15,15 @@ STAGES = ("train", "val", "test")
 
 
 class MetricsCallback(Callback):
-    """Logs `train/<name>`, `val/<name>`, `test/<name>` at the end of each epoch, and `val/<tracked>_best`.
+    """Log `train/<name>`, `val/<name>`, `test/<name>` at the end of each epoch, and `val/<tracked>_best`.
 
-    A metric with a value per class is logged as `<stage>/<name>/<class>`.
+    A metric with one value per class is logged as `<stage>/<name>/<class>`.
 
     Args:
-        metrics: Makes the metrics, given `num_classes`; None for none besides the losses.
-        tracked_metric_name: The metric whose best val value is kept; None tracks the loss.
-        mode: `max` or `min`: which value of it is better.
-        most_classes: With more classes, values per class are in the reports only.
+        metrics: Factory of the metrics, called with `num_classes`; None logs only the losses.
+        tracked_metric_name: Metric whose best val value is kept; None tracks the loss.
+        mode: Whether a greater (`max`) or a smaller (`min`) value of it is better.
+        most_classes: With more classes, only the reports have values per class.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MetricsCallback(Callback):
         self.most_classes = most_classes
         self.best: float | None = None
         self.values: dict[str, Any] = {}
-        """The metrics of the last test or predict epoch by name; vectors are lists."""
+        """Name -> value of the metrics of the last test or predict epoch; vectors are lists."""
         self._stages: dict[str, MetricsComposition] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -49,7 +49,7 @@ class MetricsCallback(Callback):
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
         for metrics in self._stages.values():
-            metrics.to(trainer.strategy.root_device)  # the module moves there after this hook only
+            metrics.to(trainer.strategy.root_device)  # the module is moved only after this hook
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.check_tracked(pl_module)
@@ -105,11 +105,11 @@ class MetricsCallback(Callback):
             self.best = state_dict["best"]
 
     def names(self) -> list[str]:
-        """The metrics that have one value."""
+        """Names of the metrics that have a single value."""
         return _single_valued(self._stages["train"])
 
     def check_tracked(self, model: Any) -> None:
-        """Raises ValueError where the tracked metric is none that is logged."""
+        """Raise UserError if the tracked metric is not logged."""
         names = [*self.names(), *model.loss_names]
         if self.tracked_metric_name not in names:
             raise UserError(
@@ -118,11 +118,11 @@ class MetricsCallback(Callback):
             )
 
     def epoch_state(self) -> dict[str, Any]:
-        """What the train metrics have summed up in the epoch under way."""
+        """State that the train metrics have accumulated in the current epoch."""
         return self._stages["train"].state()
 
     def load_epoch(self, state: Mapping[str, Any]) -> None:
-        """Takes `epoch_state()`."""
+        """Restore the train metrics from `epoch_state()`."""
         self._stages["train"].load_state(state)
 
     def _update(self, stage: str, outputs: Batch) -> None:
@@ -132,7 +132,7 @@ class MetricsCallback(Callback):
             self._stages[stage].update(outputs)
 
     def _scalars(self, stage: str, class_names: Sequence[str]) -> dict[str, Tensor]:
-        """Computed once per epoch: torchmetrics keeps the result until the next update."""
+        """Scalar values of the metrics, computed once per epoch: torchmetrics caches them until the next update."""
         scalars = {}
         for name, value in self._stages[stage].compute().items():
             if value.numel() == 1:
@@ -158,6 +158,6 @@ def _none(num_classes: int) -> MetricsComposition:
 
 
 def _single_valued(metrics: MetricsComposition) -> list[str]:
-    """The names of the metrics but those with a value per class."""
-    found = dict(metrics.items(keep_base=True, copy_state=False))
-    return [name for name in metrics.mapping if getattr(found[name], "average", "macro") not in (None, "none")]
+    """Names of the metrics, without those that have a value per class."""
+    by_name = dict(metrics.items(keep_base=True, copy_state=False))
+    return [name for name in metrics.mapping if getattr(by_name[name], "average", "macro") not in (None, "none")]

@@ -1,4 +1,4 @@
-"""Training without the randomness that keeps a network from learning by heart."""
+"""Training without dropout, so that a network can memorise its batches."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torchvision.ops import StochasticDepth
 
 
 class NoDropout(Callback):
-    """Switches dropout and stochastic depth off, so that the loss on a few batches can reach 0."""
+    """Switch dropout and stochastic depth off, so that the loss on a few batches can reach 0."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         for module in pl_module.modules():

@@ -1,4 +1,4 @@
-"""What can go wrong later is tried in seconds before the first epoch, and said in one message."""
+"""Preflight: try in seconds, before the first epoch, what could fail later, and report it in one message."""
 
 import logging
 import math
@@ -27,20 +27,20 @@ from imago.resources import free_memory
 
 log = logging.getLogger(__name__)
 
-MOST_IMAGES = 8  # of the batches that are tried; their memory is scaled
-FILES = 4  # best, last, the one before, and the one that is being written
+MOST_IMAGES = 8  # per trial batch; the memory is extrapolated
+FILES = 4  # best, last, previous, and the one being written
 OWN = ("imago.", "lightning.")
 FILE = ".preflight.tmp"
 
 
 class Preflight(Callback):
-    """Tries a train batch, a val batch, a checkpoint, disk and memory when training begins; changes nothing.
+    """Try a train batch, a val batch, a checkpoint, disk and memory before training; change nothing.
 
     Args:
-        folder: Where the checkpoints will be.
-        only: Stop there.
-        read_back: Raises ValueError where the commands that take a checkpoint could not read the one in a file.
-        predictions_bytes: The size of the predictions, given the number of images and the class names.
+        folder: Folder of the checkpoints.
+        only: Whether to stop after the checks.
+        read_back: Function that raises UserError if commands that take a checkpoint could not read the file.
+        predictions_bytes: Function (number of images, class names) -> size of the predictions in bytes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Preflight(Callback):
         self._saved_bytes = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Raises ValueError with all that was found."""
+        """Raise one UserError with all problems."""
         if trainer.ckpt_path is None and not option_of(trainer, "fast_dev_run"):
             self._look(trainer, pl_module)
         if self.only:
@@ -66,7 +66,7 @@ class Preflight(Callback):
 
     def _look(self, trainer: Trainer, model: DictModule) -> None:
         began = time.monotonic()
-        looks: tuple[Callable[[Trainer, DictModule], None], ...] = (
+        checks: tuple[Callable[[Trainer, DictModule], None], ...] = (
             _check_monitors,
             _check_schedules,
             self._try_train_batch,
@@ -76,14 +76,14 @@ class Preflight(Callback):
         )
         problems: list[str] = []
         with seeded_scope("preflight"):
-            for look in looks:
+            for check in checks:
                 try:
-                    look(trainer, model)
+                    check(trainer, model)
                 except Exception as error:
                     log.debug("Preflight", exc_info=True)
-                    said = message_of(error)
-                    if not any(said in other for other in problems):
-                        problems.append(said)
+                    message = message_of(error)
+                    if not any(message in problem for problem in problems):
+                        problems.append(message)
         if problems:
             first = f"{len(problems)} problems were found before the first epoch:\n" if len(problems) > 1 else ""
             raise UserError(first + "\n".join(problems))
@@ -115,7 +115,7 @@ class Preflight(Callback):
         self._logits = self._evaluated(trainer, model)
 
     def _try_checkpoint(self, trainer: Trainer, model: DictModule) -> None:
-        """Saves, reads and loads: the same logits have to come out."""
+        """Save, read and load a checkpoint: the logits must stay the same."""
         file = self.folder / FILE
         try:
             trainer.save_checkpoint(file)
@@ -124,15 +124,15 @@ class Preflight(Callback):
             weights = read_checkpoint(file)["state_dict"]
             self.read_back(file)
             size = file.stat().st_size
-            trainer.strategy.barrier()  # until all have read it
+            trainer.strategy.barrier()  # until all processes have read it
         finally:
             if trainer.is_global_zero:
                 file.unlink(missing_ok=True)
-                with suppress(OSError):  # the folder, if there is nothing else in it
+                with suppress(OSError):  # remove the folder if it is empty
                     self.folder.rmdir()
         with torch.no_grad():
             for tensor in model.state_dict().values():
-                tensor.zero_()  # so that only what was saved comes back
+                tensor.zero_()  # so that only saved values are restored
         model.load_state_dict(weights)
         if self._logits is not None and not torch.allclose(
             self._evaluated(trainer, model), self._logits, rtol=1e-3, atol=1e-4, equal_nan=True
@@ -142,7 +142,7 @@ class Preflight(Callback):
                 "or it keeps what it needs outside of its parameters and buffers (register_buffer)."
             )
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        needed = FILES * (size + 2 * trained)  # AdamW keeps two numbers for each
+        needed = FILES * (size + 2 * trained)  # AdamW keeps two values per weight
         data = _data(trainer)
         rows = self.predictions_bytes(sum(data.sizes.values()), data.class_names)
         free = shutil.disk_usage(self.folder.parent).free
@@ -180,17 +180,17 @@ class Preflight(Callback):
     def _batch(self, trainer: Trainer, model: DictModule, split: str) -> dict[str, Any]:
         data = _data(trainer)
         compiled = any(module._compiled_call_impl is not None for module in model.net.modules())
-        share = -(-data.batch_size // trainer.world_size)
-        return data.some_images(split, share if compiled else min(share, MOST_IMAGES), model.device)
+        per_process = -(-data.batch_size // trainer.world_size)
+        return data.some_images(split, per_process if compiled else min(per_process, MOST_IMAGES), model.device)
 
 
 def _check_monitors(trainer: Trainer, model: DictModule) -> None:
-    """Raises ValueError where a callback waits for a metric that nobody logs."""
+    """Raise UserError if a callback monitors a metric that is not logged."""
     callbacks, owners = callbacks_of(trainer, Callback), callbacks_of(trainer, MetricsCallback)
     for owner in owners:
         owner.check_tracked(model)
     if any(not type(callback).__module__.startswith(OWN) for callback in callbacks):
-        return  # may log what we do not know of
+        return  # they may log metrics of their own
     names = {name for owner in owners for name in owner.names()} | set(model.loss_names)
     known = sorted(f"{stage}/{name}" for stage in ("train", "val") for name in names)
     known += [f"val/{owner.tracked_metric_name}_best" for owner in owners]
@@ -203,9 +203,9 @@ def _check_monitors(trainer: Trainer, model: DictModule) -> None:
 
 
 def _check_schedules(trainer: Trainer, _: DictModule) -> None:
-    """Raises ValueError for callbacks that would do nothing, or break, with the steps that are planned."""
+    """Raise UserError for callbacks or limits that would do nothing, or fail, with the planned number of steps."""
     planned, callbacks = planned_steps(trainer), callbacks_of(trainer, Callback)
-    per_step = any(each.interval == "step" for each in trainer.lr_scheduler_configs)
+    per_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
     for callback in callbacks:
         if isinstance(callback, BaseFinetuning) and per_step:
             raise UserError(
@@ -235,7 +235,7 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
 
 
 def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """The losses; what they count is put back."""
+    """Losses of `batch`; the attributes that the criterions change are restored."""
     before = [(module, dict(vars(module))) for module in model.criterions.modules()]
     try:
         return model.criterions(batch)
@@ -250,7 +250,7 @@ def _data(trainer: Trainer) -> ImageDataModule:
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """In bytes; None where it cannot be told."""
+    """Free memory of `device` in bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return free_memory() if device.type == "cpu" and hasattr(os, "sysconf") else None

@@ -1,4 +1,4 @@
-"""Where the time of training goes, in plain words."""
+"""Profile of the training time: its parts, with plain names."""
 
 import time
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ PARTS = {
     "lr_scheduler_step": "optimizer",
     "save_checkpoint": "checkpoints",
 }
-"""Last part of the name of one of Lightning's actions -> what it is; others belong to what they are part of."""
+"""Last part of a Lightning action's name -> part of the profile; other actions count for the enclosing one."""
 CALLBACKS, LOOP, VALIDATION = "metrics and callbacks", "logging and the loop itself", "validation"
 NOT_STEPS = (VALIDATION, "checkpoints")
 
 
 class PartsProfiler(SimpleProfiler):
-    """`trainer.profiler=simple`: Lightning's table of actions as a file, and the shares of a few parts besides.
+    """`trainer.profiler=simple`: Lightning's table of actions as a file, and the fractions of a few parts.
 
-    The time between two actions belongs to the one that is under way, so that the parts add up. A GPU is waited for
-    before each: the step takes longer than without a profiler, but what it waits for is known.
+    The time between two actions belongs to the current one, so that the parts add up. The GPU is synchronized before
+    each action: a step takes longer than without a profiler, but what it waits for is known.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -67,18 +67,18 @@ class PartsProfiler(SimpleProfiler):
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        if self._under_way and self._under_way[-1]:  # the rest is before and after training
+        if self._under_way and self._under_way[-1]:  # otherwise before or after training
             part = VALIDATION if self._validates and self._under_way[-1] != "checkpoints" else self._under_way[-1]
             self.spent[part] = self.spent.get(part, 0.0) + now - self._since
         self._since = now
 
 
 def format_profile(spent: Mapping[str, float], images: int) -> dict[str, str]:
-    """Part -> its share and seconds, the greatest first; then images per second, and without the wait for images."""
+    """Part -> fraction and seconds, largest first; then images per second, with and without waiting for images."""
     total = sum(spent.values())
     lines = {
         part: f"{seconds / total:6.1%}  {seconds:.2f} s"
-        for part, seconds in sorted(spent.items(), key=lambda each: -each[1])
+        for part, seconds in sorted(spent.items(), key=lambda item: -item[1])
     }
     steps = sum(seconds for part, seconds in spent.items() if part not in NOT_STEPS)
     waiting = spent.get(PARTS["train_dataloader_next"], 0.0)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 def progress_bar(seconds_between_lines: float = 10.0) -> ProgressBar:
-    """Rich's bar on a terminal; plain lines through the log where the output goes to a file or a pipe.
+    """Return Rich's bar on a terminal, or plain log lines if the output goes to a file or a pipe.
 
     Args:
-        seconds_between_lines: Of the plain lines, within an epoch; at its end the run record writes one anyway.
+        seconds_between_lines: Interval of the plain lines within an epoch; `EpochLog` logs one at its end anyway.
     """
     return TimedBar() if sys.stdout.isatty() else PlainProgress(seconds_between_lines)
 
 
 class TimedBar(RichProgressBar):
-    """Rich's bar, moved ten times a second: Lightning moves it after every batch, however short."""
+    """Rich's bar, updated ten times a second: Lightning updates it after every batch, however short."""
 
     _moved = 0.0
 
@@ -56,7 +56,7 @@ class TimedBar(RichProgressBar):
 
 
 class PlainProgress(ProgressBar):
-    """Progress as lines of the log."""
+    """Progress as log lines."""
 
     def __init__(self, seconds_between_lines: float = 10.0) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PlainProgress(ProgressBar):
         self._last_line = 0.0
 
     def disable(self) -> None:
-        """Lightning asks for it in every process but the first: there, nothing is logged anyway."""
+        """Do nothing: Lightning calls this in every process but the first, where nothing is logged anyway."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._last_line = time.monotonic()

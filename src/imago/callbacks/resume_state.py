@@ -1,7 +1,7 @@
-"""What a checkpoint keeps so that its run goes on at the exact batch, and what has to be the same when it does.
+"""State of a checkpoint from which a run is resumed at the exact batch, and the settings that must be unchanged.
 
-Random numbers need no state (randomness.py), and the loader finds its place in Lightning's counters (data/module.py).
-What is left are the sums of the epoch under way and the last logged values.
+Random numbers need no state (randomness.py), and the loader finds its position from Lightning's counters
+(data/module.py). What remains are the sums of the current epoch and the last logged values.
 """
 
 import logging
@@ -37,10 +37,10 @@ STOPPING = ("monitor", "mode", "patience", "min_delta", "stopping_threshold", "d
 
 
 def capture_state(trainer: Trainer, model: DictModule) -> Progress:
-    """Where the run stands; called by all processes together.
+    """Capture the progress of the run; all processes must call this together.
 
-    `batch` is the number of train batches that are done in the epoch under way, 0 at an epoch's end; `sums` has what
-    each process has summed up in it.
+    `batch` is the number of train batches done in the current epoch, 0 at its end; `sums` holds what each process has
+    accumulated in it.
     """
     under_way, (epoch, batch) = is_within_epoch(trainer), position(trainer)
     return {
@@ -59,11 +59,12 @@ def capture_state(trainer: Trainer, model: DictModule) -> Progress:
 
 
 def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:
-    """Restores what `capture_state` kept, and corrects Lightning's counters in `checkpoint` before they are loaded;
-    returns whether the data are others, so that the best value, too, begins anew.
+    """Restore what `capture_state` captured, and correct Lightning's counters in `checkpoint` before they are loaded.
+
+    Returns whether the data have changed, so that the best value is reset too.
 
     Raises:
-        ValueError: The checkpoint is from the middle of an epoch that would go on differently.
+        UserError: The checkpoint is from the middle of an epoch that would continue differently.
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_parts(progress, model)
@@ -81,42 +82,42 @@ def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any
         model.running_losses["train"].load_state_dict(sums["losses"])
         for callback, states in zip(callbacks_of(trainer, MetricsCallback), sums["metrics"], strict=False):
             callback.load_epoch(states)
-    others = progress["settings"].get(DATA) != _settings(trainer)[DATA]
-    if others:
+    data_changed = progress["settings"].get(DATA) != _settings(trainer)[DATA]
+    if data_changed:
         for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
             for tracking in callbacks_of(trainer, kind):
                 checkpoint["callbacks"].pop(tracking.state_key, None)
         log.warning("The data are others: the best value, and early stopping, begin anew")
-    return others
+    return data_changed
 
 
 def finish_restore(trainer: Trainer, model: DictModule, progress: Progress) -> None:
-    """What is left to do when Lightning has restored the rest, before the first batch."""
-    # what callbacks may still want to see of an earlier validation; Lightning forgets it
+    """Restore the rest once Lightning has restored its own state, before the first batch."""
+    # values of an earlier validation, which callbacks may read and Lightning forgets
     trainer.callback_metrics.update(
         {name: value.to(trainer.strategy.root_device) for name, value in progress["logged"].items()}
     )
-    changing = accumulation_schedule(trainer)
-    if changing is not None and progress["batch"]:  # Lightning leaves out the hook of an epoch's start
-        trainer.accumulate_grad_batches = changing.get_accumulate_grad_batches(trainer.current_epoch)
+    accumulation = accumulation_schedule(trainer)
+    if accumulation is not None and progress["batch"]:  # Lightning skips the hook at the start of the epoch
+        trainer.accumulate_grad_batches = accumulation.get_accumulate_grad_batches(trainer.current_epoch)
     if not progress["batch"]:
         forget_restart(trainer)
-    scheduler = next((each.scheduler for each in trainer.lr_scheduler_configs), None)
+    scheduler = next((config.scheduler for config in trainer.lr_scheduler_configs), None)
     apply_new_settings(trainer.optimizers[0], scheduler, progress["optimizer_settings"], model.optimizer_settings)
     _lay_out(trainer.optimizers[0])
 
 
 def _lay_out(optimizer: Any) -> None:
-    """Fused kernels take for granted that what the optimizer keeps lies in memory as the weights do, which may have
-    changed since (model.channels_last)."""
-    for weight, kept in optimizer.state.items():
-        for name, value in kept.items():
+    """Give the optimizer's state the memory layout of the weights, which may have changed since
+    (model.channels_last): fused kernels assume that they agree."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                kept[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def restore_early_stop(trainer: Trainer, progress: Progress | None) -> None:
-    """Lightning restores that early stopping has fired, and trains on; that is right where other settings are typed."""
+    """Stop a run that early stopping had ended, unless its settings have changed: Lightning would train on."""
     if progress is None:
         return
     same = progress.get("stopping") == _stopping(trainer)
@@ -128,12 +129,12 @@ def restore_early_stop(trainer: Trainer, progress: Progress | None) -> None:
 
 
 def _stopping(trainer: Trainer) -> list[dict[str, Any]]:
-    callbacks = [each for each in trainer.early_stopping_callbacks if isinstance(each, EarlyStopping)]
+    callbacks = [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
     return [{name: getattr(callback, name) for name in STOPPING} for callback in callbacks]
 
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
-    """What the batches of an epoch depend on, by the names that one types."""
+    """Settings that determine the batches of an epoch, by the names that users type."""
     data = cast(ImageDataModule, data_of(trainer))
     return {
         "data.batch_size": data.batch_size,
@@ -146,12 +147,12 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
 
 
 def _accumulation(trainer: Trainer) -> Any:
-    changing = accumulation_schedule(trainer)
-    return trainer.accumulate_grad_batches if changing is None else dict(changing.scheduling)
+    schedule = accumulation_schedule(trainer)
+    return trainer.accumulate_grad_batches if schedule is None else dict(schedule.scheduling)
 
 
 def _check_parts(progress: Progress, model: DictModule) -> None:
-    """Raises ValueError where the state of the optimizer, or the schedule, is that of another one."""
+    """Raise UserError if the checkpoint was trained with another optimizer or schedule."""
     for part, now in made_by(model).items():
         before = progress.get("made_by", {}).get(part, now)
         if before != now:
@@ -162,12 +163,12 @@ def _check_parts(progress: Progress, model: DictModule) -> None:
 
 
 def made_by(model: DictModule) -> dict[str, str | None]:
-    """What makes the optimizer and its schedule."""
+    """Names of the classes or functions that make the optimizer and its schedule."""
     makers = {"optimizer": model.optimizer, "scheduler": model.scheduler}
     functions: dict[str, Any] = {part: getattr(maker, "func", maker) for part, maker in makers.items()}
     names = {
-        part: f"{each.__module__}.{each.__qualname__}" if hasattr(each, "__qualname__") else None
-        for part, each in functions.items()
+        part: f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else None
+        for part, function in functions.items()
     }
     if model.scheduler is not None:
         names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}"
@@ -189,7 +190,7 @@ def _check_settings(progress: Progress, trainer: Trainer) -> None:
 
 
 def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Lightning would take the patience of the checkpoint, whatever was typed."""
+    """Keep the patience of the settings, which Lightning would replace by the checkpoint's."""
     for callback in trainer.early_stopping_callbacks:
         if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
             checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience

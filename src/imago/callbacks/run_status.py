@@ -1,4 +1,4 @@
-"""How a training stands: `status.json`, `summary.txt` and the report, rewritten every epoch."""
+"""Status of a training: `status.json`, `summary.txt` and the report, rewritten every epoch."""
 
 import platform
 from typing import Any, cast
@@ -16,7 +16,7 @@ from imago.run.folder import RunFolder
 
 
 class RunStatus(Callback):
-    """Keeps the run folder informed of how the training goes; part of every training."""
+    """Write the status of the training to the run folder; part of every training."""
 
     def __init__(self, run: RunFolder, epochs: EpochLog, timing: Timing) -> None:
         self.run = run
@@ -53,13 +53,13 @@ class RunStatus(Callback):
             self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
-        """Rewrites `status.json`, `summary.txt`, the strategy's report and `report.html`."""
+        """Rewrite `status.json`, `summary.txt`, the strategy's report and `report.html`."""
         if trainer.is_global_zero:
             with log_write_errors("The record in the run folder"):
                 self._write(trainer)
 
     def publish_strategy(self) -> None:
-        """Writes the strategy's section of the summary and the report, between the ends of two epochs."""
+        """Rewrite the strategy's section of the summary and the report, between the ends of two epochs."""
         with log_write_errors("The record in the run folder"):
             self.run.update()
             refresh_report(self.run.path)

@@ -1,4 +1,4 @@
-"""Where the time of training goes."""
+"""Training time: waiting for images, computing and the rest."""
 
 import logging
 import time
@@ -14,13 +14,13 @@ from imago.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 LONG_WAIT, LEAST_WAIT = 0.25, 2.0
-"""Fraction of an epoch, and seconds of it, spent waiting for images, from which on it is worth a warning."""
+"""Fraction and seconds of an epoch spent waiting for images, above which a warning is logged."""
 
 
 class Timing(Callback):
-    """Divides the time of training into waiting for images, computing and the rest; part of every training.
+    """Divide the training time into waiting for images, computing and the rest; part of every training.
 
-    Warns, with what to type, where the loader keeps the network waiting.
+    Warns, and says what to type, if the loader keeps the network waiting.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -35,7 +35,7 @@ class Timing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._first_epoch = trainer.current_epoch
         if trainer.ckpt_path is not None:
-            self.clock.wait()  # in the middle of an epoch, none starts
+            self.clock.wait()  # no epoch starts in the middle of one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.clock.wait()
@@ -66,7 +66,7 @@ class Timing(Callback):
             log.info("Where the time went:\n%s", "\n".join(lines))
 
     def _warn_if_loader_bound(self, trainer: Trainer) -> None:
-        """Once, of an epoch that filled no cache."""
+        """Warn once, about an epoch that filled no cache."""
         spent = self.clock.of_epoch()
         busy = spent["data"] + spent["compute"]
         settled = trainer.current_epoch > self._first_epoch or trainer.max_epochs == 1
@@ -84,9 +84,9 @@ class Timing(Callback):
 
 
 class Clock:
-    """Where the time of training goes: waiting for data, computing, and the rest.
+    """Clock of the training time: waiting for data, computing, and the rest.
 
-    On a GPU the computing of a step may be waited for in the next one.
+    On a GPU, the computation of a step may be waited for in the next step.
     """
 
     def __init__(self) -> None:
@@ -110,14 +110,14 @@ class Clock:
         self._turn("other")
 
     def seconds(self) -> dict[str, float]:
-        """By kind, and `images_per_second` of the train images in this process while training."""
+        """Seconds by kind, and `images_per_second`: train images of this process per second of training."""
         self._turn(self._kind)
         busy = self.spent["data"] + self.spent["compute"]
         rates = {"images_per_second": round(self.images / busy, 1)} if self.images and busy else {}
         return {kind: round(seconds, 3) for kind, seconds in self.spent.items()} | rates
 
     def of_epoch(self) -> dict[str, float]:
-        """What was spent since this was called last."""
+        """Seconds by kind since the last call."""
         self._turn(self._kind)
         before, self._before_epoch = self._before_epoch, dict(self.spent)
         return {kind: seconds - before[kind] for kind, seconds in self.spent.items()}

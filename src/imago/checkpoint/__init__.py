@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, read without executing anything in them."""
+"""Checkpoint files: written atomically, and read without executing anything in them."""
 
 from imago.definitions import lazy_exports
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits network and data, and what is wrong where it does not."""
+"""Checks that a checkpoint fits the network and the data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,35 +11,35 @@ from imago.errors import UserError
 
 
 class LabelledImages(Protocol):
-    """What is asked of a data module: its classes, and how val was drawn."""
+    """The part of a data module that the checks read: its classes, and how val was drawn."""
 
     sets: Any
 
     @property
     def class_names(self) -> list[str]:
-        """By label."""
+        """Class names, indexed by label."""
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module, data: LabelledImages, path: str | Path) -> None:
-    """Raises ValueError unless the checkpoint holds this network for these classes, and trained on none of this val."""
+    """Raise ValueError unless the checkpoint holds this network for these classes and was not trained on this val."""
     check_data(checkpoint["imago"], data, path)
     check_weights(checkpoint, model, path)
 
 
-def check_data(told: dict[str, Any], data: LabelledImages, path: str | Path) -> None:
-    """Raises ValueError unless `told`, the entry `imago` of a checkpoint, knows the classes of `data`, and its val."""
-    check_draw(told, data, path)
-    trained, given = told["class_names"], data.class_names
-    if trained != given:
+def check_data(entry: dict[str, Any], data: LabelledImages, path: str | Path) -> None:
+    """Raise ValueError unless `entry` (`imago` in a checkpoint) has the classes of `data` and its draw of val."""
+    check_draw(entry, data, path)
+    trained, data_names = entry["class_names"], data.class_names
+    if trained != data_names:
         raise UserError(
             f"ckpt_path={path} was trained on other classes.\n"
-            f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(given)}"
+            f"  checkpoint: {', '.join(trained)}\n  data:       {', '.join(data_names)}"
         )
 
 
-def check_draw(told: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
-    """Raises ValueError where val was drawn from train in another way than for the checkpoint."""
-    drawn, now = told["drawn_val"], data.sets.drawn_val
+def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
+    """Raise ValueError if val was drawn from train differently than for the checkpoint."""
+    drawn, now = entry["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
         which = f"ckpt_path={path}" if path else "The checkpoint"
         what = f"{which} was trained with another draw of val from train, so it has seen images of this one. "
@@ -49,23 +49,23 @@ def check_draw(told: dict[str, Any] | Mapping[str, Any], data: LabelledImages, p
 
 
 def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:
-    """Raises ValueError unless the checkpoint holds this network."""
+    """Raise ValueError unless the checkpoint holds this network."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
     lacking = sorted(ours.keys() - theirs.keys())
     foreign = sorted(theirs.keys() - ours.keys())
     reshaped = sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
     if lacking or foreign or reshaped:
         counts = {"missing in it": lacking, "unknown to this network": foreign, "of another shape": reshaped}
-        found = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
+        mismatches = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
         raise UserError(
-            f"ckpt_path={path} holds another network than this run's: {found}.\n"
+            f"ckpt_path={path} holds another network than this run's: {mismatches}.\n"
             "Type the same model= and model.net.name= as in the run that wrote it; where its config comes along, leave "
             "model= and experiment= out."
         )
 
 
 def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:
-    """Loads the weights of a checkpoint into `model`, if it fits; returns the checkpoint."""
+    """Load the weights of a checkpoint into `model`, if it fits. Returns the checkpoint."""
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, data, path)
     model.load_state_dict(checkpoint["state_dict"])

@@ -1,4 +1,4 @@
-"""Looks a checkpoint file over before torch reads it: it may be damaged, or a stranger's, made to take all memory.
+"""Inspect a checkpoint file before torch reads it: it may be damaged, or crafted by a stranger to take all memory.
 
 Nothing in the file is executed here, and nothing larger than the file is allocated.
 """
@@ -19,8 +19,8 @@ from typing import Any
 from imago.errors import UserError
 
 MOST_OPCODES, MOST_NODES, MOST_DEPTH = 5_000_000, 5_000_000, 100
-"""Operations of the pickle in a checkpoint, values that it unfolds to, and how deep they are nested. A run of 1,000
-epochs has 300,000 operations."""
+"""Limits of the pickle in a checkpoint: operations, values that it expands to, and nesting depth. A run of 1,000 epochs
+has 300,000 operations."""
 OPCODES = frozenset(
     [
         "PROTO",
@@ -74,27 +74,27 @@ GLOBALS = {
     *(REBUILD, "torch._utils _rebuild_parameter", "torch Size", "torch device"),
     *(f"torch {name}" for name in ITEM_BYTES),
 }
-"""Names in the pickles of checkpoints: containers and tensors. torch would allow more, bytearray among them."""
+"""Names allowed in the pickle of a checkpoint: containers and tensors. torch would allow more, such as bytearray."""
 FOLDER = 0x10
-"""The attribute of a folder in a zip (of MS-DOS)."""
+"""The MS-DOS attribute of a folder in a zip file."""
 SHARED = 4
-"""How many times the bytes of all storages may be claimed by tensors: two names for one weight are usual."""
+"""How many times tensors may claim the bytes of all storages: two names for one weight are common."""
 
 
 class DamagedError(UserError):
-    """The file is not as it was written, or was never a checkpoint. The message goes on from the file's name."""
+    """The file is damaged or not a checkpoint. The message continues a sentence that begins with the file name."""
 
 
 class ForeignError(UserError):
-    """The file holds what no checkpoint holds. The message goes on from the file's name."""
+    """The file holds what no checkpoint holds. The message continues a sentence that begins with the file name."""
 
 
 def look_over(path: Path) -> None:
-    """Reads the whole file once, and again only after it has changed.
+    """Inspect the whole file, and inspect it again only after it has changed.
 
     Raises:
-        DamagedError: Its directory or a checksum is wrong, or a part is missing.
-        ForeignError: It names something else than tensors and containers, or would unfold to more than it holds.
+        DamagedError: The directory of the file or a checksum is wrong, or a part is missing.
+        ForeignError: It names something other than tensors and containers, or would expand to more than it holds.
     """
     stat = os.stat(path)
     _look_over(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
@@ -115,7 +115,7 @@ def _look_over(path: Path, _: tuple[int, ...]) -> None:
                 pickled = archive.read(name)
         except (DamagedError, ForeignError):
             raise
-        except Exception as error:  # zipfile raises whatever the damage leads it into
+        except Exception as error:  # zipfile raises many types of errors on damaged files
             raise DamagedError(f"is damaged, or not a checkpoint of Imago ({error}).") from error
     prefix = name.removesuffix("data.pkl")
     records = {key.removeprefix(f"{prefix}data/"): size for key, size in sizes.items() if key.startswith(prefix)}
@@ -123,12 +123,12 @@ def _look_over(path: Path, _: tuple[int, ...]) -> None:
 
 
 def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, int]:
-    """Name -> size of what is in the zip, whose parts have to lie one after another, as they are."""
+    """Map the names in the zip to their sizes. The parts must lie one after another, uncompressed."""
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ForeignError("is compressed, as no checkpoint of Imago is: it may unfold to any size.")
     if any(entry.external_attr & FOLDER or entry.filename.endswith("/") for entry in entries):
-        raise DamagedError("is damaged: a part of it is called a folder.")  # torch would read whatever is in memory
+        raise DamagedError("is damaged: a part of it is called a folder.")  # torch would read uninitialised memory
     sizes = {entry.filename: entry.file_size for entry in entries}
     if any(name.endswith("/constants.pkl") for name in sizes):
         raise ForeignError("is a TorchScript program, not a checkpoint of Imago.")
@@ -147,7 +147,7 @@ def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, int]
 def _check_sums(archive: zipfile.ZipFile) -> None:
     for entry in archive.infolist():
         crc = 0
-        with archive.open(entry) as part:  # compares names, and the sum at its end
+        with archive.open(entry) as part:  # zipfile compares names, and the checksum at the end
             while block := part.read(2**20):
                 crc = zlib.crc32(block, crc)
         if crc != entry.CRC:
@@ -155,8 +155,7 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
 
 
 def check_pickle(pickled: bytes, records: dict[str, int]) -> None:
-    """Raises ForeignError or DamagedError unless the pickle makes tensors of `records` (name -> bytes) and containers
-    only."""
+    """Raise ForeignError or DamagedError unless the pickle makes only containers and tensors of `records`, in bytes."""
     puts = _check_opcodes(pickletools.genops(pickled))
     if puts > len(pickled):
         raise DamagedError("is damaged: its pickle counts wrongly.")
@@ -172,11 +171,11 @@ def check_pickle(pickled: bytes, records: dict[str, int]) -> None:
 
 
 def check_legacy(path: Path) -> None:
-    """The names in a file that torch wrote before 1.6: five pickles, and then the weights as they are.
+    """Check the names in a file that torch wrote before 1.6: five pickles, followed by the raw weights.
 
     Raises:
-        ForeignError: It names something else than tensors and containers.
-        DamagedError: It is no such file.
+        ForeignError: It names something other than tensors and containers.
+        DamagedError: It is not such a file.
     """
     with path.open("rb") as file:
         try:
@@ -188,9 +187,9 @@ def check_legacy(path: Path) -> None:
             raise DamagedError(f"is damaged, or no state dict of torch ({type(error).__name__}).") from error
 
 
-def _check_opcodes(opcodes: Iterable[Any], more: Iterable[str] = ()) -> int:
-    """The greatest number under which something is kept."""
-    known, most = OPCODES | set(more), 0
+def _check_opcodes(opcodes: Iterable[Any], names: Iterable[str] = ()) -> int:
+    """Check the operations of a pickle. Returns the greatest index of its memo."""
+    known, most = OPCODES | set(names), 0
     number = 0
     try:
         for number, (opcode, argument, _) in enumerate(opcodes):
@@ -204,7 +203,7 @@ def _check_opcodes(opcodes: Iterable[Any], more: Iterable[str] = ()) -> int:
                 most = max(most, argument)
     except (DamagedError, ForeignError):
         raise
-    except Exception as error:  # a pickle that ends too early, or numbers and texts that are none
+    except Exception as error:  # a truncated pickle, or malformed numbers and strings
         raise DamagedError(f"is damaged, or not a checkpoint of Imago ({error}).") from error
     return most
 
@@ -217,7 +216,7 @@ def _refusal(name: str) -> str:
 
 
 class _Dry(pickle.Unpickler):
-    """Loads a pickle with stand-ins for tensors and storages, and adds up the bytes that tensors claim."""
+    """Unpickler that makes stand-ins for tensors and storages, and adds up the bytes that tensors claim."""
 
     def __init__(self, file: io.BytesIO, records: dict[str, int]) -> None:
         super().__init__(file)
@@ -264,7 +263,7 @@ class _Dry(pickle.Unpickler):
 
 
 class _Storage:
-    """Stands for a storage, or a tensor."""
+    """Stand-in for a storage or a tensor."""
 
     def __init__(self, item_bytes: int, count: int) -> None:
         self.item_bytes = item_bytes
@@ -279,9 +278,8 @@ def _container(*parts: Any) -> list[Any]:
 
 
 def _check_unfolded(content: Any) -> None:
-    """Raises ForeignError where too much unfolds: an object that is there twice counts twice, and lists of lists
-    of lists may stand for more than any memory holds.
-    """
+    """Raise ForeignError if the content expands to too much: an object that occurs twice counts twice, and lists of
+    lists of lists may stand for more than any memory holds."""
     sizes: dict[int, int] = {}
     under_way: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""Finding a checkpoint, and reading it safely."""
+"""Find a checkpoint, and read it safely."""
 
 import logging
 import re
@@ -19,13 +19,13 @@ Checkpoint = dict[str, Any]
 KEY = "ckpt_path"
 """The setting that names a checkpoint."""
 SCHEMA = 2
-"""Of the entry `imago` of a checkpoint; raised when an older version could not read it any more."""
+"""Version of the entry `imago` of a checkpoint; raised when older versions of Imago could no longer read it."""
 BEST = "checkpoints/best.ckpt"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 RESUMABLE = (LAST, PREVIOUS, "best.ckpt")
 REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy", "progress")
 URL = re.compile(r"\w+://")
-OTHERS = {  # how the files of others begin, or end -> what they are
+OTHERS = {  # suffix of a foreign file -> what it is
     ".safetensors": "holds plain weights; model.net.weights= of ml-train takes them",
     ".onnx": "is an ONNX model",
     ".h5": "is a Keras model",
@@ -35,22 +35,22 @@ OTHERS = {  # how the files of others begin, or end -> what they are
 }
 
 
-def find_checkpoint(given: str, log_dir: Path, key: str = KEY) -> Path:
-    """The file that `given` stands for: itself, the best of a run folder, or the best of the `latest` run.
+def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
+    """Path of the checkpoint `name`: a file, the best of a run folder, or the best of the `latest` run.
 
-    `key` is the setting that says it, for messages.
+    `key` is the setting that holds `name`, for messages.
 
     Raises:
         ValueError: There is none.
     """
-    if URL.match(given):
+    if URL.match(name):
         raise UserError(
-            f"{key}={given} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
-            f"  curl -L -o best.ckpt '{given}'"
+            f"{key}={name} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
+            f"  curl -L -o best.ckpt '{name}'"
         )
-    if given == LATEST:
-        return find_run(given, log_dir, holding=BEST) / BEST
-    path = Path(given).expanduser().absolute()
+    if name == LATEST:
+        return find_run(name, log_dir, holding=BEST) / BEST
+    path = Path(name).expanduser().absolute()
     if not path.is_dir():
         return path
     best = path / BEST
@@ -64,13 +64,13 @@ def find_checkpoint(given: str, log_dir: Path, key: str = KEY) -> Path:
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Checkpoint:
-    """The content of a checkpoint, on the CPU; nothing in the file is executed.
+    """Read a checkpoint to the CPU. Nothing in the file is executed.
 
-    With `mmap` the weights stay in the file until they are used. `key` is the setting that names it, for messages.
+    With `mmap`, the weights stay in the file until they are used. `key` is the setting that names it, for messages.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It is no checkpoint, damaged, of a newer version, or holds more than plain types.
+        FileNotFoundError: It does not exist.
+        ValueError: It is not a checkpoint, is damaged, is from a newer version, or holds more than plain types.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -82,54 +82,54 @@ def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Che
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except ForeignError as error:
         raise UserError(f"{key}={path} {error}") from error
-    except Exception as error:  # torch has no common class for what a damaged file raises
+    except Exception as error:  # torch has no common error class for damaged files
         raise UserError(f"{key}={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise UserError(f"{key}={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
     _check_entry(checkpoint, path)
     weights = checkpoint["state_dict"]
-    if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # versions of layers
+    if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # the versions of layers
         checkpoint["state_dict"] = dict(weights)
     return checkpoint
 
 
 def last_readable(folder: Path) -> Path | None:
-    """The checkpoint to go on from: `last.ckpt`, or the one before where that is damaged, or the best.
+    """Checkpoint to resume from: `last.ckpt`, the previous one if that is damaged, or the best; None without any.
 
     Raises:
         ValueError: There are some, and all are damaged.
     """
-    found = [folder / name for name in RESUMABLE if (folder / name).is_file()]
-    for path in found:
+    paths = [folder / name for name in RESUMABLE if (folder / name).is_file()]
+    for path in paths:
         try:
             read_checkpoint(path, mmap=True)
         except (OSError, ValueError) as error:
             log.warning("%s cannot be used: %s", path, error)
             continue
-        if path != found[0]:
+        if path != paths[0]:
             log.warning("The run goes on from %s", path)
         return path
-    if found:
+    if paths:
         raise UserError(f"No checkpoint in {folder} can be read. To begin anew, remove that folder.")
     return None
 
 
 def _check_entry(checkpoint: Checkpoint, path: Path) -> None:
-    """Raises ValueError unless the entry `imago` is of a kind that we read; it may come from a stranger."""
-    told, weights = checkpoint["imago"], checkpoint["state_dict"]
-    schema = told.get("schema") if isinstance(told, dict) else None
+    """Raise ValueError unless the entry `imago` has the expected types. It may come from a stranger."""
+    entry, weights = checkpoint["imago"], checkpoint["state_dict"]
+    schema = entry.get("schema") if isinstance(entry, dict) else None
     if type(schema) is not int:
         raise UserError(f"ckpt_path={path} does not carry its run: an earlier Imago wrote it. Train again.")
     if schema < SCHEMA:
         raise UserError(f"ckpt_path={path}: Imago 0.1 wrote it. Train again, or install Imago 0.1.")
     if schema > SCHEMA:
-        versions = told.get("versions")
+        versions = entry.get("versions")
         written_by = versions.get("imago") if isinstance(versions, dict) else "of a newer version"
         raise UserError(
             f"ckpt_path={path} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
             "install a newer version."
         )
-    names = told.get("class_names")
+    names = entry.get("class_names")
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not is_list or len(set(names)) != len(names) or len(names) < 2:
         raise UserError(f"ckpt_path={path} is damaged: its class names are not a list of different names.")
@@ -137,21 +137,21 @@ def _check_entry(checkpoint: Checkpoint, path: Path) -> None:
         raise UserError(f"ckpt_path={path}: the class name {odd!r} has control characters. It was not used.")
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise UserError(f"ckpt_path={path} is damaged: its state_dict is none.")
-    versions = told.get("versions")
-    are_texts = isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values())
-    if not are_texts or not isinstance(told.get("timestamp"), str):
+    versions = entry.get("versions")
+    are_texts = isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values())
+    if not are_texts or not isinstance(entry.get("timestamp"), str):
         raise UserError(f"ckpt_path={path} is damaged: its versions or its time stamp are no texts.")
-    if missing := [name for name in REQUIRED if name not in told]:
+    if missing := [name for name in REQUIRED if name not in entry]:
         raise UserError(f"ckpt_path={path} is damaged: it lacks {', '.join(missing)}.")
-    if fitting(told["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
+    if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
         raise UserError(f"ckpt_path={path} is damaged: what it says of its data is none of that.")
-    seen = told.get("train_images")
+    seen = entry.get("train_images")
     if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
         raise UserError(f"ckpt_path={path} is damaged: its train images are no list of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:
-    """Of a file that torch does not load."""
+    """Describe a file that torch cannot load."""
     if path.suffix in OTHERS:
         return f"is not a checkpoint of Imago: it {OTHERS[path.suffix]}."
     return error if error.startswith("is ") else "is damaged, or not a checkpoint of Imago."

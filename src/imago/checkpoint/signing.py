@@ -1,7 +1,7 @@
-"""Signatures of checkpoints: those with the key of this user are one's own, others are a stranger's.
+"""Signatures of checkpoints: those made with this user's key are the user's own, all others are a stranger's.
 
-HMAC-SHA256 (RFC 2104) over what a checkpoint says of its run, its config among it, and over its weights. Whoever has
-the key file can sign: it is readable by its owner only.
+HMAC-SHA256 (RFC 2104) over what a checkpoint records of its run, including the config, and over its weights. Whoever
+has the key file can sign, so only its owner can read it.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ VARIABLE = "IMAGO_KEY_FILE"
 
 
 class KeyFileError(UserError):
-    """The key cannot be read or made."""
+    """The key cannot be read or created."""
 
 
 def key_file() -> Path:
-    """`$IMAGO_KEY_FILE`, or `imago/key` in the user's configuration folder."""
+    """Path of the key: `$IMAGO_KEY_FILE`, or `imago/key` in the user's configuration folder."""
     if path := os.environ.get(VARIABLE):
         return Path(path).expanduser()
     config = os.environ.get("XDG_CONFIG_HOME")
@@ -39,10 +39,10 @@ def key_file() -> Path:
 
 
 def sign(checkpoint: Mapping[str, Any]) -> str:
-    """The signature of a checkpoint by this user's key, which is made if there is none.
+    """Signature of a checkpoint by this user's key, which is created if there is none.
 
     Raises:
-        KeyFileError: The key cannot be read or made.
+        KeyFileError: The key cannot be read or created.
     """
     return _signature(_key(make=True), checkpoint)
 
@@ -54,13 +54,13 @@ def is_signed(checkpoint: Mapping[str, Any]) -> bool:
         return False
     try:
         return hmac.compare_digest(signature, _signature(_key(make=False), checkpoint))
-    except (KeyFileError, TypeError, ValueError) as error:  # no key, or content that nobody can sign
+    except (KeyFileError, TypeError, ValueError) as error:  # no key, or content that cannot be signed
         log.debug("The signature of a checkpoint cannot be looked at: %s", error)
         return False
 
 
 def why_unsigned() -> str | None:
-    """Why checkpoints cannot be signed here; None where they can."""
+    """Reason why checkpoints cannot be signed here; None if they can."""
     try:
         _key(make=True)
     except KeyFileError as error:
@@ -95,7 +95,7 @@ def _key(make: bool) -> bytes:
 
 
 def _make(file: Path) -> None:
-    """Several processes may make it at once: the first one wins, and nobody reads half of it."""
+    """Create the key file. Several processes may do so at once: the first one wins, and none reads a partial key."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -108,7 +108,7 @@ def _make(file: Path) -> None:
             os.link(temporary, file)
         except FileExistsError:
             return
-        except OSError:  # a disk without links
+        except OSError:  # a file system without hard links
             os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ def _signature(key: bytes, checkpoint: Mapping[str, Any]) -> str:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Adds plain types and tensors so that no two contents look alike: each begins with its kind and length."""
+    """Add plain types and tensors to the digest. Each begins with its type and length: no two contents look alike."""
     if isinstance(value, Mapping):
         digest.update(f"d{len(value)};".encode())
         for name in sorted(value, key=lambda name: (type(name).__name__, str(name))):

@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole, or not at all."""
+"""Atomic writing of checkpoints: whole, or not at all."""
 
 import errno
 import logging
@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, reads it back and renames: a checkpoint is whole, or the one before is still there.
+    """Checkpoint writer: reads a temporary file back and renames it, so that it is whole, or the old one remains.
 
-    `on_full_disk`: `stop` raises where a file cannot be written, `continue` says it and goes on without.
+    `on_full_disk`: `stop` raises if a file cannot be written, `continue` logs the error and continues without the file.
     """
 
     on_full_disk = "stop"
     has_said_why_unsigned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """With `storage_options={"keep": NAME}` the file that was there before is kept under that name.
+        """Save a checkpoint. With `storage_options={"keep": NAME}`, the previous file is kept under that name.
 
         Raises:
-            OSError: With the free space, where the file cannot be written; the target is as it was.
+            OSError: The file cannot be written; names the free space. The target is unchanged.
         """
         try:
             self._save(checkpoint, Path(path), (storage_options or {}).get("keep"))
@@ -46,19 +46,19 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             self._sign(checkpoint)
         try:
             with atomic_write(path) as temporary:
-                # a file of our own: torch's would stay open, and keep its space, as long as the error is looked at
+                # a file object of our own: torch's would stay open, and keep its space, while the error is handled
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
                 check_whole(temporary)
                 if keep is not None and path.is_file():
                     _link(path, path.with_name(keep))
-        except RuntimeError as error:  # all that torch's writer knows
+        except RuntimeError as error:  # the only type that torch's writer raises
             free = shutil.disk_usage(path.parent).free / 1e6
             raise DiskError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
 
     def _sign(self, checkpoint: dict[str, Any]) -> None:
-        """So that this user's commands read it as their own. Where that is not possible, preflight has tried whether
-        they can do without."""
+        """Sign the checkpoint, so that this user's commands recognise it as their own. Preflight has checked whether
+        they can do without, in case it fails."""
         try:
             checkpoint["imago"]["signature"] = sign(checkpoint)
         except (KeyFileError, TypeError, RuntimeError) as error:
@@ -71,7 +71,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 
 
 def alias(path: Path, other: Path) -> None:
-    """Gives the content of `path` a second name; a copy, where the disk knows no links."""
+    """Give the content of `path` the second name `other`; a copy, if the file system has no hard links."""
     with atomic_write(other) as temporary:
         temporary.unlink(missing_ok=True)
         try:
@@ -80,18 +80,18 @@ def alias(path: Path, other: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _link(path: Path, other: Path) -> None:
-    """Gives `path` the second name `other`; where the disk knows no links, the only one."""
+def _link(path: Path, target: Path) -> None:
+    """Link `path` as `target`; rename it, if the file system has no hard links."""
     try:
-        with atomic_write(other) as temporary:
+        with atomic_write(target) as temporary:
             temporary.unlink(missing_ok=True)
             os.link(path, temporary)
     except OSError:
-        os.replace(path, other)
+        os.replace(path, target)
 
 
 def check_whole(path: Path) -> None:
-    """Raises OSError unless every part of a checkpoint has the checksum that was written with it."""
+    """Raise OSError unless every part of a checkpoint has the checksum that was written with it."""
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()

@@ -1,4 +1,4 @@
-"""What every command does around its task, in four phases: claim the run folder, check, run, end."""
+"""The frame around the task of a command, in four phases: claim the run folder, check, run, end."""
 
 import copy
 import logging
@@ -115,7 +115,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
 
 
 def objective(result: Any) -> float | None:
-    """What a sweep makes as good as it can: `objective` of what the task returns, or that itself."""
+    """The value that a sweep optimises: `objective` of the task's result, or the result itself."""
     return getattr(result, "objective", result)
 
 
@@ -129,7 +129,7 @@ def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
 
 
 def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
-    """What has changed since a run that is resumed began; takes over the seed that it drew."""
+    """The settings that have changed since a run that is resumed began. The seed that it drew is taken over."""
     if not run.former:
         return []
     if cfg.seed is None:
@@ -138,19 +138,19 @@ def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
 
 
 def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
-    """A run that has nothing left to do, after saying so; None for all others.
+    """Report a run that has nothing left to do; None for a run that has.
 
     Raises:
-        UserError: It was trained with other settings.
+        UserError: Its settings differ from those that were typed.
     """
     is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch"))
     if not is_finished or any(change.startswith(EXTENDING_KEYS) or DURATION.match(change) for change in changed):
         return None
-    if other := [
+    if differing := [
         change for change in changed if change.startswith(RESULT_KEYS) and not change.startswith(NEUTRAL_KEYS)
     ]:
         raise UserError(
-            f"{run.path} holds a finished run with other settings: {'; '.join(other)}. "
+            f"{run.path} holds a finished run with other settings: {'; '.join(differing)}. "
             "Give another folder (hydra.run.dir=, hydra.sweep.dir= with -m)."
         )
     say(
@@ -199,7 +199,7 @@ def _write_config(run: RunFolder, cfg: DictConfig) -> None:
 
 
 def _end(run: RunFolder, error: BaseException) -> NoReturn:
-    """Records how the run ended, and raises what its caller is told."""
+    """Record how the run ended, and raise the exception for the caller."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, *STOPPING):  # the first one has ended the run; a second would keep that a secret
             signal.signal(number, signal.SIG_IGN)
@@ -283,7 +283,7 @@ def _free_port() -> int:
 
 
 def _resume_hint(run: RunFolder) -> str:
-    """What to type, after training."""
+    """How to resume, once there is a checkpoint."""
     return f" Go on with {_resume_word(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
 
 

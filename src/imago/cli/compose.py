@@ -41,7 +41,9 @@ def config_changes(cfg: DictConfig, config_name: str) -> list[dict[str, Any]]:
         plain = composed_again(config_name, [])
     except HydraException:  # a config of one's own that needs an override
         return []
-    before, after = (dict(leaves(masked_config(OmegaConf.to_container(each, resolve=False)))) for each in (plain, cfg))
+    before, after = (
+        dict(leaves(masked_config(OmegaConf.to_container(config, resolve=False)))) for config in (plain, cfg)
+    )
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
     return [
         {"key": key, "default": before.get(key), "value": after.get(key)}
@@ -72,7 +74,7 @@ def own_folder(typed: list[str]) -> Path | None:
 
 
 def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:
-    """The config with the groups that were typed, but without the other overrides: one of them is the mistake."""
+    """The config with the groups that were typed alone: one of the remaining overrides is the mistake."""
     folder = own_folder(typed)
     groups = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
     for word in typed:

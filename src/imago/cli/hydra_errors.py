@@ -24,7 +24,7 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) ->
     """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
     if (file := _without_package(typed)) is not None:
         return f"{file} lacks what makes it an experiment. Its first line has to be:\n  # @package _global_"
-    text = "\n".join(str(each) for each in (error, error.__cause__) if each is not None)
+    text = "\n".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, typed)
     if "--multirun" in text:
@@ -34,8 +34,8 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) ->
     if variable := interpolation_message(text):
         word = next((word for word in typed if "${" in word), None)
         return variable + (f" (in {word})" if word is not None else "")
-    if found := re.search(r"An item is already at '([^']*)'", text):
-        return f"{found.group(1)} is there already: leave out the +"
+    if match := re.search(r"An item is already at '([^']*)'", text):
+        return f"{match.group(1)} is there already: leave out the +"
     if "Config group override must be a string" in text:
         return _null_group(typed)
     group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
@@ -48,9 +48,9 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) ->
         named = max((match.group(1) for match in (key, override) if match is not None), key=len)
         return _no_such_key(named, config_name, typed, where.group(1) if where is not None else None)
     if key is not None:
-        found = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
-        if found is not None:
-            return f"{key.group(1)}={found.group(1)}: give {KINDS.get(found.group(2), found.group(2))}."
+        match = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
+        if match is not None:
+            return f"{key.group(1)}={match.group(1)}: give {KINDS.get(match.group(2), match.group(2))}."
     lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
 
@@ -151,16 +151,16 @@ def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None 
 
 def _closest(key: str, known: list[str]) -> list[str]:
     last = key.rpartition(".")[2]
-    siblings = [each for each in known if each.rpartition(".")[0] == key.rpartition(".")[0]]
-    names = {each.rpartition(".")[2]: each for each in siblings}
+    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    names = {name.rpartition(".")[2]: name for name in siblings}
     if close := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
         return [names[close[0]]]
     parent = key.rpartition(".")[0]
     if parent in known:
         return []
-    if elsewhere := [each for each in known if each.rpartition(".")[2] == last]:
+    if elsewhere := [name for name in known if name.rpartition(".")[2] == last]:
         return elsewhere[:3]
-    ends = {each.rpartition(".")[2]: each for each in reversed(known)}
+    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
     return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
 
 

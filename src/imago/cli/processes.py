@@ -73,7 +73,9 @@ def _device_numbers(devices: Any) -> list[int]:
         if isinstance(devices, str) and "," in devices:
             numbers = [int(number) for number in devices.split(",") if number.strip()]
         else:
-            numbers = list(range(int(devices))) if isinstance(devices, int | str) else [int(each) for each in devices]
+            numbers = (
+                list(range(int(devices))) if isinstance(devices, int | str) else [int(number) for number in devices]
+            )
     except ValueError:
         numbers = []
     if not numbers:
@@ -83,7 +85,7 @@ def _device_numbers(devices: Any) -> list[int]:
 
 @contextmanager
 def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> Iterator[None]:
-    """Starts ranks 1 and up of `run`, each with the same `task` and config; none of them outlives the block.
+    """Starts ranks 1 and up of `run`, with the same `task` and config; none of them outlives the block.
 
     Raises:
         ProcessError: One of them failed, with its message.
@@ -97,24 +99,24 @@ def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -
         for rank in range(1, run.processes):
             ranks.append(_Rank(task, cfg, run, rank))
         yield
-        for each in ranks:
-            each.finish()
+        for process in ranks:
+            process.finish()
         failed_here = False
     except Exception as error:
-        for each in ranks:
-            each.over = True  # this process has noticed by itself
+        for process in ranks:
+            process.over = True  # this process has noticed by itself
         if isinstance(error, UserError):
             raise
         deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
-        for each in ranks:  # rank 0 may only see that the connection broke
-            each.wait(max(0.0, deadline - time.monotonic()))
-        failed = next((each for each in ranks if each.failed), None)
+        for process in ranks:  # rank 0 may only see that the connection broke
+            process.wait(max(0.0, deadline - time.monotonic()))
+        failed = next((process for process in ranks if process.failed), None)
         if failed is None:
             raise
         raise failed.error() from error
     finally:
-        for each in ranks:
-            each.kill()
+        for process in ranks:
+            process.kill()
         _leave_group(abort=failed_here)
 
 

@@ -24,7 +24,7 @@ FOR_TRAINING = ("train", "test", "report", "report.splits", "resume", "auto_resu
 
 
 def register_checkpoint_options(content: dict[str, Any]) -> None:
-    """Makes what a checkpoint carries the option `from_checkpoint` of each group, and of the root."""
+    """Make the config of a checkpoint the option `from_checkpoint` of each group, and of the root."""
     store = ConfigStore.instance()
     for group in GROUPS:
         store.store(group=group, name=OPTION, node=OmegaConf.create(dict(content.get(group) or {})))
@@ -83,17 +83,17 @@ def resolve_checkpoint_args(words: list[str], several: bool = False) -> Argument
     value = override.value()
     if isinstance(value, list) and not several:
         raise UserError(f"{words[at]}: give one checkpoint. ml-inference takes several, as an ensemble.")
-    given = [str(each) for each in value] if isinstance(value, list) else [str(value)]
-    if value in (None, []) or "" in given:
+    names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    if value in (None, []) or "" in names:
         raise UserError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
 
     from imago.checkpoint.read import find_checkpoint, read_checkpoint
     from imago.checkpoint.signing import is_signed
 
-    log_dir = log_dir_of(words) if LATEST in given else Path()
-    files = [find_checkpoint(each, log_dir) for each in given]
-    if LATEST in given:
-        say(f"ckpt_path=latest: {files[given.index(LATEST)]}")
+    log_dir = log_dir_of(words) if LATEST in names else Path()
+    files = [find_checkpoint(name, log_dir) for name in names]
+    if LATEST in names:
+        say(f"ckpt_path=latest: {files[names.index(LATEST)]}")
     checkpoint = read_checkpoint(files[0])
     own = is_signed(checkpoint)
     register_checkpoint_options(read_checkpoint_config(checkpoint["imago"].get("config"), files[0], own))
@@ -118,17 +118,17 @@ def resolve_run_args(words: list[str]) -> Arguments:
     at = next((i for i, word in enumerate(words) if override_key(word) in WORDS), None)
     if at is None:
         return Arguments(words)
-    key, given = override_key(words[at]), override_value(words[at]).strip("'\"")
-    if given in ("", "null"):
+    key, named_run = override_key(words[at]), override_value(words[at]).strip("'\"")
+    if named_run in ("", "null"):
         return Arguments(words)
-    others = [override_key(word) for word in words]
+    keys = [override_key(word) for word in words]
     for word in ("experiment", "debug", "hparams_search", "ckpt_path", *WORDS):
-        if word in others and word != key:
+        if word in keys and word != key:
             raise UserError(f"{words[at]} takes the settings of that run: leave {word}= out.")
     for word in ("-m", "--multirun", "--config-name", "-cn"):
         if word in words:
             raise UserError(f"{words[at]} is one run with its own settings: leave {word} out.")
-    folder = find_run(given, log_dir_of(words))
+    folder = find_run(named_run, log_dir_of(words))
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
         raise UserError(f"{words[at]}: {folder} has no .hydra/config.yaml, so its settings are not known.")
@@ -138,9 +138,9 @@ def resolve_run_args(words: list[str]) -> Arguments:
         raise UserError(f"{words[at]}: {folder} is of another command than ml-train.")
     _register_run_options(content, str(resolved.get("name", "base")))
     say(f"{key}: {folder}")
-    _check_secrets(content, others, words[at])
+    _check_secrets(content, keys, words[at])
     here = [f"hydra.run.dir={for_hydra(str(folder))}"] if key == "resume" else []
-    if here and "hydra.run.dir" in others:
+    if here and "hydra.run.dir" in keys:
         typed = next(word.partition("=")[2].strip("'\"") for word in words if word.startswith("hydra.run.dir="))
         if Path(typed).absolute() != folder.absolute():
             raise UserError(f"{words[at]} goes on in that folder: leave hydra.run.dir= out.")
@@ -157,7 +157,7 @@ def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None
 
 
 def _register_run_options(content: dict[str, Any], name: str) -> None:
-    """Makes settings the option `from_run` of each group, and of the root."""
+    """Make the settings of a run the option `from_run` of each group, and of the root."""
     store = ConfigStore.instance()
     for group in RUN_GROUPS:
         store.store(group=group, name=RUN_OPTION, node=OmegaConf.create(dict(content.get(group) or {})))

@@ -1,4 +1,4 @@
-"""Settings: where they are, what they may be, and where each one came from."""
+"""Settings: their location, their valid values, and their sources."""
 
 from imago.definitions import lazy_exports
 

@@ -1,4 +1,4 @@
-"""What a config that comes out of a checkpoint may make: a checkpoint can come from a stranger."""
+"""Allow-list of what the config of a checkpoint may make: a checkpoint may be untrusted."""
 
 import importlib
 import os
@@ -17,8 +17,8 @@ from imago.errors import UserError
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 ELSEWHERE = re.compile(r"\w:/|::")
 TRANSFORMS = ("data.eval_transform", "data.transform")
-"""What a network needs of the data group."""
-FOLDERS = {  # argument -> the setting below whose folder it has to be
+"""Settings of the data group that a network needs."""
+FOLDERS = {  # argument -> setting of the folder that it must lie in
     "dirpath": "paths.output_dir",
     "default_root_dir": "paths.output_dir",
     "cache_dir": "paths.cache_dir",
@@ -27,26 +27,26 @@ FOLDERS = {  # argument -> the setting below whose folder it has to be
 
 
 def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str], typed: Sequence[str] = ()) -> None:
-    """Raises ValueError for a `_target_` in one of the `groups` of `cfg` that is not on the allow-list.
+    """Raise UserError for a `_target_` in one of the `groups` of `cfg` that is not on the allow-list.
 
-    Both the name and the object that it leads to have to be: a name may lead through an allowed package to something
-    that the package only imports. All names are looked at before anything is imported. `trusted` are beginnings of
-    names to accept besides, `typed` the overrides of the command line, whose values are trusted.
+    Both the name and the object that it leads to must be: a name may lead through an allowed package to something that
+    the package only imports. All names are checked before anything is imported. `trusted` are further prefixes of
+    names to accept; `typed` are the command-line overrides, whose values are trusted.
     """
     words = [word.lstrip("+") for word in typed]
-    found = [(path, node) for group in groups for path, node in nodes(OmegaConf.select(cfg, group), group)]
-    found = [
+    makers = [(path, node) for group in groups for path, node in nodes(OmegaConf.select(cfg, group), group)]
+    makers = [
         (path, node)
-        for path, node in found
+        for path, node in makers
         if f"{path}._target_={node._target_}" not in words
         and not any(str(node._target_).startswith(prefix) for prefix in trusted if prefix)
     ]
     for group in groups:
         _check_resolved(group, OmegaConf.select(cfg, group), words)
-    for path, node in found:
+    for path, node in makers:
         if not _is_named(node._target_) or not _is_in_place(node._target_, path):
             raise UserError(refusal(path, node._target_))
-    for path, node in found:
+    for path, node in makers:
         if not _leads_to_it(node._target_):
             raise UserError(refusal(path, node._target_))
         for name in [str(key) for key in node if not str(key).startswith("_")]:
@@ -56,22 +56,22 @@ def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str]
 
 
 def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
-    """Raises ValueError for texts that would be resolved once more, and for data that are not files of this machine."""
+    """Raise UserError for texts that would be resolved again, and for data that are not files of this machine."""
     if not OmegaConf.is_config(node):
         return
-    texts = [OmegaConf.to_container(node, resolve=True)]
-    while texts:
-        each = texts.pop()
-        if isinstance(each, dict | list):
-            texts.extend(each.values() if isinstance(each, dict) else each)
-        elif not isinstance(each, str) or any(word.endswith(f"={each}") for word in typed):
+    entries = [OmegaConf.to_container(node, resolve=True)]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, dict | list):
+            entries.extend(entry.values() if isinstance(entry, dict) else entry)
+        elif not isinstance(entry, str) or any(word.endswith(f"={entry}") for word in typed):
             continue
-        elif "${" in each or (group == "data" and ELSEWHERE.search(each)):
-            raise UserError(f"The config in the checkpoint has {each!r} ({group}), as none may. It was not run.")
+        elif "${" in entry or (group == "data" and ELSEWHERE.search(entry)):
+            raise UserError(f"The config in the checkpoint has {entry!r} ({group}), as none may. It was not run.")
 
 
 def refusal(path: str, target: Any, arguments: str = "") -> str:
-    """The message for a target that a checkpoint may not name."""
+    """Return the message for a target that a checkpoint may not name."""
     message = f"The config in the checkpoint makes {target}{arguments} ({path}), as none may. It was not run."
     package, _, _ = str(target).rpartition(".")
     if not package or package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}:
@@ -105,13 +105,13 @@ def _leads_to_it(target: str) -> bool:
 
 
 def _may_be_given(cfg: DictConfig, target: str, name: str, value: Any) -> bool:
-    """Whether an argument can do no harm: names of files and folders are those that writing goes to."""
+    """Whether an argument is harmless: files and folders must lie in the run's own folders."""
     if any(name not in family.arguments for family in families_of(target) if family.arguments is not None):
         return False
     if target == "datasets.load_dataset" and name == "path":
         return value in SAFE_FILES
     if name != "weights" and any(name in family.downloads for family in families_of(target)):
-        return value in (None, False)  # `weights` is taken out before a network is made (`without_pretrained`)
+        return value in (None, False)  # `weights` is removed before a network is made (`without_pretrained`)
     if name == "filename":
         return value is None or (isinstance(value, str) and Path(value).name == value and ".." not in value)
     if target == "imago.data.TorchVisionDataModule" and name == "data_dir":

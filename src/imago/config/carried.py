@@ -1,4 +1,4 @@
-"""The config that a checkpoint carries: written as text, and read as what a stranger may have written."""
+"""The config in a checkpoint: written as text, and read as possibly untrusted text."""
 
 import logging
 import re
@@ -25,9 +25,9 @@ TRAINER_COMMAND_KEYS = (
     *("accelerator", "devices", "num_nodes", "strategy", "sync_batchnorm", "plugins", "profiler"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),
 )
-"""Options of the Trainer that belong to where and how much a command runs: a checkpoint carries none of them."""
+"""Options of the Trainer that say where and how much a command runs: a checkpoint has none of them."""
 RESOLVERS = ("best_mode", "direction", "joined", "share_of_fit", "slug", "without_stage")
-"""Functions that a config may call wherever it is read: of their arguments alone."""
+"""Resolvers that any config may call: their results depend on their arguments alone."""
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 LETTERS_OF_A_LEAF = 100
@@ -36,11 +36,11 @@ OF_THE_MACHINE: dict[str, dict[str, Any]] = {
     "data": {"num_workers": None, "cache": "none"},
     "model": {"compile": False},
 }
-"""Settings that a stranger's config does not have a say in."""
+"""Settings that an untrusted config cannot change."""
 FOR_SCORING = ("imago.callbacks.MetricsCallback", "imago.callbacks.progress_bar")
 """Callbacks that evaluation needs."""
 RESERVED = ("defaults", "hydra")
-"""Keys to which Hydra listens while it composes."""
+"""Keys that Hydra interprets while it composes."""
 KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
 INTERNAL = re.compile(r"_\w+_")
 OF_NODES = ("_target_", "_partial_", "_convert_")
@@ -48,11 +48,10 @@ URL = re.compile(r"\w:/")
 
 
 def checkpoint_config(cfg: DictConfig) -> str:
-    """The YAML text that a checkpoint carries of `cfg`.
+    """Return the YAML text of `cfg` that is written to a checkpoint.
 
-    Interpolations are kept, so that overrides still reach what depends on them, but for those that read the
-    environment or call functions of your own: these become their values. Secrets become null. Paths that exist become
-    absolute.
+    Interpolations are kept, so that overrides still reach what depends on them, except those that read the environment
+    or call user-defined functions: these become their values. Secrets become null. Existing paths become absolute.
     """
     content: dict[str, Any] = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     kept = {key: content[key] for key in (*GROUPS, *ROOT_KEYS) if content.get(key) is not None}
@@ -81,16 +80,16 @@ def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
         return masked(value)
     is_path = (key.startswith("data.") and PATHS.search(name)) or (key.startswith("params.") and "/" in value)
     if is_path and "${" not in value and not Path(value).is_absolute():
-        with suppress(OSError):  # too long for a name
+        with suppress(OSError):  # the name is too long
             return str(Path(value).absolute()) if Path(value).exists() else value
     return value
 
 
 def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) -> dict[str, Any]:
-    """The content of such a text, which may come from a stranger unless it `is_own`; nothing is resolved yet.
+    """Read the config text of a checkpoint, untrusted unless `is_own`; nothing is resolved yet.
 
     Raises:
-        ValueError: It is not a config, has keys that no checkpoint carries, or calls functions.
+        UserError: It is not a config, has keys that no checkpoint has, or calls functions.
     """
 
     def refuse(why: str) -> UserError:
@@ -103,7 +102,7 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
     if _depth(text) > MOST_DEPTH:  # the parser would take minutes
         raise refuse("is nested too deeply")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few lines may unfold to gigabytes
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few lines may expand to gigabytes
             raise refuse("has YAML aliases")
         content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, RecursionError) as error:
@@ -113,7 +112,7 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
     if foreign := sorted(str(key) for key in content if key not in (*GROUPS, *ROOT_KEYS)):
         raise refuse(f"has {', '.join(foreign)}, which no checkpoint carries")
     for group in (*GROUPS, "report", "params"):
-        if not isinstance(content.get(group, {}), dict):  # text would be parsed once more, as YAML
+        if not isinstance(content.get(group, {}), dict):  # text would be parsed again, as YAML
             raise refuse(f"has no keys in {group}")
     for key, name in all_keys(content):
         if name in RESERVED or not KEY.fullmatch(name) or (INTERNAL.fullmatch(name) and name not in OF_NODES):
@@ -127,7 +126,7 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
             raise refuse(f"has a long text with interpolations ({key})")
         if key.startswith("data") and URL.search(value):
             raise refuse(f"takes data from {value} ({key})")
-    if _unfolded(content) > MOST_LEAVES:  # a few lines may unfold to gigabytes
+    if _unfolded(content) > MOST_LEAVES:  # a few lines may expand to gigabytes
         raise refuse("has interpolations that unfold without end")
     for group, settings in OF_THE_MACHINE.items():
         node = content.get(group, {})
@@ -136,7 +135,7 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
 
 
 def _depth(text: str) -> int:
-    """An upper bound for the nesting of YAML, without parsing it."""
+    """Upper bound of the nesting depth of YAML, without parsing it."""
     brackets = depth = indent = 0
     for line in text.splitlines():
         indent = max(indent, (len(line) - len(line.lstrip(" -?:"))))
@@ -147,12 +146,12 @@ def _depth(text: str) -> int:
 
 
 def _unfolded(content: dict[str, Any]) -> int:
-    """How many leaves `content` has when all of it is resolved; more than `MOST_LEAVES` where that never ends."""
+    """Number of leaves of `content` once resolved; more than `MOST_LEAVES` if resolving never ends."""
     known: dict[str, int] = {}
     under_way: set[str] = set()
 
     def of_key(key: str) -> int:
-        key = ".".join(filter(None, re.split(r"[.\[\]]+", key)))  # a[0].b and a.0.b are one
+        key = ".".join(filter(None, re.split(r"[.\[\]]+", key)))  # a[0].b and a.0.b are the same
         if key in under_way:
             return MOST_LEAVES + 1
         if key not in known:
@@ -176,7 +175,7 @@ def _unfolded(content: dict[str, Any]) -> int:
 
 
 def _entry(content: Any, key: str) -> Any:
-    """What stands at `a.b[0]`; None for the command's own settings."""
+    """Value at a key such as `a.b[0]`; None for the command's own settings."""
     for part in filter(None, re.split(r"[.\[\]]+", key)):
         try:
             content = content[int(part)] if isinstance(content, list) else content[part]
@@ -186,25 +185,25 @@ def _entry(content: Any, key: str) -> Any:
 
 
 def _unknown_call(text: str) -> str | None:
-    """The first interpolation in `text` that is more than the name of a setting or one of `RESOLVERS`.
+    """First interpolation in `text` that is neither the name of a setting nor a call of one of `RESOLVERS`.
 
-    A `$` at the end, or before something odd, may become one when texts are put together.
+    A `$` at the end, or before an unusual character, may become one when texts are joined.
     """
-    for found in re.finditer(r"\$", text):
-        if HARMLESS.match(text, found.start()) is None:
-            return text[found.start() : found.start() + 40]
+    for dollar in re.finditer(r"\$", text):
+        if HARMLESS.match(text, dollar.start()) is None:
+            return text[dollar.start() : dollar.start() + 40]
     return None
 
 
 def leave_out_training(cfg: DictConfig, groups: Sequence[str], typed: Sequence[str] = ()) -> None:
-    """Takes out of `groups` what scoring does not need: optimizer, schedule, strategy, the transform of train images,
-    and all callbacks but metrics and bars. What was typed stays."""
+    """Remove from `groups` what scoring does not need, unless it was typed: optimizer, schedule, strategy, the
+    transform of train images, and all callbacks except metrics and progress bars."""
     words = [override_key(word).replace("/", ".") for word in typed]
 
     def is_typed(key: str) -> bool:
         return any(f"{word}.".startswith(f"{key}.") or f"{key}.".startswith(f"{word}.") for word in words)
 
-    for group in groups:  # interpolations may lead to what goes
+    for group in groups:  # interpolations may refer to what is removed
         if OmegaConf.is_config(cfg.get(group)):
             OmegaConf.resolve(cfg[group])
     OmegaConf.set_struct(cfg, False)
@@ -230,7 +229,7 @@ def leave_out_training(cfg: DictConfig, groups: Sequence[str], typed: Sequence[s
 
 
 def without_pretrained(model: DictConfig) -> None:
-    """Leaves the pretrained weights of a `model` node out: those of a checkpoint follow."""
+    """Remove the pretrained weights from a `model` node: those of a checkpoint are loaded later."""
     net = model.get("net")
     if net is not None:
         downloads = {name for family in families_of(str(net.get("_target_"))) for name in family.downloads}

@@ -1,4 +1,4 @@
-"""What can be said of a config before anything heavy is imported or made."""
+"""Checks of a config before anything heavy is imported or made."""
 
 import difflib
 import importlib.util
@@ -31,7 +31,7 @@ NAMED = (
     *("callbacks", "logger", "model.criterions.criterions"),
     *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
 )
-"""Where each entry makes an object."""
+"""Groups whose entries each make an object."""
 MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
 """Nodes that a run completes."""
 PLOTS = ("png", "svg", "pdf")
@@ -39,17 +39,17 @@ VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visual
 
 
 def own_targets(cfg: DictConfig, invocation: Invocation) -> list[str]:
-    """Names of code that is not Imago's or a library's, as they were typed, or stand in configs of one's own, or in
-    `trusted_targets`; what a checkpoint names is not among them."""
+    """Names of user code (neither Imago's nor a library's) that were typed, or are in the user's own configs or in
+    `trusted_targets`, but not those that a checkpoint names."""
     choices = invocation.choices
-    others = {group for group, option in choices.items() if option == OPTION}
-    others |= {"params"} if others else set()
+    from_checkpoint = {group for group, option in choices.items() if option == OPTION}
+    from_checkpoint |= {"params"} if from_checkpoint else set()
     libraries = {target.partition(".")[0] for target in shipped()}
-    with suppress(OmegaConfBaseException):  # what leads nowhere is said later
+    with suppress(OmegaConfBaseException):  # dangling interpolations are reported later
         targets = [
             str(node._target_)
             for key, node in nodes(cfg)
-            if key.partition(".")[0] not in others or _is_typed(key, str(node._target_), invocation)
+            if key.partition(".")[0] not in from_checkpoint or _is_typed(key, str(node._target_), invocation)
         ]
         targets += list(cfg.trusted_targets)
         return [target for target in targets if target.partition(".")[0] not in libraries]
@@ -66,9 +66,9 @@ def _is_typed(key: str, target: str, invocation: Invocation) -> bool:
 
 
 def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
-    """Checks the config of a command that starts from a checkpoint, and takes out what only training needs.
+    """Check the config of a command that starts from a checkpoint, and remove what only training needs.
 
-    Unless every checkpoint is one's own, its config may make what is on the allow-list only.
+    Unless every checkpoint is the user's own, its config may make only what is on the allow-list.
     """
     choices = invocation.choices
     if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
@@ -83,30 +83,28 @@ def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: b
 
 
 def splits_of(split: Any, cfg: DictConfig) -> list[str]:
-    """`test` -> [test]; a list stays one.
+    """Convert `split` to a list: `test` -> [test]; a list stays one.
 
     Raises:
-        ValueError: It is neither, or empty, or has something else than splits.
+        UserError: It is neither a split nor a list of splits, or is empty.
     """
     splits = list(split) if OmegaConf.is_list(split) else [split]
     if not splits:
         raise UserError("split=[]: give at least one of train, val, test.")
-    for each in splits:
-        check_split(cfg, each)
+    for name in splits:
+        check_split(cfg, name)
     return splits
 
 
 def check(cfg: DictConfig, invocation: Invocation) -> None:
-    """Raises ValueError for settings of training that are missing, out of range or at odds with each other: all of
-    them in one message.
-    """
+    """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
     _raise_all(*_problems(cfg, invocation), *_training_problems(cfg))
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: the untrained network is scored")
 
 
 def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
-    """What all commands have in common."""
+    """Check the settings that all commands share; raise one UserError for all problems."""
     _raise_all(*_problems(cfg, invocation, needs_data))
 
 
@@ -116,7 +114,7 @@ def _raise_all(*problems: str) -> None:
 
 
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
-    _check_root(cfg, invocation)  # without the root's keys nothing else can be asked
+    _check_root(cfg, invocation)  # the other checks need the root's keys
     has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
     if needs_data and "data_dir" in cfg.data and not has_data:
         yield NO_DATA
@@ -162,8 +160,8 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
-    """What `+KEY=` and `~KEY` do to the root passes Hydra."""
-    known = [each.name for each in fields(OmegaConf.get_type(cfg) or Root)]
+    """Check the keys of the root: Hydra accepts `+KEY=` and `~KEY`."""
+    known = [field.name for field in fields(OmegaConf.get_type(cfg) or Root)]
     for key in map(str, cfg):
         if key not in known:
             raise UserError(
@@ -180,7 +178,7 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Keys and types of all nodes whose targets we know."""
+    """Problems with the keys and types of all nodes whose targets are known."""
     drop_inherited(cfg, invocation.overrides, shipped())
     _drop_foreign_settings(cfg, invocation)
     for problem in problems(cfg, shipped()):
@@ -201,8 +199,8 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
 
 
 def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
-    """Takes from an optimizer or a schedule whose `_target_` was replaced what was written for another one: a weight
-    decay of AdamW is none of Adam. The learning rate stays, and is said."""
+    """Remove from an optimizer or schedule whose `_target_` was replaced the settings of the former one: AdamW's weight
+    decay does not suit Adam. The learning rate stays and is logged."""
     for part in ("optimizer", "scheduler"):
         node = cfg.model.get(part)
         if not isinstance(node, DictConfig):
@@ -219,14 +217,14 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def _target_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Named nodes that make nothing: a misspelt name, or one whose option was not chosen."""
+    """Problems with named nodes that make nothing: a misspelt name, or one whose option was not chosen."""
     for path in NAMED:
         group = OmegaConf.select(cfg, path, throw_on_missing=False)
         for name, node in ((str(key), group[key]) for key in group) if isinstance(group, DictConfig) else []:
             if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
                 options = [file.stem for file in Path(CONFIG_DIR, path).glob("*.yaml")] if "." not in path else []
-                others = [str(other) for other in group if other != name]
-                close = difflib.get_close_matches(str(name), [*others, *options], n=1)
+                siblings = [str(sibling) for sibling in group if sibling != name]
+                close = difflib.get_close_matches(str(name), [*siblings, *options], n=1)
                 meant = f" Did you mean {path}.{close[0]}?" if close else ""
                 if name in options:
                     meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
@@ -234,7 +232,7 @@ def _target_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 
 def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Nodes that are completed later, and say that they are whole; and a model without a network."""
+    """Problems with nodes that are completed later but lack `_partial_`, and with a model without a network."""
     for key in MAKERS:
         node = OmegaConf.select(cfg, key, throw_on_missing=False)
         if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
@@ -256,7 +254,7 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 
 def _in_file(key: str, invocation: Invocation) -> str:
-    """The file that a setting stands in, in brackets; empty where it was typed."""
+    """File that contains a setting, in brackets; empty if it was typed."""
     origin = origin_of(key, invocation)
     return f" ({origin})" if origin not in ("", "typed") else ""
 
@@ -274,7 +272,7 @@ def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
 
 
 def check_split(cfg: DictConfig, split: Any) -> None:
-    """Raises ValueError unless `split` is one, and something of it is scored."""
+    """Raise UserError unless `split` is a split of which at least a part is scored."""
     if split not in SPLITS:
         raise UserError(f"There is no split {split}: give some of {', '.join(SPLITS)}.")
     option = f"limit_{'test' if split == 'test' else 'predict'}_batches"

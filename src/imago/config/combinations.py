@@ -1,4 +1,4 @@
-"""What cannot work, or not together, of the settings of a run: one table, looked at before anything is made."""
+"""Settings that cannot work, alone or in combination: one table, checked before anything is made."""
 
 import math
 import os
@@ -27,7 +27,7 @@ CHECKPOINT_KEYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("save_weights_only", bool),
     ("monitor", lambda value: value is None),
 )
-"""Arguments of `callbacks.model_checkpoint`, and whether a value of one would make best.ckpt something else."""
+"""Arguments of `callbacks.model_checkpoint` -> test for values that would make best.ckpt something else."""
 EMA = "'+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.99}'"
 CALLBACKS = {
     "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {EMA}, whose average is.",
@@ -43,7 +43,7 @@ CALLBACKS = {
     "OnExceptionCheckpoint": "callbacks.resume keeps what an exception leaves in on_exception.ckpt already.",
     "AsyncCheckpointIO": "checkpoints are written whole by Imago's own.",
 }
-"""Callbacks of Lightning that cannot do here what they are for, and what to type."""
+"""Callbacks of Lightning that cannot work here -> reason, and what to type."""
 BASES = {
     "BaseFinetuning": "it is a class to inherit from (docs/extend/callback.md).",
     "Checkpoint": "it is a class to inherit from (docs/extend/callback.md).",
@@ -184,22 +184,22 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "resume= and model.init_from=: the run has weights of its own. Leave model.init_from= out.",
     ),
 )
-"""A test on the config and how it came to be, and what to say."""
+"""Test of the config and its invocation, and the message if it is true."""
 
 
 def refused_callback(name: str, is_itself: bool = True) -> str | None:
-    """Why a callback of Lightning, or one that inherits from it, cannot be used; None where it can."""
+    """Reason why a callback of Lightning, or a subclass of it, cannot be used; None if it can."""
     return CALLBACKS.get(name) or (BASES.get(name) if is_itself else None)
 
 
 def lightning_name(target: str) -> str | None:
-    """`EarlyStopping` for a target in Lightning's callbacks, by whichever path."""
+    """Class name of a target in Lightning's callbacks, by any import path: `EarlyStopping`; None for other targets."""
     is_theirs = re.match(r"(lightning\.pytorch|pytorch_lightning)\.callbacks\.", target)
     return target.rpartition(".")[2] if is_theirs else None
 
 
 def checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
-    """Where `callbacks.model_checkpoint` would make best.ckpt something else than the best."""
+    """Problems with `callbacks.model_checkpoint` that would make best.ckpt something else than the best."""
     node = (cfg.callbacks or {}).get("model_checkpoint")
     if node is None or node.get("_target_") != "imago.callbacks.RunCheckpoint":
         return
@@ -212,7 +212,7 @@ def checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _number(value: Any) -> float:
-    """A number, or infinity for anything else."""
+    """Return `value` if it is a number, otherwise infinity."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else math.inf
 
 

@@ -1,4 +1,4 @@
-"""What was typed, and what Hydra made of it: read from Hydra once, a plain value from then on."""
+"""What was typed, and what Hydra composed from it: read from Hydra once, then a plain value."""
 
 import re
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ class Invocation:
     """One call of a command.
 
     Args:
-        config_name: The config that was composed.
-        overrides: What was typed but Hydra's own keys; interpolations stay what they are.
-        hydra_overrides: What was typed of Hydra's own keys.
-        choices: Group -> the option that was chosen.
-        config_folders: Where configs are looked for; the first that has one wins.
-        output_dir: The run folder.
-        sweep_dir: The folder of the sweep that the run is a job of; None for a run by itself.
-        sweeper: The settings of Hydra's sweeper.
+        config_name: Name of the composed config.
+        overrides: Typed overrides, except those of Hydra's own keys; interpolations stay unresolved.
+        hydra_overrides: Typed overrides of Hydra's own keys.
+        choices: Group -> chosen option.
+        config_folders: Folders in which configs are searched; the first that has one wins.
+        output_dir: Run folder.
+        sweep_dir: Folder of the sweep to which the run belongs; None for a single run.
+        sweeper: Settings of Hydra's sweeper.
         changes_directory: `hydra.job.chdir`.
         verbose: `hydra.verbose`.
         hydra: All of Hydra's own settings, as YAML.
-        own_checkpoint: The checkpoint that the config came out of, where this user's key has signed it.
+        own_checkpoint: Checkpoint that the config was read from, if this user's key signed it.
     """
 
     config_name: str
@@ -45,12 +45,12 @@ class Invocation:
 
     @classmethod
     def from_hydra(cls, own_checkpoint: str | None = None) -> "Invocation":
-        """The call that Hydra has composed; to be asked for inside of its job only."""
+        """Read the invocation from Hydra; possible only within its job."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         hydra = HydraConfig.get()
-        sources = [Path(each.path) for each in hydra.runtime.config_sources if each.schema == "file" and each.path]
+        sources = [Path(entry.path) for entry in hydra.runtime.config_sources if entry.schema == "file" and entry.path]
         content: Any = OmegaConf.to_container(OmegaConf.create({"sweeper": hydra.sweeper}), resolve=False)
         return cls(
             config_name=hydra.job.config_name or "",
@@ -69,37 +69,37 @@ class Invocation:
 
     @classmethod
     def from_plain(cls, content: Mapping[str, Any]) -> "Invocation":
-        """The inverse of `to_plain`."""
+        """Convert plain types back; the inverse of `to_plain`."""
         tuples: dict[str, Any] = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
         return cls(**{**content, **tuples})
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain types, for another process of the run."""
+        """Convert to plain types, for another process of the run."""
         return asdict(self)
 
     @property
     def keys(self) -> set[str]:
-        """The settings, and groups, that were typed."""
+        """Settings and groups that were typed."""
         return {override_key(word) for word in self.overrides}
 
 
 def composed_overrides() -> list[str]:
-    """What was typed but Hydra's own keys, while Hydra composes."""
+    """Typed overrides, except those of Hydra's own keys; available while Hydra composes."""
     from hydra.core.hydra_config import HydraConfig
 
     return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def override_key(word: str) -> str:
-    """The setting, or group, that an override names: `+model.net.name=vit_b_16` -> `model.net.name`."""
+    """Setting or group that an override names: `+model.net.name=vit_b_16` -> `model.net.name`."""
     return word.lstrip("+~").partition("=")[0]
 
 
 def override_value(word: str) -> str:
-    """What an override gives, as it was typed."""
+    """Value of an override, as typed."""
     return word.partition("=")[2]
 
 
 def for_hydra(value: str) -> str:
-    """`value` in the quotes that Hydra's grammar needs for unusual characters."""
+    """Quote `value` as Hydra's grammar requires for unusual characters."""
     return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"

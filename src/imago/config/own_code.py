@@ -1,7 +1,7 @@
-"""Imports of one's own code: only modules that were named, from the folder where they were named.
+"""Imports of user code: only modules that were named, from the folder in which they were named.
 
-The current folder is not on `sys.path`. It may hold a stranger's files beside a data set or a checkpoint, and libraries
-look for dozens of optional packages by name: whatever is called like one of them would run.
+The current folder is not on `sys.path`. It may hold untrusted files beside a data set or a checkpoint, and libraries
+look for dozens of optional packages by name: any file named like one of them would run.
 """
 
 import os
@@ -14,10 +14,9 @@ from types import ModuleType
 
 
 class OwnCode(MetaPathFinder):
-    """Finds the top-level modules in `folders`, and what those import from beside them.
+    """Find the top-level modules in `folders`, and the modules beside them that they import.
 
-    `folders` maps the name of a module to the folder that it stands in. Installed packages win: this finder is asked
-    last.
+    `folders` maps the name of a module to its folder. Installed packages win: this finder is asked last.
     """
 
     def __init__(self) -> None:
@@ -27,7 +26,7 @@ class OwnCode(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del target
-        if path is not None:  # a module in a package, which knows where it is
+        if path is not None:  # a module in a package, which knows its location
             return None
         folder = self.folders.get(fullname) or self._folder_of_importer()
         spec = PathFinder.find_spec(fullname, [str(folder)]) if folder is not None else None
@@ -36,7 +35,7 @@ class OwnCode(MetaPathFinder):
         return spec
 
     def _folder_of_importer(self) -> Path | None:
-        """The folder of the module whose import statement is being executed, if it was found here."""
+        """Folder of the module whose import statement is being executed, if this finder found it."""
         frame = sys._getframe(2)
         while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("importlib"):
             frame = frame.f_back  # type: ignore[assignment]
@@ -47,15 +46,15 @@ class OwnCode(MetaPathFinder):
         return folder if is_there else None
 
     def loaded(self, targets: Iterable[str]) -> dict[str, str]:
-        """Module -> folder, as text, of those that `targets` such as `my_net.Net` name and that were imported here."""
+        """Module -> folder, as text, of the imported modules that `targets` such as `my_net.Net` name."""
         modules = {target.partition(".")[0] for target in targets}
         return {name: str(self.folders[name]) for name in sorted(modules & self.folders.keys() & sys.modules.keys())}
 
 
 def allow_imports(targets: Iterable[str], folder: Path) -> None:
-    """Let the modules that `targets` such as `my_net.Net` name be imported from `folder`.
+    """Allow the modules that `targets` such as `my_net.Net` name to be imported from `folder`.
 
-    A module that is being imported from another folder stays there.
+    A module that is already imported from another folder stays there.
     """
     for target in targets:
         module = target.partition(".")[0]
@@ -66,7 +65,7 @@ def allow_imports(targets: Iterable[str], folder: Path) -> None:
 
 
 def is_writable_by_others(folder: Path) -> bool:
-    """Whether another user could put a module into `folder`: into shared or temporary folders everybody can."""
+    """Whether another user could put a module into `folder`, as anyone can in shared or temporary folders."""
     if not hasattr(os, "getuid"):
         return False
     try:
@@ -74,12 +73,12 @@ def is_writable_by_others(folder: Path) -> bool:
     except OSError:
         return True
     return any(
-        each.st_uid not in (0, os.getuid())
-        or each.st_mode & 0o002
-        or (each.st_mode & 0o020 and each.st_gid != os.getgid())  # a group of one's own is usual
-        for each in facts
+        entry.st_uid not in (0, os.getuid())
+        or entry.st_mode & 0o002
+        or (entry.st_mode & 0o020 and entry.st_gid != os.getgid())  # most users have a group of their own
+        for entry in facts
     )
 
 
 OWN_CODE = OwnCode()
-"""The one finder of the process."""
+"""The only finder of the process."""

@@ -1,4 +1,4 @@
-"""The functions that configs may call."""
+"""Functions that configs may call."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ LONGEST_NAME = 60
 
 
 def name_of_run() -> str:
-    """`lr_0.01_batch_size_32`: the last part of each overridden key and its value; `base` without any."""
+    """Name of the run: last part of each overridden key and its value, `lr_0.01_batch_size_32`; `base` without any."""
     if not HydraConfig.initialized():
         return "base"
     parts = []
@@ -32,12 +32,12 @@ def name_of_run() -> str:
 
 
 def slug(text: str) -> str:
-    """`text` as a folder name: letters, digits, dots, dashes and underscores, at most 60 characters."""
+    """Convert `text` to a folder name: letters, digits, dots, dashes and underscores, at most 60 characters."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")[:LONGEST_NAME].rstrip("_.")
 
 
 def unused_folder(path: str) -> str:
-    """Makes the folder `path`, or `path`_2, `path`_3, … if it is taken; two processes never get the same."""
+    """Make the folder `path`, or `path`_2, `path`_3, … if it exists; two processes never get the same one."""
     candidate, number = Path(path), 1
     while True:
         try:
@@ -51,27 +51,27 @@ def unused_folder(path: str) -> str:
 
 
 def best_mode(metric: str) -> str:
-    """`min` for losses, `max` for everything else."""
+    """Mode of a metric: `min` for losses, `max` for everything else."""
     return "min" if "loss" in metric else "max"
 
 
 def share_of_fit(fit: str) -> float:
-    """Of `data.eval_transform.box`: the usual 224 of 256 pixels, but with margins, or squashed, the whole picture."""
+    """Fraction of the image for `data.eval_transform.box`: the usual 224 of 256 pixels for `crop`, otherwise 1."""
     return 0.875 if fit == "crop" else 1.0
 
 
 def direction(mode: str) -> str:
-    """`mode` in Optuna's words."""
+    """Optuna's name of `mode`: minimize or maximize."""
     return {"min": "minimize", "max": "maximize"}.get(mode, mode)
 
 
 def without_stage(metric: str) -> str:
-    """`val/acc` -> `acc`."""
+    """Remove the stage from the name of a metric: `val/acc` -> `acc`."""
     return metric.partition("/")[2] or metric
 
 
 def register() -> None:
-    """Makes the root schema and the resolvers known to Hydra; may be called again."""
+    """Register the root schema and the resolvers with Hydra; may be called again."""
     ConfigStore.instance().store(name="root_schema", node=Root)
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)

@@ -1,4 +1,4 @@
-"""Where the configs are, and the keys that their root may have."""
+"""Location of the configs, and the keys that their root may have."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,12 +11,12 @@ _CLONE = _HERE.parent.parent
 IN_CLONE = not (_HERE / "configs").is_dir()
 CONFIG_DIR = str(_CLONE / "configs" if IN_CLONE else _HERE / "configs")
 PROJECT_ROOT = _CLONE if IN_CLONE else Path.cwd()
-COMMAND_KEYS = ("resume", "auto_resume", "replay", "preflight")  # how it is run, not what
+COMMAND_KEYS = ("resume", "auto_resume", "replay", "preflight")  # how to run, not what
 
 
 @dataclass
 class Root:
-    """The keys that a config may have at its root; any other is refused with its name and the file it came from."""
+    """Keys that a config may have at its root; any other is refused with its name and the file it came from."""
 
     data: Any = None
     model: Any = None
@@ -49,8 +49,8 @@ class Root:
 
 @dataclass
 class KeptRoot(Root):
-    """`Root` whose fields leave what was composed before as it is."""
+    """`Root` whose fields do not replace values composed before."""
 
     def __post_init__(self) -> None:
-        for each in fields(Root):
-            setattr(self, each.name, MISSING)
+        for entry in fields(Root):
+            setattr(self, entry.name, MISSING)

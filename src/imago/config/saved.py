@@ -1,4 +1,4 @@
-"""Configs as files: of the run folder, and in the words that tell two of them apart."""
+"""Config files of a run folder, and the differences between two of them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from imago.masking import masked_config
 
 
 def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
-    """`KEY BEFORE -> NOW` for each setting that differs from the `config.yaml` of a run folder."""
+    """List `KEY BEFORE -> NOW` for each setting that differs from the `config.yaml` of a run folder."""
     file = folder / "config.yaml"
     if not file.is_file():
         return []
@@ -31,14 +31,14 @@ def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
 
 
 def drawn_seed(folder: Path) -> int | None:
-    """The seed in the `config.yaml` of a run folder, where there is one."""
+    """Read the seed from the `config.yaml` of a run folder; None without one."""
     file = folder / "config.yaml"
     seed = read_yaml(file).get("seed") if file.is_file() else None
     return seed if isinstance(seed, int) else None
 
 
 def save_config(cfg: Any, folder: Path, invocation: Invocation) -> None:
-    """Writes `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
+    """Write `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
     hydra_files = folder / ".hydra"
     hydra_files.mkdir(exist_ok=True)
     write_text(folder / "config.yaml", yaml_of(cfg, resolve=True))
@@ -48,24 +48,24 @@ def save_config(cfg: Any, folder: Path, invocation: Invocation) -> None:
 
 
 def yaml_of(cfg: Any, resolve: bool = False) -> str:
-    """The config as YAML, without its secrets."""
+    """Convert a config to YAML without its secrets."""
     content: Any = masked_config(OmegaConf.to_container(cfg, resolve=resolve))
     return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def mask_sweep(folder: Path) -> None:
-    """Takes the secrets out of `multirun.yaml`, which Hydra writes at the start of a sweep."""
+    """Remove the secrets from `multirun.yaml`, which Hydra writes at the start of a sweep."""
     file = folder / "multirun.yaml"
     if file.is_file():
         write_text(file, yaml_of(OmegaConf.load(file)))
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The config in a YAML file of a run folder.
+    """Read the config in a YAML file of a run folder.
 
     Raises:
         OSError: It cannot be opened.
-        UnreadableError: It is not a config, or unfolds by aliases.
+        UnreadableError: It is not a config, or has aliases.
     """
     text = read_text(path)
     try:

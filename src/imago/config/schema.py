@@ -1,6 +1,6 @@
-"""Checks a config against the signatures of what it makes, before anything heavy is imported.
+"""Checks of a config against the signatures of its targets, before anything heavy is imported.
 
-The signatures of all shipped targets stand in configs/schema/all.json, which `make schema` writes.
+The signatures of all shipped targets are in configs/schema/all.json, which `make schema` writes.
 """
 
 import difflib
@@ -36,7 +36,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with `key`, in words that go on from its name."""
+    """Problem with `key`: `what` continues a sentence that begins with the key."""
 
     key: str
     what: str
@@ -45,12 +45,12 @@ class Problem:
 
 @cache
 def shipped() -> dict[str, Schema]:
-    """Target -> JSON schema of its arguments."""
+    """Target -> JSON schema of its arguments, for all shipped targets."""
     return json.loads(Path(CONFIG_DIR, "schema", "all.json").read_text(encoding="utf-8"))["$defs"]
 
 
 def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
-    """What the nodes of `cfg` have that their targets do not take; targets without a schema are passed over."""
+    """Arguments in `cfg` that their targets do not take; targets without a schema are skipped."""
     for path, node in nodes(cfg):
         schema = schemas.get(node._target_)
         if schema is None:
@@ -70,9 +70,9 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
 
 
 def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:
-    """Takes from network, optimizer and scheduler the options of our files that a new `_target_` does not have.
+    """Remove from network, optimizer and scheduler the options of shipped files that a new `_target_` does not have.
 
-    So `model.net._target_=my.module.MyNet` is enough. An option that was typed stays, and fails if it is unknown.
+    So `model.net._target_=my.module.MyNet` is enough. A typed option stays, and fails if it is unknown.
     """
     names = [override_key(override) for override in typed]
     for part in ("net", "optimizer", "scheduler"):
@@ -101,7 +101,7 @@ def _is_a(target: str, part: str) -> bool:
 
 
 def mismatch(value: Any, schema: Schema) -> str | None:
-    """What would be valid instead, in words; None where `value` is."""
+    """Describe the valid values; None if `value` is valid."""
     choices = schema.get("anyOf", [schema])
     if any(_fits(value, choice) for choice in choices):
         return None
@@ -109,8 +109,8 @@ def mismatch(value: Any, schema: Schema) -> str | None:
     if set(words) == {WORDS["object"], WORDS["null"]}:
         return "a node with _target_, or null"
     if len(words) > 1:
-        words.pop(WORDS["object"], None)  # a node instead of a number: true, but not what helps
-    return (", or " if any("," in each for each in words) else " or ").join(words)
+        words.pop(WORDS["object"], None)  # a node instead of a number: valid, but no help
+    return (", or " if any("," in word for word in words) else " or ").join(words)
 
 
 def _fits(value: Any, schema: Schema) -> bool:
@@ -139,7 +139,7 @@ def _fits(value: Any, schema: Schema) -> bool:
 
 def _words(schema: Schema) -> str:
     if "enum" in schema:
-        return " or ".join("null" if each is None else str(each).lower() for each in schema["enum"])
+        return " or ".join("null" if value is None else str(value).lower() for value in schema["enum"])
     words = WORDS.get(schema.get("type", ""), "anything")
     if "minimum" in schema:
         words += f", {schema['minimum']:g} or more"

@@ -1,4 +1,4 @@
-"""Where a setting came from: the command line, or one of the YAML files that a config was composed of."""
+"""Source of a setting: the command line, or one of the YAML files that the config was composed of."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from imago.config.root import CONFIG_DIR
 
 
 def origin_of(key: str, invocation: Invocation) -> str:
-    """`typed`, or `in configs/experiment/mine.yaml`; empty where it cannot be told."""
+    """Source of a setting: `typed`, or `in configs/experiment/mine.yaml, line 3`; empty if unknown."""
     for override in invocation.overrides:
         name = override_key(override).replace("/", ".")
         is_group = Path(CONFIG_DIR, override_key(override)).is_dir()
@@ -27,12 +27,12 @@ def origin_of(key: str, invocation: Invocation) -> str:
 
 
 def is_typed(key: str, invocation: Invocation) -> bool:
-    """Whether it stands on the command line."""
+    """Whether a setting was typed on the command line."""
     return origin_of(key, invocation) == "typed"
 
 
 def is_users_own(key: str, invocation: Invocation) -> bool:
-    """Whether a setting was typed, or stands in a file that Imago does not ship."""
+    """Whether a setting was typed, or is in a file that Imago does not ship."""
     if is_typed(key, invocation):
         return True
     holders = [path for path, package in _files(invocation) if _holds(path, package, key)]
@@ -40,7 +40,7 @@ def is_users_own(key: str, invocation: Invocation) -> bool:
 
 
 def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
-    """Whether a setting stands in a file that the one of `target` comes after: it was written for another target."""
+    """Whether a setting is in a file that comes before that of `target`: it was written for another target."""
     if is_typed(key, invocation):
         return False
     files = list(_files(invocation))
@@ -54,7 +54,7 @@ def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
 
 
 def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
-    """The chosen files and those they start from, with their packages; the later ones win."""
+    """Chosen files and their defaults, with their packages; later ones win."""
     folders = [Path(folder) for folder in invocation.config_folders]
     chosen = sorted(
         invocation.choices.items(), key=lambda choice: choice[0] in ("experiment", "hparams_search", "debug")
@@ -92,7 +92,7 @@ def _parts(package: str, key: str) -> list[str]:
 
 
 def _line(path: Path, parts: list[str]) -> int:
-    """Where a key stands in a YAML file."""
+    """Line number of a key in a YAML file."""
     node: Any = yaml.compose(path.read_text(encoding="utf-8"))
     line = 1
     for part in parts:
@@ -105,8 +105,8 @@ def _line(path: Path, parts: list[str]) -> int:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bool]:
-    """The keys of a YAML file, and whether it says what it says to the root. A command asks 300 times, which took a
-    third of the time of a short run."""
+    """Keys of a YAML file, and whether its package is `_global_`. Cached: a command asks 300 times, which took a third
+    of the time of a short run."""
     return _read_once(path, path.stat().st_mtime_ns)
 
 

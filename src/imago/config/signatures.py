@@ -1,6 +1,6 @@
-"""JSON schemas from the signatures of classes and functions: `make schema` writes those of all shipped targets.
+"""JSON schemas of the signatures of classes and functions: `make schema` writes those of all shipped targets.
 
-python -m imago.signatures [--check]
+python -m imago.config.signatures [--check]
 """
 
 import collections.abc
@@ -40,7 +40,7 @@ DEFAULTS = {"type": "array", "description": "Options that this file starts from"
 
 
 def arguments_schema(target: Callable[..., Any]) -> Schema:
-    """Of the keyword arguments of `target`; where a type says nothing that a config could break, anything fits."""
+    """JSON schema of the keyword arguments of `target`; a type that no config can violate accepts anything."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # built-in functions such as torch.argmax
@@ -64,7 +64,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _types(hint: Any) -> Iterator[Schema]:
-    """The alternatives of a type; `{}`, which everything fits, where we cannot tell."""
+    """Schemas of the alternatives of a type; `{}`, which accepts anything, if unknown."""
     origin = typing.get_origin(hint)
     if hint in (Any, object):  # Any is a class for `inspect`
         yield {}
@@ -78,7 +78,7 @@ def _types(hint: Any) -> Iterator[Schema]:
     elif origin is Annotated:
         yield from (choice | _range(hint) for choice in _types(typing.get_args(hint)[0]))  # type: ignore[operator]
     elif (origin or hint) in ARRAYS:
-        items = [each for each in typing.get_args(hint) if each is not Ellipsis]
+        items = [item for item in typing.get_args(hint) if item is not Ellipsis]
         yield {"type": "array", "items": _one([choice for item in items for choice in _types(item)])}
         if (origin or hint) is not list:
             yield {"type": "object"}  # a node that makes one
@@ -89,20 +89,20 @@ def _types(hint: Any) -> Iterator[Schema]:
 
 
 def _is_made(hint: Any) -> bool:
-    """Whether a value of this class can only come from a node; of other classes we cannot tell (numbers, enums)."""
+    """Whether a value of this class can only come from a node; unknown for other classes (numbers, enums)."""
     if not inspect.isclass(hint):
         return False
     return hint.__module__.startswith("imago.") or issubclass(hint, Tensor | nn.Module | Optimizer)
 
 
 def _range(hint: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    bounds: dict[str, Any] = {}
     for mark in typing.get_args(hint)[1:]:
         if isinstance(mark, AtLeast):
-            found["minimum"] = mark.least
+            bounds["minimum"] = mark.least
         if isinstance(mark, AtMost):
-            found["maximum"] = mark.most
-    return found
+            bounds["maximum"] = mark.most
+    return bounds
 
 
 def _one(choices: list[Any]) -> Schema:
@@ -113,11 +113,11 @@ def _one(choices: list[Any]) -> Schema:
 
 
 def shipped_targets() -> list[str]:
-    """Every `_target_` in the files of configs/."""
-    found: set[str] = set()
+    """List every `_target_` in the files of configs/."""
+    targets: set[str] = set()
     for path in Path(CONFIG_DIR).rglob("*.yaml"):
-        found |= set(_targets(OmegaConf.load(path)))
-    return sorted(found)
+        targets |= set(_targets(OmegaConf.load(path)))
+    return sorted(targets)
 
 
 def _targets(cfg: Any) -> Iterator[str]:
@@ -133,7 +133,7 @@ def _targets(cfg: Any) -> Iterator[str]:
 
 
 def all_schemas() -> dict[str, Any]:
-    """File name -> content: `all.json` with a schema per target, and one file per kind of YAML for editors."""
+    """File name -> content: `all.json` with a schema per target, and, for editors, a file per kind of YAML file."""
     targets = {name: arguments_schema(get_object(name)) for name in shipped_targets()}
     targets["lightning.pytorch.Trainer"]["properties"]["precision"]["anyOf"].append({"enum": ["auto-mixed"]})
     known = [
@@ -156,13 +156,13 @@ def _as_node(target: str) -> Schema:
 
 
 def _global_files(group: str) -> tuple[bool, bool]:
-    """Whether all, and whether some files of a group say what they say to the root."""
+    """Whether all, and whether some, files of a group have the package `_global_`."""
     are = ["@package _global_" in path.read_text() for path in Path(CONFIG_DIR, group).rglob("*.yaml")]
     return all(are), any(are)
 
 
 def _group_schema(group: str, targets: dict[str, Schema]) -> Schema:
-    """All arguments of the targets that the files of a group make: in a file, `_target_` may come from its defaults."""
+    """Schema of all arguments of a group's targets: in a file, `_target_` may come from its defaults."""
     properties: dict[str, Any] = {
         "defaults": DEFAULTS,
         "_target_": {"type": "string"},
@@ -194,7 +194,7 @@ def _root_schema(files: dict[str, Any]) -> Schema:
 
 
 def main() -> None:
-    """Writes the files; with `--check`, only says whether they are as they should be."""
+    """Write the schema files; with `--check`, only report those that are not up to date."""
     texts = {name: json.dumps(content, indent=1, sort_keys=True) + "\n" for name, content in all_schemas().items()}
     if "--check" in sys.argv:
         stale = [name for name, text in texts.items() if (FOLDER / name).read_text() != text]

@@ -1,7 +1,7 @@
 """Facts about the targets that configs name: one row per family.
 
-A new family of networks, data sets or loggers is a row of `TARGETS`: where it may stand, which arguments it takes from
-a checkpoint, which package it needs, which of its arguments download weights.
+A new family of networks, data sets or loggers is a row of `TARGETS`: in which settings it is allowed, which arguments
+it takes from a checkpoint, which package it needs, and which of its arguments download weights.
 """
 
 import difflib
@@ -17,18 +17,18 @@ from typing import Any
 from imago.errors import UserError
 
 SAFE_FILES = ("imagefolder", "parquet", "arrow")
-"""Kinds of local files that `datasets` reads without running code; some of its others unpickle."""
+"""Kinds of local files that `datasets` reads without running code; some of its further kinds unpickle."""
 MEMORY_SETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "CIFAR10", "CIFAR100")
-"""Of torchvision: those that keep their images in memory."""
+"""Data sets of torchvision that keep their images in memory."""
 CALLBACKS = (
     *("EarlyStopping", "ModelSummary", "RichModelSummary", "LearningRateMonitor", "DeviceStatsMonitor", "Timer"),
     *("TQDMProgressBar", "RichProgressBar", "GradientAccumulationScheduler", "StochasticWeightAveraging"),
 )
-"""Of Lightning: those that write no files."""
+"""Callbacks of Lightning that write no files."""
 
 
 def _class_of(base: str, package: str) -> Callable[[Any], bool]:
-    """Whether something is a subclass of `base` that stands in `package`."""
+    """Return a test for subclasses of `base` that are defined in `package`."""
 
     def test(target: Any) -> bool:
         module, _, name = base.rpartition(".")
@@ -44,7 +44,7 @@ def _class_of(base: str, package: str) -> Callable[[Any], bool]:
 def _is_torchvision_model(target: Any) -> bool:
     from torchvision.models._api import BUILTIN_MODELS
 
-    is_classifier = getattr(target, "__module__", "").count(".") == 2  # segmentation and others stand deeper
+    is_classifier = getattr(target, "__module__", "").count(".") == 2  # segmentation etc. are in subpackages
     return is_classifier and any(target is build for build in BUILTIN_MODELS.values())
 
 
@@ -66,16 +66,16 @@ def _is_callback(target: Any) -> bool:
 
 @dataclass(frozen=True)
 class Family:
-    """What is true of all targets whose name begins with `prefix`.
+    """Facts about all targets whose name begins with `prefix`.
 
     Args:
-        prefix: The beginning of a name, or a whole one.
-        keys: The only settings where a checkpoint's config may have it; None allows any.
-        accepts: Which objects a checkpoint's config may make besides the targets of the shipped configs.
-        arguments: The only arguments that a checkpoint's config may give; None allows any.
-        downloads: Arguments that fetch pretrained weights: left out where those of a checkpoint follow.
-        extra: The package that it needs, and the extra of Imago that brings it.
-        channels_last: Its networks take images in channels-last memory format.
+        prefix: Beginning of a name, or a full name.
+        keys: The only settings in which a checkpoint's config may have it; None allows any.
+        accepts: Test for objects that a checkpoint's config may make besides the targets of the shipped configs.
+        arguments: The only arguments that a checkpoint's config may set; None allows any.
+        downloads: Arguments that download pretrained weights; removed if those of a checkpoint are loaded later.
+        extra: Package that it needs, and the extra of Imago that installs it.
+        channels_last: Whether its networks take images in channels-last memory format.
     """
 
     prefix: str
@@ -128,7 +128,7 @@ TARGETS = (
 
 
 def families_of(target: str) -> Iterator[Family]:
-    """All rows of a target."""
+    """Return the rows of `TARGETS` that match a target."""
     return (family for family in TARGETS if target.startswith(family.prefix))
 
 
@@ -139,7 +139,7 @@ def is_channels_last(target: str) -> bool:
 
 @cache
 def torchvision_names() -> list[str]:
-    """As `torchvision.models.list_models(module=torchvision.models)` gives them, read from its source."""
+    """Names that `torchvision.models.list_models(module=torchvision.models)` returns, read from its source."""
     spec = importlib.util.find_spec("torchvision")
     assert spec is not None
     assert spec.submodule_search_locations is not None
@@ -149,12 +149,12 @@ def torchvision_names() -> list[str]:
         registered = re.findall(
             r"^@register_model\((.*?)\)\n(?:@.*\n|\w.*\n|\s+.*\n|\))*?def (\w+)", path.read_text(), re.M
         )
-        names += [given.strip("\"'") or function for given, function in registered]
+        names += [alias.strip("\"'") or function for alias, function in registered]
     return sorted(names)
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError, with the closest names, unless torchvision has the classification model `name`."""
+    """Raise UserError, with the closest names, unless torchvision has the classification model `name`."""
     known = torchvision_names()
     if name not in known:
         close = sorted(difflib.get_close_matches(name, known, n=8, cutoff=0.7))

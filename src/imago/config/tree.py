@@ -1,4 +1,4 @@
-"""Walks through the settings of a config."""
+"""Iterators over the settings of a config."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a `_target_`, with its key."""
+    """Key and content of every node with a `_target_`."""
     if isinstance(cfg, DictConfig):
         if path and cfg.get("_target_"):
             yield path, cfg
@@ -32,7 +32,7 @@ def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 def all_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every key in plain containers, with the path of what it stands in."""
+    """Path of the container, and key, for every key in plain containers."""
     if isinstance(value, dict):
         for name, entry in value.items():
             yield key, str(name)
@@ -43,7 +43,7 @@ def all_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def all_leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of everything in plain containers, the entries of lists too: `a.b[0]`."""
+    """Path and value of every leaf in plain containers, including entries of lists: `a.b[0]`."""
     if isinstance(value, dict):
         for name, entry in value.items():
             yield from all_leaves(entry, f"{key}.{name}" if key else str(name))
@@ -55,5 +55,5 @@ def all_leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def all_texts(value: Any) -> Iterator[tuple[str, str]]:
-    """Path and value of every text in plain containers."""
+    """Path and value of every string in plain containers."""
     yield from ((key, leaf) for key, leaf in all_leaves(value) if isinstance(leaf, str))

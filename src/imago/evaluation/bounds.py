@@ -1,4 +1,4 @@
-"""Bounds on what the config in a stranger's checkpoint may cost: its network is first made, and run, without memory.
+"""Limits on the cost of the config in a stranger's checkpoint: its network is first built, and run, without memory.
 
 A file of a few kilobytes can ask for a network, or an image, of any size.
 """
@@ -26,13 +26,13 @@ from imago.evaluation.from_config import eval_transform_of, image_size_of, make
 log = logging.getLogger(__name__)
 
 MOST_NUMBER = 4096
-"""Sizes in a config may be so large, or as the largest of the weights is."""
+"""Greatest number in a config, unless a side of the weights is larger."""
 MOST_CALLS = 200_000
-"""Calls of torch, while the network is made."""
+"""Greatest number of torch calls that build the network."""
 MOST_VALUES = 2**24
-"""That are kept besides the weights; and of an image."""
+"""Greatest number of values besides the weights, and in an image."""
 MOST_BYTES = 2**29
-"""Bytes of a batch of images, or of what one layer makes of it."""
+"""Greatest size of a batch of images, or of the output of one layer for it, in bytes."""
 SMALL = 2**16
 NOT_SIZES = ("seed", "data.range", "batch_size", "num_workers", "max_epochs", "max_steps")
 
@@ -42,7 +42,7 @@ class CostError(UserError):
 
 
 def check_cost(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> None:
-    """Raises ValueError where `model` and `data` of a stranger's checkpoint would take more than its weights need."""
+    """Raise ValueError if `model` and `data` of a stranger's checkpoint would take more than its weights need."""
     try:
         _check_numbers(cfg, checkpoint)
         model = _without_memory(cfg, checkpoint, path)
@@ -76,7 +76,7 @@ def _check_numbers(cfg: DictConfig, checkpoint: Checkpoint) -> None:
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
     if isinstance(value, DictConfig):
         for name in value:
-            with suppress(InterpolationResolutionError, InterpolationKeyError):  # of a part that is not made here
+            with suppress(InterpolationResolutionError, InterpolationKeyError):  # in a part that is not built here
                 yield from _numbers(value[name], f"{key}.{name!s}")
     elif isinstance(value, ListConfig):
         for entry in value:
@@ -86,22 +86,22 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
 
 
 def _without_memory(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> nn.Module:
-    """The network on the meta device, whose weights have the sizes of the checkpoint's."""
+    """Build the network on the meta device, and check that its weights have the shapes of the checkpoint's."""
     from imago.evaluation.from_config import make_model
 
     allowed = sum(tensor.numel() for tensor in checkpoint["state_dict"].values()) + MOST_VALUES
     try:
         with MetaMemory(allowed):
             model = make_model(cfg.model, checkpoint["imago"]["class_names"])
-    except Exception as error:  # whatever a network does with odd arguments
+    except Exception as error:  # a network can do anything with odd arguments
         raise CostError(f"its network cannot be made: {message_of(error)}") from error
     check_weights(checkpoint, model, path)
     return model
 
 
 class MetaMemory(TorchFunctionMode):
-    """Inside, new tensors that are not small have no memory; `CostError` where they would have more than `allowed`
-    values in all, or where there is no end of them."""
+    """Mode in which new tensors that are not small have no memory. Raises CostError if they would have more than
+    `allowed` values in all, or never end."""
 
     def __init__(self, allowed: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ NEW = {
 
 
 def _check_transform(cfg: DictConfig) -> int:
-    """The channels of an image, which goes through all stages: none of them may make it huge."""
+    """Run an image through all stages, none of which may make it huge. Returns its number of channels."""
     try:
         return _channels(eval_transform_of(cfg.data), min(*pair(image_size_of(cfg.data)), 64))
     except CostError:
@@ -150,7 +150,7 @@ def _channels(transform: Any, size: int) -> int:
 
 
 def _check_metrics(cfg: DictConfig, checkpoint: Checkpoint) -> None:
-    """Metrics keep tables by class and threshold."""
+    """Raise CostError if the metrics, which keep tables by class and threshold, are too large."""
     node = OmegaConf.select(cfg, "callbacks.metrics")
     if node is None:
         return
@@ -162,7 +162,7 @@ def _check_metrics(cfg: DictConfig, checkpoint: Checkpoint) -> None:
 
 
 class _Largest(TorchDispatchMode):
-    """Notes the values of the largest tensor that is made; CostError where that has more than `most`."""
+    """Mode that records the number of values of the largest new tensor. Raises CostError if it is more than `most`."""
 
     def __init__(self, most: float = math.inf) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class _Largest(TorchDispatchMode):
 
 
 def _largest_output(model: Any, shape: tuple[int, int, int]) -> int:
-    """Values of the largest tensor that the network makes of one image, and of all that it leaves in the batch."""
+    """Number of values of the largest tensor made from one image, plus those of all tensors left in the batch."""
     model = model.to("meta").eval()
     batch = {"image": torch.empty(1, *shape, device="meta"), "epoch": 0}
     batch |= {key: torch.zeros(1, dtype=torch.long, device="meta") for key in ("label", "index")}

@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: calibration error, temperature, and when to leave an image to a person."""
+"""Calibration of probabilities: calibration error, temperature, and when to leave an image to a person."""
 
 import hashlib
 import json
@@ -35,21 +35,21 @@ class Bin:
 
 
 def reliability(log_probabilities: Floats, labels: Ints, bins: int = BINS) -> list[Bin]:
-    """The bins that have images, of equal width; `log_probabilities` is (n, classes), `labels` (n,)."""
+    """Bins of equal width that have images; `log_probabilities` is float64 (n, classes), `labels` int64 (n,)."""
     confidence = np.exp(log_probabilities.max(axis=1))
     correct = log_probabilities.argmax(axis=1) == labels
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    found = []
-    for each in np.unique(number):
-        chosen = number == each
+    full_bins = []
+    for place in np.unique(number):
+        chosen = number == place
         of_bin = (int(chosen.sum()), float(confidence[chosen].mean()), float(correct[chosen].mean()))
-        found.append(Bin(float(each / bins), float((each + 1) / bins), *of_bin))
-    return found
+        full_bins.append(Bin(float(place / bins), float((place + 1) / bins), *of_bin))
+    return full_bins
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:
-    """The mean distance of confidence and accuracy over the images (Naeini et al. 2015; Guo et al. 2017)."""
-    return sum(each.n * abs(each.confidence - each.accuracy) for each in bins) / sum(each.n for each in bins)
+    """Mean distance of confidence and accuracy over the images, in [0, 1] (Naeini et al. 2015; Guo et al. 2017)."""
+    return sum(entry.n * abs(entry.confidence - entry.accuracy) for entry in bins) / sum(entry.n for entry in bins)
 
 
 SHAPE = {
@@ -60,19 +60,19 @@ SHAPE = {
     "held_out": {"*": NUMBER},
     "why_not": (str, type(None)),
 }
-"""The content of the file of a calibration."""
+"""The content of a calibration file."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on the val split for one checkpoint.
+    """Calibration of one checkpoint, fitted on the val split.
 
-    `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an answer
-    that is given; None where no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image
-    if its calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
-    `checkpoint` is the `key_of` the checkpoint that it is for, and of the way in which it saw the images. `held_out`
-    has cross-entropy and calibration error without and with a temperature, on fifths of val that it was not fitted on;
-    `why_not` says why the temperature is 1, where none was found that helps there.
+    `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an accepted
+    answer; None if no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image if its
+    calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
+    `checkpoint` is the `key_of` the checkpoint and of the way in which it saw the images. `held_out` has cross-entropy
+    and calibration error without and with a temperature, on fifths of val that it was not fitted on; `why_not` says why
+    the temperature is 1, if none was found that helps there.
     """
 
     temperature: float
@@ -87,23 +87,26 @@ class Calibration:
     why_not: str | None = None
 
     def apply(self, log_probabilities: Floats) -> Floats:
-        """Calibrated log-probabilities."""
+        """Calibrate log-probabilities, float64 (n, classes). Returns the same shape."""
         return _scaled(log_probabilities, self.temperature)
 
     def accepts(self, calibrated: Floats) -> NDArray[np.bool_]:
-        """Which images are answered rather than left to a person."""
+        """Mask (n,) of the images that are answered rather than left to a person; `calibrated` is (n, classes)."""
         if self.threshold is None:
             return np.zeros(len(calibrated), dtype=bool)
         return np.exp(calibrated.max(axis=1)) >= self.threshold
 
     def sets(self, calibrated: Floats) -> NDArray[np.bool_]:
-        """(n, classes): which classes are in the conformal set of each image."""
+        """Mask (n, classes) of the classes in the conformal set of each image; `calibrated` is (n, classes)."""
         inside = np.exp(calibrated) >= 1 - self.quantile
         inside[np.arange(len(inside)), calibrated.argmax(axis=1)] = True
         return inside
 
     def measured(self, log_probabilities: Floats, labels: Ints) -> dict[str, Any]:
-        """What it does on a split: calibration error, and accuracy and share of the images that are answered."""
+        """Metrics on a split, such as calibration error, and accuracy and fraction of the images that are answered.
+
+        `log_probabilities` is float64 (n, classes), not calibrated; `labels` is int64 (n,).
+        """
         calibrated = self.apply(log_probabilities)
         accepted, correct = self.accepts(calibrated), calibrated.argmax(axis=1) == labels
         inside, rows = self.sets(calibrated), np.arange(len(labels))
@@ -122,7 +125,7 @@ class Calibration:
 def fit(
     log_probabilities: Floats, labels: Ints, target_accuracy: float, coverage: float, fingerprint: str, checkpoint: str
 ) -> Calibration:
-    """The calibration of a checkpoint by what it said of the val split."""
+    """Fit the calibration of a checkpoint to val: `log_probabilities` float64 (n, classes), `labels` int64 (n,)."""
     temperature, held_out, why_not = _helpful_temperature(log_probabilities, labels)
     plain = Calibration(temperature, None, target_accuracy, 1.0, coverage, len(labels), fingerprint, checkpoint)
     calibrated = plain.apply(log_probabilities)
@@ -136,10 +139,10 @@ def fit(
 
 
 def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float, dict[str, float], str | None]:
-    """The temperature, what it does on images that it was not fitted on, and why it is 1, if it has to be.
+    """Temperature, its effect on images that it was not fitted on, and the reason if it has to be 1.
 
-    Without mistakes the cross-entropy falls towards a temperature of 0, which is far too sure of new images: there have
-    to be some mistakes, and it has to help on each fifth of the images when it is fitted on the others.
+    Without mistakes the cross-entropy falls towards a temperature of 0, which is far too sure of new images. There have
+    to be some mistakes, and the temperature has to help on the fifths of the images when it is fitted on the others.
     """
     n, mistakes = len(labels), int((log_probabilities.argmax(axis=1) != labels).sum())
     if mistakes < LEAST_MISTAKES:
@@ -169,7 +172,7 @@ def _scaled(log_probabilities: Floats, temperature: float) -> Floats:
 
 
 def _temperature(log_probabilities: Floats, labels: Ints) -> float:
-    """The one with the least cross-entropy."""
+    """Temperature with the least cross-entropy."""
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -181,7 +184,7 @@ def _temperature(log_probabilities: Floats, labels: Ints) -> float:
 
 
 def _threshold(calibrated: Floats, labels: Ints, target: float) -> float | None:
-    """The least confidence above which `target` of the answers are right."""
+    """Least confidence above which a fraction `target` of the answers is right; None if there is none."""
     confidence, correct = np.exp(calibrated.max(axis=1)), calibrated.argmax(axis=1) == labels
     order = np.argsort(-confidence, kind="stable")
     accuracy = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
@@ -191,13 +194,13 @@ def _threshold(calibrated: Floats, labels: Ints, target: float) -> float | None:
 
 
 def _quantile(scores: Floats, coverage: float) -> float:
-    """The split-conformal one, of rank ceil((n + 1) * coverage) of n (Vovk et al. 2005); 1 where n is too small."""
+    """Split-conformal quantile, of rank ceil((n + 1) * coverage) of n (Vovk et al. 2005); 1 if n is too small."""
     rank = math.ceil((len(scores) + 1) * coverage)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else 1.0
 
 
 def describe_calibration(measured: dict[str, Any]) -> str:
-    """`99.1 % right on 82 % of the images, 18 % left to a person`."""
+    """Text such as `99.1 % right on 82 % of the images, 18 % left to a person`."""
     if measured["accepted_acc"] is None:
         return "all images are left to a person: no threshold reaches the target"
     share = measured["accepted_share"]
@@ -209,22 +212,22 @@ def describe_calibration(measured: dict[str, Any]) -> str:
 
 
 def key_of(timestamp: str, data: DictConfig) -> str:
-    """What a calibration holds for: a checkpoint by its time stamp, image size and evaluation transform."""
+    """Key of a calibration: the time stamp of the checkpoint, and a hash of image size and evaluation transform."""
     return f"{timestamp} {hashlib.sha256(json.dumps(looks(data), sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def file_beside(checkpoint: Path) -> Path:
-    """Where the calibration of a checkpoint is."""
+    """Path of the calibration of a checkpoint."""
     return checkpoint.with_suffix(".calibration.json")
 
 
 def write(calibration: Calibration, path: Path) -> None:
-    """Writes it as JSON."""
+    """Write the calibration as JSON."""
     write_json(path, asdict(calibration))
 
 
 def read(path: Path, checkpoint: str) -> Calibration:
-    """The calibration in a file, for the checkpoint with that `key_of`.
+    """Read the calibration in a file, for the checkpoint with that `key_of`.
 
     Raises:
         ValueError: There is none, or it is for another checkpoint.

@@ -1,4 +1,4 @@
-"""A trained network with everything that it needs to look at an image, from its checkpoint alone."""
+"""A trained network with everything that it needs to classify images, from its checkpoint alone."""
 
 import io
 import logging
@@ -39,7 +39,7 @@ Picture = str | Path | bytes | BinaryIO | Image.Image | Tensor | NDArray[np.uint
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most likely class, its probability, and that of every class."""
+    """The most likely class, its probability, and the probability of every class."""
 
     class_name: str
     probability: float
@@ -47,13 +47,13 @@ class Prediction:
 
 
 class Classifier:
-    """What `imago.load_classifier` returns.
+    """Classifier of images, made by `imago.load_classifier`.
 
     Args:
         model: The network, with its weights.
-        transform: What is done to an image before.
-        image_size: What the network sees, in pixels: the side of a square, or height and width.
-        checkpoint: What the checkpoint says of its run (its entry `imago`).
+        transform: The preprocessing of an image.
+        image_size: Input size of the network in pixels: the side of a square, or height and width.
+        checkpoint: The entry `imago` of the checkpoint, which describes its run.
         decoding: How files are decoded.
     """
 
@@ -73,7 +73,7 @@ class Classifier:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path, is_own: bool) -> "Classifier":
-        """Makes the objects of `model`, `data.eval_transform` and `data.image_size`, and loads the weights.
+        """Make the objects of `model`, `data.eval_transform` and `data.image_size`, and load the weights.
 
         Raises:
             ValueError: The weights are those of another network, or would take more memory than they may.
@@ -90,26 +90,26 @@ class Classifier:
 
     @property
     def class_names(self) -> list[str]:
-        """In the order of the network's outputs."""
+        """Class names, in the order of the network's outputs."""
         return list(self.model.class_names)
 
     @property
     def channels(self) -> int:
-        """3, or 1 for a network of grey images."""
+        """Number of channels: 3, or 1 for a network of grey images."""
         normalise = self.transform.normalisation
         return 3 if normalise is None else len(normalise.mean)
 
     def predict(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
-        """One prediction per image, in their order.
+        """Predict one class per image, in order.
 
         Args:
-            images: One or several of: a path, the bytes of a file, an open file, a PIL image, a uint8 tensor
-                (3, height, width) or (height, width), a uint8 array (height, width, 3) or (height, width).
-            batch_size: Images that the network sees at once.
+            images: One or several of: a path, the bytes of a file, an open file, a PIL image, a uint8 tensor (3,
+                height, width) or (height, width), a uint8 array (height, width, 3) or (height, width).
+            batch_size: Images that go through the network at a time.
 
         Raises:
             BadImageError: A file cannot be used as an image.
-            ValueError: Something else was given.
+            ValueError: `images` holds something else.
         """
         several: Sequence[Any] = [images] if _is_one(images) else images  # type: ignore
         rows: list[Tensor] = []
@@ -128,7 +128,7 @@ class Classifier:
         return Prediction(names[best], float(row[best]), dict(zip(names, row.tolist(), strict=True)))
 
     def _pixels(self, image: Picture) -> Tensor:
-        """uint8 (channels, height, width)."""
+        """Pixels of an image, uint8 (channels, height, width)."""
         if isinstance(image, str | Path):
             pixels = read_image(_file(image), decoding=self.decoding)
         elif isinstance(image, bytes | bytearray):
@@ -159,7 +159,7 @@ class Classifier:
 
 
 def check_own_code(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is one's own; its code may then be imported from where it was when the run was trained."""
+    """Whether a checkpoint is the user's own. Its code may then be imported from where it was in training."""
     if not is_signed(checkpoint):
         return False
     for name, folder in checkpoint["imago"].get("own_code", {}).items():
@@ -173,16 +173,16 @@ def check_own_code(checkpoint: Checkpoint) -> bool:
 
 
 def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = ()) -> Classifier:
-    """The classifier in a checkpoint; nothing in the file is executed, and only what is known to be harmless is made.
+    """Load the classifier in a checkpoint, executing nothing in the file and making only what is known to be harmless.
 
     Args:
-        path: A checkpoint, a run folder (its best one), or `latest` (of the runs in logs/).
-        device: Where it runs: `cpu`, `cuda`, …
-        trusted_targets: Beginnings of names of your own code that the checkpoint's config may make, `["my_net."]`.
+        path: A checkpoint, a run folder (its best checkpoint), or `latest` (of the runs in logs/).
+        device: Device of the network: `cpu`, `cuda`, …
+        trusted_targets: Prefixes of names in your own code that the config of the checkpoint may use, `["my_net."]`.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It is no checkpoint, or its config makes something else.
+        FileNotFoundError: It does not exist.
+        ValueError: It is not a checkpoint, or its config makes something else.
     """
     file = find_checkpoint(str(path), PROJECT_ROOT / "logs")
     classifier = of_checkpoint(file, trusted_targets)
@@ -191,7 +191,7 @@ def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequ
 
 
 def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
-    """The classifier by the checkpoint's own config."""
+    """Make the classifier from the checkpoint's own config."""
     checkpoint = read_checkpoint(file)
     allow_imports(trusted_targets, Path.cwd())
     is_own = check_own_code(checkpoint)
@@ -201,7 +201,7 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier
         if not is_own:
             check_targets(cfg, ("model", *TRANSFORMS), trusted_targets)
             OmegaConf.set_struct(cfg, False)
-            cfg.data.batch_size = None  # that of `predict` counts
+            cfg.data.batch_size = None  # `predict` has its own
             cfg.trusted_targets = list(trusted_targets)
         return Classifier.from_config(cfg, checkpoint, file, is_own)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
@@ -215,10 +215,10 @@ def _is_one(images: Any) -> bool:
 
 
 def _file(path: str | Path) -> Path:
-    """The path of a file.
+    """Path of a file.
 
     Raises:
-        BadImageError: It is a URL, a folder, or not there.
+        BadImageError: It is a URL or a folder, or does not exist.
     """
     if "://" in str(path):
         raise BadImageError(f"{path} is a URL: fetch it first, and give the file or its bytes")

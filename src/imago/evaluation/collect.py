@@ -1,4 +1,4 @@
-"""The rows of an evaluation, from all batches and all processes."""
+"""Rows of an evaluation, gathered from all batches and all processes."""
 
 import logging
 from collections.abc import Sized
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str) -> Score:
-    """Scores `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; other splits as predict."""
+    """Score `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; others run as predict."""
     limit = trainer.limit_predict_batches
     try:
         if split == "test":
@@ -53,7 +53,7 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
 
 
 def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
-    """Takes one where `trainer.limit_<stage>_batches` is a share of less than a batch; Lightning would refuse it."""
+    """Take one batch if `trainer.limit_<stage>_batches` is a fraction below one batch, which Lightning would refuse."""
     limit = getattr(trainer, f"limit_{stage}_batches")
     if isinstance(limit, float) and limit > 0 and int(limit * len(loader)) == 0:
         log.info("trainer.limit_%s_batches=%s is less than a batch: one is taken", stage, limit)
@@ -61,7 +61,7 @@ def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
 
 
 def _check_complete(trainer: Trainer, split: str, index: list[int], images: int) -> None:
-    """Raises RuntimeError unless every image was scored, and once."""
+    """Raise RuntimeError unless every image was scored exactly once."""
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_predict_batches
     whole = limit == 1.0 and isinstance(limit, float) and not option_of(trainer, "fast_dev_run")
     if len(set(index)) != len(index) or (whole and len(index) != images):
@@ -70,7 +70,10 @@ def _check_complete(trainer: Trainer, split: str, index: list[int], images: int)
 
 @dataclass
 class Rows:
-    """Of all images, in the order of their index; `losses` are means over them, `bad` says what could not be read."""
+    """Outputs for n images, in the order of `index`: `prediction` int64 (n,), `logits` (n, classes).
+
+    `losses` are means over the images. `bad` says of each image why it could not be read, or is empty.
+    """
 
     index: list[int]
     prediction: torch.Tensor
@@ -80,8 +83,8 @@ class Rows:
 
 
 class Collector(Callback):
-    """Keeps index, prediction and logits of every image that is scored, and the losses of every batch; a Trainer that
-    scores or predicts has one."""
+    """Callback that keeps index, prediction and logits of every scored image, and the losses of every batch. Every
+    Trainer that scores or predicts has one."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[str]]] = []
@@ -101,7 +104,7 @@ class Collector(Callback):
     on_predict_batch_end = on_test_batch_end
 
     def rows(self) -> Rows:
-        """Those of all processes, the same for any number of them."""
+        """Rows of all processes; they do not depend on the number of processes."""
         batches = [batch for process in all_gather_objects(self.batches) for batch in process]
         self.batches = []
         batches.sort(key=lambda batch: int(batch[0][0]))  # sums depend on their order
@@ -112,7 +115,7 @@ class Collector(Callback):
 
 
 def collected_rows(trainer: Trainer) -> Rows:
-    """The rows of the test or predict epoch that the Trainer has just ended."""
+    """Rows of the test or predict epoch that the Trainer has just finished."""
     (collector,) = callbacks_of(trainer, Collector)
     return collector.rows()
 

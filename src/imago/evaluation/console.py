@@ -1,4 +1,4 @@
-"""What a person sees at the end of a run: scores beside the baseline, where things are, what to type next."""
+"""Console output at the end of a run: scores beside the baseline, where things are, what to type next."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def show_results(result: Result, run: RunFolder) -> None:
-    """Prints the table, the run folder and the next commands; warns where the baseline is not beaten."""
+    """Print the table, the run folder and the next commands. Warn if the baseline is not beaten."""
     if result.scores:
         console().print(_table(result))
     for name, score in result.scores.items():
@@ -51,7 +51,7 @@ def show_results(result: Result, run: RunFolder) -> None:
 
 
 def note_scored_again(result: Result, run: RunFolder) -> None:
-    """Tells the run whose checkpoint was scored where, when, and the numbers: in its `scored_again.jsonl`."""
+    """Add time, folder and numbers to `scored_again.jsonl` in the run whose checkpoint was scored."""
     if result.checkpoint is None or result.checkpoint.parent.name != "checkpoints":
         return
     of_run = result.checkpoint.parent.parent
@@ -69,15 +69,15 @@ def note_scored_again(result: Result, run: RunFolder) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(strict(row)) + "\n" for row in rows)
         refresh_report(of_run)
-    except OSError as error:  # somebody else's folder
+    except OSError as error:  # another user's folder
         log.info("%s was not told that it was scored: %s", of_run, error)
 
 
-def show_predictions(found: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
-    """Prints the first rows, the accuracy where labels are known, and where the file is."""
+def show_predictions(answers: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
+    """Print the first rows, the accuracy if labels are known, and where the file is."""
     if rows:
-        shown = list(islice(prediction_rows(found, calibration), rows))
-        table = Table(title=f"The first {len(shown)} of {len(found.paths)} predictions")
+        shown = list(islice(prediction_rows(answers, calibration), rows))
+        table = Table(title=f"The first {len(shown)} of {len(answers.paths)} predictions")
         for column in ("path", "label", "prediction", "probability"):
             table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
         for row in shown:
@@ -87,23 +87,23 @@ def show_predictions(found: Predictions, path: Path, rows: int, calibration: Cal
             probability = "" if prediction is None else f"{known:.4f}"
             table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
         console().print(table)
-    if found.accuracy is not None:
-        labelled = int((found.is_good & (found.labels != UNKNOWN)).sum())
-        of = f" of the {labelled} images whose label is a class" if labelled < len(found.paths) else ""
-        console().print(f"accuracy {found.accuracy:.4f}{of}", highlight=False)
+    if answers.accuracy is not None:
+        labelled = int((answers.is_good & (answers.labels != UNKNOWN)).sum())
+        of = f" of the {labelled} images whose label is a class" if labelled < len(answers.paths) else ""
+        console().print(f"accuracy {answers.accuracy:.4f}{of}", highlight=False)
     if calibration is not None:
-        accepted = calibration.accepts(calibration.apply(found.log_probabilities))[found.is_good]
+        accepted = calibration.accepts(calibration.apply(answers.log_probabilities))[answers.is_good]
         console().print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)
     show_written(path)
 
 
 def show_written(path: Path) -> None:
-    """Prints where something is."""
+    """Print where something was written."""
     console().print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
-    """Prints what was fitted on val."""
+    """Print the calibration that was fitted on val."""
     lines = [f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f}"]
     if calibration.why_not is not None:
         lines[0] = f"The probabilities stay as they are (temperature 1): {calibration.why_not}"
@@ -160,7 +160,7 @@ def _next(result: Result, run: RunFolder) -> list[str]:
 
 
 def _interpreter() -> str:
-    """What starts this Python again: the short word only where it means the same."""
+    """Command that starts this Python again: the short word only if it means the same interpreter."""
     return "python" if shutil.which("python") == sys.executable else _relative(Path(sys.executable))
 
 

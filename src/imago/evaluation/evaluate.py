@@ -1,4 +1,4 @@
-"""Scoring weights on splits, with reports."""
+"""Score weights on splits, and write reports."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """What came out: the scores by split, the checkpoint they belong to, and the best value of the monitored metric."""
+    """Scores by split, the checkpoint they belong to, and the best value of the monitored metric."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     checkpoint: Path | None = None
@@ -33,13 +33,13 @@ class Result:
 
     @property
     def objective(self) -> float | None:
-        """What a sweep makes as good as it can: the best value, or, where nothing was trained, the first accuracy."""
+        """Objective of a sweep: the best value, or, if nothing was trained, the first accuracy."""
         accuracies = (score.metrics["acc"] for score in self.scores.values())
         return self.best_value if self.best_value is not None else next(accuracies, None)
 
     @property
     def weights(self) -> str:
-        """Which weights were scored, in words."""
+        """Description of the weights that were scored."""
         return self.checkpoint.name if self.checkpoint is not None else "the weights as they are"
 
 
@@ -53,9 +53,9 @@ def evaluate(
     calibrate: Callable[[Score, Checkpoint], Calibration] | None = None,
     pictures: bool = True,
 ) -> Result:
-    """Scores the weights of a checkpoint, or those that the model has, on `splits`.
+    """Score the weights of a checkpoint, or those that the model has, on `splits`.
 
-    `calibrate` is given the score of val, and the checkpoint, before. Without `pictures`, reports show no images.
+    `calibrate` is called first, with the score of val and the checkpoint. Without `pictures`, reports show no images.
     """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
     calibration = None
@@ -78,20 +78,22 @@ def evaluate(
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers
             write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plot_format)
-    show_hyperparameters(trainer.loggers, {name: each.metrics for name, each in result.scores.items()})
+    show_hyperparameters(trainer.loggers, {name: split_score.metrics for name, split_score in result.scores.items()})
     for logger in trainer.loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # else the next job of a sweep would go on in this one's record
+            logger.experiment.finish()  # otherwise the next job of a sweep would continue this one's record
     if data.damaged and trainer.is_global_zero:
         note_data(run, data)
     run.sections["Results"] = {
-        f"{name} {metric}": value for name, each in result.scores.items() for metric, value in _shown(each).items()
+        f"{name} {metric}": value
+        for name, split_score in result.scores.items()
+        for metric, value in _shown(split_score).items()
     }
     return result
 
 
-def _shown(each: Score) -> dict[str, Any]:
-    metrics = each.metrics
-    scored = {"scored on": each.split} if each.split != each.asked else {}
+def _shown(split_score: Score) -> dict[str, Any]:
+    metrics = split_score.metrics
+    scored = {"scored on": split_score.split} if split_score.split != split_score.asked else {}
     return scored | {key: metrics[key] for key in ("acc", "f1", "loss", "baseline_acc", "n")}

@@ -1,4 +1,4 @@
-"""What one calls from a notebook or a script, over plain objects: docs/evaluation.md."""
+"""Functions for a notebook or a script, on plain objects: docs/evaluation.md."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +19,13 @@ from imago.report.plots import confusion_matrix_figure
 
 
 def evaluate_network(net: nn.Module, data: ImageDataModule, split: str = "test", device: str = "cpu") -> Score:
-    """Scores a network on a split of a data module, as `ml-eval` does.
+    """Score a network on a split of a data module, as `ml-eval` does.
 
     Args:
-        net: Takes normalised images, float32 (n, 3, height, width), and gives logits (n, classes), in the order of
+        net: Takes normalised images, float32 (n, 3, height, width), and returns logits (n, classes), in the order of
             `data.class_names`. It is left on `device`, in evaluation mode.
         data: The images.
-        split: `train`, `val` or `test`; `test` is `val` where there is no test split.
+        split: `train`, `val` or `test`; `test` is `val` if there is no test split.
         device: `cpu`, `cuda` or `mps`.
 
     Returns:
@@ -33,7 +33,7 @@ def evaluate_network(net: nn.Module, data: ImageDataModule, split: str = "test",
         `.labels`, `.predictions` and `.log_probabilities` (n, classes) are arrays in the order of `.paths`.
 
     Raises:
-        ValueError: There is no such split, or the network gives something else.
+        ValueError: There is no such split, or the network returns something else.
     """
     if not isinstance(net, nn.Module) or not isinstance(data, ImageDataModule):
         raise UserError(
@@ -65,16 +65,16 @@ def _check_logits(net: nn.Module, data: ImageDataModule, split: str, device: str
 def confusion_matrix(
     labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str], title: str = ""
 ) -> Figure:
-    """A figure of the counts, and of the shares of each true class: rows are true classes, columns predicted ones.
+    """Figure of the counts, and of the fractions of each true class: true classes in rows, predicted ones in columns.
 
     Args:
-        labels: Indices of `class_names`.
-        predictions: Likewise, in the same order.
-        class_names: All of them, also those that do not occur.
-        title: Above the figure.
+        labels: Indices into `class_names`, integers (n,).
+        predictions: Predicted indices, in the same order.
+        class_names: All classes, including those that do not occur.
+        title: Title of the figure.
 
     Raises:
-        ValueError: An index is none of a class, or there are not as many predictions as labels.
+        ValueError: An index is not that of a class, or labels and predictions differ in number.
     """
     true, predicted = _indices(labels, predictions, class_names)
     counts = np.zeros((len(class_names), len(class_names)), dtype=np.int64)
@@ -85,11 +85,11 @@ def confusion_matrix(
 def classification_report(
     labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str], as_dict: bool = False
 ) -> Any:
-    """Precision, recall, F1 and number of images of each class that occurs, by scikit-learn; text with 4 decimals, or
-    a dictionary. The arguments are those of `confusion_matrix`.
+    """Precision, recall, F1 and number of images of each class that occurs, by scikit-learn: text with 4 decimals, or a
+    dictionary. The arguments are those of `confusion_matrix`.
 
     Raises:
-        ValueError: As `confusion_matrix`.
+        ValueError: As in `confusion_matrix`.
     """
     from sklearn.metrics import classification_report as report
 

@@ -1,4 +1,4 @@
-"""What is left of a score: tables, numbers and pictures in the run folder."""
+"""Files of a score in the run folder: tables, numbers and figures."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from imago.run.provenance import environment
 
 SHEET = 96  # images of a contact sheet
 MANY_CLASSES, BEST = 100, 5
-"""From so many classes on, predictions have the best five classes of an image, and not the probability of each."""
+"""With so many classes or more, predictions have the best five of an image instead of all probabilities."""
 BYTES_OF_A_NUMBER = 22
 
 
@@ -40,9 +40,9 @@ def write_reports(
     pictures: bool = True,
     plot_format: str = "png",
 ) -> None:
-    """Writes `reports/` and `plots/` of one score of `images` below `folder`, and shows them in TensorBoard.
+    """Write `reports/` and `plots/` of one score of `images` below `folder`, and show them in TensorBoard.
 
-    `weights` says in words which were scored; without `pictures` no image is shown.
+    `weights` describes the weights that were scored. Without `pictures`, no image is shown.
     """
     reports = folder / "reports"
     split = score.asked
@@ -77,9 +77,9 @@ def write_reports(
 
 
 def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True) -> None:
-    """Writes what a report says of data and environment, before anything is trained; with `pictures` some train images.
+    """Write what a report says of data and environment, before training; with `pictures`, also some train images.
 
-    Where a run `goes_on`, the environment of its beginning stays, and this one is added as `resumed`.
+    If the run is resumed (`goes_on`), its first environment is kept, and this one is added as `resumed`.
     """
     reports = folder / "reports"
     _write_data(folder, data)
@@ -95,27 +95,29 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
 
 
 def note_data(run: RunFolder, data: ImageDataModule) -> None:
-    """Says in summary and report what is known of the data now."""
+    """Update summary and report with what is known of the data now."""
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}
     _write_data(run.path, data)
 
 
 def _write_data(folder: Path, data: ImageDataModule) -> None:
     left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
-    told = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
-    write_json(folder / "reports" / "data.json", told)
+    facts = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
+    write_json(folder / "reports" / "data.json", facts)
 
 
 def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fills TensorBoard's tab `hparams`: the settings beside the final `acc`, `f1` and `loss` of each split."""
-    final = {f"final/{split}_{name}": each[name] for split, each in metrics.items() for name in ("acc", "f1", "loss")}
+    """Fill TensorBoard's tab `hparams`: the settings beside the final `acc`, `f1` and `loss` of each split."""
+    final = {
+        f"final/{split}_{name}": values[name] for split, values in metrics.items() for name in ("acc", "f1", "loss")
+    }
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger) and final:
             logger.log_hyperparams(dict(logger.hparams), final)
 
 
 def _write_confusion(score: Score, path: Path) -> None:
-    """Writes the counts: a row per true class, a column per predicted one."""
+    """Write the counts: a row per true class, a column per predicted class."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["label", *score.class_names])
@@ -123,26 +125,26 @@ def _write_confusion(score: Score, path: Path) -> None:
 
 
 def write_predictions(score: Score, path: Path) -> None:
-    """Writes a row per image: label, prediction, loss and the probabilities of its classes."""
+    """Write a row per image: label, prediction, loss and class probabilities."""
     write_rows(prediction_rows(score), path)
 
 
-def prediction_rows(found: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
-    """A row per image, with plain values; None for what is not known.
+def prediction_rows(answers: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a row per image, with plain values; None for unknown ones.
 
-    The probabilities are `prob_NAME` for each class, or of many classes `class_1` and `prob_1` to 5 of the most likely.
-    Where images could not be read, each row has `error`; with a `calibration` the probabilities are calibrated, and
-    each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
+    The probabilities are `prob_NAME` for each class or, with many classes, `class_1` and `prob_1` to 5 of the most
+    likely. If images could not be read, each row has `error`. With a `calibration`, the probabilities are calibrated,
+    and each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
     """
-    log_probabilities = found.log_probabilities
+    log_probabilities = answers.log_probabilities
     extra: list[list[Any]] = []
     if calibration is not None:
         log_probabilities = calibration.apply(log_probabilities)
-        names = np.array(found.class_names)
+        names = np.array(answers.class_names)
         sets = [" | ".join(names[row]) for row in calibration.sets(log_probabilities)]
         extra = [calibration.accepts(log_probabilities).astype(int).tolist(), sets]
-    bad = found.bad if isinstance(found, Predictions) else []
-    columns = zip(found.paths, found.labels.tolist(), found.predictions.tolist(), strict=True)
+    bad = answers.bad if isinstance(answers, Predictions) else []
+    columns = zip(answers.paths, answers.labels.tolist(), answers.predictions.tolist(), strict=True)
     for index, (path, label, prediction) in enumerate(columns):
         reason = bad[index] if bad else ""
         known = label != UNKNOWN
@@ -150,11 +152,11 @@ def prediction_rows(found: Score | Predictions, calibration: Calibration | None 
         yield {
             "index": index,
             "path": path,
-            "label": found.class_names[label] if known else None,
-            "prediction": None if reason else found.class_names[prediction],
+            "label": answers.class_names[label] if known else None,
+            "prediction": None if reason else answers.class_names[prediction],
             "correct": int(label == prediction) if known and not reason else None,
             "loss": -float(row[label]) if known and not reason else None,
-            **{key: None if reason else value for key, value in _probabilities(found.class_names, row).items()},
+            **{key: None if reason else value for key, value in _probabilities(answers.class_names, row).items()},
             **{
                 name: None if reason else column[index]
                 for name, column in zip(("accepted", "set"), extra, strict=False)
@@ -174,14 +176,14 @@ def _probabilities(class_names: Sequence[str], log_probabilities: NDArray[np.flo
 
 
 def bytes_of_predictions(images: int, class_names: Sequence[str]) -> int:
-    """About how much the table of the predictions for so many images takes."""
+    """Approximate size of the table of predictions for so many images, in bytes."""
     longest = max(map(len, class_names))
     numbers = len(class_names) if len(class_names) < MANY_CLASSES else BEST
     return images * (BYTES_OF_A_NUMBER * (numbers + 2) + longest * (2 + (BEST if numbers == BEST else 0)) + 60)
 
 
 def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
-    """Writes a CSV, or JSON lines if `path` says `.jsonl`; None is an empty field, or null."""
+    """Write CSV, or JSON lines if `path` ends in `.jsonl`. None becomes an empty field, or null."""
     with (
         atomic_write(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -196,23 +198,23 @@ def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
             writer.writerow(row.values())
 
 
-def captions(found: Score | Predictions) -> list[tuple[str, bool | None]]:
-    """Of each image: its name, prediction and probability in three lines, and whether that is right, if known."""
-    bad = found.bad if isinstance(found, Predictions) else [""] * len(found.paths)
+def captions(answers: Score | Predictions) -> list[tuple[str, bool | None]]:
+    """Caption of each image (its name, prediction and probability in three lines), and whether it is right."""
+    bad = answers.bad if isinstance(answers, Predictions) else [""] * len(answers.paths)
     texts: list[tuple[str, bool | None]] = []
-    best = np.exp(found.log_probabilities.max(axis=1)).tolist()
+    best = np.exp(answers.log_probabilities.max(axis=1)).tolist()
     for path, label, prediction, probability, reason in zip(
-        found.paths, found.labels.tolist(), found.predictions.tolist(), best, bad, strict=True
+        answers.paths, answers.labels.tolist(), answers.predictions.tolist(), best, bad, strict=True
     ):
-        said = "unreadable" if reason else f"{shorten(found.class_names[prediction])}\n{probability:.1%}"
+        said = "unreadable" if reason else f"{shorten(answers.class_names[prediction])}\n{probability:.1%}"
         right = None if reason or label == UNKNOWN else label == prediction
         texts.append((f"{shorten(Path(path).name)}\n{said}", right))
     return texts
 
 
-def write_gallery(found: Predictions, images: Images, path: Path) -> None:
-    """Writes a contact sheet of the first images, with their names, predictions and probabilities."""
+def write_gallery(answers: Predictions, images: Images, path: Path) -> None:
+    """Write a contact sheet of the first images, with their names, predictions and probabilities."""
     shown = min(len(images), SHEET)
     title = f"{shown} images" if shown == len(images) else f"the first {shown} of {len(images)} images"
     pictures = [thumbnail(images, index) for index in range(shown)]
-    save(gallery_figure(pictures, captions(found), title), path)
+    save(gallery_figure(pictures, captions(answers), title), path)

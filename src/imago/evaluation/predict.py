@@ -1,4 +1,4 @@
-"""What one or several networks say of images, over one or several views of each."""
+"""Predictions of one or several networks, over one or several views of each image."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class PredictData(CopyingDataModule):
-    """Images under one transform, in their order; each process has every `processes`-th batch."""
+    """Images under one transform, in order; each process has every `processes`-th batch."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class PredictData(CopyingDataModule):
         self.loader.close()
 
 
-def _log_damage(found: dict[str, str]) -> None:
-    for path, what in found.items():
+def _log_damage(damage: dict[str, str]) -> None:
+    for path, what in damage.items():
         log.warning("%s is damaged inside, and read with wrong pixels: %s", path, what)
 
 
@@ -67,9 +67,9 @@ def predict(
     tta: str,
     **loading: Any,
 ) -> Predictions:
-    """The weighted mean of the probabilities of all members, each the mean over the views of `tta`.
+    """Weighted mean of the probabilities of all members, each averaged over the views of `tta`.
 
-    `loading` are the further arguments of PredictData. Every view of every member is one pass over the images.
+    `loading` holds the other arguments of PredictData. Every view of every member is one pass over the images.
     """
     total: torch.Tensor | float = 0.0
     shares = np.array(weights if weights is not None else [1.0] * len(members), dtype=float)

@@ -1,4 +1,4 @@
-"""Every number of an evaluation, from one row per image."""
+"""Metrics of an evaluation, from one row per image."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Score:
-    """What a network did on a split.
+    """Predictions for the n images of a split, and their metrics.
 
-    `asked` is the split that was asked for, `split` the one that was scored (val where there is no test folder);
-    `baseline` is the accuracy of always answering with the most frequent class of train. With a `calibration`, the
-    metrics also say what it does here.
+    `labels` and `predictions` are int64 (n,), `log_probabilities` float64 (n, classes), all in the order of `paths`.
+    `asked` is the requested split, `split` the scored one (val if there is no test folder). `baseline` is the accuracy
+    of always answering with the most frequent class of train. With a `calibration`, the metrics include its effect on
+    the split.
     """
 
     asked: str
@@ -37,16 +38,16 @@ class Score:
     extra: dict[str, Any]
     calibration: Calibration | None = None
     no_class: int = 0
-    """Images beside them whose folder is no class."""
+    """Number of further images whose folder is not a class."""
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Cross-entropy of each image."""
+        """Cross-entropy of each image in nats, float64 (n,)."""
         return -self.log_probabilities[np.arange(len(self.labels)), self.labels]
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Row: true class, column: predicted class."""
+        """Confusion matrix, int64 (classes, classes): true classes in rows, predicted classes in columns."""
         from sklearn.metrics import confusion_matrix
 
         return confusion_matrix(self.labels, self.predictions, labels=range(len(self.class_names)))
@@ -84,7 +85,7 @@ class Score:
             "ece": expected_calibration_error(bins),
             "baseline_acc": self.baseline,
             **self._calibrated(),
-            "reliability": [asdict(each) for each in bins],
+            "reliability": [asdict(entry) for entry in bins],
             "per_class": self._per_class(),
         }
 
@@ -123,39 +124,41 @@ class Score:
         return precision_recall_fscore_support(self.labels, self.predictions, zero_division=0, **options)
 
 
-def score_of(found: "Predictions", asked: str, split: str, trained: Mapping[str, Any]) -> Score | None:
-    """The score of predictions, on the images that have a label and could be read; None without any.
+def score_of(answers: "Predictions", asked: str, split: str, trained: Mapping[str, Any]) -> Score | None:
+    """Score of predictions, on the images that have a label and could be read; None without any.
 
     Its loss is the cross-entropy of the probabilities. `trained` is the entry `imago` of the checkpoint.
     """
-    chosen = np.flatnonzero(found.is_good & (found.labels != UNKNOWN))
+    chosen = np.flatnonzero(answers.is_good & (answers.labels != UNKNOWN))
     if not len(chosen):
         return None
-    labels, log_probabilities = found.labels[chosen], found.log_probabilities[chosen]
+    labels, log_probabilities = answers.labels[chosen], answers.log_probabilities[chosen]
     return Score(
         asked=asked,
         split=split,
-        class_names=found.class_names,
+        class_names=answers.class_names,
         indices=chosen.tolist(),
-        paths=[found.paths[index] for index in chosen],
+        paths=[answers.paths[index] for index in chosen],
         labels=labels,
-        predictions=found.predictions[chosen],
+        predictions=answers.predictions[chosen],
         log_probabilities=log_probabilities,
-        baseline=baseline_of(most_frequent(train_counts(trained, found.class_names)), labels.tolist()),
+        baseline=baseline_of(most_frequent(train_counts(trained, answers.class_names)), labels.tolist()),
         extra={"loss": float(-log_probabilities[np.arange(len(labels)), labels].mean())},
-        no_class=int((found.is_good & (found.labels == UNKNOWN)).sum()),
+        no_class=int((answers.is_good & (answers.labels == UNKNOWN)).sum()),
     )
 
 
 def baseline_of(majority: Sequence[int], labels: Sequence[int]) -> float:
-    """The accuracy of one and the same answer: a most frequent class of train, that which fits best where several
-    are."""
+    """Accuracy of always answering with the most frequent class of train; the best of several."""
     return max(float(np.mean(np.array(labels) == label)) for label in majority)
 
 
 @dataclass
 class Predictions:
-    """One entry per image: `labels` is UNKNOWN where there is none, `bad` empty where the image could be read."""
+    """Predictions for n images: `labels` and `predictions` are int64 (n,), `log_probabilities` float64 (n, classes).
+
+    A label is UNKNOWN if there is none, and an entry of `bad` is empty if the image could be read.
+    """
 
     class_names: list[str]
     paths: list[str]
@@ -166,11 +169,11 @@ class Predictions:
 
     @property
     def is_good(self) -> NDArray[np.bool_]:
-        """Which images could be read."""
+        """Mask (n,) of the images that could be read."""
         return np.array([not reason for reason in self.bad])
 
     @property
     def accuracy(self) -> float | None:
-        """Of the images that have a label and could be read; None without any."""
+        """Accuracy on the images that have a label and could be read; None without any."""
         labelled = self.is_good & (self.labels != UNKNOWN)
         return float((self.predictions == self.labels)[labelled].mean()) if labelled.any() else None

@@ -23,12 +23,12 @@ Criterion = Callable[..., Tensor]
 
 
 class CriterionsComposition(nn.Module):
-    """Each loss by its name, and their weighted sum as `total`.
+    """Losses by name, and their weighted sum as `total`.
 
     Args:
-        criterions: Name -> loss, each the mean over the batch. An entry that is None is left out.
-        weights: Name -> weight in the total; 1 where not given.
-        mapping: Name -> (key of the batch -> argument of the loss); `logits: input, label: target` where not given.
+        criterions: Name -> loss, the mean over the batch. None entries are left out.
+        weights: Name -> weight in the total; 1 by default.
+        mapping: Name -> (key of the batch -> argument of the loss); `logits: input, label: target` by default.
     """
 
     def __init__(
@@ -40,19 +40,20 @@ class CriterionsComposition(nn.Module):
         super().__init__()
         self.criterions = {name: loss for name, loss in criterions.items() if loss is not None}
         self.registered = nn.ModuleList(loss for loss in self.criterions.values() if isinstance(loss, nn.Module))
-        for option, given in (("weights", weights), ("mapping", mapping)):
-            unknown = sorted(set(given or {}) - set(criterions))
+        for option, entries in (("weights", weights), ("mapping", mapping)):
+            unknown = sorted(set(entries or {}) - set(criterions))
             if unknown:
                 raise UserError(f"{option} names {', '.join(unknown)}, but the criterions are {', '.join(criterions)}.")
         if "total" in self.criterions or not self.criterions:
             raise UserError("Give at least one criterion, and call none of them 'total': that is their weighted sum.")
         self.weights = dict(weights or {})
         self.class_weights: Tensor | None = None
-        """By label: each image's loss is multiplied with that of its class before the mean, so that it does not depend
-        on which others are in the batch, as it does with the `weight` of torch's losses."""
+        """Weights by label, float32 (classes,). Each image's loss is multiplied by that of its class before the mean,
+        so that it does not depend on the rest of the batch, as it does with the `weight` of torch's losses."""
         self.mapping = {name: dict(names) for name, names in (mapping or {}).items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean of each loss over the batch, and `total`: scalars by name."""
         if self.class_weights is not None:
             return {name: losses.mean() for name, losses in self.per_image(batch).items()}
         return self._with_total(
@@ -60,10 +61,10 @@ class CriterionsComposition(nn.Module):
         )
 
     def per_image(self, batch: Batch) -> dict[str, Tensor]:
-        """The same for each of the n images by itself, (n,); the `weight` of a loss is not divided by its sum.
+        """Losses of each of the n images, and `total`, (n,) by name; the `weight` of a loss is not divided by its sum.
 
         Raises:
-            ValueError: A loss cannot say what an image adds to it.
+            ValueError: A loss has no values for single images.
         """
         losses = {name: _per_image(name, loss, self._arguments(name, batch)) for name, loss in self.criterions.items()}
         if self.class_weights is not None:
@@ -84,7 +85,7 @@ class CriterionsComposition(nn.Module):
         return losses | {"total": weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum(dim=0)}
 
 
-def _per_image(name: str, criterion: Any, given: Batch) -> Tensor:
+def _per_image(name: str, criterion: Any, inputs: Batch) -> Tensor:
     if getattr(criterion, "reduction", None) != "mean":
         raise UserError(
             f"model.criterions.criterions.{name}: the loss of each single image is needed, which losses of torch.nn "
@@ -92,7 +93,7 @@ def _per_image(name: str, criterion: Any, given: Batch) -> Tensor:
         )
     criterion.reduction = "none"
     try:
-        losses = criterion(**given)
+        losses = criterion(**inputs)
     finally:
         criterion.reduction = "mean"
     if not losses.ndim:
@@ -101,19 +102,19 @@ def _per_image(name: str, criterion: Any, given: Batch) -> Tensor:
 
 
 class MeanLosses:
-    """Means over samples of losses that are means over batches; summed up on the device of the losses."""
+    """Means over samples of losses that are means over batches, summed on the device of the losses."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Forget all batches."""
         self._sums = torch.zeros(len(self.names))
         self._count = 0
 
     def update(self, losses: Mapping[str, Tensor], samples: int) -> None:
-        """Adds a batch of `samples` samples."""
+        """Add a batch of `samples` samples by its mean `losses`, scalars."""
         batch = torch.stack([losses[name].detach().float() for name in self.names])
         if self._sums.device != batch.device:
             self._sums = self._sums.to(batch.device)
@@ -121,34 +122,35 @@ class MeanLosses:
         self._count += samples
 
     def compute(self, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Name -> mean over what all processes, which call this together, have seen; they exchange it by `device`."""
+        """Name -> mean over the samples of all processes, a float32 scalar. All processes call this together, and
+        exchange sums on `device`."""
         total = torch.cat([self._sums, self._sums.new_tensor([self._count])])
-        total = total.to(device)  # in a process that had no batch they are still on the CPU
+        total = total.to(device)  # without a batch, the sums are still on the CPU
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         return dict(zip(self.names, total[:-1] / total[-1], strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """What this process has summed up: plain types and a tensor on the CPU."""
+        """Sums of this process: plain types and a tensor on the CPU."""
         return {"sums": self._sums.to("cpu", copy=True), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes `state_dict()`."""
+        """Restore `state_dict()`."""
         self._sums, self._count = state["sums"].clone(), state["count"]
 
 
 class FiniteLosses:
-    """Losses of train batches that are looked at together: on a GPU, reading each would stall the device."""
+    """Losses of train batches that are checked together: on a GPU, reading each one would stall the device."""
 
     def __init__(self) -> None:
         self._unchecked: list[tuple[Tensor, int, int, int]] = []
 
     def note(self, loss: Tensor, epoch: int, batch: int, step: int) -> None:
-        """Keeps a loss, a scalar, until `check`."""
+        """Keep a loss, a scalar, until `check`."""
         self._unchecked.append((loss, epoch, batch, step))
 
     def check(self) -> None:
-        """Raises DivergenceError, with the step, where a loss since the last call was not finite."""
+        """Raise DivergenceError, with the step, if a loss since the last call was not finite."""
         losses, self._unchecked = self._unchecked, []
         if not losses:
             return
@@ -159,15 +161,15 @@ class FiniteLosses:
 
 
 def bad_loss(value: float, epoch: int, batch: int, step: int) -> str:
-    """Which loss is not finite."""
+    """Message about a loss that is not finite."""
     return f"The loss became {value} in epoch {epoch}, batch {batch} (step {step})"
 
 
 def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:
-    """The weight of each class, float32 (classes,), in the order of `class_names`; 1 where none is given.
+    """Weight of each class, float32 (classes,), in the order of `class_names`; 1 by default.
 
     Raises:
-        UserError: A name is no class, or a weight is negative or not finite.
+        UserError: A name is not a class, or a weight is negative or not finite.
     """
     if isinstance(weights, str):
         raise UserError(f"model.class_weights={weights}: give auto, or class names with their weights, {{NAME: 5}}.")
@@ -177,10 +179,10 @@ def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, cl
             meant = f" Did you mean {close[0]}?" if close else ""
             known = f"the classes are {shortened(class_names, 20)}"
             raise UserError(f"model.class_weights names {', '.join(unknown)}, but {known}.{meant}")
-        given = {str(name): weight for name, weight in weights.items()}
-        weights = [given.get(name, 1.0) for name in class_names]
+        class_weights = {str(name): weight for name, weight in weights.items()}
+        weights = [class_weights.get(name, 1.0) for name in class_names]
     if len(weights) != len(class_names):
         raise UserError(f"model.class_weights has {len(weights)} weights for {len(class_names)} classes.")
-    if any(not isinstance(each, int | float) or not 0 <= each < math.inf for each in weights) or not any(weights):
+    if any(not isinstance(weight, int | float) or not 0 <= weight < math.inf for weight in weights) or not any(weights):
         raise UserError(f"model.class_weights={list(weights)}: give numbers of 0 or more, not all 0.")
     return torch.tensor(weights, dtype=torch.float32)

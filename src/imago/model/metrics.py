@@ -19,15 +19,14 @@ DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
 class MetricsComposition(MetricCollection):
     """Metrics by name, updated from a batch.
 
-    Those that only need to know how often each class was taken for which (accuracy, precision, recall, F1, Matthews'
-    correlation, …) share one count of the batch's "prediction" and "label", and are made from it when they are
-    computed.
+    Metrics that only need to know how often each class was predicted as which (accuracy, precision, recall, F1,
+    Matthews' correlation, …) share one count of the batch's "prediction" and "label", from which they are computed.
 
     Args:
-        metrics: Name -> metric, or a partial that takes `num_classes`. An entry that is None is left out.
-        mapping: Name -> (key of the batch -> argument of `update`); `logits: preds, label: target` where not given.
-        num_classes: Completes the partials.
-        prefix: Put before each name, `val/` for example.
+        metrics: Name -> metric, or a partial that takes `num_classes`. None entries are left out.
+        mapping: Name -> (key of the batch -> argument of `update`); `logits: preds, label: target` by default.
+        num_classes: Passed to the partials.
+        prefix: Prefix of each name, such as `val/`.
     """
 
     def __init__(
@@ -58,33 +57,33 @@ class MetricsComposition(MetricCollection):
         super().__init__(built, prefix=prefix, compute_groups=False)
 
     def update(self, batch: Batch) -> None:  # type: ignore[override]
-        """Adds a batch."""
+        """Add a batch: its "label" and "prediction", int64 (n,), and the tensors that `mapping` names."""
         if self.counted:
             self._counts.update(**arguments(batch, {"label": "label", "prediction": "prediction"}))
         for name in self._others:
             try:
-                given = arguments(batch, self.mapping[name])
+                inputs = arguments(batch, self.mapping[name])
             except KeyError as error:
                 raise KeyError(f"callbacks.metrics.metrics.mapping.{name}: {error.args[0]}") from error
-            self[name].update(**given)
+            self[name].update(**inputs)
 
     def compute(self) -> dict[str, Any]:
-        """Name -> value over what all processes, which call this together, have seen."""
+        """Name -> value over the batches of all processes, which call this together."""
         for name in self.counted:
             self._counts.fill(self[name])
         return super().compute()
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Forget all batches."""
         super().reset()
         self._counts.reset()
 
     def state(self) -> dict[str, Any]:
-        """What this process has summed up: plain types and tensors on the CPU."""
+        """Accumulated state of this process: plain types and tensors on the CPU."""
         return {"counts": self._counts.state(), "metrics": {name: _state_of(self[name]) for name in self._others}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes `state()`; metrics that were not among them begin anew."""
+        """Restore `state()`; metrics that it lacks start anew."""
         self._counts.load_state(state["counts"])
         for name in self._others:
             if name in state["metrics"]:
@@ -92,9 +91,9 @@ class MetricsComposition(MetricCollection):
 
 
 class ClassCounts:
-    """How many images are of each class, are taken for it, and rightly so; summed up on the device of the labels.
+    """Images per true class, per predicted class, and correctly predicted, counted on the device of the labels.
 
-    `matrix`: the whole confusion matrix too, true classes in rows.
+    `matrix` adds the whole confusion matrix, true classes in rows.
     """
 
     def __init__(self, num_classes: int, matrix: bool = False) -> None:
@@ -103,13 +102,13 @@ class ClassCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Forget all batches."""
         self.batches = 0
         self.true, self.taken, self.right = (torch.zeros(self.num_classes, dtype=torch.long) for _ in range(3))
         self.matrix = torch.zeros(self.num_classes**2 if self.with_matrix else 0, dtype=torch.long)
 
     def update(self, label: Tensor, prediction: Tensor) -> None:
-        """Adds a batch of class indices. Nothing here asks the device, as `torch.bincount` does."""
+        """Add a batch of class indices, int64 (n,). Nothing here waits for the device, as `torch.bincount` does."""
         if self.true.device != label.device:
             self._move(label.device)
         ones = torch.ones_like(label)
@@ -121,12 +120,12 @@ class ClassCounts:
         self.batches += 1
 
     def fill(self, metric: Metric) -> None:
-        """Gives `metric` the states that its own `update` would have come to."""
+        """Set the states of `metric` to those that its own `update` would have reached."""
         states = self._states_of(metric)
         metric.reset()
         for name, value in states.items():
             setattr(metric, name, value.to(metric.device, copy=True))
-        metric._update_count = self.batches  # else it would say that there was no update
+        metric._update_count = self.batches  # otherwise it would warn that there was no update
 
     def _states_of(self, metric: Metric) -> dict[str, Tensor]:
         if isinstance(metric, MulticlassConfusionMatrix):
@@ -134,17 +133,17 @@ class ClassCounts:
         right, total = self.right, self.true.sum()
         too_many, too_few = self.taken - right, self.true - right
         if metric.average == "micro":
-            right, too_many, too_few = (each.sum(dim=0, keepdim=True) for each in (right, too_many, too_few))
+            right, too_many, too_few = (counts.sum(dim=0, keepdim=True) for counts in (right, too_many, too_few))
             total = total * self.num_classes
         return {"tp": right, "fp": too_many, "fn": too_few, "tn": total - (right + too_many + too_few)}
 
     def state(self) -> dict[str, Any]:
-        """What this process has counted: plain types and tensors on the CPU."""
+        """Counts of this process: plain types and tensors on the CPU."""
         tensors = {name: getattr(self, name).to("cpu", copy=True) for name in ("true", "taken", "right", "matrix")}
         return {"batches": self.batches, **tensors}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes `state()`, unless it is of something else."""
+        """Restore `state()`, unless its sizes differ."""
         if all(len(state[name]) == len(getattr(self, name)) for name in ("true", "matrix")):
             for name, value in state.items():
                 setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
@@ -155,7 +154,7 @@ class ClassCounts:
 
 
 def _is_counted(metric: Metric, num_classes: int | None) -> bool:
-    """Whether its states can be made from counts of labels and predictions alone."""
+    """Whether the states of `metric` can be made from counts of labels and predictions alone."""
     if getattr(metric, "num_classes", None) != num_classes or getattr(metric, "ignore_index", None) is not None:
         return False
     if type(metric).update is MulticlassStatScores.update:
@@ -164,7 +163,7 @@ def _is_counted(metric: Metric, num_classes: int | None) -> bool:
 
 
 def _state_of(metric: Metric) -> dict[str, Any]:
-    """What a metric has summed up, on the CPU: plain types and tensors."""
+    """Accumulated state of a metric: plain types and tensors on the CPU."""
     return {
         "updates": metric.update_count,
         "states": {name: _on(value, "cpu") for name, value in metric.metric_state.items()},
@@ -172,14 +171,14 @@ def _state_of(metric: Metric) -> dict[str, Any]:
 
 
 def _load_state(metric: Metric, state: Mapping[str, Any]) -> None:
-    """Takes what `_state_of` gave."""
+    """Restore what `_state_of` returned."""
     metric.reset()
     for name, value in state["states"].items():
         setattr(metric, name, _on(value, metric.device))
-    metric._update_count = state["updates"]  # else it would say that there was no update
+    metric._update_count = state["updates"]  # otherwise it would warn that there was no update
 
 
 def _on(value: Any, device: Any) -> Any:
     if isinstance(value, list):
-        return [_on(each, device) for each in value]
+        return [_on(entry, device) for entry in value]
     return value.detach().to(device, copy=True)

@@ -1,4 +1,4 @@
-"""The one LightningModule: a network, its losses and its optimizer, over batches that are dictionaries."""
+"""The only LightningModule: a network, its losses and its optimizer, on batches that are dictionaries."""
 
 import logging
 import time
@@ -35,34 +35,33 @@ ON_BAD_LOSS = ("error", "skip")
 
 
 def _nothing() -> None:
-    """For models that no run publishes anything of."""
+    """Do nothing: the default of `publish`."""
 
 
 class DictModule(EpochLosses):
-    """Trains `net` on batches {"image", "label", "index", …}; forward adds "logits" and "prediction".
+    """Module that trains `net` on batches {"image", "label", "index", …}; forward adds "logits" and "prediction".
 
     Args:
-        class_names: Of the data; their number sizes the head.
-        net: Makes the network, given `num_classes`; None where `forward_fn` has all layers itself.
+        class_names: Class names of the data; their number sizes the head.
+        net: Makes the network, given `num_classes`; None if `forward_fn` has all layers itself.
         criterions: The losses.
-        optimizer: Makes the optimizer, given the parameters that are trained. None for a network that is only scored.
+        optimizer: Makes the optimizer, given the trainable parameters. None for a network that is only scored.
         scheduler: Makes the learning-rate scheduler, given the optimizer, and `total_steps` if it takes that.
-        scheduler_interval: `step` or `epoch`: when it is stepped; None steps those that count steps (`total_steps`,
-            CyclicLR) per optimizer step, others per epoch.
+        scheduler_interval: `step` or `epoch`: when it is stepped. None steps schedulers that count steps
+            (`total_steps`, CyclicLR) per optimizer step, others per epoch.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
-        compile: Compile the network in place; the first batch then takes a minute.
-        channels_last: Keep weights and images pixel by pixel in memory, which convolutions are faster with; None does
-            it for the networks of torchvision and Imago: others may use `.view`, which cannot take it.
-        class_weights: Class name -> weight in the losses, 1 where not given, or a list by label. The loss of a batch is
-            the sum of its images' weighted losses, divided by their number. In a config also `auto`.
-        init_from: A run folder, `latest`, a checkpoint, or a file of weights, to start from: what fits is loaded, and
-            the head is new where the classes are others.
+        compile: Compile the network in place. The first batch then takes a minute.
+        channels_last: Keep weights and images channels-last (NHWC), which makes convolutions faster. None does so for
+            the networks of torchvision and Imago; others may use `.view`, which cannot take it.
+        class_weights: Class name -> weight in the losses, 1 by default, or a list by label. The loss of a batch is the
+            sum of its images' weighted losses, divided by their number. In a config also `auto`.
+        init_from: A run folder, `latest`, a checkpoint or a weights file to start from: tensors that fit are loaded,
+            and the head is new if the classes differ.
         freeze: `backbone` trains the head only.
-        norm: `group` replaces each BatchNorm that is trained by a GroupNorm: images then do not depend on the others of
-            their batch. Its pretrained weights and statistics are lost.
+        norm: `group` replaces each trainable BatchNorm by a GroupNorm, so that an image does not depend on the rest of
+            its batch. The pretrained weights and statistics of these layers are lost.
         monitor: The metric that a plateau scheduler watches.
-        on_bad_loss: `error` stops where the loss of a train batch is not finite; `skip` leaves the batch out, and
-            says so.
+        on_bad_loss: `error` stops if the loss of a train batch is not finite; `skip` leaves the batch out and logs it.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class DictModule(EpochLosses):
         self.on_bad_loss = on_bad_loss
         self.skipped_batches = 0
         self.optimizer_settings: dict[str, Any] = {}
-        """The settings of the optimizer and its scheduler as they were made."""
+        """The settings of the optimizer and its scheduler when they were created."""
         self._train_losses = FiniteLosses()
         self.strategy = Strategy()
         self.seed: int | None = None
@@ -115,13 +114,13 @@ class DictModule(EpochLosses):
             freeze_layers(self.net, net, freeze, self.class_names) if net is not None and freeze is not None else []
         )
         if self.frozen:
-            self.train()  # all but these
+            self.train()  # all but the frozen layers
         if norm not in (None, "group"):
             raise UserError(f"model.norm={norm}: give group, or null.")
         whole = self.net if net is not None or forward_fn is None else forward_fn
         self.replaced_norms = with_group_norm(whole, self.frozen) if norm == "group" else []
         self.seen_images: Tensor | None = None
-        """Digests of the images that the weights have seen before, where it is known."""
+        """Digests of the images that the initial weights were trained on, int64 (images,), if known."""
         if net is not None and init_from is not None:
             self.seen_images = start_from(
                 self.net, init_from, self.class_names, head_names(without_weights(net), len(self.class_names))
@@ -139,13 +138,13 @@ class DictModule(EpochLosses):
             whole.compile()  # in place: assigning torch.compile's result would rename every weight
 
     def bind(self, seed: int | None, strategy: Strategy, folder: Path, publish: Callable[[], None] = _nothing) -> None:
-        """Tells the model of its run.
+        """Connect the model to its run.
 
         Args:
-            seed: Of dropout and the like; None leaves the generators as they are.
+            seed: Seed of dropout and the like; None leaves the generators as they are.
             strategy: How the network is optimised.
             folder: The run folder.
-            publish: Writes what the strategy reports, between the ends of two epochs.
+            publish: Writes the report of the strategy, between the ends of two epochs.
         """
         self.seed, self.strategy = seed, strategy
         self._folder, self._publish = folder, publish
@@ -154,16 +153,16 @@ class DictModule(EpochLosses):
         self.strategy.on_fit_start(self.trainer, self, self._folder, self._publish)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "imago" in checkpoint:  # not where only weights are saved
+        if "imago" in checkpoint:  # missing if only weights are saved
             checkpoint["imago"]["strategy"] = self.strategy.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.strategy.load_state_dict(checkpoint["imago"]["strategy"])
 
     def forward(self, batch: Batch) -> Batch:
-        """The batch with "logits" (n, classes) and "prediction" (n), the index of the most likely class."""
+        """Add "logits", float (n, classes), and "prediction", int64 (n,), the index of the most likely class."""
         image = batch["image"]
-        if image.ndim == 4:  # the loader has them pixel by pixel
+        if image.ndim == 4:  # the loader delivers them channels-last (NHWC)
             order = torch.channels_last if self.channels_last else torch.contiguous_format
             batch = batch | {"image": image.contiguous(memory_format=order)}
         if self._is_to_be_compiled:
@@ -205,7 +204,7 @@ class DictModule(EpochLosses):
         return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
 
     def check_losses(self) -> None:
-        """Raises DivergenceError, with the step, where a loss since the last call was not finite."""
+        """Raise DivergenceError, with the step, if a loss since the last call was not finite."""
         self._train_losses.check()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
@@ -226,7 +225,7 @@ class DictModule(EpochLosses):
             self.strategy.seed_draws("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
 
     def on_validation_start(self) -> None:
-        if self.trainer.world_size > 1:  # each process has its own running means; those of rank 0 count
+        if self.trainer.world_size > 1:  # each process has its own running statistics: use those of rank 0
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
@@ -242,7 +241,7 @@ class DictModule(EpochLosses):
         self.check_losses()
         self._log_losses("train")
         for name, value in self.strategy.epoch_metrics().items():
-            self.log(name, value, prog_bar=True, logger=False)  # the run record does
+            self.log(name, value, prog_bar=True, logger=False)  # the run record logs it
         scheduler = self.lr_schedulers()
         watched = self.epoch_metrics().get(self.monitor)
         if isinstance(scheduler, ReduceLROnPlateau) and watched is not None:  # no validation, nothing to watch
@@ -272,7 +271,7 @@ class DictModule(EpochLosses):
 
     @property
     def interval(self) -> str:
-        """`step` or `epoch`: when the schedule is stepped."""
+        """`step` or `epoch`: when the scheduler is stepped."""
         assert self.scheduler is not None
         return self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
 
@@ -282,7 +281,7 @@ class DictModule(EpochLosses):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        assert optimizer_closure is not None  # always given with automatic optimisation
+        assert optimizer_closure is not None  # always passed with automatic optimisation
         self.strategy.optimizer_step(optimizer, optimizer_closure)
 
     def train(self, mode: bool = True) -> "DictModule":
@@ -297,8 +296,8 @@ class DictModule(EpochLosses):
 
     def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
         self.running_losses[stage].update(losses, len(batch["label"]))
-        each = {name: value.detach() for name, value in losses.items()}
-        return batch | {"loss": losses["total"], "losses": each}
+        detached = {name: value.detach() for name, value in losses.items()}
+        return batch | {"loss": losses["total"], "losses": detached}
 
     @property
     def _logging_is_due(self) -> bool:

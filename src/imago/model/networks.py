@@ -1,4 +1,4 @@
-"""Small networks of our own."""
+"""Small networks of Imago."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,8 +11,8 @@ class SimpleCNN(nn.Module):
 
     Args:
         num_classes: Outputs of the head.
-        channels: Of the three convolutions.
-        dropout: Before the head.
+        channels: Output channels of the three convolutions.
+        dropout: Dropout probability before the head.
     """
 
     def __init__(self, num_classes: int, channels: Sequence[int] = (32, 64, 128), dropout: float = 0.2) -> None:
@@ -27,7 +27,7 @@ class SimpleCNN(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (n, 3, height, width) -> logits (n, num_classes)."""
+        """Map images, float (n, 3, height, width), to logits, (n, num_classes)."""
         return self.head(self.dropout(self.features(x)))
 
 
@@ -46,7 +46,7 @@ class TinyNet(nn.Module):
         self.head = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (n, 3, height, width) -> logits (n, num_classes)."""
+        """Map images, float (n, 3, height, width), to logits, (n, num_classes)."""
         return self.head(self.features(x))
 
 
@@ -56,7 +56,7 @@ class SimpleDenseNet(nn.Module):
     Args:
         num_classes: Outputs of the last layer.
         in_features: Values per sample: channels * image_size ** 2.
-        hidden: Widths of the layers between.
+        hidden: Widths of the hidden layers.
     """
 
     def __init__(self, num_classes: int, in_features: int, hidden: Sequence[int] = (256, 256)) -> None:
@@ -68,7 +68,7 @@ class SimpleDenseNet(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (n, channels, height, width), or values (n, in_features) -> logits (n, num_classes)."""
+        """Map images, float (n, channels, height, width), or values, (n, in_features), to logits, (n, num_classes)."""
         return self.head(self.features(x.flatten(1)))
 
 

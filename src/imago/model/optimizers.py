@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, and settings of them that change while they last."""
+"""Optimizers, learning-rate schedules, and changes to their settings when a run is resumed."""
 
 import inspect
 import math
@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from imago.errors import UserError
 from imago.lightning_internals import callbacks_of
 
-RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of an optimizer's groups, as schedulers change them
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # learning rates of an optimizer's groups, which schedulers change
 COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
-OF_THE_STATE = ("fused", "foreach", "capturable")  # how a step is computed goes with what the optimizer has kept
+OF_THE_STATE = ("fused", "foreach", "capturable")  # how a step is computed belongs to the optimizer's state
 PLAIN = dict | list | tuple | bool | int | float | str | None
 
 
@@ -28,8 +28,8 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
     Args:
         optimizer: Its learning rates are the peaks.
         total_steps: Optimizer steps of the whole run.
-        warmup: Share of them spent on the warm-up.
-        floor: Share of the peak that is left at the end.
+        warmup: Fraction of them spent on the warm-up.
+        floor: Fraction of the peak that remains at the end.
     """
     rising = max(1, round(warmup * total_steps))
 
@@ -45,7 +45,7 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
 def make_optimizer(
     make: Callable[..., Optimizer], parameters: Sequence[nn.Parameter], device: torch.device, trainer: Trainer
 ) -> Optimizer:
-    """The optimizer of `parameters`, with one kernel for all of them where it has one and nothing else was typed.
+    """Create the optimizer of `parameters`, fused if it can be and no other implementation was chosen.
 
     Raises:
         UserError: It refuses its settings.
@@ -53,12 +53,12 @@ def make_optimizer(
     try:
         return make(parameters, **_fused(make, device, trainer))
     except (TypeError, ValueError) as error:
-        given = getattr(make, "keywords", {})
-        raise UserError(f"model.optimizer refuses {given}: {error}") from error
+        settings = getattr(make, "keywords", {})
+        raise UserError(f"model.optimizer refuses {settings}: {error}") from error
 
 
 def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Trainer) -> dict[str, bool]:
-    """Not where Lightning clips gradients of a scaled loss: a fused step undoes the scale only after the clipping."""
+    """Option `fused`, unless Lightning clips scaled gradients: a fused step unscales them only after the clipping."""
     has_it = getattr(make, "func", make) in FUSED and device.type in ("cpu", "cuda")
     typed = {"fused", "foreach", "capturable", "differentiable"} & getattr(make, "keywords", {}).keys()
     clips_scaled = trainer.gradient_clip_val is not None and trainer.precision == "16-mixed"
@@ -68,7 +68,7 @@ def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Traine
 def make_scheduler(
     make: Callable[..., Any], optimizer: Optimizer, interval: str, trainer: Trainer, monitor: str
 ) -> dict[str, Any]:
-    """Lightning's configuration of the learning-rate scheduler, which is given the steps of the whole run.
+    """Create Lightning's configuration of the learning-rate scheduler, which gets the steps of the whole run.
 
     Raises:
         UserError: The run has no end, or more steps than the schedule.
@@ -104,7 +104,7 @@ def counts_steps(scheduler: Callable[..., Any]) -> bool:
 
 
 def planned_steps(trainer: Trainer) -> float:
-    """Optimizer steps of the whole run, also where GradientAccumulationScheduler changes how many batches one takes."""
+    """Optimizer steps of the whole run, also if GradientAccumulationScheduler changes the batches per step."""
     steps = trainer.estimated_stepping_batches
     changing = accumulation_schedule(trainer)
     if changing is None or math.isinf(steps):
@@ -116,33 +116,33 @@ def planned_steps(trainer: Trainer) -> float:
 
 
 def accumulation_schedule(trainer: Trainer) -> GradientAccumulationScheduler | None:
-    """The callback that changes `accumulate_grad_batches` from epoch to epoch."""
+    """The callback that changes `accumulate_grad_batches` from epoch to epoch, if any."""
     return next(iter(callbacks_of(trainer, GradientAccumulationScheduler)), None)
 
 
 def optimizer_settings(optimizer: Any, scheduler: Any) -> dict[str, Any]:
-    """The settings of an optimizer and its scheduler that were just made: plain types only."""
+    """Settings of a new optimizer and its scheduler: plain types only."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     return _plain({"groups": groups, "scheduler": scheduler.state_dict() if scheduler is not None else {}})
 
 
 def apply_new_settings(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Puts in what was typed since a checkpoint was written, whose state has brought the settings of that time too.
+    """Apply settings that were changed since a checkpoint was written: restoring it has brought back the old ones.
 
-    `then` and `now` are what `optimizer_settings` gave. Learning rates keep the fraction that the schedule has left.
+    `then` and `now` come from `optimizer_settings`. Learning rates keep the fraction that the schedule has left.
     """
     if not then or then == now:
         return
     for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
         for key in after.keys() & before.keys() - set(OF_THE_STATE):
-            # schedulers set `lr` to their first value when they are made, and keep what was typed as `initial_lr`
+            # a new scheduler sets `lr` to its first value, and keeps the setting as `initial_lr`
             base = "initial_lr" if key == "lr" and "initial_lr" in before.keys() & after.keys() else key
             if after[base] != before[base]:
                 group[key] = group[key] * after[base] / before[base] if key in RATES and before[base] else after[key]
     if scheduler is None or then["scheduler"] == now["scheduler"]:
         return
     scheduler.load_state_dict(_replaced(scheduler.state_dict(), then["scheduler"], now["scheduler"]))
-    if hasattr(scheduler, "_get_closed_form_lr"):  # else it goes on from where the other schedule had come to
+    if hasattr(scheduler, "_get_closed_form_lr"):  # otherwise it continues where the old schedule was
         for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
             group["lr"] = rate
 
@@ -151,23 +151,23 @@ def _replaced(state: Any, then: Any, now: Any) -> Any:
     """`state` with the settings in which `now` differs from `then`; counters are those of the state."""
     if isinstance(state, dict) and isinstance(then, dict) and isinstance(now, dict):
         common = then.keys() & now.keys() - set(COUNTERS)
-        return {key: _replaced(each, then[key], now[key]) if key in common else each for key, each in state.items()}
-    if isinstance(state, list) and all(isinstance(each, dict) for each in state):
-        return [_replaced(*each) for each in zip(state, then, now, strict=False)]
+        return {key: _replaced(value, then[key], now[key]) if key in common else value for key, value in state.items()}
+    if isinstance(state, list) and all(isinstance(entry, dict) for entry in state):
+        return [_replaced(*entries) for entries in zip(state, then, now, strict=False)]
     return state if then == now else now
 
 
 def _plain(value: Any) -> Any:
-    """`value` without what a checkpoint cannot hold, such as functions."""
+    """`value` without entries that a checkpoint cannot hold, such as functions."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items() if isinstance(each, PLAIN)}
-    return [_plain(each) for each in value if isinstance(each, PLAIN)] if isinstance(value, list | tuple) else value
+        return {key: _plain(entry) for key, entry in value.items() if isinstance(entry, PLAIN)}
+    return [_plain(entry) for entry in value if isinstance(entry, PLAIN)] if isinstance(value, list | tuple) else value
 
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 def takes_total_steps(scheduler: Callable[..., Any]) -> bool:
-    """Whether a schedule wants the steps of the whole run, and they were not typed."""
+    """Whether a schedule takes the steps of the whole run, and they were not set."""
     typed = getattr(scheduler, "keywords", {})
     return "total_steps" in inspect.signature(scheduler).parameters and not {"total_steps", "epochs"} & typed.keys()

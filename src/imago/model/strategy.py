@@ -1,4 +1,4 @@
-"""How the network is optimised, beyond the optimizer: the points where a strategy may take over."""
+"""Strategies of optimisation beyond the optimizer, and the points where they may take over."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,66 +16,67 @@ if TYPE_CHECKING:
 
 
 class Strategy:
-    """`strategy=none`: touches nothing. Others override what they need; nothing else knows which one is active."""
+    """`strategy=none`: plain training. Subclasses override what they need; nothing else knows which one is active."""
 
     shows_train_images = True
-    """Whether a checkpoint may tell which images it was trained on."""
+    """Whether a checkpoint may record the images it was trained on."""
 
     def train_batch_sampler(self, sampler: "Sampler[Any]") -> "Sampler[Any]":
-        """The sampler of the train batches, given the usual one; yields lists of (epoch, index), `epoch` is set."""
+        """Sampler of the train batches, given the default one. It yields lists of (epoch, index); `epoch` is set."""
         return sampler
 
-    @staticmethod  # loader workers get it
+    @staticmethod  # sent to loader workers
     def draw_key(*parts: int | str) -> int:
-        """The key of 64 bits that the augmentation of a train image draws from; `parts` say which one."""
+        """64-bit key from which the augmentation of a train image is drawn; `parts` identify the image."""
         return derive_seed(*parts)
 
     def seed_draws(self, *parts: int | str) -> None:
-        """Seeds all generators before a step, or a batch stage, of training; `parts` say which one."""
+        """Seed all generators before a step, or a batch stage, of training; `parts` identify it."""
         seed_all(*parts)
 
     def batch_stage(self, batch: Batch, stage: Callable[[Batch], Batch]) -> Batch:
-        """A train batch through the batch stage of the transforms."""
+        """Apply the batch stage of the transforms to a train batch, "image" (n, channels, height, width)."""
         return stage(batch)
 
     def on_train_epoch_start(self, model: Any) -> None:
-        """A train epoch is about to begin."""
+        """Called before each train epoch."""
 
     def on_fit_start(
         self, trainer: "Trainer", model: Any, folder: Path, publish: Callable[[], None] = lambda: None
     ) -> None:
-        """Training is about to begin, or to go on, in the run folder `folder`; `publish` writes what `report` says."""
+        """Called before training starts, or is resumed, in the run folder `folder`; `publish` writes the `report`."""
 
     def forward(self, model: Any, batch: Batch) -> "tuple[Batch, Mapping[str, Tensor]]":
-        """A train batch through the network: with its logits, and the losses by name, means over the batch."""
+        """Run a train batch through the network. Returns it with "logits", (n, classes), and the losses by name,
+        scalars that are means over the batch."""
         batch = model(batch)
         return batch, model.criterions(batch)
 
     def backward(self, loss: "Tensor") -> None:
-        """From the total of the losses to gradients."""
+        """Compute gradients from the total loss, a scalar."""
         loss.backward()
 
     def optimizer_step(self, optimizer: "Optimizer", closure: Callable[[], Any]) -> None:
-        """One step; `closure` runs forward and backward."""
+        """Make one step; `closure` runs forward and backward."""
         optimizer.step(closure=closure)
 
     def microbatch_size(self, images: int) -> int:
-        """How many of a batch go through the network at a time."""
+        """Number of the `images` of a batch that go through the network at a time."""
         return images
 
     def epoch_metrics(self) -> dict[str, float]:
-        """What is logged of each epoch besides losses and metrics."""
+        """Values to log per epoch besides losses and metrics."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep: plain types and tensors."""
+        """State to keep in a checkpoint: plain types and tensors."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes `state_dict()` of the run that goes on.
+        """Restore `state_dict()` of the run that is resumed.
 
         Raises:
-            ValueError: It is that of another strategy.
+            ValueError: It comes from another strategy.
         """
         if state:
             raise UserError(
@@ -84,7 +85,7 @@ class Strategy:
             )
 
     def stop_reason(self) -> str | None:
-        """Where the strategy has ended the training: the reason."""
+        """Reason for which the strategy has ended the training, if it has."""
         return None
 
     def report(self) -> dict[str, Any]:
@@ -92,4 +93,4 @@ class Strategy:
         return {}
 
     def write_report(self, folder: Path, is_final: bool = False) -> None:
-        """Writes files of its own into `folder`; `is_final` when training has ended."""
+        """Write the strategy's own files into `folder`; `is_final` when training has ended."""

@@ -1,4 +1,4 @@
-"""Changes to networks: which tensors are the head's, other norms, what is frozen."""
+"""Changes to networks: the head's tensors, group normalisation, frozen layers."""
 
 import inspect
 import logging
@@ -15,19 +15,19 @@ from imago.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LEAST_CHANNELS = 4  # of a group
+LEAST_CHANNELS = 4  # per group
 Build = Callable[..., nn.Module]
 
 
 def head_names(build: Build, num_classes: int) -> set[str]:
     """Names of the tensors of `build(num_classes=…)` whose shape depends on the number of classes."""
     with _WithoutMemory():
-        one, other = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
-    return {name for name in one if name not in other or one[name].shape != other[name].shape}
+        state, larger_state = (build(num_classes=n).state_dict() for n in (num_classes, num_classes + 1))
+    return {name for name in state if name not in larger_state or state[name].shape != larger_state[name].shape}
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Inside, layers put their weights on the meta device: `torch.empty` is what they are made with.
+    """Mode in which layers create their weights on the meta device, through `torch.empty`.
 
     `torch.device("meta")` would catch more, and the regnets compute their widths with tensors.
     """
@@ -37,37 +37,37 @@ class _WithoutMemory(TorchFunctionMode):
 
 
 def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
-    """Replaces each BatchNorm that is not in `but`, in place, by a new GroupNorm; returns their names.
+    """Replace each BatchNorm that is not in `but`, in place, by a new GroupNorm. Returns their names.
 
-    It has at most 32 groups, as Opacus' ModuleValidator makes it, but at least 4 channels in each: by itself, a channel
-    would lose its brightness. Of vectors it is one group.
+    A GroupNorm has at most 32 groups, as in Opacus' ModuleValidator, but at least 4 channels in each: a channel by
+    itself would lose its brightness. For vectors it has one group.
     """
     kept = set(map(id, but))
-    found = [
+    norms = [
         (name, layer)
         for name, layer in net.named_modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and id(layer) not in kept
     ]
-    for name, layer in found:
+    for name, layer in norms:
         groups = math.gcd(32, layer.num_features)
         while groups > 1 and layer.num_features < LEAST_CHANNELS * groups:
             groups //= 2
         groups = 1 if isinstance(layer, nn.BatchNorm1d) else groups
         net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
-    if found:
+    if norms:
         log.warning(
             "model.norm=group: %d BatchNorm layers are GroupNorm now; their pretrained weights and statistics, if any, "
             "are gone: %s",
-            len(found),
-            ", ".join(name for name, _ in found),
+            len(norms),
+            ", ".join(name for name, _ in norms),
         )
-    return [name for name, _ in found]
+    return [name for name, _ in norms]
 
 
 def freeze_layers(
     net: nn.Module, make: Callable[..., nn.Module], freeze: str, class_names: Sequence[str]
 ) -> list[nn.Module]:
-    """Freezes all of `net`, which `make` has made, but its head; returns the layers without trained parameters.
+    """Freeze all of `net`, which `make` created, except its head. Returns the layers without trainable parameters.
 
     Raises:
         UserError: `freeze` is not `backbone`.
@@ -86,6 +86,6 @@ def without_weights(net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether a layer has tensors of its own, none of which is trained."""
+    """Whether a layer has tensors of its own, none of which is trainable."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return bool(own) and not any(tensor.requires_grad for tensor in own)

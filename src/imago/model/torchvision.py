@@ -1,4 +1,4 @@
-"""The classification models of torchvision, by name, with weights by name or from a file."""
+"""Classification models of torchvision, by name, with weights by name or from a file."""
 
 import logging
 import re
@@ -31,16 +31,15 @@ StateDict = dict[str, Tensor]
 def torchvision_net(
     num_classes: int, name: str = "resnet18", weights: str | None = "auto", image_size: int | Sequence[int] = 224
 ) -> nn.Module:
-    """A classification model of torchvision with a head for `num_classes` classes.
+    """Classification model of torchvision with a head for `num_classes` classes.
 
     Args:
         num_classes: Outputs of the head.
-        name: As in `torchvision.models.list_models(module=torchvision.models)`.
-        weights: `auto` (pretrained where cached or downloadable, else from scratch with a warning), a name of
+        name: A name in `torchvision.models.list_models(module=torchvision.models)`.
+        weights: `auto` (pretrained if cached or downloadable, otherwise from scratch with a warning), a name of
             torchvision such as `DEFAULT` or `IMAGENET1K_V1`, a file (.safetensors, .pth, .pt), or None.
-        image_size: Side of the images in pixels, or height and width; only the vision transformers (vit, maxvit) need
-            it, and these see squares.
-            Pretrained positions are interpolated.
+        image_size: Side of the images in pixels, or height and width. Only the vision transformers (vit, maxvit) need
+            it, and they take square images. Pretrained positions are interpolated.
     """
     check_name(name)
     side = image_size if isinstance(image_size, int) else _side(name, image_size)
@@ -62,15 +61,15 @@ def torchvision_net(
         pretrained = interpolate_embeddings(side, net.patch_size, OrderedDict(pretrained))
     _load(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
     if hasattr(net, "transform_input"):
-        # googlenet and inception_v3 were trained on another normalisation, and undo ours
+        # googlenet and inception_v3 were trained with another normalisation, and undo ours
         net.transform_input = True  # type: ignore[assignment]
     return net
 
 
 def read_weights(path: Path, key: str = "model.net.weights") -> StateDict:
-    """The tensors in a .safetensors file or a state dict saved by torch; nothing in the file is executed.
+    """Read the tensors of a .safetensors file or of a state dict saved by torch. Nothing in the file is executed.
 
-    `key` is the setting that names it, for messages.
+    `key` is the setting that names the file, for messages.
     """
     if not path.is_file():
         raise MissingFileError(f"{key}={path} is not there.")
@@ -99,7 +98,7 @@ def _side(name: str, image_size: Sequence[int]) -> int:
 
 
 def _build(name: str, num_classes: int, image_size: int) -> nn.Module:
-    # these two warn unless told how to initialise, and have a second output while training unless told not to
+    # by default these two warn about their initialisation, and have a second output in training
     special: dict[str, Any] = (
         {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     )
@@ -144,7 +143,7 @@ def _named_weights(name: str, weights: str) -> StateDict:
 
 @contextmanager
 def _connecting_at_most(seconds: float) -> Iterator[None]:
-    """torch.hub waits for ever where a firewall swallows packets."""
+    """Limit the time to connect: torch.hub waits for ever if a firewall drops packets."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -157,7 +156,7 @@ def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> N
     own = net.state_dict()
     renamed = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in pretrained.items()}
     fits = {name: tensor for name, tensor in renamed.items() if name in own and tensor.shape == own[name].shape}
-    # counters that files from before torch 0.4.1 lack, torchvision's resnets among them
+    # files from before torch 0.4.1, torchvision's resnets among them, lack these counters
     left_out = {name for name in own.keys() - fits.keys() if not name.endswith("num_batches_tracked")}
     if not left_out <= head:
         wrong = sorted(left_out - head)

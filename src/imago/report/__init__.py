@@ -1,4 +1,4 @@
-"""The page of a run, and pictures, from what stands in its folder."""
+"""The page of a run, and figures, made from the files in its folder."""
 
 from imago.definitions import lazy_exports
 

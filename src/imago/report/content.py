@@ -1,4 +1,4 @@
-"""What a run folder holds for its report; the folder may be a stranger's."""
+"""What a run folder holds for its report. The folder may be a stranger's."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ SPLITS = ("test", "val", "train")
 NONE = "\N{EN DASH}"
 Json = Any
 SCORED_AGAIN = "scored_again.jsonl"
-"""What `ml-eval` has found later, in the folder of the run: a row for each split."""
+"""Later scores by `ml-eval`, in the folder of the run: a row for each split."""
 AGAIN = {
     **dict.fromkeys(("time!", "folder!", "checkpoint!", "asked!", "split!"), str),
     "n!": int,
@@ -22,11 +22,11 @@ AGAIN = {
     "loss!": (*NUMBER, type(None)),
 }
 LARGEST = 2**26
-"""Bytes of a file of a run that is shown."""
+"""Greatest size of a file that a report reads, in bytes."""
 OPTIONAL = (*NUMBER, type(None))
 MOST_PICTURES, MOST_AGAIN = 24, 20
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""Raised by values that are of the right kind and make no sense."""
+"""Errors of values that have the right type and make no sense."""
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
@@ -61,14 +61,14 @@ HERE = {
     "cpu_threads!": int,
 }
 ENVIRONMENT = {**HERE, "resumed": [HERE]}
-"""The content of the files of a run, as far as it is shown: a folder may be a stranger's."""
+"""The content of the files of a run, as far as it is shown. The folder may be a stranger's."""
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.jsonl`: one per epoch.
+    """Rows of `metrics.jsonl`, one per epoch.
 
     Raises:
-        ValueError: A row is none.
+        ValueError: A row is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -84,7 +84,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | None:
-    """Worst mistakes and least certain answers, and the split they are of."""
+    """Worst mistakes and least certain answers, and the split they belong to; None without any."""
     for split in SPLITS:
         if (images := read_report(folder, f"reports/images_{split}.json", IMAGES)) is not None:
             return {kind: read_pictures(images[kind]) for kind in images}, split
@@ -92,12 +92,12 @@ def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | No
 
 
 def read_pictures(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that are in the page itself; as many as Imago writes."""
+    """Entries whose picture is embedded in the page; at most as many as Imago writes."""
     return [entry for entry in entries if entry["image"].startswith("data:image/jpeg;base64,")][:MOST_PICTURES]
 
 
 def read_scored_again(folder: Path) -> list[dict[str, Any]]:
-    """The newest rows, of at most `MOST_AGAIN`."""
+    """Newest rows of `scored_again.jsonl`, at most `MOST_AGAIN`."""
     path = folder / SCORED_AGAIN
     if not path.is_file():
         return []
@@ -112,7 +112,7 @@ def read_scored_again(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_report(folder: Path, name: str, shape: Any) -> Json:
-    """The content of a JSON file of the run as far as it has this shape; None where it is not there, or damaged."""
+    """Content of a JSON file of the run, as far as it has this shape; None if the file is missing or damaged."""
     try:
         return read_json(folder / name, shape, LARGEST)
     except FileNotFoundError:  # not there yet
@@ -123,10 +123,10 @@ def read_report(folder: Path, name: str, shape: Any) -> Json:
 
 
 def format_number(value: float | None) -> str:
-    """Four decimals, or a dash."""
+    """Format a number with four decimals; None as a dash."""
     return NONE if value is None else f"{value:.4f}"
 
 
 def format_yaml(value: Any) -> str:
-    """A setting as YAML has it, or a dash."""
+    """Format a setting as in YAML; None as a dash."""
     return NONE if value is None else json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The page of a run: `report.html` and `report.md`, from what stands in its folder and nothing else."""
+"""The page of a run, `report.html` and `report.md`, made from the files in its folder alone."""
 
 import csv
 import logging
@@ -40,10 +40,10 @@ CONFUSIONS = 8
 
 
 def write_report(folder: Path) -> Path:
-    """Writes both pages again; the path of the HTML one.
+    """Write both pages again. Returns the path of the HTML page.
 
     Raises:
-        ValueError: The folder holds what no page can show.
+        ValueError: The folder holds results that no page can show.
     """
     try:
         facts = gathered(folder)
@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
 
 
 def refresh_report(folder: Path) -> None:
-    """The same while a run is under way, which no report should end."""
+    """Write both pages while a run is under way. Errors are logged: no report should end a run."""
     try:
         write_report(folder)
     except Exception as error:
@@ -67,7 +67,7 @@ def refresh_report(folder: Path) -> None:
 
 
 def gathered(folder: Path) -> dict[str, Any]:
-    """All that the templates show, in the order of the page."""
+    """Values that the templates show, in the order of the page."""
     status = {"started": "", "heartbeat": ""} | read_status(folder / "status.json")
     scores = {
         split: score for split in SPLITS if (score := read_report(folder, f"reports/metrics_{split}.json", SCORE))
@@ -100,7 +100,7 @@ def gathered(folder: Path) -> dict[str, Any]:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was counted in `n` (Wilson 1927); the whole range for none."""
+    """95% confidence interval of the fraction `share` counted in `n` (Wilson 1927); [0, 1] if `n` is 0."""
     if n == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -111,10 +111,10 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 @cache
 def _templates(name: str) -> Environment:
-    """For Markdown, what looks like HTML in names and errors stays text, too."""
-    more: dict[str, Any] = {} if ".html" in name else {"finalize": _without_tags}
+    """Templates of a page. In Markdown too, what looks like HTML in names and errors stays text."""
+    options: dict[str, Any] = {} if ".html" in name else {"finalize": _without_tags}
     environment = Environment(
-        **more,
+        **options,
         loader=PackageLoader("imago", "report"),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
@@ -131,7 +131,7 @@ def _templates(name: str) -> Environment:
 
 
 def _cell(text: Any) -> str:
-    """Text inside a Markdown table."""
+    """Escape text for a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
 
 
@@ -152,13 +152,13 @@ def _kinds(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _curve(rows: Sequence[Mapping[str, float]], kind: str) -> dict[str, Any] | None:
     """Points in the unit square, y upwards, with the values at its edges."""
-    found = {
+    points_of = {
         split: [
             (int(row["epoch"]) + 1, row[f"{split}/{kind}"]) for row in rows if row.get(f"{split}/{kind}") is not None
         ]
         for split in ("train", "val")
     }
-    values = [value for points in found.values() for _, value in points]
+    values = [value for points in points_of.values() for _, value in points]
     if not values:
         return None
     first, last = int(rows[0]["epoch"]) + 1, int(rows[-1]["epoch"]) + 1
@@ -172,14 +172,14 @@ def _curve(rows: Sequence[Mapping[str, float]], kind: str) -> dict[str, Any] | N
             "points": [((x - first) / span if last > first else 0.5, (y - low) / (high - low)) for x, y in points],
             "last": points[-1][1],
         }
-        for split, points in found.items()
+        for split, points in points_of.items()
         if points
     ]
     return {"title": kind, "series": series, "low": low, "high": high, "first": first, "last": last}
 
 
 def _classes(score: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per class with 95 % intervals of recall; the worst first where not all are shown."""
+    """Row per class with the 95% interval of its recall; the worst first, if not all are shown."""
     rows = [{"name": name, **values} for name, values in score["per_class"].items()]
     for row in rows:
         row["low"], row["high"] = wilson(row["recall"], int(row["support"]))
@@ -222,7 +222,7 @@ def _top_confusions(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def _time(timing: dict[str, float]) -> dict[str, Any] | None:
-    """Seconds and shares of waiting for data, computing and the rest."""
+    """Seconds and fractions of waiting for data, computing and the rest."""
     parts = {kind: timing[kind] for kind in ("data", "compute", "other") if kind in timing}
     total = sum(parts.values())
     if not total:

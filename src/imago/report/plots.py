@@ -1,4 +1,4 @@
-"""Pictures of a run. Figures are made without pyplot: no window, no global state."""
+"""Figures of a run, made without pyplot: no window, no global state."""
 
 import io
 import math
@@ -27,7 +27,7 @@ MOST_NAMES = 120  # classes up to which the axes show names
 
 
 class NotebookFigure(Figure):
-    """A figure that notebooks show, without pyplot and its global state."""
+    """Figure that notebooks show, without pyplot and its global state."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()
@@ -36,13 +36,13 @@ class NotebookFigure(Figure):
 
 
 def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
-    """Counts, and shares of each true class; `counts[i, j]` are images of class i taken for class j."""
+    """Counts (classes, classes), and fractions of each true class; `counts[i, j]`: class i taken for j."""
     size = len(class_names)
     few = size <= MOST_NUMBERS
     names = [shorten(name) for name in class_names] if size <= MOST_NAMES else [""]
     side = min(max(0.5 * size, 4.5), 9.0) if few else min(0.12 * size + 4, 16)
     room = 0.65 + max(map(len, names)) * (0.085 if few else 0.055)  # inches for names and label
-    crowded = size * max(map(len, names)) > 60  # names of columns stand upright
+    crowded = size * max(map(len, names)) > 60  # names of columns are vertical
     bottom, right = room if crowded else 0.65, 0.6
     width, height = 2 * (room + side + right), bottom + side + 0.8
     figure = NotebookFigure(
@@ -66,14 +66,14 @@ def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str
 
 
 def shorten(name: str, most: int = 20) -> str:
-    """At most `most` characters, the last a sign that some are missing; matplotlib would read `$` as mathematics, and
-    draws no bytes that are no text."""
+    """Shorten to at most `most` characters, the last an ellipsis. matplotlib would read `$` as mathematics, and draws
+    no bytes that are not text."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
 def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Losses and the other metrics over the epochs; `history` has a row per epoch, with "epoch"."""
+    """Figure of losses and metrics over the epochs; `history` has a row per epoch, with "epoch"."""
     names = {key for row in history for key in row if key.startswith(("train/", "val/"))}
     kinds = sorted({name.partition("/")[2] for name in names if not name.endswith("_best")})
     kinds = [kind for kind in kinds if "/" not in kind]  # single criterions are in metrics.jsonl
@@ -97,24 +97,24 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float, title: str) -> Figure:
-    """Accuracy against confidence, and how many images there are; `bins` as `metrics_<split>.json` has them."""
+    """Figure of accuracy against confidence, and of the number of images; `bins` as in `metrics_<split>.json`."""
     figure = NotebookFigure(figsize=(4.5, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
-    lows, widths = [each["low"] for each in bins], [each["high"] - each["low"] for each in bins]
-    upper.bar(lows, [each["accuracy"] for each in bins], widths, align="edge", edgecolor="white", label="accuracy")
+    lows, widths = [entry["low"] for entry in bins], [entry["high"] - entry["low"] for entry in bins]
+    upper.bar(lows, [entry["accuracy"] for entry in bins], widths, align="edge", edgecolor="white", label="accuracy")
     upper.plot([0, 1], [0, 1], "k--", linewidth=1, label="as right as sure")
     upper.plot(
-        [each["confidence"] for each in bins], [each["accuracy"] for each in bins], "o", markersize=4, color="C1"
+        [entry["confidence"] for entry in bins], [entry["accuracy"] for entry in bins], "o", markersize=4, color="C1"
     )
     upper.set(title=f"{title}: ECE {ece:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.legend(loc="lower right")
-    lower.bar(lows, [each["n"] for each in bins], widths, align="edge", edgecolor="white", color="C7")
+    lower.bar(lows, [entry["n"] for entry in bins], widths, align="edge", edgecolor="white", color="C7")
     lower.set(xlabel="probability of the answer", ylabel="images")
     return figure
 
 
 def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str, bool | None]], title: str) -> Figure:
-    """A contact sheet: pictures with captions below, which are red where an answer is known to be wrong."""
+    """Contact sheet: pictures with captions below, which are red if an answer is known to be wrong."""
     columns = min(max(len(pictures), 1), 8)
     rows = max(math.ceil(len(pictures) / columns), 1)
     height = 2.3 * rows + 0.4
@@ -132,23 +132,23 @@ def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str
 
 
 def thumbnails_figure(noteworthy: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Figure:
-    """The mistakes and the unsure answers of `images_<split>.json`."""
+    """Figure of the mistakes and the unsure answers in `images_<split>.json`."""
     entries = [*noteworthy["mistakes"], *noteworthy["unsure"]]
-    pictures = [picture_of(each["image"]) for each in entries]
+    pictures = [picture_of(entry["image"]) for entry in entries]
     captions = [
         (
-            f"{shorten(Path(each['path']).name)}\n{shorten(each['label'])} taken for\n"
-            f"{shorten(each['prediction'])} {each['probability']:.1%}",
-            each["label"] == each["prediction"],
+            f"{shorten(Path(entry['path']).name)}\n{shorten(entry['label'])} taken for\n"
+            f"{shorten(entry['prediction'])} {entry['probability']:.1%}",
+            entry["label"] == entry["prediction"],
         )
-        for each in entries
+        for entry in entries
     ]
     what = f"{split}: the {len(noteworthy['mistakes'])} worst mistakes, then the least certain answers"
     return gallery_figure(pictures, captions, what)
 
 
 def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) -> Figure:
-    """Train images as they are, as they are scored, and as they are trained on in the first epochs.
+    """Figure of train images as they are, as they are scored, and as they are trained on in the first epochs.
 
     `data` is an ImageDataModule; the images are drawn with `seed`.
     """
@@ -179,7 +179,7 @@ def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) 
 
 
 def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any:
-    """The image after all stages, with its normalisation undone: float in [0, 1]."""
+    """Image after all stages, with its normalisation undone: float (channels, height, width) in [0, 1]."""
     image = transform([pixels], size, index, epoch)["image"][0]
     if (step := transform.normalisation) is not None:
         image = image * torch.tensor(step.std).view(-1, 1, 1) + torch.tensor(step.mean).view(-1, 1, 1)
@@ -187,7 +187,7 @@ def _seen(transform: Any, pixels: Any, size: int, index: int, epoch: int) -> Any
 
 
 def drawn(figure: Figure) -> Picture:
-    """The figure at `DPI` as uint8 (height, width, 3); drawing is what takes the time, so do it once."""
+    """Render the figure at `DPI` as uint8 (height, width, 3). Rendering is what takes the time, so do it once."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
@@ -197,7 +197,7 @@ def drawn(figure: Figure) -> Picture:
 
 
 def save(figure: Figure, path: Path, form: str = "png") -> Path:
-    """Writes the figure as png, svg or pdf, with that suffix; returns the path."""
+    """Write the figure as png, svg or pdf, with that suffix. Returns the path."""
     path = path.with_suffix(f".{form}")
     with atomic_write(path) as temporary:
         if form == "png":

@@ -1,4 +1,4 @@
-"""TensorBoard: a server on a folder of runs, and figures for it."""
+"""TensorBoard: a server for a folder of runs, and figures for it."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def serve_tensorboard(logdir: str | Path, port: int) -> None:
-    """Serves the event files below `logdir` on this machine only, until the process is interrupted.
+    """Serve the event files below `logdir` on this machine only, until the process is interrupted.
 
     Raises:
         FileNotFoundError: There are none.
@@ -42,7 +42,7 @@ def serve_tensorboard(logdir: str | Path, port: int) -> None:
 
 
 def show_in_tensorboard(loggers: Sequence[Logger], tag: str, figure: Figure, step: int) -> None:
-    """Adds the figure, at half of `DPI`, to every TensorBoard logger."""
+    """Add the figure, at half of `DPI`, to every TensorBoard logger."""
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     picture = np.asarray(Image.fromarray(drawn(figure)).reduce(2)) if boards else None
     for logger in boards:

@@ -1,4 +1,4 @@
-"""Small pictures of images, as text that fits into JSON and HTML."""
+"""Thumbnails of images, as text that fits into JSON and HTML."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ SAMPLES = 24
 
 
 def thumbnail(images: Images, index: int, side: int = SIDE) -> Image.Image:
-    """The image within `side` pixels; grey where it cannot be read. Tiny ones are enlarged without smoothing."""
+    """Image within `side` pixels; grey if it cannot be read. Tiny ones are enlarged without smoothing."""
     try:
         pixels = images.read(index)
     except BadImageError:
@@ -31,14 +31,14 @@ def thumbnail(images: Images, index: int, side: int = SIDE) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The picture as `data:image/jpeg;base64,…`."""
+    """Encode the picture as `data:image/jpeg;base64,…`."""
     buffer = io.BytesIO()
     picture.save(buffer, format="jpeg", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def picture_of(data_uri: str) -> Image.Image:
-    """The picture in a `data:` URI of a report; grey where it is none."""
+    """Decode the picture in a `data:` URI of a report; grey if there is none."""
     try:
         content = base64.b64decode(data_uri.partition(",")[2])
         with open_image(io.BytesIO(content)) as image:
@@ -49,12 +49,12 @@ def picture_of(data_uri: str) -> Image.Image:
 
 
 def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
-    """The first images of each class in turn, at most 24 in all: `label`, `path`, `image`."""
+    """First images of each class in turn, at most 24 in all: `label`, `path`, `image`."""
     of_class: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(images.labels):
         of_class[label].append(index)
-    each = max(1, SAMPLES // len(of_class))
-    chosen = [index for label in sorted(of_class) for index in of_class[label][:each]][:SAMPLES]
+    per_class = max(1, SAMPLES // len(of_class))
+    chosen = [index for label in sorted(of_class) for index in of_class[label][:per_class]][:SAMPLES]
     return [
         {"label": class_names[images.labels[i]], "path": images.paths[i], "image": data_uri(thumbnail(images, i))}
         for i in chosen
@@ -62,8 +62,7 @@ def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
 
 
 class Answers(Protocol):
-    """Predictions for n images, in one order: `paths`, integer `labels` and `predictions` (n,), and
-    `log_probabilities` (n, classes)."""
+    """Predictions for n images: `labels` and `predictions` int64 (n,), `log_probabilities` float64 (n, classes)."""
 
     class_names: list[str]
     paths: list[str]
@@ -72,24 +71,24 @@ class Answers(Protocol):
     log_probabilities: NDArray[np.float64]
 
 
-def worst_and_unsure(found: Answers, images: Images) -> dict[str, list[dict[str, Any]]]:
-    """The `mistakes` with the greatest loss, and the `unsure` answers whose probability is least.
+def worst_and_unsure(answers: Answers, images: Images) -> dict[str, list[dict[str, Any]]]:
+    """Find the `mistakes` with the greatest loss, and the `unsure` answers with the least probability.
 
-    Each with `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of
-    `found`, in the same order.
+    An entry has `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of
+    `answers`, in the same order.
     """
-    probabilities = np.exp(found.log_probabilities)
-    sure = probabilities[np.arange(len(found.labels)), found.predictions]
-    of_label = probabilities[np.arange(len(found.labels)), found.labels]
-    wrong = np.flatnonzero(found.predictions != found.labels)
+    probabilities = np.exp(answers.log_probabilities)
+    sure = probabilities[np.arange(len(answers.labels)), answers.predictions]
+    of_label = probabilities[np.arange(len(answers.labels)), answers.labels]
+    wrong = np.flatnonzero(answers.predictions != answers.labels)
     mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
     unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
 
     def entry(index: int) -> dict[str, Any]:
         return {
-            "path": found.paths[index],
-            "label": found.class_names[found.labels[index]],
-            "prediction": found.class_names[found.predictions[index]],
+            "path": answers.paths[index],
+            "label": answers.class_names[answers.labels[index]],
+            "prediction": answers.class_names[answers.predictions[index]],
             "probability": float(sure[index]),
             "label_probability": float(of_label[index]),
             "image": data_uri(thumbnail(images, index)),

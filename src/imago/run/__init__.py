@@ -1,4 +1,4 @@
-"""One run on the disk: its folder, lock, log and origin."""
+"""One run on the disk: its folder, lock, log and provenance."""
 
 from imago.definitions import lazy_exports
 

@@ -1,4 +1,4 @@
-"""The run folder: what ran, and how it stands."""
+"""The run folder: what ran, and its status."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ ORDER = (
     "Configuration",
 )
 LATEST = "latest"
-LEFT_OVER = ".*.tmp"  # files of a process that was killed while it wrote
+LEFT_OVER = ".*.tmp"  # files of a process that was killed while writing
 HEARTBEAT_SECONDS = 20
 
 
@@ -42,13 +42,13 @@ class RunFolderError(RuntimeError):
 
 @dataclass
 class RunFolder:
-    """One run, one folder: keeps `status.json` and `summary.txt` up to date.
+    """Folder of one run. Keeps `status.json` and `summary.txt` up to date.
 
-    `sections` are the parts of the summary: title (one of `ORDER`) -> lines. Of a run in several processes only
-    `rank` 0 writes; they meet at `port`. `former` is the status that the folder had, where a run is resumed, and
-    `resume_from` its checkpoint: until that has been accepted, nothing in the folder changes but the log, so that a
-    run that cannot be resumed with the settings that were typed keeps its own. `plot_format` is that of the pictures
-    below `plots/`.
+    `sections` are the parts of the summary: title (one of `ORDER`) -> lines. If a run has several processes, only
+    `rank` 0 writes; they meet at `port`. If a run is resumed, `former` is the previous status of the folder, and
+    `resume_from` its checkpoint: until that has been accepted, nothing in the folder changes but the log, so that a run
+    that cannot be resumed with the new settings keeps its own. `plot_format` is the format of the figures below
+    `plots/`.
     """
 
     path: Path
@@ -66,15 +66,15 @@ class RunFolder:
 
     @classmethod
     def claim(cls, path: Path, goes_on: bool = False) -> "RunFolder":
-        """Takes `path` for this process, until `release`; `former` is the status of the run that it holds already.
+        """Claim `path` for this process, until `release`; `former` is the status of the run that it holds already.
 
         Raises:
-            RunFolderError: Another process has it; or, unless the run `goes_on`, it holds a finished run or one that
-                has a checkpoint: nothing is overwritten.
+            RunFolderError: Another process has it; or, unless the run is resumed (`goes_on`), it holds a finished run
+                or one that has a checkpoint: nothing is overwritten.
         """
         path.mkdir(parents=True, exist_ok=True)
         status_file = path / "status.json"
-        strange = [each.name for each in path.iterdir() if each.name not in (run_lock.FILE, ".hydra")]
+        strange = [entry.name for entry in path.iterdir() if entry.name not in (run_lock.FILE, ".hydra")]
         if not status_file.is_file() and any(not fnmatch(name, LEFT_OVER) for name in strange):
             raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
         former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
@@ -95,7 +95,7 @@ class RunFolder:
         return run
 
     def start(self) -> None:
-        """The run begins, or goes on."""
+        """Begin the run, or resume it."""
         kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers") if key in self.former}
         self.status = {"started": now()} | kept
         if self.former:
@@ -103,25 +103,25 @@ class RunFolder:
         self.update(status="running", pid=os.getpid(), host=socket.gethostname(), error=None)
 
     def write_when_accepted(self, write: Callable[[], None]) -> None:
-        """Calls `write` as soon as the run may change its folder: at once, unless it is resumed."""
+        """Call `write` as soon as the run may change its folder: at once, unless it is resumed."""
         if self._pending is None:
             write()
         else:
             self._pending.append(write)
 
     def accept(self) -> None:
-        """The checkpoint of a run that is resumed has been restored, or there is none: its folder may change."""
+        """Let the folder change: the checkpoint of a resumed run has been restored, or there is none."""
         pending, self._pending = self._pending or [], None
         if not self.rank:
             for write in pending:
                 write()
 
     def release(self) -> None:
-        """Lets other processes have the folder."""
+        """Release the folder for other processes."""
         run_lock.release(self.path)
 
     def update(self, **status: Any) -> None:
-        """Merges into `status.json` and rewrites both files; every write is a heartbeat."""
+        """Merge `status` into `status.json` and rewrite both files. Every write is a heartbeat."""
         if self.rank:
             return
         with self._writing:
@@ -132,12 +132,12 @@ class RunFolder:
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Inside, `status.json` is rewritten every 20 seconds: so a dead run can be told from a slow one."""
+        """Inside, `status.json` is rewritten every 20 seconds, so that a dead run can be told from a slow one."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(HEARTBEAT_SECONDS):
-                with self._writing, suppress(OSError):  # a full disk is told by what has to be written
+                with self._writing, suppress(OSError):  # a full disk is reported by the writes that matter
                     if self._pending is None:
                         self._beat()
 
@@ -167,7 +167,7 @@ class RunFolder:
 
 
 def _taken_by(former: dict[str, Any], path: Path) -> str | None:
-    """Why a new run cannot have the folder; None where nothing would be lost."""
+    """Reason why a new run cannot have the folder; None if nothing would be lost."""
     if former.get("status") == "completed":
         return f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder."
     if former and any(path.glob("checkpoints/*.ckpt")):
@@ -178,16 +178,16 @@ def _taken_by(former: dict[str, Any], path: Path) -> str | None:
     return None
 
 
-def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
-    """The run folder that `given` stands for; `latest` is the newest in `log_dir` that has the file `holding`.
+def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
+    """Find the run folder `name`; `latest` is the newest in `log_dir` that has the file `holding`.
 
     Raises:
         ValueError: There is none.
     """
-    if given != LATEST:
-        folder = Path(given).expanduser().absolute()
+    if name != LATEST:
+        folder = Path(name).expanduser().absolute()
         if not (folder / "status.json").is_file():
-            raise UserError(f"{given} is not a run folder: give one (it holds status.json), or the word latest.")
+            raise UserError(f"{name} is not a run folder: give one (it holds status.json), or the word latest.")
         return folder
     runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
     trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
@@ -197,7 +197,7 @@ def find_run(given: str, log_dir: Path, holding: str = "status.json") -> Path:
 
 
 def _began(run: Path) -> float:
-    """When it began: its config is written then. 0 where that cannot be told."""
+    """Time when the run began and its config was written; 0 if unknown."""
     try:
         return (run / ".hydra" / "config.yaml").stat().st_mtime
     except OSError:
@@ -216,7 +216,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
-    """Whether another process of this machine is still at it, as far as its number tells: where there are no locks."""
+    """Whether another process of this machine still runs, judged by its PID: for file systems without locks."""
     pid: Any = status.get("pid")
     if status.get("status") != "running" or status.get("host") != socket.gethostname() or pid == os.getpid():
         return False
@@ -242,13 +242,13 @@ STATUS = {
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What a `status.json` says, as far as it is of the kinds that Imago writes; nothing where it is damaged."""
+    """Content of a `status.json`, as far as it has the types that Imago writes; empty if it is damaged."""
     try:
         return read_json(path, STATUS)
     except (OSError, UnreadableError):
-        return {}  # that of a run which died, or something else
+        return {}  # the file of a run that died, or another file
 
 
 def now() -> str:
-    """The time, to the second, with its zone."""
+    """Current time, to the second, with its time zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""One process per run folder: a lock that is free again when its owner is gone, however it went.
+"""One process per run folder: a lock that is free again when its owner has ended, in whatever way.
 
-POSIX record locks belong to a process. Those of `flock` belong to the open file, which loader workers inherit: one that
-is left over would keep a dead run's folder locked.
+POSIX record locks belong to a process. Those of `flock` belong to the open file, which loader workers inherit: a worker
+that is left over would keep a dead run's folder locked.
 """
 
 import errno
@@ -14,20 +14,20 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: there, only the process in status.json is looked for
+except ImportError:  # Windows: only the process in status.json is checked
     fcntl = None  # type: ignore[assignment]
 
 
 FILE = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
-SECONDS = 0.2  # for ml-status to look
+SECONDS = 0.2  # time for ml-status to look
 _held: dict[Path, IO[str]] = {}
-"""Files that stay open: closing any descriptor of a file ends the locks of this process on it."""
+"""Files that stay open: closing any descriptor of a file releases the locks of this process on it."""
 
 
 def take(folder: Path) -> bool:
-    """Locks `folder` for this process until `release`; False where another process has it. On a disk without locks
-    it is not `held` then."""
+    """Lock `folder` for this process until `release`; False if another process has it. On a file system without locks
+    it is True, but the lock is not `held`."""
     folder = folder.resolve()
     if fcntl is None or folder in _held:
         return True
@@ -50,7 +50,7 @@ def take(folder: Path) -> bool:
 
 
 def _opened(folder: Path, flags: int) -> IO[str]:
-    """The lock file; OSError where it is a link, a pipe or the like, as a stranger may have left there."""
+    """Open the lock file. Raises OSError if it is a link, a pipe or the like, as a stranger may have left there."""
     safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(folder / FILE, flags | safe, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -65,16 +65,16 @@ def held(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Gives the lock back, if this process has it."""
+    """Release the lock, if this process has it."""
     if (file := _held.pop(folder.resolve(), None)) is not None:
         file.close()
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether some process, this one included, has the lock.
+    """Whether any process, including this one, has the lock.
 
     Raises:
-        OSError: That cannot be known: a disk without locks, or a file of somebody else's.
+        OSError: It cannot be determined: a file system without locks, or another user's file.
     """
     if held(folder):
         return True
@@ -82,7 +82,7 @@ def is_taken(folder: Path) -> bool:
         raise OSError("there are no locks here")
     with suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # needs no right to write
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # needs no write permission
         except OSError as error:
             if error.errno in TAKEN:
                 return True

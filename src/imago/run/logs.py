@@ -1,4 +1,4 @@
-"""Where log lines go: plain ones to a file in the run folder, coloured ones to a terminal."""
+"""Logging of a run: plain lines to a file in the run folder, coloured lines to a terminal."""
 
 import logging
 import sys
@@ -16,29 +16,29 @@ QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tenso
 
 
 EXPECTED = (
-    ".*overriding `LightningModule.optimizer_",  # per step is what ours is for
-    "`training_step` returned `None`",  # model.on_bad_loss=skip, which says so itself
+    ".*overriding `LightningModule.optimizer_",  # our hook is meant to run per step
+    "`training_step` returned `None`",  # model.on_bad_loss=skip, which logs it itself
     "Found .* in eval mode at the start of training",  # model.freeze
 )
-"""Warnings of Lightning about what is meant."""
+"""Warnings of Lightning about what is intended."""
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level, logger and message, without colour codes, other control characters, and secrets."""
+    """Formatter of time, level, logger and message, without colour codes, other control characters and secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(plain(super().format(record)))
 
 
 class LogFile(RotatingFileHandler):
-    """A log that starts a new file at 10 MB, and keeps the old ones."""
+    """Log that starts a new file at 10 MB, and keeps the old ones."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MEGABYTES * 2**20, backupCount=100, encoding="utf-8", delay=True,
                          errors="backslashreplace")  # fmt: skip
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if isinstance(sys.exc_info()[1], OSError):  # a full disk: say it once, not once per line
+        if isinstance(sys.exc_info()[1], OSError):  # a full disk: report it once, not once per line
             self.setLevel(logging.CRITICAL + 1)
             logging.getLogger(__name__).error("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
         else:
@@ -47,7 +47,7 @@ class LogFile(RotatingFileHandler):
 
 @contextmanager
 def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
-    """Inside, DEBUG and up go to `path`, INFO and up (or DEBUG, if `verbose`) to the console."""
+    """Inside, DEBUG and up go to `path`, INFO and up (DEBUG if `verbose`) to the console."""
     file = LogFile(path)
     file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     console = _console()
@@ -59,7 +59,7 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
     logging.captureWarnings(True)
     show_as = warnings.formatwarning
     warnings.formatwarning = _one_line
-    root.handlers = [file, console]  # Hydra's own would say everything twice
+    root.handlers = [file, console]  # Hydra's own would log everything twice
     levels = {name: logging.getLogger(name).level for name in QUIET}
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -80,7 +80,8 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Lightning's remarks on its settings are for the file, and a warning of a library about a library too."""
+    """Whether a record goes to the console. Lightning's remarks on its settings, and warnings of libraries about
+    libraries, go to the file only."""
     if record.name == "py.warnings":
         message = record.getMessage()
         return "is deprecated" not in message and "not supported by the model summary" not in message

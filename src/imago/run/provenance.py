@@ -1,4 +1,4 @@
-"""Where a run came from: versions, machine, git, command line."""
+"""Provenance of a run: versions, machine, git, command line."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from imago.definitions import __version__
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Versions of Imago, torch, torchvision and Python."""
     return {
         "imago": __version__,
         "torch": str(torch.__version__),
@@ -28,9 +28,9 @@ def versions() -> dict[str, str]:
 
 @cache
 def git_state(clone: Path | None = PROJECT_ROOT if IN_CLONE else None) -> dict[str, Any]:
-    """`commit` and `dirty` (whether tracked files were changed) of the clone that Imago stands in; None without one.
+    """`commit` and `dirty` (whether tracked files were changed) of the clone that Imago is in; None without one.
 
-    Git is asked about no other folder: it runs what a repository's own config names (core.fsmonitor, filters), and the
+    Git is run in no other folder: it executes what a repository's own config names (core.fsmonitor, filters), and the
     current folder may be a stranger's.
     """
     if clone is None or not (clone / ".git").exists():
@@ -51,7 +51,7 @@ def git_state(clone: Path | None = PROJECT_ROOT if IN_CLONE else None) -> dict[s
 
 
 def environment() -> dict[str, Any]:
-    """What a report says of where it ran."""
+    """Environment of a run, for its report."""
     return {
         "command": shlex.join([Path(sys.executable).name, *sys.argv] if sys.argv[0].endswith(".py") else sys.argv),
         "folder": str(Path.cwd()),

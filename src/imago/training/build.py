@@ -1,4 +1,4 @@
-"""From the composed config to the objects of a run."""
+"""Makes the objects of a run from the composed config."""
 
 import copy
 import inspect
@@ -72,10 +72,9 @@ LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 def build(
     cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None = None
 ) -> tuple[ImageDataModule, DictModule, Trainer]:
-    """Makes the objects of a run from its config, phase by phase: seed, data, model, loggers, callbacks, trainer.
+    """Make the objects of a run from its config, in phases: seed, data, model, loggers, callbacks, trainer.
 
-    `trained` is the entry `imago` of a checkpoint that is scored. The config is completed on the way: `latest` and
-    `auto` become what they stand for.
+    `trained` is the entry `imago` of a checkpoint to score. In `cfg`, `latest` and `auto` become their values.
     """
     _seed(cfg)
     is_training = cfg.train and trained is None
@@ -102,9 +101,9 @@ def _seed(cfg: DictConfig) -> None:
     drop_own_log_handler()
     seed_everything(cfg.seed, verbose=False)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    # a CPU could take even less than the 10 bits of TF32
+    # on a CPU, it could mean even less than the 10 bits of TF32
     torch.set_float32_matmul_precision(cfg.matmul_precision if on_gpu else "highest")
-    torch.backends.cudnn.allow_tf32 = cfg.matmul_precision != "highest"  # of convolutions
+    torch.backends.cudnn.allow_tf32 = cfg.matmul_precision != "highest"  # for convolutions
 
 
 def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None) -> ImageDataModule:
@@ -118,24 +117,24 @@ def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | No
 
 def _build_model(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> DictModule:
     if run.resume_from is not None or cfg.ckpt_path is not None:
-        without_pretrained(cfg.model)  # the checkpoint's follow
+        without_pretrained(cfg.model)  # the checkpoint's are loaded later
     _find_initial_weights(cfg, run)
     _choose_class_weights(cfg, data)
     if "range" in cfg.data:
-        cfg.data.range = data.range  # what `auto` has come to, for other images too
+        cfg.data.range = data.range  # the value of `auto`, for later images too
     return make_model(cfg.model, data.class_names)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run that is resumed starts: its records have what came before."""
+    """Start of a resumed run: its records have what came before."""
 
     step: int
     repeats_validation: bool = False
 
 
 def _start_of(run: RunFolder) -> Start | None:
-    """None for a run that begins."""
+    """Start of a resumed run; None for a new one."""
     if run.resume_from is not None:
         checkpoint = read_checkpoint(run.resume_from, mmap=True)
         return Start(int(checkpoint["global_step"]), bool(checkpoint["imago"]["progress"]["validating"]))
@@ -153,7 +152,7 @@ def _build_loggers(cfg: DictConfig, run: RunFolder, start: Start | None) -> list
 def _own_callbacks(
     cfg: DictConfig, run: RunFolder, data: ImageDataModule, model: DictModule, strategy: Strategy
 ) -> list[Callback]:
-    """What every training has besides the callbacks of its config, which come first: they log what these note."""
+    """Callbacks of every training, besides those of its config, which come first: they log what these record."""
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
     carried = {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
     epochs, timing = EpochLog(run, cfg.monitor, cfg.mode), Timing(run)
@@ -169,7 +168,7 @@ def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:
 
 
 def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Start | None) -> None:
-    """Loggers forget what is logged again, and note the settings."""
+    """Make the loggers forget what is logged again, and log the settings."""
     if run.rank == 0:
         for logger in trainer.loggers:
             if start is not None and isinstance(logger, CSVLogger):
@@ -182,7 +181,7 @@ def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Sta
 
 
 def _describe_data(cfg: DictConfig, run: RunFolder, data: ImageDataModule, start: Start | None) -> None:
-    """For summary and report."""
+    """Record the facts of the data for summary and report."""
     if run.rank == 0:
         run.write_when_accepted(partial(write_facts, run.path, data, start is not None, cfg.report.pictures))
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
@@ -191,7 +190,7 @@ def _describe_data(cfg: DictConfig, run: RunFolder, data: ImageDataModule, start
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Raises ValueError for callbacks that inherit from one of Lightning's which cannot be used."""
+    """Raise UserError for callbacks that inherit from an unusable one of Lightning's, or keep unusable checkpoints."""
     for callback in callbacks:
         for parent in type(callback).__mro__:
             name = lightning_name(f"{parent.__module__}.{parent.__qualname__}")
@@ -216,18 +215,18 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
-    """Writes the file that `model.init_from` stands for into the config: `latest` is another one tomorrow."""
-    given = cfg.model.get("init_from")
-    if given is None or Path(str(given)).suffix in WEIGHT_FILES:
+    """Replace `model.init_from` in the config by the file it stands for: `latest` may be another one tomorrow."""
+    source = cfg.model.get("init_from")
+    if source is None or Path(str(source)).suffix in WEIGHT_FILES:
         return
-    cfg.model.init_from = str(find_checkpoint(str(given), Path(cfg.paths.log_dir), "model.init_from"))
+    cfg.model.init_from = str(find_checkpoint(str(source), Path(cfg.paths.log_dir), "model.init_from"))
     if run.rank == 0:
-        log.info("model.init_from=%s: %s", given, cfg.model.init_from)
+        log.info("model.init_from=%s: %s", source, cfg.model.init_from)
         run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
 
 
 def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
-    """Replaces `model.class_weights=auto` by numbers: inverse frequencies, 1 in the mean over the train images."""
+    """Replace `model.class_weights=auto` by inverse class frequencies, with a mean of 1 over the train images."""
     if cfg.model.get("class_weights") != "auto":
         return
     counts = class_counts(data.sets.splits["train"], data.class_names)
@@ -238,8 +237,8 @@ def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
 
 
 def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:
-    """The images of a `data` node; those to score the checkpoint that says `trained` of its run, without those that it
-    was trained on. Where other data are `typed`, they may be any labelled images."""
+    """Make the data of a `data` node. To score a checkpoint whose entry `imago` is `trained`, its training images are
+    left out; `typed` overrides may choose any labelled images."""
     make = instantiate(node, _partial_=True, _convert_="all")
     if trained is None:
         return make()
@@ -252,10 +251,10 @@ def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed:
 
 
 def read_back(cfg: DictConfig, file: Path) -> None:
-    """Reads a checkpoint of this run as `ml-eval` would.
+    """Read a checkpoint of this run as `ml-eval` would.
 
     Raises:
-        ValueError: It could not be read, or makes another network.
+        UserError: It cannot be read, or makes another network.
     """
     checkpoint = read_checkpoint(file)
     own = is_signed(checkpoint)
@@ -268,16 +267,16 @@ def read_back(cfg: DictConfig, file: Path) -> None:
             check_targets(carries, [*GROUPS, "params"], [])
         without_pretrained(carries.model)
         check_weights(checkpoint, _make_model_again(carries.model, checkpoint["imago"]["class_names"]), file)
-    except Exception as error:  # whatever a network does with other arguments than it had
+    except Exception as error:  # a network may raise anything for other arguments
         unsigned = (
             "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
         )
-        said = f"{message_of(error)}{unsigned}"
-        raise UserError(f"ml-eval could not read the checkpoints of this run: {said}") from error
+        message = f"{message_of(error)}{unsigned}"
+        raise UserError(f"ml-eval could not read the checkpoints of this run: {message}") from error
 
 
 def _make_model_again(node: DictConfig, class_names: Sequence[str]) -> DictModule:
-    """The model without memory; with it, where the network looks at values while it is made."""
+    """Make the model without memory, or with memory if the network reads values while it is made."""
     try:
         with MetaMemory(2**62):
             return make_model(node, class_names)
@@ -287,7 +286,7 @@ def _make_model_again(node: DictConfig, class_names: Sequence[str]) -> DictModul
 
 
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:
-    """Builds what scoring the weights of `ckpt_path` needs. These follow, so that no pretrained ones are loaded."""
+    """Make the objects that score the weights of `ckpt_path`; no pretrained weights are loaded before these."""
     without_pretrained(cfg.model)
     checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
     check_own_code(checkpoint)
@@ -297,7 +296,7 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
 
 
 def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
-    """A Trainer that predicts: of the callbacks, it has the bar."""
+    """Make a Trainer for prediction; of the configured callbacks, it has only the progress bar."""
     _seed(cfg)
     divide_threads(run.processes)
     bars = [callback for callback in instantiate_all(cfg.callbacks) if isinstance(callback, ProgressBar)]
@@ -305,11 +304,10 @@ def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
 
 
 def check_own_targets(cfg: DictConfig, typed: Sequence[str]) -> None:
-    """Keys and types of the nodes whose targets Imago does not ship, which `check` could not know.
+    """Check the nodes whose targets Imago does not ship, which `check` could not know.
 
     Raises:
-        ValueError: A key is unknown, or a value of another type than the annotation of code that is not a library's:
-            those of libraries are often narrower than what they take.
+        UserError: A key is unknown, or a type is wrong (except in libraries, which take more than they annotate).
     """
     own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
     schemas = {target: arguments_schema(get_object(target)) for target in own}

@@ -1,4 +1,4 @@
-"""The course of a training: fit, take the best weights, score."""
+"""Training: fit, load the best weights, score."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 POINTS_OF_A_CURVE = 500
 TOLERANCE = 1e-3
-"""By which the score of a checkpoint may differ from the value that it was kept for: sums depend on their order."""
+"""Tolerance between the score of a checkpoint and the value that it was kept for: sums depend on their order."""
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
     ckpt_path: str | None = None,
     pictures: bool = True,
 ) -> Result:
-    """Trains (going on from `ckpt_path`, if given), then scores the best weights on `splits`.
+    """Train (resuming from `ckpt_path`, if given), then score the best weights on `splits`.
 
     Without `pictures`, reports show no images.
     """
@@ -68,7 +68,7 @@ def train(
 
 
 def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
-    """So that a short run has a curve too: each batch, up to 500 points, whatever interval was asked for."""
+    """Log short runs often enough for a curve: every batch, up to 500 points, whatever interval was set."""
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * limit)
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else 1
@@ -111,7 +111,7 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
 
 
 def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
-    """best.ckpt of the run's own callback, or else the best of one that watches `monitor`, or of any."""
+    """Path of best.ckpt of the run's own callback, or else the best of one that tracks `monitor`, or of any."""
     best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
     best.sort(key=lambda callback: (not isinstance(callback, RunCheckpoint), callback.monitor != monitor))
     if not best:
@@ -121,9 +121,9 @@ def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
 
 
 def _own_value(result: Result, trainer: Trainer, monitor: str) -> float | None:
-    """What the weights that were scored have of `monitor`, where all of val was scored, or by their checkpoint."""
+    """Value of `monitor` for the scored weights, if all of val was scored, or else from their checkpoint."""
     stage, _, name = monitor.partition("/")
-    score = next((each for each in result.scores.values() if each.split == "val"), None)
+    score = next((entry for entry in result.scores.values() if entry.split == "val"), None)
     limits = (trainer.limit_val_batches, trainer.limit_predict_batches, trainer.limit_test_batches)
     whole = all(isinstance(limit, float) and limit == 1.0 for limit in limits) and not option_of(
         trainer, "overfit_batches"

@@ -1,4 +1,4 @@
-"""Loggers that go on with what an earlier process logged, and that no full disk brings down."""
+"""Loggers that continue the records of an earlier process, and survive a full disk."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import DictConfig
 
-from imago.files import _reported, atomic_write, log_write_errors
+from imago.files import atomic_write, forget_write_errors, log_write_errors
 from imago.run.folder import RunFolder
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -21,7 +21,7 @@ WRITING = ("log_metrics", "log_hyperparams", "save", "finalize")
 
 
 def continue_records(nodes: Any, former: dict[str, Any], step: int) -> None:
-    """Changes the config group `logger` so that its loggers go on with their records, from `step` on."""
+    """Change the config group `logger` so that its loggers continue their records from `step` on."""
     if not isinstance(nodes, DictConfig):
         return  # logger=[]
     ids = former.get("loggers", {})
@@ -36,7 +36,7 @@ def continue_records(nodes: Any, former: dict[str, Any], step: int) -> None:
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's CSVLogger that keeps the rows of an earlier process, and is never half written."""
+    """Lightning's CSVLogger, but it keeps the rows of an earlier process, and writes its file atomically."""
 
     @property
     @rank_zero_experiment
@@ -46,8 +46,8 @@ class CSVLogger(LightningCSVLogger):
         return cast(ExperimentWriter, self._experiment)
 
     def forget_from(self, step: int, repeats_validation: bool = False) -> None:
-        """Leaves out what was logged at `step` and later, and a last row that was not written to its end; with
-        `repeats_validation` also that of the validation after the step before."""
+        """Remove the rows logged at `step` and later, and an incomplete last row; with `repeats_validation`, also the
+        row of the validation after the step before."""
         file = Path(self.log_dir, ExperimentWriter.NAME_METRICS_FILE)
         if not file.is_file():
             return
@@ -65,7 +65,7 @@ class CSVLogger(LightningCSVLogger):
 
 class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
-        """Instead of deleting what is there."""
+        """Read the columns of an existing file instead of deleting it."""
         file = Path(self.metrics_file_path)
         if file.is_file():
             with file.open(newline="") as lines:
@@ -85,20 +85,20 @@ def _write_rows(file: Path, names: list[str], rows: Iterable[dict[str, Any]]) ->
 
 
 def remember_records(loggers: Sequence[Logger], run: RunFolder) -> None:
-    """Notes in `status.json` under which ids servers know the run."""
+    """Record in `status.json` the ids under which servers know the run."""
     ids: dict[str, str] = {}
-    for each in loggers:
-        if isinstance(each, WandbLogger):
-            ids["wandb"] = str(each.experiment.id)  # `version` has none before the record is made
-        elif isinstance(each, MLFlowLogger):
-            ids["mlflow"] = str(each.run_id)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            ids["wandb"] = str(logger.experiment.id)  # `version` has none before the record is made
+        elif isinstance(logger, MLFlowLogger):
+            ids["mlflow"] = str(logger.run_id)
     if ids:
         run.update(loggers=ids)
 
 
 def tolerate_full_disks(loggers: Sequence[Logger]) -> None:
-    """A logger that cannot write says so once, and the run goes on without it."""
-    _reported.clear()
+    """Make loggers report once that they cannot write, instead of ending the run."""
+    forget_write_errors()
     for logger in loggers:
         for name in WRITING:
             setattr(logger, name, log_write_errors(type(logger).__name__)(getattr(logger, name)))

@@ -1,4 +1,4 @@
-"""Whether a run that was run again came out the same, and if not, what was different around it."""
+"""Comparison of a replay with its run: whether the results are identical, and if not, what else has changed."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from imago.report.content import LARGEST
 
 
 def compare(before: Path, now: Path) -> dict[str, Any]:
-    """Compares two run folders, and writes `reports/replay.json` to the second.
+    """Compare two run folders, and write `reports/replay.json` to the second.
 
-    `different` lists what came out differently (epochs, weights, predictions), `around` what may explain it (versions,
+    `different` lists the results that differ (epochs, weights, predictions), `around` what may explain it (versions,
     git, threads, data).
     """
     different = [name for name, same in _outcomes(before, now).items() if not same]
-    found = {"replayed": str(before), "different": different, "around": _around(before, now)}
-    write_json(now / "reports" / "replay.json", found)
-    return found
+    comparison = {"replayed": str(before), "different": different, "around": _around(before, now)}
+    write_json(now / "reports" / "replay.json", comparison)
+    return comparison
 
 
 def describe_replay(found: dict[str, Any]) -> str:
-    """For a person."""
+    """Describe the result of `compare` in sentences."""
     if not found["different"]:
         return f"The replay of {found['replayed']} came out the same, to the bit."
     around = "; ".join(found["around"]) or "nothing that is known: type deterministic=true for both"
@@ -41,14 +41,14 @@ def _outcomes(before: Path, now: Path) -> dict[str, bool]:
         equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
         same[f"weights ({last})"] = equal
     for file in sorted((before / "reports").glob("predictions_*.csv")):
-        other = now / "reports" / file.name
-        if other.is_file():
-            same[f"predictions ({file.name})"] = _read(file) == _read(other)
+        replayed = now / "reports" / file.name
+        if replayed.is_file():
+            same[f"predictions ({file.name})"] = _read(file) == _read(replayed)
     return same
 
 
 def _around(before: Path, now: Path) -> list[str]:
-    """`NAME BEFORE -> NOW` for all that differs."""
+    """List `NAME BEFORE -> NOW` for all facts that differ."""
     facts = []
     for run in (before, now):
         here, data = (_facts(run / "reports" / f"{name}.json") for name in ("environment", "data"))

@@ -26,14 +26,14 @@ from imago.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that we complete
+OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that are completed here
 DDP = ("ddp", "ddp_find_unused_parameters_true")
 
 
 def build_trainer(
     cfg: DictConfig, run: RunFolder, callbacks: Sequence[Callback], loggers: Sequence[Logger] = ()
 ) -> Trainer:
-    """The Trainer with these callbacks and loggers; Lightning adds none of its own."""
+    """Make the Trainer with these callbacks and loggers; Lightning adds none of its own."""
     own: dict[str, Any] = {
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -52,7 +52,7 @@ def build_trainer(
         missing["strategy"] = _ddp(find_unused_parameters=cfg.trainer.strategy == DDP[1])
         missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
     elif cfg.trainer.strategy in DDP:
-        missing["strategy"] = "auto"  # of one process: nothing to exchange
+        missing["strategy"] = "auto"  # a single process has nothing to exchange
     parts: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
     trainer = instantiate(cfg.trainer, **parts, **missing, _convert_="all")
     leave_signals_alone(trainer)
@@ -60,7 +60,7 @@ def build_trainer(
 
 
 def mixed_precision(accelerator: str) -> str:
-    """bf16 where the device has it; else, on a GPU, fp16, whose loss Lightning scales, and on a CPU 32 bits."""
+    """Choose bf16 if the device has it; otherwise fp16 with loss scaling on a GPU, and 32 bits on a CPU."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if accelerator in ("auto", "mps", "gpu") and torch.backends.mps.is_available():
@@ -75,7 +75,7 @@ def mixed_precision(accelerator: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    """By the flags of Intel and AMD (AMX, AVX512-bf16) and of ARM."""
+    """Whether the CPU has bf16, by the flags of Intel and AMD (AMX, AVX512-bf16) and of ARM."""
     try:
         words = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
@@ -84,9 +84,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def _ddp(find_unused_parameters: bool) -> DDPStrategy:
-    """DDP that leaves buffers alone while it runs: processes validate on different numbers of batches.
+    """DDP that does not synchronize buffers: processes validate on different numbers of batches.
 
-    DictModule makes them equal before each validation.
+    DictModule synchronizes them before each validation.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
@@ -95,7 +95,7 @@ def _ddp(find_unused_parameters: bool) -> DDPStrategy:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning asks it some 80 times per step for a context that does nothing, and makes a new one each time."""
+    """Profiler with a single empty context; Lightning asks for some 80 per step, and makes a new one each time."""
 
     _nothing: AbstractContextManager[None] = nullcontext()
 
@@ -104,7 +104,7 @@ class NoProfiler(PassThroughProfiler):
 
 
 class OwnProcesses(LightningEnvironment):
-    """Tells Lightning that the other processes of the run have been started (cli/processes.py), and where they meet."""
+    """Tell Lightning that the run's further processes have been started (cli/processes.py), and where they meet."""
 
     creates_processes_externally = True
     main_address = "127.0.0.1"
@@ -125,5 +125,5 @@ class OwnProcesses(LightningEnvironment):
 
 
 def instantiate_all(nodes: DictConfig | None) -> list[Any]:
-    """Objects of a config group; a null entry switches its object off."""
+    """Instantiate the objects of a config group; a null entry switches its object off."""
     return [entry for entry in instantiate(nodes or {}, _convert_="all").values() if entry is not None]
