@@ -158,7 +158,8 @@ def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
 
 
 def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
-    from imago.evaluation.outputs import prediction_rows, write_gallery, write_rows
+    from imago.evaluation.outputs import write_gallery
+    from imago.evaluation.rows import prediction_rows, write_rows
 
     write_rows(prediction_rows(predictions, calibration), path)
     if gallery:

@@ -91,6 +91,11 @@ class Preflight(Callback):
 
     def _try_train_batch(self, trainer: Trainer, model: DictModule) -> None:
         batch = self._batch(trainer, model, "train")
+        if batch["label"].ndim != 1 or batch["label"].is_floating_point():
+            raise UserError(
+                "data.train_transform.batch makes soft labels, as MixUp and CutMix do, which losses could take and "
+                "metrics cannot count. Leave that step out"
+            )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         sizes: dict[int, int] = {}
 

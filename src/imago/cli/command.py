@@ -258,7 +258,10 @@ def _check_sweeper(invocation: Invocation, file: Path) -> None:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED)."""
+    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED).
+
+    While a network is trained, callbacks/last_checkpoint.py answers them: it saves first.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

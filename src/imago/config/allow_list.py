@@ -1,4 +1,7 @@
-"""Allow-list of what the config of a checkpoint may make: a checkpoint may be untrusted."""
+"""Allow-list of the objects that the config in a checkpoint may make: a checkpoint may be untrusted.
+
+The file itself is inspected in checkpoint/guard.py, before anything of it is read.
+"""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Image sets, their files, and the way of an image into the network: crop, pixels, batch."""
+"""Image sets, image files, and the pipeline from an image to the network: crop, pixels, batch."""
 
 from imago.definitions import lazy_exports
 

@@ -1,4 +1,4 @@
-"""Decoded pixels, kept in memory or on the disk: what is read again need not be decoded again."""
+"""A cache of decoded pixels, in memory or on the disk, so that images are decoded only once."""
 
 import hashlib
 import json
@@ -31,21 +31,21 @@ from imago.resources import free_memory, usable_cores
 log = logging.getLogger(__name__)
 
 FOLDER, PIXELS, SIZES, DAMAGED = "pixels", "pixels.bin", "sizes.npy", "damaged.json"
-FORMAT = 2  # to be raised where other pixels come out of the same files
-SHARE = 4  # of what is free, a cache takes a quarter
-PART = 64  # images that are decoded at once
-SAMPLE = 32  # images that tell what the whole will take
+FORMAT = 2  # raise it when the same files decode to other pixels
+SHARE = 4  # a cache takes a quarter of the free space
+PART = 64  # images decoded at a time
+SAMPLE = 32  # images by which the size of all is estimated
 GIGABYTE = 10**9
 
 
 class CachedImages(Images):
-    """The images of `source`, decoded before.
+    """The images of `source` with pixels that are already decoded.
 
     Args:
-        source: Whose paths and labels they have.
-        sizes: Height and width of each, (n, 2).
-        pixels: Their bytes one after the other, each (height, width, channels); or the file with these bytes, which
-            all processes that open it share.
+        source: The images, with paths and labels.
+        sizes: Heights and widths in pixels, int32 (n, 2).
+        pixels: uint8 bytes of all images in a row, (height, width, channels) per image; or the file with these bytes,
+            which all processes that open it share.
     """
 
     def __init__(self, source: Images, sizes: np.ndarray, pixels: Tensor | Path) -> None:
@@ -61,7 +61,7 @@ class CachedImages(Images):
 
     @property
     def pixels(self) -> Tensor:
-        """All bytes; a file is opened where it is asked for first, so that each worker does it itself."""
+        """All bytes, uint8 (total,); a file is opened on first use, so that each worker opens it itself."""
         if self._pixels is None:
             self._pixels = torch.from_file(str(self.file), shared=False, size=int(self._starts[-1]), dtype=torch.uint8)
         return self._pixels
@@ -89,18 +89,18 @@ class CachedImages(Images):
 
 
 class TooLargeError(UserError):
-    """A cache would be larger than it may be."""
+    """A cache would exceed its budget."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where decoded pixels may be kept.
+    """Settings of the cache for decoded pixels.
 
     Args:
-        kind: `ram`, `disk`, or `auto`: the first of the two in which they fit.
-        folder: Of the ones on the disk.
-        budget: Bytes that the pixels of a split may take; None takes a quarter of what is free.
-        processes: Of the run. Memory is not shared between them, so that with several `auto` takes the disk.
+        kind: `ram`, `disk`, or `auto`: the first of the two in which the pixels fit.
+        folder: Parent folder of the caches on the disk.
+        budget: Bytes that the pixels of a split may take; None allows a quarter of the free space.
+        processes: Number of processes of the run. They do not share memory, so with several `auto` takes the disk.
     """
 
     kind: str
@@ -109,24 +109,24 @@ class Cache:
     processes: int = 1
 
     def keep(self, source: Images, name: str, key: str, decode: Callable[[int], Tensor], build: bool = True) -> Images:
-        """`source` with what `decode` makes of each of its images; as it is, where `auto` finds no place for it.
+        """Return `source` with its images decoded by `decode`; unchanged where `auto` finds no place for the pixels.
 
-        Without `build` only what is on the disk already is taken.
+        Without `build`, only a cache that is already on the disk is used.
 
         Args:
             source: The images.
-            name: What they are, for people.
-            key: What the pixels depend on besides what `source.stamp` tells: where they come from, what is cut.
+            name: Description of the images for messages.
+            key: What the pixels depend on besides `source.stamp`: their origin and their crop.
             decode: index -> uint8 (channels, height, width).
 
         Raises:
-            TooLargeError: They need more than the budget.
-            OSError: The disk cannot take them.
+            TooLargeError: The pixels exceed the budget.
+            OSError: The disk cannot hold the pixels.
         """
         kinds = [self.kind] if self.kind != "auto" else ["disk"] if self.processes > 1 else ["ram", "disk"]
         place = self._place(source, key) if self.kind != "ram" else self.folder
-        if self.kind != "ram" and (found := _opened(source, place)) is not None:
-            return found
+        if self.kind != "ram" and (cached := _opened(source, place)) is not None:
+            return cached
         if not build:
             return source
         needed = _estimate(source, decode)
@@ -160,7 +160,7 @@ class Cache:
 
 
 def clean(folder: Path) -> list[tuple[Path, int]]:
-    """Removes all caches on the disk but those that are being built; returns each with its bytes."""
+    """Remove all caches on the disk except those being built; return their paths and sizes in bytes."""
     removed = []
     for place in sorted((folder / FOLDER).glob("*")):
         if place.suffix == ".lock" or not place.is_dir():
@@ -174,14 +174,14 @@ def clean(folder: Path) -> list[tuple[Path, int]]:
 
 
 def _estimate(source: Images, decode: Callable[[int], Tensor]) -> int:
-    """Bytes of all decoded images, by some of them."""
+    """Estimate the bytes of all decoded images from a sample."""
     some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
     return round(np.mean([decode(int(index)).numel() for index in some]) * len(source))
 
 
 def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most: int) -> CachedImages:
     try:
-        pixels = torch.empty(most, dtype=torch.uint8)  # memory is taken where it is written only
+        pixels = torch.empty(most, dtype=torch.uint8)  # memory is committed only where it is written
     except RuntimeError as error:
         raise TooLargeError(f"{_megabytes(most)} of memory cannot be had") from error
 
@@ -193,13 +193,13 @@ def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most:
 
 
 def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: Path, most: int) -> CachedImages:
-    """What another run has built, or builds at the moment, is taken."""
+    """Build the cache on the disk, or take the one that another run has built or is building."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.parent.chmod(0o700)  # the images may be private, whatever this process's umask is
     with FileLock(place.with_name(f"{place.name}.lock")):
-        found = _opened(source, place)
-        if found is not None:
-            return found
+        cached = _opened(source, place)
+        if cached is not None:
+            return cached
         shutil.rmtree(place, ignore_errors=True)
         with atomic_folder(place) as temporary:
             with (temporary / PIXELS).open("wb") as file:
@@ -213,20 +213,20 @@ def _on_disk(source: Images, name: str, decode: Callable[[int], Tensor], place: 
                 np.save(file, sizes)
                 file.flush()
                 os.fsync(file.fileno())
-    found = _opened(source, place)
-    assert found is not None
-    return found
+    cached = _opened(source, place)
+    assert cached is not None
+    return cached
 
 
 def _opened(source: Images, place: Path) -> CachedImages | None:
-    """None where there is none, or no whole one."""
+    """Open the cache at `place`; None if it is missing or incomplete."""
     try:
         images = CachedImages(source, np.load(place / SIZES), place / PIXELS)
         whole = len(images.sizes) == len(source) and (place / PIXELS).stat().st_size == images._starts[-1]
         if whole:
             _ = images.pixels  # opened now: `ml-doctor clean` may come before the first batch
             note_damage(json.loads((place / DAMAGED).read_text()))
-    except (OSError, ValueError, EOFError, RuntimeError):  # a file that a power cut has left half written
+    except (OSError, ValueError, EOFError, RuntimeError):  # a file left half written by a power cut
         return None
     return images if whole else None
 
@@ -239,7 +239,7 @@ def _decoded(
     most: int,
     where: str,
 ) -> np.ndarray:
-    """Writes the pixels of all images in their order; returns their sizes, (n, 2)."""
+    """Write the pixels of all images in order; return their heights and widths, int32 (n, 2)."""
     began, used, sizes = time.perf_counter(), 0, np.empty((len(source), 2), np.int32)
     with ThreadPoolExecutor(usable_cores()) as pool:
         for part in _parts(len(source), f"Decoding {name}"):
@@ -267,7 +267,7 @@ def _megabytes(count: int) -> str:
 
 
 def _free(kind: str, folder: Path) -> int:
-    """Bytes that are free, in memory or on the disk of `folder`."""
+    """Free bytes in memory, or on the disk of `folder`."""
     if kind == "ram":
         return free_memory()
     folder.mkdir(parents=True, exist_ok=True)

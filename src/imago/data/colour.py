@@ -1,4 +1,4 @@
-"""From a decoded image of whatever mode to 8-bit RGB."""
+"""Conversion of decoded images of any mode to 8-bit RGB."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,16 +15,16 @@ from imago.data.formats import BITS, EXTRA_SAMPLES, PHOTOMETRIC, WHITE_IS_ZERO, 
 from imago.errors import UserError
 
 WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
-CUBE = 6  # shades of each colour that tell whether a profile is that of sRGB
-RANGES = (1023, 4095, 16383, 65535)  # of 10, 12, 14 and 16 bits
+CUBE = 6  # shades per channel by which a profile is recognised as sRGB
+RANGES = (1023, 4095, 16383, 65535)  # largest values of 10, 12, 14 and 16 bits
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What image files do not say themselves.
+    """Decoding settings that image files do not contain.
 
     Args:
-        greatest: The value that is white in images of 16 bits.
+        greatest: Value that is white in 16-bit images.
         icc: Convert colours to sRGB by the profile in the file.
     """
 
@@ -40,10 +40,10 @@ PLAIN = Decoding()
 
 
 def to_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
-    """The image upright, as 8-bit RGB, laid on white where it is transparent.
+    """Convert an image to upright 8-bit RGB, on white where it is transparent.
 
     Raises:
-        ValueError: Its pixels have no range.
+        ValueError: The pixel values do not fit into 16 bits.
     """
     first, is_stray = _first_frame_extent(image), False
     scale_key(image)
@@ -64,12 +64,12 @@ def to_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data do not make the pixels worse
+    except Exception:  # damaged EXIF data do not affect the pixels
         return image
 
 
 def _first_frame_extent(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """The part of a GIF's screen that its first frame covers, where that is not all of it."""
+    """Box of a GIF's first frame (left, top, right, bottom); None where it covers the whole screen."""
     tiles: Any = getattr(image, "tile", None)
     if image.format != "GIF" or "transparency" in image.info or not tiles:
         return None
@@ -78,8 +78,8 @@ def _first_frame_extent(image: Image.Image) -> tuple[int, int, int, int] | None:
 
 
 def _on_white(image: Image.Image, is_stray: bool) -> Image.Image:
-    """The image without transparency: grey, RGB or CMYK, with the colour profile that it had; with `is_stray` its
-    fourth band says something else."""
+    """Remove transparency: grey or RGB on white, or CMYK, with the colour profile kept; with `is_stray`, the fourth
+    band is no transparency and is dropped."""
     key = image.info.get("transparency")
     if image.mode not in WITH_ALPHA and key is None:
         return image if image.mode in ("L", "RGB", "CMYK") or image.mode == "I;16" else image.convert("RGB")
@@ -95,14 +95,14 @@ def _on_white(image: Image.Image, is_stray: bool) -> Image.Image:
 
 
 def _has_stray_band(image: Image.Image) -> bool:
-    """Whether the fourth band is no transparency: a TIFF that does not say so, or a bitmap in which it is 0."""
+    """Whether the fourth band is no transparency: a TIFF that does not declare it, or a bitmap where it is all 0."""
     if image.format == "TIFF":
         return EXTRA_SAMPLES not in tags(image)
     return image.format == "BMP" and image.getchannel("A").getextrema() == (0, 0)
 
 
 def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
-    """A grey image of 16 bits (or of 12, in a TIFF) in 8; what is above the range is white."""
+    """Scale a 16-bit grey image (or a 12-bit TIFF) to 8 bits; values above the range become white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UserError("pixels outside 16 bits: save it with 8 or 16 bits")
@@ -122,12 +122,12 @@ def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
 
 
 def scaled(values: NDArray[np.int64], greatest: int) -> NDArray[np.uint8]:
-    """Values from 0 to `greatest` as 0 to 255, rounded."""
+    """Scale int64 values of any shape from 0 … `greatest` to uint8 0 … 255, rounded; larger ones become 255."""
     return ((np.minimum(values, greatest) * 255 + greatest // 2) // greatest).astype(np.uint8)
 
 
 def in_srgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
-    """Grey, RGB or CMYK in sRGB: by its colour profile, where it has one that can be used."""
+    """Convert a grey, RGB or CMYK image to sRGB, by its colour profile if that is usable."""
     profile = image.info.get("icc_profile")
     convert = _conversion(profile, image.mode) if decoding.icc and isinstance(profile, bytes) else None
     if convert is None:
@@ -137,7 +137,7 @@ def in_srgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """How images with that profile become sRGB; None where they are, or it cannot be used."""
+    """Conversion from a profile to sRGB; None where it is sRGB, or cannot be used."""
     with suppress(OSError, ImageCms.PyCMSError, TypeError, ValueError):
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
@@ -155,7 +155,7 @@ def _conversion(profile: bytes, mode: str) -> Callable[[Image.Image], Image.Imag
 
 
 def profile_use(image: Image.Image) -> str | None:
-    """`converted` or `ignored`: what becomes of an image's colour profile; None where it has none, or sRGB."""
+    """Use of an image's colour profile, `converted` or `ignored`; None without a profile, and for sRGB."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes):
         return None
@@ -177,5 +177,5 @@ def _shades(mode: str) -> Image.Image:
 
 
 def range_of(largest: int) -> int:
-    """The least range of 10, 12, 14 or 16 bits that holds the `largest` value."""
+    """Return the smallest range of 10, 12, 14 or 16 bits that holds the value `largest`."""
     return next(greatest for greatest in RANGES if largest <= greatest)

@@ -1,4 +1,4 @@
-"""The first stage: which rectangle of an image is taken."""
+"""Crop policies, the first stage of the pipeline: which rectangle of an image the network sees."""
 
 import math
 import random
@@ -11,12 +11,12 @@ from imago.errors import UserError
 
 Colour = tuple[int, int, int]
 Size = int | Sequence[int]
-"""Of what the network sees, in pixels: the side of a square, or height and width."""
+"""Input size of the network in pixels: the side of a square, or height and width."""
 SEEN = 2 / 3
-"""The fraction of a picture below which it is said that the rest of it is not seen."""
+"""Fraction of a picture; if the network sees less, a note says that the rest is cropped."""
 FITS = ("crop", "squash", "pad")
 FILL: Colour = (124, 116, 104)
-"""The mean of ImageNet: about 0 after its normalisation."""
+"""Mean colour of ImageNet: about 0 after its normalisation."""
 
 
 class CropBox(NamedTuple):
@@ -28,7 +28,7 @@ class CropBox(NamedTuple):
     width: int
 
     def shrunk(self, part: int) -> "CropBox":
-        """The same rectangle of an image of which every `part`-th row and column is there."""
+        """Scale the rectangle to an image that keeps only every `part`-th row and column."""
         top, left = round(self.top / part), round(self.left / part)
         bottom, right = round((self.top + self.height) / part), round((self.left + self.width) / part)
         return CropBox(top, left, bottom - top, right - left)
@@ -41,7 +41,7 @@ class PaddedCropBox(CropBox):
 
     @classmethod
     def of(cls, box: CropBox, fill: Colour) -> "PaddedCropBox":
-        """`box` with that colour."""
+        """Return `box` with the colour `fill` for its margins."""
         padded = cls(*box)
         padded.fill = fill
         return padded
@@ -51,13 +51,13 @@ class PaddedCropBox(CropBox):
 
 
 CropPolicy = Callable[[int, int], CropBox]
-"""Which rectangle, given height and width."""
+"""Function (height, width) -> rectangle to crop, in pixels."""
 Randomness = Literal["none", "box", "any"]
-"""What is drawn for each image: nothing; a box by Python's generator alone; whatever, by any generator."""
+"""Random draws per image: none; a box, by Python's generator alone; anything, by any generator."""
 
 
 def seen_fraction(box: CropPolicy, height: int, width: int) -> float:
-    """The fraction of an image of that size that is inside of its box."""
+    """Fraction (0 to 1) of an image of `height` x `width` pixels that lies inside its box."""
     chosen = box(height, width)
     rows = min(chosen.top + chosen.height, height) - max(chosen.top, 0)
     columns = min(chosen.left + chosen.width, width) - max(chosen.left, 0)
@@ -65,10 +65,10 @@ def seen_fraction(box: CropPolicy, height: int, width: int) -> float:
 
 
 def pair(size: Size) -> tuple[int, int]:
-    """Height and width of what the network sees.
+    """Return height and width of the network's input, in pixels.
 
     Raises:
-        ValueError: `size` is neither a whole number from 1 on nor two of them.
+        ValueError: `size` is neither a positive whole number nor two of them.
     """
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
@@ -77,14 +77,14 @@ def pair(size: Size) -> tuple[int, int]:
 
 
 def box_randomness(box: CropPolicy) -> Randomness:
-    """What a policy draws for each image."""
+    """Return the kind of random draws that a policy makes per image."""
     if isinstance(box, FittedBox):
         return box_randomness(box.box)
-    return vars(type(box)).get("randomness", "any")  # what a box inherits need not be true of it
+    return vars(type(box)).get("randomness", "any")  # an inherited value need not hold for a subclass
 
 
 def crop(image: Tensor, box: CropBox) -> Tensor:
-    """The rectangle: a view, unless a part of it lies outside of the image."""
+    """Crop an image (..., channels, height, width) of any dtype: a view, unless a padded box reaches beyond it."""
     height, width = image.shape[-2:]
     top, left = max(box.top, 0), max(box.left, 0)
     bottom, right = min(box.top + box.height, height), min(box.left + box.width, width)
@@ -95,17 +95,17 @@ def crop(image: Tensor, box: CropBox) -> Tensor:
     if image.shape[-3] == 1:
         colour = colour.float().mean(dim=0, keepdim=True).to(image.dtype)
     shape = (*image.shape[:-3], box.height, box.width, len(colour))
-    padded = colour.expand(shape).clone().movedim(-1, -3)  # in memory pixel by pixel, as decoders give images
+    padded = colour.expand(shape).clone().movedim(-1, -3)  # channels-last (NHWC) in memory, as decoders return images
     if inside.numel():
         padded[..., top - box.top : bottom - box.top, left - box.left : right - box.left] = inside
     return padded
 
 
 class CenterBox:
-    """The square in the middle.
+    """Square crop in the middle of the image.
 
     Args:
-        share: Its side as a share of the image's shorter side; 0.875 is the usual 224 of 256 pixels.
+        share: Side as a fraction of the image's shorter side; 0.875 is the usual 224 of 256 pixels.
     """
 
     randomness: Randomness = "none"
@@ -121,7 +121,7 @@ class CenterBox:
 
 
 class WholeBox:
-    """The whole image."""
+    """The whole image, uncropped."""
 
     randomness: Randomness = "none"
 
@@ -130,11 +130,11 @@ class WholeBox:
 
 
 class FittedBox:
-    """What `box` cuts out where image and network differ in shape: the box is asked as if the network saw squares.
+    """Crop for images and inputs of different shapes: `box` is applied as if the network saw squares.
 
     Args:
-        box: The rectangle of an image that is stretched so that the network's shape is a square.
-        size: Height and width of what the network sees.
+        box: Crop policy for an image that is stretched so that the network's shape becomes a square.
+        size: Height and width of the network's input, in pixels.
         fit: `crop` keeps the aspect ratio and loses the ends of long images; `squash` keeps the ends; `pad` keeps both,
             with margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
@@ -165,11 +165,11 @@ class FittedBox:
 
 
 class RandomResizedBox:
-    """A random rectangle, as `torchvision.transforms.v2.RandomResizedCrop` has it: an area and a ratio are drawn until
-    such a rectangle fits, ten times at most; then it is the largest in the middle.
+    """Random crop as in `torchvision.transforms.v2.RandomResizedCrop`: area and aspect ratio are drawn until the
+    rectangle fits, at most ten times; after that it is the largest one in the middle.
 
     Args:
-        scale: Least and greatest share of the image's area.
+        scale: Least and greatest fraction of the image's area.
         ratio: Least and greatest width / height.
     """
 
@@ -181,7 +181,7 @@ class RandomResizedBox:
                 raise UserError(f"{option}={[least, greatest]}: give the least, above 0, and the greatest.")
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
-        self._log_ratio = tuple(math.log(each) for each in ratio)
+        self._log_ratio = tuple(math.log(bound) for bound in ratio)
 
     def __call__(self, height: int, width: int) -> CropBox:
         for _ in range(10):

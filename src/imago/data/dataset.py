@@ -1,4 +1,4 @@
-"""The images of a split as samples and batches."""
+"""Samples and batches of the images of a split."""
 
 import random
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from imago.randomness import derive_seed, seeded
 
 
 class ImageDataset(Dataset[Batch]):
-    """The images of a split, each asked for as (epoch, index).
+    """Dataset of the images of a split, indexed by (epoch, index).
 
-    With `keep_bad`, one that cannot be read is black, and its `error` says why. `draw_key` makes the key of 64 bits
-    that an image's random numbers come from, given ("augmentation", seed, epoch, number of the image).
+    With `keep_bad`, an unreadable image is black, and its `bad` says why. `draw_key` makes the 64-bit key of an image's
+    random numbers from ("augmentation", seed, epoch, number of the image).
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class ImageDataset(Dataset[Batch]):
 
     @cached_property
     def is_sliced(self) -> bool:
-        """Whether batches are slices of images in memory, with nothing random done to each."""
+        """Whether batches are slices of images in memory, without random transforms per image."""
         return self.transform.randomness == "none" and not self.keep_bad and self.images.read_many([0]) is not None
 
     def __getitems__(self, positions: list[SampleKey]) -> list[Batch] | Batch:
-        """A whole batch at once, where it is a slice, or empty."""
+        """Return the samples at `positions`, or a whole batch at once if it is a slice or empty."""
         if not positions:
             return self._empty()
         if not self.is_sliced:
@@ -65,14 +65,14 @@ class ImageDataset(Dataset[Batch]):
         }
 
     def _empty(self) -> Batch:
-        """A batch of no images: Poisson sampling has such."""
+        """Batch without images, as Poisson sampling may draw it."""
         none = torch.zeros(0, dtype=torch.int64)
         shape = (0, self.images.channels, *pair(self.image_size))
         return {"image": torch.zeros(shape, dtype=torch.uint8), "label": none, "index": none.clone(), "epoch": 0}
 
     @cached_property
     def _labels_and_numbers(self) -> tuple[Tensor, Tensor]:
-        """Of all images, int64 (n,); batches that are no slices do without."""
+        """Labels and numbers of all images, int64 (n,); only batches that are slices need them."""
         numbers = range(len(self)) if self.images.numbers is None else self.images.numbers
         return torch.tensor(list(self.images.labels)), torch.tensor(numbers)
 
@@ -85,7 +85,7 @@ class ImageDataset(Dataset[Batch]):
         except BadImageError as bad:
             error = str(bad)
             if not self.keep_bad:
-                return {"error": error}  # an exception would come out of a worker as a traceback in words
+                return {"error": error}  # a worker would turn an exception into the text of a traceback
             image = self.transform.resized(torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8), self.image_size)
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
         if damaged := damaged_files():
@@ -93,7 +93,7 @@ class ImageDataset(Dataset[Batch]):
         return sample | ({"bad": error} if self.keep_bad else {})
 
     def augmented(self, index: int, draw_key: int) -> Tensor:
-        """The image after box and pixels; the generators that they may draw from are seeded with `draw_key` first."""
+        """Return the image after crop and pixel stages, (channels, height, width); `draw_key` seeds generators."""
         if self.transform.randomness == "any":
             with seeded(draw_key):
                 return self._transformed(index)
@@ -106,25 +106,25 @@ class ImageDataset(Dataset[Batch]):
 
 
 def bad_image(error: str) -> BadImageError:
-    """The error for an image that cannot be read, with what to do."""
+    """Make the error for an unreadable image, with advice on what to do."""
     return BadImageError(f"{error}. Repair or remove it, or start with data.on_bad_image=skip, which leaves it out")
 
 
 def collate(samples: list[Batch] | Batch) -> Batch:
-    """`image` uint8 (n, 3, size, size), `label` and `index` int64 (n,), `epoch` an int; or only `error`.
+    """Make a batch: `image` uint8 (n, channels, height, width), `label`, `index` int64 (n,), and `epoch`; or `error`.
 
-    Where bad images are kept, `bad` has a text for each image, empty for a good one; `damaged` tells the loader what is
-    wrong inside of files.
+    If bad images are kept, `bad` has a text for each image, empty for a good one; `damaged` tells the loader which
+    files are damaged inside.
     """
     if isinstance(samples, dict):
-        return samples  # made in one piece
+        return samples  # already a whole batch
     for sample in samples:
         if "error" in sample:
             return sample
-    more: Batch = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
+    extras: Batch = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
     if damaged := {path: what for sample in samples for path, what in sample.get("damaged", {}).items()}:
-        more["damaged"] = damaged
-    return more | {
+        extras["damaged"] = damaged
+    return extras | {
         "image": stacked([sample["image"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples]),

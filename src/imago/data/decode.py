@@ -1,4 +1,4 @@
-"""From an image file to pixels."""
+"""Decoding of image files to pixels."""
 
 import os
 import stat
@@ -19,37 +19,37 @@ from imago.data.formats import FORMATS, check_kind, first_page, is_lossless_jpeg
 from imago.errors import UserError
 
 NO_FILE = "a device or a pipe, not a file"
-HEAD = 256  # bytes that tell what a file is
+HEAD = 256  # bytes by which the kind of a file is recognised
 MARGIN = 1.5
-"""How many times the size that is asked for a JPEG's decoded pixels have to be: those of its blocks are coarse. On
+"""How many times the requested size the decoded pixels of a JPEG must have, because those of its blocks are coarse. On
 nine photographs at 32 to 112 pixels the mean difference from exact decoding is 0.8 grey levels at most, and 1.9 for the
 worst one; without the margin it is 1.6 and 3.8."""
 TURNS: dict[int, list[int]] = {1: [], 2: [2], 3: [1, 2], 4: [1], 5: [], 6: [2], 7: [1, 2], 8: [1]}
-"""EXIF orientation -> what is flipped, after rows and columns of 5 to 8 were exchanged."""
+"""EXIF orientation -> axes to flip, after rows and columns were exchanged for 5 to 8."""
 _damaged: dict[str, str] = {}
 
 
 class BadImageError(UserError):
-    """A file that cannot be used as an image; the message names it and says why."""
+    """A file cannot be used as an image; the message names it and says why."""
 
     lasting = True
-    """Whether its content is at fault, and not a permission, a disk or too little memory."""
+    """Whether the content is at fault, and not a permission, the disk or a lack of memory."""
 
 
 class NotDecodedError(UserError):
-    """No decoder of `FORMATS` knows the file; says what it is instead."""
+    """No decoder of `FORMATS` knows the file; the message says what it is."""
 
 
 def read_image(source: str | Path | BinaryIO, name: str | None = None, decoding: Decoding = PLAIN) -> Tensor:
-    """The image in a file as uint8 (3, height, width) in sRGB, upright as its EXIF orientation says.
+    """Read an image file as uint8 (3, height, width) in sRGB, upright by its EXIF orientation.
 
-    Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white, colours
-    converted by the file's colour profile.
+    Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white, and
+    colours converted by the file's colour profile.
 
-    `name` stands for it in messages.
+    `name` is the name of the image in messages.
 
     Raises:
-        BadImageError: The file is empty, truncated, too large, of pixels that are not read rightly, or no image.
+        BadImageError: The file is empty, truncated, too large, no image, or has pixels that decoders read wrongly.
     """
     name = name or str(source)
     with naming_errors(source, name), open_regular_file(source) as file, open_image(file) as image:
@@ -58,10 +58,10 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None, decoding:
 
 
 def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLAIN) -> Tensor:
-    """What `box(height, width)` cuts out of the image in a file, to be resized to `size`; uint8 (3, height, width).
+    """Read the crop `box(height, width)` of an image file as uint8 (3, height, width), to be resized to `size`.
 
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the box still has 1.5 times the pixels of
-    `size` then, and is resized here. Its pixels are those of the exact way within about a grey level in the mean.
+    A JPEG is decoded at a half, a quarter or an eighth of its size if the box then still has 1.5 times the pixels of
+    `size`, and is resized here. Its pixels differ from exact decoding by about a grey level in the mean.
 
     Raises:
         BadImageError: As `read_image`.
@@ -80,7 +80,7 @@ def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLA
                 return _resized(pixels, chosen, (height, width), part, turn, (rows, columns))
             if pixels is not None:
                 return crop(pixels, chosen)
-            box = _always(chosen)  # a random one is drawn once
+            box = _always(chosen)  # a random box is drawn only once
         pixels = _pixels(file, image, decoding)
     return crop(pixels, box(pixels.shape[1], pixels.shape[2]))
 
@@ -92,8 +92,8 @@ def _always(box: CropBox) -> CropPolicy:
 def _resized(
     pixels: Tensor, box: CropBox, whole: tuple[int, int], part: int, orientation: int, size: tuple[int, int]
 ) -> Tensor:
-    """The box of an image of which `pixels` has every `part`-th row and column. Its last block may reach beyond the
-    file's right and lower edge, which are others once it is upright."""
+    """Resize the box of an image of which `pixels` has every `part`-th row and column. The last block may reach beyond
+    the file's right and lower edges, which are different edges once the image is upright."""
     height, width = pixels.shape[1:]
     above = height * part - whole[0] if 1 in TURNS[orientation] else 0
     before = width * part - whole[1] if 2 in TURNS[orientation] else 0
@@ -112,10 +112,10 @@ def _is_usual_jpeg(image: Image.Image) -> bool:
 
 
 def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, part: int = 1) -> Tensor | None:
-    """The pixels of a JPEG whose header Pillow has found good, to the bit as Pillow decodes them, in less time; or of
-    every `part` x `part` pixels (2, 4 or 8) one.
+    """Decode a JPEG whose header Pillow accepts: bit-identical to Pillow, in less time; with `part` 2, 4 or 8, to one
+    of every `part` x `part` pixels.
 
-    None for what is no usual JPEG: Pillow has the last word on it.
+    None for other files and unusual JPEGs: Pillow decides on these.
     """
     if not _is_usual_jpeg(image):
         return None
@@ -139,7 +139,7 @@ def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, par
 
 
 def _is_damaged_inside(content: bytes) -> bool:
-    """Whether decoders get through a JPEG that the strict one has refused, and not for an unusual kind."""
+    """Whether a JPEG that strict decoding refuses can be decoded otherwise: it is damaged, not of an unusual kind."""
     try:
         simplejpeg.decode_jpeg(content, "RGB", strict=False)
     except ValueError:
@@ -148,7 +148,7 @@ def _is_damaged_inside(content: bytes) -> bool:
 
 
 def damage(content: bytes) -> str:
-    """What libjpeg says of a JPEG that is damaged inside; empty for a good one, and for what is no JPEG."""
+    """Return libjpeg's message on a JPEG that is damaged inside; empty for good ones, and for other files."""
     if not content.startswith(b"\xff\xd8"):
         return ""
     try:
@@ -159,15 +159,15 @@ def damage(content: bytes) -> str:
 
 
 def note_damage(found: dict[str, str]) -> None:
-    """Adds to what `damaged_files` will say."""
+    """Add to the files that `damaged_files` will return."""
     _damaged.update(found)
 
 
 def damaged_files() -> dict[str, str]:
-    """The JPEGs that this process has decoded since it was asked last, and what is wrong inside of them."""
-    found = dict(_damaged)
+    """Return the damaged JPEGs that this process has decoded since the last call: path -> what is wrong inside."""
+    damaged = dict(_damaged)
     _damaged.clear()
-    return found
+    return damaged
 
 
 def _pixels(file: BinaryIO, image: Image.Image, decoding: Decoding) -> Tensor:
@@ -184,15 +184,15 @@ def _pixels(file: BinaryIO, image: Image.Image, decoding: Decoding) -> Tensor:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF has it."""
-    with suppress(Exception):  # damaged EXIF data do not make the pixels worse
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return found if isinstance(found, int) and found in TURNS else 1
+    """Return the EXIF orientation of an image, 1 to 8."""
+    with suppress(Exception):  # damaged EXIF data do not affect the pixels
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if isinstance(orientation, int) and orientation in TURNS else 1
     return 1
 
 
 def _turned(pixels: Tensor, orientation: int) -> Tensor:
-    """Upright, as `ImageOps.exif_transpose` does it."""
+    """Turn pixels (channels, height, width) upright, as `ImageOps.exif_transpose` does."""
     if orientation >= 5:  # the first row of the file is a side of the picture
         pixels = pixels.transpose(1, 2)
     return pixels.flip(TURNS[orientation]) if TURNS[orientation] else pixels
@@ -200,7 +200,7 @@ def _turned(pixels: Tensor, orientation: int) -> Tensor:
 
 @contextmanager
 def open_regular_file(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
-    """The file to read from; ValueError for a device or a pipe, which may never end."""
+    """Open a file for reading; ValueError for a device or a pipe, which may never end."""
     if not isinstance(source, str | Path):
         yield source
         return
@@ -211,10 +211,10 @@ def open_regular_file(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """Reads the header with one of the decoders of `FORMATS`.
+    """Read the header of an image with one of the decoders of `FORMATS`.
 
     Raises:
-        NotDecodedError: None of them knows it.
+        NotDecodedError: None of them knows the file.
     """
     try:
         return Image.open(file, formats=FORMATS)
@@ -229,19 +229,19 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 @contextmanager
 def naming_errors(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
-    """Inside, whatever goes wrong with `source` becomes a BadImageError that says it of `name`."""
+    """Turn every error inside the context into a BadImageError that names `name`; `source` is the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise _bad(name, "the file is gone") from error
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
         passing &= not _leads_nowhere(source)
         raise _bad(name, str(error) or type(error).__name__, lasting=not passing) from error
 
 
 def _leads_nowhere(source: str | Path | BinaryIO) -> bool:
-    """Whether it is a link to itself."""
+    """Whether `source` is a link that cannot be followed, such as one to itself."""
     if not isinstance(source, str | Path) or not os.path.islink(source):
         return False
     try:
@@ -258,7 +258,7 @@ def _bad(name: str, reason: str, lasting: bool = True) -> BadImageError:
 
 
 def upright_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Tensor:
-    """The pixels of an opened image: uint8 (3, height, width); ValueError where it has none that can be shown."""
+    """Convert an opened image to upright RGB, uint8 (3, height, width); ValueError if its pixels cannot be shown."""
     return _tensor(to_rgb(image, decoding))
 
 

@@ -1,4 +1,4 @@
-"""Which decoded images a run keeps for the epochs to come: what the network sees of them, or the whole."""
+"""Decoded images that a run caches for later epochs: resized crops, or whole images."""
 
 import math
 from pathlib import Path
@@ -19,8 +19,8 @@ class DecodedImages:
 
     Args:
         kind: `none`, `ram`, `disk` or `auto`.
-        folder: Of those on the disk.
-        gigabytes: That those of a split may take; None takes a quarter of what is free.
+        folder: Folder of the caches on the disk.
+        gigabytes: Limit for the pixels of a split; None allows a quarter of the free space.
     """
 
     def __init__(self, kind: str, folder: Path, gigabytes: float | None) -> None:
@@ -30,11 +30,11 @@ class DecodedImages:
         self._kept: dict[str, Images] = {}
 
     def keep(self, data: Any, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
-        """`images` of a split of the data module `data`, decoded, and what is left to do to them; as they are, where
-        they are not cached.
+        """Return the decoded `images` of a split of the data module `data`, and the remaining transform; both unchanged
+        if the images are not cached.
 
         Raises:
-            BadImageError: One of them cannot be read.
+            BadImageError: An image cannot be read.
         """
         cache = Cache(self.kind, self.folder, self.budget, data.placement.processes)
         size, box, root, build = data.image_size, transform.box, data.sets.root, self._is_read_often(data.trainer)
@@ -42,7 +42,7 @@ class DecodedImages:
             return self._kept.get(split, images), transform
         try:
             middle = box.box if isinstance(box, FittedBox) else box
-            if type(middle) is CenterBox and not transform.pixels:  # what the network sees is always the same
+            if type(middle) is CenterBox and not transform.pixels:  # the network always sees the same pixels
                 fit = f", {box.fit} {box.fill}" if isinstance(box, FittedBox) else ""
                 key = f"{root}\n{split}, {middle.share} of {size} pixels, {images.decode}, {images.decoding}{fit}"
                 seen = self._kept.get(key, images)
@@ -55,7 +55,7 @@ class DecodedImages:
                         build,
                     )
                 return seen, transform if seen is images else transform.with_box(WholeBox())
-            if images.decode == "exact" and self._kept.get(split, images) is images:  # else it depends on the box
+            if images.decode == "exact" and self._kept.get(split, images) is images:  # else they depend on the box
                 self._kept[split] = cache.keep(images, split, f"{root}\nwhole, {images.decoding}", images.read, build)
             return self._kept.get(split, images), transform
         except BadImageError as error:

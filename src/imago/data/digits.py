@@ -15,7 +15,7 @@ SHARES = {"val": 0.15, "test": 0.15}
 
 
 def write_digits(root: str) -> Path:
-    """The folder `root`/digits with `train/ val/ test/` of 1,797 PNGs of 8x8 pixels; written at the first call.
+    """Return the folder `root`/digits with `train/ val/ test/` of 1,797 PNGs of 8x8 pixels, written at the first call.
 
     The split is stratified and always the same. Source: UCI ML hand-written digits, by `sklearn.datasets.load_digits`.
     """

@@ -1,4 +1,4 @@
-"""The split of an image, drawn by seed and path."""
+"""Stratified random splits, drawn by seed and path."""
 
 import hashlib
 import re
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 MOST_OF_TRAIN = 0.5
-"""The greatest share of train that may become val."""
+"""Greatest fraction of train that may become val."""
 NUMBER = re.compile(r"\d+(?!.*\d)", re.DOTALL)  # the last one in a path
 BLOCK_OF_NUMBERS, GOLDEN = 64, 0x9E3779B97F4A7C15
 LEAST_DRAWN = 2
-"""Images of a split that is drawn, where classes have two or more."""
+"""Least number of images in a drawn split, if classes have two or more."""
 
 
 def draw_sides(
     paths: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
-    """Name in `shares` -> the indices of about that share of each class.
+    """Draw splits: name in `shares` -> sorted indices of about that fraction of every class.
 
-    The side of an image is a function of `seed` and its path, so that images that are added later move no other one.
-    None has more than half of a class, and train has one image at least. A class whose share is an image or more gives
-    one, if chance left it out; images of such small classes alone can change sides when the class grows.
+    The side of an image is a function of `seed` and its path, so that images added later do not move any other image.
+    No side has more than half of a class, and train has at least one image. A class whose fraction amounts to one image
+    or more gives one even if none was drawn; only images of such small classes can change sides when the class grows.
     """
     places = np.array([_place(seed, path) for path in paths])
     edges = np.cumsum([0.0, *shares.values()])
@@ -47,15 +47,15 @@ def draw_sides(
                     sides[name].append(rest.pop(0))
                 else:
                     absent[name].append((-len(members), rest))
-    for name, others in absent.items():
-        others.sort(key=lambda entry: entry[0])
-        sides[name] += [rest.pop(0) for _, rest in others[: max(0, LEAST_DRAWN - len(sides[name]))] if len(rest) > 1]
+    for name, rests in absent.items():
+        rests.sort(key=lambda entry: entry[0])
+        sides[name] += [rest.pop(0) for _, rest in rests[: max(0, LEAST_DRAWN - len(sides[name]))] if len(rest) > 1]
     return {name: sorted(indices) for name, indices in sides.items()}
 
 
 def _place(seed: int, path: str) -> float:
-    """Where in [0, 1) an image stands. Numbered files are spread evenly, in blocks, so that a share of few of them is
-    near what was asked for: consecutive numbers are a golden ratio apart (Knuth's Fibonacci hashing)."""
+    """Map an image to [0, 1). Numbered files are spread evenly, in blocks, so that a fraction of few of them is close
+    to the requested one: consecutive numbers are a golden ratio apart (Knuth's Fibonacci hashing)."""
     path = unicodedata.normalize("NFC", path)
     number = NUMBER.search(path)
     name, count = (path, 0) if number is None else (path[: number.start()] + path[number.end() :], int(number.group()))

@@ -1,4 +1,4 @@
-"""Image files as the images of a split."""
+"""Image files in a folder as the images of a split."""
 
 import hashlib
 from array import array

@@ -1,4 +1,4 @@
-"""Which images of which class stand in a tree of folders."""
+"""Image sets from folders named after their classes."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -15,26 +15,26 @@ MOST_LISTED = 20  # names in a message
 
 
 def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
-    """Reads `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
+    """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
-    a `val` folder a stratified share `val_ratio` of train, drawn with `seed`, becomes the val split. A `test` folder
-    without class folders is left out, and said.
+    a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split. A `test`
+    folder without class folders is left out, with a note.
     """
     folders, unlabelled = labelled_splits(root)
-    found = {name: class_folders(folder) for name, folder in folders.items()}
-    class_names = sorted(found["train"])
+    classes_of = {name: class_folders(folder) for name, folder in folders.items()}
+    class_names = sorted(classes_of["train"])
     tree = ImageSets(str(root), class_names, {})
     for folder in unlabelled:
         _note_unlabelled(tree, folder)
-    _check_classes(root, folders, found, class_names)
-    _read_splits(root, tree, folders, found)
+    _check_classes(root, folders, classes_of, class_names)
+    _read_splits(root, tree, folders, classes_of)
     tree.draw_val(val_ratio, seed)
     return tree
 
 
 def labelled_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
-    """`split_folders`, and the test folders among them that have no class folders.
+    """Return `split_folders`, and separately the test folder if it has no class folders.
 
     Raises:
         FileNotFoundError, ValueError: As `split_folders`.
@@ -47,8 +47,8 @@ def labelled_splits(root: Path) -> tuple[dict[str, Path], list[Path]]:
 
 
 def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
-    """Reads images to score, of some of the classes `class_names`: splits, whichever there are, or class folders, which
-    are then the test split. Folders that are no class are left out, and said.
+    """Read images to score, of some of the classes `class_names`: any splits that exist, or class folders, which become
+    the test split. Folders that are no class are left out, with a note.
 
     Raises:
         FileNotFoundError, ValueError: There is no such folder, or nothing of these classes in it.
@@ -59,7 +59,7 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
         folders = {"test": root} if not folders or any(name in class_names for name in class_folders(root)) else folders
     if list(folders) == ["train"]:
         folders = {"test": folders["train"]}
-    tree, found = ImageSets(str(root), list(class_names), {}), {}
+    tree, classes_of = ImageSets(str(root), list(class_names), {}), {}
     for split, folder in list(folders.items()):
         classes = class_folders(folder)
         for name in [name for name, path in classes.items() if not any(is_image(f.name) for f in files_below(path))]:
@@ -67,36 +67,36 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
         if not classes.keys() & set(class_names):
             _note_unlabelled(tree, folders.pop(split))
             continue
-        found[split] = {name: path for name, path in classes.items() if name in class_names}
-        if others := sorted(classes.keys() - set(class_names)):
-            count = sum(is_image(file.name) for name in others for file in files_below(classes[name]))
+        classes_of[split] = {name: path for name, path in classes.items() if name in class_names}
+        if unknown := sorted(classes.keys() - set(class_names)):
+            count = sum(is_image(file.name) for name in unknown for file in files_below(classes[name]))
             tree.no_class[split] = count
-            meant = _meant(others, class_names)
-            tree.notes.append(f"{count} images of {split} are in folders that are no class: {_listed(others)}.{meant}")
-    if not found:
+            meant = _meant(unknown, class_names)
+            tree.notes.append(f"{count} images of {split} are in folders that are no class: {_listed(unknown)}.{meant}")
+    if not classes_of:
         there = sorted({path.name for folder in (root, *_named_splits(root).values()) for path in subfolders(folder)})
         raise UserError(
             f"{root} has no folder of a class of the checkpoint.{_meant(there, class_names)}\n"
             f"  checkpoint: {_listed(class_names)}\n  folders:    {_listed(there) or 'none'}\n"
             f"Images without labels are for ml-inference source={root}"
         )
-    _read_splits(root, tree, folders, found)
+    _read_splits(root, tree, folders, classes_of)
     return tree
 
 
-def _read_splits(root: Path, tree: ImageSets, folders: dict[str, Path], found: dict[str, dict[str, Path]]) -> None:
-    for folder in dict.fromkeys([root, *folders.values()]):  # each once: without splits, they are the root
+def _read_splits(root: Path, tree: ImageSets, folders: dict[str, Path], classes_of: dict[str, dict[str, Path]]) -> None:
+    for folder in dict.fromkeys([root, *folders.values()]):  # once per folder: without splits, all are the root
         tree.ignored.extend(sorted(str(p.relative_to(root)) for p in folder.iterdir() if p.is_file()))
     if root not in folders.values():
-        unlabelled = [path for path in _named_splits(root).values() if path not in folders.values()]  # said already
-        others = [path.name for path in subfolders(root) if path not in [*folders.values(), *unlabelled]]
-        tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in others)
-    for split, classes in found.items():
+        unlabelled = [path for path in _named_splits(root).values() if path not in folders.values()]  # noted already
+        unused = [path.name for path in subfolders(root) if path not in [*folders.values(), *unlabelled]]
+        tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in unused)
+    for split, classes in classes_of.items():
         tree.splits[split] = _read_split(root, tree, classes)
 
 
 def _is_unlabelled(folder: Path, classes: Mapping[str, Path], class_names: Sequence[str]) -> bool:
-    """Whether images stand in it directly, or in one folder that is no class and resembles none."""
+    """Whether images lie directly in `folder`, or in one folder that neither is nor resembles a class."""
     if not classes:
         return any(is_image(path.name) for path in folder.iterdir())
     return len(classes) == 1 and not classes.keys() & set(class_names) and not _meant(list(classes), class_names)
@@ -107,10 +107,10 @@ def _note_unlabelled(tree: ImageSets, folder: Path) -> None:
 
 
 def class_tree(root: Path) -> tuple[list[str], FolderImages]:
-    """The class names and all images of a folder of class folders.
+    """Return the class names and all images of a folder of class folders.
 
     Raises:
-        ValueError: It has splits already, or no classes.
+        ValueError: The folder has splits already, or no classes.
     """
     folders = split_folders(root)
     if folders != {"train": root}:
@@ -121,24 +121,24 @@ def class_tree(root: Path) -> tuple[list[str], FolderImages]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder; class folders alone are train.
+    """Map splits to their folders; class folders alone are train.
 
     Raises:
         FileNotFoundError, ValueError: There is no such folder, or no train split in it.
     """
     _check_is_folder(root)
-    found = _named_splits(root)
+    splits = _named_splits(root)
     inside = set(subfolders(root))
-    if "train" in found and subfolders(found["train"]):
-        _check_train_is_a_split(root, found)
-        return found
-    if any(subfolders(folder) for folder in found.values()):
+    if "train" in splits and subfolders(splits["train"]):
+        _check_train_is_a_split(root, splits)
+        return splits
+    if any(subfolders(folder) for folder in splits.values()):
         raise UserError(
-            f"{root} has {' and '.join(sorted(found))}, but no train/ with class folders in it. To score a checkpoint "
+            f"{root} has {' and '.join(sorted(splits))}, but no train/ with class folders in it. To score a checkpoint "
             f"on it: ml-eval ckpt_path=RUN data.data_dir={root}"
         )
-    if found and set(found.values()) == inside:
-        raise UserError(f"{root} has {' and '.join(sorted(found))}, but without class folders in them.")
+    if splits and set(splits.values()) == inside:
+        raise UserError(f"{root} has {' and '.join(sorted(splits))}, but without class folders in them.")
     return {"train": root}
 
 
@@ -153,17 +153,17 @@ def _named_splits(root: Path) -> dict[str, Path]:
     return {split: inside[name] for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in inside}
 
 
-def _check_train_is_a_split(root: Path, found: Mapping[str, Path]) -> None:
-    """Raises ValueError where `train` alone is named like a split, and has folders like its own beside it."""
-    if set(found) != {"train"}:
+def _check_train_is_a_split(root: Path, splits: Mapping[str, Path]) -> None:
+    """Raise ValueError if `train` is the only folder named like a split, and similar folders lie beside it."""
+    if set(splits) != {"train"}:
         return
-    classes = {class_name(path.name) for path in subfolders(found["train"])}
-    beside = [path for path in subfolders(root) if path != found["train"]]
+    classes = {class_name(path.name) for path in subfolders(splits["train"])}
+    beside = [path for path in subfolders(root) if path != splits["train"]]
     like = [path.name for path in beside if _has_images(path) and not {f.name for f in subfolders(path)} & classes]
     if like:
         raise UserError(
             f"{root} has train/ with folders in it, and {_listed(like)} with images beside it. If train is one of the "
-            f"classes, rename it; if it is a split, type data.data_dir={found['train']}"
+            f"classes, rename it; if it is a split, type data.data_dir={splits['train']}"
         )
 
 
@@ -172,7 +172,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """Class -> its folder in that of a split.
+    """Map classes to their folders in the folder of a split.
 
     Raises:
         ValueError: Two folders are the same class in two spellings.
@@ -186,7 +186,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _check_classes(
-    root: Path, folders: dict[str, Path], found: dict[str, dict[str, Path]], class_names: list[str]
+    root: Path, folders: dict[str, Path], classes_of: dict[str, dict[str, Path]], class_names: list[str]
 ) -> None:
     if not class_names:
         hint = " The images stand in it directly: put those of each class into a folder of its own."
@@ -196,7 +196,7 @@ def _check_classes(
         raise UserError(
             f"{folders['train']} has one class folder only ({class_names[0]}): a classifier needs two classes or more."
         )
-    for split, classes in found.items():
+    for split, classes in classes_of.items():
         unknown = sorted(set(classes) - set(class_names))
         if unknown:
             raise UserError(
@@ -206,12 +206,12 @@ def _check_classes(
 
 
 def _listed(names: Sequence[str]) -> str:
-    """In one line; blanks at the ends of a name are shown."""
+    """Join names in one line; those with blanks at their ends are quoted."""
     return shortened((name if name == name.strip() else repr(name) for name in names), MOST_LISTED)
 
 
 def _meant(unknown: Sequence[str], class_names: Sequence[str]) -> str:
-    """Names that differ in case and blanks only, or nearly so."""
+    """Suggest known names that differ only in case and blanks, or nearly so."""
     known = {name.strip().casefold(): name for name in class_names}
     pairs = [(name, difflib.get_close_matches(name.strip().casefold(), known, n=1, cutoff=0.8)) for name in unknown]
     meant = [f"{known[close[0]]!r} for {name!r}" for name, close in pairs[:MOST_LISTED] if close]

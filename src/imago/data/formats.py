@@ -1,4 +1,4 @@
-"""Kinds of image files: what a file is by its first bytes, and which kinds decoders read wrongly."""
+"""Kinds of image files: recognition by their first bytes, and kinds that decoders read wrongly."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ from PIL import Image, features
 from imago.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", *(("AVIF",) if features.check("avif") else ()))
-"""That are decoded; Pillow's others are seldom used, or start programs."""
+"""Formats that are decoded; Pillow's others are seldom used, or start programs."""
 PNG = b"\x89PNG\r\n\x1a\n"
 OF_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"acTL", b"fcTL")
 PNG_GREY, PNG_COLOURS = 0, (2, 4, 6)  # colour types
@@ -42,7 +42,7 @@ STARTS = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"version https://git-lfs", "a pointer of Git LFS: type git lfs pull"),
 )
-BRANDS = {  # of files that begin with an ISO box `ftyp`
+BRANDS = {  # in the ISO box `ftyp` at the start of a file
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
     **dict.fromkeys((b"jxl ",), "JPEG XL"),
@@ -61,7 +61,7 @@ WHITE_IS_ZERO, YCBCR = 0, 6
 
 
 def what_it_is(head: bytes) -> str:
-    """A file's kind by its first bytes; empty where it is not known."""
+    """Name the kind of a file by its first bytes; empty if unknown."""
     if head[4:8] == b"ftyp":
         return BRANDS.get(head[8:12], "a video")
     if head[128:132] == b"DICM":
@@ -73,7 +73,7 @@ def what_it_is(head: bytes) -> str:
 
 
 def not_decoded(head: bytes) -> str:
-    """Why a file is not taken for an image that decoders of `FORMATS` know."""
+    """Explain why no decoder of `FORMATS` takes a file for an image."""
     kind = what_it_is(head)
     if kind in ("a JPEG", "a PNG", "a TIFF", "AVIF"):
         return f"{kind} of a kind that is not decoded (or damaged at its start): convert it to an 8-bit PNG or JPEG"
@@ -81,7 +81,7 @@ def not_decoded(head: bytes) -> str:
 
 
 def is_lossless_jpeg(content: bytes) -> bool:
-    """Whether a JPEG is of a lossless kind, which libjpeg cannot decode at a part of its size."""
+    """Whether a JPEG is lossless: libjpeg cannot decode these at a fraction of their size."""
     at = 2
     while at + 9 < len(content) and content[at] == 0xFF:
         marker = content[at + 1]
@@ -95,7 +95,7 @@ def is_lossless_jpeg(content: bytes) -> bool:
 
 
 def pixel_chunks(content: bytes) -> BytesIO | None:
-    """A PNG without its texts, which Pillow may refuse to unpack; None for what is no whole PNG."""
+    """Strip a PNG of its text chunks, which Pillow may refuse to unpack; None if `content` is no complete PNG."""
     if not content.startswith(PNG):
         return None
     kept, at = [PNG], len(PNG)
@@ -119,7 +119,7 @@ def _is_large(profile: bytes) -> bool:
 
 
 def check_kind(image: Image.Image) -> None:
-    """Raises ValueError for an opened image whose pixels Pillow would read wrongly, with how to save it instead."""
+    """Raise ValueError for an opened image whose pixels Pillow would read wrongly, with advice on how to save it."""
     if wrong := next(_wrong(image), None):
         raise UserError(f"{wrong}: save it with 8 bits, or 16 unsigned ones")
 
@@ -146,7 +146,7 @@ def _wrong(image: Image.Image) -> Iterator[str]:
 
 
 def _png_header(image: Image.Image) -> tuple[int, int]:
-    """Bits and colour type."""
+    """Return bit depth and colour type."""
     file: Any = image.fp  # type: ignore[attr-defined]
     before = file.tell()
     file.seek(0)
@@ -156,19 +156,19 @@ def _png_header(image: Image.Image) -> tuple[int, int]:
 
 
 def scale_key(image: Image.Image) -> None:
-    """Pillow scales the pixels of a grey PNG of 2 or 4 bits, and not the value of transparent ones."""
+    """Scale the transparent value of a grey PNG of 2 or 4 bits, because Pillow scales only its pixels."""
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and _png_header(image)[0] in (2, 4):
         image.info["transparency"] = key * 255 // (2 ** _png_header(image)[0] - 1)
 
 
 def tags(image: Image.Image) -> Any:
-    """Those of a TIFF, by number."""
+    """Return the tags of a TIFF by number; empty for other formats."""
     return getattr(image, "tag_v2", {})
 
 
 def first_page(image: Image.Image) -> None:
-    """Goes to the first page of a TIFF that is no thumbnail of another one."""
+    """Seek the first page of a TIFF that is no thumbnail of another page."""
     if image.format != "TIFF" or not tags(image).get(SUBFILE, 0) & 1:
         return
     for page in range(1, getattr(image, "n_frames", 1)):

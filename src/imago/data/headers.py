@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say."""
+"""What the header of an image file says."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +13,7 @@ from imago.data.formats import BITS, PNG, PNG_COLOURS, check_kind, tags
 
 
 def header_error(path: Path) -> BadImageError | None:
-    """What is wrong with a file, as far as its first bytes tell: it is not decoded."""
+    """Return the error of an image file, as far as its header shows it; the pixels are not decoded."""
     try:
         with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
             check_kind(image)
@@ -23,7 +23,7 @@ def header_error(path: Path) -> BadImageError | None:
 
 
 def profile_of(path: Path) -> str | None:
-    """`profile_use` of the image in a file; None where its header cannot be read."""
+    """Return `profile_use` of an image file; None if its header cannot be read."""
     with (
         suppress(BadImageError),
         naming_errors(path, str(path)),
@@ -35,7 +35,7 @@ def profile_of(path: Path) -> str | None:
 
 
 def shape_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of the upright image in a file; None where its header cannot be read."""
+    """Return height and width of the upright image in a file, in pixels; None if its header cannot be read."""
     try:
         with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
             (width, height), turned = image.size, exif_orientation(image) >= 5
@@ -45,8 +45,8 @@ def shape_of(path: Path) -> tuple[int, int] | None:
 
 
 def largest_value(path: Path) -> tuple[int, bool]:
-    """The largest value in an image of 16 bits whose file does not say its range (0 for others), and whether it has
-    colours: of these, 8 bits are kept.
+    """Return the largest value of a 16-bit image whose file does not state its range (0 for others), and whether it has
+    colours, of which 8 bits are kept.
 
     Raises:
         BadImageError: As `read_image`.
@@ -60,7 +60,7 @@ def largest_value(path: Path) -> tuple[int, bool]:
 
 
 def _colour_bits(file: BinaryIO, image: Image.Image) -> int:
-    """Bits of a colour in the file, of which Pillow keeps 8."""
+    """Return the bits per channel of a colour image file, of which Pillow keeps 8."""
     if image.format == "TIFF":
         return max(tags(image).get(BITS, (8,)))
     file.seek(0)
@@ -70,6 +70,6 @@ def _colour_bits(file: BinaryIO, image: Image.Image) -> int:
 
 
 def without_frames(error: BadImageError) -> BadImageError:
-    """The same without what it was raised from, which holds the half-decoded image."""
+    """Strip an error of its cause and traceback, which hold the half-decoded image."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

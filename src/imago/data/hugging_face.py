@@ -17,34 +17,34 @@ from imago.errors import DownloadError, UserError
 
 
 class HuggingFaceDataModule(ImageDataModule):
-    """A `datasets.DatasetDict` with a column of images and one of labels; images are decoded when they are needed.
+    """Data module of a `datasets.DatasetDict` with an image and a label column; images are decoded on demand.
 
-    Splits are taken by their names (`train`, `val`, `validation`, `test`, …), class names from the label's features.
+    Splits are found by name (`train`, `val`, `validation`, `test`, …), class names in the features of the labels.
 
     Args:
         dataset: Returns the DatasetDict; `datasets.load_dataset` or `datasets.load_from_disk` with its arguments.
-        train_transform: Box, pixels and batch stage of the images that are trained on.
-        eval_transform: The same for everything that is scored, the train split included.
+        train_transform: Crop, pixel and batch stages of the training images.
+        eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         image_column: Name of the column of images.
         label_column: Name of the column of labels: a ClassLabel, or text, or whole numbers.
-        image_size: What the network sees, in pixels: the side of a square, or [height, width].
+        image_size: Input size of the network in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: ValRatio of train that becomes the val split where there is none; stratified.
-        on_bad_image: `error` stops at an image that cannot be read; `skip` decodes every one once before the run and
-            leaves such images out.
-        seed: Of the split, the order and the augmentations.
-        cache_dir: Where `skip` remembers what it found.
-        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
-        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
-            `pad` adds margins of the colour `fill`.
+        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
+        val_ratio: Stratified fraction of train that becomes the val split if there is none.
+        on_bad_image: `error` stops at an unreadable image; `skip` decodes every image once before the run and leaves
+            unreadable ones out.
+        seed: Seed of the split, the order and the augmentations.
+        cache_dir: Folder in which `skip` stores its results.
+        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
+        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
+            adds margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
-        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
-        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
-        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
-        persistent_workers: Keep the workers from epoch to epoch.
-        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        transform: Transform of batch dictionaries for all splits, after their own batch stage.
+        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
+        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
+        persistent_workers: Keep the workers between epochs.
+        range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
     """
 
@@ -99,7 +99,7 @@ class HuggingFaceDataModule(ImageDataModule):
 
 
 class ColumnImages(Images):
-    """Rows of a `datasets.Dataset`, whose `column` holds undecoded images."""
+    """Images from rows of a `datasets.Dataset` whose `column` holds undecoded images."""
 
     def __init__(self, dataset: Any, column: str, rows: Sequence[int], paths: Sequence[str], labels: Sequence[int]):
         self.dataset = dataset
@@ -145,10 +145,10 @@ def _loaded(dataset: Callable[[], Any]) -> dict[str, Any]:
 
 def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) -> ImageSets:
     known = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-    found = {known[name]: part for name, part in loaded.items() if name in known}
-    if "train" not in found:
+    parts = {known[name]: part for name, part in loaded.items() if name in known}
+    if "train" not in parts:
         raise UserError(f"The data set has no train split; it has {', '.join(loaded)}.")
-    train = found["train"]
+    train = parts["train"]
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in train.column_names:
             raise UserError(
@@ -159,11 +159,11 @@ def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) ->
         raise UserError(f"The column {label_column} has one class only: a classifier needs two or more.")
     root = train.info.dataset_name or "the data set"
     notes = [f"the split {name} of {root} is not used" for name in loaded if name not in known]
-    if "test" in found and set(found["test"][label_column]) <= {-1, None}:
+    if "test" in parts and set(parts["test"][label_column]) <= {-1, None}:
         notes.append(f"the test split of {root} has hidden labels: it is not used")
-        del found["test"]
+        del parts["test"]
     splits: dict[str, Images] = {
-        name: _column_images(name, part, image_column, label_column, class_names) for name, part in found.items()
+        name: _column_images(name, part, image_column, label_column, class_names) for name, part in parts.items()
     }
     return ImageSets(root, class_names, splits, notes=notes)
 

@@ -20,11 +20,11 @@ SHA256 = "fbc41b31d544714d18dd1230b1e2b455e1557766e13e67f9f5a7a23af7c02209"
 
 
 def download_hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Path:
-    """The folder `root`/hymenoptera_data with `train/ val/` of ants and bees; downloaded at the first call.
+    """Return the folder `root`/hymenoptera_data with `train/ val/` of ants and bees, downloaded at the first call.
 
     Raises:
-        ConnectionError: It could not be downloaded; says what to do by hand.
-        ValueError: What came is not the file that was asked for.
+        ConnectionError: The download failed; the message says what to do by hand.
+        ValueError: The downloaded file is not the expected one.
     """
     folder = Path(root) / "hymenoptera_data"
     if folder.is_dir():
@@ -33,7 +33,7 @@ def download_hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Pat
     with FileLock(folder.with_name(".hymenoptera_data.lock")):
         if not folder.is_dir():
             archive = folder.with_name("hymenoptera_data.zip")
-            if not archive.is_file():  # it may have been put there by hand
+            if not archive.is_file():  # it may have been put here by hand
                 _download(url, archive, folder)
             _check(archive, sha256, url)
             _unpack(archive, folder)
@@ -43,7 +43,7 @@ def download_hymenoptera(root: str, url: str = URL, sha256: str = SHA256) -> Pat
 
 def _download(url: str, archive: Path, folder: Path) -> None:
     log.info("Downloading %s (47 MB)", url)
-    for leftover in archive.parent.glob(f".{archive.name}.*.tmp"):  # of a download that was killed
+    for leftover in archive.parent.glob(f".{archive.name}.*.tmp"):  # from a download that was killed
         leftover.unlink()
     try:
         with atomic_write(archive) as temporary, urllib.request.urlopen(url, timeout=20) as response:
@@ -62,14 +62,14 @@ def _download(url: str, archive: Path, folder: Path) -> None:
 
 def _check(archive: Path, sha256: str, url: str) -> None:
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         archive.unlink()
-        raise UserError(f"{url} gave a file with SHA-256 {found}; {sha256} was expected. It was removed; try again.")
+        raise UserError(f"{url} gave a file with SHA-256 {digest}; {sha256} was expected. It was removed; try again.")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpacks the archive's one folder as `folder`, all or nothing."""
+    """Unpack the archive's one folder as `folder`, all or nothing."""
     with atomic_folder(folder) as temporary, zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if not (temporary / name).resolve().is_relative_to(temporary.resolve()):

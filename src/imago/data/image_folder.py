@@ -15,38 +15,38 @@ from imago.errors import NO_DATA, UserError
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Images in folders named after their classes; reads the folder when it is made, and never writes to it.
+    """Data module of images in folders named after their classes; the folder is read at once, and never written to.
 
     Args:
-        train_transform: Box, pixels and batch stage of the images that are trained on.
-        eval_transform: The same for everything that is scored, the train split included.
-        data_dir: `train/ val/ test/` of class folders, or class folders; None asks `source`.
-        split_file: A file of `ml-split` that says which image is in which split; `data_dir` is then optional.
-        exclude: A file of paths below `data_dir`, one per line, that are left out: `ml-doctor` writes one.
-        source: Returns the folder of a set that Imago fetches or makes itself.
-        image_size: What the network sees, in pixels: the side of a square, or [height, width].
+        train_transform: Crop, pixel and batch stages of the training images.
+        eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
+        data_dir: Folder of `train/ val/ test/` with class folders, or of class folders; None calls `source`.
+        split_file: File of `ml-split` with the split of every image; `data_dir` is then optional.
+        exclude: File of paths below `data_dir` to leave out, one per line; `ml-doctor` writes one.
+        source: Function that returns the folder of a data set that Imago downloads or makes itself.
+        image_size: Input size of the network in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: ValRatio of train that becomes the val split where the folder has none; stratified.
-        on_bad_image: `error` stops at a file that cannot be read; `skip` decodes every file once before the run and
-            leaves such files out.
-        seed: Of the split, the order and the augmentations.
-        cache_dir: Where `skip` remembers what it found.
-        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
-        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
-            `pad` adds margins of the colour `fill`.
+        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
+        val_ratio: Stratified fraction of train that becomes the val split if the folder has none.
+        on_bad_image: `error` stops at an unreadable file; `skip` decodes every file once before the run and leaves
+            unreadable ones out.
+        seed: Seed of the split, the order and the augmentations.
+        cache_dir: Folder in which `skip` stores its results.
+        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
+        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
+            adds margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
-        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
-        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
-        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
-        persistent_workers: Keep the workers from epoch to epoch.
-        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        transform: Transform of batch dictionaries for all splits, after their own batch stage.
+        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
+        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
+        persistent_workers: Keep the workers between epochs.
+        range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
-        decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size where that is enough for
-            `image_size`: other pixels, by about a grey level.
-        trained: What a checkpoint says of its run (its entry `imago`), to score it: the folder may then hold any
-            labelled images of some of its classes.
+        decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size if that is enough for
+            `image_size`; pixels differ by about a grey level.
+        trained: Entry `imago` of a checkpoint that is scored: the folder may then hold any labelled images of some of
+            its classes.
     """
 
     def __init__(
@@ -128,17 +128,17 @@ def _image_sets(
 
 
 def leave_out(sets: ImageSets, file: Path) -> None:
-    """Takes what `data.exclude` lists out of all splits.
+    """Leave the images that `data.exclude` lists out of all splits.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Nothing would be left of a class.
+        FileNotFoundError: `file` does not exist.
+        ValueError: A class would have no images left.
     """
     listed = listed_paths(file)
     for name, images in list(sets.splits.items()):
-        found = listed.intersection(images.paths)
-        if found:
-            sets.leave_out(name, found)
-            sets.excluded += sorted(found)
+        excluded = listed.intersection(images.paths)
+        if excluded:
+            sets.leave_out(name, excluded)
+            sets.excluded += sorted(excluded)
     if gone := len(listed) - len(sets.excluded):
         sets.notes.append(f"{gone} of the {len(listed)} files in {file} are not among the images")

@@ -1,4 +1,4 @@
-"""What every kind of data comes down to: named, labelled images in splits."""
+"""Named, labelled images in splits: the common form of all kinds of data."""
 
 import hashlib
 import os
@@ -20,16 +20,16 @@ from imago.data.decode import BadImageError
 from imago.data.draws import MOST_OF_TRAIN, draw_sides
 from imago.errors import UserError
 
-BLOCKS, BLOCK = 8, 4096  # of a file, by which its content is known
+BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
 
 
 class StringArray(Sequence[str]):
-    """Many texts in one piece: 8 bytes for each besides its own, where a Python string in a list takes 57."""
+    """Compact sequence of strings: 8 bytes each besides their own, where a Python string in a list takes 57."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        found = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._bytes = b"".join(found)
-        self._ends = array("Q", accumulate(map(len, found), initial=0))
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        self._bytes = b"".join(encoded)
+        self._ends = array("Q", accumulate(map(len, encoded), initial=0))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -40,8 +40,8 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: slice) -> "StringArray": ...
     def __getitem__(self, index: int | slice) -> "str | StringArray":
         if isinstance(index, slice):
-            return StringArray(self[each] for each in range(*index.indices(len(self))))
-        at = range(len(self))[index]  # IndexError, and negative ones, as lists have it
+            return StringArray(self[position] for position in range(*index.indices(len(self))))
+        at = range(len(self))[index]  # IndexError and negative indices as in lists
         return self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogateescape")
 
     def __eq__(self, other: object) -> bool:
@@ -53,19 +53,19 @@ class StringArray(Sequence[str]):
 class Images(ABC):
     """The images of one split.
 
-    `paths` name them (relative to where they come from), `labels` are indices of the class names; `channels`
-    is 1 for grey images.
+    `paths` name them (relative to their source), `labels` are indices of the class names; `channels` is 1 for grey
+    images, else 3.
     """
 
     paths: Sequence[str]
     labels: Sequence[int]
     channels: int = 3
     decode: Literal["exact", "fast"] = "exact"
-    """`fast`: `read_box` may leave out pixels that would be shrunk away."""
+    """With `fast`, `read_box` may leave out pixels that resizing would discard."""
     decoding: Decoding = PLAIN
-    """What the files do not say themselves."""
+    """Decoding settings that the files do not contain."""
     numbers: Sequence[int] | None = None
-    """Where images were left out: the place of each among all `total`, by which its random numbers are keyed."""
+    """If images were left out: their positions among all `total`, by which random numbers are keyed."""
     total: int | None = None
 
     def __len__(self) -> int:
@@ -73,25 +73,25 @@ class Images(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """The pixels, uint8 (channels, height, width); BadImageError names an image that cannot be read."""
+        """Read an image as uint8 (channels, height, width); BadImageError names an unreadable one."""
 
     def read_box(self, index: int, box: CropPolicy, size: Size) -> Tensor:
-        """What `box(height, width)` cuts out of the image; it will be resized to `size`, which a decoder may use."""
+        """Read the crop `box(height, width)`, uint8 (channels, height, width); it will be resized to `size`."""
         del size
         image = self.read(index)
         return crop(image, box(image.shape[-2], image.shape[-1]))
 
     def read_many(self, indices: Sequence[int]) -> Tensor | None:
-        """Several at once, uint8 (n, channels, height, width), where they are in memory and of one size."""
+        """Read several images, uint8 (n, channels, height, width), if they are in memory and of one size; else None."""
         del indices
         return None
 
     @abstractmethod
     def select(self, indices: Sequence[int]) -> Self:
-        """Those at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
 
     def without(self, paths: Container[str]) -> Self:
-        """The others; their random numbers are those that they would have had."""
+        """Return the images not in `paths`, with unchanged random numbers."""
         kept = [index for index, path in enumerate(self.paths) if path not in paths]
         numbers = self.numbers or range(len(self))
         images = self.select(kept)
@@ -99,43 +99,43 @@ class Images(ABC):
         return images
 
     def indices(self, numbers: Sequence[int]) -> list[int]:
-        """Where the images with these numbers are."""
+        """Return the indices of the images with these numbers."""
         if self.numbers is None:
             return list(numbers)
         where = {number: index for index, number in enumerate(self.numbers)}
         return [where[number] for number in numbers]
 
     def fault(self, index: int) -> BadImageError | None:
-        """What is wrong with an image, as far as that can be told without decoding it."""
+        """Return the error of an image, as far as it shows without decoding."""
         del index
         return None
 
     def largest_value(self, index: int) -> tuple[int, bool]:
-        """Of an image of 16 bits whose file does not say its range (0 for others), and whether it has colours."""
+        """Return the largest value of a 16-bit image of unstated range (0 for others), and whether it has colours."""
         del index
         return 0, False
 
     def profile(self, index: int) -> str | None:
-        """`converted` or `ignored`: what becomes of an image's colour profile; None without one, and for sRGB."""
+        """Return the use of an image's colour profile, `converted` or `ignored`; None without one, and for sRGB."""
         del index
         return None
 
     def shape(self, index: int) -> tuple[int, int] | None:
-        """Height and width, where they are known without decoding."""
+        """Return height and width in pixels, if they are known without decoding."""
         del index
         return None
 
     def digest(self, index: int) -> int | None:
-        """64 bits by which the content of an image is known again, under whatever name; None where it cannot be read.
+        """Compute a 64-bit digest of the content of an image, whatever its name; None if it cannot be read.
 
-        Of a large file some blocks, spread over it, stand for the whole.
+        For a large file, some blocks spread over it stand for the whole.
         """
         del index
         return None
 
     def stamp(self, times: bool = False) -> str:
-        """Changes when the images do, as far as that can be told without reading them; `times`: of files, also when
-        they were written."""
+        """Compute a fingerprint that changes with the images, as far as that shows without reading them; `times` adds
+        the modification times of files."""
         del times
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
@@ -145,8 +145,8 @@ class Images(ABC):
 
 @dataclass
 class ImageSets:
-    """The splits of a data set; `ignored` are files that were not taken, `excluded` those that were left out on
-    request, `notes` what a user should know."""
+    """The splits of a data set; `ignored` are files that were not used, `excluded` files left out on request, `notes`
+    facts that a user should know."""
 
     root: str
     class_names: list[str]
@@ -155,23 +155,23 @@ class ImageSets:
     notes: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     no_class: dict[str, int] = field(default_factory=dict)
-    """Split -> images that are not taken because their folder is no class."""
+    """Split -> number of images not used because their folder is no class."""
     as_read: str = ""
-    """The fingerprint before anything was left out."""
+    """Fingerprint before images were left out."""
     drawn_val: dict[str, Any] | None = None
-    """`val_ratio`, `seed`, and by what, where val was drawn from train."""
+    """`val_ratio`, `seed` and the key of the draw, if val was drawn from train."""
 
     def draw_val(self, val_ratio: float, seed: int) -> None:
-        """Makes a stratified share of train the val split, where there is none.
+        """Make a stratified fraction of train the val split, if there is none.
 
         Raises:
-            ValueError: The share is none, or train has too few images.
+            ValueError: The fraction is out of range, or train has too few images.
         """
         if "val" in self.splits:
             return
         if not 0 < val_ratio <= MOST_OF_TRAIN:
-            given = f"data.val_ratio={val_ratio}"
-            raise UserError(f"{given}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
+            setting = f"data.val_ratio={val_ratio}"
+            raise UserError(f"{setting}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
         train = self.splits["train"]
         sides = draw_sides(train.paths, train.labels, {"val": val_ratio}, seed)
         chosen = set(sides["val"])
@@ -189,7 +189,7 @@ class ImageSets:
         )
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:
-        """Takes images out of a split; ValueError where a class of train, or the split, would be empty."""
+        """Remove images from a split; ValueError if a class of train, or the split, would be empty."""
         kept = self.splits[split].without(paths)
         empty = [c for c, n in class_counts(kept, self.class_names).items() if not n and split == "train"]
         if empty or not len(kept):
@@ -198,13 +198,13 @@ class ImageSets:
         self.splits[split] = kept
 
     def fingerprint(self) -> str:
-        """The same for the same names, labels, sizes and splits, wherever they are."""
+        """Compute a hash of names, labels, sizes and splits, wherever the files are."""
         parts = [*self.class_names, *(f"{name} {images.stamp()}" for name, images in sorted(self.splits.items()))]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def digest_of(file: BinaryIO, size: int) -> int:
-    """The `digest` of a file of `size` bytes."""
+    """Compute the `digest` of a file of `size` bytes."""
     digest = hashlib.blake2b(str(size).encode(), digest_size=8)
     if size <= BLOCKS * BLOCK:
         digest.update(file.read())
@@ -216,7 +216,7 @@ def digest_of(file: BinaryIO, size: int) -> int:
 
 
 def file_digest(path: Path) -> int | None:
-    """The `digest` of the image in a file."""
+    """Compute the `digest` of an image file; None if it cannot be read."""
     try:
         if not path.is_file():  # a pipe would never end
             return None
@@ -227,23 +227,23 @@ def file_digest(path: Path) -> int | None:
 
 
 def digests_of(images: Images) -> list[int | None]:
-    """The `digest` of each image."""
+    """Compute the `digest` of every image."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(images.digest, range(len(images))))
 
 
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
-    """Class name -> number of its images, for every class."""
+    """Count the images of every class: class name -> number."""
     counts = Counter(images.labels)
     return {name: counts[label] for label, name in enumerate(class_names)}
 
 
 def train_counts(trained: Mapping[str, Any], class_names: Sequence[str]) -> list[int]:
-    """How many images of each class a checkpoint was trained on, by its entry `imago`; 0 where it does not say."""
+    """Return the train images per class from the entry `imago` of a checkpoint; 0 if it does not say."""
     counts = (trained["data"].get("counts") or {}).get("train") or {}
     return [counts.get(name, 0) for name in class_names]
 
 
 def most_frequent(counts: Sequence[int]) -> list[int]:
-    """The labels of the largest classes."""
+    """Return the labels of the largest classes."""
     return [label for label, count in enumerate(counts) if count == max(counts)]

@@ -17,12 +17,12 @@ from imago.definitions import STOPPING, Batch
 
 
 class Loader:
-    """Yields the batches of a split.
+    """Iterable over the batches of a split.
 
-    No subclass of DataLoader, so that Lightning takes it as it is; lazy, so that `position` (the epoch, and the batch
-    to begin with) is asked for with the first batch and not when Lightning, ahead of time, asks for the iterator.
-    `prepare` is then given the dataset and the number of workers, and says which are used: caches are filled there.
-    `on_damage` is told of JPEGs that are damaged inside: their paths, and what is wrong.
+    No subclass of DataLoader, so that Lightning leaves it as it is; lazy, so that `position` (the epoch, and the batch
+    to begin with) is called with the first batch and not when Lightning, ahead of time, asks for the iterator.
+    `prepare` then gets the dataset and the number of workers, and returns those to use: it fills caches.
+    `on_damage` gets the JPEGs that are damaged inside: path -> what is wrong.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Loader:
         num_workers: int,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         prepare: Callable[[ImageDataset, int], tuple[ImageDataset, int]] = lambda dataset, workers: (dataset, workers),
-        on_damage: Callable[[dict[str, str]], object] = lambda found: None,
+        on_damage: Callable[[dict[str, str]], object] = lambda damaged: None,
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
         persistent_workers: bool = True,
@@ -47,12 +47,12 @@ class Loader:
         self.prefetch_factor = prefetch_factor
         self.persistent_workers = persistent_workers
         self.loaded = dataset.images
-        """What is read from: perhaps decoded before."""
+        """The images that are read, perhaps from a cache."""
         self._rest = SkipBatches(batch_sampler)
         self._batches: DataLoader[Batch] | None = None
 
     def __len__(self) -> int:
-        return max(1, len(self.batch_sampler))  # with 0, Lightning would skip the hooks where processes meet
+        return max(1, len(self.batch_sampler))  # with 0, Lightning would skip hooks in which processes synchronise
 
     def __iter__(self) -> Iterator[Batch]:
         self.batch_sampler.epoch, self._rest.first = self.position()
@@ -66,14 +66,14 @@ class Loader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: `position` knows where to go on. Without it Lightning would warn that this cannot be resumed."""
+        """Return an empty state: `position` knows where to resume. Without it, Lightning would warn that it cannot."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes `state_dict()`."""
+        """Accept the empty `state_dict()`."""
 
     def close(self) -> None:
-        """Ends the workers; left to the garbage collector, each may take five seconds. It can be iterated again."""
+        """End the workers, since the garbage collector may take five seconds for each. The loader stays usable."""
         self._batches = None
 
     def _start(self) -> DataLoader[Batch]:
@@ -94,13 +94,13 @@ class Loader:
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Schedulers send their signals to all processes of a job, terminals to a group: the run answers them, and needs
-    its workers until it has saved. Of SIGTERM, that of the run itself ends a worker."""
+    """Ignore signals in a worker: schedulers send them to all processes of a job, terminals to a group, but the run
+    handles them, and needs its workers until it has saved. Only a SIGTERM of the run itself ends a worker."""
     del worker
     for number in (signal.SIGINT, *STOPPING):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere a worker dies of it, as torch has it
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends a worker, as usual in torch
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_run, daemon=True).start()
 

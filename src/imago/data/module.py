@@ -1,4 +1,4 @@
-"""From image sets of any kind to batches."""
+"""The base data module: from image sets of any kind to batches."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -35,30 +35,30 @@ CACHES = ("none", "ram", "disk", "auto")
 
 
 class ImageDataModule(ScoredSplits):
-    """Batches of any kind of image sets; what the kinds have in common.
+    """Base class of data modules for image sets of any kind.
 
     Args:
         sets: The splits.
-        train_transform: Box, pixels and batch stage of the images that are trained on.
-        eval_transform: The same for everything that is scored, the train split included.
-        image_size: What the network sees, in pixels: the side of a square, or [height, width].
+        train_transform: Crop, pixel and batch stages of the training images.
+        eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
+        image_size: Input size of the network in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        on_bad_image: `error` stops at an image that cannot be read, most of them at the start; `skip` decodes every one
-            once before the run and leaves such images out.
-        seed: Of the order and the augmentations.
-        cache_dir: Where `skip` remembers what it found, and `disk` keeps pixels.
-        cache: Where decoded images are kept, `ram` or `disk`, for the epochs to come; `auto` chooses where they fit and
-            a run has three epochs or more. The results are those of `none`.
-        cache_gb: Gigabytes that the decoded images of a split may take; None takes a quarter of what is free.
-        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
-            `pad` adds margins of the colour `fill`.
+        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
+        on_bad_image: `error` stops at an unreadable image, most of them at the start; `skip` decodes all images
+            once before the run and leaves unreadable ones out.
+        seed: Seed of the order and the augmentations.
+        cache_dir: Folder in which `skip` stores its results, and `disk` pixels.
+        cache: Where decoded images are cached for later epochs, `ram` or `disk`; `auto` chooses if they fit and a run
+            has three epochs or more. Results are those of `none`.
+        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
+        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
+            adds margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
-        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
-        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
-        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
-        persistent_workers: Keep the workers from epoch to epoch.
-        range: The value that is white in images of 16 bits; `auto` looks at the train images (1023, 4095, …).
+        transform: Transform of batch dictionaries for all splits, after their own batch stage.
+        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
+        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
+        persistent_workers: Keep the workers between epochs.
+        range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
     """
 
@@ -102,7 +102,7 @@ class ImageDataModule(ScoredSplits):
         self.strategy = Strategy()
         self.placement = Placement()
         self.predict_split = "test"
-        """The split that `predict_dataloader` gives."""
+        """The split that `predict_dataloader` loads."""
         self.fixed_order = False
         self.range = chosen_range(sets, Path(cache_dir)) if range == "auto" else range
         for images in sets.splits.values():
@@ -123,8 +123,8 @@ class ImageDataModule(ScoredSplits):
         self.log_sets()
 
     def bind(self, placement: Placement, strategy: Strategy, fixed_order: bool = False) -> None:
-        """Tells the data of their run: this process among others, how the network is optimised, and whether every epoch
-        has the order of the first."""
+        """Bind the data to a run: the placement of this process, the training strategy, and whether every epoch repeats
+        the order of the first."""
         self.placement, self.strategy, self.fixed_order = placement, strategy, fixed_order
 
     def train_dataloader(self) -> Loader:
@@ -133,7 +133,8 @@ class ImageDataModule(ScoredSplits):
         return self._loader("training", "train", self.train_transform, self.strategy.train_batch_sampler(sampler))
 
     def some_images(self, split: str, count: int, device: torch.device) -> Batch:
-        """The first `count` images of a split as the network gets them in training, or in validation."""
+        """Return the first `count` images of a split as the network gets them in training or validation: `image`
+        (count, channels, height, width), `label` and `index` int64 (count,)."""
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         dataset = ImageDataset(self.sets.splits[split], transform, self.image_size, self.seed)
@@ -154,7 +155,7 @@ class ImageDataModule(ScoredSplits):
         return self.eval_dataloader(self.predict_split)
 
     def eval_dataloader(self, split: str) -> Loader:
-        """The images of a split in the order of their paths, with the evaluation transform."""
+        """Return a loader of a split in the order of its paths, with the evaluation transform."""
         split = self.scored_split(split)
         sampler = EvalBatchSampler(len(self.sets.splits[split]), self.batch_size, *self.placement)
         return self._loader(split, split, self.eval_transform, sampler)
@@ -171,7 +172,7 @@ class ImageDataModule(ScoredSplits):
             loader.close()
 
     def _loader(self, name: str, split: str, transform: ImageTransform, sampler: Any) -> Loader:
-        """A new one each time: Lightning asks again where something has changed."""
+        """Make a new loader each time: Lightning asks again when something has changed."""
         if name in self._loaders:
             self._loaders[name].close()
         self._loaders[name] = Loader(
@@ -185,8 +186,8 @@ class ImageDataModule(ScoredSplits):
         )
         return self._loaders[name]
 
-    def _note_damage(self, found: dict[str, str]) -> None:
-        for path, what in found.items():
+    def _note_damage(self, damaged: dict[str, str]) -> None:
+        for path, what in damaged.items():
             if path not in self.damaged and len(self.damaged) < MOST_NAMED:
                 log.warning("%s is damaged inside: %s", path, what)
             self.damaged[path] = what
@@ -196,15 +197,15 @@ class ImageDataModule(ScoredSplits):
         return ImageDataset(images, transform, self.image_size, self.seed, draw_key=draw_key)
 
     def _from_cache(self, name: str, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
-        """The dataset over decoded images, where they are cached; a slice of memory needs no workers."""
+        """Return the dataset over decoded images, if they are cached; slices of memory need no workers."""
         images, transform = dataset.images, dataset.transform
-        if self.cache != "none" and images.read_many([0]) is None:  # else they are in memory
+        if self.cache != "none" and images.read_many([0]) is None:  # else they are in memory already
             images, transform = self._decoded.keep(self, split, images, transform)
         dataset = self._dataset(name, images, transform)
         return dataset, 0 if self.num_workers is None and dataset.is_sliced else num_workers
 
     def loading_advice(self) -> str:
-        """What to type, as far as it is not done yet."""
+        """Say what to type to load faster, as far as it is not in use yet."""
         cores, used = workers(None, self.placement.processes), workers(self.num_workers, self.placement.processes)
         images = self.sets.splits["train"]
         advice = [f"data.num_workers={cores} (now {used})"] if used < cores else []
@@ -220,7 +221,7 @@ class ImageDataModule(ScoredSplits):
         return f"To load faster, type {', or '.join(advice)}."
 
     def _position(self) -> tuple[int, int]:
-        """The epoch, and the number in it of the train batch that comes next."""
+        """Return the epoch, and the number of the next train batch in it."""
         if self.trainer is None:
             return 0, 0
         return position(self.trainer)

@@ -15,7 +15,7 @@ from imago.randomness import derive_seed
 
 
 class Placement(NamedTuple):
-    """A process among those of a run."""
+    """Rank of a process, and number of processes of the run."""
 
     rank: int = 0
     processes: int = 1
@@ -24,10 +24,10 @@ class Placement(NamedTuple):
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """This process's part of the train batches, as (epoch, index); the order is a function of (seed, epoch).
 
-    Every batch of the run is divided evenly: what cannot be is left out of the last one, and the whole last batch if it
-    would leave a process with a single image (unless it is the only one), because BatchNorm cannot train on one value.
-    Which images those are changes with every epoch. `fixed_order` repeats the order of epoch 0. Where images were left
-    out, the others keep their order.
+    Every batch of the run is divided evenly. Images that remain are left out of the last batch; the whole last batch is
+    left out if a process would get a single image (unless it is the only batch), because BatchNorm cannot train on one
+    value. Which images these are changes with every epoch. `fixed_order` repeats the order of epoch 0. If images are
+    removed from the data, the remaining ones keep their order.
 
     Raises:
         ValueError: The batch cannot be divided by the number of processes.
@@ -76,8 +76,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):
-    """Every `processes`-th batch, in order. Whole batches are dealt, so that each is the same for any number of
-    processes and no image is seen twice."""
+    """Every `processes`-th batch, in order, as (epoch, index). Batches are not divided, so that they are the same for
+    any number of processes and no image is seen twice."""
 
     epoch = 0
 
@@ -95,7 +95,7 @@ class EvalBatchSampler(Sampler[list[SampleKey]]):
 
 
 class SkipBatches(Sampler[list[SampleKey]]):
-    """The batches of a sampler from `first` on; those before are not loaded."""
+    """The batches of a sampler from `first` on; earlier ones are not loaded."""
 
     first = 0
 

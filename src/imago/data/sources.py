@@ -1,4 +1,4 @@
-"""Images to predict, wherever they stand: a file, a folder, a glob, a list, labelled or not."""
+"""Images to predict from a file, a folder, a glob or a list, labelled or not."""
 
 import csv
 import glob
@@ -23,7 +23,7 @@ MOST_NAMED = 5
 
 
 class SourceImages(Images):
-    """Image files; `known` holds the label of each, `UNKNOWN` where there is none, and `labels` 0 in its place."""
+    """Image files; `known` holds their labels, `UNKNOWN` if there is none; `labels` has 0 instead."""
 
     def __init__(self, files: Sequence[Path], paths: Sequence[str], known: Sequence[int], channels: int = 3) -> None:
         self.files = files
@@ -47,17 +47,17 @@ class SourceImages(Images):
 
 
 def read_source(source: str | Sequence[str], class_names: Sequence[str], channels: int = 3) -> SourceImages:
-    """The images that `source` stands for; files that are named are taken whatever their suffix.
+    """Read the images that `source` names; files that it names directly may have any suffix.
 
-    Below a folder, an image has the label of the first folder on its way that is a class, as in training; in a CSV,
-    that of the column `label`. What is not taken, and labels that are not a class, are said.
+    Below a folder, the label of an image is the first folder on its path that is a class, as in training; in a CSV, it
+    is the column `label`. Files that are not used, and labels that are no class, are logged.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It has no images, or is a URL.
+        FileNotFoundError: `source` does not exist.
+        ValueError: `source` has no images, or is a URL.
     """
     if not isinstance(source, str):
-        parts = [read_source(each, class_names, channels) for each in source]
+        parts = [read_source(item, class_names, channels) for item in source]
         if not parts:
             raise UserError("source=[] has no images.")
         files, paths, known = (
@@ -80,11 +80,11 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
             return _list(path, class_names, channels)
         return SourceImages([path], [path.name], [UNKNOWN], channels)
     if glob.has_magic(source):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [file for file in found if file.is_file() and is_image(file.name)]
+        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [file for file in matches if file.is_file() and is_image(file.name)]
         if not files:
             raise UserError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
-        _say_others(source, [str(file) for file in found if file.is_file() and not is_image(file.name)])
+        _say_others(source, [str(file) for file in matches if file.is_file() and not is_image(file.name)])
         return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
     raise MissingFileError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
 
@@ -101,7 +101,7 @@ def _say_others(source: str, paths: Sequence[str]) -> None:
 
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
-    """A path per line, or a CSV with a column `path` and perhaps `label`; paths are relative to the list."""
+    """Read a path per line, or a CSV with a column `path` and optionally `label`; paths are relative to the list."""
     try:
         rows = _rows_of(file)
     except csv.Error as error:
@@ -117,7 +117,7 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
 
 
 def _rows_of(file: Path) -> list[tuple[str, str]]:
-    """Path and label of each row; the label is empty where there is none."""
+    """Return path and label of every row; a missing label is empty."""
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         if file.suffix.lower() == ".txt":
             return [(line.strip(), "") for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""Which image is in which split, as files say it."""
+"""Files that say which image is in which split, or is left out."""
 
 import csv
 import json
@@ -17,23 +17,23 @@ SPLIT_FILE_HEADER = "# imago split: "
 
 
 def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: int) -> ImageSets:
-    """Reads what `ml-split` writes, a header with the class names and the folder, then a row per image; or a CSV of
-    one's own with the columns `path`, `label` and perhaps `split`, whose paths are relative to `data_dir`, or to it."""
+    """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
+    columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV."""
     if not file.is_file():
         raise MissingFileError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             first = lines.readline()
-            told = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
-            table = csv.DictReader(lines if told else chain([first], lines), skipinitialspace=True)
+            header = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
+            table = csv.DictReader(lines if header else chain([first], lines), skipinitialspace=True)
             if missing := {"path", "label"} - set(table.fieldnames or ()):
                 raise UserError(f"it lacks {' and '.join(sorted(missing))}")
             rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
-        class_names = list(told.get("class_names") or sorted({name for _, _, name in rows}))
-        root = data_dir or Path(told.get("data_dir") or file.parent)
+        class_names = list(header.get("class_names") or sorted({name for _, _, name in rows}))
+        root = data_dir or Path(header.get("data_dir") or file.parent)
         label_of = {name: label for label, name in enumerate(class_names)}
         split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-        found = [(split_of[split.strip().lower()], path, label_of[name]) for split, path, name in rows]
+        entries = [(split_of[split.strip().lower()], path, label_of[name]) for split, path, name in rows]
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
         raise UserError(
             f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
@@ -42,10 +42,10 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
     if len(class_names) < 2:
         raise UserError(f"data.split_file={file} has one class only: a classifier needs two classes or more.")
     sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
-    for split in [name for name in SPLITS if any(name == row[0] for row in found)]:
-        images = [(path, label) for name, path, label in found if name == split]
+    for split in [name for name in SPLITS if any(name == row[0] for row in entries)]:
+        images = [(path, label) for name, path, label in entries if name == split]
         sets.splits[split] = FolderImages(root, [path for path, _ in images], [label for _, label in images])
-    gone = next((path for _, path, _ in found if not (root / path).is_file()), None)
+    gone = next((path for _, path, _ in entries if not (root / path).is_file()), None)
     if gone is not None:
         raise MissingFileError(
             f"{root / gone} of data.split_file={file} is gone. Type data.data_dir= if the folder moved."
@@ -57,10 +57,10 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
 
 
 def listed_paths(file: Path) -> set[str]:
-    """What a file of paths holds, as `write_paths` writes it: one per line, `#` begins a comment.
+    """Read a file of paths as `write_paths` writes it: one per line, `#` begins a comment.
 
     Raises:
-        FileNotFoundError, ValueError: There is no such file, or a line in it cannot be read.
+        FileNotFoundError, ValueError: The file does not exist, or a line in it cannot be read.
     """
     if not file.is_file():
         raise MissingFileError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
@@ -72,7 +72,7 @@ def listed_paths(file: Path) -> set[str]:
 
 
 def write_paths(file: Path, paths: Mapping[str, str]) -> None:
-    """Writes paths, each after a comment that says why; names that would be read otherwise as JSON strings."""
+    """Write paths, each after a comment with its reason; paths that would be misread become JSON strings."""
     write_text(file, "".join(f"# {_quoted(why)}\n{_quoted(path)}\n" for path, why in paths.items()))
 
 

@@ -1,4 +1,4 @@
-"""The splits of a data module: which one is scored, what is known of them, and which images a network has seen."""
+"""The splits of a data module: which one is scored, facts about them, and images that a network has seen."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ScoredSplits(CopyingDataModule):
-    """The image sets of a data module.
+    """Base class of data modules: image sets, and the splits that are scored.
 
     Args:
         sets: The splits.
@@ -35,11 +35,11 @@ class ScoredSplits(CopyingDataModule):
         self._trained_counts: list[int] = []
         self.skipped: list[str] = []
         self.damaged: dict[str, str] = {}
-        """JPEGs that were decoded and are damaged inside, with what is wrong."""
+        """Decoded JPEGs that are damaged inside: path -> what is wrong."""
 
     @property
     def class_names(self) -> list[str]:
-        """Of the train split; a label is an index of this list."""
+        """Class names of the train split; a label is an index of this list."""
         return self.sets.class_names
 
     @property
@@ -49,14 +49,14 @@ class ScoredSplits(CopyingDataModule):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint and a report say of the data; plain types."""
+        """Facts about the data for checkpoints and reports, in plain types."""
         counts = {name: class_counts(images, self.class_names) for name, images in self.sets.splits.items()}
         facts = {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
         return facts | ({"as_read": self.sets.as_read} if self.sets.as_read else {})
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about the data."""
+        """Facts that a user should know about the data."""
         notes = list(self.sets.notes)
         if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
             notes.append(f"no test split in {self.sets.root}: the val split is scored as test")
@@ -76,16 +76,16 @@ class ScoredSplits(CopyingDataModule):
 
     @property
     def majority(self) -> list[int]:
-        """The labels of the most frequent class of train; several where they are equally frequent."""
+        """Label of the most frequent class of train; several if they are equally frequent."""
         if "train" not in self.sets.splits:
             return most_frequent(self._trained_counts)
         return most_frequent(list(class_counts(self.sets.splits["train"], self.class_names).values()))
 
     def scored_split(self, split: str) -> str:
-        """The split that is scored where `split` is asked for: val where there is no test split.
+        """Return the split that is scored as `split`: val if there is no test split.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no such split.
         """
         if split not in SPLITS:
             raise UserError(f"There is no split {split!r}: give one of {', '.join(SPLITS)}.")
@@ -98,8 +98,8 @@ class ScoredSplits(CopyingDataModule):
         return scored
 
     def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
-        """Takes out of val and test what a checkpoint was trained on, by content, if these data are not those of its
-        run; `trained` is its entry `imago`."""
+        """Leave out of val and test the images that a checkpoint was trained on, by content, unless these data are
+        those of its run; `trained` is its entry `imago`."""
         self._trained_counts = train_counts(trained, self.class_names)
         same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
         if known is None or not len(known):
@@ -108,7 +108,7 @@ class ScoredSplits(CopyingDataModule):
             return
         seen = set(known.tolist())
         if same and "train" in self.sets.splits and seen.issuperset(self.train_digests.tolist()):
-            return  # what they have in common has been said in training
+            return  # shared images were reported in training
         for split, count, paths in self._seen_before(seen):
             what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
             if len(paths) == count:
@@ -123,36 +123,36 @@ class ScoredSplits(CopyingDataModule):
 
     @cached_property
     def train_digests(self) -> Tensor:
-        """Of the train images, int64, sorted: what `leave_out_trained` knows them by."""
-        known = sorted(each for each in digests_of(self.sets.splits["train"]) if each is not None)
+        """Sorted digests of the train images, int64 (n,), by which `leave_out_trained` recognises them."""
+        known = sorted(digest for digest in digests_of(self.sets.splits["train"]) if digest is not None)
         return torch.tensor(known, dtype=torch.int64)
 
     def log_shared_images(self) -> None:
-        """Notes images of val and test whose content is that of a train image: scores on them are too good."""
+        """Note images of val and test whose content is also in train: scores on them are too good."""
         for split, count, paths in self._seen_before(set(self.train_digests.tolist())):
             what = f"{len(paths)} of the {count} images of {split} are in train, too"
             self.say(f"{what}, so that its scores are too good: {shortened(paths)}")
 
     def _seen_before(self, digests: set[int]) -> Iterator[tuple[str, int, list[str]]]:
-        """Split, its size and the paths of its images whose content is known, for val and test where there are any."""
+        """Yield split, size and paths of images with known `digests`, for val and test if there are any."""
         for split in ("val", "test"):
             if (images := self.sets.splits.get(split)) is None:
                 continue
-            paths = [path for path, each in zip(images.paths, digests_of(images), strict=True) if each in digests]
+            paths = [path for path, digest in zip(images.paths, digests_of(images), strict=True) if digest in digests]
             if paths:
                 yield split, len(images), paths
 
     def say(self, note: str) -> None:
-        """Adds a note, and logs it."""
+        """Add a note, and log it."""
         self.sets.notes.append(note)
         log.warning("%s", note)
 
     def split(self, name: str) -> Images:
-        """Paths and labels of a split."""
+        """Return the images of the split that is scored as `name`."""
         return self.sets.splits[self.scored_split(name)]
 
     def log_sets(self) -> None:
-        """Logs the sizes of the splits, and what a user should know of them."""
+        """Log the sizes of the splits, and the notes on them."""
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
         log.info("Data: %s: %d classes; %s images", self.sets.root, len(self.class_names), sizes)
         for split, images in self.sets.splits.items():

@@ -1,4 +1,4 @@
-"""What a run looks at in all images of a set before it begins: faults, ranges of values, what is cut off."""
+"""What a run checks in all images before it begins: faults, value ranges, and cropped ends."""
 
 import hashlib
 import json
@@ -30,33 +30,33 @@ log = logging.getLogger(__name__)
 
 MOST_NAMED = 10  # files in a message
 COLOURS = " of colours"
-SAMPLE = 200  # images that stand for all
-PART = 100  # images that a thread looks at in a row: one by one, handing them out takes as long as their first bytes
+SAMPLE = 200  # images that represent all
+PART = 100  # images that a thread checks in a row: handing them out one by one takes as long as reading headers
 
 
 def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
-    """Takes the unreadable images out of `sets`; returns what was wrong with each."""
-    found: list[str] = []
+    """Leave the unreadable images out of `sets`; return their errors, sorted."""
+    errors: list[str] = []
     for name, images in sets.splits.items():
         log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
         reasons = _cached_scan("bad_images", sets.root, images, cache_dir, _reason)
-        found += reasons.values()
+        errors += reasons.values()
         if reasons:
             sets.leave_out(name, reasons, "readable ")
-    return sorted(found)
+    return sorted(errors)
 
 
 def check_headers(sets: ImageSets, cache_dir: Path) -> None:
-    """Raises BadImageError with all files that can be told to be no images by their first bytes."""
-    found: list[str] = []
+    """Raise BadImageError with all files whose headers show that they are no images."""
+    errors: list[str] = []
     for images in sets.splits.values():
         look = type(images).fault
-        found += _cached_scan("headers", sets.root, images, cache_dir, look).values()
-    if found:
+        errors += _cached_scan("headers", sets.root, images, cache_dir, look).values()
+    if errors:
         raise BadImageError(
-            f"{len(found)} files cannot be used as images:\n  "
-            + "\n  ".join(sorted(found)[:MOST_NAMED])
-            + (f"\n  and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+            f"{len(errors)} files cannot be used as images:\n  "
+            + "\n  ".join(sorted(errors)[:MOST_NAMED])
+            + (f"\n  and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else "")
             + "\nRepair or remove them, or leave such files out: data.on_bad_image=skip. "
             + f"ml-doctor data.data_dir={sets.root} says more."
         )
@@ -65,7 +65,7 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
 def _cached_scan(
     what: str, root: str, images: Images, cache_dir: Path, look: Callable[[Any, int], BadImageError | str | None]
 ) -> dict[str, str]:
-    """Path -> what `look` says of an image, its faults above all; remembered until the images, or Pillow, change."""
+    """Map paths to what `look` reports, above all faults; cached until the images, or Pillow, change."""
     key = hashlib.sha256(
         f"{root}\n{images.stamp(times=True)}\n{PIL.__version__} {FORMAT}".encode("utf-8", "surrogateescape")
     ).hexdigest()
@@ -73,7 +73,7 @@ def _cached_scan(
     with ExitStack() as stack:
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(memory.with_suffix(".lock")))  # one of several processes looks
+            stack.enter_context(FileLock(memory.with_suffix(".lock")))  # only one of several processes scans
         except OSError as error:
             log.warning("What is found in the images is not remembered: %s", error)
         with suppress(OSError, ValueError):
@@ -100,7 +100,7 @@ def _reason(images: Images, index: int) -> BadImageError | None:
 
 
 def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
-    """`data.range=auto`."""
+    """Return the white value for `data.range=auto`, by the largest values of the images."""
     images = sets.splits.get("train") or next(iter(sets.splits.values()))
     values = _cached_scan("largest_values", sets.root, images, cache_dir, _largest_value)
     greatest = range_of(max((int(value.partition(" ")[0]) for value in values.values()), default=65535))
@@ -115,7 +115,7 @@ def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
 
 
 def _largest_value(images: Images, index: int) -> str | None:
-    with suppress(BadImageError):  # said elsewhere
+    with suppress(BadImageError):  # reported elsewhere
         value, of_colours = images.largest_value(index)
         return f"{value}{COLOURS if of_colours else ''}" if value else None
     return None
@@ -124,7 +124,7 @@ def _largest_value(images: Images, index: int) -> str | None:
 def notes_on_pixels(
     sets: ImageSets, asked: str | int, greatest: int, icc: bool, transform: ImageTransform
 ) -> list[str]:
-    """What of the pixels is not seen, and what is taken for white."""
+    """Return notes on what is not seen of the images, and on the value taken for white."""
     notes = []
     if asked == "auto" and greatest < 65535:
         notes.append(f"images of 16 bits use no more than {greatest} of 65535: that is white (data.range=auto)")

@@ -1,4 +1,4 @@
-"""The small sets of torchvision that keep their images in memory: MNIST and its kind."""
+"""Small torchvision data sets that keep their images in memory, such as MNIST."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -18,29 +18,29 @@ from imago.errors import DownloadError
 
 
 class TorchVisionDataModule(ImageDataModule):
-    """A data set of torchvision with `data`, `targets` and `classes`: MNIST, FashionMNIST, KMNIST, CIFAR10, …
+    """Data module of a torchvision set with `data`, `targets` and `classes`: MNIST, FashionMNIST, KMNIST, CIFAR10, …
 
     Args:
-        dataset: Makes it, given `root`, `train` and `download`.
-        train_transform: Box, pixels and batch stage of the images that are trained on.
-        eval_transform: The same for everything that is scored, the train split included.
-        data_dir: The folder where it is, or is downloaded to.
-        image_size: What the network sees, in pixels: the side of a square, or [height, width].
+        dataset: Function of `root`, `train` and `download` that makes the data set.
+        train_transform: Crop, pixel and batch stages of the training images.
+        eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
+        data_dir: Folder in which the data set is, or to which it is downloaded.
+        image_size: Input size of the network in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None takes the cores that this process may use, at most 8.
-        val_ratio: ValRatio of train that becomes the val split; stratified.
-        on_bad_image: As in the other kinds; images in memory are never bad.
-        seed: Of the split, the order and the augmentations.
-        cache_dir: As in the other kinds.
-        cache: Where decoded images are kept for the epochs to come: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes that those of a split may take; None takes a quarter of what is free.
-        fit: How an image of another shape gets there: `crop` cuts its ends off, `squash` changes its aspect ratio,
-            `pad` adds margins of the colour `fill`.
+        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
+        val_ratio: Stratified fraction of train that becomes the val split.
+        on_bad_image: As in the other data modules; images in memory are never bad.
+        seed: Seed of the split, the order and the augmentations.
+        cache_dir: As in the other data modules.
+        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
+        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
+        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
+            adds margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
-        transform: A transform of dictionaries for the batches of all splits, after the batch stage of their own.
-        pin_memory: Load into memory that a GPU copies from faster; None does it where there is one.
-        prefetch_factor: Batches that each worker has ready; None takes torch's 2.
-        persistent_workers: Keep the workers from epoch to epoch.
+        transform: Transform of batch dictionaries for all splits, after their own batch stage.
+        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
+        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
+        persistent_workers: Keep the workers between epochs.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TorchVisionDataModule(ImageDataModule):
 
 
 class MemoryImages(Images):
-    """Images as one uint8 tensor (n, channels, height, width)."""
+    """Images in one uint8 tensor (n, channels, height, width)."""
 
     def __init__(self, pixels: Tensor, paths: Sequence[str], labels: Sequence[int]) -> None:
         self.pixels = pixels

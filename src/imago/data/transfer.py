@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Transfer of batches to the device."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from imago.definitions import Batch
 
 
 class CopyingDataModule(LightningDataModule):
-    """Copies batches to a GPU on a stream of their own, while the step before is computed."""
+    """Data module that copies batches to a GPU on a separate stream, during the previous step."""
 
     _copies: torch.cuda.Stream | None = None
 
@@ -24,12 +24,12 @@ class CopyingDataModule(LightningDataModule):
         steps.wait_stream(self._copies)
         for value in batch.values():
             if isinstance(value, Tensor):
-                value.record_stream(steps)  # its memory is taken for another copy once the step is through
+                value.record_stream(steps)  # its memory is reused only after the step
         return batch
 
 
 def to_network(batch: Batch, stage: Callable[[Batch], Batch], trainer: Trainer | None) -> Batch:
-    """The batch stage, and the precision of the run: Lightning converts before its hook for this, when the pixels are
-    still integers."""
+    """Apply the batch stage and the precision of the run: Lightning converts before its hook for this, when the pixels
+    are still integers."""
     batch = stage(batch)
     return trainer.precision_plugin.convert_input(batch) if trainer is not None else batch

@@ -1,4 +1,4 @@
-"""The three stages of an image's way into the network: which box, its pixels, the batch on the device."""
+"""The three stages from an image to the network: crop, pixels, and batch on the device."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,14 @@ from imago.wiring import ComposeTransform
 
 
 class ImageTransform:
-    """What is done to the images of a split.
+    """Transforms of the images of a split: crop, pixel and batch stages.
 
     Args:
-        box: `(height, width) -> Box`: which rectangle of the image is taken; random ones draw from the generators of
-            Python, NumPy or torch.
-        pixels: Named transforms of `torchvision.transforms.v2`, run on each uint8 (3, size, size) image by the
-            loader's workers; random ones repeat for the same (seed, epoch, index).
-        batch: Named transforms of dictionaries, run on the whole batch on the device; `image` comes as uint8.
+        box: `(height, width) -> CropBox`: the rectangle to crop; random ones draw from the generators of Python,
+            NumPy or torch.
+        pixels: Named transforms of `torchvision.transforms.v2`, run on each uint8 (3, height, width) image by
+            the loader's workers; random ones repeat for the same (seed, epoch, index).
+        batch: Named transforms of batch dictionaries, run on the device; `image` is uint8 at first.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class ImageTransform:
 
     @property
     def normalisation(self) -> "Normalize | None":
-        """The step that normalises, if there is one."""
+        """The normalisation step, if there is one."""
         return next((step for step in self.batch.steps.values() if isinstance(step, Normalize)), None)
 
     @property
     def randomness(self) -> Randomness:
-        """What box and pixels may draw."""
+        """Kind of random draws that the crop and pixel stages may make."""
         return "any" if self.pixels else box_randomness(self.box)
 
     @property
@@ -52,19 +52,19 @@ class ImageTransform:
 
     @property
     def batch_draws(self) -> bool:
-        """Whether steps of the batch stage may draw from torch's generator, as MixUp does; ours do not."""
+        """Whether steps of the batch stage may draw from torch's generator, as MixUp does; Imago's own do not."""
         return any(getattr(step, "draws", True) for step in self.batch.steps.values())
 
     def with_box(self, box: CropPolicy) -> "ImageTransform":
-        """The same with another box."""
-        other = copy.copy(self)
-        other.box = box
-        return other
+        """Return a copy with another box."""
+        transform = copy.copy(self)
+        transform.box = box
+        return transform
 
     def completed(
         self, size: Size, fit: str = "crop", fill: Sequence[int] = FILL, further: Callable[[Batch], Batch] | None = None
     ) -> "ImageTransform":
-        """With what else the data group says of images: how they fit into `size`, and a `further` step of the batch.
+        """Return a copy with the settings of the data group: how images fit into `size`, and a `further` batch step.
 
         Raises:
             ValueError: There is no such fit, or `fill` is no colour.
@@ -73,25 +73,25 @@ class ImageTransform:
             raise UserError(f"data.fit={fit}: give {', '.join(FITS[:-1])} or {FITS[-1]}.")
         if len(fill) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in fill):
             raise UserError(f"data.fill={list(fill)}: give red, green and blue, each from 0 to 255.")
-        other, (height, width) = copy.copy(self), pair(size)
+        transform, (height, width) = copy.copy(self), pair(size)
         if fit != "crop" or height != width:
             red, green, blue = fill
-            other.box = FittedBox(self.box, (height, width), fit, (red, green, blue))
+            transform.box = FittedBox(self.box, (height, width), fit, (red, green, blue))
         if further is not None:
-            other.batch = ComposeTransform(**self.batch.steps, further=further)
-        return other
+            transform.batch = ComposeTransform(**self.batch.steps, further=further)
+        return transform
 
     def __call__(
         self, images: Sequence[Tensor], size: Size, index: int = 0, epoch: int = 0, device: torch.device | str = "cpu"
     ) -> Batch:
-        """The batch that the network gets of whole images: crop, pixels, batch stage.
+        """Turn whole images into a batch for the network: crop, pixel and batch stages.
 
         Args:
-            images: uint8 (channels, height, width) each, of any size.
-            size: What the network sees, in pixels.
-            index: The place of the first image in its split; random batch steps depend on it, and on `epoch`.
-            epoch: Of the augmentations.
-            device: Where the batch stage runs.
+            images: uint8 (channels, height, width) tensors of any size.
+            size: Input size of the network, in pixels.
+            index: Position of the first image in its split; random batch steps depend on it, and on `epoch`.
+            epoch: Epoch of the augmentations.
+            device: Device of the batch stage.
         """
         batch: Batch = {
             "image": stacked([self.image(image, size) for image in images]).to(device),
@@ -102,35 +102,35 @@ class ImageTransform:
         return self.batch(batch)
 
     def image(self, image: Tensor, size: Size) -> Tensor:
-        """Box and pixels of one uint8 (3, height, width) image: uint8 (3, *size). Several of one size at once,
-        (n, 3, height, width), where it is not random."""
+        """Apply crop and pixel stages to a uint8 (3, height, width) image: uint8 (3, *size). If not random, also to
+        several images of one size, (n, 3, height, width)."""
         return self.resized(crop(image, self.box(image.shape[-2], image.shape[-1])), size)
 
     def resized(self, image: Tensor, size: Size) -> Tensor:
-        """The same for what the box has left of the image."""
+        """Resize a crop, uint8 (3, height, width) or (n, 3, height, width), to `size`, and apply the pixel stage."""
         if image.shape[-2:] != pair(size):
             batch = (image if image.ndim == 4 else image[None]).contiguous(memory_format=torch.channels_last)
-            batch = interpolate(batch, pair(size), mode="bilinear", antialias=True)  # to the bit as torchvision's
+            batch = interpolate(batch, pair(size), mode="bilinear", antialias=True)  # bit-identical to torchvision
             image = batch if image.ndim == 4 else batch[0]
         elif self.pixels:
-            image = image.clone()  # they may work in place, and it may be a part of a cache
+            image = image.clone()  # steps may work in place, and the image may be part of a cache
         for step in self.pixels:
             image = step(image)
         return image
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """Images of one size as (n, channels, size, size), in memory pixel by pixel, as decoders give them and
-    convolutions like them."""
+    """Stack images (channels, height, width) of one size and dtype to (n, channels, height, width), channels-last
+    (NHWC) in memory, as decoders return them and convolutions prefer them."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Mirrors each image of a batch with probability `p`; which ones is a function of (seed, epoch, index).
+    """Mirror the images (n, channels, height, width) of a batch with probability `p`, by (seed, epoch, index).
 
     Args:
-        p: The probability.
-        seed: The run's seed.
+        p: Probability.
+        seed: Seed of the run.
     """
 
     draws = False
@@ -152,11 +152,11 @@ class RandomHorizontalFlip(nn.Module):
 
 
 class Normalize(nn.Module):
-    """From uint8 to float32: pixels scaled to [0, 1], then `(pixel - mean) / std` per channel.
+    """Convert uint8 images to float32: pixels scaled to [0, 1], then `(pixel - mean) / std` per channel.
 
     Args:
-        mean: Of red, green and blue, in [0, 1].
-        std: Likewise.
+        mean: Means of red, green and blue, in [0, 1].
+        std: Standard deviations of red, green and blue, in [0, 1].
     """
 
     draws = False

@@ -1,4 +1,4 @@
-"""Files below a folder: which are images, which are hidden, and what a list of paths says."""
+"""Files below a folder: images, hidden folders, and the class that a path means."""
 
 import os
 import unicodedata
@@ -14,46 +14,46 @@ SUFFIXES = (
     *((".avif",) if "AVIF" in FORMATS else ()),
 )
 PLACEHOLDERS = ("imagenotfound.gif", "image_not_found.gif", "photo_unavailable.gif")
-"""What some web sites give for a picture that is gone."""
+"""Files that some web sites send instead of a missing picture."""
 HIDDEN = (
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", "__macosx"),
     *("$recycle.bin", "system volume information", "lost+found"),
 )
-"""Folders of network drives, archives and file systems, besides those that begin with a dot."""
+"""Hidden folders of network drives, archives and file systems, besides those that begin with a dot."""
 
 
 def class_name(text: str) -> str:
-    """A folder's name, or a label in a list, as the name of a class: Macs and archives write accents in two ways (NFC
-    and NFD), which look alike."""
+    """Normalise a folder's name, or a label in a list, to a class name: Macs and archives write accents in two ways
+    (NFC and NFD) that look alike."""
     return unicodedata.normalize("NFC", text)
 
 
 def label_of(folders: Sequence[str], class_names: Sequence[str]) -> int | None:
-    """The class of an image in `folders` (outermost first): the first of them that is one, as in training."""
+    """Return the label of an image in `folders` (outermost first): the first that is a class, as in training."""
     labels = {name: label for label, name in enumerate(class_names)}
     return next((labels[class_name(folder)] for folder in folders if class_name(folder) in labels), None)
 
 
 def folders_of_class(root: Path, file: Path, class_names: Sequence[str]) -> tuple[str, ...]:
-    """The folders below `root` in which a file stands, outermost first, without that of its split: a folder named like
-    a split is one where a class stands in it."""
+    """Return the folders from `root` to a file, outermost first, without that of its split: a folder named like a split
+    is one if a class folder follows."""
     folders = file.relative_to(root).parts[:-1]
     is_split = len(folders) > 1 and folders[0].lower() in {name for names in SPLIT_NAMES.values() for name in names}
     return folders[1:] if is_split and class_name(folders[1]) in class_names else folders
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in `folder`, sorted; hidden ones are left out."""
+    """Return the folders directly in `folder`, sorted, without hidden ones."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder is none of the user's."""
+    """Whether a folder belongs to a system or program rather than the user."""
     return name.startswith(".") or name.casefold() in HIDDEN
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below `folder`, sorted; hidden folders are left out, and links that lead back into the walk.
+    """Return all files below `folder`, sorted, without hidden folders and links that lead back into the walk.
 
     Raises:
         OSError: A folder in it cannot be listed.
@@ -66,8 +66,8 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def walk(folder: Path, loop: Callable[[Path], object], unreadable: Callable[[OSError], object]) -> Iterator[Path]:
-    """The files below `folder`, hidden folders left out. Links to folders are followed, but not to where the walk has
-    been, and not to what `folder` is in: `loop` is told of those."""
+    """Yield the files below `folder`, except in hidden folders. Links to folders are followed, but not to folders that
+    were visited or that contain `folder`: `loop` is called with those."""
     seen = {os.path.realpath(parent) for parent in Path(os.path.abspath(folder)).parents}
     for directory, names, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(directory)
@@ -82,12 +82,12 @@ def walk(folder: Path, loop: Callable[[Path], object], unreadable: Callable[[OSE
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of that name is taken for an image: by its suffix, and not hidden."""
+    """Whether a file name is that of an image: by its suffix, and not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".") and name.lower() not in PLACEHOLDERS
 
 
 def stat_fingerprint(path: Path) -> tuple[int, ...]:
-    """Size in bytes and time of the last change in ns; empty where there is no file."""
+    """Return size in bytes and modification time in ns; empty if there is no file."""
     try:
         stat = path.stat()
     except OSError:  # a link that leads nowhere

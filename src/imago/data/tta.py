@@ -1,4 +1,4 @@
-"""Views of an image for test-time augmentation: the mean of what a network says of them is often a little better."""
+"""Views of an image for test-time augmentation: the mean prediction over them is often a little better."""
 
 import copy
 
@@ -11,11 +11,11 @@ from imago.errors import UserError
 from imago.wiring import ComposeTransform
 
 CROP = 0.875
-"""Greatest side of the crops in the corners, as a share of the shorter side; of 224 from 256 pixels, as usual."""
+"""Greatest side of the corner crops as a fraction of the shorter side; 224 of 256 pixels, as usual."""
 
 
 class CornerBox:
-    """A square in a corner of the image; `share` as in CenterBox."""
+    """Square crop in a corner of the image; `share` as in CenterBox."""
 
     def __init__(self, share: float, bottom: bool, right: bool) -> None:
         self.share = share
@@ -28,19 +28,19 @@ class CornerBox:
 
 
 class Mirror(nn.Module):
-    """Every image of the batch, left and right exchanged."""
+    """Mirror all images (n, channels, height, width) of a batch, left to right."""
 
     def forward(self, batch: Batch) -> Batch:
         return {"image": batch["image"].flip(-1)}
 
 
 def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
-    """The transforms of `none` (1), `flip` (2), `five_crop` (5: the middle and the corners) or `ten_crop` (10).
+    """Return the transforms of `none` (1), `flip` (2), `five_crop` (5: the middle and the corners) or `ten_crop` (10).
 
     Raises:
-        ValueError: Crops were asked for, and the box is not one in the middle.
+        ValueError: Crops were requested, and the box is no CenterBox.
     """
-    found = [transform]
+    transforms = [transform]
     if tta in ("five_crop", "ten_crop"):
         fitted = transform.box if isinstance(transform.box, FittedBox) else None
         middle = fitted.box if fitted is not None else transform.box
@@ -53,10 +53,10 @@ def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
         for bottom, right in ((False, False), (False, True), (True, False), (True, True)):
             corner = CornerBox(share, bottom, right)
             box = FittedBox(corner, fitted.size, fitted.fit, fitted.fill) if fitted is not None else corner
-            found.append(transform.with_box(box))
+            transforms.append(transform.with_box(box))
     if tta in ("flip", "ten_crop"):
-        found += [_mirrored(view) for view in found]
-    return found
+        transforms += [_mirrored(view) for view in transforms]
+    return transforms
 
 
 def _mirrored(transform: ImageTransform) -> ImageTransform:

@@ -1,4 +1,4 @@
-"""How much privacy is spent: Opacus' accountants over a ledger of the noisy steps that were taken."""
+"""Privacy accounting: Opacus' accountants over a ledger of the noisy steps that were taken."""
 
 import json
 import math
@@ -11,20 +11,20 @@ from typing import Any
 
 from imago.errors import DiskError, UserError
 
-Steps = tuple[float, float, int]  # noise multiplier, sample rate, how many
+Steps = tuple[float, float, int]  # noise multiplier, sample rate, number of steps
 ACCOUNTANTS = ("prv", "rdp")
 MOST_POINTS = 2**22
-"""That PRV may divide the losses into: so many take 3 s and some 500 MB. Noise of 0.4 for 3,000 steps would need ten
-times as many."""
+"""Most points that PRV may divide the losses into: these take 3 s and some 500 MB. Noise of 0.4 for 3,000 steps would
+need ten times as many."""
 MOST_NOISE = 1e6
 LEAST_DELTA = 1e-10
-"""From which on PRV is an upper bound; below, its rounding is seen (7.24 instead of 7.34 at 5e-13)."""
+"""Least delta for which PRV is an upper bound; below it, its rounding shows (7.24 instead of 7.34 at 5e-13)."""
 
 
 class Ledger:
-    """A line per noisy step, written before the noise is drawn: a step that is repeated after a kill has two.
+    """File with a line per noisy step, written before the noise is drawn: a step repeated after a kill has two lines.
 
-    `file` may hold the lines of a run that goes on. Lines say nothing of the data.
+    `file` may hold the lines of a run that is resumed. Lines say nothing about the data.
     """
 
     def __init__(self, file: Path) -> None:
@@ -36,29 +36,29 @@ class Ledger:
 
     @property
     def steps(self) -> int:
-        """All that were taken."""
+        """Number of all steps that were taken."""
         return sum(count for _, _, count in self.history)
 
     def begins_with(self, history: Sequence[Steps]) -> bool:
-        """Whether its first steps are those."""
-        own, other = _each(self.history), _each(history)
-        return own[: len(other)] == other
+        """Whether the ledger begins with the steps in `history`."""
+        own, expected = _each(self.history), _each(history)
+        return own[: len(expected)] == expected
 
     def is_begun_by(self, history: Sequence[Steps]) -> bool:
-        """Whether those begin with all that it has."""
-        own, other = _each(self.history), _each(history)
-        return other[: len(own)] == own
+        """Whether `history` begins with all steps of the ledger."""
+        own, longer = _each(self.history), _each(history)
+        return longer[: len(own)] == own
 
     def add(self, noise_multiplier: float, sample_rate: float) -> None:
-        """Notes a step that is about to be taken.
+        """Record a step that is about to be taken.
 
         Raises:
-            OSError: The disk refuses the line: the step must not be taken.
+            OSError: The disk refuses the line; the step must not be taken.
         """
         self.add_all([(noise_multiplier, sample_rate, 1)])
 
     def add_all(self, history: Iterable[Steps]) -> None:
-        """Notes the steps of the run that this one goes on from."""
+        """Record the steps of the run from which this one resumes."""
         history = list(history)
         if not history:
             return
@@ -91,19 +91,19 @@ def _each(history: Iterable[Steps]) -> list[tuple[float, float]]:
 
 def _read(file: Path, line: bytes) -> tuple[float, float]:
     try:
-        found = json.loads(line)
-        return float(found["noise_multiplier"]), float(found["sample_rate"])
+        entry = json.loads(line)
+        return float(entry["noise_multiplier"]), float(entry["sample_rate"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged ({line[:60]!r}): without it nobody knows what was spent.") from error
 
 
 def epsilon(history: Sequence[Steps], delta: float, accountant: str) -> float:
-    """An upper bound of what the steps have spent, 0 or more; infinite where no accountant can give one."""
+    """Return an upper bound of the epsilon that the steps spent, 0 or more; infinite if no accountant has one."""
     return _bound(tuple(history), delta, accountant)[0]
 
 
 def accountant_of(history: Sequence[Steps], delta: float, accountant: str) -> str:
-    """The accountant that `epsilon` asks: `rdp` where `prv` would need too much memory, or has no bound."""
+    """Return the accountant that `epsilon` uses: `rdp` if `prv` would need too much memory, or has no bound."""
     return _bound(tuple(history), delta, accountant)[1]
 
 
@@ -125,7 +125,7 @@ def _bound(history: tuple[Steps, ...], delta: float, accountant: str) -> tuple[f
 
 @cache
 def _accountants() -> dict[str, Callable[[list[Steps], float], float]]:
-    """Those of Opacus, which takes 4 s to import; PRV with a bound on the points that it divides the losses into."""
+    """Return the accountants of Opacus, which takes 4 s to import; PRV with a limit on the points for the losses."""
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     class BoundedPRVAccountant(PRVAccountant):
@@ -139,17 +139,17 @@ def _accountants() -> dict[str, Callable[[list[Steps], float], float]]:
         made = kind()
         made.history = history
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the orders that the bound was looked for in
+            warnings.simplefilter("ignore")  # about the orders among which the bound was sought
             return float(made.get_epsilon(delta))
 
     return {"prv": partial(asked, BoundedPRVAccountant), "rdp": partial(asked, RDPAccountant)}
 
 
 def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str) -> float:
-    """The least noise multiplier (to 0.01 of epsilon, or 1% of the target) that keeps so many steps within the target.
+    """Find the least noise multiplier (to 0.01 of epsilon, or 1% of the target) that keeps `steps` within the target.
 
     Raises:
-        ValueError: There is none below a million.
+        ValueError: There is no such multiplier below a million.
     """
     low, high = 0.0, 20.0
 
@@ -171,7 +171,7 @@ def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: in
 
 
 def extended(history: Sequence[Steps], noise: float, rate: float, count: int) -> list[Steps]:
-    """`history` with `count` more steps."""
+    """Return `history` with `count` further steps."""
     if not count:
         return list(history)
     if history and history[-1][:2] == (noise, rate):
@@ -182,7 +182,7 @@ def extended(history: Sequence[Steps], noise: float, rate: float, count: int) ->
 def steps_within(
     target_epsilon: float, history: Sequence[Steps], noise: float, rate: float, most: int, delta: float, accountant: str
 ) -> int:
-    """How many steps, `most` at most, can be taken after `history` until epsilon would be above the target."""
+    """Count the steps, `most` at most, that can follow `history` before epsilon exceeds the target."""
 
     def fits(count: int) -> bool:
         return epsilon(extended(history, noise, rate, count), delta, accountant) <= target_epsilon

@@ -1,4 +1,4 @@
-"""The privacy budget of a training: what its steps have spent, and how many more there may be."""
+"""The privacy budget of a training run: what its steps have spent, and how many steps remain."""
 
 import logging
 import math
@@ -20,14 +20,14 @@ NOISE = 1.1
 
 
 class PrivacyBudget(Strategy):
-    """A strategy that counts noisy steps in a ledger, and ends the training before a step that would spend too much.
+    """Strategy that counts noisy steps in a ledger, and ends training before a step that would exceed the budget.
 
     Args:
-        clipping: What bounds the gradient of an image.
-        noise_multiplier: As in DifferentialPrivacy, as all that follow.
-        target_epsilon: Likewise.
-        target_delta: Likewise.
-        accountant: Likewise.
+        clipping: Clipping of the gradients of single images.
+        noise_multiplier: As in DifferentialPrivacy.
+        target_epsilon: As in DifferentialPrivacy.
+        target_delta: As in DifferentialPrivacy.
+        accountant: As in DifferentialPrivacy.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PrivacyBudget(Strategy):
         self._state: dict[str, Any] | None = None
         self._allowed: int | None = None  # steps in all
         self._ends_early = False
-        self._counted_ahead = 0  # steps that the report on the disk covers, and that may not have been taken yet
+        self._counted_ahead = 0  # steps that the report on the disk covers, perhaps not taken yet
 
     @property
     def delta(self) -> float:
@@ -65,21 +65,21 @@ class PrivacyBudget(Strategy):
 
     @property
     def steps(self) -> int:
-        """How many these are."""
+        """Number of steps in `history`."""
         return sum(count for _, _, count in self.history)
 
     @property
     def counted(self) -> list[Steps]:
-        """`history`, and the steps that the report on the disk counts ahead."""
+        """Steps of `history`, and those that the report on the disk counts ahead."""
         return extended(self.history, self.noise_multiplier or 0.0, self.sample_rate, self._counted_ahead)
 
     def epsilon(self) -> float:
-        """An upper bound of what the steps in `history` have spent; infinite where none is known."""
+        """Return an upper bound of the epsilon that `history` has spent; infinite if none is known."""
         return epsilon(self.history, self.delta, self.accountant)
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "history": [list(each) for each in self.history],
+            "history": [list(entry) for entry in self.history],
             "noise_multiplier": self.noise_multiplier,
             "max_grad_norm": self.clipping.norm,
             "epsilon": self.epsilon(),
@@ -115,7 +115,7 @@ class PrivacyBudget(Strategy):
         return ledger
 
     def settle_accountant(self, trainer: Trainer) -> None:
-        """Ends a run here, and not in its middle, whose epsilon no accountant can bound."""
+        """Settle the accountant; end the run now, and not midway, if none can bound its epsilon."""
         planned = self._allowed if self._allowed is not None else trainer.estimated_stepping_batches
         if self.noise_multiplier == 0 or math.isinf(planned):
             return
@@ -132,7 +132,7 @@ class PrivacyBudget(Strategy):
             self.accountant = used
 
     def settle_noise(self, trainer: Trainer) -> None:
-        """The noise multiplier, and how many steps may be taken in all."""
+        """Settle the noise multiplier, and the number of steps that may be taken in all."""
         planned = trainer.estimated_stepping_batches
         if self._state is not None:
             if isinstance(self.clipping, Adaptive):

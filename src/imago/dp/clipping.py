@@ -1,4 +1,4 @@
-"""How the gradients of single images are bounded before they are summed up."""
+"""Clipping of the gradients of single images before they are summed."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,13 +10,14 @@ from imago.dp.terms import GradTerm
 
 
 class Clipping:
-    """`flat`: the gradient of an image over all parameters has at most the norm `norm`."""
+    """`flat` clipping: the gradient of an image over all parameters has at most the L2 norm `norm`."""
 
     def __init__(self, norm: float) -> None:
         self.norm = norm
 
     def clipped(self, parts: Mapping[str, GradTerm], count: int) -> Iterator[tuple[str, Tensor]]:
-        """Name -> sum over the images of what is left of their gradients; `count` is the number of parameters."""
+        """Yield name and sum over the images of clipped gradients, in the shape of the parameter; `count` parameters
+        are trained."""
         norms = torch.stack([part.squared_norms() for part in parts.values()]).sum(dim=0).sqrt()
         self._look_at(norms)
         factors = self._factors(norms, self.norm)
@@ -24,14 +25,14 @@ class Clipping:
             yield name, part.weighted_sum(factors)
 
     def noise_std(self, noise_multiplier: float) -> float:
-        """The standard deviation of the noise on the sum."""
+        """Standard deviation of the noise on the summed gradients."""
         return noise_multiplier * self.norm
 
     def adapt(self, draws: SecretDraws, noise_multiplier: float, expected: float) -> None:
-        """After a step on `expected` images in the mean."""
+        """Adapt the norm after a step on `expected` images in the mean."""
 
     def _look_at(self, norms: Tensor) -> None:
-        """Of a part of the batch, before it is clipped."""
+        """Observe the gradient norms (n,) of a part of the batch, before it is clipped."""
 
     @staticmethod
     def _factors(norms: Tensor, norm: float) -> Tensor:
@@ -39,7 +40,7 @@ class Clipping:
 
 
 class PerLayer(Clipping):
-    """`per_layer`: the gradient of each of k parameters has at most the norm `norm` / sqrt(k)."""
+    """`per_layer` clipping: the gradient of each of k parameters has at most the L2 norm `norm` / sqrt(k)."""
 
     def clipped(self, parts: Mapping[str, GradTerm], count: int) -> Iterator[tuple[str, Tensor]]:
         for name, part in parts.items():
@@ -47,9 +48,9 @@ class PerLayer(Clipping):
 
 
 class Adaptive(Clipping):
-    """`adaptive`: `flat`, with a norm that follows a quantile of the norms (Andrew et al. 2021, algorithm 1).
+    """`adaptive` clipping: `flat`, with a norm that follows a quantile of the norms (Andrew et al. 2021, algorithm 1).
 
-    How many gradients are below the norm is asked for with noise of its own. The gradients get a little more noise, so
+    The number of gradients below the norm is queried with noise of its own. The gradients get a little more noise, so
     that both together spend what gradients with the noise multiplier of the run would.
     """
 
@@ -57,7 +58,7 @@ class Adaptive(Clipping):
 
     def __init__(self, norm: float) -> None:
         super().__init__(norm)
-        self._below: Tensor | float = 0.0  # sum of 1/2 for each norm below, and -1/2 above: at most 1/2 for an image
+        self._below: Tensor | float = 0.0  # sum of 1/2 per norm below, and -1/2 per norm above: at most 1/2 per image
 
     def noise_std(self, noise_multiplier: float) -> float:
         if noise_multiplier == 0:
@@ -79,9 +80,9 @@ class Adaptive(Clipping):
 
     @staticmethod
     def _std_of_count(noise_multiplier: float) -> float:
-        """Such that the gradients need 2 % more noise."""
+        """Standard deviation of the noise on the count, such that the gradients need 2% more noise."""
         return noise_multiplier * 2.5
 
 
 CLIPPINGS: dict[str, type[Clipping]] = {"flat": Clipping, "per_layer": PerLayer, "adaptive": Adaptive}
-"""By their names in `strategy.clipping`."""
+"""Clipping classes by their names in `strategy.clipping`."""

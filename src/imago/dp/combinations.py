@@ -1,4 +1,4 @@
-"""What strategy=dp cannot be combined with: looked at before the first step."""
+"""Settings that strategy=dp cannot be combined with, checked before the first step."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -50,7 +50,7 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "matmul_precision: clipping norms are promised with all bits of 32. Type matmul_precision=highest",
     ),
     (
-        lambda trainer, model, data: any(each._compiled_call_impl is not None for each in model.net.modules()),
+        lambda trainer, model, data: any(module._compiled_call_impl is not None for module in model.net.modules()),
         "model.compile: a compiled network hides its layers. Type model.compile=false",
     ),
     (
@@ -101,15 +101,15 @@ REFUSED: tuple[tuple[Is, str], ...] = (
         "Type trainer.min_epochs=null trainer.min_steps=null",
     ),
 )
-"""A test, and what to say."""
+"""Tests, and the messages for those that are true."""
 
 
 def check_combinations(trainer: Trainer, model: DictModule) -> None:
-    """Raises ValueError with all that cannot work together."""
+    """Raise ValueError with all settings that cannot be combined."""
     data = cast(ImageDataModule, data_of(trainer))
-    found = [f"strategy=dp and {say}." for is_given, say in REFUSED if is_given(trainer, model, data)]
-    if found:
-        raise UserError("\n".join(found))
+    refusals = [f"strategy=dp and {say}." for is_given, say in REFUSED if is_given(trainer, model, data)]
+    if refusals:
+        raise UserError("\n".join(refusals))
 
 
 def _has(trainer: Trainer, kind: type) -> bool:
@@ -117,8 +117,8 @@ def _has(trainer: Trainer, kind: type) -> bool:
 
 
 def _watched(trainer: Trainer, model: DictModule) -> list[str]:
-    """The metrics that callbacks and the learning rate follow."""
+    """Return the metrics that callbacks and the learning rate follow."""
     callbacks: list[Any] = [*callbacks_of(trainer, EarlyStopping), *callbacks_of(trainer, ModelCheckpoint)]
-    names = [each.monitor for each in callbacks]
-    plateau = any(isinstance(each.scheduler, ReduceLROnPlateau) for each in trainer.lr_scheduler_configs)
+    names = [callback.monitor for callback in callbacks]
+    plateau = any(isinstance(config.scheduler, ReduceLROnPlateau) for config in trainer.lr_scheduler_configs)
     return [name for name in [*names, *([model.monitor] if plateau else [])] if name is not None]

@@ -1,4 +1,4 @@
-"""Constants instead of what torch draws: so that an image can be compared at several places of a batch."""
+"""Constants instead of torch's random draws, to compare an image at several places of a batch."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ConstantDraws(TorchDispatchMode):
-    """Inside, torch draws the same for all: every uniform number is 1/2, nothing is dropped, nothing is permuted.
+    """Mode in which torch draws the same for all: every uniform number is 1/2, nothing is dropped, nothing is permuted.
 
-    `own_generator` says whether something asked for another generator than torch's own; `unknown` is an operation that
-    drew in a way that could not be replaced.
+    `own_generator` tells whether an operation used another generator than torch's own; `unknown` names an operation
+    whose draws could not be replaced.
     """
 
     def __init__(self) -> None:

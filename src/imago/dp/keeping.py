@@ -1,4 +1,4 @@
-"""Finds what networks and losses keep besides their weights: banks, running means, lists in a file, generators."""
+"""State that networks and losses keep besides their weights: banks, running means, lists in a file, generators."""
 
 import random
 import sys
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 LIBRARIES = ("torch", "torchvision", "lightning", "imago", "torchmetrics", "timm", "builtins")
-"""Whose classes keep nothing of images in themselves, or in their files."""
+"""Libraries whose classes keep nothing of images in themselves, or in their files."""
 OWN_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 GENERATOR = "a generator"
-"""Stands for one of them in a copy."""
+"""Placeholder for a generator in a copy."""
 
 
 def kept_by(parts: Iterable[Any]) -> dict[str, Any]:
-    """Name -> copy of what modules and losses keep besides parameters, buffers and sub-modules: in themselves, in their
-    classes, and in the files that these stand in, where they are not a library's."""
+    """Copy what modules and losses keep besides parameters, buffers and sub-modules, name -> copy: in themselves, in
+    their classes, and in the files that define these, except those of a library."""
     kept: dict[str, Any] = {}
     for number, part in enumerate(parts):
         kind = type(part)
@@ -31,20 +31,20 @@ def kept_by(parts: Iterable[Any]) -> dict[str, Any]:
 
 
 def _of_file(kind: type) -> dict[str, Any]:
-    """Copies of what the file of a class keeps: in itself, and in the classes that it defines."""
+    """Copy what the file of a class keeps: in itself, and in the classes that it defines."""
     file = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
     classes = {value for value in file.values() if isinstance(value, type) and value.__module__ == kind.__module__}
     return {
         f"{where}.{name}": copied(value, 1)
-        for where, names in ((kind.__module__, file), *((each.__name__, vars(each)) for each in {*classes, kind}))
+        for where, names in ((kind.__module__, file), *((owner.__name__, vars(owner)) for owner in {*classes, kind}))
         for name, value in names.items()
         if not name.startswith("__") and not isinstance(value, type | type(sys) | classmethod | staticmethod)
     }
 
 
 def copied(value: Any, depth: int = 0) -> Any:
-    """A copy of tensors, arrays and numbers, alone, in containers and in objects; None for the rest, GENERATOR for what
-    draws. Whole numbers in objects are left out: many count how often they were called."""
+    """Copy tensors, arrays and numbers, alone, in containers and in objects; None for the rest, GENERATOR for
+    generators. Whole numbers in objects are left out: many count calls."""
     if isinstance(value, OWN_GENERATORS):
         return GENERATOR
     if isinstance(value, Tensor):
@@ -65,14 +65,14 @@ def copied(value: Any, depth: int = 0) -> Any:
 
 
 def leaves(value: Any) -> list[Any]:
-    """All that is in a copy but tensors, containers resolved."""
+    """Return all values in a copy except tensors, with containers flattened."""
     if isinstance(value, dict | list):
         return [leaf for entry in (value.values() if isinstance(value, dict) else value) for leaf in leaves(entry)]
     return [value] if not isinstance(value, Tensor) else []
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two copies are equal, to the bit."""
+    """Whether two copies are bit-identical."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and bool(torch.equal(one, other))
     if isinstance(one, dict) and isinstance(other, dict):

@@ -29,7 +29,7 @@ ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountan
 
 
 class PrivateTraining(Protocol):
-    """What a report reads of a private training; `strategy=dp` is one."""
+    """Private training, as far as a report reads it; `strategy=dp` is one."""
 
     accountant: str
     clipping: Clipping
@@ -46,11 +46,11 @@ class PrivateTraining(Protocol):
 
     @property
     def counted(self) -> list[Steps]:
-        """All steps that the report covers, those that it counts ahead among them."""
+        """All steps that the report covers, including those counted ahead."""
 
     @property
     def delta(self) -> float:
-        """Of the (epsilon, delta) guarantee."""
+        """The delta of the (epsilon, delta) guarantee."""
 
     @property
     def history(self) -> list[Steps]:
@@ -58,14 +58,14 @@ class PrivateTraining(Protocol):
 
     @property
     def steps(self) -> int:
-        """How many these are."""
+        """Number of steps that were taken."""
 
 
 def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
-    """Plain types. `epsilon` is a number, or `unknown` where no accountant can bound it, or `infinite` without noise.
+    """Make the report, in plain types. `epsilon` is a number, `unknown` without a bound, or `infinite` without noise.
 
-    While training goes on, steps are counted `ahead`, so that the report says no less than what was spent however the
-    run dies. `max_grad_norm` is the last one, where it is adapted.
+    During training, steps are counted `ahead`, so that the report says no less than what was spent however the run
+    dies. `max_grad_norm` is the latest one if it is adaptive.
     """
     history = dp.counted
     steps = sum(count for _, _, count in history)
@@ -96,7 +96,7 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
 
 
 def describe_guarantee(dp: PrivateTraining) -> str:
-    """The guarantee in a sentence."""
+    """State the guarantee in a sentence."""
     value = epsilon(dp.counted, dp.delta, dp.accountant)
     if not math.isfinite(value):
         return f"none is known: epsilon is {_number(dp, value)}"
@@ -108,20 +108,20 @@ def describe_guarantee(dp: PrivateTraining) -> str:
 
 
 def most_hits(epsilon: float, delta: float, false_alarms: float) -> float:
-    """The greatest share of members that any membership test finds which takes a share `false_alarms` of the others for
-    members (Kairouz et al. 2015, theorem 2.1)."""
+    """Greatest fraction of members that any membership test finds if it takes a fraction `false_alarms` of the others
+    for members (Kairouz et al. 2015, theorem 2.1)."""
     above = math.exp(min(epsilon, 700)) * false_alarms + delta
     below = 1 - math.exp(-epsilon) * (1 - delta - false_alarms)
     return max(0.0, min(1.0, above, below))
 
 
 def rounded_up(value: float, digits: int) -> str:
-    """`value` with so many decimals, never less than it is."""
+    """Format `value` with `digits` decimals, rounded up."""
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def write_privacy_report(dp: PrivateTraining, folder: Path, is_final: bool = False) -> None:
-    """Writes both files; the table of epsilons and the paragraph for a paper when training has ended."""
+    """Write both files; at the end of training with the table of epsilons and the paragraph for a paper."""
     report = privacy_report(dp)
     if is_final:
         report["epsilon_by_delta"] = _by_delta(dp)

@@ -1,9 +1,9 @@
-"""Draws of private training: from the entropy of the operating system, never from the seed, and kept in no file.
+"""Random draws of private training: from the entropy of the operating system, never from the seed, and kept in no file.
 
-Whoever could draw batches and noise again could take the noise off. Augmentation and dropout are secret for another
-reason: as functions of the seed and of an image's place, one image more would change what all those after it are
-drawn, and with it their gradients, by far more than the clipping norm that the accountant counts with. Drawn anew for
-each image, they are as likely to come out so with the one image more as without it.
+Whoever could repeat the draws of batches and noise could remove the noise. Augmentation and dropout are secret for
+another reason: as functions of the seed and of an image's place, one additional image would change the draws of all
+images after it, and with them their gradients, by far more than the clipping norm that the accountant assumes. Drawn
+anew for each image, they are equally likely with and without the additional image.
 """
 
 import math
@@ -21,26 +21,26 @@ from imago.definitions import SampleKey
 
 MOST_AT_ONCE = 2**20
 WORDS = 624
-"""Words of 32 bits in the state of the Mersenne Twister, which Python, NumPy and torch (on a CPU) have."""
+"""Words of 32 bits in the state of the Mersenne Twister, which Python, NumPy and torch (on a CPU) use."""
 TORCH_STATE_BYTES, TORCH_WORDS_FROM = 5056, 24
-"""Bytes of the state of torch's CPU generator, and where its words (of 8 bytes) begin."""
+"""Bytes in the state of torch's CPU generator, and the offset of its words (of 8 bytes)."""
 
 
 def entropy(bits: int) -> int:
-    """From the operating system."""
+    """Draw a number of `bits` random bits from the operating system."""
     return secrets.randbits(bits)
 
 
 def secret_key(*parts: int | str) -> int:
-    """A new key of 64 bits for what is drawn for one train image, whatever `parts` say that it is for."""
+    """Draw a new 64-bit key for the random numbers of a train image; `parts` are ignored."""
     del parts
     return entropy(64)
 
 
 def seed_from_entropy() -> None:
-    """Fills the generators of Python, NumPy and torch with entropy: on the CPU their whole states, on a GPU 63 bits.
+    """Seed the generators of Python, NumPy and torch with entropy: on the CPU their whole states, on a GPU 63 bits.
 
-    `manual_seed` would take 32 bits on the CPU, few enough to try them all.
+    `manual_seed` would use 32 bits on the CPU, few enough to try them all.
     """
     words = np.frombuffer(os.urandom(4 * WORDS), dtype=np.uint32)
     np.random.seed(words)
@@ -58,13 +58,13 @@ def seed_from_entropy() -> None:
 
 
 class SecretDraws:
-    """Draws of choices and of Gaussian noise.
+    """Secret random draws: choices and Gaussian noise.
 
     Args:
-        secure: Each number comes from the system's cryptographic generator, and noise is a sum of four Gaussians in 64
+        secure: Draw every number from the system's cryptographic generator, and noise as a sum of four Gaussians in 64
             bits, so that the gaps between floating-point numbers do not tell what it was added to (Holohan and Braghin
-            2021). Otherwise it comes from Philox with secret keys, one for choices and one for noise: of 128 bits on
-            the CPU (torch's own generator takes 32 there, few enough to try them all), of 63 on a GPU.
+            2021). Otherwise draw from Philox with secret keys, one for choices and one for noise: of 128 bits on the
+            CPU (torch's own generator takes 32 there, few enough to try them all), of 63 on a GPU.
     """
 
     def __init__(self, secure: bool = False) -> None:
@@ -74,18 +74,18 @@ class SecretDraws:
         self._on_devices: dict[torch.device, torch.Generator] = {}
 
     def chosen(self, count: int, rate: float) -> list[int]:
-        """Each of 0 … count - 1 with the probability `rate`, independently."""
+        """Choose each of 0 … count - 1 independently with probability `rate`."""
         uniform = _uniform(count) if self.secure else self._choices.random(count)
         return np.flatnonzero(uniform < rate).tolist()
 
     def numbers(self, count: int, device: torch.device | str) -> Tensor:
-        """int64 (count,) of 63 bits, by which a batch stage may draw for each image."""
+        """Draw int64 (count,) of 63 bits, by which a batch stage may draw for each image."""
         drawn = np.frombuffer(os.urandom(8 * count), dtype=np.int64) & np.int64(2**63 - 1)
         return torch.from_numpy(drawn).to(device)
 
     def normal(self, like: Tensor, std: float) -> Tensor:
-        """Noise of the shape and device of `like`, and in memory as `like` is, which fused optimizers need; of its type
-        too, unless `secure`: then of 64 bits."""
+        """Draw Gaussian noise with the shape, device and memory format of `like`, as fused optimizers need it; in its
+        dtype, or float64 if `secure`."""
         if std == 0:
             return torch.zeros_like(like)
         if self.secure:
@@ -103,8 +103,8 @@ class SecretDraws:
 
 
 class PoissonBatchSampler(Sampler[list[SampleKey]]):
-    """Batches as (epoch, index) to which each image belongs with the probability `rate`, independently: their sizes
-    vary, and some may be empty. An epoch has as many as there would be of `batch_size` images."""
+    """Batches as (epoch, index) that contain each image independently with probability `rate`: their sizes vary, and
+    some may be empty. An epoch has as many batches as with a fixed `batch_size`."""
 
     def __init__(self, size: int, batch_size: int, draws: SecretDraws) -> None:
         self.size = size
@@ -122,17 +122,17 @@ class PoissonBatchSampler(Sampler[list[SampleKey]]):
 
 
 def _uniform(count: int) -> np.ndarray:
-    """float64 (count,), above 0 and below 1."""
+    """Draw uniform float64 (count,), above 0 and below 1."""
     words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)
     return (words + 0.5) * 2.0**-53
 
 
 def _gaussian(count: int) -> np.ndarray:
-    """float64 (count,), by the transform of Box and Muller (1958)."""
-    found = np.empty(count + count % 2)
-    for first in range(0, len(found), MOST_AT_ONCE):
-        part = found[first : first + MOST_AT_ONCE]
+    """Draw standard Gaussian float64 (count,), by the transform of Box and Muller (1958)."""
+    values = np.empty(count + count % 2)
+    for first in range(0, len(values), MOST_AT_ONCE):
+        part = values[first : first + MOST_AT_ONCE]
         half = len(part) // 2
         radius, angle = np.sqrt(-2 * np.log(_uniform(half))), 2 * np.pi * _uniform(half)
         part[:half], part[half:] = radius * np.cos(angle), radius * np.sin(angle)
-    return found[:count]
+    return values[:count]

@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 
 
 class DifferentialPrivacy(PrivacyBudget):
-    """Trains with Poisson batches, clipped gradients of each image, and noise; counts what that spends.
+    """DP-SGD: Poisson batches, clipped per-image gradients and noise, with the privacy budget counted.
 
     Args:
         noise_multiplier: Standard deviation of the noise as a multiple of the clipping norm. None is 1.1, or, with a
-            target, what keeps the planned steps within it.
-        target_epsilon: Training ends before a step that would spend more.
-        max_grad_norm: The norm that the gradient of an image is clipped to; where it starts, with `adaptive`.
+            target, the multiplier that keeps the planned steps within it.
+        target_epsilon: Budget; training ends before a step that would spend more.
+        max_grad_norm: L2 norm to which the gradient of an image is clipped; its initial value with `adaptive`.
         target_delta: `auto` is the power of ten at or below a tenth of 1 / N, for N train images.
         accountant: `prv` (Gopi et al. 2021, tighter) or `rdp` (Mironov 2017).
         clipping: `flat` clips the gradient of an image as a whole, `per_layer` each parameter by itself, `adaptive` as
             a whole to a norm that follows the median of the norms (Andrew et al. 2021).
-        grad_sample_mode: `auto` takes the cheaper way layer by layer, `hooks` makes all gradients of single images,
-            `ghost` all norms by Gram matrices; the results are the same.
-        physical_batch_size: Images that go through the network at a time, where a whole batch needs too much memory;
-            the results are the same. 1 makes sure that no image can change the gradient of another by mixing.
+        grad_sample_mode: `auto` takes the cheaper way layer by layer, `hooks` computes all per-image gradients, `ghost`
+            all norms by Gram matrices; the results are the same.
+        physical_batch_size: Images that go through the network at a time, if a whole batch needs too much memory; the
+            results are the same. 1 ensures that no image can change the gradient of another by mixing.
         secure_rng: Draw everything from the system's cryptographic generator, which is slower.
     """
 
@@ -66,13 +66,13 @@ class DifferentialPrivacy(PrivacyBudget):
         physical_batch_size: int | None = None,
         secure_rng: bool = False,
     ) -> None:
-        for option, given, known in (
+        for option, choice, known in (
             ("accountant", accountant, ACCOUNTANTS),
             ("clipping", clipping, tuple(CLIPPINGS)),
             ("grad_sample_mode", grad_sample_mode, MODES),
         ):
-            if given not in known:
-                raise UserError(f"strategy.{option}={given}: give {', '.join(known[:-1])} or {known[-1]}.")
+            if choice not in known:
+                raise UserError(f"strategy.{option}={choice}: give {', '.join(known[:-1])} or {known[-1]}.")
         for option, value in (
             ("target_epsilon", target_epsilon),
             ("max_grad_norm", max_grad_norm),
@@ -97,7 +97,7 @@ class DifferentialPrivacy(PrivacyBudget):
         self._sums: dict[str, Tensor] = {}
         self._trainer: Trainer | None = None
         self.ignored = 0
-        """Images of train batches, counted each time, whose gradient was not finite: nothing of them was used."""
+        """Number of train images, counted each time, whose gradient was not finite: nothing of them was used."""
         self._folder: Path | None = None
         self._publish: Callable[[], None] = lambda: None
         self._tried_epoch = -1
@@ -109,8 +109,8 @@ class DifferentialPrivacy(PrivacyBudget):
         seed_from_entropy()
 
     def batch_stage(self, batch: Batch, stage: Callable[[Batch], Batch]) -> Batch:
-        """In parts of `physical_batch_size`; instead of its place in the data each image has a secret number, so that
-        whatever is drawn by `index` and the seed is drawn anew."""
+        """Apply the stage in parts of `physical_batch_size`; instead of its place in the data every image has a secret
+        number (int64), so that all draws by `index` and the seed are made anew."""
         count = len(batch["label"])
         if not count:
             return stage(batch)
@@ -145,7 +145,7 @@ class DifferentialPrivacy(PrivacyBudget):
         self._tried_epoch = trainer.current_epoch
         self._trainer = trainer
         self.replaced = list(model.replaced_norms)
-        parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         ckpt_path = trainer.ckpt_path
         same = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
         self.attach(parameters, self.open_ledger(folder, same))
@@ -163,7 +163,7 @@ class DifferentialPrivacy(PrivacyBudget):
             log.warning("strategy.noise_multiplier=0: without noise there is no privacy")
 
     def on_train_epoch_start(self, model: DictModule) -> None:
-        """Tries the network once more: its weights have moved."""
+        """Try the network again, because its weights have changed."""
         trainer = model.trainer
         if trainer.current_epoch == self._tried_epoch:
             return
@@ -172,14 +172,15 @@ class DifferentialPrivacy(PrivacyBudget):
         try_network(model, data, self.grad_sample_mode, self.physical_batch_size, self._tried_epoch)
 
     def attach(self, parameters: Mapping[str, nn.Parameter], ledger: Ledger) -> None:
-        """Takes what is trained, and where steps are noted."""
+        """Attach the trained parameters, and the ledger of steps."""
         self._parameters = dict(parameters)
         self._ledger = ledger
 
     def forward(self, model: DictModule, batch: Batch) -> tuple[Batch, Mapping[str, Tensor]]:
-        """Forward and backward, in parts of `physical_batch_size` images; the clipped gradients are summed up."""
+        """Run forward and backward in parts of `physical_batch_size` images, and sum the clipped gradients; the losses
+        are means over the batch, scalar tensors."""
         self._sums = {}
-        seed_from_entropy()  # of dropout, whoever makes the batches
+        seed_from_entropy()  # for dropout, whoever makes the batches
         count = len(batch["label"])
         names = [*model.criterions.criterions, "total"]
         if not count:
@@ -190,7 +191,7 @@ class DifferentialPrivacy(PrivacyBudget):
         return join_batches([part for part, _ in done]), losses
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients are there."""
+        """Do nothing: `forward` has computed the gradients."""
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any]) -> None:
         assert self._ledger is not None
@@ -221,7 +222,7 @@ class DifferentialPrivacy(PrivacyBudget):
         return {"privacy/epsilon": self.epsilon()} if self._ledger is not None else {}
 
     def report(self) -> dict[str, Any]:
-        if self._ledger is None:  # it has not begun
+        if self._ledger is None:  # training has not begun
             return {}
         report = privacy_report(self)
         kept = ("epsilon", "delta", "unit", "steps", "counted", "noise_multiplier", "max_grad_norm", "sample_rate")
@@ -236,9 +237,9 @@ class DifferentialPrivacy(PrivacyBudget):
         write_privacy_report(self, folder, is_final)
 
     def _count_ahead(self) -> None:
-        """Before a step that the report on the disk does not cover: writes one that covers the rest of the epoch.
+        """Write a report that covers the rest of the epoch, before a step that the one on the disk does not cover.
 
-        However the run dies, the report then says no less than what the ledger and the checkpoints have.
+        However the run dies, the report then says no less than the ledger and the checkpoints.
         """
         if self._folder is None or self._counted_ahead:
             return
@@ -262,7 +263,7 @@ class DifferentialPrivacy(PrivacyBudget):
         return detach_batch(batch), {name: loss.detach() for name, loss in losses.items()}
 
     def _without(self, parts: dict[str, GradTerm], images: Tensor) -> dict[str, GradTerm]:
-        """No single image may end a private run: what is not finite of it counts as 0, and nothing else changes."""
+        """Zero the gradients of `images`, bool (n,), that are not finite: no single image may end a private run."""
         if not self.ignored:
             log.warning(
                 "The gradient of an image is not finite: nothing of it is used. How often that happens is counted in "

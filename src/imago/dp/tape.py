@@ -1,10 +1,10 @@
 """Per-sample gradients in one backward pass: their norms, and their weighted sums.
 
-Calls that use a trained parameter are caught, so that any network is taken that is made of them, its in-place
-activations and residual sums included. Of a matrix that is multiplied at T places of an image (the pixels of a
-convolution, the tokens of a transformer), the norm of the gradient is had either from the gradient itself, or from two
-Gram matrices of T x T (ghost norm: Goodfellow 2015; of convolutions: Rochette et al. 2019); the cheaper one is taken,
-layer by layer (mixed ghost clipping: Bu et al. 2022). Weighted sums are made of what is kept of the one backward pass
+Calls that use a trained parameter are intercepted, so that any network made of them is supported, including in-place
+activations and residual sums. For a matrix that is multiplied at T places of an image (the pixels of a convolution, the
+tokens of a transformer), the norm of the gradient comes either from the gradient itself, or from two T x T Gram
+matrices (ghost norm: Goodfellow 2015; of convolutions: Rochette et al. 2019); the cheaper one is chosen layer by layer
+(mixed ghost clipping: Bu et al. 2022). Weighted sums are made from what is kept of the one backward pass
 (book-keeping: Bu et al. 2023).
 """
 
@@ -22,13 +22,13 @@ MODES = ("auto", "hooks", "ghost")
 
 
 class Tape(TorchFunctionMode):
-    """Inside, the use of `parameters` is noted; after the backward pass of the sum of the losses of the `count` samples
-    it has what each of them adds.
+    """Mode that records the use of `parameters`; after the backward pass of the summed losses of the `count` samples,
+    it holds the gradients of every sample.
 
     Args:
         parameters: Name -> trained parameter. None of them gets a `grad`.
         count: Samples in the batch.
-        mode: `hooks` takes all gradients themselves, `ghost` all Gram matrices, `auto` the cheaper, layer by layer.
+        mode: `hooks` uses all gradients themselves, `ghost` all Gram matrices, `auto` the cheaper, layer by layer.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], count: int, mode: str = "auto") -> None:
@@ -39,11 +39,11 @@ class Tape(TorchFunctionMode):
         self._parts: dict[str, list[GradTerm]] = {}
 
     def parts(self) -> Iterator[tuple[str, GradTerm]]:
-        """Of the parameters that were used; one that was used several times has its gradients summed up."""
+        """Yield names and gradients of the parameters that were used; those of repeated uses are summed."""
         for name, parts in self._parts.items():
             yield (
                 name,
-                parts[0] if len(parts) == 1 else DenseGrads(torch.stack([each.whole() for each in parts]).sum(0)),
+                parts[0] if len(parts) == 1 else DenseGrads(torch.stack([part.whole() for part in parts]).sum(0)),
             )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +53,7 @@ class Tape(TorchFunctionMode):
                 "BatchNorm normalises an image by the others of its batch: no image has a gradient of its own. "
                 "Type model.norm=group"
             )
-        used = [each for each in (*args, *kwargs.values()) if id(each) in self._names]
+        used = [value for value in (*args, *kwargs.values()) if id(value) in self._names]
         if not used or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         if rule := RULES.get(func):
@@ -61,10 +61,10 @@ class Tape(TorchFunctionMode):
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             self.refuse(used[0], f"is used by {resolve_name(func) or func}")
-        return result  # its shape, or the like
+        return result  # only its shape was used, or the like
 
     def refuse(self, parameter: Tensor, why: str) -> None:
-        """Raises UnknownGradientError."""
+        """Raise UnknownGradientError for `parameter`, with the reason `why`."""
         raise UnknownGradientError(
             f"{self._names.get(id(parameter), 'a frozen weight')} {why}: its gradient for a single image is not known. "
             "docs/privacy.md lists the networks that can be trained with strategy=dp"
@@ -75,7 +75,7 @@ class Tape(TorchFunctionMode):
         return weight is not None and id(weight) in self._names
 
     def noted(self, output: Tensor, record: Callable[[Tensor], None]) -> Tensor:
-        """`output`, whose gradient is given to `record` in the backward pass."""
+        """Return `output`, whose gradient goes to `record` in the backward pass (half precision as float32)."""
         if not output.requires_grad:
             output = output + torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
         device = output.device.type
@@ -88,7 +88,7 @@ class Tape(TorchFunctionMode):
         return output
 
     def add(self, weight: Tensor | None, part: Callable[[], GradTerm]) -> None:
-        """Takes what one use of `weight` adds, if it is one of the parameters."""
+        """Add the gradients of one use of `weight`, if it is one of the parameters."""
         if weight is None or not self.is_trained(weight):
             return
         made = part()
@@ -98,13 +98,13 @@ class Tape(TorchFunctionMode):
         self._parts.setdefault(self._names[id(weight)], []).append(made)
 
     def check_rows(self, weight: Tensor, inputs: Tensor, ndim: int | None = None) -> None:
-        """Raises UnknownGradientError where the first dimension is not that of the samples, or there are not `ndim`."""
+        """Raise UnknownGradientError if the first dimension is not that of the samples, or there are not `ndim`."""
         if inputs.ndim < 2 or len(inputs) != self.count or ndim not in (None, inputs.ndim):
             self.refuse(weight, f"is used on {tuple(inputs.shape)} values for a batch of {self.count} images")
 
 
 def _kept(part: LinearGrads | ConvGrads) -> GradTerm:
-    """The gradients, or what they are made of, whichever is less."""
+    """Return the gradients, or the factors that they are made of, whichever takes less memory."""
     gradients = part.kernels() if isinstance(part, ConvGrads) else DenseGrads(part.whole())
     if gradients.gradients.numel() <= part.inputs.numel() + part.outputs.numel():
         return gradients
@@ -192,7 +192,7 @@ def _affine(
     apply: Callable[..., Tensor],
     summed: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """A normalisation, `apply(x, weight, bias)`; `summed` adds up what an image has at all places."""
+    """Apply a normalisation, `apply(x, weight, bias)`; `summed` sums the values of an image over all places."""
     assert weight is not None
     tape.check_rows(weight, input)
     inputs, version = input.detach(), input._version
@@ -222,10 +222,10 @@ def _attention(
     out_proj_bias: Tensor | None,
     training: bool = True,
     need_weights: bool = True,
-    **others: Any,
+    **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Of tokens to those of the same image, as vision transformers have it; sizes (T, n, width)."""
-    masks = [name for name in ("key_padding_mask", "attn_mask", "static_k", "static_v") if others.get(name) is not None]
+    """Apply self-attention among the tokens of an image, as in vision transformers; sizes (T, n, width)."""
+    masks = [name for name in ("key_padding_mask", "attn_mask", "static_k", "static_v") if extra.get(name) is not None]
     if (
         in_proj_weight is None
         or not (query is key is value)
@@ -252,7 +252,7 @@ def _expand(tape: Tape, parameter: Tensor, *sizes: Any) -> Tensor:
 
 
 def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The rule of a sum or product with the values of each image."""
+    """Make the rule for a sum or product with the values of each image."""
 
     def rule(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor:
         parameter, values = (input, other) if tape.is_trained(input) else (other, input)
@@ -265,7 +265,7 @@ def _elementwise(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _copies(tape: Tape, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A copy of the parameter for each sample, whose gradients are noted; it meets values of `shape`."""
+    """Copy the parameter for each sample, and record the gradients; the copies meet values of `shape`."""
     shared = parameter.shape[1:] if parameter.ndim == len(shape) and parameter.shape[0] == 1 else parameter.shape
     if len(shared) != len(shape) - 1 or shape[0] != tape.count:
         tape.refuse(parameter, f"of shape {tuple(parameter.shape)} meets values of shape {tuple(shape)}")
@@ -284,7 +284,7 @@ def _pair(value: Any) -> list[int]:
 
 
 def _is_training(args: Any, kwargs: Any) -> bool:
-    """Of `batch_norm(input, running_mean, running_var, weight, bias, training, …)`."""
+    """Value of `training` in `batch_norm(input, running_mean, running_var, weight, bias, training, …)`."""
     return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
 
 

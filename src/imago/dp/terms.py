@@ -1,4 +1,4 @@
-"""Gradients of single images as terms that are summed up without being written out."""
+"""Gradients of single images as terms that are summed without being written out."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,27 +12,27 @@ from imago.errors import UserError
 
 
 class UnknownGradientError(UserError):
-    """A parameter is used in a way of which the gradient per sample is not known."""
+    """A parameter is used in a way for which the per-sample gradient is not known."""
 
 
 class GradTerm(ABC):
-    """What one use of a parameter adds to its gradient, for each of n samples."""
+    """Gradients of one use of a parameter for each of n samples, in float32 or float64."""
 
     @abstractmethod
     def whole(self) -> Tensor:
-        """The gradients (n, *shape of the parameter)."""
+        """Return the gradients (n, *shape of the parameter)."""
 
     @abstractmethod
     def squared_norms(self) -> Tensor:
-        """Of the gradients, (n,)."""
+        """Return the squared L2 norms of the gradients, (n,)."""
 
     @abstractmethod
     def weighted_sum(self, factors: Tensor) -> Tensor:
-        """Of the gradients; `factors` is (n,)."""
+        """Return the sum of the gradients weighted by `factors` (n,), in the shape of the parameter."""
 
     @abstractmethod
     def without(self, samples: Tensor) -> "GradTerm":
-        """The part in which the gradients of some samples, bool (n,), are 0, whatever they were."""
+        """Return the term with the gradients of `samples`, bool (n,), set to 0, whatever they were."""
 
 
 def _zeroed(values: Tensor, samples: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def _zeroed(values: Tensor, samples: Tensor) -> Tensor:
 
 @dataclass
 class DenseGrads(GradTerm):
-    """The gradients themselves."""
+    """Gradients written out, (n, *shape of the parameter)."""
 
     gradients: Tensor
 
@@ -53,14 +53,14 @@ class DenseGrads(GradTerm):
 
     def squared_norms(self) -> Tensor:
         rows = self.gradients.flatten(2) if self.gradients.ndim > 2 else self.gradients[:, None]
-        return torch.linalg.vector_norm(rows, dim=2).square().sum(dim=1)  # in one go it is off by 1e-3 for large ones
+        return torch.linalg.vector_norm(rows, dim=2).square().sum(dim=1)  # in one step it is off by 1e-3 for large ones
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         return (factors @ self.gradients.flatten(1)).view(self.gradients.shape[1:])
 
 
 class KernelGrads(DenseGrads):
-    """Those of a convolution, as (n, out, height, width, in)."""
+    """Gradients of a convolution written out, as (n, out, height, width, in)."""
 
     def whole(self) -> Tensor:
         return self.gradients.permute(0, 1, 4, 2, 3)
@@ -71,7 +71,7 @@ class KernelGrads(DenseGrads):
 
 @dataclass
 class LinearGrads(GradTerm):
-    """Of a matrix: inputs (n, T, in) and gradients of the outputs (n, T, out)."""
+    """Gradients of a matrix by inputs (n, T, in) and gradients of the outputs (n, T, out)."""
 
     inputs: Tensor
     outputs: Tensor
@@ -98,7 +98,7 @@ class LinearGrads(GradTerm):
 
 @dataclass
 class ConvGrads(GradTerm):
-    """Of a kernel: inputs (n, in, height, width) and gradients of the outputs (n, out, height', width')."""
+    """Gradients of a kernel by inputs (n, in, height, width) and gradients of the outputs (n, out, height', width')."""
 
     inputs: Tensor
     outputs: Tensor
@@ -115,7 +115,7 @@ class ConvGrads(GradTerm):
         return self.kernels().whole()
 
     def kernels(self) -> "KernelGrads":
-        """The gradients, in the order that they are made in."""
+        """Write the gradients out, in the memory order in which they are computed."""
         patches, outputs = self._matrices()
         out, inputs, height, width = self.kernel
         return KernelGrads((outputs.transpose(1, 2) @ patches).view(-1, out, height, width, inputs))
@@ -126,7 +126,7 @@ class ConvGrads(GradTerm):
     def weighted_sum(self, factors: Tensor) -> Tensor:
         weighted = self.outputs * factors.view(-1, 1, 1, 1)
         sizes = (self.stride, self.padding, self.dilation)
-        empty = self.inputs.new_empty(1).expand(self.kernel)  # its shape is asked for only
+        empty = self.inputs.new_empty(1).expand(self.kernel)  # only its shape is read
         _, summed, _ = torch.ops.aten.convolution_backward(
             weighted, self.inputs, empty, None, *sizes, False, [0, 0], self.groups, [False, True, False]
         )
@@ -140,9 +140,9 @@ class ConvGrads(GradTerm):
         )
 
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        """What the kernel was multiplied with, (n * groups, T, values of a patch), and (n * groups, T, out / groups).
+        """Return the factors of the gradients: (n * groups, T, values of a patch), and (n * groups, T, out / groups).
 
-        Channels come last, as in the memory of most networks: that is twice as fast as `unfold`.
+        Channels come last, as in the memory of most networks, which is twice as fast as `unfold`.
         """
         count, out, height, width = self.outputs.shape
         _, channels, down, across = self.kernel
@@ -167,7 +167,7 @@ class ConvGrads(GradTerm):
 
 @dataclass
 class WithNorms(GradTerm):
-    """A part whose squared norms (n,) are known."""
+    """Term whose squared norms (n,) are known."""
 
     part: GradTerm
     norms: Tensor
@@ -186,7 +186,7 @@ class WithNorms(GradTerm):
 
 
 def _gram_norms(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """The squared norms (n,) of `outputs.transpose(1, 2) @ inputs`, both (n, T, …)."""
+    """Compute the squared norms (n,) of `outputs.transpose(1, 2) @ inputs`, both (n, T, …)."""
     if inputs.shape[1] == 1:
         return inputs.square().sum(dim=(1, 2)) * outputs.square().sum(dim=(1, 2))
     products = (inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))
@@ -199,5 +199,5 @@ def _prefers_gram(places: int, inputs: int, outputs: int) -> bool:
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """As it was used: under autocast gradients come in half precision."""
+    """Convert half precision to float32: under autocast, gradients come in half precision."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -1,4 +1,4 @@
-"""Tries whether the transforms of train images keep them apart, and draw from generators that are seeded secretly."""
+"""Trial whether the transforms of train images keep them apart, and draw from secretly seeded generators."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,16 +17,16 @@ from imago.errors import UserError
 from imago.randomness import seeded_scope
 
 REPEATS = 30
-"""Times that the transform of an image is repeated with the same draws."""
+"""Number of times that the transform of an image is repeated with the same draws."""
 
 
 def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | None) -> None:
-    """Tries the stages of the train images: what becomes of one has to depend on it and its draws alone.
+    """Try the transform stages of the train images: the result for an image must depend on it and its draws alone.
 
-    `at_once` is the number of images that the batch stage is given at a time.
+    `at_once` is the number of images that the batch stage gets at a time.
 
     Raises:
-        ValueError: It depends on other images, or on a generator of the transform's own.
+        ValueError: A result depends on other images, or on a generator of the transform's own.
     """
     transform, images = data.train_transform, data.sets.splits["train"]
     stages = {"box": transform.box, **{f"pixels {n}": step for n, step in enumerate(transform.pixels)}}
@@ -55,7 +55,7 @@ def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | N
 def _try_batch_stage(
     data: ImageDataModule, shape: torch.Size, device: torch.device, at_once: int | None, watched: int
 ) -> None:
-    """All that the stage leaves of the image with the label `watched`, beside others, and at several places."""
+    """Compare what the stage makes of the image with the label `watched`, beside others and at several places."""
     with seeded_scope("trial of the batch stage"):
         pixels = torch.randint(256, (40, *shape), dtype=torch.uint8)
     keys = torch.arange(40) * 7 + 11
@@ -79,8 +79,8 @@ def _try_batch_stage(
     for size in (size for size in (*SIZES, MANY) if size <= most):
         neighbours = [[0, *(1 + (place * step + 3) % 39 for place in range(size - 1))] for step in (1, 2)]
         pairs += [(staged(neighbours[0], seed), staged(neighbours[1], seed)) for seed in range(SEEDS)]
-    for one, other in pairs:
-        if any(not torch.allclose(one[key], other[key], rtol=RELATIVE, atol=ABSOLUTE) for key in one):
+    for result, reference in pairs:
+        if any(not torch.allclose(result[key], reference[key], rtol=RELATIVE, atol=ABSOLUTE) for key in result):
             raise UserError(
                 "strategy=dp: data.train_transform.batch makes another picture, or label, of an image beside others. "
                 "Leave out what mixes images, or draws by their place; `index` is a secret number here, by which a "

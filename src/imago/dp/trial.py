@@ -1,6 +1,6 @@
-"""Tries whether the images of a batch are kept apart, and whether what is drawn for one depends on the others.
+"""Trial whether the images of a batch are kept apart, and whether the draws for one depend on the others.
 
-The accountant counts with gradients that belong to one image each. A trial finds what it looks for and is no proof;
+The accountant assumes gradients that belong to one image each. A trial finds what it looks for and is no proof;
 `strategy.physical_batch_size=1`, which gives the network one image at a time, rules out mixing within a batch.
 """
 
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 SEEDS = 5
 FEW_SEEDS = 2
-"""Seeds of the larger batches, and of other places."""
+"""Number of seeds for larger batches, and for other places."""
 RELATIVE, ABSOLUTE, OF_GRADIENTS = 1e-4, 1e-5, 1e-2
-"""Tolerances of losses, and that of gradients as a fraction of their norm."""
+"""Tolerances of losses, and of gradients as a fraction of their norm."""
 PLACES = ((0,), (1, 0, 2), (3, 0), (4, 2, 0, 1, 3), (5, 6, 1, 2, 3, 4, 0, 8, 7))
-"""Batches of several sizes: 0 is the image that is watched."""
+"""Batches of several sizes; 0 is the watched image."""
 SIZES, MANY, MOST_AGAIN = (3, 9), 33, 3
 LONE = "strategy.physical_batch_size=1 gives the network one image at a time, so that nothing can mix within a batch"
 MIXED = (
@@ -53,11 +53,11 @@ Gradients = dict[str, Tensor]
 def try_network(
     model: DictModule, data: ImageDataModule, mode: str, at_once: int | None, again: int | None = None
 ) -> None:
-    """Tries the network in training; all is put back afterwards.
+    """Try the network as in training; its state is restored afterwards.
 
-    `at_once` is the number of images that it is given at a time (`strategy.physical_batch_size`). It is tried with its
-    weights as they are, and perturbed. `again` is the number of an epoch at whose start that is repeated with other
-    images, small batches, the weights as they are, and losses alone.
+    `at_once` is the number of images that it gets at a time (`strategy.physical_batch_size`). It is tried with its
+    weights as they are, and perturbed. `again` is the number of an epoch at whose start the trial is repeated with
+    other images, small batches, the weights as they are, and losses alone.
 
     Raises:
         ValueError: The gradient of an image is not known, or depends on other images, or on its place; or what the
@@ -67,7 +67,7 @@ def try_network(
     trial = _Trial(model, data, mode, math.inf if at_once is None else at_once)
     if again is not None:
         trial.at_once = min(trial.at_once, MOST_AGAIN)
-        trial.has_gradients = False  # rounding may move them where a unit is about to be switched off
+        trial.has_gradients = False  # rounding may change them where a unit is about to be switched off
     try:
         if (name := trial.own_generator()) is not None:
             raise UserError(OWN_GENERATOR.format(what=name))
@@ -85,7 +85,7 @@ def try_network(
 
 class _Trial:
     def __init__(self, model: DictModule, data: ImageDataModule, mode: str, at_once: float) -> None:
-        model.zero_grad(set_to_none=True)  # those of the step before
+        model.zero_grad(set_to_none=True)  # gradients of the step before
         self.model = model
         self.mode = mode
         self.at_once = at_once
@@ -94,43 +94,43 @@ class _Trial:
         self.like = like
         self.shape = like["image"].shape[1:]
         self.dtype = like["image"].dtype if like["image"].is_floating_point() else torch.float32
-        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
-        self.state = {name: each.detach().clone() for name, each in _tensors(model)}
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.state = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
         self.attributes = [(module, dict(vars(module))) for module in _modules(model)]
         self.kept: dict[int, dict[str, Any]] = {}
         self.note()
 
     def note(self) -> None:
-        """Takes the weights as they are now for those that may not change."""
+        """Record the current values of what is not trained and must not change."""
         self.untrained = {
-            name: each.detach().clone() for name, each in _tensors(self.model) if name not in self.parameters
+            name: tensor.detach().clone() for name, tensor in _tensors(self.model) if name not in self.parameters
         }
         self.kept = {}
 
     def own_generator(self) -> str | None:
-        """The attribute that is a generator, if one is."""
+        """Return the name of an attribute that is a generator, if there is one."""
         return next((name for name, value in kept_by(self._parts()).items() if GENERATOR in leaves(value)), None)
 
     def beside_others(self, seed: int) -> None:
-        """The image in the first place, beside others of several kinds and labels, in batches of several sizes: its
-        loss and its gradient have to stay the same."""
+        """Try an image in the first place, beside others of several kinds and labels, in batches of several sizes: its
+        loss and its gradient must stay the same."""
         first = self._pictures(seed)[seed % 4]
-        various = [each for number in range(7) for each in self._pictures(100 * number + seed + 100)]
+        various = [picture for number in range(7) for picture in self._pictures(100 * number + seed + 100)]
         wide = [self._pictures(100 * number + seed + 150)[-1] for number in range(MANY)]
-        turns = ((MANY * [first], 0), (wide, 1), (various, 2))  # itself, hard ones, and some of each kind
+        turns = ((MANY * [first], 0), (wide, 1), (various, 2))  # itself, hard ones, and various kinds
         sizes = [*SIZES, MANY] if seed % SEEDS == 0 else SIZES[: 2 if seed % SEEDS < FEW_SEEDS else 1]
         for size in (size for size in sizes if size <= self.at_once):
             reference: tuple[float, Gradients] | None = None
-            for others, step in turns:
+            for neighbours, step in turns:
                 labels = [seed, *(seed + (place + 1) * step for place in range(size - 1))]
                 with torch.no_grad() if size == MANY else nullcontext():
-                    images = [first, *others[: size - 1]]
+                    images = [first, *neighbours[: size - 1]]
                     result = self._loss_and_gradient(images, labels, range(size), seed, 0)
                 reference = reference or result
                 self._compare(reference, result, MIXED)
 
     def at_other_places(self, seed: int) -> None:
-        """The image at several places of batches of several sizes, where torch draws the same for all of them."""
+        """Try an image at several places of batches of several sizes, where torch draws the same for all."""
         pictures = self._pictures(seed)
         order = [pictures[(seed + 1) % 4], *self._pictures(seed + 300), *self._pictures(seed + 310)]
         reference: tuple[float, Gradients] | None = None
@@ -151,11 +151,11 @@ class _Trial:
             self._compare(reference, result, PLACED)
 
     def in_larger_batches(self, seed: int) -> None:
-        """Many images at once, and three by three: each has the same loss where torch draws the same for all."""
+        """Try many images at once, and three by three: losses must agree where torch draws the same for all."""
         count, few = int(min(MANY, self.at_once)), min(SIZES)
         if count <= few:
             return
-        images = [each for number in range(7) for each in self._pictures(100 * number + seed + 500)][:count]
+        images = [picture for number in range(7) for picture in self._pictures(100 * number + seed + 500)][:count]
         losses: dict[int, Tensor] = {}
         with torch.no_grad(), ConstantDraws() as draws:
             for size in (few, count):
@@ -170,11 +170,11 @@ class _Trial:
             raise UserError(MIXED)
 
     def after_others(self, seed: int) -> None:
-        """The image by itself, before and after others: nothing may be remembered anywhere."""
+        """Try an image by itself, before and after others: nothing may be remembered anywhere."""
         first = self._pictures(seed)[(seed + 2) % 4]
         before = self._loss_and_gradient([first], [seed], [0], seed, 0)
-        for number, other in enumerate(self._pictures(seed + 400), 1):
-            self._loss_and_gradient([other], [seed + number], [number], seed, 0)
+        for number, picture in enumerate(self._pictures(seed + 400), 1):
+            self._loss_and_gradient([picture], [seed + number], [number], seed, 0)
         self._compare(
             before,
             self._loss_and_gradient([first], [seed], [0], seed, 0),
@@ -183,18 +183,18 @@ class _Trial:
         )
 
     def put_back(self) -> None:
-        """Leaves the model as it was."""
+        """Restore the model."""
         self._restore()
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for name, each in _tensors(self.model):
+            for name, tensor in _tensors(self.model):
                 if name in self.state:
-                    each.copy_(self.state[name])
+                    tensor.copy_(self.state[name])
 
     def _loss_and_gradient(
         self, images: Sequence[Tensor], labels: Sequence[int], numbers: Sequence[int], seed: int, watched: int
     ) -> tuple[float, Gradients]:
-        """Those of the image at the place `watched`, out of the sum over the batch, as in training."""
+        """Return loss and gradients of the image at `watched`, from the sum over the batch, as in training."""
         self._restore()
         with nullcontext() if self.has_gradients else torch.no_grad():
             losses, tape = self._losses(images, labels, numbers, seed)
@@ -203,10 +203,10 @@ class _Trial:
         gradients: Gradients = {}
         if losses.requires_grad:
             losses.sum().backward()
-            others = torch.arange(len(images), device=losses.device) != watched
+            rest = torch.arange(len(images), device=losses.device) != watched
             with torch.no_grad():
-                only = (~others).to(losses.dtype)
-                gradients = {name: part.without(others).weighted_sum(only) for name, part in tape.parts()}
+                only = (~rest).to(losses.dtype)
+                gradients = {name: part.without(rest).weighted_sum(only) for name, part in tape.parts()}
             self._check_gradients()
         self._check_kept(len(images))
         return float(losses.detach()[watched]), gradients
@@ -228,26 +228,26 @@ class _Trial:
             batch = self.model(batch)
             return self.model.criterions.per_image(batch)["total"], tape
 
-    def _compare(self, one: tuple[float, Gradients], other: tuple[float, Gradients], message: str) -> None:
-        """Raises ValueError(message) where losses or gradients differ."""
-        norm = math.sqrt(sum(float(each.square().sum()) for each in one[1].values()))
-        apart = math.sqrt(sum(float((one[1][name] - other[1][name]).square().sum()) for name in one[1]))
+    def _compare(self, reference: tuple[float, Gradients], result: tuple[float, Gradients], message: str) -> None:
+        """Raise ValueError(message) if losses or gradients differ."""
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in reference[1].values()))
+        apart = math.sqrt(sum(float((reference[1][name] - result[1][name]).square().sum()) for name in reference[1]))
         near = not math.isfinite(norm) or apart <= OF_GRADIENTS * norm + ABSOLUTE
-        if one[1].keys() != other[1].keys() or not near or not _is_close(one[0], other[0]):
+        if reference[1].keys() != result[1].keys() or not near or not _is_close(reference[0], result[0]):
             raise UserError(message)
 
     def _check_gradients(self) -> None:
-        """All of them have to be known."""
-        if strange := [name for name, each in self.parameters.items() if each.grad is not None]:
+        """Raise UnknownGradientError unless all gradients are known."""
+        if strange := [name for name, parameter in self.parameters.items() if parameter.grad is not None]:
             raise UnknownGradientError(
                 f"strategy=dp: {strange[0]} is used in a way of which the gradient for a single image is not known. "
                 "docs/privacy.md lists the networks that can be trained"
             )
 
     def _check_kept(self, count: int) -> None:
-        """Raises ValueError where what the modules keep is not what they kept of as many other images."""
+        """Raise ValueError if the modules keep something else than after as many other images."""
         now = kept_by(self._parts())
-        now |= {name: each.detach().clone() for name, each in _tensors(self.model) if name not in self.parameters}
+        now |= {name: tensor.detach().clone() for name, tensor in _tensors(self.model) if name not in self.parameters}
         before = self.kept.setdefault(count, now)
         for name, value in now.items():
             if name in before and not same(value, before[name]):
@@ -264,15 +264,15 @@ class _Trial:
             vars(module).clear()
             vars(module).update(attributes)
         with torch.no_grad():
-            for name, each in _tensors(self.model):
+            for name, tensor in _tensors(self.model):
                 if name in self.untrained:
-                    each.copy_(self.untrained[name])
+                    tensor.copy_(self.untrained[name])
 
     def _pictures(self, seed: int) -> list[Tensor]:
-        """Uniform noise, black, bright, faint and wide ones, as the network gets them."""
+        """Make test images as the network gets them, (channels, height, width): noise, black, bright, faint, wide."""
         with seeded_scope("trial images", seed):
             noise = torch.rand(self.shape, dtype=self.dtype)
-            # equal pixels would leave it to rounding where maxima are
+            # with equal pixels, rounding would decide where maxima are
             grain = torch.randn(self.shape, dtype=self.dtype)
         bright = 3 * (noise > 0.1).to(self.dtype) + grain / 20
         return [noise, -2 + grain / 20, bright, 0.5 + noise / 20, 10 * grain]
@@ -280,25 +280,25 @@ class _Trial:
 
 @contextmanager
 def _perturbed(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside, all weights are off by half their standard deviation, or by 0.1 where that is 0: what begins at zero,
-    such as the head of a vision transformer, would hide what it is given."""
-    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    """Perturb all weights inside the context by half their standard deviation, or by 0.1 where that is 0: weights that
+    begin at zero, such as the head of a vision transformer, would hide their inputs."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
-        for number, each in enumerate(model.parameters()):
+        for number, parameter in enumerate(model.parameters()):
             with seeded_scope("perturbation", seed, number):
-                noise = torch.randn(each.shape)
-            scale = float(each.float().std()) / 2 if each.numel() > 1 else 0.0
-            each.add_((noise * (scale if scale > 0 and math.isfinite(scale) else 0.1)).to(each))
+                noise = torch.randn(parameter.shape)
+            scale = float(parameter.float().std()) / 2 if parameter.numel() > 1 else 0.0
+            parameter.add_((noise * (scale if scale > 0 and math.isfinite(scale) else 0.1)).to(parameter))
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, each in model.named_parameters():
-                each.copy_(before[name])
+            for name, parameter in model.named_parameters():
+                parameter.copy_(before[name])
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, those too that are not saved."""
+    """Yield parameters and buffers, including those that are not saved."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
@@ -308,7 +308,7 @@ def _modules(model: DictModule) -> list[nn.Module]:
     return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
 
 
-def _is_close(one: float, other: float) -> bool:
-    if not math.isfinite(one) or not math.isfinite(other):
-        return one == other or (one != one and other != other)
-    return math.isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+def _is_close(a: float, b: float) -> bool:
+    if not math.isfinite(a) or not math.isfinite(b):
+        return a == b or (a != a and b != b)
+    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)

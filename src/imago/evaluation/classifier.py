@@ -47,7 +47,7 @@ class Prediction:
 
 
 class Classifier:
-    """Classifier of images, made by `imago.load_classifier`.
+    """Classifier of images, made by `imago.load_classifier`. Its probabilities are not calibrated.
 
     Args:
         model: The network, with its weights.

@@ -16,7 +16,7 @@ from imago.config.invocation import for_hydra
 from imago.data.sources import UNKNOWN
 from imago.evaluation.calibration import Calibration, describe_calibration
 from imago.evaluation.evaluate import Result
-from imago.evaluation.outputs import prediction_rows
+from imago.evaluation.rows import prediction_rows
 from imago.evaluation.score import Predictions, Score
 from imago.files import strict
 from imago.report.content import SCORED_AGAIN

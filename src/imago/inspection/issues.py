@@ -50,12 +50,12 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
 UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "unsupported pixels")
 ORDER = ("train", "val", "test")
 MOST_BITS, MOST_LEVELS = 3, 6.0  # by which near-duplicates may differ: of 64 bits, and in mean grey levels
-WINDOW = 200  # images that share a band and are compared with each other: in the order of their hashes, where more do
+WINDOW = 200  # images sharing a band that are compared with each other; if there are more, in the order of their hashes
 
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing that is wrong; `path` is relative to the folder, `other` is the file it is compared with."""
+    """One fault; `path` is relative to the data folder, `other` is the file that it is compared with."""
 
     kind: str
     path: str
@@ -70,7 +70,7 @@ class Issue:
 
 @dataclass
 class Findings:
-    """What was found in `root`: the faults, how many images were looked at, and which files had better be left out."""
+    """Result of a scan of `root`: the faults, the number of images scanned, and the files to leave out."""
 
     root: Path
     images: int = 0
@@ -84,13 +84,13 @@ class Findings:
         return 2 if ERROR in levels else 1 if WARNING in levels else 0
 
     def of_kind(self) -> dict[str, list[Issue]]:
-        """In the order of `KINDS`."""
-        found = {kind: [fault for fault in self.faults if fault.kind == kind] for kind in KINDS}
-        return {kind: faults for kind, faults in found.items() if faults}
+        """Group the faults by kind, in the order of `KINDS`."""
+        by_kind = {kind: [fault for fault in self.faults if fault.kind == kind] for kind in KINDS}
+        return {kind: faults for kind, faults in by_kind.items() if faults}
 
     def to_exclude(self) -> dict[str, str]:
-        """Path -> why: images that cannot be used, all but one of equal files (that of test stays, or else of val), and
-        all files that have two labels."""
+        """Map paths to the reason to leave them out: unusable images, all but one of equal files (that of test stays,
+        or else of val), and all files that have two labels."""
         excluded: dict[str, str] = {}
         for fault in self.faults:
             is_bad = fault.kind in UNUSABLE and is_image(Path(fault.path).name)
@@ -103,7 +103,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """A file that was looked at."""
+    """Facts about an image file."""
 
     path: str
     split: str
@@ -112,8 +112,8 @@ class ImageFacts:
     digest: bytes = b""
     hash: int | None = None
     small: Any = None  # uint8 (8, 8, 3)
-    largest: int = 0  # value of an image of 16 bits
-    fraction: float | None = None  # of the picture that is seen
+    largest: int = 0  # largest value of a 16-bit image
+    fraction: float | None = None  # of the picture that the network sees
 
     @property
     def is_usable(self) -> bool:

@@ -22,18 +22,18 @@ STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 def show(findings: Findings, folder: Path) -> None:
-    """Prints the table, and where the rest is."""
+    """Print the table of faults, and where the full report is."""
     sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
     classes = len(findings.counts.get("train", {}))
     title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
-    found = findings.of_kind()
-    if not found:
+    by_kind = findings.of_kind()
+    if not by_kind:
         console().print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
         return
     table = Table(title=Text(title))
     for column in ("found", "files", "for example"):
         table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
-    for kind, faults in found.items():
+    for kind, faults in by_kind.items():
         level, meaning = KINDS[kind]
         named = "\n".join(f"  {_in_a_line(fault)}" for fault in faults[:NAMED])
         table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(f"{meaning}\n{named}"))
@@ -46,8 +46,8 @@ def show(findings: Findings, folder: Path) -> None:
 
 
 def write(findings: Findings, folder: Path) -> None:
-    """Writes `doctor.json`, `doctor.md`, `doctor.html` and `exclude.txt` to `folder`."""
-    found = findings.of_kind()
+    """Write `doctor.json`, `doctor.md`, `doctor.html` and `exclude.txt` to `folder`."""
+    by_kind = findings.of_kind()
     excluded = findings.to_exclude()
     write_json(
         folder / "doctor.json",
@@ -61,27 +61,27 @@ def write(findings: Findings, folder: Path) -> None:
         },
     )
     lines = [f"# {findings.root}", "", f"{findings.images} images.", ""]
-    for kind, faults in found.items():
+    for kind, faults in by_kind.items():
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
         lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]
-    write_text(folder / "doctor.md", "\n".join(lines if found else [*lines, "Nothing was found.", ""]))
+    write_text(folder / "doctor.md", "\n".join(lines if by_kind else [*lines, "Nothing was found.", ""]))
     write_paths(folder / "exclude.txt", excluded)
     page = Environment(loader=PackageLoader("imago", "inspection"), autoescape=True, undefined=StrictUndefined)
     kinds = []
-    for kind, faults in found.items():
+    for kind, faults in by_kind.items():
         level, meaning = KINDS[kind]
         rows = _rows(findings.root, faults)
         kinds.append({"kind": kind, "level": level, "meaning": meaning, "count": len(faults), "faults": rows})
-    told: dict[str, Any] = {"excluded": len(excluded), "exclude_file": folder / "exclude.txt"}
-    told["class_names"] = sorted({name for classes in findings.counts.values() for name in classes})
-    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, **told)
+    context: dict[str, Any] = {"excluded": len(excluded), "exclude_file": folder / "exclude.txt"}
+    context["class_names"] = sorted({name for classes in findings.counts.values() for name in classes})
+    html = page.get_template("doctor.html.j2").render(findings=findings, kinds=kinds, **context)
     write_text(folder / "doctor.html", html)
 
 
 def _in_a_line(fault: Issue) -> str:
-    other = f" = {fault.other}" if fault.other else ""
-    line = f"{fault.path}{other}{f': {fault.detail}' if fault.detail else ''}"
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)
+    counterpart = f" = {fault.other}" if fault.other else ""
+    line = f"{fault.path}{counterpart}{f': {fault.detail}' if fault.detail else ''}"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 def _rows(root: Path, faults: list[Issue]) -> list[dict[str, object]]:
@@ -92,7 +92,7 @@ def _rows(root: Path, faults: list[Issue]) -> list[dict[str, object]]:
 
 
 def _images_of(root: Path, fault: Issue) -> list[str]:
-    """Those that can be shown."""
+    """Return the paths of images that can be shown."""
     paths = [fault.path, fault.other] if fault.kind not in UNUSABLE else []
     return [path for path in paths if path and is_image(Path(path).name) and (root / path).is_file()]
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a folder of images; nothing in it is changed."""
+"""Scan of a folder of images for everything that can be wrong; nothing in it is changed."""
 
 import hashlib
 import os
@@ -23,56 +23,56 @@ from imago.inspection.duplicates import difference_hash, exact_duplicates, mean_
 from imago.inspection.issues import Findings, ImageFacts, Issue
 
 TINY, IMBALANCED = 10, 10.0
-MOST_CUT, MUCH_CUT = SEEN, SEEN / 2  # of a picture that is seen
+MOST_CUT, MUCH_CUT = SEEN, SEEN / 2  # fractions of a picture that is seen
 
 
 def find_issues(root: Path, workers: int, excluded: Container[str] = (), box: CropPolicy | None = None) -> Findings:
-    """Looks at every file below `root`, a folder as `data.data_dir` takes it, but the images that are `excluded`.
+    """Check every file below `root`, a folder as `data.data_dir` takes it, except the images that are `excluded`.
 
-    `box` is what is seen of an image that is scored.
+    `box` is the crop of an image that is scored.
 
     Raises:
-        FileNotFoundError, ValueError: It is no such folder.
+        FileNotFoundError, ValueError: `root` is no such folder.
     """
-    found = Findings(root)
+    findings = Findings(root)
     files: list[tuple[str, str, Path]] = []
     folders, unlabelled = labelled_splits(root)
-    found.faults += [Issue("unlabelled", _below(root, folder)) for folder in unlabelled]
-    found.faults += [fault for fault in _outside_classes(root, folders) if root / fault.path not in unlabelled]
+    findings.faults += [Issue("unlabelled", _below(root, folder)) for folder in unlabelled]
+    findings.faults += [fault for fault in _outside_classes(root, folders) if root / fault.path not in unlabelled]
     names: dict[str, list[str]] = {}
     aliases: dict[str, list[str]] = {}
     for split, folder in folders.items():
         try:
-            found_names = sorted(class_folders(folder))
+            class_names = sorted(class_folders(folder))
         except PermissionError as error:
-            found.faults.append(Issue("unreadable", _below(root, folder), str(error.strerror)))
+            findings.faults.append(Issue("unreadable", _below(root, folder), str(error.strerror)))
             continue
         first_name: dict[str, str] = {}  # real path -> class
-        for name in found_names:
+        for name in class_names:
             same = first_name.setdefault(os.path.realpath(folder / name), name)
             if same != name:
-                found.faults.append(Issue("same folder", _below(root, folder / name), f"it is {same}"))
+                findings.faults.append(Issue("same folder", _below(root, folder / name), f"it is {same}"))
                 aliases.setdefault(split, []).append(name)
                 continue
             names.setdefault(split, []).append(name)
-            images = _files(root, folder / name, found)
+            images = _files(root, folder / name, findings)
             files += [(split, name, file) for file in images if _below(root, file) not in excluded]
-    with ThreadPoolExecutor(workers) as pool:  # decoders and hashes let go of the interpreter
+    with ThreadPoolExecutor(workers) as pool:  # decoders and hashes release the GIL
         seen = list(pool.map(lambda entry: _look(root, box, *entry), files))
-    found.images = len(seen)
-    found.counts = {split: dict.fromkeys(names[split], 0) for split in names}
-    for each in seen:
-        found.counts[each.split][each.label] += each.is_usable
-    found.faults += _class_faults(root, folders, found.counts, aliases)
-    found.faults += [fault for each in seen for fault in each.faults]
-    found.faults += _of_the_set(seen)
-    found.faults += exact_duplicates(seen)
-    found.faults += near_duplicates(seen)
+    findings.images = len(seen)
+    findings.counts = {split: dict.fromkeys(names[split], 0) for split in names}
+    for image in seen:
+        findings.counts[image.split][image.label] += image.is_usable
+    findings.faults += _class_faults(root, folders, findings.counts, aliases)
+    findings.faults += [fault for image in seen for fault in image.faults]
+    findings.faults += _of_the_set(seen)
+    findings.faults += exact_duplicates(seen)
+    findings.faults += near_duplicates(seen)
     try:
         read_tree(root, 0.1, 0)
     except (OSError, ValueError) as error:
-        found.faults.append(Issue("refused", ".", str(error)))
-    return found
+        findings.faults.append(Issue("refused", ".", str(error)))
+    return findings
 
 
 def _below(root: Path, path: Path) -> str:
@@ -80,10 +80,10 @@ def _below(root: Path, path: Path) -> str:
 
 
 def _outside_classes(root: Path, folders: Mapping[str, Path]) -> Iterator[Issue]:
-    """Files in no class folder, and folders in no split."""
+    """Yield issues for files in no class folder, and folders in no split."""
     has_splits = root not in folders.values()
     for folder in dict.fromkeys([root, *folders.values()]):
-        with suppress(PermissionError):  # told elsewhere
+        with suppress(PermissionError):  # reported elsewhere
             for path in sorted(folder.iterdir()):
                 if path.is_file():
                     yield _ignored(root, path)
@@ -99,20 +99,20 @@ def _ignored(root: Path, path: Path) -> Issue:
     return Issue("dot-underscore file" if path.name.startswith("._") else "ignored file", _below(root, path))
 
 
-def _files(root: Path, folder: Path, found: Findings) -> Iterator[Path]:
-    """Those that are taken for images; the others become faults."""
+def _files(root: Path, folder: Path, findings: Findings) -> Iterator[Path]:
+    """Yield the files that are taken for images; the rest become faults."""
 
     def loop(path: Path) -> None:
-        found.faults.append(Issue("link loop", _below(root, path), f"leads to {os.path.realpath(path)}"))
+        findings.faults.append(Issue("link loop", _below(root, path), f"leads to {os.path.realpath(path)}"))
 
     def unreadable(error: OSError) -> None:
-        found.faults.append(Issue("unreadable", _below(root, Path(error.filename)), str(error.strerror)))
+        findings.faults.append(Issue("unreadable", _below(root, Path(error.filename)), str(error.strerror)))
 
     for path in walk(folder, loop, unreadable):
         if is_image(path.name):
             yield path
         else:
-            found.faults.append(_ignored(root, path))
+            findings.faults.append(_ignored(root, path))
 
 
 def _class_faults(
@@ -138,13 +138,13 @@ def _class_faults(
 
 
 def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
-    """What many images have in common."""
-    train = [each for each in seen if each.split == "train"]
-    largest = max((each.largest for each in train), default=0)
+    """Yield issues that many images have in common."""
+    train = [image for image in seen if image.split == "train"]
+    largest = max((image.largest for image in train), default=0)
     if largest and range_of(largest) < 65535:
         detail = f"their largest value is {largest}, of 65535: data.range={range_of(largest)}, or auto"
-        yield Issue("part of the range", next(each.path for each in train if each.largest == largest), detail)
-    fractions = sorted(each.fraction for each in train if each.fraction is not None)
+        yield Issue("part of the range", next(image.path for image in train if image.largest == largest), detail)
+    fractions = sorted(image.fraction for image in train if image.fraction is not None)
     if fractions and (median := fractions[len(fractions) // 2]) < MOST_CUT:
         kind = "cut off" if median < MUCH_CUT else "part of the picture"
         yield Issue(kind, "train", f"the network sees {median:.0%} of a picture (median)")
@@ -153,8 +153,8 @@ def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
 def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path) -> ImageFacts:
     path = _below(root, file)
 
-    def seen(*faults: tuple[str, str], **more: Any) -> ImageFacts:
-        return ImageFacts(path, split, label, tuple(Issue(kind, path, detail) for kind, detail in faults), **more)
+    def seen(*faults: tuple[str, str], **facts: Any) -> ImageFacts:
+        return ImageFacts(path, split, label, tuple(Issue(kind, path, detail) for kind, detail in faults), **facts)
 
     try:
         if file.exists() and not file.is_file():
@@ -172,7 +172,7 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
             except ValueError as error:
                 return seen(("unsupported pixels", str(error)), digest=digest)
             first_page(image)
-            image.load()  # before its EXIF data, which would load a PNG and take its damage for theirs
+            image.load()  # before the EXIF data, which would load a PNG and mistake its damage for theirs
             largest = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
             small = np.asarray(to_rgb(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
             faults = list(_oddities(file, image))  # last: it may leave a damaged later frame behind
@@ -180,7 +180,7 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
         return seen(("decompression bomb", str(error)), digest=digest)
     except NotDecodedError as error:
         return seen(("not an image", str(error)), digest=digest)
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads them into
+    except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         return seen(("damaged", str(error) or type(error).__name__), digest=digest)
     if inside := damage(content):
         faults.append(("damaged inside", inside))
@@ -196,7 +196,7 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
 
 
 def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
-    """What is not plain about an image that can be read."""
+    """Yield what is unusual about a readable image."""
     expected = Image.registered_extensions().get(file.suffix.lower())
     if expected is not None and image.format not in (expected, "MPO" if expected == "JPEG" else expected):
         yield "wrong suffix", f"it is {image.format}"
@@ -208,7 +208,7 @@ def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             yield "several frames", f"{image.n_frames}"  # type: ignore[attr-defined]
     orientation = 1
-    with suppress(Exception):  # damaged EXIF data do not make the pixels worse
+    with suppress(Exception):  # damaged EXIF data do not affect the pixels
         orientation = image.getexif().get(0x0112, 1)
     if use := profile_use(image):
         yield "colour profile" if use == "converted" else "unusable colour profile", ""

@@ -1,4 +1,7 @@
-"""Classification models of torchvision, by name, with weights by name or from a file."""
+"""Classification models of torchvision, by name, with weights by name or from a file.
+
+Another library of networks is a file like this one, an option in configs/model/, and a row in config/targets.py.
+"""
 
 import logging
 import re

@@ -52,7 +52,8 @@ from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.classifier import check_own_code
 from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import make_model, seen_images
-from imago.evaluation.outputs import bytes_of_predictions, write_facts
+from imago.evaluation.outputs import write_facts
+from imago.evaluation.rows import bytes_of_predictions
 from imago.lightning_internals import drop_own_log_handler
 from imago.masking import masked_config
 from imago.model.module import DictModule
