@@ -75,7 +75,7 @@ def _next(option: str, path: Path) -> None:
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
     """Draw stratified splits; `val` and `test` are fractions of all images. A split without images is left out."""
-    from imago.data.draws import draw_sides
+    from imago.data.val_split import draw_sides
 
     sides = draw_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
     chosen = {index for indices in sides.values() for index in indices}

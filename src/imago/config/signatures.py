@@ -47,12 +47,22 @@ def arguments_schema(target: Callable[..., Any]) -> Schema:
         return {"type": "object", "properties": {}, "patternProperties": {"^_": {}}, "additionalProperties": True}
     hints = _hints(target)
     named = [p for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    open_ended = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    shared = _unpacked(hints.get(open_ended)) if open_ended is not None else {}
+    types_of = {p.name: hints.get(p.name, Any) for p in named} | shared
     return {
         "type": "object",
-        "properties": {p.name: _one(list(_types(hints.get(p.name, Any)))) for p in named},
+        "properties": {name: _one(list(_types(hint))) for name, hint in types_of.items()},
         "patternProperties": {"^_": {}},
-        "additionalProperties": any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
+        "additionalProperties": open_ended is not None and not shared,
     }
+
+
+def _unpacked(hint: Any) -> dict[str, Any]:
+    """The keyword arguments of `**options: Unpack[TypedDict]`; empty for any other annotation."""
+    if typing.get_origin(hint) is not typing.Unpack:
+        return {}
+    return typing.get_type_hints(typing.get_args(hint)[0], include_extras=True)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

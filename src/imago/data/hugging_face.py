@@ -3,16 +3,16 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from torch import Tensor
 
-from imago.data.crops import FILL
 from imago.data.decode import read_image
 from imago.data.images import Images, ImageSets, digest_of, file_digest
 from imago.data.module import ImageDataModule
+from imago.data.options import FileOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import SPLIT_NAMES, Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.definitions import SPLIT_NAMES, ValRatio
 from imago.errors import DownloadError, UserError
 
 
@@ -27,25 +27,9 @@ class HuggingFaceDataModule(ImageDataModule):
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         image_column: Name of the column of images.
         label_column: Name of the column of labels: a ClassLabel, or text, or whole numbers.
-        image_size: Input size of the network in pixels: the side of a square, or [height, width].
-        batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
         val_ratio: Stratified fraction of train that becomes the val split if there is none.
-        on_bad_image: `error` stops at an unreadable image; `skip` decodes every image once before the run and leaves
-            unreadable ones out.
         seed: Seed of the split, the order and the augmentations.
-        cache_dir: Folder in which `skip` stores its results.
-        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
-        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
-            adds margins of the colour `fill`.
-        fill: Red, green and blue, from 0 to 255.
-        transform: Transform of batch dictionaries for all splits, after their own batch stage.
-        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
-        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
-        persistent_workers: Keep the workers between epochs.
-        range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
-        icc: Convert colours to sRGB by the profiles in the files.
+        options: Those of ImageDataModule.
     """
 
     def __init__(
@@ -55,47 +39,13 @@ class HuggingFaceDataModule(ImageDataModule):
         eval_transform: ImageTransform,
         image_column: str = "image",
         label_column: str = "label",
-        image_size: Positive | Sequence[int] = 224,
-        batch_size: Positive = 32,
-        num_workers: ZeroOrMore | None = None,
         val_ratio: ValRatio = 0.1,
-        on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
-        cache_dir: str = ".cache",
-        cache: Literal["none", "ram", "disk", "auto"] = "auto",
-        cache_gb: ZeroOrMoreFloat | None = None,
-        fit: Literal["crop", "squash", "pad"] = "crop",
-        fill: Sequence[int] = FILL,
-        transform: Callable[[Batch], Batch] | None = None,
-        pin_memory: bool | None = None,
-        prefetch_factor: Positive | None = None,
-        persistent_workers: bool = True,
-        range: Literal["auto"] | int = "auto",
-        icc: bool = True,
+        **options: Unpack[FileOptions],
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
         sets.draw_val(val_ratio, seed)
-        super().__init__(
-            sets,
-            train_transform,
-            eval_transform,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_bad_image=on_bad_image,
-            seed=seed,
-            cache_dir=cache_dir,
-            cache=cache,
-            cache_gb=cache_gb,
-            fit=fit,
-            fill=fill,
-            transform=transform,
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
-            range=range,
-            icc=icc,
-        )
+        super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
 
 
 class ColumnImages(Images):

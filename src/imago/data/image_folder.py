@@ -1,16 +1,16 @@
 """Images in folders named after their classes, or in the splits of a file that `ml-split` wrote."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-from imago.data.crops import FILL
 from imago.data.folders import read_labelled, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
+from imago.data.options import FileOptions
 from imago.data.split_files import listed_paths, read_split_file
 from imago.data.transforms import ImageTransform
-from imago.definitions import Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.definitions import ValRatio
 from imago.errors import NO_DATA, UserError
 
 
@@ -24,29 +24,13 @@ class ImageFolderDataModule(ImageDataModule):
         split_file: File of `ml-split` with the split of every image; `data_dir` is then optional.
         exclude: File of paths below `data_dir` to leave out, one per line; `ml-doctor` writes one.
         source: Function that returns the folder of a data set that Imago downloads or makes itself.
-        image_size: Input size of the network in pixels: the side of a square, or [height, width].
-        batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
         val_ratio: Stratified fraction of train that becomes the val split if the folder has none.
-        on_bad_image: `error` stops at an unreadable file; `skip` decodes every file once before the run and leaves
-            unreadable ones out.
         seed: Seed of the split, the order and the augmentations.
-        cache_dir: Folder in which `skip` stores its results.
-        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
-        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
-            adds margins of the colour `fill`.
-        fill: Red, green and blue, from 0 to 255.
-        transform: Transform of batch dictionaries for all splits, after their own batch stage.
-        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
-        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
-        persistent_workers: Keep the workers between epochs.
-        range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
-        icc: Convert colours to sRGB by the profiles in the files.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size if that is enough for
             `image_size`; pixels differ by about a grey level.
         trained: Entry `imago` of a checkpoint that is scored: the folder may then hold any labelled images of some of
             its classes.
+        options: Those of ImageDataModule.
     """
 
     def __init__(
@@ -57,25 +41,11 @@ class ImageFolderDataModule(ImageDataModule):
         split_file: str | None = None,
         exclude: str | None = None,
         source: Callable[[], Path] | None = None,
-        image_size: Positive | Sequence[int] = 224,
-        batch_size: Positive = 32,
-        num_workers: ZeroOrMore | None = None,
         val_ratio: ValRatio = 0.1,
-        on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
-        cache_dir: str = ".cache",
-        cache: Literal["none", "ram", "disk", "auto"] = "auto",
-        cache_gb: ZeroOrMoreFloat | None = None,
-        fit: Literal["crop", "squash", "pad"] = "crop",
-        fill: Sequence[int] = FILL,
-        transform: Callable[[Batch], Batch] | None = None,
-        pin_memory: bool | None = None,
-        prefetch_factor: Positive | None = None,
-        persistent_workers: bool = True,
-        range: Literal["auto"] | int = "auto",
-        icc: bool = True,
         decode: Literal["exact", "fast"] = "exact",
         trained: Mapping[str, Any] | None = None,
+        **options: Unpack[FileOptions],
     ) -> None:
         try:
             sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
@@ -89,27 +59,7 @@ class ImageFolderDataModule(ImageDataModule):
             sets = read_labelled(Path(data_dir).expanduser(), trained["class_names"])
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
-        super().__init__(
-            sets,
-            train_transform,
-            eval_transform,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_bad_image=on_bad_image,
-            seed=seed,
-            cache_dir=cache_dir,
-            cache=cache,
-            cache_gb=cache_gb,
-            fit=fit,
-            fill=fill,
-            transform=transform,
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
-            range=range,
-            icc=icc,
-        )
+        super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
         for images in sets.splits.values():
             images.decode = decode
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from imago.data.colour import PLAIN, Decoding
 from imago.data.crops import CropPolicy, Size, crop
 from imago.data.decode import BadImageError
-from imago.data.draws import MOST_OF_TRAIN, draw_sides
+from imago.data.val_split import MOST_OF_TRAIN, draw_sides
 from imago.errors import UserError
 
 BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised

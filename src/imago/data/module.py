@@ -18,7 +18,7 @@ from imago.data.folder_images import FolderImages
 from imago.data.images import Images, ImageSets
 from imago.data.loader import Loader
 from imago.data.samplers import EvalBatchSampler, Placement, TrainBatchSampler
-from imago.data.splits import ScoredSplits
+from imago.data.scored_splits import ScoredSplits
 from imago.data.survey import MOST_NAMED, check_headers, chosen_range, leave_out_bad_images, notes_on_pixels
 from imago.data.transfer import to_network
 from imago.data.transforms import ImageTransform
@@ -67,13 +67,13 @@ class ImageDataModule(ScoredSplits):
         sets: ImageSets,
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
-        image_size: Size,
-        batch_size: int,
-        num_workers: int | None,
-        on_bad_image: str,
-        seed: int,
-        cache_dir: str,
-        cache: str = "none",
+        image_size: Size = 224,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        on_bad_image: str = "error",
+        seed: int = 42,
+        cache_dir: str = ".cache",
+        cache: str = "auto",
         cache_gb: float | None = None,
         fit: str = "crop",
         fill: Sequence[int] = FILL,

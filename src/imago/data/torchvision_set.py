@@ -3,17 +3,17 @@
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from imago.data.crops import FILL
 from imago.data.images import Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
+from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import Batch, Positive, ValRatio, ZeroOrMore, ZeroOrMoreFloat
+from imago.definitions import ValRatio
 from imago.errors import DownloadError
 
 
@@ -25,22 +25,9 @@ class TorchVisionDataModule(ImageDataModule):
         train_transform: Crop, pixel and batch stages of the training images.
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         data_dir: Folder in which the data set is, or to which it is downloaded.
-        image_size: Input size of the network in pixels: the side of a square, or [height, width].
-        batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
         val_ratio: Stratified fraction of train that becomes the val split.
-        on_bad_image: As in the other data modules; images in memory are never bad.
         seed: Seed of the split, the order and the augmentations.
-        cache_dir: As in the other data modules.
-        cache: Where decoded images are cached for later epochs: `none`, `ram`, `disk`, or `auto`.
-        cache_gb: Gigabytes for the decoded images of a split; None allows a quarter of the free space.
-        fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
-            adds margins of the colour `fill`.
-        fill: Red, green and blue, from 0 to 255.
-        transform: Transform of batch dictionaries for all splits, after their own batch stage.
-        pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
-        prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
-        persistent_workers: Keep the workers between epochs.
+        options: Those of ImageDataModule.
     """
 
     def __init__(
@@ -49,46 +36,17 @@ class TorchVisionDataModule(ImageDataModule):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
         data_dir: str = "data",
-        image_size: Positive | Sequence[int] = 28,
-        batch_size: Positive = 128,
-        num_workers: ZeroOrMore | None = 0,
         val_ratio: ValRatio = 1 / 12,
-        on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 42,
-        cache_dir: str = ".cache",
-        cache: Literal["none", "ram", "disk", "auto"] = "auto",
-        cache_gb: ZeroOrMoreFloat | None = None,
-        fit: Literal["crop", "squash", "pad"] = "crop",
-        fill: Sequence[int] = FILL,
-        transform: Callable[[Batch], Batch] | None = None,
-        pin_memory: bool | None = None,
-        prefetch_factor: Positive | None = None,
-        persistent_workers: bool = True,
+        **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
             data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
         )
         sets.draw_val(val_ratio, seed)
-        super().__init__(
-            sets,
-            train_transform,
-            eval_transform,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            on_bad_image=on_bad_image,
-            seed=seed,
-            cache_dir=cache_dir,
-            cache=cache,
-            cache_gb=cache_gb,
-            fit=fit,
-            fill=fill,
-            transform=transform,
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch_factor,
-            persistent_workers=persistent_workers,
-        )
+        usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
+        super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
 
 
 class MemoryImages(Images):
