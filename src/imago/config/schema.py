@@ -16,11 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import override_key
 from imago.config.root import CONFIG_DIR
+from imago.config.targets import families_of
 from imago.config.tree import nodes
 
 log = logging.getLogger(__name__)
-
-NETWORKS = tuple(f"imago.model.{name}" for name in ("torchvision_net", "SimpleCNN", "TinyNet", "SimpleDenseNet"))
 
 Schema = Mapping[str, Any]
 WORDS = {
@@ -94,7 +93,7 @@ def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, 
 def _is_a(target: str, part: str) -> bool:
     is_scheduler = target.startswith(("torch.optim.lr_scheduler.", "imago.model.warmup_cosine"))
     return {
-        "net": target in NETWORKS,
+        "net": any(family.is_network for family in families_of(target)),
         "optimizer": target.startswith("torch.optim.") and not is_scheduler,
         "scheduler": is_scheduler,
     }[part]

@@ -76,6 +76,7 @@ class Family:
         downloads: Arguments that download pretrained weights; removed if those of a checkpoint are loaded later.
         extra: Package that it needs, and the extra of Imago that installs it.
         channels_last: Whether its networks take images in channels-last memory format.
+        is_network: It makes networks: options of another network are dropped where `_target_` is replaced.
     """
 
     prefix: str
@@ -85,6 +86,7 @@ class Family:
     downloads: tuple[str, ...] = ()
     extra: tuple[str, str] | None = None
     channels_last: bool = False
+    is_network: bool = False
 
 
 TARGETS = (
@@ -102,7 +104,12 @@ TARGETS = (
     Family("torchvision.datasets.", keys=("data.dataset",), accepts=_is_memory_set),
     Family("torchvision.transforms.", accepts=_is_torchvision_transform),
     Family("imago.model.DictModule", keys=("model",)),
-    Family("imago.model.torchvision_net", keys=("model.net",), downloads=("weights",), channels_last=True),
+    Family(
+        "imago.model.torchvision_net", keys=("model.net",), downloads=("weights",), channels_last=True, is_network=True
+    ),
+    Family("imago.model.SimpleCNN", is_network=True),
+    Family("imago.model.SimpleDenseNet", is_network=True),
+    Family("imago.model.TinyNet", is_network=True),
     Family("imago.model.", channels_last=True),
     Family(
         "torchvision.models.",

@@ -168,6 +168,8 @@ def bad_loss(value: float, epoch: int, batch: int, step: int) -> str:
 def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:
     """Weight of each class, float32 (classes,), in the order of `class_names`; 1 by default.
 
+    training/build.py has replaced `auto` by numbers before.
+
     Raises:
         UserError: A name is not a class, or a weight is negative or not finite.
     """
