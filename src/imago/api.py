@@ -142,6 +142,9 @@ def _evaluate_checkpoint(checkpoint: str | Path, *overrides: str, split: str | S
     from imago.config.invocation import for_hydra
     from imago.eval import main
 
+    names = [split] if isinstance(split, str) else split
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"split={split!r}: give train, val or test, or a list of them.")
     splits = split if isinstance(split, str) else f"[{','.join(split)}]"
     return call(main, (f"ckpt_path={for_hydra(str(checkpoint))}", f"split={splits}", *overrides))
 

@@ -48,12 +48,25 @@ def interpolation_message(text: str) -> str | None:
     return None
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The exception that Hydra wrapped when it made an object; `error` itself if it did not."""
+    return next((wrapper.__cause__ or wrapper for wrapper in reversed(_wrappers(error))), error)
+
+
+def _wrappers(error: BaseException) -> list[BaseException]:
+    wrappers = []
+    while type(error).__name__ == "InstantiationException" and isinstance(error.__cause__, Exception):
+        wrappers.append(error)
+        error = error.__cause__
+    return wrappers
+
+
 def message_of(error: BaseException) -> str:
     """Message of the error's cause: that of a UserError alone, of other errors with their type."""
     key = None
-    while type(error).__name__ == "InstantiationException" and isinstance(error.__cause__, Exception):  # Hydra's
-        key = next((line.split(":", 1)[1].strip() for line in str(error).splitlines() if "full_key:" in line), key)
-        error = error.__cause__
+    for wrapper in _wrappers(error):
+        key = next((line.split(":", 1)[1].strip() for line in str(wrapper).splitlines() if "full_key:" in line), key)
+    error = cause_of(error)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     speaks = isinstance(error, UserError) and bool(text)
     kind = "" if speaks else f"{type(error).__name__}: "

@@ -40,9 +40,11 @@ def leave_signals_alone(trainer: Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
 
-def drop_own_log_handler() -> None:
-    """Takes away the handler that Lightning adds to its logger when it is imported; ours say each line once."""
-    logging.getLogger("lightning").handlers.clear()
+def drop_own_log_handlers() -> None:
+    """Takes away the handlers that Lightning adds to its loggers when it is imported; ours say each line once."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
 
 
 def is_accumulating(trainer: Trainer) -> bool:

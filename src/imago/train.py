@@ -31,7 +31,10 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
     from imago.evaluation.evaluate import evaluate
     from imago.training.build import build
     from imago.training.fit import train
+    from imago.training.replay import check_replayable
 
+    if cfg.replay is not None:
+        check_replayable(Path(cfg.replay))
     data, model, trainer = build(cfg, run)
     splits = list(cfg.report.splits) if cfg.test and cfg.preflight != "only" else []
     if cfg.train:

@@ -56,6 +56,7 @@ class ResumeCheckpoint(Checkpoint):
         self.on_full_disk = on_full_disk
         self._asked: int | None = None
         self._saved_at = 0.0
+        self._first_step: int | None = None
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -64,6 +65,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._saved_at = time.monotonic()
+        self._first_step = trainer.global_step
         if trainer.is_global_zero and threading.current_thread() is threading.main_thread():
             signals = [number for number in (signal.SIGINT, *STOPPING) if signal.getsignal(number) != signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._ask) for number in signals}
@@ -100,8 +102,9 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         self._restore_handlers()
+        has_trained = trainer.training and self._first_step is not None and trainer.global_step > self._first_step
         # of several processes some may be gone, and saving would wait for them
-        if isinstance(exception, Exception) and trainer.world_size == 1 and trainer.global_step and trainer.training:
+        if isinstance(exception, Exception) and trainer.world_size == 1 and has_trained:
             with suppress(Exception):  # report the original exception
                 trainer.save_checkpoint(self.dirpath / ON_EXCEPTION)
 
@@ -134,7 +137,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set in Python
         self._handlers = {}
 
     def _leave(self, trainer: Trainer, number: int) -> None:

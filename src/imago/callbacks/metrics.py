@@ -43,13 +43,15 @@ class MetricsCallback(Callback):
         self._stages: dict[str, MetricsComposition] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._make_stages(len(pl_module.class_names))
+        for metrics in self._stages.values():
+            metrics.to(trainer.strategy.root_device)  # the module is moved only after this hook
+
+    def _make_stages(self, num_classes: int) -> None:
         if not self._stages:
-            num_classes = len(pl_module.class_names)
             metrics = self.metrics(num_classes=num_classes) if self.metrics is not None else _none(num_classes)
             clones = {stage: metrics.clone(prefix=f"{stage}/") for stage in STAGES}  # never shared
             self._stages = cast(dict[str, MetricsComposition], clones)
-        for metrics in self._stages.values():
-            metrics.to(trainer.strategy.root_device)  # the module is moved only after this hook
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.check_tracked(pl_module)
@@ -110,6 +112,7 @@ class MetricsCallback(Callback):
 
     def check_tracked(self, model: Any) -> None:
         """Raise UserError if the tracked metric is not logged."""
+        self._make_stages(len(model.class_names))
         names = [*self.names(), *model.loss_names]
         if self.tracked_metric_name not in names:
             raise UserError(

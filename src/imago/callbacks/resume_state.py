@@ -5,7 +5,7 @@ Random numbers need no state (randomness.py), and the loader finds its position 
 """
 
 import logging
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -50,7 +50,7 @@ def capture_state(trainer: Trainer, model: DictModule) -> Progress:
         "logged": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
         "validated_epoch": model.validated_epoch,
         "skipped_batches": model.skipped_batches,
-        "settings": _settings(trainer),
+        "settings": _settings(trainer, data_of(trainer)),
         "stopping": _stopping(trainer),
         "optimizer_settings": model.optimizer_settings,
         "made_by": made_by(model),
@@ -58,21 +58,30 @@ def capture_state(trainer: Trainer, model: DictModule) -> Progress:
     }
 
 
-def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:
-    """Restore what `capture_state` captured, and correct Lightning's counters in `checkpoint` before they are loaded.
-
-    Returns whether the data have changed, so that the best value is reset too.
+def check_resumable(trainer: Trainer, model: DictModule, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:
+    """Check the settings before anything is written: a run that is refused keeps its folder as it was.
 
     Raises:
-        UserError: The checkpoint is from the middle of an epoch that would continue differently.
+        UserError: The optimizer or the schedule is another one, the checkpoint is from the middle of an epoch that
+            would continue differently or has more epochs than are asked for, or the tracked metric is not logged.
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_parts(progress, model)
-    _check_settings(progress, trainer)
+    _check_settings(progress, _settings(trainer, data))
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
         raise UserError(
             f"trainer.max_epochs={trainer.max_epochs}: the checkpoint has {progress['epoch']} epochs already."
         )
+    for metrics in callbacks_of(trainer, MetricsCallback):
+        metrics.check_tracked(model)
+
+
+def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:
+    """Restore what `capture_state` captured, and correct Lightning's counters in `checkpoint` before they are loaded.
+
+    Returns whether the data have changed, so that the best value is reset too.
+    """
+    progress: Progress = checkpoint["imago"]["progress"]
     rewind_to_epoch_start(checkpoint["loops"]["fit_loop"], progress["validating"])
     _keep_typed_patience(trainer, checkpoint)
     model.validated_epoch = progress["validated_epoch"]
@@ -82,7 +91,7 @@ def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any
         model.running_losses["train"].load_state_dict(sums["losses"])
         for callback, states in zip(callbacks_of(trainer, MetricsCallback), sums["metrics"], strict=False):
             callback.load_epoch(states)
-    data_changed = progress["settings"].get(DATA) != _settings(trainer)[DATA]
+    data_changed = progress["settings"].get(DATA) != data_of(trainer).facts["fingerprint"]
     if data_changed:
         for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
             for tracking in callbacks_of(trainer, kind):
@@ -133,9 +142,8 @@ def _stopping(trainer: Trainer) -> list[dict[str, Any]]:
     return [{name: getattr(callback, name) for name in STOPPING} for callback in callbacks]
 
 
-def _settings(trainer: Trainer) -> dict[str, Any]:
+def _settings(trainer: Trainer, data: ImageDataModule) -> dict[str, Any]:
     """Settings that determine the batches of an epoch, by the names that users type."""
-    data = cast(ImageDataModule, data_of(trainer))
     return {
         "data.batch_size": data.batch_size,
         "seed": data.seed,
@@ -175,8 +183,8 @@ def made_by(model: DictModule) -> dict[str, str | None]:
     return names
 
 
-def _check_settings(progress: Progress, trainer: Trainer) -> None:
-    before, now = progress["settings"], _settings(trainer)
+def _check_settings(progress: Progress, now: dict[str, Any]) -> None:
+    before = progress["settings"]
     changed = [f"{name}: {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
     if not changed:
         return

@@ -58,8 +58,9 @@ class RunStatus(Callback):
             with log_write_errors("The record in the run folder"):
                 self._write(trainer)
 
-    def publish_strategy(self) -> None:
+    def publish_strategy(self, report: dict[str, Any]) -> None:
         """Rewrite the strategy's section of the summary and the report, between the ends of two epochs."""
+        self.run.sections["Strategy"] = report
         with log_write_errors("The record in the run folder"):
             self.run.update()
             refresh_report(self.run.path)

@@ -35,6 +35,10 @@ OTHERS = {  # suffix of a foreign file -> what it is
 }
 
 
+class OtherVersionError(UserError):
+    """The checkpoint is intact, but of a version of Imago whose checkpoints this one does not read."""
+
+
 def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
     """Path of the checkpoint `name`: a file, the best of a run folder, or the best of the `latest` run.
 
@@ -86,7 +90,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Che
         raise UserError(f"{key}={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise UserError(f"{key}={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
-    _check_entry(checkpoint, path)
+    _check_entry(checkpoint, f"{key}={path}")
     weights = checkpoint["state_dict"]
     if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # the versions of layers
         checkpoint["state_dict"] = dict(weights)
@@ -97,12 +101,15 @@ def last_readable(folder: Path) -> Path | None:
     """Checkpoint to resume from: `last.ckpt`, the previous one if that is damaged, or the best; None without any.
 
     Raises:
-        ValueError: There are some, and all are damaged.
+        OtherVersionError: Another version of Imago wrote them.
+        UserError: There are some, and all are damaged.
     """
     paths = [folder / name for name in RESUMABLE if (folder / name).is_file()]
     for path in paths:
         try:
             read_checkpoint(path, mmap=True)
+        except OtherVersionError:
+            raise
         except (OSError, ValueError) as error:
             log.warning("%s cannot be used: %s", path, error)
             continue
@@ -114,40 +121,40 @@ def last_readable(folder: Path) -> Path | None:
     return None
 
 
-def _check_entry(checkpoint: Checkpoint, path: Path) -> None:
+def _check_entry(checkpoint: Checkpoint, where: str) -> None:
     """Raise ValueError unless the entry `imago` has the expected types. It may come from a stranger."""
     entry, weights = checkpoint["imago"], checkpoint["state_dict"]
     schema = entry.get("schema") if isinstance(entry, dict) else None
     if type(schema) is not int:
-        raise UserError(f"ckpt_path={path} does not carry its run: an earlier Imago wrote it. Train again.")
+        raise OtherVersionError(f"{where} does not carry its run: an earlier Imago wrote it. Train again.")
     if schema < SCHEMA:
-        raise UserError(f"ckpt_path={path}: Imago 0.1 wrote it. Train again, or install Imago 0.1.")
+        raise OtherVersionError(f"{where}: Imago 0.1 wrote it. Train again, or install Imago 0.1.")
     if schema > SCHEMA:
         versions = entry.get("versions")
         written_by = versions.get("imago") if isinstance(versions, dict) else "of a newer version"
-        raise UserError(
-            f"ckpt_path={path} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
+        raise OtherVersionError(
+            f"{where} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
             "install a newer version."
         )
     names = entry.get("class_names")
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not is_list or len(set(names)) != len(names) or len(names) < 2:
-        raise UserError(f"ckpt_path={path} is damaged: its class names are not a list of different names.")
+        raise UserError(f"{where} is damaged: its class names are not a list of different names.")
     if odd := next((name for name in names if CONTROL.search(name) or not name.strip()), None):
-        raise UserError(f"ckpt_path={path}: the class name {odd!r} has control characters. It was not used.")
+        raise UserError(f"{where}: the class name {odd!r} has control characters. It was not used.")
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise UserError(f"ckpt_path={path} is damaged: its state_dict is none.")
+        raise UserError(f"{where} is damaged: its state_dict is none.")
     versions = entry.get("versions")
     are_texts = isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values())
     if not are_texts or not isinstance(entry.get("timestamp"), str):
-        raise UserError(f"ckpt_path={path} is damaged: its versions or its time stamp are no texts.")
+        raise UserError(f"{where} is damaged: its versions or its time stamp are no texts.")
     if missing := [name for name in REQUIRED if name not in entry]:
-        raise UserError(f"ckpt_path={path} is damaged: it lacks {', '.join(missing)}.")
+        raise UserError(f"{where} is damaged: it lacks {', '.join(missing)}.")
     if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
-        raise UserError(f"ckpt_path={path} is damaged: what it says of its data is none of that.")
+        raise UserError(f"{where} is damaged: what it says of its data is none of that.")
     seen = entry.get("train_images")
     if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
-        raise UserError(f"ckpt_path={path} is damaged: its train images are no list of numbers.")
+        raise UserError(f"{where} is damaged: its train images are no list of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:

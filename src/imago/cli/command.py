@@ -29,7 +29,7 @@ from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_cha
 from imago.definitions import STOPPING, TERMINATED
 from imago.errors import UserError, message_of
 from imago.files import write_json
-from imago.masking import learn_secrets, masked_override
+from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import RunFolder, RunFolderError
 from imago.run.logs import logging_to
 from imago.terminal import plain, say
@@ -186,7 +186,7 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
 
 def _write_config(run: RunFolder, cfg: DictConfig) -> None:
     save_config(cfg, run.path, run.invocation)
-    write_json(run.path / "reports" / "changes.json", config_changes(cfg, run.invocation.config_name))
+    write_json(run.path / "reports" / "changes.json", config_changes(cfg, run.invocation))
     run.sections["Run"] = {
         "name": cfg.name,
         "folder": run.path,
@@ -212,7 +212,7 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
     log.debug("The run failed", exc_info=error)
     message = f"The program was left: {error.code}" if isinstance(error, SystemExit) else message_of(error)
     _record(run, "failed", message)
-    raise TaskError(plain(message)) from error
+    raise TaskError(masked(plain(message))) from error
 
 
 def _record(run: RunFolder, status: str, error: str) -> None:
@@ -221,7 +221,8 @@ def _record(run: RunFolder, status: str, error: str) -> None:
     log.error("%s", error)
     try:
         run.update(status=status, error=error)
-        _report(run)
+        if run.is_accepted:
+            _report(run)
     except OSError as unwritable:  # a full disk, say, must not hide what went wrong
         log.error("status.json could not be written: %s", unwritable)
 
@@ -272,7 +273,7 @@ def _stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set in Python
 
 
 def _terminate(*_: Any) -> NoReturn:

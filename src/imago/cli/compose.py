@@ -35,10 +35,10 @@ def _is_path_override(word: str) -> bool:
     return override.get_key_element().lstrip("+~").startswith("paths") and not override.is_sweep_override()
 
 
-def config_changes(cfg: DictConfig, config_name: str) -> list[dict[str, Any]]:
+def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, Any]]:
     """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
     try:
-        plain = composed_again(config_name, [])
+        plain = composed_again(invocation.config_name, invocation.search_path)
     except HydraException:  # a config of one's own that needs an override
         return []
     before, after = (
@@ -59,7 +59,7 @@ def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     if is_chosen or asked or "data_dir" not in cfg.data:
         return cfg
     say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
-    digits = composed_again(invocation.config_name, ["data=digits", *invocation.overrides])
+    digits = composed_again(invocation.config_name, ["data=digits", *invocation.search_path, *invocation.overrides])
     OmegaConf.set_struct(cfg, False)
     cfg.data = digits.data
     OmegaConf.set_struct(cfg, True)

@@ -29,8 +29,9 @@ from imago.config.invocation import Invocation
 from imago.config.resolvers import register
 from imago.config.root import CONFIG_DIR, KeptRoot
 from imago.definitions import INTERRUPTED, STOPPING
-from imago.errors import UserError, user_error_in
-from imago.terminal import fail
+from imago.errors import UserError, cause_of, user_error_in
+from imago.masking import masked
+from imago.terminal import fail, plain
 
 FLAGS_WITH_VALUE = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c"),
@@ -91,19 +92,18 @@ class Command:
             TaskError: The task failed in another way. Its words, too, are those that the command line shows.
             KeyboardInterrupt: Ctrl-C.
         """
-        if any(word in ("-m", "--multirun") for word in words):
-            raise UserError("A sweep is several runs: call the function for each, or type the command with -m.")
         with isolated(), isolated_torch(), errors_raised():
             return self._compose(words, lambda cfg, made: (self._execute(cfg, made), Path(made.output_dir)))
 
     def load_config(self, *words: str) -> DictConfig:
         """The composed config, interpolations and all; nothing is run and no folder is made."""
         with isolated(), errors_raised():
-            return self._compose(["hydra.run.dir=.", *words], _resolved)
+            return self._compose(words, _resolved, "hydra.run.dir=.")
 
-    def _compose(self, words: "tuple[str, ...] | list[str]", then: Callable[[DictConfig, Invocation], Any]) -> Any:
+    def _compose(self, words: tuple[str, ...], then: Callable[[DictConfig, Invocation], Any], *last: str) -> Any:
         results: list[Any] = []
         errors: list[BaseException] = []
+        _check_words(words)
         try:
             arguments, config_name = self._prepare(list(words))
 
@@ -114,16 +114,23 @@ class Command:
                 except BaseException as error:
                     errors.append(error)
 
-            run_job(config_name, arguments.words, job)
+            run_job(config_name, [*arguments.words, *last], job)
+            for error in errors:
+                raise error
+        except TaskError as error:
+            cause = cause_of(error.__cause__ or error)
+            if isinstance(cause, UserError):
+                raise _readable(cause) from None
+            if isinstance(cause, OmegaConfBaseException):
+                raise UserError(str(error)) from cause
+            raise
+        except UserError as error:
+            _readable(error)
+            raise
         except yaml.YAMLError as error:
             raise UserError(yaml_message(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(describe_error(error, self.name, list(words))) from error
-        for raised in errors:
-            ours = raised.__cause__ if isinstance(raised, TaskError) else None
-            raise ours if isinstance(ours, UserError) else raised
+            raise _readable(UserError(describe_error(error, self.name, list(words)))) from error
         return results[0]
 
     def _prepare(self, words: list[str]) -> tuple[Arguments, str]:
@@ -165,6 +172,24 @@ class Command:
         register()
         if self.root is not None:
             ConfigStore.instance().store(name=f"{self.name}_schema", node=self.root())
+
+
+def _check_words(words: tuple[str, ...]) -> None:
+    """Raises UserError for what the command line takes and a function does not."""
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"{word!r} is no override: give strings, such as 'trainer.max_epochs=3'.")
+        if word in ("-m", "--multirun") or word.startswith("hydra.mode="):
+            raise UserError("A sweep is several runs: call the function for each, or type the command with -m.")
+        if word.startswith("-"):
+            folder = ". A folder of configs: 'hydra.searchpath=[file://FOLDER]'" if "config-dir" in word else ""
+            raise UserError(f"{word} is for the command line; a function takes overrides{folder}.")
+
+
+def _readable(error: UserError) -> UserError:
+    """The error with the message that the command line would print: without secrets and control characters."""
+    error.args = (masked(plain(str(error))),)
+    return error
 
 
 def _resolved(cfg: DictConfig, _: Invocation) -> DictConfig:

@@ -78,6 +78,11 @@ class Invocation:
         return asdict(self)
 
     @property
+    def search_path(self) -> tuple[str, ...]:
+        """Typed overrides of the folders in which configs are searched."""
+        return tuple(word for word in self.hydra_overrides if "searchpath" in override_key(word))
+
+    @property
     def keys(self) -> set[str]:
         """Settings and groups that were typed."""
         return {override_key(word) for word in self.overrides}

@@ -6,7 +6,8 @@ look for dozens of optional packages by name: any file named like one of them wo
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -21,6 +22,7 @@ class OwnCode(MetaPathFinder):
 
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
+        self._found: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -32,6 +34,7 @@ class OwnCode(MetaPathFinder):
         spec = PathFinder.find_spec(fullname, [str(folder)]) if folder is not None else None
         if spec is not None and folder is not None:
             self.folders[fullname] = folder
+            self._found.add(fullname)
         return spec
 
     def _folder_of_importer(self) -> Path | None:
@@ -44,6 +47,19 @@ class OwnCode(MetaPathFinder):
         folder = self.folders.get(str(frame.f_globals.get("__name__", "")).partition(".")[0])
         is_there = folder is not None and Path(str(frame.f_globals.get("__file__", ""))).is_relative_to(folder)
         return folder if is_there else None
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Inside, modules may be allowed and imported. Afterwards these are forgotten: another run may mean others by
+        their names, or the same ones after they were edited."""
+        folders, found = dict(self.folders), set(self._found)
+        try:
+            yield
+        finally:
+            for name in list(sys.modules):
+                if name.partition(".")[0] in self._found - found:
+                    del sys.modules[name]
+            self.folders, self._found = folders, found
 
     def loaded(self, targets: Iterable[str]) -> dict[str, str]:
         """Module -> folder, as text, of the imported modules that `targets` such as `my_net.Net` name."""

@@ -109,6 +109,11 @@ class RunFolder:
         else:
             self._pending.append(write)
 
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the run may change its folder."""
+        return self._pending is None
+
     def accept(self) -> None:
         """Let the folder change: the checkpoint of a resumed run has been restored, or there is none."""
         pending, self._pending = self._pending or [], None

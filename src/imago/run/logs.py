@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from imago.masking import masked
 from imago.terminal import console, plain
 
 MEGABYTES = 10
+WARNINGS = "py.warnings"
+"""Logger of what `warnings.warn` reports, as in `logging.captureWarnings`."""
 QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
 
 
@@ -56,25 +59,18 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     root.setLevel(logging.DEBUG)
-    logging.captureWarnings(True)
-    show_as = warnings.formatwarning
-    warnings.formatwarning = _one_line
     root.handlers = [file, console]  # Hydra's own would log everything twice
-    levels = {name: logging.getLogger(name).level for name in QUIET}
-    for name in QUIET:
+    for name in QUIET:  # for good: torch, for one, has something to say when the process ends
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
             for message in EXPECTED:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        for name, quiet_level in levels.items():
-            logging.getLogger(name).setLevel(quiet_level)
         root.handlers = handlers
         root.setLevel(level)
-        logging.captureWarnings(False)
-        warnings.formatwarning = show_as
         with suppress(OSError):  # what could not be written before cannot be flushed now
             file.close()
 
@@ -82,18 +78,23 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a record goes to the console. Lightning's remarks on its settings, and warnings of libraries about
     libraries, go to the file only."""
-    if record.name == "py.warnings":
+    if record.name == WARNINGS:
         message = record.getMessage()
         return "is deprecated" not in message and "not supported by the model summary" not in message
     chatty = record.name.startswith("lightning") and not record.name.endswith("model_summary")
     return record.levelno >= logging.WARNING or not chatty
 
 
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    del line
-    return f"{message} ({category.__name__}, {filename}:{lineno})"
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    del file, line
+    logging.getLogger(WARNINGS).warning("%s (%s, %s:%d)", message, category.__name__, filename, lineno)
 
 
 def _console() -> logging.Handler:

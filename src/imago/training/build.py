@@ -54,7 +54,7 @@ from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import make_model, seen_images
 from imago.evaluation.outputs import write_facts
 from imago.evaluation.rows import bytes_of_predictions
-from imago.lightning_internals import drop_own_log_handler
+from imago.lightning_internals import drop_own_log_handlers
 from imago.masking import masked_config
 from imago.model.module import DictModule
 from imago.model.strategy import Strategy
@@ -99,11 +99,12 @@ def build(
 
 
 def _seed(cfg: DictConfig) -> None:
-    drop_own_log_handler()
+    drop_own_log_handlers()
     seed_everything(cfg.seed, verbose=False)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    # on a CPU, it could mean even less than the 10 bits of TF32
-    torch.set_float32_matmul_precision(cfg.matmul_precision if on_gpu else "highest")
+    precision = cfg.matmul_precision if on_gpu else "highest"  # on a CPU, it could mean less than the 10 bits of TF32
+    if torch.get_float32_matmul_precision() != precision:
+        torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = cfg.matmul_precision != "highest"  # for convolutions
 
 
@@ -159,7 +160,7 @@ def _own_callbacks(
     epochs, timing = EpochLog(run, cfg.monitor, cfg.mode), Timing(run)
     status = RunStatus(run, epochs, timing)
     # no bound method: callbacks that average weights copy the model, and would copy the run with it
-    model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy())
+    model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy(strategy.report()))
     return [CarriedState(run, epochs, carried), timing, epochs, status]
 
 
@@ -170,15 +171,15 @@ def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:
 
 def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Start | None) -> None:
     """Make the loggers forget what is logged again, and log the settings."""
-    if run.rank == 0:
-        for logger in trainer.loggers:
-            if start is not None and isinstance(logger, CSVLogger):
-                run.write_when_accepted(partial(logger.forget_from, start.step, start.repeats_validation))
-        remember_records(trainer.loggers, run)
+    if run.rank != 0:
+        return
+    settings = masked_config(OmegaConf.to_container(cfg, resolve=True))
     for logger in trainer.loggers:
-        known = isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})
-        if not known:  # MLflow refuses parameters that have changed
-            logger.log_hyperparams(masked_config(OmegaConf.to_container(cfg, resolve=True)))
+        if start is not None and isinstance(logger, CSVLogger):
+            run.write_when_accepted(partial(logger.forget_from, start.step, start.repeats_validation))
+        if not (isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})):  # it has them already
+            run.write_when_accepted(partial(logger.log_hyperparams, settings))
+    run.write_when_accepted(partial(remember_records, trainer.loggers, run))
 
 
 def _describe_data(cfg: DictConfig, run: RunFolder, data: ImageDataModule, start: Start | None) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
@@ -44,6 +45,7 @@ def train(
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path)
         check_fits(checkpoint, model, data, ckpt_path)
+        check_resumable(trainer, model, data, checkpoint)
         data.leave_out_trained(checkpoint["imago"])
         epochs_before = checkpoint["epoch"] + 1
     at_least_one_batch(trainer, "train", data.train_dataloader())

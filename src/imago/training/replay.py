@@ -10,6 +10,13 @@ from imago.files import UnreadableError, read_json, write_json
 from imago.report.content import LARGEST
 
 
+def check_replayable(before: Path) -> None:
+    """Raise UserError if the checkpoint that the replay is compared with cannot be read."""
+    file = before / "checkpoints" / LAST
+    if file.is_file():
+        read_checkpoint(file, mmap=True, key="replay")
+
+
 def compare(before: Path, now: Path) -> dict[str, Any]:
     """Compare two run folders, and write `reports/replay.json` to the second.
 
