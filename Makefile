@@ -18,7 +18,7 @@ train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS=
 	$(BIN)/python src/train.py experiment=digits $(ARGS)
 
 test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" chooses
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 test-quick: $(WITH_TOOLS)  ## Run one behaviour per room, in under three minutes
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m quick $(ARGS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import SMALL, draw_classes
+from helpers import SMALL, draw_classes
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 

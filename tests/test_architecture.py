@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -10,13 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
+from helpers import REPO
+from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
 from imago import lightning_internals as internals
+from imago.cli import hydra_internals
+from imago.config.invocation import Invocation
+from imago.config.resolvers import register
 
 PACKAGE = REPO / "src" / "imago"
 COMMANDS = ("train", "eval", "inference", "export", "visualise", "doctor", "split", "status", "api")
@@ -36,12 +42,12 @@ FLOORS = (  # each room may import from those before it
 )
 KNOW_HYDRA = {
     *("config/resolvers.py", "config/invocation.py", "config/signatures.py"),
-    *(f"cli/{name}.py" for name in ("entry", "compose", "start_from", "hydra_errors", "processes", "isolation")),
+    *(f"cli/{name}.py" for name in ("entry", "compose", "start_from", "hydra_errors", "hydra_internals")),
     *("evaluation/from_config.py", "training/build.py", "training/trainer.py", "visualise.py", "doctor.py"),
 }
 PRIVATE = {  # whose inside is reached into elsewhere, and why it is said there
     *("rich._console", "sys._getframe", "os._exit", "torch._utils", "func._schema", "input._version"),
-    *("inputs._version", "module._compiled_call_impl", "each._compiled_call_impl", "metric._update_count"),
+    *("inputs._version", "module._compiled_call_impl", "layer._compiled_call_impl", "metric._update_count"),
     *("scheduler._get_closed_form_lr", "distributed_c10d._abort_process_group", "state._metadata"),
     *("batchnorm._BatchNorm", "dropout._DropoutNd", "torchvision.models._api", "torch.utils._python_dispatch"),
     *("torch._C", "dataset._fingerprint"),
@@ -95,6 +101,7 @@ def test_each_room_has_a_face(room):
             assert thing.__module__.startswith(f"imago.{room}.")
 
 
+@pytest.mark.quick
 def test_rooms_import_from_the_floors_below():
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     for module, targets in ARROWS.items():
@@ -178,6 +185,32 @@ def test_importing_changes_nothing_in_the_process():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
+
+
+def test_hydra_is_as_we_know_it(tmp_path):
+    changed = "Hydra has changed: read cli/hydra_internals.py again"
+    made: list[object] = []
+
+    def job(_: DictConfig) -> None:
+        invocation = Invocation.from_hydra()
+        with hydra_internals.singletons_kept():  # as in the first line of another process
+            hydra_internals.restore_hydra(invocation.hydra)
+            made.append(OmegaConf.select(OmegaConf.create({"to": "${hydra:runtime.output_dir}"}), "to"))
+        made.extend([invocation, hydra_internals.composed_again("train", ["data=digits", "seed=5"])])
+
+    register()
+    words = ["seed=3", f"hydra.run.dir={tmp_path}"]
+    with hydra_internals.singletons_kept(), hydra_internals.config_store_not_copied():
+        hydra_internals.run_job("train", words, job)
+    where, invocation, again = made
+    assert where == invocation.output_dir == str(tmp_path), changed
+    assert (invocation.config_name, invocation.overrides, invocation.choices["model"]) == (
+        *("train", ("seed=3",)),
+        "resnet18",
+    ), changed
+    assert Invocation.from_plain(json.loads(json.dumps(invocation.to_plain()))) == invocation, changed
+    assert again.seed == 5, changed
+    assert "__deepcopy__" not in vars(ConfigStore), changed
 
 
 class Probe(internals.LightModule):

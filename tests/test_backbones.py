@@ -32,6 +32,7 @@ def cached(weights: dict[str, torch.Tensor]) -> Path:
     return path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("net", [SimpleCNN(4), TinyNet(4), torchvision_net(4, "mobilenet_v3_small", None)])
 def test_the_head_has_an_output_per_class(net):
     assert net.eval()(torch.zeros(2, 3, 48, 48)).shape == (2, 4)

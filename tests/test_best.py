@@ -83,6 +83,7 @@ def test_a_checkpoint_that_is_not_the_best_is_said_above_the_table(train):
     assert run.output.index(warning) < run.output.index("Scores of")
 
 
+@pytest.mark.quick
 def test_an_epoch_without_validation_is_no_candidate(train, command):
     words = [*NOISY, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"]
     run = train(*words, "callbacks.model_checkpoint.save_top_k=2")

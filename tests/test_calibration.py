@@ -29,6 +29,7 @@ def fitted(logs: np.ndarray, labels: np.ndarray, target: float = 0.9, coverage: 
     return fit(logs, labels, target, coverage, "data", "now")
 
 
+@pytest.mark.quick
 def test_the_calibration_error_of_a_hand_made_case():
     logs = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]))
     bins = reliability(logs, np.array([0, 0, 0, 1]), bins=10)

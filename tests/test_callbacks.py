@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning.pytorch.callbacks as shipped
 import pytest
-from conftest import REPO
+from helpers import REPO
 from lightning.pytorch import Trainer
 
 from imago.config.combinations import BASES, CALLBACKS
@@ -26,7 +26,7 @@ TOGETHER = {  # name -> arguments, in one run
     "ModelSummary": "max_depth: 2",
     "RichModelSummary": "",
     "RichProgressBar": "",
-    "ThroughputMonitor": "batch_size_fn: {_target_: conftest.size_of, _partial_: true}",
+    "ThroughputMonitor": "batch_size_fn: {_target_: helpers.size_of, _partial_: true}",
     "Timer": "duration: '00:01:00:00'",
     "BasePredictionWriter": "",
     "WeightAveraging": "",
@@ -100,6 +100,7 @@ def typed(name: str, arguments: str) -> str:
     return f"+callbacks.my_{name.lower()}={{_target_: {L}.{name}{', ' if arguments else ''}{arguments}}}"
 
 
+@pytest.mark.quick
 def test_the_page_has_every_callback_and_every_argument():
     assert {*WORKS, *CALLBACKS, *BASES} - {"AsyncCheckpointIO"} == set(shipped.__all__)
     assert set(FLAGS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
@@ -254,6 +255,7 @@ def test_an_average_that_never_starts_is_refused(train):
     assert run.exit_code == 1
 
 
+@pytest.mark.quick
 def test_the_end_of_the_time_is_said(train):
     run = train("trainer.max_time='00:00:00:00'", "trainer.max_epochs=50")
     assert run.exit_code == 0, run.output
@@ -263,8 +265,8 @@ def test_the_end_of_the_time_is_said(train):
 
 
 def test_another_optimizer_cannot_go_on(train):
-    run = train("trainer.max_epochs=1")
-    words = [f"ckpt_path={run.dir}/checkpoints/last.ckpt", "trainer.max_epochs=2"]
+    run = train("trainer.max_epochs=1", "test=false")
+    words = [f"ckpt_path={run.dir}/checkpoints/last.ckpt", "trainer.max_epochs=2", "test=false"]
     other = train(*words, "model/optimizer=sgd")
     assert other.exit_code == 1
     assert (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, SMALL
+from helpers import REPO, SMALL, type_in_subprocess
 from PIL import Image
 
 from imago.run.folder import RunFolder, RunFolderError
@@ -53,6 +53,7 @@ def test_a_clone_runs_from_any_folder(tmp_path, colours):
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.quick
 def test_without_data_three_lines_say_what_to_type(command):
     run = command("train", "data=image_folder")
     assert run.exit_code == 1
@@ -99,6 +100,7 @@ def test_mistakes_end_in_one_message_and_a_status(train, override, message):
     assert run.last_line.endswith(run.json("status.json")["error"].splitlines()[-1])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("override", ["data.batchsize=3", "trainr=cpu", "model=resnet19"])
 def test_unknown_keys_and_options_fail_before_anything_is_made(train, override):
     run = train(override)
@@ -117,7 +119,7 @@ def test_a_stray_key_of_an_experiment_is_named(train, tmp_path):
 
 
 def test_a_bad_image_is_named_and_the_last_checkpoint_stays(train, own_colours):
-    before = train(f"data.data_dir={own_colours}")
+    before = train(f"data.data_dir={own_colours}", "test=false")
     kept = before.weights()
     Image.new("RGB", (64, 64)).save(own_colours / "val" / "red" / "cut.jpg")
     whole = (own_colours / "val" / "red" / "cut.jpg").read_bytes()
@@ -179,15 +181,17 @@ def test_a_folder_that_a_living_process_uses_is_refused_even_to_one_that_goes_on
     assert not is_taken(tmp_path)
 
 
+@pytest.mark.quick
 def test_a_finished_run_is_not_overwritten(train):
-    first = train()
+    first = train("test=false")
     before = {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()}
-    again = train(folder=first.dir)
+    again = train("test=false", folder=first.dir)
     assert again.exit_code == 1
     assert "holds a finished run" in again.output
     assert {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.quick
 def test_a_dead_run_is_used_again_only_without_a_checkpoint(tmp_path):
     run = RunFolder.claim(tmp_path)
     run.start()
@@ -253,10 +257,9 @@ def test_a_null_group_gets_the_right_words(train):
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, colours):
     """A limit on the size of files stands in for a full disk: the writer sees the same kind of error."""
-    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-    code = limit + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    words = ["src/train.py", f"data.data_dir={colours}", *SMALL, "model=simple_cnn", f"hydra.run.dir={tmp_path}/run"]
-    done = python("-W", "ignore", "-c", code, *words)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))"
+    words = [f"data.data_dir={colours}", *SMALL, "model=simple_cnn", f"hydra.run.dir={tmp_path}/run"]
+    done = type_in_subprocess(*words, code=limit)
     assert done.returncode == 1
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import REPO, SMALL, draw_classes
+from helpers import REPO, SMALL, draw_classes
 from PIL import Image
 
 from imago import split
@@ -149,6 +149,7 @@ def test_copies_are_a_tree_to_train_on(tmp_path, monkeypatch, capsys, command):
     assert run.json("reports/metrics_test.json")["n"] == len(list((tmp_path / "copies" / "test").rglob("*.png")))
 
 
+@pytest.mark.quick
 def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
     shown = split_command(monkeypatch, capsys, photos, "--output", tmp_path / "x.csv", "--dry-run")

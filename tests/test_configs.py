@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import write_mnist
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from test_torchvision_set import write_mnist
 
 from imago.cli.start_from import register_checkpoint_options
 from imago.config.resolvers import best_mode, slug, unused_folder, without_stage
 from imago.config.root import CONFIG_DIR, Root
+from imago.config.signatures import arguments_schema
 from imago.run.folder import RunFolder
 from imago.training.trainer import build_trainer
 
@@ -46,10 +47,10 @@ def test_every_key_is_an_argument_of_its_target(group, option):
         target = get_object(node._target_)
         if inspect.isbuiltin(target):  # torch.argmax: has no signature to look at
             continue
-        accepted = inspect.signature(target).parameters
+        accepted = arguments_schema(target)
         keys = {str(key) for key in node if not str(key).startswith("_")}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-            assert keys <= set(accepted), f"{node._target_} has no {keys - set(accepted)}"
+        if not accepted["additionalProperties"]:
+            assert keys <= set(accepted["properties"]), f"{node._target_} has no {keys - set(accepted['properties'])}"
         checked += 1
     assert checked > 5
 
@@ -74,7 +75,12 @@ def test_our_defaults_are_those_of_the_classes():
     data, model = composed().data, composed().model
     of_data = {"cache_dir", "seed", "data_dir", "trained"}  # the last is for commands that score a checkpoint
     for node, silent in ((data, of_data), (model, {"monitor"})):
-        for name, parameter in inspect.signature(get_object(node._target_)).parameters.items():
+        target = get_object(node._target_)
+        parameters = [
+            inspect.signature(kind).parameters for kind in target.__mro__ if kind.__module__.startswith("imago.")
+        ]
+        named = {name: parameter for kind in reversed(parameters) for name, parameter in kind.items()}
+        for name, parameter in named.items():
             if parameter.default is not parameter.empty and name not in silent and name != "scheduler":
                 assert node[name] == parameter.default, name
 
@@ -130,11 +136,13 @@ def test_the_trainers_of_other_machines_name_their_device(option):
     assert cfg.strategy == {"ddp": "ddp"}.get(option, "auto")
 
 
+@pytest.mark.quick
 def test_every_root_key_is_in_the_schema_and_the_config():
     keys = set(composed()) - {"hydra"}
     assert keys == set(Root.__dataclass_fields__)
 
 
+@pytest.mark.quick
 def test_monitor_is_defined_once():
     cfg = composed("monitor=val/loss")
     assert cfg.mode == "min"

@@ -22,6 +22,7 @@ def snapshot(root) -> dict:
     return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(root.rglob("*"))}
 
 
+@pytest.mark.quick
 def test_it_works_in_a_notebook(colours):
     data = module(colours)
     assert data.class_names == ["blue", "green", "red"]

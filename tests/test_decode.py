@@ -62,6 +62,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert image[0, 0].tolist() == [0, 1, 117, 255]
 
 
+@pytest.mark.quick
 def test_exif_orientation_is_applied(tmp_path):
     picture = Image.new("RGB", (4, 2))
     picture.putpixel((0, 0), RED)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_classes
-from PIL import Image, ImageCms
+from helpers import draw_classes, photograph, swapped_profile
+from PIL import Image
 
 from imago.data.crops import CenterBox
 from imago.data.decode import BadImageError, read_image
@@ -20,18 +20,6 @@ from imago.data.samplers import TrainBatchSampler
 from imago.data.split_files import listed_paths, write_paths
 from imago.inspection.issues import KINDS
 from imago.inspection.scan import find_issues
-
-
-def photograph(seed: int, size: int = 96) -> Image.Image:
-    """Something smooth, unlike noise."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
-    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def swapped_profile() -> bytes:
-    """A colour profile that takes red for green."""
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return srgb.replace(b"rXYZ", b"XXXX").replace(b"gXYZ", b"rXYZ").replace(b"XXXX", b"gXYZ")
 
 
 def bomb() -> bytes:
@@ -110,6 +98,7 @@ def sick(clean: Path) -> Path:
     return clean
 
 
+@pytest.mark.quick
 def test_each_defect_is_found_and_named(sick):
     found = find_issues(sick, workers=2, box=CenterBox(0.4)).of_kind()
     paths = {kind: {fault.path for fault in faults} for kind, faults in found.items()}

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SMALL, draw_classes
+from helpers import SMALL, draw_classes
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
@@ -23,6 +23,7 @@ def evaluate(command, trained):
     return run_it
 
 
+@pytest.mark.quick
 def test_a_run_folder_is_scored_as_it_was_at_the_end_of_training(evaluate, trained):
     run = evaluate("split=[train,val,test]")
     assert run.exit_code == 0, run.output
@@ -80,6 +81,9 @@ def test_latest_is_the_newest_run_with_a_checkpoint(train, command, tmp_path):
     assert scored.exit_code == 0, scored.output
     assert f"ckpt_path=latest: {run.dir}/checkpoints/best.ckpt" in scored.output
     assert scored.text("reports/predictions_test.csv") == run.text("reports/predictions_test.csv")
+    resumed = command("train", f"resume={scored.dir}")
+    assert f"{scored.dir} is of another command than ml-train" in resumed.output
+    assert resumed.exit_code == 1
 
 
 def test_there_is_no_latest_in_an_empty_folder(command):
@@ -98,16 +102,16 @@ def test_any_number_of_processes_writes_the_same_metrics(evaluate, tmp_path):
     few = draw_classes(tmp_path / "few" / "train", {"blue": 2, "green": 2, "red": 2}).parent
     draw_classes(few / "val", {"blue": 3, "green": 2, "red": 2}, seed=1)
     words = [f"data.data_dir={few}", "data.batch_size=4", "trainer=ddp_sim", "trainer.precision=bf16-mixed"]
-    runs = [evaluate(*words, f"trainer.devices={n}") for n in (1, 2, 3)]
-    assert [run.exit_code for run in runs] == [0, 0, 0], runs[-1].output
+    runs = [evaluate(*words, f"trainer.devices={n}") for n in (1, 3)]
+    assert [run.exit_code for run in runs] == [0, 0], runs[-1].output
     assert runs[0].json("reports/metrics_test.json")["n"] == 7
     for name in ("metrics_test.json", "predictions_test.csv"):
-        assert runs[0].text(f"reports/{name}") == runs[1].text(f"reports/{name}") == runs[2].text(f"reports/{name}")
+        assert runs[0].text(f"reports/{name}") == runs[1].text(f"reports/{name}")
 
 
 def test_the_pretrained_weights_are_not_looked_for(command, train):
-    words = ["model=resnet18", "data.image_size=32", "trainer.max_epochs=1", "model.net.weights=null"]
-    run = train(*words)
+    words = ["model=resnet18", "model.net.name=mobilenet_v3_small", "data.image_size=32", "model.net.weights=null"]
+    run = train(*words, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
     scored = command("eval", f"ckpt_path={run.dir}", "model.net.weights=DEFAULT")
     assert scored.exit_code == 0, scored.output
 
@@ -178,6 +182,10 @@ def lightning(path):
     torch.save({"pytorch-lightning_version": "2.6", "state_dict": {}, "epoch": 1}, path)
 
 
+def of_version_0_1(path):
+    torch.save({"state_dict": {}, "imago": {"schema": 1}}, path)
+
+
 def newer(path):
     torch.save({"state_dict": {}, "imago": {"schema": SCHEMA + 1, "versions": {"imago": "9.0"}}}, path)
 
@@ -197,6 +205,7 @@ def older(path):
         (lambda path: torch.save([1, 2], path), "is no checkpoint of Imago: it holds a list"),
         (lightning, "is one of another Lightning project"),
         (wholly_pickled, "holds torch.nn.modules.linear.Linear, which no checkpoint of Imago holds"),
+        (of_version_0_1, "Imago 0.1 wrote it. Train again, or install Imago 0.1."),
         (newer, f"is of schema {SCHEMA + 1}, written by Imago 9.0"),
         (older, "does not carry its run"),
         (lambda path: path.mkdir(), "is a folder without checkpoints/best.ckpt"),

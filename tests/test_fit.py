@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from PIL import Image, ImageOps
 
 import imago

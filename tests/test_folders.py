@@ -3,12 +3,12 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import draw_classes
+from helpers import draw_classes
 
-from imago.data.draws import draw_sides
 from imago.data.folder_images import FolderImages
 from imago.data.folders import read_tree
 from imago.data.images import class_counts
+from imago.data.val_split import draw_sides
 
 
 def read(root: Path, val_ratio: float = 0.1, seed: int = 0):
@@ -25,6 +25,7 @@ def test_three_splits(tmp_path):
     assert tree.notes == []
 
 
+@pytest.mark.quick
 def test_class_folders_directly_are_split_by_class(tmp_path):
     draw_classes(tmp_path, {"red": 40, "blue": 20, "green": 4})
     tree = read(tmp_path, val_ratio=0.2)

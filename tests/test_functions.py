@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from helpers import SMALL
 from sklearn.metrics import accuracy_score
 
 import imago
@@ -78,20 +78,25 @@ def test_commands_without_data_use_the_digits(command, words):
     assert "digits" in run.text("config.yaml")
 
 
-def test_pictures_have_200_dpi_or_another_format(train):
+def test_pictures_have_200_dpi(train):
     from PIL import Image
 
-    run = train("trainer.max_epochs=1")
+    run = train("trainer.max_epochs=1", "plots.format=png")
     with Image.open(run.dir / "plots" / "confusion_matrix_test.png") as picture:
         assert round(picture.info["dpi"][0]) == 200
         assert picture.width > 1500
-    other = train("trainer.max_epochs=1", "plots.format=svg")
-    assert sorted(file.suffix for file in (other.dir / "plots").iterdir()) == [".svg"] * 3
     assert "give png, svg or pdf" in train("plots.format=gif").output
 
 
+def test_pictures_come_in_another_format(command, colours):
+    run = command("train", f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=1", "plots.format=svg")
+    files = list((run.dir / "plots").iterdir())
+    assert [file.suffix for file in files] == [".svg"] * 3
+    assert all("</svg>" in file.read_text() for file in files)
+
+
 def test_many_classes_have_a_compact_table():
-    from imago.evaluation.outputs import BEST, bytes_of_predictions, prediction_rows
+    from imago.evaluation.rows import BEST, bytes_of_predictions, prediction_rows
     from imago.evaluation.score import Score
 
     names = [f"class{number:03d}" for number in range(150)]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import wandb
-from conftest import SMALL
+from helpers import SMALL
 from omegaconf import OmegaConf
 
 
@@ -86,12 +86,13 @@ def test_amp_is_left_out_on_a_cpu_that_would_be_slower_with_it(train, monkeypatc
 
 
 def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(train):
-    whole = train("trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    whole = train("trainer.max_epochs=1", "trainer.limit_train_batches=4", "test=false")
     parts = train(
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=4",
         "trainer.accumulate_grad_batches=2",
         "trainer.gradient_clip_val=0.5",
+        "test=false",
     )
     assert (whole.checkpoint()["global_step"], parts.checkpoint()["global_step"]) == (4, 2)
     still = train(
@@ -99,9 +100,14 @@ def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(trai
         "model/optimizer=sgd",
         "model.optimizer.weight_decay=0",
         "trainer.max_epochs=1",
+        "test=false",
     )
     start = train(
-        "model.optimizer.lr=0", "model/optimizer=sgd", "model.optimizer.weight_decay=0", "trainer.max_epochs=1"
+        "model.optimizer.lr=0",
+        "model/optimizer=sgd",
+        "model.optimizer.weight_decay=0",
+        "trainer.max_epochs=1",
+        "test=false",
     )
     for name, tensor in still.weights().items():
         if tensor.is_floating_point() and "running" not in name:

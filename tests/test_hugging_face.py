@@ -3,8 +3,7 @@ from itertools import chain
 import datasets
 import pytest
 import torch
-from conftest import SMALL, draw_classes
-from test_train import rows, same
+from helpers import SMALL, draw_classes, rows, same
 
 from imago.data.crops import CenterBox
 from imago.data.hugging_face import HuggingFaceDataModule

@@ -80,6 +80,7 @@ def loader(root, workers: int, epoch: int = 0) -> Loader:
     return Loader(dataset, TrainBatchSampler(images, 8, seed=3), workers, lambda: (epoch, 0))
 
 
+@pytest.mark.quick
 def test_batches_do_not_depend_on_the_number_of_workers(colours):
     with closing(loader(colours, 2)) as with_workers:
         one, two = list(loader(colours, 0)), list(with_workers)

@@ -1,9 +1,10 @@
 """Command lines that cannot be composed, beyond those of docs/errors.md; and some that a check must not refuse."""
 
 import pytest
-from conftest import SMALL
+from helpers import SMALL
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -5,7 +5,7 @@ import shutil
 import unicodedata
 
 import pytest
-from conftest import draw_classes
+from helpers import draw_classes, photograph
 
 
 def score(command, run, folder, *more):
@@ -231,8 +231,6 @@ def test_the_same_data_elsewhere_are_the_same_without_what_was_left_out(train, c
 
 
 def test_damage_inside_is_said_with_and_without_a_cache(train, command, tmp_path):
-    from test_doctor import photograph
-
     for split, count in (("train", 4), ("val", 2)):
         for name in ("a", "b"):
             (tmp_path / "jpegs" / split / name).mkdir(parents=True)

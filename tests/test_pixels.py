@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from helpers import photograph, swapped_profile
 from PIL import Image, ImageCms
-from test_doctor import photograph, swapped_profile
 
 from imago.data.colour import Decoding, range_of
 from imago.data.crops import CenterBox, CropBox

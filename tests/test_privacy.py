@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, type_in_subprocess
+from helpers import SMALL, Run, type_command, type_in_new_interpreter, type_in_subprocess
 from lightning.pytorch.callbacks import Callback
 from opacus import GradSampleModule
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -39,7 +40,7 @@ from imago.randomness import derive_seed
 CLASSES = 3
 STEPS = 5  # of an epoch of the 39 images in batches of 8
 TORCHVISION = (
-    *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "regnet_y_400mf", "vit_b_16"),
+    *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "regnet_y_400mf", "vit"),
     *("convnext_tiny", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11"),
 )
 DP = ("strategy=dp", "logger=[]")
@@ -50,15 +51,24 @@ NO_AUGMENTATION = (
 )
 
 
+def narrow_vgg11() -> nn.Module:
+    """Its 120 million weights of linear layers are those of 512 x 64 and 64 x 3 here."""
+    net = models.vgg11(num_classes=CLASSES, init_weights=False)
+    net.avgpool = nn.AdaptiveAvgPool2d(1)
+    net.classifier = nn.Sequential(nn.Linear(512, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, CLASSES))
+    return net
+
+
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     own: dict[str, Callable[[], nn.Module]] = {
         "SimpleCNN": partial(SimpleCNN, CLASSES),
         "TinyNet": partial(TinyNet, CLASSES),
         "SimpleDenseNet": partial(SimpleDenseNet, CLASSES, 3 * 32 * 32, [8]),
+        "vit": partial(models.VisionTransformer, 32, 16, 2, 3, 48, 96, num_classes=CLASSES),  # b_16 with two layers
+        "vgg11": narrow_vgg11,
     }
-    size = {"image_size": 32} if name.startswith("vit") else {}
-    net = own[name]() if name in own else models.get_model(name, weights=None, num_classes=CLASSES, **size)
+    net = own[name]() if name in own else models.get_model(name, weights=None, num_classes=CLASSES)
     with_group_norm(net)
     for layer in net.modules():  # what is random would be drawn anew for each image by itself
         if isinstance(layer, nn.Dropout) or type(layer).__name__ == "StochasticDepth":
@@ -94,7 +104,7 @@ def taped(net: nn.Module, images: Tensor, labels: Tensor, mode: str = "auto") ->
 @pytest.mark.parametrize("name", ["SimpleCNN", "TinyNet", "SimpleDenseNet", *TORCHVISION])
 def test_norms_and_sums_are_those_of_images_one_by_one(name):
     net = network(name).double()
-    images, labels = batch_of(3, 64 if name in ("densenet121", "vgg11") else 32, torch.float64)
+    images, labels = batch_of(3, 64 if name == "densenet121" else 32, torch.float64)
     wanted = one_by_one(net, images, labels)
     norms = torch.stack([each.flatten(1).square().sum(dim=1) for each in wanted.values()]).sum(dim=0)
     factors = torch.tensor([0.3, 1.0, 0.7], dtype=torch.float64)
@@ -108,6 +118,7 @@ def test_norms_and_sums_are_those_of_images_one_by_one(name):
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+@pytest.mark.quick
 def test_gradients_are_those_of_opacus():
     net = network("SimpleCNN")
     images, labels = batch_of(6)
@@ -187,6 +198,7 @@ def moved(net: nn.Module, before: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float((each.detach() - before[name]).square().sum()) for name, each in net.named_parameters()))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])
 @pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
 def test_an_image_moves_the_weights_by_the_clipping_norm_at_most(clipping, mode, tmp_path):
@@ -198,6 +210,7 @@ def test_an_image_moves_the_weights_by_the_clipping_norm_at_most(clipping, mode,
     assert 0 < moved(net, before) <= 0.5 * (1 + 1e-5)
 
 
+@pytest.mark.quick
 def test_noise_has_the_deviation_that_is_said(tmp_path):
     net = network("SimpleCNN")
     before = {name: each.detach().clone() for name, each in net.named_parameters()}
@@ -267,6 +280,22 @@ def spent(steps: int, noise: float, rate: float, delta: float, kind: type = PRVA
     return accountant.get_epsilon(delta)
 
 
+@pytest.fixture(scope="module")
+def finished(colours, tmp_path_factory) -> Run:
+    """A private run of two epochs that was not scored. Not to be changed."""
+    folder = tmp_path_factory.mktemp("private")
+    words = [f"data.data_dir={colours}", *SMALL, *DP, "test=false", f"paths.log_dir={folder}/logs"]
+    return type_command("train", words, folder / "run")
+
+
+@pytest.fixture
+def private(finished, tmp_path) -> Run:
+    """A copy of `finished` that a test may spoil."""
+    copied = shutil.copytree(finished.dir, tmp_path / "private", ignore=shutil.ignore_patterns(".lock"))
+    return Run(copied, finished.exit_code, finished.output)
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize(("name", "kind"), [("prv", PRVAccountant), ("rdp", RDPAccountant)])
 @pytest.mark.filterwarnings("ignore:Optimal order is the")
 def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(train, monkeypatch, name, kind):
@@ -329,7 +358,7 @@ def test_without_noise_and_clipping_it_is_plain_training(train):
     # a step of AdamW divides by the size of the gradient, and would show how small ones are rounded
     words += ["model/optimizer=sgd", "model.optimizer.lr=0.1", *NO_AUGMENTATION]
     plain = train(*words, "strategy=none").weights()
-    for more in ([], ["strategy.physical_batch_size=7"], ["strategy.grad_sample_mode=hooks"]):
+    for more in ([], ["strategy.physical_batch_size=7", "strategy.grad_sample_mode=hooks"]):
         private = train(*DP, *words, *none, *more)
         assert "without noise there is no privacy" in private.output
         for name, weight in private.weights().items():
@@ -340,20 +369,17 @@ DIGITS = ("experiment=digits_dp", "trainer.accelerator=cpu", "logger=[]", "repor
 
 
 def test_much_noise_destroys_what_is_learnt(command):
-    words = [*DIGITS, "trainer.max_epochs=4"]
-    calm = command("train", *words, "strategy.noise_multiplier=0.1")
-    assert calm.json("reports/metrics_test.json")["acc"] > 0.8
-    loud = command("train", *words, "strategy.noise_multiplier=1000")
+    loud = command("train", *DIGITS, "trainer.max_epochs=2", "strategy.noise_multiplier=1000")
     assert loud.json("reports/metrics_test.json")["acc"] < 0.5
 
 
-def test_no_two_runs_are_alike(train):
-    one, other = (train(*DP, "trainer.max_epochs=1", "test=false").weights() for _ in range(2))
+def test_no_two_runs_are_alike(train, finished):
+    one, other = finished.weights(), train(*DP, "test=false").weights()
     assert not torch.equal(one["net.head.weight"], other["net.head.weight"])
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_it_is_learnt_in_other_precisions_too(command, precision):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_with_little_noise_it_is_learnt_in_each_precision(command, precision):
     words = ["trainer.max_epochs=4", "strategy.noise_multiplier=0.1", f"trainer.precision={precision}"]
     assert command("train", *DIGITS, *words).json("reports/metrics_test.json")["acc"] > 0.8
 
@@ -366,17 +392,26 @@ def test_the_target_alone_finds_the_noise_and_all_steps_are_taken(train):
     assert "reason" not in run.json("status.json")
 
 
-def test_the_budget_ends_the_training(train):
-    words = ["strategy.target_epsilon=12", "strategy.noise_multiplier=0.8"]
-    run = train(*DP, *words, "trainer.max_epochs=20", "callbacks.early_stopping=null")
+@pytest.mark.filterwarnings("ignore:Optimal order is the")
+def test_the_budget_ends_the_training_and_a_larger_one_goes_on(train, command):
+    words = ["strategy.target_epsilon=8", "strategy.noise_multiplier=0.8", "trainer.max_epochs=9"]
+    run = train(*DP, *words, "strategy.accountant=rdp", "callbacks.early_stopping=null")
     assert run.exit_code == 0
     status, told = run.json("status.json"), run.json("reports/privacy.json")
     assert (status["status"], status["reason"]) == ("completed", "privacy budget spent")
     assert "privacy budget spent" in run.text("summary.txt")
-    assert 0 < told["steps"] < 20 * STEPS
-    assert told["epsilon"] <= 12 < spent(told["steps"] + 1, 0.8, 8 / 39, 1e-3)
+    assert 0 < told["steps"] < 9 * STEPS
+    assert told["epsilon"] <= 8 < spent(told["steps"] + 1, 0.8, 8 / 39, 1e-3, RDPAccountant)
     assert "val/acc" in run.history[-1]  # the last, shorter epoch is validated
     assert run.checkpoint("best")["imago"]["strategy"]["history"]
+    again = command("train", f"resume={run.dir}", "trainer.max_epochs=12", folder=run.dir)
+    assert again.exit_code == 0, again.output
+    assert "privacy budget spent" in again.output
+    assert run.json("reports/privacy.json")["steps"] == told["steps"]
+    more = command("train", f"resume={run.dir}", "strategy.target_epsilon=10", folder=run.dir)
+    assert more.exit_code == 0, more.output
+    assert 8 < run.json("reports/privacy.json")["epsilon"] <= 10
+    assert run.json("reports/privacy.json")["steps"] > told["steps"]
 
 
 def test_a_budget_that_is_too_small_is_refused(train):
@@ -385,8 +420,8 @@ def test_a_budget_that_is_too_small_is_refused(train):
     assert "a single step would spend more. Type more noise, or a larger target." in run.last_line
 
 
-def test_a_run_goes_on_with_what_it_has_spent(train):
-    first = train(*DP, "trainer.max_epochs=2", "test=false")
+def test_a_run_goes_on_with_what_it_has_spent(train, finished):
+    first = finished
     rest = train(*DP, "trainer.max_epochs=4", "test=false", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
     assert rest.json("reports/privacy.json")["steps"] == 4 * STEPS
     assert abs(rest.history[-1]["privacy/epsilon"] - spent(4 * STEPS, 1.1, 8 / 39, 1e-3)) < 1e-9
@@ -399,15 +434,8 @@ def test_a_run_goes_on_with_what_it_has_spent(train):
     assert abs(louder.history[-1]["privacy/epsilon"] - both.get_epsilon(1e-3)) < 1e-9
 
 
-def test_a_checkpoint_without_a_count_is_refused(train):
-    plain = train("model.norm=group", "test=false")
-    run = train(*DP, "trainer.max_epochs=4", f"ckpt_path={plain.dir}/checkpoints/last.ckpt")
-    assert run.exit_code == 1
-    assert "the checkpoint was trained without privacy" in run.last_line
-
-
-def test_a_ledger_with_missing_lines_is_refused(train, command):
-    run = train(*DP, "test=false")
+def test_a_ledger_with_missing_lines_is_refused(private, command):
+    run = private
     ledger = run.dir / LEDGER
     lines = ledger.read_text().splitlines(keepends=True)
     assert len(lines) == 2 * STEPS
@@ -438,10 +466,10 @@ from imago.dp.secret import SecretDraws
 normal, file, parameters = SecretDraws.normal, sys.argv.pop(1), int(sys.argv.pop(1))
 chance = random.Random(3)
 words, done = sys.argv[1:], False
-for attempt in range(21):
-    last = chance.randrange(1, 5 * parameters) if attempt < 20 else -1
+for attempt in range(6):
+    last = chance.randrange(1, 5 * parameters) if attempt < 5 else -1
     if child := os.fork():
-        print(attempt, os.waitpid(child, 0)[1])
+        print(attempt, os.waitpid(child, 0)[1], flush=True)
         continue
     calls = 0
     def counted(draws, like, std):
@@ -460,18 +488,18 @@ sys.exit()
 """
 
 
-def test_after_twenty_kills_all_noise_that_was_drawn_is_counted(tmp_path, colours):
-    words = [f"data.data_dir={colours}", *SMALL, *DP, "trainer.max_epochs=8", "auto_resume=true", "test=false"]
+def test_after_five_kills_all_noise_that_was_drawn_is_counted(tmp_path, colours):
+    words = [f"data.data_dir={colours}", *SMALL, *DP, "trainer.max_epochs=3", "auto_resume=true", "test=false"]
     words += [f"hydra.run.dir={tmp_path}/run", f"paths.cache_dir={tmp_path}/cache", f"paths.log_dir={tmp_path}/logs"]
     words += ["callbacks.resume.every_n_train_steps=2", "callbacks.early_stopping=null"]
     done = type_in_subprocess(
         f"{tmp_path}/steps", str(PARAMETERS), *words, code=f"import sys; del sys.argv[1]\n{KILLED}"
     )
-    assert done.stdout.count(" 9\n") >= 10, done.stdout + done.stderr
+    assert done.stdout.count(" 9\n") >= 4, done.stdout + done.stderr
     told = json.loads((tmp_path / "run/reports/privacy.json").read_text())
     steps = len((tmp_path / "steps").read_bytes())
     assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "completed"
-    assert told["steps"] == steps > 8 * STEPS
+    assert told["steps"] == steps > 3 * STEPS
     assert abs(told["epsilon"] - spent(steps, 1.1, 8 / 39, 1e-3)) < 1e-9
 
 
@@ -480,7 +508,7 @@ def test_however_a_run_dies_its_report_says_no_less_than_its_files(tmp_path, col
     words += [f"hydra.run.dir={tmp_path}/run", f"paths.cache_dir={tmp_path}/cache", f"paths.log_dir={tmp_path}/logs"]
     words += ["callbacks.resume.every_n_train_steps=1"]
     code = (
-        "import os, signal, imago.dp.parts as s\n"
+        "import os, signal, imago.dp.strategy as s\n"
         "normal, calls = s.SecretDraws.normal, []\n"
         "def dying(draws, like, std):\n"
         "    calls.append(1)\n"
@@ -553,10 +581,13 @@ def test_no_test_of_a_gaussian_mechanism_is_better_than_is_said(epsilon_, delta)
         assert hits <= most_hits(epsilon_, delta, false_alarms) + 1e-9
 
 
-def test_the_checkpoint_is_a_plain_one(train, command):
+def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train, command):
     run = train(*DP)
     plain = train("model.norm=group", "test=false")
     assert run.weights().keys() == plain.weights().keys()
+    refused = train(*DP, "trainer.max_epochs=4", f"ckpt_path={plain.dir}/checkpoints/last.ckpt")
+    assert refused.exit_code == 1
+    assert "the checkpoint was trained without privacy" in refused.last_line
     assert run.checkpoint()["optimizer_states"][0]["param_groups"][0].keys() >= {"lr", "betas"}
     score = command("eval", f"ckpt_path={run.dir}")
     assert score.json("reports/metrics_test.json")["acc"] == run.json("reports/metrics_test.json")["acc"]
@@ -674,15 +705,14 @@ def test_a_network_of_ones_own_that_would_falsify_the_count_is_refused(train, tm
     assert said in run.output
 
 
-def test_nobody_goes_on_from_it_without_privacy(train):
-    first = train(*DP, "trainer.max_epochs=1", "test=false")
-    run = train("model.norm=group", "trainer.max_epochs=2", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
+def test_nobody_goes_on_from_it_without_privacy(train, finished):
+    run = train("model.norm=group", "trainer.max_epochs=3", f"ckpt_path={finished.dir}/checkpoints/last.ckpt")
     assert run.exit_code == 1
     assert "Type the same one (strategy=dp)" in run.last_line
 
 
-def test_a_refusal_leaves_the_report_as_it_is(train, command):
-    run = train(*DP, "test=false")
+def test_a_refusal_leaves_the_report_as_it_is(private, command):
+    run = private
     told, summary = run.json("reports/privacy.json"), run.text("summary.txt")
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=4", "trainer.accumulate_grad_batches=2",
                     folder=run.dir)  # fmt: skip
@@ -692,9 +722,9 @@ def test_a_refusal_leaves_the_report_as_it_is(train, command):
     assert summary
 
 
-def test_the_steps_of_a_checkpoint_are_added_to_those_of_another_run_in_the_folder(train):
-    first = train(*DP, "test=false")
-    folder = first.dir.parent / "other"
+def test_the_steps_of_a_checkpoint_are_added_to_those_of_another_run_in_the_folder(train, finished, tmp_path):
+    first = finished
+    folder = tmp_path / "other"
     folder.mkdir()
     Ledger(folder / LEDGER).add_all([(10.0, 8 / 39, 12)])
     (folder / "status.json").write_text('{"status": "failed"}')
@@ -705,22 +735,12 @@ def test_the_steps_of_a_checkpoint_are_added_to_those_of_another_run_in_the_fold
     assert [each["steps"] for each in told["steps_by_noise"]] == [12, 3 * STEPS]
 
 
-def test_a_removed_ledger_is_missed(train, command):
-    run = train(*DP, "test=false")
+def test_a_removed_ledger_is_missed(private, command):
+    run = private
     (run.dir / LEDGER).unlink()
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
     assert again.exit_code == 1
     assert "has 0 steps, the checkpoint 10: lines are missing" in again.last_line
-
-
-def test_a_larger_budget_goes_on(train, command):
-    words = ["strategy.target_epsilon=8", "strategy.noise_multiplier=0.8", "trainer.max_epochs=9"]
-    run = train(*DP, *words, "callbacks.early_stopping=null", "test=false")
-    before = run.json("reports/privacy.json")
-    again = command("train", f"resume={run.dir}", "strategy.target_epsilon=10", folder=run.dir)
-    assert again.exit_code == 0, again.output
-    assert 8 < run.json("reports/privacy.json")["epsilon"] <= 10
-    assert run.json("reports/privacy.json")["steps"] > before["steps"]
 
 
 def test_all_bits_of_the_entropy_count(monkeypatch):
@@ -742,25 +762,14 @@ def test_a_norm_that_cancels_is_not_too_small():
     assert part.squared_norms() >= 0.99 * part.whole().double().square().sum()
 
 
-def test_a_spent_budget_stays_spent(train, command):
-    words = ["strategy.target_epsilon=8", "strategy.noise_multiplier=0.8", "trainer.max_epochs=9"]
-    run = train(*DP, *words, "callbacks.early_stopping=null")
-    steps = run.json("reports/privacy.json")["steps"]
-    again = command("train", f"resume={run.dir}", "trainer.max_epochs=12", folder=run.dir)
-    assert again.exit_code == 0, again.output
-    assert "privacy budget spent" in again.output
-    assert run.json("reports/privacy.json")["steps"] == steps
-
-
 def test_noise_lies_in_memory_as_the_weights_do():
     weight = torch.zeros(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     for secure in (False, True):
         assert SecretDraws(secure).normal(weight, 1.0).stride() == weight.stride()
 
 
-def test_the_norm_that_is_typed_is_the_one_that_clips(train):
-    first = train(*DP, "trainer.max_epochs=1", "test=false")
-    more = ["strategy.max_grad_norm=0.1", "trainer.max_epochs=2", f"ckpt_path={first.dir}/checkpoints/last.ckpt"]
+def test_the_norm_that_is_typed_is_the_one_that_clips(train, finished):
+    more = ["strategy.max_grad_norm=0.1", "trainer.max_epochs=3", f"ckpt_path={finished.dir}/checkpoints/last.ckpt"]
     assert train(*DP, *more, "test=false").json("reports/privacy.json")["max_grad_norm"] == 0.1
 
 
@@ -778,7 +787,8 @@ def test_photographs_of_ants_and_bees_to_the_end(command, hymenoptera):
     run = command(
         "train", f"data.data_dir={hymenoptera}", *DP, "model.net.weights=null", "data.image_size=32",
         "trainer.max_epochs=1", "trainer.accelerator=cpu", "data.batch_size=64", "strategy.target_epsilon=8",
-        "strategy.physical_batch_size=16", "report.splits=[test]",
+        "strategy.physical_batch_size=16", "report.splits=[test]", "trainer.limit_val_batches=1",
+        "trainer.limit_test_batches=1", "strategy.accountant=rdp", "preflight=false",
     )  # fmt: skip
     assert run.exit_code == 0
     assert run.json("reports/privacy.json")["epsilon"] <= 8
@@ -798,6 +808,6 @@ def test_per_layer_clipping_bounds_each_parameter():
 
 def test_opacus_is_imported_where_it_is_asked_for():
     code = "import atexit, sys; atexit.register(lambda: print('OPACUS', 'opacus' in sys.modules))"
-    done = type_in_subprocess("experiment=digits", "debug=fdr", "trainer.accelerator=cpu", "test=false", code=code)
+    done = type_in_new_interpreter("experiment=digits", "debug=fdr", "trainer.accelerator=cpu", "test=false", code=code)
     assert "OPACUS False" in done.stdout, done.stdout + done.stderr
     assert sys.modules["opacus"]

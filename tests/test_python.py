@@ -7,18 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO, SMALL
+from helpers import REPO, SMALL
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import imago
+from imago.cli.isolation import isolated
 
 DOCS = REPO / "docs"
+LIGHTNING_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
 @pytest.fixture
@@ -31,12 +34,15 @@ def process_state() -> dict[str, object]:
     return {
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
         "filters": list(warnings.filters),
-        "showwarning": warnings.showwarning,
+        "hooks": (warnings.showwarning, sys.excepthook),
         "loggers": [(name, logging.getLogger(name).level) for name in ("", "lightning", "matplotlib", "torch")],
-        "handlers": (root.handlers[:], logging.getLogger("lightning").handlers[:]),
+        "handlers": [
+            (logger.handlers[:], logger.propagate) for logger in (root, *map(logging.getLogger, LIGHTNING_LOGGERS))
+        ],
         "path": (sys.path[:], sys.meta_path[:], sys.argv[:], dict(os.environ), Path.cwd()),
         "hydra": (GlobalHydra.instance().hydra, HydraConfig.instance().cfg),
         "torch": (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(), torch.get_rng_state().sum()),
+        "precision": (torch.backends.cuda.matmul.fp32_precision, torch.is_grad_enabled()),
     }
 
 
@@ -70,6 +76,7 @@ def test_a_call_is_the_command_and_leaves_no_trace(overrides, train, tmp_path):
         == (result.scores["test"].metrics["acc"])
     )
 
+    assert imago.load_config(f"resume={result.run_dir}").seed == 7
     finished = imago.train(f"resume={result.run_dir}")
     assert (finished.best_value, finished.scores, finished.history) == (result.best_value, {}, result.history)
 
@@ -83,6 +90,12 @@ def test_a_call_is_the_command_and_leaves_no_trace(overrides, train, tmp_path):
         (["data.data_dir=/nowhere"], "data.data_dir=/nowhere does not exist"),
         (["-m", "seed=1,2"], "A sweep is several runs"),
         (["resume=/nowhere"], "/nowhere is not a run folder"),
+        (["hydra.mode=MULTIRUN"], "A sweep is several runs"),
+        (["--config-dir", "configs"], "A folder of configs: 'hydra.searchpath=[file://FOLDER]'"),
+        ([["seed=1"]], "['seed=1'] is no override: give strings"),
+        (["callbacks.resume.on_full_disk=shrug"], "callbacks.resume.on_full_disk=shrug: give stop or continue."),
+        (["model.optimizer.lr=${oc.env:IMAGO_NOT_SET}"], "The environment variable IMAGO_NOT_SET is not set"),
+        (["+params.token=literal_secret", "data.data_dir=/no/literal_secret"], "data.data_dir=/no/*** does not exist"),
     ],
 )
 def test_mistakes_are_exceptions_with_the_words_of_the_command(overrides, words, message):
@@ -114,14 +127,54 @@ def test_ctrl_c_saves_the_state_and_is_a_keyboard_interrupt(overrides, tmp_path,
         "        if trainer.global_step == 3:\n            os.kill(os.getpid(), signal.SIGINT)\n"
     )
     monkeypatch.chdir(tmp_path)
-    before = process_state()
-    with pytest.raises(KeyboardInterrupt):
-        imago.train(*overrides, "+callbacks.ctrl_c={_target_: presses.CtrlC}")
-    assert process_state()["signals"] == before["signals"]
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        before = process_state()
+        with pytest.raises(KeyboardInterrupt):
+            imago.train(*overrides, "+callbacks.ctrl_c={_target_: presses.CtrlC}")
+        assert process_state()["signals"] == before["signals"]
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     (folder,) = (tmp_path / "logs" / "train" / "runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["status"] == "interrupted"
     resumed = imago.train(f"resume={folder}", "callbacks.ctrl_c=null")
     assert len(resumed.history) == 2
+
+
+def test_each_call_imports_the_modules_of_its_own_folder(overrides, tmp_path, monkeypatch):
+    weights = []
+    for name in ("first", "second"):
+        (folder := tmp_path / name).mkdir()
+        (folder / "nets.py").write_text(
+            "import torch\nfrom imago.model import TinyNet\n\n\nclass Net(TinyNet):\n"
+            "    def __init__(self, **kwargs):\n        super().__init__(**kwargs)\n"
+            f"        self.{name} = torch.nn.Parameter(torch.zeros(1))\n"
+        )
+        monkeypatch.chdir(folder)
+        result = imago.train(*overrides, "model.net._target_=nets.Net", "preflight=false", "test=false")
+        weights.append(torch.load(result.checkpoint, weights_only=True)["state_dict"])
+    assert [name in weights[0] for name in ("net.first", "net.second")] == [True, False]
+    assert [name in weights[1] for name in ("net.first", "net.second")] == [False, True]
+    assert "nets" not in sys.modules
+
+
+def test_one_call_at_a_time():
+    inside, through = threading.Event(), threading.Event()
+
+    def call():
+        with isolated():
+            inside.set()
+            through.wait(60)
+
+    other = threading.Thread(target=call)
+    other.start()
+    inside.wait(60)
+    try:
+        with pytest.raises(imago.UserError, match="Another thread of this process is in a call of Imago"):
+            imago.load_config("experiment=digits")
+    finally:
+        through.set()
+        other.join()
 
 
 def test_the_settings_can_be_looked_at(tmp_path):
@@ -131,6 +184,11 @@ def test_the_settings_can_be_looked_at(tmp_path):
         "RUN/checkpoints",
     )
     assert not list(tmp_path.iterdir())
+    configs = tmp_path / "configs" / "experiment"
+    configs.mkdir(parents=True)
+    (configs / "mine.yaml").write_text("# @package _global_\ntrainer:\n  max_epochs: 9\n")
+    own = imago.load_config(f"hydra.searchpath=[file://{configs.parent}]", "experiment=mine")
+    assert (own.trainer.max_epochs, own.data.source._target_) == (9, "imago.data.write_digits")
     with pytest.raises(imago.UserError, match="command=fly"):
         imago.load_config(command="fly")
 

@@ -1,4 +1,8 @@
-"""Every command in README.md and docs/ is run, shortened: one epoch of two batches."""
+"""Every command in README.md and docs/ is run, shortened: one epoch of two batches.
+
+Those in `TRIED` differ from another one by a setting with which a test of its own trains. They end after the preflight:
+composed, checked, all objects made, a batch and a checkpoint tried.
+"""
 
 import os
 import re
@@ -10,15 +14,43 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HYMENOPTERA, REPO, Run, draw_classes, type_command
+from helpers import HYMENOPTERA, REPO, Run, draw_classes, type_command
 from torchvision.models import resnet18
 
+import imago
 from imago import split, status
 
 FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 SHORT = [f"trainer.limit_{what}_batches=2" for what in ("train", "val", "test", "predict")]
 SHORT += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "data.num_workers=0", "report.splits=[test]"]
+TRIED = {  # the override -> the module with the test that trains with it
+    "model.net.name=efficientnet_b0": "test_backbones.py",
+    "model.net.name=convnext_tiny": "test_backbones.py",
+    "model.freeze=backbone": "test_train.py",
+    "model.init_from=RUN": "test_weights.py",
+    "model/optimizer=sgd": "test_train.py",
+    "experiment=digits_dense": "test_train.py",
+    "model.class_weights=auto": "test_weights.py",
+    "data.fit=pad": "test_fit.py",
+    "data.on_bad_image=skip": "test_command.py",
+    "data.decode=fast": "test_decode.py",
+    "monitor=val/loss": "test_train.py",
+    "deterministic=true": "test_train.py",
+    "logger=[]": "test_train.py",
+    "logger=[csv,tensorboard]": "test_reliability.py",
+    "data.train_transform.batch.flip=null": "test_privacy.py",
+    "data.exclude=RUN/exclude.txt": "test_new_images.py",
+    "data.split_file=splits.csv": "test_commands.py",
+    "trainer.accumulate_grad_batches=2": "test_groups.py",
+    "model.criterions.criterions.ce.label_smoothing=0.1": "test_train.py",
+    "model.optimizer={_target_: torch.optim.RMSprop, _partial_: true, lr: 0.001}": "test_mistakes.py",
+    "strategy=dp": "test_privacy.py",
+    "data.cache=disk": "test_cache.py",
+    "+data.train_transform.pixels.jitter={_target_: torchvision.transforms.v2.ColorJitter, brightness: 0.3}":
+        "test_mistakes.py",
+    "+model.net.width=32": "test_security.py",
+}  # fmt: skip
 
 
 def commands() -> list[str]:
@@ -38,8 +70,15 @@ def digits_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return type_command("train", overrides, folder / "run")
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(resnet18().state_dict(), file)
+    return file
+
+
 @pytest.fixture
-def workplace(data_dir: Path, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(data_dir: Path, trained: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with the files that the pages show, a run, pretrained weights, and photographs."""
     for page in PAGES:
         for name, code in re.findall(
@@ -56,7 +95,7 @@ def workplace(data_dir: Path, trained: Run, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     cache = Path(torch.hub.get_dir(), "checkpoints", "resnet18-f37072fd.pth")
     cache.parent.mkdir(parents=True)
-    torch.save(resnet18().state_dict(), cache)
+    cache.symlink_to(weights)
     photographs = data_dir / "hymenoptera_data"
     if HYMENOPTERA.is_dir() and not photographs.exists():
         photographs.symlink_to(HYMENOPTERA)
@@ -110,8 +149,24 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     words = [word for word in words if "n_trials" not in word]
     paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
     short = [word for word in SHORT if "debug=overfit" not in words or "limit" not in word]
-    run = type_command(script, [*paths, *words, *small, *short, *epochs, *trials], workplace / "run")
+    words = [word.replace("seed=1,2,3", "seed=1,2") for word in words]
+    if "trainer=ddp_sim" in words:  # test_processes.py runs it, in processes that take long to start
+        assert imago.load_config(*words).trainer.devices == 2
+        return
+    tried = ["preflight=only"] if TRIED.keys() & set(typed(line)[1]) else []
+    run = type_command(script, [*paths, *words, *small, *short, *epochs, *trials, *tried], workplace / "run")
     assert run.exit_code == 0, run.output
+    assert not tried or "Preflight: nothing was found" in run.output
+
+
+@pytest.mark.parametrize(("override", "module"), TRIED.items())
+def test_what_is_only_tried_is_trained_with_elsewhere(override, module):
+    key = re.match(r"\+?([\w./]+)=", override)[1]
+    named = {"model.net.name": "SMALLEST", "model.net.width": "+model.net._args_"}
+    named["data.train_transform.pixels.jitter"] = "data.train_transform.pixels.turn"
+    text = (REPO / "tests" / module).read_text()
+    assert named.get(key, key) in text
+    assert any(override in typed(line)[1] for line in commands() if is_training(line))
 
 
 def goes_on(words: list[str], workplace: Path, finished: Run) -> None:
@@ -182,8 +237,8 @@ def test_the_make_targets_run(line, tmp_path):
     target = line.split()[1]
     arguments = {
         "train": [f"ARGS={' '.join(SHORT)} paths.log_dir={tmp_path}/logs paths.data_dir={tmp_path}/data"],
-        "test": ["ARGS=--collect-only tests/test_randomness.py"],
-        "test-quick": ["ARGS=--collect-only"],
+        "test": ["ARGS=--collect-only --numprocesses 0 tests/test_randomness.py"],
+        "test-quick": ["ARGS=--collect-only --numprocesses 0 tests/test_loading.py"],
     }
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST"))}
     command = ["make", target, *arguments.get(target, [])] if target != "bench" else ["make", "--dry-run", "bench"]
@@ -191,6 +246,8 @@ def test_the_make_targets_run(line, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     if target == "train":
         assert "Run folder:" in done.stdout
+    if target.startswith("test"):
+        assert "tests/test_" in done.stdout
     if target == "help":
         targets = {
             "install",

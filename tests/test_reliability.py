@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, type_in_subprocess
-from test_train import same
+from helpers import SMALL, same, type_in_subprocess
 
 from imago.checkpoint.write import WholeFileCheckpointIO
 from imago.run import lock as run_lock
@@ -30,6 +29,7 @@ def test_kills_while_saving_leave_a_whole_checkpoint():
     assert (found["kills"], found["unreadable"]) == (12, 0)
 
 
+@pytest.mark.quick
 def test_what_is_written_is_read_back_before_it_replaces_anything(tmp_path, monkeypatch):
     io, path = WholeFileCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"state_dict": {"a": torch.zeros(1000)}}, path)
@@ -133,6 +133,8 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
     assert "2 problems were found before the first epoch" in error
     assert "no metric 'acurracy' to track" in error
     assert "blue/000.png" in error
+    mixed = train("+data.train_transform.batch.mix={_target_: torchvision.transforms.v2.MixUp, num_classes: 3}")
+    assert "data.train_transform.batch makes soft labels, as MixUp and CutMix do" in mixed.json("status.json")["error"]
     settings = train("monitor=acc", "mode=best", "seed=-1", "+trainer.num_nodes=2", "preflight=maybe")
     for words in ("give the stage too", "mode=best: give min", "seed=-1", "trainer.num_nodes", "preflight: give true"):
         assert words in settings.json("status.json")["error"]
@@ -140,7 +142,7 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
 
 def test_preflight_changes_nothing(train):
     words = ["model=simple_cnn", "data.image_size=24"]
-    assert same(train(*words).weights(), train(*words, "preflight=false").weights())
+    assert same(train(*words, "test=false").weights(), train(*words, "test=false", "preflight=false").weights())
 
 
 def test_preflight_alone_trains_nothing(command):
@@ -207,6 +209,7 @@ def test_receipts_say_what_it_takes_to_run_it_again(trained):
     assert len(trained.json("reports/data.json")["fingerprint"]) == 16
 
 
+@pytest.mark.quick
 def test_status_tells_the_dead_from_the_living(tmp_path, monkeypatch, capsys):
     from imago.status import main
 

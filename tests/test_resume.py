@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPO, SMALL, type_in_subprocess
+from helpers import REPO, SMALL, same, type_command, type_in_subprocess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import same
 
 ONE_CYCLE = "++model.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}"
 NO_STOPPING = "callbacks.early_stopping=null"
+
+
+EACH_STEP = ("trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv")
 
 
 @pytest.fixture
@@ -29,12 +31,32 @@ def snapshots(train, tmp_path, monkeypatch):
     def run_it(*overrides: str):
         to = tmp_path / "snapshots"
         watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={to}"]
-        every = ["trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv"]
-        whole = train(*every, *overrides, *watch)
+        whole = train(*EACH_STEP, *overrides, *watch)
         assert whole.exit_code == 0, whole.output
         return whole, sorted(to.iterdir())
 
     return run_it
+
+
+@pytest.fixture(scope="module")
+def plain_snapshots(colours, tmp_path_factory):
+    """Those of a run without further overrides. Not to be changed."""
+    to = tmp_path_factory.mktemp("plain")
+    watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={to}/snapshots"]
+    words = [f"data.data_dir={colours}", *SMALL, *EACH_STEP, *watch, f"paths.log_dir={to}/logs"]
+    whole = type_command("train", words, to / "run")
+    assert whole.exit_code == 0, whole.output
+    return whole, sorted((to / "snapshots").iterdir())
+
+
+@pytest.fixture
+def of_plain_run(plain_snapshots, tmp_path):
+    """The whole run of `plain_snapshots`, and a copy of the folder at checkpoint `number`."""
+
+    def copied(number: int) -> Path:
+        return Path(shutil.copytree(plain_snapshots[1][number], tmp_path / f"at_{number}"))
+
+    return plain_snapshots[0], copied
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
@@ -61,9 +83,12 @@ def check_the_same(run, whole) -> None:
     assert names == {"best.ckpt", "last.ckpt"}
 
 
+SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=3")
+
+
 def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snapshots, command):
-    whole, folders = snapshots(ONE_CYCLE, "model=simple_cnn", "data.image_size=24")  # with dropout
-    assert [folder.name for folder in folders] == [f"{step:03d}" for step in range(1, 15)]
+    whole, folders = snapshots(ONE_CYCLE, "model=simple_cnn", "data.image_size=24", *SHORT)  # with dropout
+    assert [folder.name for folder in folders] == [f"{step:03d}" for step in range(1, 6)]
     for folder in folders:
         check_the_same(resumed(command, folder), whole)
 
@@ -78,9 +103,7 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
-        ["data.num_workers=2"],
-        ["trainer.precision=bf16-mixed"],
-        ["trainer.max_steps=12", "trainer.max_epochs=-1"],
+        ["data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1"],
         ["trainer=ddp_sim", "trainer.val_check_interval=2"],
     ],
     ids=lambda overrides: overrides[0].replace("trainer.", ""),
@@ -88,8 +111,8 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
 def test_whatever_is_switched_on_a_run_goes_on_to_the_same_bits(snapshots, command, overrides):
     whole, folders = snapshots(*overrides)
     assert len(folders) >= 4
-    ends = [each for each in folders if not saved(each)["imago"]["progress"]["batch"]]  # of epochs
-    for folder in {folders[1], ends[0], folders[-1]}:
+    end_of_epoch = next(each for each in folders if not saved(each)["imago"]["progress"]["batch"])
+    for folder in {folders[1], end_of_epoch} if "trainer=ddp_sim" not in overrides else {folders[1]}:
         check_the_same(resumed(command, folder), whole)
 
 
@@ -104,7 +127,7 @@ def test_killed_runs_end_as_one_that_nobody_killed():
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_weights_do_not_depend_on_the_workers_nor_on_where_the_global_generators_stand(train):
     wanted = ["model=simple_cnn", "data.image_size=24", NO_STOPPING]
-    weights = [train(*wanted, f"data.num_workers={count}").weights() for count in (0, 1, 2, 4)]
+    weights = [train(*wanted, f"data.num_workers={count}").weights() for count in (0, 1, 3)]
     assert all(same(weights[0], each) for each in weights[1:])
 
 
@@ -143,6 +166,7 @@ def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, comm
     assert len(more.json("reports/environment.json")["resumed"]) == 1
 
 
+@pytest.mark.quick
 def test_a_finished_run_stays_finished_when_what_is_typed_cannot_work(train, command):
     run = train("trainer.max_epochs=1")
     wrong = command("train", f"resume={run.dir}", "trainer.max_epochs=2", "monitor=acc", folder=run.dir)
@@ -214,19 +238,20 @@ def test_a_checkpoint_of_another_callback_at_the_last_batch_keeps_the_epoch(snap
     assert logged(rest.dir) == logged(whole.dir)
 
 
-def test_the_same_command_goes_on_where_it_is_told_to(train, snapshots):
-    whole, folders = snapshots()
+def test_the_same_command_goes_on_where_it_is_told_to(train, of_plain_run):
+    whole, copied = of_plain_run
+    unfinished, other_folder = copied(5), copied(6)
     words = ["trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "logger=csv"]
     auto = "auto_resume=true"
-    assert "type hydra.run.dir=FOLDER too" not in train(*words, auto, folder=folders[5]).output
-    assert same(train(*words, auto, folder=folders[5]).weights(), whole.weights())
-    assert "nothing to do" in train(*words, auto, folder=folders[5]).output
-    other = train(*words, auto, "model.optimizer.lr=0.5", folder=folders[5])
+    assert "type hydra.run.dir=FOLDER too" not in train(*words, auto, folder=unfinished).output
+    assert same(train(*words, auto, folder=unfinished).weights(), whole.weights())
+    assert "nothing to do" in train(*words, auto, folder=unfinished).output
+    other = train(*words, auto, "model.optimizer.lr=0.5", folder=unfinished)
     assert other.exit_code == 1
     assert "a finished run with other settings: model.optimizer.lr 0.01 -> 0.5" in other.output
-    refused = train(*words, folder=folders[6])
+    refused = train(*words, folder=other_folder)
     assert refused.exit_code == 1
-    assert f"resume={folders[6]}" in refused.output
+    assert f"resume={other_folder}" in refused.output
 
 
 def test_a_run_without_a_checkpoint_begins_anew(train, command):
@@ -276,20 +301,30 @@ def test_what_cannot_go_on_is_said(trained, colours, tmp_path, words, message):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("override", ["data.batch_size=4", "trainer.accumulate_grad_batches=2", "seed=7"])
-def test_other_batches_are_refused_within_an_epoch_and_said_between_two(snapshots, command, override):
-    whole, folders = snapshots()
-    middle, end = folders[6], folders[4]
-    assert saved(end)["imago"]["progress"]["batch"] == 0
-    refused = resumed(command, middle, override)
-    assert refused.exit_code == 1
-    name, value = override.split("=")
-    assert "from the middle of epoch 1 (batch 2), which cannot go on with other batches" in refused.output
-    assert re.search(rf"{name}: \w+, now {value}", refused.output)
+def content_of(folder: Path) -> dict[str, bytes]:
+    """The files of a run folder, without its log."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in ("train.log", ".lock")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_other_batches_are_refused_within_an_epoch_and_said_between_two(of_plain_run, command):
+    whole, copied = of_plain_run
+    middle = copied(6)
+    before = content_of(middle)
+    for number, override in ((4, "data.batch_size=4"), (9, "trainer.accumulate_grad_batches=2"), (None, "seed=7")):
+        refused = resumed(command, middle, override)
+        assert refused.exit_code == 1
+        name, value = override.split("=")
+        assert "from the middle of epoch 1 (batch 2), which cannot go on with other batches" in refused.output
+        assert re.search(rf"{name}: \w+, now {value}", refused.output)
+        assert content_of(middle) == before
+        if number is not None:
+            end = copied(number)
+            assert saved(end)["imago"]["progress"]["batch"] == 0
+            said = resumed(command, end, override)
+            assert said.exit_code == 0, said.output
+            assert "The epochs to come see other batches than those before" in said.output
     check_the_same(resumed(command, middle), whole)  # its own settings are not lost
-    said = resumed(command, end, override)
-    assert said.exit_code == 0, said.output
-    assert "The epochs to come see other batches than those before" in said.output
 
 
 def test_other_data_are_refused_within_an_epoch(snapshots, command, own_colours):
@@ -300,9 +335,9 @@ def test_other_data_are_refused_within_an_epoch(snapshots, command, own_colours)
     assert "the data (fingerprint)" in refused.output
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before(snapshots, command):
-    whole, folders = snapshots()
-    folder = folders[8]
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(of_plain_run, command):
+    whole, copied = of_plain_run
+    folder, lost = copied(8), copied(9)
     last = folder / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
     weights = torch.load(last, weights_only=True)["state_dict"]["net.head.weight"].numpy().tobytes()
@@ -313,11 +348,32 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(snapshots, command):
     assert f"The run goes on from {folder}/checkpoints/previous.ckpt" in run.output
     check_the_same(run, whole)
     for name in ("best", "last"):
-        (folders[9] / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
-    (folders[9] / "checkpoints" / "previous.ckpt").write_bytes(b"")
-    lost = type_in_subprocess(f"resume={folders[9]}")
-    assert lost.returncode == 1
-    assert "No checkpoint in" in lost.stdout
+        (lost / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    (lost / "checkpoints" / "previous.ckpt").write_bytes(b"")
+    done = type_in_subprocess(f"resume={lost}")
+    assert done.returncode == 1
+    assert "No checkpoint in" in done.stdout
+
+
+def test_a_run_of_an_earlier_version_is_refused_and_kept(of_plain_run, command):
+    folder = of_plain_run[1](8)
+    for file in (folder / "checkpoints").iterdir():
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["imago"]["schema"] = 1
+        torch.save(checkpoint, file)
+    before = content_of(folder)
+    refused = resumed(command, folder)
+    assert refused.exit_code == 1
+    assert refused.last_line.endswith("Imago 0.1 wrote it. Train again, or install Imago 0.1.")
+    assert content_of(folder) == before
+
+
+@pytest.fixture(scope="module")
+def undisturbed(colours, tmp_path_factory):
+    """Three epochs that nothing interrupts. Not to be changed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", NO_STOPPING, f"paths.log_dir={folder}/logs"]
+    return type_command("train", words, folder / "run")
 
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted"), (signal.SIGUSR1, 143, "preempted")]
@@ -332,7 +388,7 @@ SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted
     ],
 )
 def test_a_signal_ends_the_step_saves_and_is_recorded(
-    train, command, tmp_path, colours, number, code, status, override
+    command, undisturbed, tmp_path, colours, number, code, status, override
 ):
     """To a group: as `timeout`, and schedulers, send it; the loader's workers get it too."""
     words = [f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=3", override, NO_STOPPING]
@@ -350,11 +406,12 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(
     assert "Traceback" not in done.stdout + done.stderr
     assert saved(folder)["global_step"] == recorded["step"] == 7  # nothing is lost
     assert done.stdout.count("stopping after this step") == 1
-    whole = train("trainer.max_epochs=3", NO_STOPPING, *trainer)
     rest = command("train", f"resume={folder}", "callbacks.signal=null", folder=folder)
     assert rest.exit_code == 0, rest.output
-    assert same(rest.weights(), whole.weights())
-    assert rest.history == whole.history
+    assert [row["epoch"] for row in rest.history] == [0, 1, 2]
+    if override != "trainer=ddp_sim":  # test_whatever_is_switched_on compares the bits of two processes
+        assert same(rest.weights(), undisturbed.weights())
+        assert rest.history == undisturbed.history
 
 
 def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):

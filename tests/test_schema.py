@@ -37,6 +37,7 @@ def example(
 SCHEMA = arguments_schema(example)["properties"]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "good", "bad", "words"),
     [

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import REPO, SMALL, draw_classes
+from helpers import REPO, SMALL, draw_classes
 
 import imago
 from imago.checkpoint.guard import check_legacy
@@ -246,6 +246,7 @@ def test_legacy_weights_name_nothing_but_tensors(tmp_path):
         read_weights(tmp_path / "bomb.pth")
 
 
+@pytest.mark.quick
 def test_damage_is_noticed_by_every_reader(trained, tmp_path):
     from kill_resume import equal
 
@@ -482,16 +483,16 @@ def test_secrets_are_in_no_file(command, colours, monkeypatch):
     assert again.exit_code == 0, again.output
 
 
-def test_secrets_of_sweeps_and_other_processes_are_in_no_file(tmp_path, colours):
-    words = [f"data.data_dir={colours}", *SMALL, f"+params.hub_token={SECRETS[1]}", "trainer.max_epochs=1"]
-    words += [f"hydra.sweep.dir={tmp_path}/sweep", "test=false", f"paths.cache_dir={tmp_path}/cache"]
-    done = typed(tmp_path, "train.py", "-m", *words, "trainer=ddp_sim", "seed=1")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_secrets_of_sweeps_and_other_processes_are_in_no_file(tmp_path, train):
+    words = [f"+params.hub_token={SECRETS[1]}", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    run = train("-m", *words, "test=false", "trainer=ddp_sim", "seed=1")
+    assert run.exit_code == 0, run.output
     files = [file for file in (tmp_path / "sweep").rglob("*") if file.is_file()]
     assert any(file.name == "multirun.yaml" for file in files)
     assert not [file for file in files if SECRETS[1].encode() in file.read_bytes()]
 
 
+@pytest.mark.quick
 def test_what_one_has_trained_is_ones_own(trained, tmp_path, monkeypatch):
     best = trained.dir / "checkpoints" / "best.ckpt"
     assert is_signed(read_checkpoint(best))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import draw_classes, type_in_subprocess
+from helpers import draw_classes, type_in_new_interpreter
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
@@ -68,7 +68,7 @@ def test_only_what_a_run_needs_is_imported(colours, tmp_path):
         f"import atexit, sys\natexit.register(lambda: print('FOUND', sorted(set({UNNEEDED!r}) & sys.modules.keys())))"
     )
     words = [f"data.data_dir={colours}", "model=simple_cnn", "debug=fdr", "test=false", f"hydra.run.dir={tmp_path}/run"]
-    done = type_in_subprocess(*words, f"paths.cache_dir={tmp_path}/cache", code=code)
+    done = type_in_new_interpreter(*words, f"paths.cache_dir={tmp_path}/cache", code=code)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FOUND []" in done.stdout
 

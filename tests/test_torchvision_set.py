@@ -1,33 +1,12 @@
-import struct
-
-import numpy as np
 import pytest
 import torch
+from helpers import write_mnist
 from torchvision.datasets import MNIST
 
 from imago.data.crops import CenterBox, RandomResizedBox
 from imago.data.dataset import ImageDataset, collate
 from imago.data.torchvision_set import MemoryImages
 from imago.data.transforms import ImageTransform
-
-
-def write_idx(path, values):
-    """The format of MNIST's files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
-    path.write_bytes(header + values.astype(np.uint8).tobytes())
-
-
-def write_mnist(root):
-    """A tiny MNIST: the height of a bright bar is the digit."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 400), ("t10k", 60)):
-        digits = np.arange(count) % 10
-        images = generator.integers(0, 60, (count, 28, 28))
-        for image, digit in zip(images, digits, strict=True):
-            image[2 * digit : 2 * digit + 6, 4:20] = 230
-        write_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
-        write_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", digits)
 
 
 def test_the_example_people_know(command, tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import draw_classes
+from helpers import draw_classes
 from torch import nn
 
 import imago
@@ -19,6 +19,7 @@ def model(**options) -> DictModule:
     )
 
 
+@pytest.mark.quick
 def test_the_loss_is_that_of_each_image_whatever_the_batch():
     criterions = model(class_weights={"defect": 5}).criterions
     logits, labels = torch.randn(12, 2), torch.tensor([0] + [1] * 11)
@@ -124,6 +125,9 @@ def test_a_forward_function_alone_can_be_the_network(train, command):
     assert command("eval", f"ckpt_path={run.dir}").json("reports/metrics_test.json") == run.json(
         "reports/metrics_test.json"
     )
+    refused = command("export", f"ckpt_path={run.dir}")
+    assert "model.forward_fn is a part of this network" in refused.output
+    assert refused.exit_code == 1
     missing = train("model.net=null")
     assert "model.net is missing" in missing.output
     assert missing.exit_code == 1
