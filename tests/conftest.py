@@ -10,13 +10,13 @@ from urllib.error import URLError
 
 import pytest
 from helpers import HYMENOPTERA, SMALL, Command, Run, draw_classes, type_command
-from matplotlib.figure import Figure
 
 MEMORY = Path("/dev/shm")
 
 
 def pytest_configure() -> None:
     """A run writes some ninety files durably; where memory can hold them, this takes no time."""
+    gc.set_threshold(100_000, 20, 100)  # there are a million objects, and most stay
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to Ctrl-C
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
@@ -86,18 +86,8 @@ def command(tmp_path: Path, data_dir: Path) -> Command:
 
 
 @pytest.fixture
-def train(command: Command, colours: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Trains a tiny network for two epochs on `colours`, unless the overrides say otherwise.
-
-    The figures are made, but Matplotlib draws none of the svg files, which would take a fifth of the time: those of
-    `trained`, of `command` and of what is typed in a process of its own are drawn.
-    """
-    draw = Figure.savefig
-
-    def write(figure: Figure, file: Any, **options: Any) -> None:
-        Path(file).write_text("<svg/>") if options.get("format") == "svg" else draw(figure, file, **options)
-
-    monkeypatch.setattr(Figure, "savefig", write)
+def train(command: Command, colours: Path) -> Command:
+    """Trains a tiny network for two epochs on `colours`, unless the overrides say otherwise."""
 
     def run_it(*overrides: str, folder: Path | None = None) -> Run:
         return command("train", f"data.data_dir={colours}", *SMALL, *overrides, folder=folder)

@@ -2,6 +2,7 @@
 
 import atexit
 import csv
+import functools
 import gc
 import io
 import json
@@ -27,7 +28,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one core each: before t
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from matplotlib.figure import Figure
 from PIL import Image, ImageCms
+
+from imago.cli.hydra_internals import composed_again
 
 REPO = Path(__file__).resolve().parent.parent
 HYMENOPTERA = REPO.parent / "shared" / "data" / "hymenoptera_data"
@@ -40,7 +45,7 @@ SMALL = (
     "trainer.max_epochs=2",
     "logger=[]",
     "report.splits=[test]",
-    "plots.format=svg",  # drawn in half the time
+    "plots.format=svg",  # which `type_command` does not draw
 )
 
 
@@ -97,6 +102,26 @@ def _set_aside_what_is_imported() -> None:
         gc.freeze()
 
 
+def _save_figure(figure: Figure, file: Any, **options: Any) -> None:
+    """The figures of a run are made, but an svg is not drawn, which would take a third of a short run."""
+    Path(file).write_text("<svg/>") if options.get("format") == "svg" else _draw(figure, file, **options)
+
+
+_draw = Figure.savefig
+
+
+@functools.cache
+def _defaults_of(config_name: str) -> Any:
+    return composed_again(config_name, [])
+
+
+def _compose_once(patch: pytest.MonkeyPatch, overrides: Sequence[str]) -> None:
+    """Hydra composes everything once more for `hydra.mode`, and Imago for the defaults: a quarter of a short run."""
+    if not any(word.startswith(("-", "hydra", "hparams_search")) for word in overrides):
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        patch.setattr("imago.cli.compose.composed_again", lambda n, w: composed_again(n, w) if w else _defaults_of(n))
+
+
 def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
     """Types `python src/<name>.py <overrides>`, in this process."""
     output = io.StringIO()
@@ -108,6 +133,8 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         ]  # argparse wants these before the others
         patch.setattr(sys, "argv", [f"src/{name}.py", *folders, *where, *(w for w in overrides if w not in folders)])
         patch.setattr(sys, "path", list(sys.path))
+        _compose_once(patch, overrides)
+        patch.setattr(Figure, "savefig", _save_figure)
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now
         try:
             module = name if Path(f"{name}.py").is_file() else f"imago.{name}"

@@ -24,6 +24,7 @@ FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 SHORT = [f"trainer.limit_{what}_batches=2" for what in ("train", "val", "test", "predict")]
 SHORT += ["trainer.max_epochs=1", "trainer.accelerator=cpu", "data.num_workers=0", "report.splits=[test]"]
+SHORT += ["plots.format=svg"]
 TRIED = {  # the override -> the module with the test that trains with it
     "model.net.name=efficientnet_b0": "test_backbones.py",
     "model.net.name=convnext_tiny": "test_backbones.py",

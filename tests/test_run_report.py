@@ -194,7 +194,12 @@ def measured(page: Path, width: int, tmp_path: Path, *flags: str) -> dict:
     ("width", "flags"), [(360, []), (1600, []), (1600, ["--blink-settings=preferredColorScheme=0"])]
 )
 def test_nothing_overlaps_or_overflows_in_a_browser(trained, tmp_path, width, flags):
-    found = measured(trained.dir / "report.html", width, tmp_path, *flags)
+    run = Path(shutil.copytree(trained.dir, tmp_path / "run"))
+    again = {"time": "2026-11-26T12:36:59", "checkpoint": "checkpoints/best.ckpt", "asked": "test", "split": "val"}
+    again |= {"n": 15, "acc": 1.0, "f1": 1.0, "loss": 0.1, "folder": "logs/eval/runs/" + "a_name_that_is_long_" * 5}
+    (run / "scored_again.jsonl").write_text(json.dumps(again) + "\n")
+    refresh_report(run)
+    found = measured(run / "report.html", width, tmp_path, *flags)
     assert found["faults"] == []
     assert found["width"] == width
     assert found["charts"] >= 4
