@@ -17,7 +17,7 @@ install: $(WITH_TOOLS)  ## Make .venv and install Imago with the tested versions
 train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS="trainer.max_epochs=3" adds overrides
 	$(BIN)/python src/train.py experiment=digits $(ARGS)
 
-test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" chooses
+test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" selects some
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 test-quick: $(WITH_TOOLS)  ## Run one behaviour per room, in under three minutes
@@ -29,16 +29,16 @@ test-gpu: $(WITH_TOOLS)  ## Run the tests that need a GPU
 lint: $(WITH_TOOLS)  ## Check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-format: $(WITH_TOOLS)  ## Put the code into shape
+format: $(WITH_TOOLS)  ## Format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures: completion and checking for every YAML
+schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures, for completion and validation of YAML files
 	$(BIN)/python -m imago.config.signatures
 
 docs: $(WITH_TOOLS)  ## Write docs/errors.md and docs/callbacks.md from what the commands do
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py
 
-bench: $(WITH_TOOLS)  ## Measure against named peers (benchmarks/README.md)
+bench: $(WITH_TOOLS)  ## Run the benchmarks against named peers (benchmarks/README.md)
 	for script in benchmarks/train_*.py; do $(BIN)/python $$script || exit 1; done
 
 wheel: $(WITH_TOOLS)  ## Build the package into dist/

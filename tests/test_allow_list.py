@@ -178,7 +178,7 @@ def test_a_config_that_makes_something_else_is_refused_by_name(name, arguments, 
         inner = inner.setdefault(parent, {})
     inner[last] = node
     cfg = OmegaConf.create(read_checkpoint_config(yaml.dump(content), "stranger.ckpt"))
-    with pytest.raises(ValueError, match="none may. It was not run") as refused:
+    with pytest.raises(ValueError, match="not on the allow-list. Nothing was executed") as refused:
         check_targets(cfg, GROUPS, trusted=[])
     assert name in str(refused.value)
     assert place.removesuffix(".list") in str(refused.value)
@@ -199,19 +199,19 @@ def test_the_gadgets_are_not_tame():
         ("data: {x: '${${y}:1}'}", r"calls \$\{\$\{y\}"),
         ("data: {x: ['a ${unused_folder:/tmp/x}']}", r"calls \$\{unused_folder"),
         ("data: {x: '${hydra:runtime.cwd}'}", r"calls \$\{hydra"),
-        ("model: {_target_: '${params.t}'}\nparams: {t: os.system}", "computes a name to import"),
-        ("logger: {x: 1}", "has logger, which no checkpoint carries"),
-        ("hydra: {run: {dir: /tmp}}", "has hydra, which no checkpoint carries"),
+        ("model: {_target_: '${params.t}'}\nparams: {t: os.system}", "computes the name of what to import"),
+        ("logger: {x: 1}", "has logger, which does not belong in a checkpoint"),
+        ("hydra: {run: {dir: /tmp}}", "has hydra, which does not belong in a checkpoint"),
         ("data: !!python/object/apply:os.system ['touch executed']", "cannot be read"),
         ("data: &a [1]\nmodel: [*a, *a]", "has YAML aliases"),
         ("data: [", "cannot be read"),
-        ("[1, 2]", "has no keys"),
+        ("[1, 2]", "has no settings"),
         ("callbacks: {defaults: [{/strategy@_global_.hydra.callbacks: from_checkpoint}]}", "has the key 'defaults'"),
         ("callbacks: {a: {hydra: 1}}", "has the key 'hydra'"),
         ("callbacks: {'/strategy@_global_': x}", "has the key '/strategy@_global_'"),
         ('callbacks: {"\\e[31m": x}', r"has the key '\\x1b\[31m'"),
-        ("callbacks: 'x: {_target_: os.system}'", "has no keys in callbacks"),
-        ("callbacks: [{_target_: os.system}]", "has no keys in callbacks"),
+        ("callbacks: 'x: {_target_: os.system}'", "has no settings in callbacks"),
+        ("callbacks: [{_target_: os.system}]", "has no settings in callbacks"),
         ("data: {x: {_target_: datasets.load_dataset, _args_: [pandas]}}", "has the key '_args_'"),
         ("data: {x: {_target_: torch.nn.ReLU, _recursive_: false}}", "has the key '_recursive_'"),
         ("data: {data_files: 'http://127.0.0.1/?${paths.log_dir}'}", "takes data from http://127.0.0.1"),
@@ -221,14 +221,14 @@ def test_the_gadgets_are_not_tame():
             "params: {"
             + ", ".join(f"p{i}: '${{params.p{i + 1}}}${{params.p{i + 1}}}'" for i in range(30))
             + ", p30: x}",
-            "unfold without end",
+            "expand to too many values",
         ),
-        ("params: {a: '${.b}', b: '${.a}'}", "unfold without end"),
+        ("params: {a: '${.b}', b: '${.a}'}", "expand to too many values"),
         (
             "params: {"
             + ", ".join(f"l{i}: ['${{..l{i + 1}[0]}}${{..l{i + 1}[0]}}']" for i in range(30))
             + ", l30: [x]}",
-            "unfold without end",
+            "expand to too many values",
         ),
         ("params: {x: '{oc.env:HOME}'}\nmodel: {a: '$${params.x}'}", r"calls \$\$\{params"),
         ("model: {a: '${without_stage:\"a/$\"}{oc.env:HOME}'}", r"calls \$\"\}"),
@@ -236,7 +236,7 @@ def test_the_gadgets_are_not_tame():
         ("params: {x: '${joined:[" + "a," * 600 + "]}'}", "a long text with interpolations"),
         ("# " + "]" * 3000 + "\nparams: " + "[" * 3000, "is nested too deeply"),
         ("x" * 2_000_000, "too long"),
-        (None, "is no text"),
+        (None, "is not text"),
     ],
 )
 def test_a_text_that_is_no_carried_config_is_refused(text, message):
@@ -312,7 +312,7 @@ def test_places_and_folders(tmp_path, place, node, is_allowed):
     if is_allowed:
         check_targets(cfg, [*GROUPS, "params"], trusted=[])
     else:
-        with pytest.raises(ValueError, match="none may"):
+        with pytest.raises(ValueError, match="not on the allow-list|not allowed"):
             check_targets(cfg, [*GROUPS, "params"], trusted=[])
 
 
@@ -324,9 +324,9 @@ def test_places_and_folders(tmp_path, place, node, is_allowed):
         (lambda told: told.update(class_names=[1, 2, 3]), "class names"),
         (lambda told: told.pop("class_names"), "class names"),
         (lambda told: told.pop("data"), "lacks data"),
-        (lambda told: told.update(schema=True), "does not carry its run"),
-        (lambda told: told.update(schema=99, versions="x"), "is of schema 99"),
-        (lambda told: told.update(config=None), "is no text"),
+        (lambda told: told.update(schema=True), "has no config: it was written by an earlier version"),
+        (lambda told: told.update(schema=99, versions="x"), "has schema 99"),
+        (lambda told: told.update(config=None), "is not text"),
         (lambda told: told.update(versions={"a": [1]}), "versions"),
     ],
 )
@@ -370,7 +370,7 @@ def test_a_compressed_checkpoint_is_refused(trained):
     ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(ValueError, match="is compressed, as no checkpoint of Imago is"):
+    with pytest.raises(ValueError, match="is compressed, and could expand to any size"):
         read_checkpoint("small.ckpt")
 
 
@@ -405,7 +405,7 @@ def test_the_commands_and_python_refuse_a_stranger(trained, command):
     for words in (["eval"], ["inference", "source=kept"], ["inference", "tta=flip"], ["export"]):
         run = command(words[0], f"ckpt_path={path}", *words[1:])
         assert run.exit_code == 1
-        assert "makes torch.utils.collect_env.run (model.net), as none may" in run.output
+        assert "wants to create torch.utils.collect_env.run (model.net), which is not on the allow-list" in run.output
     with pytest.raises(ValueError, match=r"torch\.utils\.collect_env\.run"):
         imago.load_classifier(path)
 
@@ -417,7 +417,7 @@ def test_code_of_ones_own_is_made_when_it_is_trusted(train, command, monkeypatch
     assert run.exit_code == 0, run.output
     theirs = stranger(run, lambda content: None)  # without a signature that fits
     refused = command("eval", f"ckpt_path={theirs}")
-    assert "If you know who wrote it, type 'trusted_targets=[my_net.]'" in refused.output
+    assert "If you trust its author, type 'trusted_targets=[my_net.]'" in refused.output
     trusted = command("eval", f"ckpt_path={theirs}", "trusted_targets=[my_net.]")
     assert trusted.exit_code == 0, trusted.output
     typed = command("eval", f"ckpt_path={theirs}", "model.net._target_=my_net.MyNet")

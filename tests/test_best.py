@@ -66,7 +66,7 @@ def test_what_would_make_it_another_one_is_refused(train, word):
     run = train(word)
     assert run.exit_code == 1
     assert f"{word.lstrip('+').partition('=')[0]}=" in run.last_line
-    assert "best.ckpt is the checkpoint of the best epoch, which is scored" in run.last_line
+    assert "best.ckpt must be the checkpoint of the best epoch" in run.last_line
     assert "epoch 1" not in run.output
 
 
@@ -97,10 +97,10 @@ def test_files_of_the_run_belong_to_the_run(train):
     other = "_target_: lightning.pytorch.callbacks.ModelCheckpoint, dirpath: '${paths.output_dir}/checkpoints'"
     for name in ("best", "last"):
         run = train(f"+callbacks.mine={{{other}, filename: {name}}}")
-        assert f"ModelCheckpoint.filename={name}: that file is the run's own" in run.output
+        assert f"ModelCheckpoint.filename={name} is reserved for the run" in run.output
         assert run.exit_code == 1
     replaced = train(
         "callbacks.model_checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint",
         "callbacks.model_checkpoint.save_top_k=3",
     )
-    assert "save_top_k=3 with one filename keeps the last, not the best" in replaced.output
+    assert "save_top_k=3 with a fixed filename keeps the last, not the best" in replaced.output

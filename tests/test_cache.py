@@ -76,7 +76,7 @@ def test_auto_caches_what_is_read_three_times_and_fits(train):
 def test_a_cache_that_would_be_larger_than_it_may_be_is_refused(train):
     run = train(*THREE, "data.cache=ram", "data.cache_gb=0")
     assert run.exit_code == 1
-    assert "data.cache=ram: the decoded images of train need about 0.1 MB, and may take 0.0 MB" in run.last_line
+    assert "data.cache=ram: the decoded images of train need about 0.1 MB, but the limit is 0.0 MB" in run.last_line
     assert "Type data.cache_gb=0.01, or data.cache=disk, or data.cache=none" in run.last_line
 
 
@@ -93,7 +93,7 @@ def test_pairs_that_cannot_work_are_refused(train):
     fast = train("data.decode=fast", "data.cache=ram")
     assert (fast.exit_code, "Type data.decode=exact" in fast.last_line) == (1, True)
     several = train("trainer=ddp_sim", "data.cache=ram")
-    assert (several.exit_code, "Type data.cache=disk, which they share" in several.last_line) == (1, True)
+    assert (several.exit_code, "Type data.cache=disk, which is shared" in several.last_line) == (1, True)
 
 
 def test_several_processes_share_one_cache_and_train_as_without(train, tmp_path):

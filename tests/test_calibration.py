@@ -97,12 +97,12 @@ def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
     assert calibration.threshold is None
     assert calibration.sets(calibration.apply(logs)).all()
     assert not calibration.accepts(calibration.apply(logs)).any()
-    assert "all images are left to a person" in describe_calibration(calibration.measured(logs, np.array([1, 1])))
+    assert "all images flagged for review" in describe_calibration(calibration.measured(logs, np.array([1, 1])))
 
 
 def test_words_and_file(tmp_path):
     assert describe_calibration({"accepted_acc": 0.991, "accepted_share": 0.82}) == (
-        "99.1 % right on 82 % of the images, 18 % left to a person"
+        "82% of the images accepted (99.1% of them correct), 18% flagged for review"
     )
     calibration = fitted(*answers(100, 1.0))
     write(calibration, tmp_path / "best.calibration.json")

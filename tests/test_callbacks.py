@@ -34,20 +34,20 @@ TOGETHER = {  # name -> arguments, in one run
 }
 WORKS = {
     "Callback": "does nothing by itself",
-    "BasePredictionWriter": "one of your own that inherits from it is called for each split that is scored",
+    "BasePredictionWriter": "a subclass of your own is called for each scored split",
     "DeviceStatsMonitor": "with a logger; on a CPU `cpu_stats: false`, or psutil installed",
     "EMAWeightAveraging": "the average is validated, saved and scored",
-    "EarlyStopping": "a second one, beside `callbacks.early_stopping`",
-    "GradientAccumulationScheduler": "schedules per step count the steps that it makes",
+    "EarlyStopping": "in addition to `callbacks.early_stopping`",
+    "GradientAccumulationScheduler": "schedulers that step per batch count optimizer steps",
     "LambdaCallback": "",
     "LearningRateMonitor": "with a logger; `callbacks.lr_monitor` is one",
-    "ModelCheckpoint": "further files; best.ckpt stays what is scored",
+    "ModelCheckpoint": "more files; best.ckpt remains the one that is scored",
     "ModelSummary": "`callbacks.model_summary` is one",
     "RichModelSummary": "",
     "RichProgressBar": "with `~callbacks.progress_bar`",
     "TQDMProgressBar": "with `~callbacks.progress_bar`",
     "ThroughputMonitor": "",
-    "Timer": "the run says that its time is over; a longer `duration` goes on",
+    "Timer": "the run reports when the time is up; a longer `duration` continues the run",
     "WeightAveraging": "the average is validated, saved and scored",
 }
 OTHERS = ("WeightAveraging", "TQDMProgressBar", "BasePredictionWriter")  # do not go together with one of the others
@@ -63,8 +63,8 @@ FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "max_epochs": ([], ""),
     "min_epochs": (["11"], "not above `max_epochs`"),
     "max_steps": ([], ""),
-    "min_steps": ([], "not above the steps that are planned"),
-    "max_time": ([], "the run says that its time is over"),
+    "min_steps": ([], "not above the planned number of steps"),
+    "max_time": ([], "the run reports when the time is up"),
     "limit_train_batches": ([], ""),
     "limit_val_batches": ([], ""),
     "limit_test_batches": (["0"], "above 0 where a split is scored"),
@@ -73,7 +73,7 @@ FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "val_check_interval": (["'00:00:01:00'", "0"], "a fraction of an epoch, or batches; the best validation counts"),
     "check_val_every_n_epoch": (["0"], ""),
     "num_sanity_val_steps": ([], ""),
-    "log_every_n_steps": ([], "each step of short runs"),
+    "log_every_n_steps": ([], "short runs log every step"),
     "enable_checkpointing": (["false"], "`callbacks=none`"),
     "enable_progress_bar": (["false"], "`~callbacks.progress_bar`"),
     "enable_model_summary": ([], "`callbacks.model_summary` shows one"),
@@ -83,15 +83,15 @@ FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "deterministic": ([], "the root's `deterministic`"),
     "benchmark": ([], ""),
     "inference_mode": ([], ""),
-    "use_distributed_sampler": ([], "the data module deals the images itself"),
+    "use_distributed_sampler": ([], "the data module distributes the images itself"),
     "profiler": ([], "`simple`, `advanced`, `pytorch`"),
     "detect_anomaly": ([], ""),
     "barebones": (["true"], ""),
     "plugins": (["[x]"], ""),
     "sync_batchnorm": ([], ""),
-    "reload_dataloaders_every_n_epochs": ([], "loaders are made anew, `datamodule.batch_size` counts"),
+    "reload_dataloaders_every_n_epochs": ([], "loaders are created again, with `datamodule.batch_size`"),
     "default_root_dir": ([], "the run folder"),
-    "enable_autolog_hparams": ([], "settings are logged in any case"),
+    "enable_autolog_hparams": ([], "settings are always logged"),
     "model_registry": ([], ""),
 }
 
@@ -107,10 +107,10 @@ def test_the_page_has_every_callback_and_every_argument():
     lines = [
         "# Lightning's callbacks and the Trainer's arguments",
         "",
-        "Written by `make docs` from the table in tests/test_callbacks.py, whose runs show it. A callback is added",
-        "with `'+callbacks.NAME={_target_: lightning.pytorch.callbacks.CLASS, ARGUMENT: VALUE}'`. \"Works\" means that",
-        "a run with it finishes, that `resume=` goes on to the same numbers, that its effect is in the weights that",
-        "are scored, and that `ml-eval`, `ml-inference` and `ml-export` take the checkpoint afterwards.",
+        "`make docs` writes this page from the tables in tests/test_callbacks.py, which tests them. To add a callback,",
+        "type `'+callbacks.NAME={_target_: lightning.pytorch.callbacks.CLASS, ARGUMENT: VALUE}'`. \"Works\" means that",
+        "a run with it finishes, that `resume=` gives the same results, that its effect is in the scored weights, and",
+        "that `ml-eval`, `ml-inference` and `ml-export` accept the checkpoint afterwards.",
         "",
         "| callback | | |",
         "| --- | --- | --- |",
@@ -118,7 +118,7 @@ def test_the_page_has_every_callback_and_every_argument():
     for name in sorted(shipped.__all__):
         why = CALLBACKS.get(name) or BASES.get(name)
         lines.append(f"| `{name}` | {'refused' if why else 'works'} | {why or WORKS[name]} |")
-    lines += ["", "A callback of your own: [extend/callback.md](extend/callback.md).", ""]
+    lines += ["", "To write a callback of your own, see [extend/callback.md](extend/callback.md).", ""]
     lines += ["| `trainer.` | refused | |", "| --- | --- | --- |"]
     lines += [
         f"| `{flag}` | {', '.join(f'`{v}`' for v in refused)} | {what} |" for flag, (refused, what) in FLAGS.items()
@@ -259,9 +259,9 @@ def test_an_average_that_never_starts_is_refused(train):
 def test_the_end_of_the_time_is_said(train):
     run = train("trainer.max_time='00:00:00:00'", "trainer.max_epochs=50")
     assert run.exit_code == 0, run.output
-    assert "Training ended: the time is over (trainer.max_time)" in run.output
-    assert "the time is over" in run.json("status.json")["reason"]
-    assert "the time is over" in Path(run.dir, "summary.txt").read_text()
+    assert "Training ended: trainer.max_time was reached" in run.output
+    assert "trainer.max_time was reached" in run.json("status.json")["reason"]
+    assert "trainer.max_time was reached" in Path(run.dir, "summary.txt").read_text()
 
 
 def test_another_optimizer_cannot_go_on(train):

@@ -69,20 +69,21 @@ def test_without_data_three_lines_say_what_to_type(command):
     [
         ("data.data_dir=/nowhere", "data.data_dir=/nowhere does not exist"),
         ("model.net.name=resnet81", "resnet18"),
-        ("data.on_bad_image=maybe", "give error or skip"),
-        ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt is not there"),
+        ("data.on_bad_image=maybe", "must be error or skip"),
+        ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt does not exist"),
         (
             "monitor=val/acurracy",
-            "no metric 'acurracy' to track; there are acc, precision, recall, f1, loss, loss/ce",
+            "Unknown metric 'acurracy'. Type monitor=val/NAME, where NAME is one of acc, precision, recall, f1, loss, "
+            "loss/ce",
         ),
-        ("mode=best", "mode=best: give min or max"),
-        ("model.freeze=head", "model.freeze=head: give backbone"),
-        ("report.splits=[tset]", "There is no split tset: give some of train, val, test"),
-        ("monitor=acc", "give the stage too, monitor=val/acc"),
-        ("model.optimizer.lr=fast", "model.optimizer.lr=fast: give a number"),
-        ("data.image_size=[32,32,3]", "give the side of a square, 1 or more, or [height,width]"),
-        ("seed=-1", "seed=-1: give 0 or more"),
-        ("trainer.accelerator=gpu", "there is no GPU here. Type trainer=cpu"),
+        ("mode=best", "mode must be min or max, got best"),
+        ("model.freeze=head", "model.freeze must be backbone"),
+        ("report.splits=[tset]", "Unknown split tset. The splits are train, val, test"),
+        ("monitor=acc", "monitor must name the stage too, for example monitor=val/acc"),
+        ("model.optimizer.lr=fast", "model.optimizer.lr must be a number, got fast"),
+        ("data.image_size=[32,32,3]", "data.image_size must be the side of a square (1 or more) or [height,width]"),
+        ("seed=-1", "seed must be a whole number from 0 to 2**32 - 1, or null; got -1"),
+        ("trainer.accelerator=gpu", "this machine has no GPU. Type trainer=cpu"),
         ("trainer.limit_test_batches=0", "leaves nothing of test to score: type test=false"),
     ],
 )
@@ -131,7 +132,7 @@ def test_a_bad_image_is_named_and_the_last_checkpoint_stays(train, own_colours):
     skipping = train(f"data.data_dir={own_colours}", "data.on_bad_image=skip")
     assert skipping.exit_code == 0
     assert skipping.json("reports/metrics_test.json")["n"] == 15
-    assert "1 files skipped" in skipping.text("summary.txt")
+    assert "skipped 1 file" in skipping.text("summary.txt")
     assert kept.keys() == before.weights().keys()
 
 
@@ -171,7 +172,7 @@ def test_a_folder_that_a_living_process_uses_is_refused_even_to_one_that_goes_on
     ) as other:
         pid = int(other.stdout.readline())
         for goes_on in (False, True):
-            with pytest.raises(RunFolderError, match=f"in use by the running process {pid}"):
+            with pytest.raises(RunFolderError, match=f"in use by process {pid}"):
                 RunFolder.claim(tmp_path, goes_on)
         assert is_taken(tmp_path)
         other.kill()  # and the worker lives on
@@ -187,7 +188,7 @@ def test_a_finished_run_is_not_overwritten(train):
     before = {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()}
     again = train("test=false", folder=first.dir)
     assert again.exit_code == 1
-    assert "holds a finished run" in again.output
+    assert "contains a finished run" in again.output
     assert {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()} == before
 
 
@@ -228,7 +229,7 @@ def test_a_disk_without_locks_does_not_keep_runs_from_starting(tmp_path, monkeyp
         is_taken(tmp_path)
     assert true_state(tmp_path, run.status) == "running"  # by its heartbeat
     (tmp_path / "status.json").write_text(json.dumps(run.status | {"pid": os.getppid()}))
-    with pytest.raises(RunFolderError, match="in use by the running process"):
+    with pytest.raises(RunFolderError, match="in use by process"):
         RunFolder.claim(tmp_path)
 
 
@@ -236,7 +237,7 @@ def test_a_log_folder_that_cannot_be_written_is_said(tmp_path, colours):
     (tmp_path / "file").touch()
     done = python("src/train.py", f"data.data_dir={colours}", f"paths.log_dir={tmp_path}/file/logs")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: the run folder cannot be made")
+    assert done.stderr.splitlines()[-1].startswith("Error: The run folder cannot be created")
     assert f"{tmp_path}/file" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -246,13 +247,13 @@ def test_a_folder_with_files_of_something_else_is_refused(train, tmp_path):
     (tmp_path / "mine" / "config.yaml").write_text("precious")
     run = train(folder=tmp_path / "mine")
     assert run.exit_code == 1
-    assert "holds files of something else" in run.output
+    assert "has files, but is not a run folder" in run.output
     assert (tmp_path / "mine" / "config.yaml").read_text() == "precious"
     assert len(list((tmp_path / "mine").iterdir())) == 1
 
 
 def test_a_null_group_gets_the_right_words(train):
-    assert train("logger=null").last_line == "Error: logger=null: Hydra takes no null for a group. Type logger=[]"
+    assert train("logger=null").last_line == "Error: logger=null: a config group cannot be null. Type logger=[]"
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, colours):

@@ -65,13 +65,13 @@ def test_a_run_is_drawn_from_its_folder_alone(command, trained, mode):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mode=pictures"], "mode=pictures: give launch, samples, predictions, curves or report"),
-        (["mode=samples"], "No data is chosen"),
-        (["samples=0"], "samples=0: give 1 or more"),
+        (["mode=pictures"], "mode must be launch, samples, predictions, curves or report, got pictures"),
+        (["mode=samples"], "No data was chosen"),
+        (["samples=0"], "samples must be 1 or more, got 0"),
         (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),
-        (["mode=curves"], "latest: no run below"),
+        (["mode=curves"], "latest: no run in"),
         (["mode=report", "run=/nowhere"], "/nowhere is not a run folder"),
-        (["prt=1"], "prt is no setting (typed). Did you mean port?"),
+        (["prt=1"], "Unknown setting prt (command line). Did you mean port?"),
     ],
 )
 def test_what_cannot_be_shown_is_said(command, words, message):
@@ -160,9 +160,9 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--val", "0.6", "--test", "0.5", "--dry-run"], "give shares whose sum is below 1"),
-        ([], "Say where the splits go"),
-        (["--output", "there.csv"], "there.csv is there already"),
+        (["--val", "0.6", "--test", "0.5", "--dry-run"], "must be fractions with a sum below 1"),
+        ([], "Choose an output"),
+        (["--output", "there.csv"], "there.csv already exists"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words, message):
@@ -174,7 +174,7 @@ def test_a_split_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words,
 
 
 def test_a_folder_that_is_split_already_is_refused(colours, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="is split already: it has train, val"):
+    with pytest.raises(SystemExit, match="is already split into train, val"):
         split_command(monkeypatch, capsys, colours, "--dry-run")
 
 

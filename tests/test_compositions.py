@@ -39,7 +39,7 @@ def test_a_missing_key_is_named_with_those_that_are_there():
 
 
 def test_a_mapping_that_is_turned_round_is_said():
-    with pytest.raises(KeyError, match=r"batch key to argument. Turned round\? Then it is {image: x}"):
+    with pytest.raises(KeyError, match=r"batch key to argument. Reversed, it would be {image: x}"):
         WrapTransform(abs, {"x": "image"}, "y")({"image": 1})
     criterions = CriterionsComposition(
         {"ce": nn.CrossEntropyLoss()}, mapping={"ce": {"input": "logits", "target": "label"}}

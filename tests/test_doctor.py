@@ -142,7 +142,7 @@ def test_each_defect_is_found_and_named(sick):
     near_labels = frozenset(("train/blue/near_label.png", "train/red/near_label.jpg"))
     assert pairs["near-duplicate, two labels"] == {near_labels}
     (part,) = find_issues(sick, workers=2, box=CenterBox(0.75)).of_kind()["part of the picture"]
-    assert part.detail == "the network sees 56% of a picture (median)"
+    assert part.detail == "the network sees 56% of an image (median)"
     assert {*paths, "part of the picture"} == KINDS.keys()  # none without a test
 
 
@@ -238,7 +238,7 @@ def test_what_is_not_the_fault_of_the_file_is_neither_skipped_nor_remembered(cle
     monkeypatch.setattr("PIL.Image.Image.load", fails)
     stopped = train(*words)
     assert stopped.exit_code == 1
-    assert "Input/output error (and 35 more such files). It may be a good image" in stopped.output
+    assert "Input/output error (and 35 more such files). The image itself may be fine" in stopped.output
     monkeypatch.undo()
     done = train(*words)
     assert done.exit_code == 0, done.output
@@ -261,7 +261,7 @@ def test_an_eps_under_another_name_is_never_run(clean):
 def test_nothing_is_found_in_a_clean_folder(clean, command):
     run = command("doctor", f"data.data_dir={clean}")
     assert run.exit_code == 0, run.output
-    assert "51 images (train 36, val 15), 3 classes: nothing was found" in run.output
+    assert "51 images (train 36, val 15), 3 classes: no problems found" in run.output
     assert run.json("doctor.json")["faults"] == []
 
 
@@ -302,7 +302,7 @@ def test_what_it_would_leave_out_can_be_left_out(clean, command, train):
     assert paths == ["train/red/001.png", "train/red/copy.png", "train/red/text.jpg"]
     run = train(f"data.data_dir={clean}", f"data.exclude={listed}", "report.splits=[train]")
     assert run.exit_code == 0, run.output
-    assert "3 files left out (data.exclude)" in run.text("summary.txt")
+    assert "excluded 3 files (data.exclude)" in run.text("summary.txt")
     assert run.json("reports/metrics_train.json")["n"] == 35
     missing = train(f"data.data_dir={clean}", "data.exclude=/nowhere.txt")
     assert "data.exclude=/nowhere.txt does not exist. ml-doctor" in missing.output

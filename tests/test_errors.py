@@ -72,32 +72,32 @@ MISTAKES = [
     Mistake("A folder without class folders", [PHOTOS], lambda work: (work / "photos").mkdir()),
     Mistake("One class", [PHOTOS], lambda work: classes(work, blue=4)),
     Mistake("A class folder without images", [PHOTOS], class_without_images),
-    Mistake("A class in val that train lacks", [PHOTOS], unknown_class),
+    Mistake("A class in val that is missing in train", [PHOTOS], unknown_class),
     Mistake("An image that cannot be read", [PHOTOS, *SMALL], cut_image),
     Mistake("A typo in a key", ["data.batchsize=64"], made_before_a_run=True),
     Mistake("A key without its group", ["batch_size=64"], made_before_a_run=True),
-    Mistake("An argument of the Trainer that no file has", ["trainer.num_nodes=2"], made_before_a_run=True),
+    Mistake("An argument of the Trainer that is not in the config", ["trainer.num_nodes=2"], made_before_a_run=True),
     Mistake("A typo in a group", ["trainr=gpu"], made_before_a_run=True),
     Mistake("A typo in an option", ["experiment=digit"], made_before_a_run=True),
     Mistake("A group set to null", ["logger=null"], made_before_a_run=True),
     Mistake("A wrong type", ["experiment=digits", "trainer.max_epochs=many"]),
-    Mistake("A wrong type at the root", ["seed=abc"], made_before_a_run=True),
-    Mistake("A batch of nothing", ["experiment=digits", "data.batch_size=0"]),
-    Mistake("A number that is none", ["experiment=digits", "data.batch_size=abc"]),
+    Mistake("A wrong type of a top-level setting", ["seed=abc"], made_before_a_run=True),
+    Mistake("A batch size of 0", ["experiment=digits", "data.batch_size=0"]),
+    Mistake("A value that is not a number", ["experiment=digits", "data.batch_size=abc"]),
     Mistake("A negative number of workers", ["experiment=digits", "data.num_workers=-1"]),
     Mistake(
-        "A typo in an own experiment",
+        "A typo in an experiment of your own",
         ["--config-dir=WORK/my_configs", "experiment=mine", "data=digits"],
         own_experiment("trainer:\n  max_epoch: 3\n"),
     ),
     Mistake(
-        "A stray key in an own experiment",
+        "An unknown key in an experiment of your own",
         ["--config-dir=WORK/my_configs", "experiment=mine"],
         own_experiment("learning_rate: 3\n"),
         made_before_a_run=True,
     ),
     Mistake(
-        "An argument that an own target does not take",
+        "An argument that a target of your own does not have",
         [
             "experiment=digits",
             "+model.scheduler.gama=0.1",
@@ -106,7 +106,7 @@ MISTAKES = [
             "~model.scheduler.floor",
         ],
     ),
-    Mistake("A path with characters of Hydra's grammar", ["data.data_dir=/photos (2)/{a}"], made_before_a_run=True),
+    Mistake("A path with special characters of Hydra", ["data.data_dir=/photos (2)/{a}"], made_before_a_run=True),
     Mistake("A path with a comma", ["data.data_dir=/photos,old"], made_before_a_run=True),
     Mistake("A file name with =", ["experiment=digits", "ckpt_path=epoch=3.ckpt"], made_before_a_run=True),
     Mistake("A network that does not exist", [PHOTOS, "model.net.name=resnet81"], **GOOD),
@@ -133,22 +133,27 @@ MISTAKES = [
     Mistake("A monitor that does not exist", [PHOTOS, *SMALL, "monitor=val/acurracy"], **GOOD),
     Mistake("A monitor without its stage", [PHOTOS, *SMALL, "monitor=acc"], **GOOD),
     Mistake("A monitor with a value per class", [PHOTOS, *SMALL, "monitor=val/f1_per_class"], **GOOD),
-    Mistake("A checkpoint that is not there", [PHOTOS, *SMALL, "ckpt_path=/best.ckpt"], **GOOD),
+    Mistake("A checkpoint that does not exist", [PHOTOS, *SMALL, "ckpt_path=/best.ckpt"], **GOOD),
     Mistake(
         "A damaged checkpoint",
         [PHOTOS, *SMALL, "ckpt_path=WORK/best.ckpt"],
         lambda work: (classes(work, blue=8, red=8), damaged_checkpoint(work)),
     ),
-    Mistake("Images that fit into no cache", [PHOTOS, *SMALL, "data.cache=ram", "data.cache_gb=0"], **GOOD),
-    Mistake("Two settings that do not go together", ["experiment=digits", "data.decode=fast", "data.cache=disk"]),
+    Mistake("Images that do not fit into the cache", [PHOTOS, *SMALL, "data.cache=ram", "data.cache_gb=0"], **GOOD),
+    Mistake("Two settings that cannot be combined", ["experiment=digits", "data.decode=fast", "data.cache=disk"]),
     Mistake("No GPU", ["experiment=digits", "trainer=gpu"]),
     Mistake("More GPUs than there are", ["experiment=digits", "trainer=ddp", "trainer.devices=4"]),
-    Mistake("A batch that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD),
-    Mistake("No devices", ["experiment=digits", "trainer.devices=0"]),
-    Mistake("A second start into a finished run", ["experiment=digits", "hydra.run.dir=WORK/run"], finished_run),
-    Mistake("A folder to go on in that holds no run", ["resume=WORK/run"], made_before_a_run=True),
     Mistake(
-        "An experiment beside resume=", ["resume=WORK/run", "experiment=digits"], finished_run, made_before_a_run=True
+        "A batch size that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD
+    ),
+    Mistake("A number of devices that is 0", ["experiment=digits", "trainer.devices=0"]),
+    Mistake("A run folder with a finished run", ["experiment=digits", "hydra.run.dir=WORK/run"], finished_run),
+    Mistake("A folder to resume that is not a run", ["resume=WORK/run"], made_before_a_run=True),
+    Mistake(
+        "experiment= together with resume=",
+        ["resume=WORK/run", "experiment=digits"],
+        finished_run,
+        made_before_a_run=True,
     ),
     Mistake("Several mistakes at once", [PHOTOS, "monitor=acc", "data.batch_size=0", "trainer.max_epochs=many"]),
     Mistake(
@@ -217,9 +222,9 @@ def readable(text: str, work: Path) -> str:
 
 INTRODUCTION = """# Errors
 
-What is printed for common mistakes; written by the tests (`make docs`). The exit status is not 0,
-`status.json` in the run folder says `failed` with the same words, and the traceback is in the log there.
-WORK and RUN stand for folders.
+These are the messages for common mistakes, written by the tests (`make docs`). The exit status is not 0. `status.json`
+in the run folder says `failed` with the same message, and the log there has the traceback. WORK and RUN stand for
+folders.
 
 """
 

@@ -82,12 +82,12 @@ def test_latest_is_the_newest_run_with_a_checkpoint(train, command, tmp_path):
     assert f"ckpt_path=latest: {run.dir}/checkpoints/best.ckpt" in scored.output
     assert scored.text("reports/predictions_test.csv") == run.text("reports/predictions_test.csv")
     resumed = command("train", f"resume={scored.dir}")
-    assert f"{scored.dir} is of another command than ml-train" in resumed.output
+    assert f"{scored.dir} is not a run of ml-train" in resumed.output
     assert resumed.exit_code == 1
 
 
 def test_there_is_no_latest_in_an_empty_folder(command):
-    assert "no run below" in command("eval", "ckpt_path=latest").output
+    assert "no run in" in command("eval", "ckpt_path=latest").output
 
 
 def test_scores_do_not_depend_on_batch_size_or_workers(evaluate):
@@ -197,17 +197,20 @@ def older(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (None, "is not there"),
+        (None, "does not exist"),
         (lambda path: path.touch(), "is damaged, or not a checkpoint of Imago"),
         (lambda path: path.write_text("some text"), "is damaged, or not a checkpoint of Imago"),
-        (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), "is a state dict of 1 tensors. Train with it"),
-        (lambda path: torch.save({"model": {"w": torch.zeros(1)}}, path), "holds weights under 'model'"),
-        (lambda path: torch.save([1, 2], path), "is no checkpoint of Imago: it holds a list"),
-        (lightning, "is one of another Lightning project"),
-        (wholly_pickled, "holds torch.nn.modules.linear.Linear, which no checkpoint of Imago holds"),
-        (of_version_0_1, "Imago 0.1 wrote it. Train again, or install Imago 0.1."),
-        (newer, f"is of schema {SCHEMA + 1}, written by Imago 9.0"),
-        (older, "does not carry its run"),
+        (
+            lambda path: torch.save({"fc.weight": torch.zeros(2)}, path),
+            "is a state dict of 1 tensors. To train with it",
+        ),
+        (lambda path: torch.save({"model": {"w": torch.zeros(1)}}, path), "has its weights under 'model'"),
+        (lambda path: torch.save([1, 2], path), "is not a checkpoint of Imago: it holds a list"),
+        (lightning, "comes from another Lightning project"),
+        (wholly_pickled, "contains torch.nn.modules.linear.Linear, which is not allowed in a checkpoint"),
+        (of_version_0_1, "was written by Imago 0.1. Train again, or install Imago 0.1."),
+        (newer, f"has schema {SCHEMA + 1}, written by Imago 9.0"),
+        (older, "has no config: it was written by an earlier version"),
         (lambda path: path.mkdir(), "is a folder without checkpoints/best.ckpt"),
     ],
 )
@@ -231,17 +234,17 @@ def test_half_a_checkpoint_is_said(evaluate, trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ckpt_path is missing: type ckpt_path=RUN"),
+        ([], "ckpt_path is missing. Type ckpt_path=RUN"),
         (["ckpt_path="], "ckpt_path is missing"),
         (["ckpt_path=https://example.org/best.ckpt"], "curl -L -o best.ckpt 'https://example.org/best.ckpt'"),
-        (["ckpt_path=[a.ckpt,b.ckpt]"], "give one checkpoint. ml-inference takes several"),
-        (["-m", "ckpt_path=a.ckpt,b.ckpt"], "a sweep over checkpoints is several commands"),
-        (["CKPT", "split=[]"], "split=[]: give at least one of train, val, test"),
-        (["CKPT", "split=valid"], "There is no split valid"),
-        (["CKPT", "report.splits=[val]"], "is for training: to choose what is scored, type split=test"),
+        (["ckpt_path=[a.ckpt,b.ckpt]"], "ckpt_path must be one checkpoint"),
+        (["-m", "ckpt_path=a.ckpt,b.ckpt"], "checkpoints cannot be swept"),
+        (["CKPT", "split=[]"], "split must name at least one of train, val, test"),
+        (["CKPT", "split=valid"], "Unknown split valid"),
+        (["CKPT", "report.splits=[val]"], "applies to training only. To choose what is scored, type split=test"),
         (["CKPT", "data.batchsize=3"], "Did you mean data.batch_size?"),
-        (["CKPT", "calibrate=true", "coverage=1.5"], "coverage=1.5: give a share between 0 and 1"),
-        (["CKPT", "model=simple_cnn"], "holds another network than this run's"),
+        (["CKPT", "calibrate=true", "coverage=1.5"], "coverage must be a number between 0 and 1"),
+        (["CKPT", "model=simple_cnn"], "does not fit the network of this run"),
     ],
 )
 def test_what_cannot_be_scored_is_said(command, trained, words, message):
@@ -253,7 +256,7 @@ def test_what_cannot_be_scored_is_said(command, trained, words, message):
 
 def test_going_on_with_another_network_is_said(train, trained):
     resumed = train("model=simple_cnn", f"ckpt_path={trained.dir}/checkpoints/last.ckpt")
-    assert "holds another network" in resumed.output
+    assert "does not fit the network" in resumed.output
     assert resumed.exit_code == 1
 
 
@@ -261,7 +264,7 @@ def test_other_classes_are_said_with_both_lists(evaluate, own_colours):
     for split in ("train", "val"):
         (own_colours / split / "red").rename(own_colours / split / "rust")
     run = evaluate(f"data.data_dir={own_colours}")
-    assert "5 images of val are in folders that are no class: rust" in run.output
+    assert "5 images of val are in folders that are not a class: rust" in run.output
     assert run.json("reports/metrics_test.json")["n"] == 10
     for split in ("train", "val"):
         for name in ("blue", "green"):
@@ -275,7 +278,7 @@ def test_the_evaluation_is_drawn_and_calibrated(evaluate, trained, tmp_path):
     moved = shutil.copytree(trained.dir, tmp_path / "copy")
     run = evaluate("calibrate=true", "target_accuracy=0.9", ckpt_path=moved)
     assert run.exit_code == 0, run.output
-    assert "left to a person" in run.output
+    assert "flagged for review" in run.output
     with Image.open(run.dir / "plots" / "reliability_test.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 20
     metrics = run.json("reports/metrics_test.json")

@@ -86,7 +86,7 @@ def test_grey_images_have_grey_margins():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"fit": "stretch"}, "give crop, squash or pad"),
+        ({"fit": "stretch"}, "must be crop, squash or pad"),
         ({"fill": [0, 0]}, "red, green and blue"),
         ({"fill": [0, 0, 256]}, "0 to 255"),
     ],
@@ -95,7 +95,7 @@ def test_other_words_are_refused(given, words):
     with pytest.raises(ValueError, match=words):
         ImageTransform(CenterBox()).completed(8, **given)
     for size in (0, [8], [8, 0], [8, 8, 8], "8"):
-        with pytest.raises(ValueError, match="give the side of a square"):
+        with pytest.raises(ValueError, match="must be the side of a square"):
             pair(size)
 
 
@@ -131,13 +131,13 @@ def test_what_stands_at_the_ends_is_learnt_and_seen_by_every_command(command, wi
 
 def test_little_of_the_picture_is_said(command, wide):
     run = command("train", f"data.data_dir={wide}", *SMALL, "trainer.max_epochs=1")
-    assert "the network sees 13% of a picture (median)" in run.output
+    assert "the network sees 13% of an image (median)" in run.output
     assert "data.fit=pad" in run.output
     doctor = command("doctor", f"data.data_dir={wide}")
-    assert "the network sees 13% of a picture" in " ".join(doctor.output.split())
+    assert "the network sees 13% of an image" in " ".join(doctor.output.split())
     assert command("doctor", f"data.data_dir={wide}", "data.fit=squash").exit_code == 0
 
 
 def test_vision_transformers_see_squares(train):
     run = train("model=torchvision", "model.net.name=vit_b_16", "model.net.weights=null", "data.image_size=[32,64]")
-    assert "data.image_size=[32, 64]: vit_b_16 sees squares. Type data.image_size=32" in run.output
+    assert "data.image_size=[32, 64]: vit_b_16 needs square images. Type data.image_size=32" in run.output

@@ -35,7 +35,8 @@ def test_class_folders_directly_are_split_by_class(tmp_path):
     assert not set(tree.splits["train"].paths) & set(tree.splits["val"].paths)
     drawn = len(tree.splits["val"])
     assert (
-        f"{drawn} of the 64 images of train, {drawn / 64:.0%}, are the val split (data.val_ratio=0.2" in tree.notes[0]
+        f"{drawn} of the 64 train images ({drawn / 64:.0%}) were drawn as the val split (data.val_ratio=0.2"
+        in tree.notes[0]
     )
     assert read(tmp_path, 0.2).fingerprint() == tree.fingerprint()
     assert read(tmp_path, 0.2, seed=1).fingerprint() != tree.fingerprint()
@@ -94,7 +95,7 @@ def test_labels_are_matched_by_name_where_val_lacks_a_class(tmp_path):
 def test_a_class_that_train_lacks_is_an_error_with_both_lists(tmp_path):
     draw_classes(tmp_path / "train", {"blue": 3, "green": 3})
     draw_classes(tmp_path / "val", {"red": 2, "green": 1})
-    with pytest.raises(ValueError, match=r"train lacks: red(.|\n)*train: blue, green\n *val: green, red"):
+    with pytest.raises(ValueError, match=r"missing in train: red(.|\n)*train: blue, green\n *val: green, red"):
         read(tmp_path)
 
 
@@ -170,7 +171,7 @@ def test_a_link_back_into_the_folder_is_walked_once(tmp_path):
     ("folders", "message"),
     [
         ({}, "no class folders"),
-        ({"red": 3}, "one class folder only"),
+        ({"red": 3}, "only one class folder"),
         ({"red": 3, "blue": 0}, "blue has no images"),
     ],
 )
@@ -182,7 +183,7 @@ def test_what_is_no_data_is_said(tmp_path, folders, message):
 
 def test_images_without_class_folders_get_a_hint(tmp_path):
     draw_classes(tmp_path / "drawn", {"red": 1})
-    with pytest.raises(ValueError, match="folder of its own"):
+    with pytest.raises(ValueError, match="a folder of their own"):
         read(tmp_path / "drawn" / "red")
 
 

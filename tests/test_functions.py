@@ -30,7 +30,7 @@ def test_a_network_is_scored_on_a_data_module(trained, colours):
             imago.evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, width)), data)
     with pytest.raises(ValueError, match=r"a tensor of shape \(1, 768\)|768 logits"):
         imago.evaluate(torch.nn.Flatten(), data)
-    with pytest.raises(ValueError, match=r"give a network \(torch.nn.Module; of a classifier, classifier.model.net\)"):
+    with pytest.raises(ValueError, match=r"a network \(a torch.nn.Module; of a classifier, classifier.model.net\)"):
         imago.evaluate(imago.load_classifier(trained.dir), data)
 
 
@@ -41,20 +41,20 @@ def test_figures_and_reports_from_labels_and_predictions():
     text = imago.classification_report(labels, predictions, names)
     assert "0.6667" in text
     assert imago.classification_report(labels, predictions, names, as_dict=True)["accuracy"] == 0.6
-    with pytest.raises(ValueError, match="give one of each"):
+    with pytest.raises(ValueError, match="one label and one prediction per image"):
         imago.confusion_matrix([0, 1], [0], names)
-    with pytest.raises(ValueError, match="give a list of different names"):
+    with pytest.raises(ValueError, match="must be a list of different names"):
         imago.confusion_matrix([0], [0], ["a", "a"])
-    with pytest.raises(ValueError, match="give at least one"):
+    with pytest.raises(ValueError, match="must be at least one label"):
         imago.confusion_matrix([], [], names)
-    with pytest.raises(ValueError, match="labels have to be indices of the 3 class names"):
+    with pytest.raises(ValueError, match="labels must be indices of the 3 class names"):
         imago.classification_report(np.array([3]), np.array([0]), names)
 
 
 def test_a_checkpoint_is_read(trained):
     checkpoint = imago.read_checkpoint(trained.dir / "checkpoints" / "best.ckpt")
     assert checkpoint["imago"]["class_names"] == ["blue", "green", "red"]
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         imago.read_checkpoint("nowhere.ckpt")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         imago.nothing  # noqa: B018
@@ -72,10 +72,7 @@ def test_commands_without_data_use_the_digits(command, words):
     words = [*(word for word in SMALL if not word.startswith("logger")), *words, "trainer.max_epochs=1"]
     run = command("train", *words)
     assert run.exit_code == 0, run.output
-    assert (
-        "No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH"
-        in run.output
-    )
+    assert "No data was chosen: using the embedded digits. To use your own folder type data.data_dir=PATH" in run.output
     assert "10 classes" in run.output
     assert "digits" in run.text("config.yaml")
 
@@ -87,7 +84,7 @@ def test_pictures_have_200_dpi(train):
     with Image.open(run.dir / "plots" / "confusion_matrix_test.png") as picture:
         assert round(picture.info["dpi"][0]) == 200
         assert picture.width > 1500
-    assert "give png, svg or pdf" in train("plots.format=gif").output
+    assert "plots.format must be png, svg or pdf, got gif" in train("plots.format=gif").output
 
 
 def test_pictures_come_in_another_format(train, tmp_path):

@@ -108,8 +108,8 @@ def test_bad_images_are_named_or_left_out(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "img"}, "data.image_column=img: there is no such column; there are image, label"),
-        ({"label_column": "labels"}, "data.label_column=labels: there is no such column"),
+        ({"image_column": "img"}, "data.image_column=img: unknown column. The columns are image, label"),
+        ({"label_column": "labels"}, "data.label_column=labels: unknown column"),
     ],
 )
 def test_columns_that_are_not_there_are_said(loaded, options, message):
@@ -121,7 +121,7 @@ def test_a_label_that_train_lacks_and_unlabelled_rows_are_refused(loaded):
     names = ["blue", "green", "red"]
     as_text = loaded.map(lambda row: {"what": names[row["label"]]}, remove_columns="label")
     other = as_text["test"].map(lambda row, index: {"what": "pink" if index == 2 else row["what"]}, with_indices=True)
-    with pytest.raises(ValueError, match="Row 2 of the test split has the label pink, which is no class of train"):
+    with pytest.raises(ValueError, match="Row 2 of the test split has the label pink, which is not a class of train"):
         module(datasets.DatasetDict(as_text | {"test": other}), label_column="what")
     hidden = loaded["test"].map(lambda row, index: {"label": -1 if index == 0 else row["label"]}, with_indices=True)
     with pytest.raises(ValueError, match="Row 0 of the test split has the label -1"):
@@ -129,7 +129,7 @@ def test_a_label_that_train_lacks_and_unlabelled_rows_are_refused(loaded):
     hidden = loaded["test"].map(lambda row: {"label": -1})
     given = module(datasets.DatasetDict(loaded | {"test": hidden}))
     assert "test" not in given.sizes
-    assert any("hidden labels: it is not used" in note for note in given.notes)
+    assert any("because its labels are hidden" in note for note in given.notes)
 
 
 def test_without_a_data_set_or_a_network_it_is_said_what_to_type(command, tmp_path, monkeypatch):

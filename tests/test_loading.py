@@ -59,9 +59,9 @@ def test_processes_train_on_parts_of_the_batches_of_one(size, processes):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match=r"data.batch_size=10 .* 4 processes cannot divide it. Type data.batch_size=8"):
+    with pytest.raises(ValueError, match=r"data.batch_size=10 .* divisible by 4 processes. Type data.batch_size=8"):
         TrainBatchSampler(some(50), 10, seed=0, processes=4)
-    with pytest.raises(ValueError, match="3 train images cannot be divided by 4 processes"):
+    with pytest.raises(ValueError, match="3 train images are too few for 4 processes"):
         TrainBatchSampler(some(3), 8, seed=0, processes=4)
 
 

@@ -8,18 +8,18 @@ from helpers import SMALL
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["name='${nope}'"], "${nope}: there is no setting nope to take a value from"),
+        (["name='${nope}'"], "${nope} refers to an unknown setting: nope"),
         (["name='${oc.env:NOT_SET_HERE}'"], "The environment variable NOT_SET_HERE is not set"),
-        (["+trainer.max_epochs=3"], "trainer.max_epochs is there already: leave out the +"),
-        (["experiment", "digits"], "experiment is no override: type KEY=VALUE. Did you mean experiment=digits?"),
+        (["+trainer.max_epochs=3"], "trainer.max_epochs already exists: remove the +"),
+        (["experiment", "digits"], "'experiment' is not KEY=VALUE. Did you mean experiment=digits?"),
         (["data.data_dir=/a", "b/c"], "\"data.data_dir='/a b/c'\""),
-        (["hydra.run.dirr=x"], "hydra.run.dirr is no setting (typed)."),
-        (["deterministic=maybe"], "deterministic=maybe: give true or false."),
+        (["hydra.run.dirr=x"], "Unknown setting hydra.run.dirr (command line)."),
+        (["deterministic=maybe"], "deterministic must be true or false, got maybe."),
         (["seed=1,2"], "seed=1,2: a comma separates the values of a sweep."),
-        (["experiment=digits", "-cn", "train", "seed=x"], "seed=x: give a whole number."),
+        (["experiment=digits", "-cn", "train", "seed=x"], "seed must be a whole number, got x."),
         (
             ["model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1}"],
-            "To replace a node by one with other keys, type ++model.scheduler={…}",
+            "To replace all settings of a group, type ++model.scheduler={…}",
         ),
     ],
 )
@@ -34,13 +34,18 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.data_dir="], "No data is chosen"),
-        (["report.splits=test"], "report.splits=test: give a list, 'report.splits=[test]' for example."),
-        (["+optimizer.lr=3"], "optimizer is no setting; at the root there are data, model"),
-        (["+trainer.logger=false"], "trainer.logger: loggers are a group of their own. Type logger=csv"),
-        (["+trainer.callbacks=[]"], "trainer.callbacks: callbacks are a group of their own."),
-        (["+model.criterions.criterions.ce.weight=[1,2]"], "ce.weight=[1, 2]: give a node with _target_, or null."),
-        (["~strategy"], "strategy is missing: leave ~strategy out"),
+        (["data.data_dir="], "No data was chosen"),
+        (["report.splits=test"], "report.splits must be a list, for example 'report.splits=[test]'; got test."),
+        (["+optimizer.lr=3"], "Unknown setting optimizer. The top-level settings are data, model"),
+        (["+trainer.logger=false"], "trainer.logger is not supported: loggers have a config group. Type logger=csv"),
+        (["+trainer.callbacks=[]"], "trainer.callbacks is not supported: callbacks have a config group."),
+        (
+            ["+model.criterions.criterions.ce.weight=[1,2]"],
+            "ce.weight must be a group with a _target_ or null, got [1, 2].",
+        ),
+        (["~strategy"], "strategy is missing. Remove ~strategy"),
+        (["model.optimizer=sgd"], "model.optimizer holds several settings. Choose an option with model/optimizer=sgd"),
+        (["model.scheduler=sine"], "Choose an option with model/scheduler=cosine|plateau|step"),
     ],
 )
 def test_what_hydra_lets_through_is_refused(train, words, message):
@@ -68,16 +73,16 @@ def test_what_works_is_not_refused(train, words):
 
 HEADER = "# @package _global_\n"
 FILES = {
-    "data: {image_size: 3}\n": "lacks what makes it an experiment. Its first line has to be:",
-    f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "lacks what makes it an experiment",
+    "data: {image_size: 3}\n": "is not an experiment yet: its first line must be",
+    f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "is not an experiment yet",
     f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "odd.yaml, line 3). Did you mean "
     "callbacks.early_stopping?",
-    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Choose it, too: logger=wandb",
+    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Add logger=wandb",
     f"{HEADER}data: {{train_transform: {{pixels: {{colour: {{brightness: 2}}}}}}}}\n": "pixels.colour has no _target_",
-    f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not YAML: found character",
-    f"{HEADER}model:\n  optimizer:\n    _partial_: false\n": "model.optimizer lacks _partial_: true",
-    f"{HEADER}model: {{net: null}}\n": "odd.yaml, line 2): choose a network, model=resnet18 for example",
-    f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not YAML: found duplicate key seed",
+    f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not valid YAML: found character",
+    f"{HEADER}model:\n  optimizer:\n    _partial_: false\n": "model.optimizer needs _partial_: true",
+    f"{HEADER}model: {{net: null}}\n": "odd.yaml, line 2). Choose a network, for example model=resnet18",
+    f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not valid YAML: found duplicate key seed",
 }
 
 

@@ -42,8 +42,8 @@ def test_test_alone_and_some_classes_and_others(trained, command, tmp_path, new)
     run = score(command, trained, tmp_path / "alone")
     assert run.exit_code == 0, run.output
     assert accuracy(run)[1] == 10
-    assert "3 images of test are in folders that are no class: wasp" in run.output
-    assert "of the 10 images whose folder is a class; 3 others are in none" in " ".join(run.output.split())
+    assert "3 images of test are in folders that are not a class: wasp" in run.output
+    assert "of the 10 images in class folders; 3 others are not in one" in " ".join(run.output.split())
 
 
 def test_another_order_and_spelling_of_classes_changes_nothing(trained, command, new, tmp_path):
@@ -76,7 +76,7 @@ def test_an_unlabelled_test_folder_is_left_out(train, own_colours):
         run = train(f"data.data_dir={own_colours}")
         assert run.exit_code == 0, run.output
         assert (
-            f"test has no class folders: it is not used. Predict it with ml-inference source={own_colours}/test"
+            f"test is not used, because it has no class folders. To predict it: ml-inference source={own_colours}/test"
             in run.output
         )
         assert "test (on val)" in run.output
@@ -84,7 +84,10 @@ def test_an_unlabelled_test_folder_is_left_out(train, own_colours):
         shutil.move(own_colours / "test", own_colours / "test_images" / "images")
         (own_colours / "test_images").rename(own_colours / "test")
     shutil.move(own_colours / "test" / "images", own_colours / "test" / "reds")
-    assert "test has classes that train lacks: reds. Did you mean 'red'" in train(f"data.data_dir={own_colours}").output
+    assert (
+        "test has classes that are missing in train: reds. Did you mean 'red'"
+        in train(f"data.data_dir={own_colours}").output
+    )
 
 
 def test_images_that_it_was_trained_on_are_left_out(train, command, colours, tmp_path):
@@ -95,18 +98,14 @@ def test_images_that_it_was_trained_on_are_left_out(train, command, colours, tmp
         shutil.copy(colours / "train" / "red" / f"00{number}.png", mixed / "red" / f"another_name_{number}.png")
     scored = score(command, run, mixed)
     assert accuracy(scored)[1] == 15
-    assert (
-        "4 of the 19 images of test are images that the checkpoint was trained on: they are left out" in scored.output
-    )
+    assert "4 of the 19 images of test are images that the checkpoint was trained on, and are excluded" in scored.output
     assert "red/another_name_0.png" in scored.output
     assert "another_name" not in scored.text("reports/predictions_test.csv")
     only = score(command, run, colours / "train")
     assert only.exit_code == 1
-    assert "39 of the 39 images of test are images that the checkpoint was trained on: nothing is left" in only.output
+    assert "39 of the 39 images of test are images that the checkpoint was trained on. Nothing is left" in only.output
     predicted = command("inference", f"ckpt_path={run.dir}", f"source={mixed}")
-    assert (
-        "4 of the 19 images are some that the checkpoint was trained on: the accuracy is too good" in predicted.output
-    )
+    assert "The checkpoint was trained on 4 of the 19 images: the accuracy is too good" in predicted.output
 
 
 def test_a_folder_that_grows_moves_nobody(train, command, tmp_path):
@@ -126,15 +125,15 @@ def test_a_folder_that_grows_moves_nobody(train, command, tmp_path):
     gone_on = train(f"data.data_dir={folder}", f"ckpt_path={run.dir}/checkpoints/last.ckpt", "trainer.max_epochs=3")
     assert gone_on.exit_code == 0, gone_on.output
     other = command("eval", f"ckpt_path={run.dir}", "split=val", "seed=7")
-    assert "was trained with another draw of val from train" in other.output
+    assert "was trained with a different val split drawn from train" in other.output
 
 
 def test_the_same_images_in_two_splits_are_said(train, own_colours):
     shutil.rmtree(own_colours / "val")
     (own_colours / "val").symlink_to(own_colours / "train")
     run = train(f"data.data_dir={own_colours}")
-    assert "39 of the 39 images of val are in train, too, so that its scores are too good" in run.output
-    assert "are in train, too" in run.text("report.html")
+    assert "39 of the 39 images of val are also in train, which makes its scores too good" in run.output
+    assert "are also in train" in run.text("report.html")
 
 
 def test_predictions_with_labels_have_the_same_reports(trained, command, new):
@@ -209,7 +208,7 @@ def test_what_an_earlier_run_has_seen_is_known_too(train, command, new, colours)
     words = [f"data.data_dir={new}", "data.val_ratio=0.4", "report.splits=[val]"]
     goes_on = train(*words, f"ckpt_path={first.dir}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert goes_on.exit_code == 0, goes_on.output
-    assert "The data are others: the best value, and early stopping, begin anew" in goes_on.output
+    assert "The data have changed: the best value and early stopping start again" in goes_on.output
     assert goes_on.json("status.json")["best_value"] == goes_on.history[1]["val/acc"]
     assert goes_on.json("reports/metrics_val.json")["acc"] == pytest.approx(goes_on.history[1]["val/acc"])
     begun = train(*words, f"model.init_from={first.dir}", "trainer.max_epochs=1")
@@ -247,9 +246,9 @@ def test_damage_inside_is_said_with_and_without_a_cache(train, command, tmp_path
     for run in runs:
         assert run.exit_code == 0, run.output
         assert "val0a.jpg is damaged inside" in run.output
-        assert "1 files damaged inside, with wrong pixels from some place on" in run.text("summary.txt")
+        assert "1 file damaged inside, with wrong pixels from some point on" in run.text("summary.txt")
     predicted = command("inference", f"ckpt_path={run.dir}", f"source={tmp_path}/jpegs/val")
-    assert "val0a.jpg is damaged inside, and read with wrong pixels" in predicted.output
+    assert "val0a.jpg is damaged inside and decodes to wrong pixels" in predicted.output
 
 
 def test_names_that_are_no_text_go_through_every_command(train, command, tmp_path):

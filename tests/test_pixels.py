@@ -94,12 +94,12 @@ def test_a_fourth_band_that_is_no_transparency(tmp_path):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ({"bits": 16, "t339": 2}, "a TIFF of signed pixels"),
-        ({"bits": 8, "t339": 2}, "a TIFF of signed pixels"),
-        ({"bits": 16, "t284": 2, "bands": 3}, "a TIFF of 16 bits whose colours stand in planes"),
-        ({"bits": 8, "t262": 3, "t320": list(range(256)) * 3}, "whose palette has 8 bits"),
+        ({"bits": 16, "t339": 2}, "a TIFF with signed pixels"),
+        ({"bits": 8, "t339": 2}, "a TIFF with signed pixels"),
+        ({"bits": 16, "t284": 2, "bands": 3}, "a TIFF of 16 bits with separate colour planes"),
+        ({"bits": 8, "t262": 3, "t320": list(range(256)) * 3}, "with a palette of 8 bits"),
         ({"bits": 8, "t262": 6, "bands": 3, "t530": [1, 1], "t532": [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1]},
-         "YCbCr with another black and white"),
+         "YCbCr whose black and white"),
     ],
 )  # fmt: skip
 def test_pixels_that_would_be_read_wrongly_are_refused_by_name(tmp_path, what, words):
@@ -132,7 +132,7 @@ def test_colours_of_cameras_that_would_be_black_are_refused(tmp_path):
         for number in range(4):
             png(tmp_path / name / f"{number}.png", np.full((8, 8, 3), 900), 16, 2)
     transform = ImageTransform(CenterBox(1.0))
-    with pytest.raises(ValueError, match="[4-6] images have 16 bits for each colour.*data.range=65535"):
+    with pytest.raises(ValueError, match="[4-6] images have 16 bits per colour.*data.range=65535"):
         ImageFolderDataModule(transform, transform, str(tmp_path), image_size=8, val_ratio=0.5, cache_dir=str(tmp_path))
 
 
@@ -158,7 +158,7 @@ def test_cameras_of_10_to_14_bits(tmp_path):
     assert (seen(path, greatest=1000) == 255).all()
     assert largest_value(png(tmp_path / "rgb.png", np.full((2, 2, 3), 900), 16, 2)) == (771, True)
     assert [range_of(value) for value in (900, 1023, 1024, 16384)] == [1023, 1023, 4095, 65535]
-    with pytest.raises(ValueError, match=r"data.range=70000: give auto"):
+    with pytest.raises(ValueError, match=r"data.range must be auto"):
         Decoding(70000)
 
 
@@ -223,7 +223,7 @@ def test_texts_in_a_png_do_not_make_it_worse(tmp_path):
         (b"8BPS\0\1" + bytes(100), "a Photoshop file"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"II*\0" + bytes(30), "a TIFF of a kind that is not decoded"),
+        (b"II*\0" + bytes(30), "a TIFF of an unsupported kind"),
         (bytes(500), "nothing but zeros"),
         (b"hello", "not an image"),
     ],

@@ -311,7 +311,7 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
         assert abs(row["privacy/epsilon"] - wanted) < 1e-9
     assert abs(told["epsilon"] - run.history[-1]["privacy/epsilon"]) < 1e-9
     assert f"{told['epsilon']:.4f}" in run.text("summary.txt")
-    assert "which checkpoint was kept as the best one" in run.text("reports/privacy.md")
+    assert "the choice of the best checkpoint" in run.text("reports/privacy.md")
 
 
 def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
@@ -553,11 +553,12 @@ def test_epsilon_is_never_negative_and_infinity_is_said(train):
 def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
     run = train(*DP, "logger=tensorboard")
     page, report = run.text("reports/privacy.md"), run.json("reports/privacy.json")
-    assert f"({rounded_up(report['epsilon'], 4)}, 0.001)-differentially private for one image more or less" in page
+    guarantee = f"({rounded_up(report['epsilon'], 4)}, 0.001)-differentially private for adding or removing one image"
+    assert guarantee in page
     assert f"at most {rounded_up(100 * most_hits(report['epsilon'], 1e-3, 0.01), 2)}% of the members" in run.text(
         "summary.txt"
     )
-    assert "publish what `ml-export` writes" in page
+    assert "Publish the output of `ml-export`" in page
     assert "We trained with DP-SGD (Abadi et al. 2016) on 39 images: 10 steps" in page
     assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
     assert not list((run.dir / "reports").glob("*train*"))
@@ -625,7 +626,7 @@ def test_noise_and_steps_for_a_target():
     [
         (["trainer.gradient_clip_val=1"], "strategy=dp and trainer.gradient_clip_val"),
         (["trainer.accumulate_grad_batches=2"], "strategy=dp and trainer.accumulate_grad_batches"),
-        (["trainer.precision=16-true"], "strategy=dp and trainer.precision: a scaled loss"),
+        (["trainer.precision=16-true"], "strategy=dp and trainer.precision: with loss scaling"),
         (["model.compile=true"], "strategy=dp and model.compile"),
         (["model.on_bad_loss=skip"], "strategy=dp and model.on_bad_loss=skip"),
         (["+data.train_transform.batch.mix._target_=torchvision.transforms.v2.MixUp"], "MixUp, CutMix"),
@@ -633,22 +634,22 @@ def test_noise_and_steps_for_a_target():
         (["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging",
           "+callbacks.swa.swa_lrs=0.1"], "its average would be neither saved nor scored"),
         (["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "average weights (SWA, EMA)"),
-        (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS looks at a batch"),
-        (["trainer.min_epochs=2"], "trainer.min_epochs and trainer.min_steps"),
+        (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS evaluates a batch"),
+        (["trainer.min_epochs=2"], "trainer.min_epochs or trainer.min_steps"),
         (["monitor=train/loss"], "strategy=dp and a monitor of train/"),
         (["model/scheduler=plateau", "model.monitor=train/loss"], "strategy=dp and a monitor of train/"),
         (["trainer.precision=bf16-true"], "strategy=dp and trainer.precision"),
         (["model.norm=null"], "BatchNorm normalises an image by the others"),
         (["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "Type trainer.devices=1"),
-        (["+model.criterions.criterions.ce.reduction=sum"], "the loss of each single image is needed"),
-        (["strategy.clipping=round"], "give flat, per_layer or adaptive"),
-        (["strategy.accountant=gdp"], "give prv or rdp"),
-        (["strategy.target_delta=2.0"], "give auto, or a number between 0 and 1"),
-        (["strategy.noise_multiplier=-1"], "give a number, 0 or more"),
-        (["strategy.noise_multiplier=0", "strategy.target_epsilon=3"], "type more noise"),
-        (["strategy.physical_batch_size=0"], "give a number above 0"),
-        (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "without an end"),
-        (["report.pictures=1"], "report.pictures=1: give true or false"),
+        (["+model.criterions.criterions.ce.reduction=sum"], "a loss value per image is needed"),
+        (["strategy.clipping=round"], "must be flat, per_layer or adaptive"),
+        (["strategy.accountant=gdp"], "must be prv or rdp"),
+        (["strategy.target_delta=2.0"], "must be auto or a number between 0 and 1"),
+        (["strategy.noise_multiplier=-1"], "must be a number (0 or more)"),
+        (["strategy.noise_multiplier=0", "strategy.target_epsilon=3"], "Type more noise"),
+        (["strategy.physical_batch_size=0"], "must be a number above 0"),
+        (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "needs a run that ends"),
+        (["report.pictures=1"], "report.pictures must be true or false, got 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused_before_the_first_step(train, words, said):
@@ -671,17 +672,17 @@ def test_other_batches_are_refused(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(*DP, "data._target_=weighted.Weighted")
     assert run.exit_code == 1
-    assert "a sampler with weights" in run.output
+    assert "a weighted sampler" in run.output
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ("x = x - x.mean(dim=0)", "the loss of an image depends on the others of its batch"),
-        ("x = x * torch.stack([self.own, self.own]).mean()", "net.own is used in a way of which the gradient"),
+        ("x = x * torch.stack([self.own, self.own]).mean()", "net.own is used in a way for which the gradient"),
         ("self.seen += x.detach().mean()", "net.seen changes with the images that the network sees"),
         ("x = x - x.detach().mean(dim=0)", "the loss of an image depends on the others of its batch"),
-        ("return super().forward(x.flip(0)).flip(0)", "or they change places in the network"),
+        ("return super().forward(x.flip(0)).flip(0)", "or the network changes their order"),
         ("return super().forward(self.norm(x))", "net.norm.running_mean changes with the images"),
     ],
 )

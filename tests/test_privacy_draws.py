@@ -197,11 +197,11 @@ class ByPlace(nn.Module):
         ("+data.train_transform.pixels.own._target_=stateful_stage.Stateful", "draws from a generator of its own"),
         (
             "+data.train_transform.batch.own._target_=stateful_stage.Mixing",
-            "makes another picture, or label",
+            "depends on the rest of its batch",
         ),
         (
             "+data.train_transform.batch.own._target_=stateful_stage.ByPlace",
-            "makes another picture, or label",
+            "depends on the rest of its batch",
         ),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_run_ends_when_another_process_is_killed(tmp_path):
     assert done.returncode == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["status"] == "failed"
-    assert "In process 1 of 2: it ended with exit status -9" in status["error"]
+    assert "In process 1 of 2: exit status -9" in status["error"]
 
 
 def run_it(task, folder):
@@ -137,11 +137,14 @@ def test_one_process_for_each_device(devices, count):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer=ddp_sim", "data.batch_size=9"], "data.batch_size=9 is that of the whole run: 2 processes cannot"),
-        (["trainer.devices=0"], "trainer.devices=0: give a number, 1 or more"),
-        (["trainer.devices=none"], "trainer.devices=none: give a number, 1 or more"),
+        (
+            ["trainer=ddp_sim", "data.batch_size=9"],
+            "data.batch_size=9 applies to the whole run, and must be divisible by 2 processes",
+        ),
+        (["trainer.devices=0"], "trainer.devices must be a number (1 or more)"),
+        (["trainer.devices=none"], "trainer.devices must be a number (1 or more)"),
         (["+trainer.num_nodes=2"], "a run uses the devices of one machine"),
-        (["trainer.strategy=fsdp"], "trainer.strategy: give auto, ddp"),
+        (["trainer.strategy=fsdp"], "trainer.strategy must be auto, ddp"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(train, words, message):
@@ -155,18 +158,18 @@ def test_what_cannot_be_divided_is_refused(train, words, message):
 def test_devices_that_are_not_there_are_refused(command, colours, trainer):
     run = command("train", f"trainer={trainer}", f"data.data_dir={colours}", "trainer.devices=4")
     assert run.exit_code == 1
-    assert "trainer.devices=4: there is no GPU here. Type trainer=cpu" in run.json("status.json")["error"]
+    assert "trainer.devices=4: this machine has no GPU. Type trainer=cpu" in run.json("status.json")["error"]
 
 
 def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert "Start one: Imago starts the others itself" in train().json("status.json")["error"]
+    assert "Start a single one: Imago starts the others itself" in train().json("status.json")["error"]
 
 
 def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert "Type #SBATCH --ntasks=1" in train().json("status.json")["error"]
+    assert "Set #SBATCH --ntasks=1" in train().json("status.json")["error"]
 
 
 def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):

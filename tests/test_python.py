@@ -84,16 +84,16 @@ def test_a_call_is_the_command_and_leaves_no_trace(overrides, train, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer.max_epoch=3"], "trainer.max_epoch is no setting (typed). Did you mean trainer.max_epochs?"),
-        (["experiment=nope"], "experiment=nope: there is no such option; there are digits"),
-        (["model.optimizer.lr=x"], "model.optimizer.lr=x: give a number."),
+        (["trainer.max_epoch=3"], "Unknown setting trainer.max_epoch (override). Did you mean trainer.max_epochs?"),
+        (["experiment=nope"], "Unknown option experiment=nope. The options are digits"),
+        (["model.optimizer.lr=x"], "model.optimizer.lr must be a number, got x."),
         (["data.data_dir=/nowhere"], "data.data_dir=/nowhere does not exist"),
-        (["-m", "seed=1,2"], "A sweep is several runs"),
+        (["-m", "seed=1,2"], "A function starts one run, not a sweep"),
         (["resume=/nowhere"], "/nowhere is not a run folder"),
-        (["hydra.mode=MULTIRUN"], "A sweep is several runs"),
-        (["--config-dir", "configs"], "A folder of configs: 'hydra.searchpath=[file://FOLDER]'"),
-        ([["seed=1"]], "['seed=1'] is no override: give strings"),
-        (["callbacks.resume.on_full_disk=shrug"], "callbacks.resume.on_full_disk=shrug: give stop or continue."),
+        (["hydra.mode=MULTIRUN"], "A function starts one run, not a sweep"),
+        (["--config-dir", "configs"], "To add a config folder: 'hydra.searchpath=[file://FOLDER]'"),
+        ([["seed=1"]], "Overrides must be strings"),
+        (["callbacks.resume.on_full_disk=shrug"], "callbacks.resume.on_full_disk must be stop or continue, got shrug."),
         (["model.optimizer.lr=${oc.env:IMAGO_NOT_SET}"], "The environment variable IMAGO_NOT_SET is not set"),
         (["+params.token=literal_secret", "data.data_dir=/no/literal_secret"], "data.data_dir=/no/*** does not exist"),
     ],
@@ -170,7 +170,7 @@ def test_one_call_at_a_time():
     other.start()
     inside.wait(60)
     try:
-        with pytest.raises(imago.UserError, match="Another thread of this process is in a call of Imago"):
+        with pytest.raises(imago.UserError, match="Another thread of this process is running Imago"):
             imago.load_config("experiment=digits")
     finally:
         through.set()

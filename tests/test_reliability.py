@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path, colours, on_full_disk):
     else:
         assert (done.returncode, status["status"]) == (0, "completed"), done.stdout + done.stderr
         assert status["epoch"] == 2
-        assert "The run goes on without it" in done.stdout
+        assert "The run continues without it" in done.stdout
 
 
 def test_logs_that_cannot_be_written_do_not_end_the_run(train, monkeypatch):
@@ -83,7 +83,7 @@ def test_logs_that_cannot_be_written_do_not_end_the_run(train, monkeypatch):
     run = train("logger=[csv,tensorboard]")
     assert run.exit_code == 0, run.output
     for name in ("CSVLogger", "TensorBoardLogger", "The record in the run folder"):
-        assert run.output.count(f"{name} cannot be written, the run goes on without") == 1
+        assert run.output.count(f"{name} cannot be written, and the run continues without") == 1
     assert run.checkpoint()["epoch"] == 1
 
 
@@ -106,11 +106,11 @@ def test_a_batch_with_a_bad_loss_is_skipped_if_that_is_asked_for(train, tmp_path
     monkeypatch.chdir(tmp_path)
     run = train(breaks, "model.on_bad_loss=skip", "trainer.max_epochs=3", "logger=csv")
     assert run.exit_code == 0, run.output
-    assert "The loss became nan in epoch 1, batch 2 (step 7): the batch is skipped" in run.output
+    assert "The loss became nan in epoch 1, batch 2 (step 7): skipping the batch" in run.output
     assert "batches skipped (loss not finite)" in run.text("summary.txt")
     assert all(value == value for row in run.history for value in row.values())  # no NaN
     refused = train(breaks, "model.on_bad_loss=skip", "trainer=ddp_sim")
-    assert "model.on_bad_loss=skip works in one process" in refused.output
+    assert "model.on_bad_loss=skip needs a single process" in refused.output
 
 
 def test_what_an_exception_leaves_is_kept_apart(train, tmp_path, monkeypatch):
@@ -131,12 +131,18 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
     run = train(*words, "callbacks.model_checkpoint=null", "data.on_bad_image=error")
     error = run.json("status.json")["error"]
     assert "2 problems were found before the first epoch" in error
-    assert "no metric 'acurracy' to track" in error
+    assert "Unknown metric 'acurracy'" in error
     assert "blue/000.png" in error
     mixed = train("+data.train_transform.batch.mix={_target_: torchvision.transforms.v2.MixUp, num_classes: 3}")
     assert "data.train_transform.batch makes soft labels, as MixUp and CutMix do" in mixed.json("status.json")["error"]
     settings = train("monitor=acc", "mode=best", "seed=-1", "+trainer.num_nodes=2", "preflight=maybe")
-    for words in ("give the stage too", "mode=best: give min", "seed=-1", "trainer.num_nodes", "preflight: give true"):
+    for words in (
+        "must name the stage too",
+        "mode must be min",
+        "seed must be",
+        "trainer.num_nodes",
+        "preflight must be true",
+    ):
         assert words in settings.json("status.json")["error"]
 
 
@@ -148,7 +154,7 @@ def test_preflight_changes_nothing(train):
 def test_preflight_alone_trains_nothing(command):
     run = command("train", "experiment=digits", "debug=preflight")
     assert run.exit_code == 0, run.output
-    assert "Preflight: nothing was found in" in run.output
+    assert "Preflight passed (" in run.output
     assert "Checkpoints will need about" in run.output
     assert not list(run.dir.glob("checkpoints/*"))
     assert run.text("metrics.jsonl") == ""
@@ -194,11 +200,11 @@ def test_a_replay_is_compared(train, command, tmp_path):
     run = train("trainer.max_epochs=2", "model.optimizer.lr=0.003")
     again = command("train", f"replay={run.dir}", folder=tmp_path / "again")
     assert again.exit_code == 0, again.output
-    assert "came out the same, to the bit" in again.output
+    assert "is bit-identical" in again.output
     assert again.json("reports/replay.json") == {"replayed": str(run.dir), "different": [], "around": []}
     other = command("train", f"replay={run.dir}", "model.optimizer.lr=0.004", folder=tmp_path / "other")
     assert other.exit_code == 1
-    assert "came out differently: epochs (metrics.jsonl), weights (checkpoints/last.ckpt)" in other.output
+    assert "differs: epochs (metrics.jsonl), weights (checkpoints/last.ckpt)" in other.output
 
 
 def test_receipts_say_what_it_takes_to_run_it_again(trained):

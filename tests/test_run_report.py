@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_metrics(trained):
         assert f"{name} {row['support']} {row['recall']:.4f}" in page
         assert f"{row['precision']:.4f} {row['f1']:.4f}" in page
     low, high = wilson(metrics["acc"], metrics["n"])
-    assert f"95 %: {low:.4f} to {high:.4f}" in page
+    assert f"95%: {low:.4f} to {high:.4f}" in page
     assert "test (scored on val)" in page.replace("accuracy on ", "")
 
 
@@ -118,7 +118,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(trained, tmp_path,
     copy = Path(shutil.copytree(trained.dir, tmp_path / "copy"))
     (copy / "reports" / "metrics_test.json").write_text('{"acc": 1}')
     refresh_report(copy)
-    assert "metrics_test.json is damaged: it holds something else than Imago writes there" in caplog.text
+    assert "metrics_test.json is damaged: its content is not what Imago writes there" in caplog.text
     monkeypatch.setattr(run_report, "write_text", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
     refresh_report(trained.dir)
     assert "No space left" in caplog.text

@@ -42,13 +42,13 @@ SCHEMA = arguments_schema(example)["properties"]
     ("name", "good", "bad", "words"),
     [
         ("number", [1, -3], [1.5, "many", True, None, [1]], "a whole number"),
-        ("share", [0, 0.5, 1], [1.1, -0.1, "half"], "a number, 0 or more, at most 1"),
+        ("share", [0, 0.5, 1], [1.1, -0.1, "half"], "a number (0 or more, at most 1)"),
         ("name", ["x", None], [3], "text or null"),
         ("word", ["yes"], ["maybe", None, True], "yes or no"),
         ("flag", [True], [1, "true"], "true or false"),
         ("some", [[1, 2], []], ["12", [1, "x"]], "a list"),
-        ("table", [{"a": 1}], [[1], "a"], "a group of keys"),
-        ("make", [{"_target_": "x"}], ["x", 3], "a group of keys"),
+        ("table", [{"a": 1}], [[1], "a"], "a group of settings"),
+        ("make", [{"_target_": "x"}], ["x", 3], "a group of settings"),
         ("anything", [1, "x", None], [], ""),
         ("unknown", [1, "x", None], [], ""),
         ("path", ["/x", None], [3], "text or null"),
@@ -63,10 +63,10 @@ def test_problems_name_key_and_what_is_valid():
     cfg = OmegaConf.create({"model": {"optimizer": {"_target_": "torch.optim.AdamW", "lr": "fast", "weight_deca": 1}}})
     found = [(problem.key, problem.what) for problem in problems(cfg, shipped())]
     assert found == [
-        ("model.optimizer.lr", "=fast: give a number."),
+        ("model.optimizer.lr", " must be a number, got fast."),
         (
             "model.optimizer.weight_deca",
-            " is no argument of torch.optim.AdamW. Did you mean model.optimizer.weight_decay?",
+            " is not an argument of torch.optim.AdamW. Did you mean model.optimizer.weight_decay?",
         ),
     ]
 
@@ -93,7 +93,7 @@ def test_the_check_option_says_whether_they_are(monkeypatch, tmp_path):
         signatures.main()
     assert stop.value.code == 0
     (tmp_path / "data.json").write_text("{}")
-    with pytest.raises(SystemExit, match="make schema: data.json"):
+    with pytest.raises(SystemExit, match="Not up to date: data.json. Type make schema"):
         signatures.main()
 
 

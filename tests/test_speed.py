@@ -195,7 +195,7 @@ def test_the_profile_adds_up_and_is_in_summary_and_report(train):
     assert {"waiting for images", "forward", "backward", "optimizer", "validation", "checkpoints"} <= profile.keys()
     shares = [float(value.split("%")[0]) for value in profile.values() if "%" in value]
     assert sum(shares) == pytest.approx(100, abs=0.6)
-    assert float(profile["the limit, were all images there"]) > float(profile["images per second while training"]) > 0
+    assert float(profile["images per second, free loader"]) > float(profile["images per second while training"]) > 0
     for name in ("summary.txt", "report.html", "report.md"):
         assert profile["forward"].split()[0] in run.text(name)
 

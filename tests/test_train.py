@@ -55,7 +55,7 @@ def test_status_and_summary_say_how_it_went(trained):
 def test_the_end_shows_scores_beside_the_baseline_and_what_to_type(trained):
     table = r"test \(on val\) +│ +15 │ +(0\.9\d\d\d|1\.0000) │ +0\.3333 │ +(0\.9\d\d\d|1\.0000) │ +\d\.\d{4} │"
     assert re.search(table, trained.output), trained.output
-    assert "most frequent class of train" in trained.output
+    assert "majority-class baseline" in trained.output
     assert f"Run folder: {trained.dir}" in trained.output
     assert f"src/eval.py ckpt_path={trained.dir}\n" in trained.output
     assert "tensorboard.main --logdir" in trained.output
@@ -216,7 +216,7 @@ def test_monitor_and_its_alias_are_one_setting(train):
     assert "val/loss_best" in run.history[0]
     both = train("optimized_metric=val/loss", "monitor=val/f1")
     assert both.exit_code == 1
-    assert "one setting under two names" in both.last_line or "one setting under two names" in both.output
+    assert "two names of one setting" in both.last_line or "two names of one setting" in both.output
 
 
 def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
@@ -249,7 +249,7 @@ def test_an_own_network_is_one_file(train, tmp_path, monkeypatch):
     assert "net.1.weight" in run.weights()
     typed = train("model=resnet18", "model.net._target_=flat_nets.Flat", "model.net.weights=DEFAULT")
     assert typed.exit_code == 1
-    assert "model.net.weights is no argument of flat_nets.Flat" in typed.output
+    assert "model.net.weights is not an argument of flat_nets.Flat" in typed.output
 
 
 def test_compiling_leaves_the_names_of_the_weights(train):

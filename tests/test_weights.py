@@ -36,8 +36,8 @@ def test_the_loss_is_that_of_each_image_whatever_the_batch():
     [
         ({"defekt": 5}, "names defekt, but the classes are defect, ok. Did you mean defect"),
         ([1.0], "has 1 weights for 2 classes"),
-        ({"defect": -1}, "give numbers of 0 or more"),
-        ("balanced", "give auto, or class names with their weights"),
+        ({"defect": -1}, "must be numbers of 0 or more"),
+        ("balanced", "must be auto, or class names with weights"),
     ],
 )
 def test_weights_that_fit_no_class_are_refused(weights, words):
@@ -60,7 +60,7 @@ def test_auto_weights_are_plain_numbers_afterwards(train, command, tmp_path):
     assert metrics["loss"] != pytest.approx(metrics["cross_entropy"], rel=1e-3)  # val has other shares than train
     typed = train("model.criterions.criterions.ce.weight=[5,1,1]", f"data.data_dir={folder}")
     assert (
-        "For weights of classes type model.class_weights=auto"
+        "For class weights type model.class_weights=auto"
         in typed.output + train("+model.criterions.criterions.ce.weight=[5,1,1]", f"data.data_dir={folder}").output
     )
 
@@ -78,8 +78,8 @@ def test_a_run_starts_from_another_one_with_other_classes(train, tmp_path):
     words = [f"data.data_dir={folder}", "trainer.max_epochs=1", "model.optimizer.lr=0.0"]
     run = train(*words, f"model.init_from={first.dir}")
     assert run.exit_code == 0, run.output
-    assert "New (the head: the classes are others, or not known): head.bias, head.weight" in run.output
-    assert "Left out: head.bias, head.weight" in run.output
+    assert "Newly initialised (the head: the classes differ, or are unknown): head.bias, head.weight" in run.output
+    assert "Not used: head.bias, head.weight" in run.output
     ours, theirs = run.weights(), first.weights("best")
     assert torch.equal(ours["net.features.0.0.weight"], theirs["net.features.0.0.weight"])
     assert ours["net.head.weight"].shape == (2, 16)
@@ -93,7 +93,7 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(train, command, tmp_pat
     net = imago.load_classifier(first.dir).model.net
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     run = train("trainer.max_epochs=1", f"model.init_from={tmp_path}/weights.pth")
-    assert "the head: the classes are others, or not known" in run.output
+    assert "the head: the classes differ, or are unknown" in run.output
     (tmp_path / "weights.pth").unlink()
     assert command("eval", f"ckpt_path={run.dir}").exit_code == 0
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=2", folder=run.dir)
@@ -104,9 +104,9 @@ def test_weights_of_another_network_are_refused(train):
     first = train("trainer.max_epochs=1")
     other = train("model=simple_cnn", f"model.init_from={first.dir}")
     assert other.exit_code == 1
-    assert f"model.init_from={first.dir}/checkpoints/best.ckpt holds no weights that fit this network" in other.output
+    assert f"model.init_from={first.dir}/checkpoints/best.ckpt has no weights that fit this network" in other.output
     absent = train("model.init_from=/nowhere/at/all.ckpt")
-    assert "model.init_from=/nowhere/at/all.ckpt is not there" in absent.output
+    assert "model.init_from=/nowhere/at/all.ckpt does not exist" in absent.output
 
 
 def test_a_forward_function_alone_can_be_the_network(train, command):
@@ -126,7 +126,7 @@ def test_a_forward_function_alone_can_be_the_network(train, command):
         "reports/metrics_test.json"
     )
     refused = command("export", f"ckpt_path={run.dir}")
-    assert "model.forward_fn is a part of this network" in refused.output
+    assert "model.forward_fn is part of this network" in refused.output
     assert refused.exit_code == 1
     missing = train("model.net=null")
     assert "model.net is missing" in missing.output

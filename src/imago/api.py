@@ -63,7 +63,7 @@ class RunResult:
         from imago.report.plots import curves_figure
 
         if not self.history:
-            raise UserError(f"{self.run_dir} has no epochs: nothing was trained there.")
+            raise UserError(f"{self.run_dir} has no epochs to show: nothing was trained there.")
         return curves_figure(self.history)
 
     def score(self, split: str) -> "Score":
@@ -75,7 +75,7 @@ class RunResult:
         if split not in self.scores:
             there = ", ".join(self.scores) or "none"
             raise UserError(
-                f"The split {split} was not scored: there is {there}. Score it: imago.evaluate(RUN, split=…)"
+                f"The split {split} was not scored (scored: {there}). To score it: imago.evaluate(RUN, split=…)"
             )
         return self.scores[split]
 
@@ -144,7 +144,7 @@ def _evaluate_checkpoint(checkpoint: str | Path, *overrides: str, split: str | S
 
     names = [split] if isinstance(split, str) else split
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"split={split!r}: give train, val or test, or a list of them.")
+        raise UserError(f"split must be train, val or test, or a list of them; got {split!r}.")
     splits = split if isinstance(split, str) else f"[{','.join(split)}]"
     return call(main, (f"ckpt_path={for_hydra(str(checkpoint))}", f"split={splits}", *overrides))
 
@@ -165,6 +165,6 @@ def load_config(*overrides: str, command: str = "train") -> DictConfig:
     from importlib import import_module
 
     if command not in ("train", "eval", "inference", "export", "visualise"):
-        raise UserError(f"command={command}: give train, eval, inference, export or visualise.")
+        raise UserError(f"command must be train, eval, inference, export or visualise, got {command}.")
     main: Command = import_module(f"imago.{command}").main
     return main.load_config(*overrides)

@@ -1,4 +1,4 @@
-"""Check every file of a data folder before training: damaged and duplicate images, leaks, strange classes.
+"""Check every file of a data folder before training: damaged and duplicate images, leaks, missing classes.
 
 ml-doctor data.data_dir=PATH
 ml-doctor clean
@@ -35,7 +35,7 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
     if cfg.clean:
         return
     if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
-        raise UserError("ml-doctor looks at folders: type data.data_dir=PATH, without data.split_file=.")
+        raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
@@ -63,8 +63,8 @@ def _clean(cache_dir: Path) -> float:
 
     removed = clean(cache_dir)
     for place, size in removed:
-        print(f"removed {place}: {size / 1e6:.0f} MB")
-    print(f"{len(removed)} caches of decoded images were in {cache_dir}")
+        print(f"Removed {place} ({size / 1e6:.0f} MB)")
+    print(f"Removed {len(removed)} caches of decoded images from {cache_dir}")
     return 0
 
 

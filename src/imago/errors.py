@@ -25,16 +25,16 @@ class DivergenceError(UserError, FloatingPointError):
     """The loss is no longer finite."""
 
 
-TOO_SMALL = "The images are too small for this network: type a larger data.image_size="
+TOO_SMALL = "The images are too small for this network. Type a larger data.image_size="
 REMEDIES = {  # part of a library's message -> what to type
-    "OutOfMemoryError": "The device is full: type a smaller data.batch_size=, or trainer=amp",
+    "OutOfMemoryError": "The device is out of memory. Type a smaller data.batch_size=, or trainer=amp",
     "Output size is too small": TOO_SMALL,
     "Kernel size can't be greater than actual input size": TOO_SMALL,
-    "to have 3 channels, but got 1": "This network takes colour images, the data are grey: type model=mnist",
-    "divisible by partition size": "This network takes multiples of 224: type data.image_size=224",
+    "to have 3 channels, but got 1": "This network needs colour images, but the data are grey. Type model=mnist",
+    "divisible by partition size": "This network needs image sizes that are multiples of 224. Type data.image_size=224",
     "Expected more than 1 value per channel when training": TOO_SMALL,
-    "view size is not compatible": "This network uses .view: type model.channels_last=false, or use .flatten in it",
-    "No space left on device": "The disk is full: remove something, or type another paths.log_dir=",
+    "view size is not compatible": "This network uses .view. Type model.channels_last=false, or use .flatten in it",
+    "No space left on device": "The disk is full. Free some space, or type another paths.log_dir=",
 }
 INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf's messages that do not help
 
@@ -42,9 +42,9 @@ INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf'
 def interpolation_message(text: str) -> str | None:
     """Message for a `${…}` that OmegaConf cannot resolve; None for its other errors."""
     if missing := re.search(r"Interpolation key '([^']*)' not found", text):
-        return f"${{{missing.group(1)}}}: there is no setting {missing.group(1)} to take a value from"
+        return f"${{{missing.group(1)}}} refers to an unknown setting: {missing.group(1)}"
     if missing := re.search(r"Environment variable '([^']*)' not found", text):
-        return f"The environment variable {missing.group(1)} is not set, and a setting takes its value from it"
+        return f"The environment variable {missing.group(1)} is not set, but a setting refers to it"
     return None
 
 
@@ -70,12 +70,12 @@ def message_of(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     speaks = isinstance(error, UserError) and bool(text)
     kind = "" if speaks else f"{type(error).__name__}: "
-    where = f"\n(while making {key})" if key is not None and not speaks else ""
+    where = f"\n(while creating {key})" if key is not None and not speaks else ""
     if isinstance(error, OmegaConfBaseException):
         key = str(error.full_key) if error.full_key else None
         plain = "\n".join(line for line in text.splitlines() if not re.match(INTERNAL, line))
         return f"{f'{key}: ' if key else ''}{interpolation_message(text) or plain}"
-    remedy = next((f"\n{words}" for sign, words in REMEDIES.items() if sign in kind + text), "")
+    remedy = next((f"\n{words}" for sign, words in REMEDIES.items() if sign in kind + text and words not in text), "")
     return f"{kind}{text}{where}{remedy}"
 
 
@@ -86,10 +86,10 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     return error
 
 
-NO_DATA = """No data is chosen. Type one of
+NO_DATA = """No data was chosen. Type one of
   python src/train.py data.data_dir=PATH       (PATH: class folders, or train/ val/ test/ of class folders)
-  python src/train.py experiment=digits        (handwritten digits, embedded: nothing to download)"""
-NO_DATASET = """No data set is chosen. Type one of
+  python src/train.py experiment=digits        (embedded handwritten digits: nothing to download)"""
+NO_DATASET = """No data set was chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)
   data.dataset.path=parquet data.dataset.data_files=FILE             (a file)"""

@@ -1,4 +1,4 @@
-"""Score a checkpoint: its config comes with it, and what is typed wins.
+"""Score a checkpoint. Its config is stored in it, and overrides take precedence.
 
 python src/eval.py ckpt_path=RUN
 python src/eval.py ckpt_path=latest split=val data.data_dir=PATH
@@ -41,7 +41,7 @@ def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
     splits_of(cfg.split, cfg)
     for option in ("target_accuracy", "coverage"):
         if not 0 < cfg[option] < 1:
-            raise UserError(f"{option}={cfg[option]}: give a share between 0 and 1, 0.99 for example.")
+            raise UserError(f"{option} must be a number between 0 and 1, for example 0.99; got {cfg[option]}.")
 
 
 def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":

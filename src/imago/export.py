@@ -32,14 +32,14 @@ def check_export(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work, before anything is made."""
     check_from_checkpoint(cfg, invocation, needs_data=False)
     if cfg.format != "safetensors":
-        raise UserError(f"format={cfg.format}: give safetensors.")
+        raise UserError(f"format={cfg.format} is not supported yet; available: safetensors.")
     if cfg.model.get("forward_fn") is not None:
         raise UserError(
-            "model.forward_fn is a part of this network, and the export would hold the weights of model.net alone. "
-            "Use the checkpoint itself: imago.load_classifier, or ml-inference"
+            "model.forward_fn is part of this network, but the export contains the weights of model.net only. Use the "
+            "checkpoint itself, with imago.load_classifier or ml-inference"
         )
     if cfg.output is not None and Path(cfg.output).suffix != ".safetensors":
-        raise UserError(f"output={cfg.output}: give a file that ends in .safetensors.")
+        raise UserError(f"output must be a file that ends in .safetensors, got {cfg.output}.")
 
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:

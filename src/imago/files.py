@@ -116,7 +116,7 @@ def read_text(path: Path, most: int = MEGABYTE) -> str:
             raise UnreadableError(f"{path} is not a regular file.")
         content = file.read(most + 1)
     if len(content) > most:
-        raise UnreadableError(f"{path} is larger than {most // MEGABYTE} MB, as no file of a run is.")
+        raise UnreadableError(f"{path} is larger than {most // MEGABYTE} MB, the limit for files of a run.")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -138,7 +138,7 @@ def read_json(path: Path, shape: Any, most: int = MEGABYTE) -> Any:
         raise UnreadableError(f"{path} is damaged: it is not JSON.") from error
     fitted = fitting(content, shape)
     if fitted is MISFIT:
-        raise UnreadableError(f"{path} is damaged: it holds something else than Imago writes there.")
+        raise UnreadableError(f"{path} is damaged: its content is not what Imago writes there.")
     return fitted
 
 
@@ -187,7 +187,7 @@ def log_write_errors(what: str) -> Iterator[None]:
             raise
         if what not in _reported:
             _reported.add(what)
-            log.error("%s cannot be written, the run goes on without: %s", what, error.__cause__ or error)
+            log.error("%s cannot be written, and the run continues without it: %s", what, error.__cause__ or error)
 
 
 def forget_write_errors() -> None:

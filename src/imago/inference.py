@@ -54,27 +54,33 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     check_from_checkpoint(cfg, invocation, needs_data=cfg.source is None)
     several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
-        raise UserError(f"source={cfg.source} and split={cfg.split}: give one of them.")
+        raise UserError(f"source={cfg.source} and split={cfg.split}: type only one of them.")
     if cfg.weights is not None:
         if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
-            raise UserError(f"weights={cfg.weights}: give one for each checkpoint, 'ckpt_path=[A,B]' 'weights=[2,1]'.")
+            raise UserError(
+                f"weights must be one per checkpoint, as in 'ckpt_path=[A,B]' 'weights=[2,1]'; got {cfg.weights}."
+            )
         if not all(type(weight) in (int, float) and weight >= 0 for weight in cfg.weights) or not sum(cfg.weights):
-            raise UserError(f"weights={cfg.weights}: give numbers of 0 or more, not all 0.")
+            raise UserError(f"weights must be numbers of 0 or more, not all 0; got {cfg.weights}.")
     if several and cfg.calibrated:
-        raise UserError("calibrated=true is for one checkpoint: each has a calibration of its own.")
+        raise UserError("calibrated=true works with one checkpoint only, because each has its own calibration.")
     of_each = [word for word in invocation.overrides if override_key(word).startswith(OF_A_NETWORK)]
     if several and of_each:
-        raise UserError(f"{of_each[0]}: networks and image sizes of an ensemble are those of their checkpoints.")
+        raise UserError(
+            f"{of_each[0]}: the checkpoints of an ensemble set their own networks and image sizes. Remove it."
+        )
     for option, choices in (("tta", TTA), ("format", FORMATS)):
         if cfg[option] not in choices:
-            raise UserError(f"{option}={cfg[option]}: give {', '.join(choices[:-1])} or {choices[-1]}.")
+            raise UserError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}, got {cfg[option]}.")
     if cfg.calibrated and cfg.tta != "none":
-        raise UserError("calibrated=true was fitted without test-time augmentation: type tta=none.")
+        raise UserError(
+            "calibrated=true does not apply to test-time augmentation, without which it was fitted. Type tta=none."
+        )
     limit = cfg.trainer.get("limit_predict_batches", 1.0)
     if isinstance(limit, int) or limit != 1.0 or cfg.trainer.get("fast_dev_run"):  # 1 is one batch, 1.0 are all
-        raise UserError("ml-inference predicts every image: leave limits out, and give a shorter source=.")
+        raise UserError("ml-inference predicts every image. Remove limits, and type a smaller source= instead.")
     if cfg.rows < 0:
-        raise UserError(f"rows={cfg.rows}: give 0 or more.")
+        raise UserError(f"rows must be 0 or more, got {cfg.rows}.")
     if cfg.source is None:
         splits_of(cfg.split, cfg)
 
@@ -106,9 +112,9 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
         run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
             raise BadImageError(
-                f"{len(bad)} of the images could not be read; all others are predicted.\n  "
+                f"{len(bad)} of the images could not be read. All others were predicted.\n  "
                 + "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
-                + "\nTo end with exit status 0 all the same, type data.on_bad_image=skip"
+                + "\nTo end with exit status 0 in spite of this, type data.on_bad_image=skip"
             )
 
 
@@ -124,10 +130,10 @@ def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     names = members[0].class_names
     for file, member in zip(files, members, strict=True):
         if member.channels != members[0].channels:
-            raise UserError(f"{files[0]} and {file}: one is for colour images and one for grey ones.")
+            raise UserError(f"{files[0]} and {file}: one takes colour images, the other grey ones.")
         if member.class_names != names:
             raise UserError(
-                "The checkpoints of an ensemble have to know the same classes.\n"
+                "The checkpoints of an ensemble must have the same classes.\n"
                 f"  {files[0]}: {', '.join(names)}\n  {file}: {', '.join(member.class_names)}"
             )
     return members
@@ -191,7 +197,7 @@ def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Class
     seen = {digest for digests in known for digest in digests.tolist()}
     count, what = sum(digest in seen for digest in digests_of(images)), "the accuracy is too good"
     if count:
-        log.warning("%d of the %d images are some that the checkpoint was trained on: %s", count, len(images), what)
+        log.warning("The checkpoint was trained on %d of the %d images: %s", count, len(images), what)
 
 
 main = Command(

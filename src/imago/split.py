@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imago.data.folder_images import FolderImages
 
 EXAMPLES = """examples:
-  ml-split photos --dry-run                              how many of each class would be where
+  ml-split photos --dry-run                              counts of each class and split
   ml-split photos --output splits.csv                    then: ml-train data.split_file=splits.csv
   ml-split photos --val 0.1 --test 0.2 --seed 7 --copy-to photos_split
                                                          then: ml-train data.data_dir=photos_split
@@ -47,12 +47,12 @@ def split(options: argparse.Namespace) -> None:
         FileExistsError: A target exists.
     """
     if min(options.val, options.test) < 0 or options.val + options.test >= 1:
-        raise UserError(f"--val {options.val} --test {options.test}: give shares whose sum is below 1.")
+        raise UserError(f"--val and --test must be fractions with a sum below 1, got {options.val} and {options.test}.")
     if options.output is None and options.copy_to is None and not options.dry_run:
-        raise UserError("Say where the splits go: --output FILE, --copy-to DIR, or --dry-run to see the counts only.")
+        raise UserError("Choose an output: --output FILE, --copy-to DIR, or --dry-run to show the counts only.")
     for target in (options.output, options.copy_to):
         if target is not None and target.exists():
-            raise FileExistsError(f"{target} is there already: nothing is overwritten. Give another name.")
+            raise FileExistsError(f"{target} already exists, and nothing is overwritten. Type another name.")
     from imago.data.folders import class_tree
 
     class_names, images = class_tree(options.folder)
@@ -90,13 +90,17 @@ def _arguments() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="a folder with a folder of images for each class")
-    parser.add_argument("--val", type=float, default=0.15, help="share of val (default 0.15)")
-    parser.add_argument("--test", type=float, default=0.15, help="share of test (default 0.15)")
-    parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a CSV for data.split_file=; no image is touched")
-    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="a new folder with copies in train/ val/ test/")
-    parser.add_argument("--dry-run", action="store_true", help="show the counts and write nothing")
+    parser.add_argument("folder", type=Path, help="the data: a folder with one folder of images per class")
+    parser.add_argument("--val", type=float, default=0.15, help="fraction of the images for val (default 0.15)")
+    parser.add_argument("--test", type=float, default=0.15, help="fraction of the images for test (default 0.15)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default 42)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a CSV for data.split_file=; images are not copied"
+    )
+    parser.add_argument(
+        "--copy-to", type=Path, metavar="DIR", help="copy the images to train/, val/ and test/ in a new folder"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the counts without writing anything")
     return parser.parse_args()
 
 
@@ -113,7 +117,7 @@ def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
     table.add_section()
     sizes = [len(images) for images in splits.values()]
     table.add_row("all", *map(str, sizes), str(sum(sizes)))
-    table.add_row("share", *(f"{size / sum(sizes):.1%}" for size in sizes), "")
+    table.add_row("fraction", *(f"{size / sum(sizes):.1%}" for size in sizes), "")
     return table
 
 

@@ -31,8 +31,14 @@ STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red
 def main() -> None:
     """Command line of `ml-status`."""
     parser = argparse.ArgumentParser(prog="ml-status", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=PROJECT_ROOT / "logs", help="below which runs are")
-    parser.add_argument("--json", action="store_true", help="all that is known, for programs")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=PROJECT_ROOT / "logs",
+        help="folder that contains the runs (default: logs)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all details as JSON")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         fail(f"{arguments.folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")

@@ -32,10 +32,10 @@ class VisualiseRoot(KeptRoot):
 def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work. Only `mode=samples` needs data."""
     if cfg.mode not in VIEWS:
-        raise UserError(f"mode={cfg.mode}: give {', '.join(VIEWS[:-1])} or {VIEWS[-1]}.")
+        raise UserError(f"mode must be {', '.join(VIEWS[:-1])} or {VIEWS[-1]}, got {cfg.mode}.")
     for option, value, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
         if value < least:
-            raise UserError(f"{option}={value}: give {least} or more.")
+            raise UserError(f"{option} must be {least} or more, got {value}.")
     if cfg.mode == "samples":
         check_settings(cfg, invocation)
 
@@ -72,7 +72,7 @@ def _curves(folder: Path, path: Path, form: str) -> Path:
 
     rows = history(folder)
     if not rows:
-        raise UserError(f"run={folder} has finished no epoch: there are no curves yet.")
+        raise UserError(f"run={folder} has no finished epoch, so there are no curves yet.")
     return save(curves_figure(rows), path, form)
 
 
@@ -82,7 +82,7 @@ def _predictions(folder: Path, path: Path, form: str) -> Path:
 
     pictures = thumbnails(folder)
     if pictures is None:
-        raise UserError(f"run={folder} has no predictions in reports/: score it first, ml-eval ckpt_path={folder}")
+        raise UserError(f"run={folder} has no predictions in reports/. Score it first: ml-eval ckpt_path={folder}")
     return save(thumbnails_figure(*pictures), path, form)
 
 

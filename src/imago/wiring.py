@@ -51,7 +51,9 @@ class WrapTransform(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(transform, str) and transform != NET:
-            raise UserError(f"transform={transform!r}: give a callable, or the word {NET!r} for the module's own net.")
+            raise UserError(
+                f"transform must be a callable, or {NET!r} for the network of the module; got {transform!r}."
+            )
         self.transform = transform
         self.mapping = dict(mapping)
         self.new_key = new_key
@@ -109,6 +111,6 @@ def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
         hint = ""
         if set(mapping.values()) <= batch.keys():
             turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
-            hint = f" A mapping goes from batch key to argument. Turned round? Then it is {{{turned}}}."
+            hint = f" A mapping goes from batch key to argument. Reversed, it would be {{{turned}}}."
         raise KeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}

@@ -74,7 +74,7 @@ class RunCheckpoint(ModelCheckpoint):
         name = earlier.name if "{" in str(self.filename) else f"{self.filename}{self.FILE_EXTENSION}"
         path = Path(self.dirpath, name)
         if not _is_checkpoint(path if path.is_file() else earlier):
-            log.warning("%s is gone: the best checkpoint is that of the epochs from now on", earlier)
+            log.warning("%s no longer exists: the best checkpoint is chosen from the epochs after this one", earlier)
             return {key: getattr(self, key) for key in state if key != "monitor"}
         if not path.is_file():
             with atomic_write(path) as temporary:

@@ -21,7 +21,7 @@ class ConfusionMatrixCallback(Callback):
 
     def __init__(self, every_n_epochs: int = 5) -> None:
         if every_n_epochs < 1:
-            raise UserError(f"callbacks.confusion_matrix.every_n_epochs={every_n_epochs}: give 1 or more.")
+            raise UserError(f"callbacks.confusion_matrix.every_n_epochs must be 1 or more, got {every_n_epochs}.")
         self.every_n_epochs = every_n_epochs
         self._counts = ClassCounts(0)
 

@@ -47,9 +47,9 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         for option, value in (("every_n_minutes", every_n_minutes), ("every_n_train_steps", every_n_train_steps)):
             if value is not None and value <= 0:
-                raise UserError(f"callbacks.resume.{option}={value}: give more than 0, or null.")
+                raise UserError(f"callbacks.resume.{option} must be above 0 or null, got {value}.")
         if on_full_disk not in ON_FULL_DISK:
-            raise UserError(f"callbacks.resume.on_full_disk={on_full_disk}: give {' or '.join(ON_FULL_DISK)}.")
+            raise UserError(f"callbacks.resume.on_full_disk must be {' or '.join(ON_FULL_DISK)}, got {on_full_disk}.")
         self.dirpath = Path(dirpath)
         self.every_n_minutes = every_n_minutes
         self.every_n_train_steps = every_n_train_steps

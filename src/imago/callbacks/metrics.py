@@ -116,8 +116,8 @@ class MetricsCallback(Callback):
         names = [*self.names(), *model.loss_names]
         if self.tracked_metric_name not in names:
             raise UserError(
-                f"There is no metric {self.tracked_metric_name!r} to track; there are {', '.join(names)}. "
-                "Type monitor=val/NAME with one of these."
+                f"Unknown metric {self.tracked_metric_name!r}. Type monitor=val/NAME, where NAME is one of "
+                f"{', '.join(names)}."
             )
 
     def epoch_state(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Preflight(Callback):
         if problems:
             first = f"{len(problems)} problems were found before the first epoch:\n" if len(problems) > 1 else ""
             raise UserError(first + "\n".join(problems))
-        log.info("Preflight: nothing was found in %.1f s", time.monotonic() - began)
+        log.info("Preflight passed (%.1f s)", time.monotonic() - began)
 
     def _try_train_batch(self, trainer: Trainer, model: DictModule) -> None:
         batch = self._batch(trainer, model, "train")

@@ -84,5 +84,5 @@ def format_profile(spent: Mapping[str, float], images: int) -> dict[str, str]:
     waiting = spent.get(PARTS["train_dataloader_next"], 0.0)
     if images and steps > waiting:
         lines["images per second while training"] = f"{images / steps:.0f}"
-        lines["the limit, were all images there"] = f"{images / (steps - waiting):.0f}"
+        lines["images per second, free loader"] = f"{images / (steps - waiting):.0f}"
     return lines

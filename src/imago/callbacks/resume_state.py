@@ -96,7 +96,7 @@ def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any
         for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
             for tracking in callbacks_of(trainer, kind):
                 checkpoint["callbacks"].pop(tracking.state_key, None)
-        log.warning("The data are others: the best value, and early stopping, begin anew")
+        log.warning("The data have changed: the best value and early stopping start again")
     return data_changed
 
 
@@ -165,8 +165,8 @@ def _check_parts(progress: Progress, model: DictModule) -> None:
         before = progress.get("made_by", {}).get(part, now)
         if before != now:
             raise UserError(
-                f"model.{part}: the checkpoint was trained with {before}, this is {now}, which cannot go on from its "
-                "state. To start anew with the weights alone type model.init_from= in place of ckpt_path="
+                f"model.{part}: the checkpoint was trained with {before}, and {now} cannot continue from its state. "
+                "To start a new run from the weights alone, type model.init_from= instead of ckpt_path="
             )
 
 
@@ -190,11 +190,11 @@ def _check_settings(progress: Progress, now: dict[str, Any]) -> None:
         return
     if progress["batch"]:
         raise UserError(
-            f"The checkpoint is from the middle of epoch {progress['epoch']} (batch {progress['batch']}), which cannot "
-            f"go on with other batches. Changed since then: {'; '.join(changed)}. Go on with the same settings; they "
-            "can be changed at the end of an epoch: checkpoints/best.ckpt is from one (ckpt_path=)."
+            f"The checkpoint is from the middle of epoch {progress['epoch']} (batch {progress['batch']}), and the "
+            f"batches that follow would differ. Changed settings: {'; '.join(changed)}. Resume with the same settings, "
+            "or from the end of an epoch: ckpt_path= with checkpoints/best.ckpt."
         )
-    log.warning("The epochs to come see other batches than those before. Changed since then: %s", "; ".join(changed))
+    log.warning("The batches of the next epochs differ from those before. Changed settings: %s", "; ".join(changed))
 
 
 def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ class Timing(Callback):
         self._has_advised = True
         data = cast(ImageDataModule, data_of(trainer))
         log.warning(
-            "%.0f %% of epoch %d (%.1f s) was spent waiting for images. %s",
+            "%.0f%% of epoch %d (%.1f s) was spent waiting for images. %s",
             100 * spent["data"] / busy,
             trainer.current_epoch + 1,
             spent["data"],

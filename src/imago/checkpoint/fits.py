@@ -42,9 +42,9 @@ def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, 
     drawn, now = entry["drawn_val"], data.sets.drawn_val
     if drawn is not None and now is not None and drawn != now:
         which = f"ckpt_path={path}" if path else "The checkpoint"
-        what = f"{which} was trained with another draw of val from train, so it has seen images of this one. "
+        what = f"{which} was trained with a different val split drawn from train, so it has seen images of this one. "
         if drawn.get("by") != now.get("by"):
-            raise UserError(f"{what}It is of an earlier Imago. Train again, or give data with a val split.")
+            raise UserError(f"{what}It was written by an earlier Imago. Train again, or use data with a val split.")
         raise UserError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
 
 
@@ -55,12 +55,12 @@ def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) ->
     foreign = sorted(theirs.keys() - ours.keys())
     reshaped = sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
     if lacking or foreign or reshaped:
-        counts = {"missing in it": lacking, "unknown to this network": foreign, "of another shape": reshaped}
+        counts = {"missing": lacking, "unexpected": foreign, "of a different shape": reshaped}
         mismatches = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
         raise UserError(
-            f"ckpt_path={path} holds another network than this run's: {mismatches}.\n"
-            "Type the same model= and model.net.name= as in the run that wrote it; where its config comes along, leave "
-            "model= and experiment= out."
+            f"ckpt_path={path} does not fit the network of this run: {mismatches}.\n"
+            "Type the same model= and model.net.name= as in the run that wrote it. Commands that read its config need "
+            "neither model= nor experiment=."
         )
 
 

@@ -105,14 +105,14 @@ def look_over(path: Path) -> None:
 def _look_over(path: Path, _: tuple[int, ...]) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise DamagedError("is damaged, or not a checkpoint of Imago: those are zip files.")
+            raise DamagedError("is damaged, or not a checkpoint of Imago: it is not a zip file.")
         try:
             with zipfile.ZipFile(file) as archive:
                 sizes = _check_directory(archive, path.stat().st_size)
                 _check_sums(archive)
                 name, *further = [name for name in sizes if name.endswith("/data.pkl")] or [""]
                 if further or name.count("/") != 1:
-                    raise DamagedError("is damaged, or not a checkpoint of Imago: it has not one data.pkl.")
+                    raise DamagedError("is damaged, or not a checkpoint of Imago: it must have exactly one data.pkl.")
                 pickled = archive.read(name)
         except (DamagedError, ForeignError):
             raise
@@ -127,21 +127,21 @@ def _check_directory(archive: zipfile.ZipFile, file_size: int) -> dict[str, int]
     """Map the names in the zip to their sizes. The parts must lie one after another, uncompressed."""
     entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ForeignError("is compressed, as no checkpoint of Imago is: it may unfold to any size.")
+        raise ForeignError("is compressed, and could expand to any size. Checkpoints of Imago are not compressed.")
     if any(entry.external_attr & FOLDER or entry.filename.endswith("/") for entry in entries):
-        raise DamagedError("is damaged: a part of it is called a folder.")  # torch would read uninitialised memory
+        raise DamagedError("is damaged: an entry in it is marked as a folder.")  # torch would read uninitialised memory
     sizes = {entry.filename: entry.file_size for entry in entries}
     if any(name.endswith("/constants.pkl") for name in sizes):
         raise ForeignError("is a TorchScript program, not a checkpoint of Imago.")
     end = 0
     for entry in entries:
         if entry.header_offset < end or entry.compress_size != entry.file_size:
-            raise DamagedError("is damaged: parts of it overlap.")
+            raise DamagedError("is damaged: entries in it overlap.")
         end = entry.header_offset + 30 + len(entry.filename.encode()) + entry.file_size
     if len(sizes) != len(entries) or len({name.partition("/")[0] for name in sizes}) != 1 or archive.comment:
-        raise DamagedError("is damaged: its directory is not that of a checkpoint.")
+        raise DamagedError("is damaged: its zip directory is not that of a checkpoint.")
     if end > archive.start_dir or archive.start_dir > file_size or (entries and entries[0].header_offset):
-        raise DamagedError("is damaged: its directory does not fit the file.")
+        raise DamagedError("is damaged: its zip directory does not match the file.")
     return sizes
 
 
@@ -152,14 +152,14 @@ def _check_sums(archive: zipfile.ZipFile) -> None:
             while block := part.read(2**20):
                 crc = zlib.crc32(block, crc)
         if crc != entry.CRC:
-            raise DamagedError(f"is damaged: {entry.filename} has another checksum than when it was written.")
+            raise DamagedError(f"is damaged: the checksum of {entry.filename} does not match.")
 
 
 def check_pickle(pickled: bytes, records: dict[str, int]) -> None:
     """Raise ForeignError or DamagedError unless the pickle makes only containers and tensors of `records`, in bytes."""
     puts = _check_opcodes(pickletools.genops(pickled))
     if puts > len(pickled):
-        raise DamagedError("is damaged: its pickle counts wrongly.")
+        raise DamagedError("is damaged: its pickle has a wrong count.")
     try:
         content, claimed = _Dry(io.BytesIO(pickled), records).run()
     except (DamagedError, ForeignError):
@@ -167,7 +167,7 @@ def check_pickle(pickled: bytes, records: dict[str, int]) -> None:
     except Exception as error:
         raise DamagedError(f"is damaged, or not a checkpoint of Imago ({type(error).__name__}).") from error
     if claimed > SHARED * sum(records.values()) + 2**20:
-        raise ForeignError("has tensors that claim more memory than it holds. It was not read.")
+        raise ForeignError("has tensors that claim more memory than the file contains. It was not read.")
     _check_unfolded(content)
 
 
@@ -185,7 +185,7 @@ def check_legacy(path: Path) -> None:
         except ForeignError:
             raise
         except Exception as error:
-            raise DamagedError(f"is damaged, or no state dict of torch ({type(error).__name__}).") from error
+            raise DamagedError(f"is damaged, or not a state dict of torch ({type(error).__name__}).") from error
 
 
 def _check_opcodes(opcodes: Iterable[Any], names: Iterable[str] = ()) -> int:
@@ -195,7 +195,7 @@ def _check_opcodes(opcodes: Iterable[Any], names: Iterable[str] = ()) -> int:
     try:
         for number, (opcode, argument, _) in enumerate(opcodes):
             if number > MOST_OPCODES:
-                raise ForeignError("holds more than any checkpoint of Imago. It was not read.")
+                raise ForeignError("is larger than any checkpoint of Imago. It was not read.")
             if opcode.name == "GLOBAL" and argument not in GLOBALS:
                 raise ForeignError(_refusal(argument.replace(" ", ".")))
             if opcode.name not in known:
@@ -211,8 +211,8 @@ def _check_opcodes(opcodes: Iterable[Any], names: Iterable[str] = ()) -> int:
 
 def _refusal(name: str) -> str:
     return (
-        f"holds {name}, which no checkpoint of Imago holds: nothing of it was executed. A network saved whole "
-        "(torch.save(net)) has to be saved as net.state_dict(), by who trusts it."
+        f"contains {name}, which is not allowed in a checkpoint. Nothing was executed. If it is a whole network "
+        "(torch.save(net)) that you trust, load it yourself and save net.state_dict()."
     )
 
 
@@ -242,23 +242,23 @@ class _Dry(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage" or pid[1] not in ITEM_BYTES:
-            raise DamagedError("is damaged: a storage in it is none.")
+            raise DamagedError("is damaged: a storage in it is not valid.")
         _, kind, key, _, count = pid
         size = self.records.get(key) if isinstance(key, str) else None
         if type(count) is not int or size is None or not 0 <= count * ITEM_BYTES[kind] <= size:
-            raise DamagedError("is damaged: a tensor is larger than what is kept of it.")
+            raise DamagedError("is damaged: a tensor is larger than its storage.")
         return _Storage(ITEM_BYTES[kind], count)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
         numbers = [offset, *size, *stride]
         if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 16:
-            raise DamagedError("is damaged: a tensor in it is none.")
+            raise DamagedError("is damaged: a tensor in it is not valid.")
         if any(type(number) is not int or number < 0 for number in numbers):
             raise DamagedError("is damaged: a tensor in it has no size.")
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) + 1
         count = math.prod(size)
         if count and (last > storage.count or count > storage.count):
-            raise ForeignError("has a tensor that claims more memory than the file holds. It was not read.")
+            raise ForeignError("has a tensor that claims more memory than the file contains. It was not read.")
         self.claimed += count * storage.item_bytes
         return _Storage(storage.item_bytes, count)
 
@@ -271,7 +271,7 @@ class _Storage:
         self.count = count
 
     def __setstate__(self, state: Any) -> None:
-        raise ForeignError("changes a tensor after it was made, as no checkpoint does. It was not read.")
+        raise ForeignError("changes a tensor after creating it, which is not allowed in a checkpoint. It was not read.")
 
 
 def _container(*parts: Any) -> list[Any]:
@@ -295,7 +295,7 @@ def _check_unfolded(content: Any) -> None:
             sizes[id(value)] = 1 + sum(size_of(part, depth + 1) for part in parts)
             under_way.discard(id(value))
         if sizes[id(value)] > MOST_NODES:
-            raise ForeignError("unfolds to more than any checkpoint of Imago holds. It was not read.")
+            raise ForeignError("expands to more than any checkpoint of Imago. It was not read.")
         return sizes[id(value)]
 
     size_of(content, 0)

@@ -26,7 +26,7 @@ RESUMABLE = (LAST, PREVIOUS, "best.ckpt")
 REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy", "progress")
 URL = re.compile(r"\w+://")
 OTHERS = {  # suffix of a foreign file -> what it is
-    ".safetensors": "holds plain weights; model.net.weights= of ml-train takes them",
+    ".safetensors": "contains weights only. To train with them, type model.net.weights=PATH",
     ".onnx": "is an ONNX model",
     ".h5": "is a Keras model",
     ".keras": "is a Keras model",
@@ -49,8 +49,7 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
     """
     if URL.match(name):
         raise UserError(
-            f"{key}={name} is a URL: nothing is loaded from there. Fetch it first, and type the file:\n"
-            f"  curl -L -o best.ckpt '{name}'"
+            f"{key}={name} is a URL. Download the file first, and type its path:\n  curl -L -o best.ckpt '{name}'"
         )
     if name == LATEST:
         return find_run(name, log_dir, holding=BEST) / BEST
@@ -61,8 +60,8 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
     if not best.is_file():
         there = ", ".join(str(file) for file in sorted(path.rglob("*.ckpt"))[:5])
         raise UserError(
-            f"{key}={path} is a folder without checkpoints/best.ckpt: give a run folder or a file"
-            + (f"; there are {there}" if there else "")
+            f"{key}={path} is a folder without checkpoints/best.ckpt. Type a run folder or a file"
+            + (f"; it has {there}" if there else "")
         )
     return best
 
@@ -78,9 +77,9 @@ def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Che
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise UserError(f"{key}={path} is a folder: give a file in it, {path}/checkpoints/best.ckpt for example.")
+        raise UserError(f"{key}={path} is a folder. Type a file in it, for example {path}/checkpoints/best.ckpt.")
     if not path.is_file():
-        raise MissingFileError(f"{key}={path} is not there.")
+        raise MissingFileError(f"{key}={path} does not exist.")
     try:
         look_over(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -89,7 +88,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Che
     except Exception as error:  # torch has no common error class for damaged files
         raise UserError(f"{key}={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
-        raise UserError(f"{key}={path} is no checkpoint of Imago: it {_whose(checkpoint)}")
+        raise UserError(f"{key}={path} is not a checkpoint of Imago: it {_whose(checkpoint)}")
     _check_entry(checkpoint, f"{key}={path}")
     weights = checkpoint["state_dict"]
     if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # the versions of layers
@@ -114,10 +113,10 @@ def last_readable(folder: Path) -> Path | None:
             log.warning("%s cannot be used: %s", path, error)
             continue
         if path != paths[0]:
-            log.warning("The run goes on from %s", path)
+            log.warning("Resuming from %s", path)
         return path
     if paths:
-        raise UserError(f"No checkpoint in {folder} can be read. To begin anew, remove that folder.")
+        raise UserError(f"No checkpoint in {folder} can be read. To start again, remove that folder.")
     return None
 
 
@@ -126,15 +125,15 @@ def _check_entry(checkpoint: Checkpoint, where: str) -> None:
     entry, weights = checkpoint["imago"], checkpoint["state_dict"]
     schema = entry.get("schema") if isinstance(entry, dict) else None
     if type(schema) is not int:
-        raise OtherVersionError(f"{where} does not carry its run: an earlier Imago wrote it. Train again.")
+        raise OtherVersionError(f"{where} has no config: it was written by an earlier version of Imago. Train again.")
     if schema < SCHEMA:
-        raise OtherVersionError(f"{where}: Imago 0.1 wrote it. Train again, or install Imago 0.1.")
+        raise OtherVersionError(f"{where} was written by Imago 0.1. Train again, or install Imago 0.1.")
     if schema > SCHEMA:
         versions = entry.get("versions")
-        written_by = versions.get("imago") if isinstance(versions, dict) else "of a newer version"
+        written_by = versions.get("imago") if isinstance(versions, dict) else "(unknown version)"
         raise OtherVersionError(
-            f"{where} is of schema {schema}, written by Imago {written_by}; this one reads up to {SCHEMA}: "
-            "install a newer version."
+            f"{where} has schema {schema}, written by Imago {written_by}. This version reads schemas up to {SCHEMA}: "
+            "install a newer one."
         )
     names = entry.get("class_names")
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -143,18 +142,18 @@ def _check_entry(checkpoint: Checkpoint, where: str) -> None:
     if odd := next((name for name in names if CONTROL.search(name) or not name.strip()), None):
         raise UserError(f"{where}: the class name {odd!r} has control characters. It was not used.")
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise UserError(f"{where} is damaged: its state_dict is none.")
+        raise UserError(f"{where} is damaged: its state_dict is not valid.")
     versions = entry.get("versions")
     are_texts = isinstance(versions, dict) and all(isinstance(version, str) for version in versions.values())
     if not are_texts or not isinstance(entry.get("timestamp"), str):
-        raise UserError(f"{where} is damaged: its versions or its time stamp are no texts.")
+        raise UserError(f"{where} is damaged: its versions or its timestamp are not text.")
     if missing := [name for name in REQUIRED if name not in entry]:
         raise UserError(f"{where} is damaged: it lacks {', '.join(missing)}.")
     if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
-        raise UserError(f"{where} is damaged: what it says of its data is none of that.")
+        raise UserError(f"{where} is damaged: its entry about the data is not valid.")
     seen = entry.get("train_images")
     if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
-        raise UserError(f"{where} is damaged: its train images are no list of numbers.")
+        raise UserError(f"{where} is damaged: its train images are not a list of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:
@@ -169,14 +168,12 @@ def _whose(content: Any) -> str:
         return f"holds a {type(content).__name__}."
     if all(isinstance(value, torch.Tensor) for value in content.values()):
         return (
-            f"is a state dict of {len(content)} tensors. Train with it: model.net.weights=PATH "
-            "model.net.name=NAME of ml-train."
+            f"is a state dict of {len(content)} tensors. To train with it, type model.net.weights=PATH "
+            "model.net.name=NAME."
         )
     if "pytorch-lightning_version" in content:
-        return "is one of another Lightning project. Its weights can be trained on: save its state_dict alone."
+        return "comes from another Lightning project. To train from its weights, save its state_dict alone."
     for entry in ("model", "state_dict", "model_state_dict", "net", "teacher"):
         if isinstance(content.get(entry), dict):
-            return (
-                f"holds weights under {entry!r}: save that part alone, and give it as model.net.weights= to ml-train."
-            )
+            return f"has its weights under {entry!r}. Save that part alone, and train with model.net.weights=PATH."
     return f"holds {', '.join([key for key in content if isinstance(key, str)][:5])}."

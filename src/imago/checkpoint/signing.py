@@ -55,7 +55,7 @@ def is_signed(checkpoint: Mapping[str, Any]) -> bool:
     try:
         return hmac.compare_digest(signature, _signature(_key(make=False), checkpoint))
     except (KeyFileError, TypeError, ValueError) as error:  # no key, or content that cannot be signed
-        log.debug("The signature of a checkpoint cannot be looked at: %s", error)
+        log.debug("The signature of a checkpoint cannot be checked: %s", error)
         return False
 
 
@@ -80,17 +80,17 @@ def _key(make: bool) -> bytes:
                 raise KeyFileError(f"{file} is not a file. Remove it, or set {VARIABLE}= to another file.")
             if os.name == "posix" and (facts.st_mode & 0o077 or facts.st_uid != os.getuid()):
                 raise KeyFileError(
-                    f"Others can use {file}, with which checkpoints are signed. Type: chmod 600 {file} (it has to be "
-                    "yours), or remove it: a new one is made"
+                    f"{file}, which signs your checkpoints, is accessible to others. Type chmod 600 {file} (you must "
+                    "own it), or remove it to get a new key"
                 )
             key = opened.read(4 * KEY_BYTES).strip()
     except OSError as error:
         raise KeyFileError(
-            f"The key with which checkpoints are signed cannot be read or made: {error}. Set {VARIABLE}= to a file in "
-            "a folder of yours"
+            f"The key that signs checkpoints cannot be read or created: {error}. Set {VARIABLE}= to a file in "
+            "a folder that you own"
         ) from error
     if len(key) < 2 * KEY_BYTES:
-        raise KeyFileError(f"{file} is damaged: it holds no key. Remove it: a new one is made")
+        raise KeyFileError(f"{file} is damaged: it does not contain a key. Remove it to get a new one")
     return key
 
 
@@ -112,7 +112,7 @@ def _make(file: Path) -> None:
             os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
-    log.info("Checkpoints are signed with a new key: %s", file)
+    log.info("Created a new key that signs checkpoints: %s", file)
 
 
 def _signature(key: bytes, checkpoint: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             if self.on_full_disk == "stop":
                 raise
-            log.error("%s. The run goes on without it (callbacks.resume.on_full_disk=continue)", error)
+            log.error("%s. The run continues without it (callbacks.resume.on_full_disk=continue)", error)
 
     def _save(self, checkpoint: dict[str, Any], path: Path, keep: str | None) -> None:
         if "imago" in checkpoint:
@@ -63,7 +63,7 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             checkpoint["imago"]["signature"] = sign(checkpoint)
         except (KeyFileError, TypeError, RuntimeError) as error:
             if not self.has_said_why_unsigned:
-                log.warning("Checkpoints are not signed, so they are read like a stranger's: %s", error)
+                log.warning("Checkpoints are not signed, and will be read like those of strangers: %s", error)
             self.has_said_why_unsigned = True
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

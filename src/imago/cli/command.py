@@ -79,8 +79,8 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
     with suppress(OmegaConfBaseException):  # what leads nowhere is said below
         learn_secrets(OmegaConf.to_container(cfg, resolve=True))
     if invocation.changes_directory:
-        why = "typed paths, and modules of your own, would be looked for in the run folder"
-        raise UserError(f"hydra.job.chdir=true: {why}. Leave it out: ${{paths.output_dir}} is the run folder")
+        why = "relative paths and modules of your own would be looked for in the run folder"
+        raise UserError(f"hydra.job.chdir=true: {why}. Remove it; the run folder is ${{paths.output_dir}}")
     if invocation.sweep_dir is not None:
         _check_sweeper(invocation, Path(invocation.sweep_dir) / "multirun.yaml")
         mask_sweep(Path(invocation.sweep_dir))
@@ -150,11 +150,11 @@ def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
         change for change in changed if change.startswith(RESULT_KEYS) and not change.startswith(NEUTRAL_KEYS)
     ]:
         raise UserError(
-            f"{run.path} holds a finished run with other settings: {'; '.join(differing)}. "
-            "Give another folder (hydra.run.dir=, hydra.sweep.dir= with -m)."
+            f"{run.path} contains a finished run with other settings: {'; '.join(differing)}. "
+            "Type another folder: hydra.run.dir=, or hydra.sweep.dir= with -m."
         )
     say(
-        f"{run.path} holds a finished run ({run.former.get('epoch')} epochs): nothing to do. "
+        f"{run.path} contains a finished run ({run.former.get('epoch')} epochs): nothing to do. "
         f"For more epochs type {_resume_word(run)} trainer.max_epochs="
     )
     return FinishedRun(run.path, run.former.get("best_value"))
@@ -169,7 +169,7 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
     run.start()
     if cfg.seed is None:
         cfg.seed = random.SystemRandom().randrange(2**31)
-        log.info("seed=null: drew seed=%d", cfg.seed)
+        log.info("seed=null: the seed of this run is %d", cfg.seed)
     run.write_when_accepted(partial(_write_config, run, copy.deepcopy(cfg)))  # the task completes it
     before_check = yaml_of(cfg)
     check(cfg, run.invocation)
@@ -177,7 +177,7 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
         run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
     run.plot_format = cfg.plots.format
     if changed:
-        log.warning("Changed since the run began: %s", "; ".join(changed))
+        log.warning("Settings changed since the run began: %s", "; ".join(changed))
     if run.former:
         run.resume_from = checkpoint_to_resume(run.path)
     if run.resume_from is None:
@@ -210,7 +210,7 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
         _record(run, "interrupted", f"Stopped by Ctrl-C.{_resume_hint(run)}")  # Lightning answers it with status 1
         raise KeyboardInterrupt from error
     log.debug("The run failed", exc_info=error)
-    message = f"The program was left: {error.code}" if isinstance(error, SystemExit) else message_of(error)
+    message = f"The program exited: {error.code}" if isinstance(error, SystemExit) else message_of(error)
     _record(run, "failed", message)
     raise TaskError(masked(plain(message))) from error
 
@@ -252,7 +252,7 @@ def _check_sweeper(invocation: Invocation, file: Path) -> None:
     before = (of_sweep.get("hydra") or {}).get("sweeper") or {}
     if any(invocation.sweeper.get(key) != before.get(key) for key in ("_target_", "params", "n_trials")):
         raise UserError(
-            "A swept option chooses another hydra/sweeper, which comes too late. Type it beside the sweep: "
+            "A swept option cannot change the sweeper (hydra/sweeper). Type the option that chooses it separately: "
             "-m hparams_search=optuna experiment=NAME"
         )
 
@@ -288,7 +288,7 @@ def _free_port() -> int:
 
 def _resume_hint(run: RunFolder) -> str:
     """How to resume, once there is a checkpoint."""
-    return f" Go on with {_resume_word(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
+    return f" Resume with {_resume_word(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
 
 
 def _resume_word(run: RunFolder) -> str:

@@ -58,7 +58,7 @@ def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     asked = bool(invocation.keys & {"data", "data.data_dir"})
     if is_chosen or asked or "data_dir" not in cfg.data:
         return cfg
-    say("No data is chosen: the embedded digits are used. For a folder of your own type data.data_dir=PATH")
+    say("No data was chosen: using the embedded digits. To use your own folder type data.data_dir=PATH")
     digits = composed_again(invocation.config_name, ["data=digits", *invocation.search_path, *invocation.overrides])
     OmegaConf.set_struct(cfg, False)
     cfg.data = digits.data

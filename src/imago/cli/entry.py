@@ -130,7 +130,7 @@ class Command:
         except yaml.YAMLError as error:
             raise UserError(yaml_message(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            raise _readable(UserError(describe_error(error, self.name, list(words)))) from error
+            raise _readable(UserError(describe_error(error, self.name, list(words), source="override"))) from error
         return results[0]
 
     def _prepare(self, words: list[str]) -> tuple[Arguments, str]:
@@ -178,12 +178,12 @@ def _check_words(words: tuple[str, ...]) -> None:
     """Raises UserError for what the command line takes and a function does not."""
     for word in words:
         if not isinstance(word, str):
-            raise UserError(f"{word!r} is no override: give strings, such as 'trainer.max_epochs=3'.")
+            raise UserError(f"Overrides must be strings, for example 'trainer.max_epochs=3'; got {word!r}.")
         if word in ("-m", "--multirun") or word.startswith("hydra.mode="):
-            raise UserError("A sweep is several runs: call the function for each, or type the command with -m.")
+            raise UserError("A function starts one run, not a sweep. Call it for each run, or use the command with -m.")
         if word.startswith("-"):
-            folder = ". A folder of configs: 'hydra.searchpath=[file://FOLDER]'" if "config-dir" in word else ""
-            raise UserError(f"{word} is for the command line; a function takes overrides{folder}.")
+            folder = ". To add a config folder: 'hydra.searchpath=[file://FOLDER]'" if "config-dir" in word else ""
+            raise UserError(f"{word} works on the command line only. Functions take overrides{folder}.")
 
 
 def _readable(error: UserError) -> UserError:
@@ -199,14 +199,14 @@ def _resolved(cfg: DictConfig, _: Invocation) -> DictConfig:
     return cfg
 
 
-def describe_error(error: BaseException, config_name: str, words: list[str]) -> str:
-    """What cannot be composed, in words."""
+def describe_error(error: BaseException, config_name: str, words: list[str], source: str = "command line") -> str:
+    """The message for what cannot be composed; `words` came from `source`."""
     if (ours := user_error_in(error)) is not None:
         return str(ours)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # only Hydra's own work raises it here
-        return f"the run folder cannot be made: {error}. Give another hydra.run.dir= or paths.log_dir="
+        return f"The run folder cannot be created: {error}. Type another hydra.run.dir= or paths.log_dir="
     assert isinstance(error, Exception)
-    return explain_hydra_error(error, config_name, words)
+    return explain_hydra_error(error, config_name, words, source)
 
 
 def check_own_options(words: list[str]) -> None:
@@ -220,8 +220,8 @@ def check_own_options(words: list[str]) -> None:
     for folder, taken in shipped:
         group, name = taken.parent.as_posix(), taken.stem
         raise UserError(
-            f"{folder / taken} has the name of a shipped option, which would be taken in its place. Rename it, "
-            f"{folder / taken.with_stem(f'my_{name}')} for example, and type {group}=my_{name}"
+            f"{folder / taken} has the name of a shipped option, which would be used instead of it. Rename it, for "
+            f"example to {folder / taken.with_stem(f'my_{name}')}, and type {group}=my_{name}"
         )
 
 

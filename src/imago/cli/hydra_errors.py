@@ -20,10 +20,10 @@ SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings ->
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
-def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) -> str:
-    """The message for an error that came while composing `config_name` with the overrides that were `typed`."""
+def explain_hydra_error(error: Exception, config_name: str, typed: list[str], source: str = "command line") -> str:
+    """The message for an error that came while composing `config_name` with the overrides `typed`, from `source`."""
     if (file := _without_package(typed)) is not None:
-        return f"{file} lacks what makes it an experiment. Its first line has to be:\n  # @package _global_"
+        return f"{file} is not an experiment yet: its first line must be\n  # @package _global_"
     text = "\n".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, typed)
@@ -35,22 +35,22 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str]) ->
         word = next((word for word in typed if "${" in word), None)
         return variable + (f" (in {word})" if word is not None else "")
     if match := re.search(r"An item is already at '([^']*)'", text):
-        return f"{match.group(1)} is there already: leave out the +"
+        return f"{match.group(1)} already exists: remove the +"
     if "Config group override must be a string" in text:
         return _null_group(typed)
     group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
     if group is not None:
-        return _no_such_key(group.group(1), config_name, typed)
+        return _no_such_key(group.group(1), config_name, typed, source)
     key = re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not (?:override|append to config) '([^']*)'", text)
     if "not in struct" in text or re.search(r"not in '\w+'", text):
         where = re.search(r"In '([^']*)'", text)
         named = max((match.group(1) for match in (key, override) if match is not None), key=len)
-        return _no_such_key(named, config_name, typed, where.group(1) if where is not None else None)
+        return _no_such_key(named, config_name, typed, f"in {where.group(1)}.yaml" if where is not None else source)
     if key is not None:
         match = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
         if match is not None:
-            return f"{key.group(1)}={match.group(1)}: give {KINDS.get(match.group(2), match.group(2))}."
+            return f"{key.group(1)} must be {KINDS.get(match.group(2), match.group(2))}, got {match.group(1)}."
     lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
 
@@ -59,9 +59,9 @@ def yaml_message(error: yaml.YAMLError) -> str:
     """A mistake in a YAML file, with its place."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None:
-        return f"A YAML file cannot be read: {' '.join(str(error).split())}"
-    hint = ": indent with blanks, not with tabs" if "\\t" in str(problem) else ""
-    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not YAML: {problem}{hint}"
+        return f"Cannot read a YAML file: {' '.join(str(error).split())}"
+    hint = ": indent with spaces, not with tabs" if "\\t" in str(problem) else ""
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not valid YAML: {problem}{hint}"
 
 
 def _without_package(typed: list[str]) -> Path | None:
@@ -80,15 +80,15 @@ def _unreadable(override: str, typed: list[str]) -> str:
     if "=" not in override:
         after = typed[typed.index(override) + 1] if override in typed[:-1] else ""
         if after and "=" not in after and Path(CONFIG_DIR, override).is_dir():
-            return f"{override} is no override: type KEY=VALUE. Did you mean {override}={after}?"
+            return f"{override!r} is not KEY=VALUE. Did you mean {override}={after}?"
         before = typed[typed.index(override) - 1] if override in typed and typed.index(override) else ""
         if "=" in before:
             whole = _quoted(f"{before} {override}")
-            return f"{override} is no override KEY=VALUE. A value with spaces needs quotes:\n  {whole}"
-        return f"{override} is no override: type KEY=VALUE."
+            return f"{override!r} is not KEY=VALUE. A value with spaces needs quotes:\n  {whole}"
+        return f"{override!r} is not KEY=VALUE. See --help."
     return (
-        f"Hydra cannot read {override}\n"
-        "Values with characters such as ( ) , = { ~ or spaces need quotes inside quotes:\n"
+        f"Hydra cannot parse {override}\n"
+        "A value with spaces or characters such as ( ) , = { ~ needs quotes inside quotes:\n"
         f"  {_quoted(override)}"
     )
 
@@ -97,7 +97,7 @@ def _sweep(text: str, typed: list[str]) -> str:
     names = {name.partition("=")[0].strip() for quoted in re.findall(r"'([^']*)'", text) for name in quoted.split(",")}
     override = next((word for word in typed if word.lstrip("+").partition("=")[0] in names), "")
     return (
-        f"{override}: a comma separates the values of a sweep. For a sweep add -m; for one value type\n"
+        f"{override}: a comma separates the values of a sweep. For a sweep add -m. For a single value type\n"
         f"  {_quoted(override)}"
     )
 
@@ -118,34 +118,31 @@ def _no_such_option(error: MissingConfigException) -> str:
         return str(error).splitlines()[0]
     close = difflib.get_close_matches(option, options, n=1)
     meant = f"\nDid you mean {group}={close[0]}?" if close else ""
-    return f"{group}={option}: there is no such option; there are {', '.join(options)}.{meant}"
+    return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
 
 
 def _null_group(typed: list[str]) -> str:
     word = next((word for word in typed if word.endswith("=null") and "." not in word), "")
     name = word.partition("=")[0]
-    instead = {"logger": "Type logger=[]", "callbacks": "Type callbacks=none"}.get(name, "Leave it out")
-    return f"{word}: Hydra takes no null for a group. {instead}"
+    instead = {"logger": "Type logger=[]", "callbacks": "Type callbacks=none"}.get(name, "Remove it")
+    return f"{word}: a config group cannot be null. {instead}"
 
 
-def _no_such_key(key: str, config_name: str, typed: list[str], file: str | None = None) -> str:
-    where = f" (in {file}.yaml)" if file is not None else " (typed)"
+def _no_such_key(key: str, config_name: str, typed: list[str], source: str) -> str:
     base = compose_base(config_name, typed)
-    message = f"{key} is no setting{where}."
+    message = f"Unknown setting {key} ({source})."
     if base is None:
         return message
     node, last = _parent(base, key)
     replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
     if replaced is not None:
-        return (
-            f"{key} is new there. To replace a node by one with other keys, type ++{replaced.partition('=')[0]}={{…}}"
-        )
+        return f"Unknown setting {key}. To replace all settings of a group, type ++{replaced.partition('=')[0]}={{…}}"
     if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
-        return f"{message} {node._target_} takes it: type +{key}="
+        return f"{message} It is an argument of {node._target_}: to add it, type +{key}="
     meant = _closest(key, list(_keys(base)))
     if meant:
         return f"{message} Did you mean {' or '.join(meant)}?"
-    add = f"To add it, type +{key}=" if "." in key else f"A variable of your own goes below params: params.{key}"
+    add = f"To add it, type +{key}=" if "." in key else f"Put variables of your own below params: params.{key}"
     return f"{message} {add}"
 
 

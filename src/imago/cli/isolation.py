@@ -31,7 +31,7 @@ def isolated() -> Iterator[None]:
         UserError: Another thread is inside.
     """
     if not _ONE_CALL.acquire(blocking=False):
-        raise UserError("Another thread of this process is in a call of Imago. Wait for it, or use processes.")
+        raise UserError("Another thread of this process is running Imago. Wait for it, or use several processes.")
     argv, path, meta_path, excepthook = list(sys.argv), list(sys.path), list(sys.meta_path), sys.excepthook
     environment = dict(os.environ)
     filters, show = list(warnings.filters), warnings.showwarning

@@ -61,7 +61,7 @@ def process_count(trainer: DictConfig) -> int:
     here = 1 if mps else torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
     wanted = list(range(max(here, 1))) if str(devices) in ("auto", "-1") else _device_numbers(devices)
     if accelerator in ("gpu", "cuda", "mps") and max(wanted) >= here:
-        there = f"this machine has {here}" if here else "there is no GPU here"
+        there = f"this machine has {here} GPU{'s' if here > 1 else ''}" if here else "this machine has no GPU"
         what = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
         raise UserError(f"{what}: {there}. Type trainer=cpu{f', or trainer.devices={here}' if here else ''}")
     return len(wanted)
@@ -79,7 +79,7 @@ def _device_numbers(devices: Any) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise UserError(f"trainer.devices={devices}: give a number, 1 or more, a list such as [0,2], or auto.")
+        raise UserError(f"trainer.devices must be a number (1 or more), a list such as [0,2], or auto; got {devices}.")
     return numbers
 
 
@@ -166,7 +166,7 @@ class _Rank:
         """Waits for its end; raises ProcessError if that is a bad one."""
         self.wait(SECONDS_TO_END)
         if self.process.poll() is None:
-            log.warning("Process %d did not end: it is stopped", self.rank)
+            log.warning("Process %d did not exit and is killed", self.rank)
         elif self.failed:
             raise self.error()
 
@@ -178,7 +178,7 @@ class _Rank:
         except ValueError:  # it could not say anything: killed, or out of memory
             self.stderr.seek(0)
             last = self.stderr.read().strip()[-500:]
-            said = {"message": f"it ended with exit status {self.process.returncode}. {last}", "traceback": last}
+            said = {"message": f"exit status {self.process.returncode}. {last}", "traceback": last}
         log.debug("Process %d of %d failed\n%s", self.rank, self.run.processes, said["traceback"])
         return ProcessError(f"In process {self.rank} of {self.run.processes}: {said['message']}")
 

@@ -68,24 +68,24 @@ def resolve_checkpoint_args(words: list[str], several: bool = False) -> Argument
     if at is None:
         if any(word.split("=")[0] in WITHOUT_CHECKPOINT for word in words):
             return Arguments(words)
-        raise UserError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
+        raise UserError("ckpt_path is missing. Type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
     for word in words:
         if override_key(word) in FOR_TRAINING:
             split = word.lstrip("+~").startswith(("train", "test", "report"))
-            hint = ": to choose what is scored, type split=test or split=[train,val]" if split else ""
-            raise UserError(f"{word} is for training{hint}.")
+            hint = " To choose what is scored, type split=test or split=[train,val]." if split else ""
+            raise UserError(f"{word} applies to training only.{hint}")
     override = OverridesParser.create().parse_overrides([words[at]])[0]
     if override.is_sweep_override():
         raise UserError(
-            f"{words[at]}: a sweep over checkpoints is several commands, one for each. "
-            "ml-inference takes several as an ensemble: 'ckpt_path=[A,B]'"
+            f"{words[at]}: checkpoints cannot be swept. Run one command for each. "
+            "For an ensemble use ml-inference 'ckpt_path=[A,B]'"
         )
     value = override.value()
     if isinstance(value, list) and not several:
-        raise UserError(f"{words[at]}: give one checkpoint. ml-inference takes several, as an ensemble.")
+        raise UserError(f"ckpt_path must be one checkpoint, got {words[at]}. For an ensemble use ml-inference.")
     names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
     if value in (None, []) or "" in names:
-        raise UserError("ckpt_path is missing: type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
+        raise UserError("ckpt_path is missing. Type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
 
     from imago.checkpoint.read import find_checkpoint, read_checkpoint
     from imago.checkpoint.signing import is_signed
@@ -124,18 +124,18 @@ def resolve_run_args(words: list[str]) -> Arguments:
     keys = [override_key(word) for word in words]
     for word in ("experiment", "debug", "hparams_search", "ckpt_path", *WORDS):
         if word in keys and word != key:
-            raise UserError(f"{words[at]} takes the settings of that run: leave {word}= out.")
+            raise UserError(f"{words[at]} uses the settings of that run: remove {word}=.")
     for word in ("-m", "--multirun", "--config-name", "-cn"):
         if word in words:
-            raise UserError(f"{words[at]} is one run with its own settings: leave {word} out.")
+            raise UserError(f"{words[at]} is one run with its own settings: remove {word}.")
     folder = find_run(named_run, log_dir_of(words))
     file = folder / ".hydra" / "config.yaml"
     if not file.is_file():
-        raise UserError(f"{words[at]}: {folder} has no .hydra/config.yaml, so its settings are not known.")
+        raise UserError(f"{words[at]}: {folder} has no .hydra/config.yaml, so its settings are unknown.")
     content = cast(dict[str, Any], OmegaConf.to_container(read_yaml(file), resolve=False))
     resolved = read_yaml(folder / "config.yaml")
     if content.get("task_name") in OTHER_COMMANDS:
-        raise UserError(f"{words[at]}: {folder} is of another command than ml-train.")
+        raise UserError(f"{words[at]}: {folder} is not a run of ml-train.")
     _register_run_options(content, str(resolved.get("name", "base")))
     say(f"{key}: {folder}")
     _check_secrets(content, keys, words[at])
@@ -143,7 +143,7 @@ def resolve_run_args(words: list[str]) -> Arguments:
     if here and "hydra.run.dir" in keys:
         typed = next(word.partition("=")[2].strip("'\"") for word in words if word.startswith("hydra.run.dir="))
         if Path(typed).absolute() != folder.absolute():
-            raise UserError(f"{words[at]} goes on in that folder: leave hydra.run.dir= out.")
+            raise UserError(f"{words[at]} continues in that folder: remove hydra.run.dir=.")
         here = []
     return Arguments(
         ["--config-name", RUN_OPTION, *words[:at], f"{key}={for_hydra(str(folder))}", *here, *words[at + 1 :]]
@@ -153,7 +153,7 @@ def resolve_run_args(words: list[str]) -> Arguments:
 def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None:
     """Raises ValueError for a secret that was typed: it is in no file, and has to be typed again."""
     if lost := next((key for key, value in leaves(content) if value == MASK and key not in typed), None):
-        raise UserError(f"{word}: {lost} was a secret, which no file keeps. Type it again: +{lost}=…")
+        raise UserError(f"{word}: {lost} is a secret, which is not stored. Type it again: +{lost}=…")
 
 
 def _register_run_options(content: dict[str, Any], name: str) -> None:

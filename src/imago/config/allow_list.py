@@ -70,18 +70,21 @@ def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
         elif not isinstance(entry, str) or any(word.endswith(f"={entry}") for word in typed):
             continue
         elif "${" in entry or (group == "data" and ELSEWHERE.search(entry)):
-            raise UserError(f"The config in the checkpoint has {entry!r} ({group}), as none may. It was not run.")
+            raise UserError(f"This checkpoint has {entry!r} ({group}), which is not allowed. Nothing was executed.")
 
 
 def refusal(path: str, target: Any, arguments: str = "") -> str:
     """Return the message for a target that a checkpoint may not name."""
-    message = f"The config in the checkpoint makes {target}{arguments} ({path}), as none may. It was not run."
+    message = (
+        f"This checkpoint wants to create {target}{arguments} ({path}), which is not on the allow-list. "
+        "Nothing was executed."
+    )
     package, _, _ = str(target).rpartition(".")
     if not package or package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}:
         return message  # nobody should trust a whole library
     return (
-        f"{message}\nIf you know who wrote it, type 'trusted_targets=[{package}.]'. If you did, on another machine: "
-        "docs/security.md says how your key comes here"
+        f"{message}\nIf you trust its author, type 'trusted_targets=[{package}.]'. If you wrote it on another machine, "
+        "copy your key here: see docs/security.md"
     )
 
 

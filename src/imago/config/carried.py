@@ -71,12 +71,12 @@ def _portable(cfg: DictConfig, value: Any, key: str) -> Any:
         return OmegaConf.select(cfg, key)
     calls = _unknown_call(value) is not None
     if (calls and SECRET.search(value)) or (is_secret(key) and value):
-        log.warning("%s is a secret: checkpoints carry null instead", key)
+        log.warning("%s is a secret: the checkpoint carries null instead", key)
         return None
     if calls:
         return masked_config(OmegaConf.select(cfg, key))
     if masked(value) != value:
-        log.warning("%s holds a secret, which checkpoints do not carry", key)
+        log.warning("%s contains a secret, which is masked in the checkpoint", key)
         return masked(value)
     is_path = (key.startswith("data.") and PATHS.search(name)) or (key.startswith("params.") and "/" in value)
     if is_path and "${" not in value and not Path(value).is_absolute():
@@ -93,12 +93,12 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
     """
 
     def refuse(why: str) -> UserError:
-        return UserError(f"ckpt_path={path}: the config in it {why}. Nothing of it was used.")
+        return UserError(f"ckpt_path={path}: its config {why}. Nothing in it was used.")
 
     if is_own and isinstance(text, str):
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text), resolve=False))
     if not isinstance(text, str) or len(text) > MOST_TEXT:
-        raise refuse("is no text, or too long")
+        raise refuse("is not text, or is too long")
     if _depth(text) > MOST_DEPTH:  # the parser would take minutes
         raise refuse("is nested too deeply")
     try:
@@ -108,26 +108,26 @@ def read_checkpoint_config(text: Any, path: Path | str, is_own: bool = False) ->
     except (yaml.YAMLError, RecursionError) as error:
         raise refuse(f"cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise refuse("has no keys")
+        raise refuse("has no settings")
     if foreign := sorted(str(key) for key in content if key not in (*GROUPS, *ROOT_KEYS)):
-        raise refuse(f"has {', '.join(foreign)}, which no checkpoint carries")
+        raise refuse(f"has {', '.join(foreign)}, which does not belong in a checkpoint")
     for group in (*GROUPS, "report", "params"):
         if not isinstance(content.get(group, {}), dict):  # text would be parsed again, as YAML
-            raise refuse(f"has no keys in {group}")
+            raise refuse(f"has no settings in {group}")
     for key, name in all_keys(content):
         if name in RESERVED or not KEY.fullmatch(name) or (INTERNAL.fullmatch(name) and name not in OF_NODES):
-            raise refuse(f"has the key {name!r} ({key}), which no checkpoint carries")
+            raise refuse(f"has the key {name!r} ({key}), which does not belong in a checkpoint")
     for key, value in all_texts(content):
         if (call := _unknown_call(value)) is not None:
             raise refuse(f"calls {call} ({key})")
         if key.endswith("_target_") and "${" in value:
-            raise refuse(f"computes a name to import, {value} ({key})")
+            raise refuse(f"computes the name of what to import, {value} ({key})")
         if "$" in value and len(value) > LONGEST_LOOKUP:
             raise refuse(f"has a long text with interpolations ({key})")
         if key.startswith("data") and URL.search(value):
             raise refuse(f"takes data from {value} ({key})")
     if _unfolded(content) > MOST_LEAVES:  # a few lines may expand to gigabytes
-        raise refuse("has interpolations that unfold without end")
+        raise refuse("has interpolations that expand to too many values")
     for group, settings in OF_THE_MACHINE.items():
         node = content.get(group, {})
         node |= {key: value for key, value in settings.items() if key in node}

@@ -72,7 +72,7 @@ def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: b
     """
     choices = invocation.choices
     if elsewhere := [group for group, option in choices.items() if option == OPTION and group not in GROUPS]:
-        raise UserError(f"{', '.join(elsewhere)}: only {', '.join(GROUPS)} come from a checkpoint.")
+        raise UserError(f"{', '.join(elsewhere)}: a checkpoint has only {', '.join(GROUPS)}.")
     groups = [group for group in GROUPS if choices.get(group) == OPTION]
     leave_out_training(cfg, groups, invocation.overrides)
     if invocation.own_checkpoint != str(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
@@ -90,7 +90,7 @@ def splits_of(split: Any, cfg: DictConfig) -> list[str]:
     """
     splits = list(split) if OmegaConf.is_list(split) else [split]
     if not splits:
-        raise UserError("split=[]: give at least one of train, val, test.")
+        raise UserError("split must name at least one of train, val, test; got [].")
     for name in splits:
         check_split(cfg, name)
     return splits
@@ -100,7 +100,7 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
     _raise_all(*_problems(cfg, invocation), *_training_problems(cfg))
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
-        log.warning("train=false without ckpt_path=: the untrained network is scored")
+        log.warning("train=false without ckpt_path=: scoring the untrained network")
 
 
 def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
@@ -122,11 +122,11 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield NO_DATASET
     yield from _argument_problems(cfg, invocation)
     if not isinstance((cfg.report or {}).get("pictures", True), bool):
-        yield f"report.pictures={cfg.report.pictures}: give true or false."
+        yield f"report.pictures must be true or false, got {cfg.report.pictures}."
     if (cfg.plots or {}).get("format") not in PLOTS:
-        yield f"plots.format={(cfg.plots or {}).get('format')}: give {', '.join(PLOTS[:-1])} or {PLOTS[-1]}."
+        yield f"plots.format must be {', '.join(PLOTS[:-1])} or {PLOTS[-1]}, got {(cfg.plots or {}).get('format')}."
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
-        yield f"seed={cfg.seed}: give 0 or more, below 2**32, or null."
+        yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from _monitor_problems(cfg, invocation.keys)
 
@@ -134,10 +134,10 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
 def _training_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto":
         yield (
-            "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which they share."
+            "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which is shared."
         )
     if not OmegaConf.is_list(cfg.report.splits):
-        yield f"report.splits={cfg.report.splits}: give a list, 'report.splits=[test]' for example."
+        yield f"report.splits must be a list, for example 'report.splits=[test]'; got {cfg.report.splits}."
     elif cfg.test:
         for split in cfg.report.splits:
             try:
@@ -151,12 +151,12 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
             if name is not None and (why := refused_callback(name)) is not None:
                 yield f"{key} ({name}): {why}"
     if cfg.train and cfg.ckpt_path is not None and cfg.model.get("init_from") is not None:
-        what = "the first goes on with the state of a run, the second starts anew with its weights"
-        yield f"ckpt_path= and model.init_from=: {what}. Leave one out."
+        what = "the first continues a run from its state, the second starts a new run from weights"
+        yield f"ckpt_path= and model.init_from=: {what}. Remove one of them."
     if cfg.train and cfg.model.get("optimizer") is None:
-        yield "model.optimizer is missing: choose one, model/optimizer=adamw for example."
+        yield "model.optimizer is missing. Choose one, for example model/optimizer=adamw."
     if not isinstance(cfg.ckpt_path, str | None):
-        yield f"ckpt_path={cfg.ckpt_path}: give one file, or null."
+        yield f"ckpt_path must be one file or null, got {cfg.ckpt_path}."
 
 
 def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
@@ -165,15 +165,16 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
     for key in map(str, cfg):
         if key not in known:
             raise UserError(
-                f"{key} is no setting; at the root there are {', '.join(known)}. "
-                f"A variable of your own goes below params: +params.{key}"
+                f"Unknown setting {key}. The top-level settings are {', '.join(known)}. "
+                f"Put variables of your own below params: +params.{key}"
             )
     for key in ("data", "model", "trainer", "strategy"):
         if cfg.get(key) is None:
-            raise UserError(f"{key} is missing: leave ~{key} out, or choose an option, {key}=…")
+            raise UserError(f"{key} is missing. Remove ~{key}, or choose an option with {key}=…")
         if not isinstance(cfg[key], DictConfig):
             raise UserError(
-                f"{key}={cfg[key]} is no group of settings{_in_file(key, invocation)}: choose an option, {key}=…"
+                f"{key} must be a group of settings, got {cfg[key]}{_in_file(key, invocation)}. "
+                f"Choose an option with {key}=…"
             )
 
 
@@ -183,7 +184,7 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
     _drop_foreign_settings(cfg, invocation)
     for problem in problems(cfg, shipped()):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
-        hint = " For weights of classes type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
+        hint = " For class weights type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
         yield f"{problem.key}{problem.what}{hint if is_weight else ''}{_in_file(problem.key, invocation)}"
     yield from _target_problems(cfg, invocation)
     yield from _maker_problems(cfg, invocation)
@@ -209,9 +210,9 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
             if not is_inherited(f"model.{part}.{key}", f"model.{part}._target_", invocation):
                 continue
             if part == "optimizer" and key == "lr":
-                log.info("model.optimizer.lr=%s is that of another optimizer: type one for %s", node.lr, node._target_)
+                log.info("model.optimizer.lr=%s was set for another optimizer: type one for %s", node.lr, node._target_)
                 continue
-            log.info("model.%s.%s=%s was for another %s: %s has its own", part, key, node[key], part, node._target_)
+            log.info("model.%s.%s=%s was set for another %s: dropped for %s", part, key, node[key], part, node._target_)
             OmegaConf.set_struct(node, False)
             del node[key]
 
@@ -227,7 +228,7 @@ def _target_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
                 close = difflib.get_close_matches(str(name), [*siblings, *options], n=1)
                 meant = f" Did you mean {path}.{close[0]}?" if close else ""
                 if name in options:
-                    meant = f" Choose it, too: {path}={name}" if path == "logger" else f" Its option is {path}={name}"
+                    meant = f" {'Add' if path == 'logger' else 'Choose it with'} {path}={name}"
                 yield f"{path}.{name} has no _target_{_in_file(f'{path}.{name}', invocation)}.{meant}"
 
 
@@ -236,21 +237,21 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     for key in MAKERS:
         node = OmegaConf.select(cfg, key, throw_on_missing=False)
         if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
-            yield f"{key} has no _target_, the name of what makes it{_in_file(key, invocation)}."
+            yield f"{key} has no _target_ (the class or function to call){_in_file(key, invocation)}."
         elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
             part = "_partial_" if "_partial_" in node else "_target_"
             where = _in_file(f"{key}.{part}", invocation)
-            yield f"{key} lacks _partial_: true, which says that it is completed later{where}."
+            yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
     metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
     for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
         target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
         if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
             key = f"callbacks.metrics.metrics.metrics.{name!s}"
             where = _in_file(f"{key}._target_", invocation)
-            yield f"{key} lacks _partial_: true, so that it is given num_classes{where}."
+            yield f"{key} needs _partial_: true, because num_classes is added later{where}."
     makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
     if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
-        yield f"model.net is missing{_in_file('model.net', invocation)}: choose a network, model=resnet18 for example."
+        yield f"model.net is missing{_in_file('model.net', invocation)}. Choose a network, for example model=resnet18."
 
 
 def _in_file(key: str, invocation: Invocation) -> str:
@@ -262,19 +263,19 @@ def _in_file(key: str, invocation: Invocation) -> str:
 def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
     if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
         yield (
-            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric}: these are one setting under two "
-            "names; type monitor= alone."
+            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric} are two names of one setting. "
+            "Type monitor= alone."
         )
     if not cfg.monitor.startswith(("train/", "val/")):
-        yield f"monitor={cfg.monitor}: give the stage too, monitor=val/acc for example."
+        yield f"monitor must name the stage too, for example monitor=val/acc; got {cfg.monitor}."
     if cfg.mode not in ("min", "max", *VIEWS):
-        yield f"mode={cfg.mode}: give min or max."
+        yield f"mode must be min or max, got {cfg.mode}."
 
 
 def check_split(cfg: DictConfig, split: Any) -> None:
     """Raise UserError unless `split` is a split of which at least a part is scored."""
     if split not in SPLITS:
-        raise UserError(f"There is no split {split}: give some of {', '.join(SPLITS)}.")
+        raise UserError(f"Unknown split {split}. The splits are {', '.join(SPLITS)}.")
     option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
     if cfg.trainer.get(option) == 0:
         raise UserError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")

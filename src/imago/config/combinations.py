@@ -13,10 +13,10 @@ from imago.config.setting_source import is_typed
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
-BEST = "best.ckpt is the checkpoint of the best epoch, which is scored."
+BEST = "best.ckpt must be the checkpoint of the best epoch, because it is the one that is scored."
 ADD = (
-    "For further files add a callback: '+callbacks.more={_target_: lightning.pytorch.callbacks.ModelCheckpoint, "
-    "dirpath: ${paths.output_dir}/more, KEY: VALUE}'; for going on within an epoch type "
+    "For more checkpoints add a callback: '+callbacks.more={_target_: lightning.pytorch.callbacks.ModelCheckpoint, "
+    "dirpath: ${paths.output_dir}/more, KEY: VALUE}'; to resume within an epoch type "
     "callbacks.resume.every_n_train_steps="
 )
 CHECKPOINT_KEYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
@@ -30,161 +30,162 @@ CHECKPOINT_KEYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 """Arguments of `callbacks.model_checkpoint` -> test for values that would make best.ckpt something else."""
 EMA = "'+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.99}'"
 CALLBACKS = {
-    "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {EMA}, whose average is.",
+    "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {EMA}, whose average is both.",
     "ModelPruning": "it changes the weights between validation and checkpoint, and no file keeps its masks. Prune the "
     "trained network instead.",
-    "BatchSizeFinder": "preflight says whether a batch fits. Type data.batch_size=",
-    "LearningRateFinder": "it looks for an attribute that networks do not have. Type model.optimizer.lr=, or a sweep: "
+    "BatchSizeFinder": "the preflight checks whether a batch fits. Type data.batch_size=",
+    "LearningRateFinder": "it needs an attribute that the module here lacks. Type model.optimizer.lr=, or a sweep: "
     "-m model.optimizer.lr=0.01,0.001",
-    "SpikeDetection": "a run with it cannot be resumed (a defect of Lightning's). model.on_bad_loss=skip leaves out "
-    "batches whose loss is not finite.",
-    "BackboneFinetuning": "it wants a network with the parts backbone and head. Type model.freeze=backbone, or write a "
-    "BaseFinetuning of your own (docs/extend/callback.md).",
-    "OnExceptionCheckpoint": "callbacks.resume keeps what an exception leaves in on_exception.ckpt already.",
-    "AsyncCheckpointIO": "checkpoints are written whole by Imago's own.",
+    "SpikeDetection": "a run with it cannot be resumed (a bug in Lightning). model.on_bad_loss=skip leaves out batches "
+    "whose loss is not finite.",
+    "BackboneFinetuning": "it needs a network with the parts backbone and head. Type model.freeze=backbone, or write a "
+    "subclass of BaseFinetuning (docs/extend/callback.md).",
+    "OnExceptionCheckpoint": "callbacks.resume already writes on_exception.ckpt after an exception.",
+    "AsyncCheckpointIO": "Imago uses a CheckpointIO of its own, which never leaves a partial file.",
 }
 """Callbacks of Lightning that cannot work here -> reason, and what to type."""
 BASES = {
-    "BaseFinetuning": "it is a class to inherit from (docs/extend/callback.md).",
-    "Checkpoint": "it is a class to inherit from (docs/extend/callback.md).",
-    "ProgressBar": "it is a class to inherit from. callbacks.progress_bar is one.",
+    "BaseFinetuning": "it is a base class. Write a subclass (docs/extend/callback.md).",
+    "Checkpoint": "it is a base class. Write a subclass (docs/extend/callback.md).",
+    "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
 REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     (
         lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1,
-        "trainer.num_nodes: a run uses the devices of one machine. Type trainer.devices= alone.",
+        "trainer.num_nodes must be 1: a run uses the devices of one machine. Type trainer.devices= alone.",
     ),
     (
         lambda cfg, _: cfg.trainer.get("strategy", "auto") not in ("auto", "ddp", "ddp_find_unused_parameters_true"),
-        "trainer.strategy: give auto, ddp or ddp_find_unused_parameters_true.",
+        "trainer.strategy must be auto, ddp or ddp_find_unused_parameters_true.",
     ),
     (
         lambda cfg, _: "logger" in cfg.trainer,
-        "trainer.logger: loggers are a group of their own. Type logger=csv, or logger=[] for none.",
+        "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
     ),
     (
         lambda cfg, _: "callbacks" in cfg.trainer,
-        "trainer.callbacks: callbacks are a group of their own. Type callbacks=none for none.",
+        "trainer.callbacks is not supported: callbacks have a config group. Type callbacks=none for none.",
     ),
     (
         lambda cfg, _: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
-        "This process was started as one of several (torchrun?). Start one: Imago starts the others itself, "
-        "trainer=ddp trainer.devices=4 for example.",
+        "This process was started as one of several (by torchrun?). Start a single one: Imago starts the others "
+        "itself, for example with trainer=ddp trainer.devices=4.",
     ),
     (
         lambda cfg, _: "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1",
-        "Slurm starts this command several times: each would be a run of its own. Type #SBATCH --ntasks=1 (or srun "
-        "--ntasks=1): Imago starts the other processes itself, trainer=ddp trainer.devices=4 for example.",
+        "Slurm starts this command several times, and each would be a separate run. Set #SBATCH --ntasks=1 (or srun "
+        "--ntasks=1): Imago starts the other processes itself, for example with trainer=ddp trainer.devices=4.",
     ),
     (
         lambda cfg, _: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
-        "model.on_bad_loss=skip works in one process: another one would wait for the gradients. "
+        "model.on_bad_loss=skip needs a single process: the others would wait for the gradients. "
         "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
     ),
     (
         lambda cfg, _: cfg.model.get("class_weights") == "auto" and _is_private(cfg),
-        "strategy=dp and model.class_weights=auto: how often a class occurs would not be private. Type numbers that do "
+        "strategy=dp and model.class_weights=auto: the class frequencies would not be private. Type numbers that do "
         "not come from these data: 'model.class_weights={NAME: 5}'.",
     ),
     (
         lambda cfg, _: cfg.auto_resume and cfg.resume is not None,
-        "resume= and auto_resume=true: resume= is enough.",
+        "resume= and auto_resume=true: type only one of them.",
     ),
     (
         lambda cfg, _: cfg.resume is not None and (not cfg.train or cfg.preflight == "only"),
-        "resume= trains on: leave train=false and preflight=only out. To score a run: python src/eval.py ckpt_path=",
+        "resume= continues training: remove train=false and preflight=only. To score a run type "
+        "python src/eval.py ckpt_path=",
     ),
     (
         lambda cfg, invocation: cfg.auto_resume and not _has_fixed_folder(invocation),
-        "auto_resume=true goes on in the folder of the run, which has to be the same each time: "
-        "type hydra.run.dir=FOLDER too (hydra.sweep.dir=FOLDER with -m).",
+        "auto_resume=true needs the same run folder each time: add hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER "
+        "with -m).",
     ),
     (
         lambda cfg, _: cfg.data.get("decode") == "fast" and cfg.data.get("cache") in ("ram", "disk"),
-        "data.decode=fast and data.cache=: a cache is decoded once, exactly. Type data.decode=exact, or "
-        "data.cache=auto, which then keeps what is not cut at random.",
+        "data.decode=fast cannot be combined with this data.cache: cached images are decoded once, exactly. Type "
+        "data.decode=exact, or data.cache=auto, which then caches only images without random crops.",
     ),
     (
         lambda cfg, _: cfg.matmul_precision not in ("highest", "high", "medium"),
-        "matmul_precision: give highest, high or medium.",
+        "matmul_precision must be highest, high or medium.",
     ),
     (
         lambda cfg, _: cfg.preflight not in (True, False, "only"),
-        "preflight: give true, false or only.",
+        "preflight must be true, false or only.",
     ),
     (
         lambda cfg, _: cfg.preflight == "only" and not cfg.train,
-        "preflight=only with train=false leaves nothing to do.",
+        "preflight=only and train=false together leave nothing to do.",
     ),
     (
         lambda cfg, _: _number(cfg.trainer.get("accumulate_grad_batches", 1)) < 1,
-        "trainer.accumulate_grad_batches: give a whole number, 1 or more.",
+        "trainer.accumulate_grad_batches must be a whole number, 1 or more.",
     ),
     (
         lambda cfg, _: isinstance(cfg.trainer.get("val_check_interval"), str | DictConfig),
-        "trainer.val_check_interval: a time is not supported. Give a share of an epoch, 0.5 for example, or a number "
-        "of batches.",
+        "trainer.val_check_interval must be a fraction of an epoch, for example 0.5, or a number of batches. A time is "
+        "not supported.",
     ),
     (
         lambda cfg, _: (
             cfg.trainer.get("val_check_interval") is not None and _number(cfg.trainer.val_check_interval) <= 0
         ),
-        "trainer.val_check_interval: give a share of an epoch above 0, or a number of batches.",
+        "trainer.val_check_interval must be a fraction of an epoch above 0, or a number of batches.",
     ),
     (
         lambda cfg, _: _number(cfg.trainer.get("check_val_every_n_epoch")) < 1,
-        "trainer.check_val_every_n_epoch: give a whole number, 1 or more.",
+        "trainer.check_val_every_n_epoch must be a whole number, 1 or more.",
     ),
     (
         lambda cfg, _: _number(cfg.trainer.get("gradient_clip_val")) < 0,
-        "trainer.gradient_clip_val: give a number above 0, or null.",
+        "trainer.gradient_clip_val must be a number above 0, or null.",
     ),
     (
         lambda cfg, _: (
             cfg.trainer.get("gradient_clip_algorithm") is not None and not cfg.trainer.get("gradient_clip_val")
         ),
-        "trainer.gradient_clip_algorithm clips nothing without a value: type trainer.gradient_clip_val=1 too.",
+        "trainer.gradient_clip_algorithm has no effect without a value: add trainer.gradient_clip_val=1.",
     ),
     (
         lambda cfg, _: (cfg.trainer.get("min_epochs") or 0) > _limit(cfg.trainer.get("max_epochs")),
-        "trainer.min_epochs is above trainer.max_epochs: the run would end before. Type a larger trainer.max_epochs=.",
+        "trainer.min_epochs is above trainer.max_epochs, where the run ends. Type a larger trainer.max_epochs=.",
     ),
     (
         lambda cfg, _: (cfg.trainer.get("min_steps") or 0) > _limit(cfg.trainer.get("max_steps")),
-        "trainer.min_steps is above trainer.max_steps: the run would end before. Type a larger trainer.max_steps=.",
+        "trainer.min_steps is above trainer.max_steps, where the run ends. Type a larger trainer.max_steps=.",
     ),
     (
         lambda cfg, _: cfg.trainer.get("enable_checkpointing") is False and bool(cfg.callbacks),
-        "trainer.enable_checkpointing=false: checkpoints are callbacks. Type '~callbacks.model_checkpoint' "
-        "'~callbacks.resume', or callbacks=none.",
+        "trainer.enable_checkpointing=false is not supported: checkpoints are callbacks. "
+        "Type '~callbacks.model_checkpoint' '~callbacks.resume', or callbacks=none.",
     ),
     (
         lambda cfg, _: cfg.trainer.get("enable_progress_bar") is False and bool(cfg.callbacks),
-        "trainer.enable_progress_bar=false: the bar is a callback. Type '~callbacks.progress_bar'.",
+        "trainer.enable_progress_bar=false is not supported: the bar is a callback. Type '~callbacks.progress_bar'.",
     ),
     (
         lambda cfg, _: bool(cfg.trainer.get("barebones")),
-        "trainer.barebones=true runs without checkpoints, loggers and metrics, of which a run is made. Leave it out.",
+        "trainer.barebones=true turns off checkpoints, loggers and metrics, which every run needs. Remove it.",
     ),
     (
         lambda cfg, _: bool(cfg.trainer.get("plugins")),
-        "trainer.plugins: checkpoints are written whole by a plugin of Imago's own, and trainer.precision= chooses the "
-        "other ones. Leave it out.",
+        "trainer.plugins is not supported: Imago writes checkpoints with a plugin of its own, and trainer.precision= "
+        "chooses the others. Remove it.",
     ),
     (
         lambda cfg, _: not cfg.logger and any(lightning_name(target) in NEED_A_LOGGER for target in _callbacks(cfg)),
-        f"{' and '.join(NEED_A_LOGGER)} write to a logger: type logger=csv, or leave them out.",
+        f"{' and '.join(NEED_A_LOGGER)} need a logger: type logger=csv, or remove them.",
     ),
     (
         lambda cfg, _: cfg.data.get("prefetch_factor") is not None and cfg.data.get("num_workers") == 0,
-        "data.prefetch_factor is for workers, and data.num_workers=0: type data.num_workers=2 too, or leave it out.",
+        "data.prefetch_factor needs workers, and data.num_workers is 0: add data.num_workers=2, or remove it.",
     ),
     (
         lambda cfg, invocation: cfg.resume is not None and is_typed("model.init_from", invocation),
-        "resume= and model.init_from=: the run has weights of its own. Leave model.init_from= out.",
+        "resume= and model.init_from=: a resumed run already has weights. Remove model.init_from=.",
     ),
 )
-"""Test of the config and its invocation, and the message if it is true."""
+"""Tests of the config and its invocation, and the messages for those that are true."""
 
 
 def refused_callback(name: str, is_itself: bool = True) -> str | None:

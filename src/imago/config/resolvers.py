@@ -47,7 +47,7 @@ def unused_folder(path: str) -> str:
             number += 1
             candidate = Path(f"{path}_{number}")
         except OSError as error:
-            raise UserError(f"the run folder cannot be made: {error}. Give another paths.log_dir=") from error
+            raise UserError(f"The run folder cannot be created: {error}. Type another paths.log_dir=") from error
 
 
 def best_mode(metric: str) -> str:

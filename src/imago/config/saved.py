@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> DictConfig:
     text = read_text(path)
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UnreadableError(f"{path} has YAML aliases, as no file of a run has.")
+            raise UnreadableError(f"{path} has YAML aliases, which are not allowed in the files of a run.")
         content = OmegaConf.create(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UnreadableError(f"{path} is damaged: {' '.join(str(error).split())}") from error

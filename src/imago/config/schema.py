@@ -29,7 +29,7 @@ WORDS = {
     "boolean": "true or false",
     "null": "null",
     "array": "a list",
-    "object": "a group of keys",
+    "object": "a group of settings",
 }
 
 
@@ -61,11 +61,19 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
             if name in schema["properties"]:
                 words = mismatch(_plain(node, name), schema["properties"][name])
                 if words is not None:
-                    yield Problem(key, f"={_shown(node, name)}: give {words}.", is_type=True)
+                    yield Problem(key, _wrong_type(key, _shown(node, name), words), is_type=True)
             elif not schema["additionalProperties"]:
                 close = difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.5)
-                known = f"Did you mean {path}.{close[0]}?" if close else f"It takes {', '.join(schema['properties'])}."
-                yield Problem(key, f" is no argument of {node._target_}. {known}")
+                hint = f"Did you mean {path}.{close[0]}?" if close else f"It has {', '.join(schema['properties'])}."
+                yield Problem(key, f" is not an argument of {node._target_}. {hint}")
+
+
+def _wrong_type(key: str, value: str, words: str) -> str:
+    options = sorted(file.stem for file in Path(CONFIG_DIR, *key.split(".")).glob("*.yaml"))
+    if options:  # a config group, such as model.optimizer
+        option = value if value in options else "|".join(options)
+        return f" holds several settings. Choose an option with {key.replace('.', '/')}={option}"
+    return f" must be {words}, got {value}."
 
 
 def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:
@@ -85,7 +93,7 @@ def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, 
             continue
         for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
             if f"model.{part}.{option}" not in names:
-                log.info("%s takes no %s: that option of the model group is dropped", node._target_, option)
+                log.info("%s has no argument %s: that option of the model group is dropped", node._target_, option)
                 OmegaConf.set_struct(node, False)
                 del node[option]
 
@@ -106,10 +114,10 @@ def mismatch(value: Any, schema: Schema) -> str | None:
         return None
     words = dict.fromkeys(_words(choice) for choice in choices)
     if set(words) == {WORDS["object"], WORDS["null"]}:
-        return "a node with _target_, or null"
+        return "a group with a _target_ or null"
     if len(words) > 1:
         words.pop(WORDS["object"], None)  # a node instead of a number: valid, but no help
-    return (", or " if any("," in word for word in words) else " or ").join(words)
+    return " or ".join(words)
 
 
 def _fits(value: Any, schema: Schema) -> bool:
@@ -140,11 +148,9 @@ def _words(schema: Schema) -> str:
     if "enum" in schema:
         return " or ".join("null" if value is None else str(value).lower() for value in schema["enum"])
     words = WORDS.get(schema.get("type", ""), "anything")
-    if "minimum" in schema:
-        words += f", {schema['minimum']:g} or more"
-    if "maximum" in schema:
-        words += f", at most {schema['maximum']:g}"
-    return words
+    limits = [f"{schema['minimum']:g} or more"] if "minimum" in schema else []
+    limits += [f"at most {schema['maximum']:g}"] if "maximum" in schema else []
+    return f"{words} ({', '.join(limits)})" if limits else words
 
 
 def _plain(node: DictConfig, name: str) -> Any:

@@ -208,7 +208,7 @@ def main() -> None:
     texts = {name: json.dumps(content, indent=1, sort_keys=True) + "\n" for name, content in all_schemas().items()}
     if "--check" in sys.argv:
         stale = [name for name, text in texts.items() if (FOLDER / name).read_text() != text]
-        sys.exit(f"Type make schema: {', '.join(stale)} are not up to date" if stale else 0)
+        sys.exit(f"Not up to date: {', '.join(stale)}. Type make schema" if stale else 0)
     for name, text in texts.items():
         write_text(FOLDER / name, text)
 

@@ -166,4 +166,4 @@ def check_name(name: str) -> None:
     if name not in known:
         close = sorted(difflib.get_close_matches(name, known, n=8, cutoff=0.7))
         offered = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(known)}"
-        raise UserError(f"model.net.name={name} is no classification model of torchvision; {offered}.")
+        raise UserError(f"model.net.name={name} is not a classification model of torchvision; {offered}.")

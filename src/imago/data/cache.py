@@ -146,8 +146,8 @@ class Cache:
         if self.kind != "auto":
             enough = math.ceil(1.2 * needed / 10**7) / 100
             raise TooLargeError(
-                f"data.cache={self.kind}: the decoded images of {name} need about {_megabytes(needed)}, and may take "
-                f"{_megabytes(budget)}. Type data.cache_gb={enough}, or "
+                f"data.cache={self.kind}: the decoded images of {name} need about {_megabytes(needed)}, but the limit "
+                f"is {_megabytes(budget)}. Type data.cache_gb={enough}, or "
                 f"data.cache={'disk, or data.cache=' if self.kind == 'ram' else ''}none."
             )
         log.info("data.cache=auto: %s is not cached: it needs %s", name, _megabytes(needed))
@@ -183,7 +183,7 @@ def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most:
     try:
         pixels = torch.empty(most, dtype=torch.uint8)  # memory is committed only where it is written
     except RuntimeError as error:
-        raise TooLargeError(f"{_megabytes(most)} of memory cannot be had") from error
+        raise TooLargeError(f"{_megabytes(most)} of memory cannot be allocated") from error
 
     def write(image: np.ndarray, start: int) -> None:
         pixels[start : start + image.size] = torch.from_numpy(image.reshape(-1))

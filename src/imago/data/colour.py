@@ -33,7 +33,7 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if type(self.greatest) is not int or not 255 < self.greatest <= 65535:
-            raise UserError(f"data.range={self.greatest}: give auto, or the value that is white, 256 to 65535.")
+            raise UserError(f"data.range must be auto, or the value of white, from 256 to 65535; got {self.greatest}.")
 
 
 PLAIN = Decoding()
@@ -105,7 +105,7 @@ def _eight_bits(image: Image.Image, decoding: Decoding) -> Image.Image:
     """Scale a 16-bit grey image (or a 12-bit TIFF) to 8 bits; values above the range become white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise UserError("pixels outside 16 bits: save it with 8 or 16 bits")
+        raise UserError("pixels outside the range of 16 bits. Save it with 8 or 16 bits")
     greatest = decoding.greatest
     if image.format == "TIFF":
         bits = tags(image).get(BITS, (16,))[0]

@@ -72,7 +72,7 @@ def pair(size: Size) -> tuple[int, int]:
     """
     sides = [size, size] if isinstance(size, int) else list(size) if isinstance(size, Sequence) else []
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise UserError(f"data.image_size={size}: give the side of a square, 1 or more, or [height,width].")
+        raise UserError(f"data.image_size must be the side of a square (1 or more) or [height,width], got {size}.")
     return sides[0], sides[1]
 
 
@@ -112,7 +112,7 @@ class CenterBox:
 
     def __init__(self, share: float = 0.875) -> None:
         if not 0 < share <= 1:
-            raise UserError(f"share={share}: give a number above 0, at most 1.")
+            raise UserError(f"share must be above 0 and at most 1, got {share}.")
         self.share = share
 
     def __call__(self, height: int, width: int) -> CropBox:
@@ -178,7 +178,9 @@ class RandomResizedBox:
     def __init__(self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> None:
         for option, (least, greatest) in (("scale", scale), ("ratio", ratio)):
             if not 0 < least <= greatest:
-                raise UserError(f"{option}={[least, greatest]}: give the least, above 0, and the greatest.")
+                raise UserError(
+                    f"{option} must be the least value, above 0, and the greatest; got {[least, greatest]}."
+                )
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
         self._log_ratio = tuple(math.log(bound) for bound in ratio)

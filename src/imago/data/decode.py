@@ -33,7 +33,7 @@ class BadImageError(UserError):
     """A file cannot be used as an image; the message names it and says why."""
 
     lasting = True
-    """Whether the content is at fault, and not a permission, the disk or a lack of memory."""
+    """Whether the content is at fault, rather than a permission, the disk or a lack of memory."""
 
 
 class NotDecodedError(UserError):
@@ -233,7 +233,7 @@ def naming_errors(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise _bad(name, "the file is gone") from error
+        raise _bad(name, "no such file") from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
         passing &= not _leads_nowhere(source)

@@ -63,7 +63,7 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
     for split, folder in list(folders.items()):
         classes = class_folders(folder)
         for name in [name for name, path in classes.items() if not any(is_image(f.name) for f in files_below(path))]:
-            tree.notes.append(f"{classes.pop(name)} has no images: it is not used")
+            tree.notes.append(f"{classes.pop(name)} is not used, because it has no images")
         if not classes.keys() & set(class_names):
             _note_unlabelled(tree, folders.pop(split))
             continue
@@ -72,13 +72,15 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
             count = sum(is_image(file.name) for name in unknown for file in files_below(classes[name]))
             tree.no_class[split] = count
             meant = _meant(unknown, class_names)
-            tree.notes.append(f"{count} images of {split} are in folders that are no class: {_listed(unknown)}.{meant}")
+            tree.notes.append(
+                f"{count} images of {split} are in folders that are not a class: {_listed(unknown)}.{meant}"
+            )
     if not classes_of:
         there = sorted({path.name for folder in (root, *_named_splits(root).values()) for path in subfolders(folder)})
         raise UserError(
-            f"{root} has no folder of a class of the checkpoint.{_meant(there, class_names)}\n"
+            f"{root} has no folder for any class of the checkpoint.{_meant(there, class_names)}\n"
             f"  checkpoint: {_listed(class_names)}\n  folders:    {_listed(there) or 'none'}\n"
-            f"Images without labels are for ml-inference source={root}"
+            f"For images without labels, type ml-inference source={root}"
         )
     _read_splits(root, tree, folders, classes_of)
     return tree
@@ -90,7 +92,7 @@ def _read_splits(root: Path, tree: ImageSets, folders: dict[str, Path], classes_
     if root not in folders.values():
         unlabelled = [path for path in _named_splits(root).values() if path not in folders.values()]  # noted already
         unused = [path.name for path in subfolders(root) if path not in [*folders.values(), *unlabelled]]
-        tree.notes.extend(f"the folder {name} in {root} is no split: it is not used" for name in unused)
+        tree.notes.extend(f"the folder {name} in {root} is not used, because it is not a split" for name in unused)
     for split, classes in classes_of.items():
         tree.splits[split] = _read_split(root, tree, classes)
 
@@ -103,7 +105,9 @@ def _is_unlabelled(folder: Path, classes: Mapping[str, Path], class_names: Seque
 
 
 def _note_unlabelled(tree: ImageSets, folder: Path) -> None:
-    tree.notes.append(f"{folder} has no class folders: it is not used. Predict it with ml-inference source={folder}")
+    tree.notes.append(
+        f"{folder} is not used, because it has no class folders. To predict it: ml-inference source={folder}"
+    )
 
 
 def class_tree(root: Path) -> tuple[list[str], FolderImages]:
@@ -114,7 +118,7 @@ def class_tree(root: Path) -> tuple[list[str], FolderImages]:
     """
     folders = split_folders(root)
     if folders != {"train": root}:
-        raise UserError(f"{root} is split already: it has {', '.join(folder.name for folder in folders.values())}.")
+        raise UserError(f"{root} is already split into {', '.join(folder.name for folder in folders.values())}.")
     classes = class_folders(root)
     _check_classes(root, folders, {"train": classes}, sorted(classes))
     return sorted(classes), _read_split(root, ImageSets(str(root), sorted(classes), {}), classes)
@@ -135,7 +139,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     if any(subfolders(folder) for folder in splits.values()):
         raise UserError(
             f"{root} has {' and '.join(sorted(splits))}, but no train/ with class folders in it. To score a checkpoint "
-            f"on it: ml-eval ckpt_path=RUN data.data_dir={root}"
+            f"on it, type ml-eval ckpt_path=RUN data.data_dir={root}"
         )
     if splits and set(splits.values()) == inside:
         raise UserError(f"{root} has {' and '.join(sorted(splits))}, but without class folders in them.")
@@ -145,7 +149,9 @@ def split_folders(root: Path) -> dict[str, Path]:
 def _check_is_folder(root: Path) -> None:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise MissingFileError(f"data.data_dir={root} {what}. Give a folder of class folders, or of train/ val/ test/.")
+        raise MissingFileError(
+            f"data.data_dir={root} {what}. It must be a folder with class folders, or with train/ val/ test/."
+        )
 
 
 def _named_splits(root: Path) -> dict[str, Path]:
@@ -162,7 +168,7 @@ def _check_train_is_a_split(root: Path, splits: Mapping[str, Path]) -> None:
     like = [path.name for path in beside if _has_images(path) and not {f.name for f in subfolders(path)} & classes]
     if like:
         raise UserError(
-            f"{root} has train/ with folders in it, and {_listed(like)} with images beside it. If train is one of the "
+            f"{root} has train/ with folders in it, and {_listed(like)} with images next to it. If train is one of the "
             f"classes, rename it; if it is a split, type data.data_dir={splits['train']}"
         )
 
@@ -180,7 +186,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for path in subfolders(folder):
         if (name := class_name(path.name)) in folders:
-            raise UserError(f"{folder} has {name} twice: {folders[name].name!a} and {path.name!a}. Put them together.")
+            raise UserError(f"{folder} has {name} twice: {folders[name].name!a} and {path.name!a}. Merge them.")
         folders[name] = path
     return folders
 
@@ -189,19 +195,20 @@ def _check_classes(
     root: Path, folders: dict[str, Path], classes_of: dict[str, dict[str, Path]], class_names: list[str]
 ) -> None:
     if not class_names:
-        hint = " The images stand in it directly: put those of each class into a folder of its own."
+        hint = " It has images: put those of each class into a folder of their own."
         has_images = any(is_image(p.name) for p in root.iterdir())
         raise UserError(f"{folders['train']} has no class folders.{hint if has_images else ''}")
     if len(class_names) == 1:
         raise UserError(
-            f"{folders['train']} has one class folder only ({class_names[0]}): a classifier needs two classes or more."
+            f"{folders['train']} has only one class folder ({class_names[0]}). A classifier needs two classes or more."
         )
     for split, classes in classes_of.items():
         unknown = sorted(set(classes) - set(class_names))
         if unknown:
             raise UserError(
-                f"{folders[split]} has classes that train lacks: {_listed(unknown)}.{_meant(unknown, class_names)}\n"
-                f"  train: {_listed(class_names)}\n  {split}: {_listed(sorted(classes))}"
+                f"{folders[split]} has classes that are missing in train: "
+                f"{_listed(unknown)}.{_meant(unknown, class_names)}\n  train: {_listed(class_names)}\n  {split}: "
+                f"{_listed(sorted(classes))}"
             )
 
 
@@ -229,7 +236,7 @@ def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> Folder
         tree.ignored.extend(str(path.relative_to(root)) for path in files if not is_image(path.name))
         if not images:
             raise UserError(
-                f"{classes[name]} has no images ({', '.join(SUFFIXES)}); it has {len(files)} other files. "
+                f"{classes[name]} has no images ({', '.join(SUFFIXES)}), and {len(files)} other files. "
                 "Add images, or remove the folder."
             )
         paths.extend(path.relative_to(root).as_posix() for path in images)

@@ -40,7 +40,7 @@ STARTS = (
     (b"%!PS", "PostScript"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"version https://git-lfs", "a pointer of Git LFS: type git lfs pull"),
+    (b"version https://git-lfs", "a Git LFS pointer (type git lfs pull)"),
 )
 BRANDS = {  # in the ISO box `ftyp` at the start of a file
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
@@ -76,8 +76,8 @@ def not_decoded(head: bytes) -> str:
     """Explain why no decoder of `FORMATS` takes a file for an image."""
     kind = what_it_is(head)
     if kind in ("a JPEG", "a PNG", "a TIFF", "AVIF"):
-        return f"{kind} of a kind that is not decoded (or damaged at its start): convert it to an 8-bit PNG or JPEG"
-    return f"not an image that is decoded: it is {kind}. Convert it to JPEG or PNG" if kind else "not an image"
+        return f"{kind} of an unsupported kind (or damaged at its start). Convert it to an 8-bit PNG or JPEG"
+    return f"not a supported image: it is {kind}. Convert it to JPEG or PNG" if kind else "not an image"
 
 
 def is_lossless_jpeg(content: bytes) -> bool:
@@ -121,7 +121,7 @@ def _is_large(profile: bytes) -> bool:
 def check_kind(image: Image.Image) -> None:
     """Raise ValueError for an opened image whose pixels Pillow would read wrongly, with advice on how to save it."""
     if wrong := next(_wrong(image), None):
-        raise UserError(f"{wrong}: save it with 8 bits, or 16 unsigned ones")
+        raise UserError(f"{wrong}. Save it with 8 bits, or 16 unsigned bits")
 
 
 def _wrong(image: Image.Image) -> Iterator[str]:
@@ -133,14 +133,14 @@ def _wrong(image: Image.Image) -> Iterator[str]:
         return
     bits = tags(image).get(BITS, (1,))
     if SIGNED in tags(image).get(SAMPLE_FORMAT, (UNSIGNED,)):
-        yield "a TIFF of signed pixels"
+        yield "a TIFF with signed pixels"
     if tags(image).get(PLANAR) == 2 and max(bits) > 8 and tags(image).get(COMPRESSION) == 1:
-        yield f"a TIFF of {max(bits)} bits whose colours stand in planes of their own"
+        yield f"a TIFF of {max(bits)} bits with separate colour planes"
     if image.mode in ("P", "PA") and max(tags(image).get(PALETTE, (256,))) < 256:
-        yield "a TIFF whose palette has 8 bits and not 16"
+        yield "a TIFF with a palette of 8 bits instead of 16"
     reference = [float(value) for value in tags(image).get(REFERENCE_BLACK_WHITE, ())]
     if tags(image).get(PHOTOMETRIC) == YCBCR and reference not in ([], [0.0, 255.0, 128.0, 255.0, 128.0, 255.0]):
-        yield "a TIFF in YCbCr with another black and white than 0 and 255"
+        yield "a TIFF in YCbCr whose black and white are not 0 and 255"
     if image.mode == "I":
         yield "a TIFF of 32 bits"
 

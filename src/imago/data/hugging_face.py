@@ -89,7 +89,7 @@ def _loaded(dataset: Callable[[], Any]) -> dict[str, Any]:
             "  data.dataset.path=parquet data.dataset.data_files=FILE"
         ) from error
     if not isinstance(loaded, dict):
-        raise UserError("data.dataset gives one split only: leave data.dataset.split= out.")
+        raise UserError("data.dataset has one split only. Remove data.dataset.split=.")
     return loaded
 
 
@@ -101,16 +101,14 @@ def _image_sets(loaded: dict[str, Any], image_column: str, label_column: str) ->
     train = parts["train"]
     for option, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in train.column_names:
-            raise UserError(
-                f"data.{option}={column}: there is no such column; there are {', '.join(train.column_names)}."
-            )
+            raise UserError(f"data.{option}={column}: unknown column. The columns are {', '.join(train.column_names)}.")
     class_names = _class_names(train, label_column)
     if len(class_names) < 2:
-        raise UserError(f"The column {label_column} has one class only: a classifier needs two or more.")
+        raise UserError(f"The column {label_column} has only one class. A classifier needs two or more.")
     root = train.info.dataset_name or "the data set"
     notes = [f"the split {name} of {root} is not used" for name in loaded if name not in known]
     if "test" in parts and set(parts["test"][label_column]) <= {-1, None}:
-        notes.append(f"the test split of {root} has hidden labels: it is not used")
+        notes.append(f"the test split of {root} is not used, because its labels are hidden")
         del parts["test"]
     splits: dict[str, Images] = {
         name: _column_images(name, part, image_column, label_column, class_names) for name, part in parts.items()
@@ -133,7 +131,7 @@ def _column_images(split: str, part: Any, image_column: str, label_column: str, 
         text = value if value is None or not named else named[value] if 0 <= value < len(named) else None
         if str(text) not in label_of:
             raise UserError(
-                f"Row {row} of the {split} split has the label {value}, which is no class of train "
+                f"Row {row} of the {split} split has the label {value}, which is not a class of train "
                 f"({', '.join(class_names)})."
             )
         labels.append(label_of[str(text)])

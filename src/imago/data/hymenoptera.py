@@ -55,8 +55,8 @@ def _download(url: str, archive: Path, folder: Path) -> None:
     except (OSError, HTTPException) as error:  # no network, an HTTP status, a broken connection, a time-out
         raise DownloadError(
             f"The ants and bees could not be downloaded ({error}). Either\n"
-            f"  fetch {url} yourself and put it into {folder.parent}, or unpack it so that {folder}/train exists, or\n"
-            "  type data.data_dir=PATH with the folder where you have them"
+            f"  download {url} into {folder.parent}, or unpack it so that {folder}/train exists, or\n"
+            "  type data.data_dir=PATH with the folder that contains them"
         ) from error
 
 
@@ -65,7 +65,7 @@ def _check(archive: Path, sha256: str, url: str) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:
         archive.unlink()
-        raise UserError(f"{url} gave a file with SHA-256 {digest}; {sha256} was expected. It was removed; try again.")
+        raise UserError(f"{url} returned a file with SHA-256 {digest} instead of {sha256}. It was removed. Try again.")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -73,7 +73,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     with atomic_folder(folder) as temporary, zipfile.ZipFile(archive) as file:
         for name in file.namelist():
             if not (temporary / name).resolve().is_relative_to(temporary.resolve()):
-                raise UserError(f"{archive} holds {name!r}, a path outside its folder; nothing was unpacked.")
+                raise UserError(f"{archive} contains {name!r}, a path outside its folder. Nothing was unpacked.")
         file.extractall(temporary)
         inner = temporary / folder.name
         for child in inner.iterdir():

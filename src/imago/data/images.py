@@ -155,7 +155,7 @@ class ImageSets:
     notes: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     no_class: dict[str, int] = field(default_factory=dict)
-    """Split -> number of images not used because their folder is no class."""
+    """Split -> number of images not used because their folder is not a class."""
     as_read: str = ""
     """Fingerprint before images were left out."""
     drawn_val: dict[str, Any] | None = None
@@ -170,22 +170,25 @@ class ImageSets:
         if "val" in self.splits:
             return
         if not 0 < val_ratio <= MOST_OF_TRAIN:
-            setting = f"data.val_ratio={val_ratio}"
-            raise UserError(f"{setting}: give a share above 0, at most {MOST_OF_TRAIN}; {self.root} has no val split.")
+            raise UserError(
+                f"data.val_ratio must be above 0 and at most {MOST_OF_TRAIN}, because {self.root} has no val split; "
+                f"got {val_ratio}."
+            )
         train = self.splits["train"]
         sides = draw_sides(train.paths, train.labels, {"val": val_ratio}, seed)
         chosen = set(sides["val"])
         if not chosen:
             raise UserError(
-                f"{self.root} has too few images per class to draw a val split from train: give two or more of each."
+                f"{self.root} has too few images per class to draw a val split from train. At least two per class are "
+                "needed."
             )
         self.splits["train"] = train.select([index for index in range(len(train)) if index not in chosen])
         self.splits["val"] = train.select(sides["val"])
         self.drawn_val = {"val_ratio": val_ratio, "seed": seed, "by": "path"}
         self.notes.append(
-            f"no val split in {self.root}: {len(chosen)} of the {len(train)} images of train, "
-            f"{len(chosen) / len(train):.0%}, are the val split (data.val_ratio={val_ratio}, stratified, drawn by seed "
-            f"{seed} and path)"
+            f"no val split in {self.root}: {len(chosen)} of the {len(train)} train images "
+            f"({len(chosen) / len(train):.0%}) were drawn as the val split (data.val_ratio={val_ratio}, stratified, by "
+            f"seed {seed} and path)"
         )
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:

@@ -86,13 +86,13 @@ class ImageDataModule(ScoredSplits):
     ) -> None:
         super().__init__(sets)
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"data.batch_size={batch_size}: give a whole number, 1 or more.")
+            raise UserError(f"data.batch_size must be a whole number (1 or more), got {batch_size}.")
         if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers={num_workers}: give 0 (load in the main process), more, or null.")
+            raise UserError(f"data.num_workers must be 0 (load in the main process), more, or null; got {num_workers}.")
         if on_bad_image not in ("error", "skip"):
-            raise UserError(f"data.on_bad_image={on_bad_image}: give error or skip.")
+            raise UserError(f"data.on_bad_image must be error or skip, got {on_bad_image}.")
         if cache not in CACHES:
-            raise UserError(f"data.cache={cache}: give one of {', '.join(CACHES)}.")
+            raise UserError(f"data.cache must be one of {', '.join(CACHES)}, got {cache}.")
         self.train_transform = train_transform.completed(image_size, fit, fill, transform)
         self.eval_transform = eval_transform.completed(image_size, fit, fill, transform)
         self.image_size = image_size

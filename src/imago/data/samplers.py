@@ -39,11 +39,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         size = len(images)
         if batch_size % processes:
             raise UserError(
-                f"data.batch_size={batch_size} is that of the whole run: {processes} processes cannot divide it. "
-                f"Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
+                f"data.batch_size={batch_size} applies to the whole run, and must be divisible by {processes} "
+                f"processes. Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
             )
         if size < processes:
-            raise UserError(f"{size} train images cannot be divided by {processes} processes: type trainer.devices=1")
+            raise UserError(f"{size} train images are too few for {processes} processes. Type trainer.devices=1")
         self.images = images
         self.size = size
         self.batch_size = batch_size

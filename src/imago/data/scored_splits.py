@@ -28,7 +28,8 @@ class ScoredSplits(CopyingDataModule):
         super().__init__()
         if odd := next((name for name in sets.class_names if CONTROL.search(name) or not name.strip()), None):
             raise UserError(
-                f"The class name {odd!r} ({sets.root}) has control characters, which could steer a terminal: rename it."
+                f"The class name {odd!r} ({sets.root}) has control characters, which could affect a terminal. Rename "
+                "it."
             )
         self.sets = sets
         self._emptied: dict[str, str] = {}  # split -> why it has no images
@@ -65,13 +66,14 @@ class ScoredSplits(CopyingDataModule):
             if absent := [name for name, count in counts.items() if not count]:
                 notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {shortened(absent)}")
         for what, paths in (
-            ("not taken (no image suffix, or hidden)", self.sets.ignored),
-            ("skipped (unreadable)", self.skipped),
-            ("left out (data.exclude)", self.sets.excluded),
-            ("damaged inside, with wrong pixels from some place on (ml-doctor names them)", list(self.damaged)),
+            ("skipped {}: not an image, or hidden", self.sets.ignored),
+            ("skipped {}: unreadable", self.skipped),
+            ("excluded {} (data.exclude)", self.sets.excluded),
+            ("{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)),
         ):
             if paths:
-                notes.append(f"{len(paths)} files {what}: {shortened(paths)}")
+                files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
+                notes.append(f"{what.format(files)}: {shortened(paths)}")
         return notes
 
     @property
@@ -88,13 +90,13 @@ class ScoredSplits(CopyingDataModule):
             ValueError: There is no such split.
         """
         if split not in SPLITS:
-            raise UserError(f"There is no split {split!r}: give one of {', '.join(SPLITS)}.")
+            raise UserError(f"Unknown split {split!r}. The splits are {', '.join(SPLITS)}.")
         if split in self._emptied:
             raise UserError(self._emptied[split])
         scored = "val" if split == "test" and "test" not in self.sets.splits else split
         if scored not in self.sets.splits:
             there = ", ".join(self.sets.splits)
-            raise UserError(f"{self.sets.root} has no {split} split: type split=, of {there}.")
+            raise UserError(f"{self.sets.root} has no {split} split. Type split= with one of {there}.")
         return scored
 
     def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ class ScoredSplits(CopyingDataModule):
         same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
         if known is None or not len(known):
             if not same:
-                log.warning("These data are not those of the checkpoint, which does not say what it was trained on")
+                log.warning("These data are not those of the checkpoint, which does not record its train images")
             return
         seen = set(known.tolist())
         if same and "train" in self.sets.splits and seen.issuperset(self.train_digests.tolist()):
@@ -113,10 +115,10 @@ class ScoredSplits(CopyingDataModule):
             what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
             if len(paths) == count:
                 del self.sets.splits[split]
-                self._emptied[split] = f"{what}: nothing is left to score."
+                self._emptied[split] = f"{what}. Nothing is left to score."
             else:
                 self.sets.leave_out(split, set(paths))
-            self.say(f"{what}: they are left out: {shortened(sorted(paths))}")
+            self.say(f"{what}, and are excluded: {shortened(sorted(paths))}")
         if not self.sets.splits:
             raise UserError("\n".join(self._emptied.values()))
         self.__dict__.pop("facts", None)
@@ -130,8 +132,8 @@ class ScoredSplits(CopyingDataModule):
     def log_shared_images(self) -> None:
         """Note images of val and test whose content is also in train: scores on them are too good."""
         for split, count, paths in self._seen_before(set(self.train_digests.tolist())):
-            what = f"{len(paths)} of the {count} images of {split} are in train, too"
-            self.say(f"{what}, so that its scores are too good: {shortened(paths)}")
+            what = f"{len(paths)} of the {count} images of {split} are also in train"
+            self.say(f"{what}, which makes its scores too good: {shortened(paths)}")
 
     def _seen_before(self, digests: set[int]) -> Iterator[tuple[str, int, list[str]]]:
         """Yield split, size and paths of images with known `digests`, for val and test if there are any."""

@@ -65,7 +65,7 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
         )
         return SourceImages(files, paths, known, channels)
     if re.match(r"\w+://", source):
-        raise UserError(f"source={source} is a URL: fetch it first, and give the file.")
+        raise UserError(f"source={source} is a URL. Download the file first, and type its path.")
     path = Path(source).expanduser()
     if path.is_dir():
         there = files_below(path)
@@ -86,7 +86,7 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
             raise UserError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
         _say_others(source, [str(file) for file in matches if file.is_file() and not is_image(file.name)])
         return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
-    raise MissingFileError(f"source={source} is not there. Give an image, a folder, a glob, or a .txt or .csv list.")
+    raise MissingFileError(f"source={source} does not exist. Type an image, a folder, a glob, or a .txt or .csv list.")
 
 
 def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
@@ -96,8 +96,8 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 def _say_others(source: str, paths: Sequence[str]) -> None:
     if paths:
-        what = shortened(paths, MOST_NAMED)
-        log.warning("source=%s: %d files are not taken (no image suffix, or hidden): %s", source, len(paths), what)
+        files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
+        log.warning("source=%s: skipped %s (not an image, or hidden): %s", source, files, shortened(paths, MOST_NAMED))
 
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
@@ -107,9 +107,9 @@ def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages
     except csv.Error as error:
         raise UserError(f"source={file} is not a list: {error}") from error
     if "" in [path for path, _ in rows]:
-        raise UserError(f"source={file}: row {[path for path, _ in rows].index('') + 1} names no image.")
+        raise UserError(f"source={file}: row {[path for path, _ in rows].index('') + 1} does not name an image.")
     if not rows:
-        raise UserError(f"source={file} names no images.")
+        raise UserError(f"source={file} does not name any images.")
     known = [_label([label], class_names) for _, label in rows]
     if strange := sorted({label for (_, label), n in zip(rows, known, strict=True) if label and n == UNKNOWN}):
         log.warning("source=%s: %s: not a class of the checkpoint", file, ", ".join(map(repr, strange[:MOST_NAMED])))

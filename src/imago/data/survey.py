@@ -38,7 +38,7 @@ def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     """Leave the unreadable images out of `sets`; return their errors, sorted."""
     errors: list[str] = []
     for name, images in sets.splits.items():
-        log.info("data.on_bad_image=skip: looking for unreadable images among the %d of %s", len(images), name)
+        log.info("data.on_bad_image=skip: checking the %d images of %s for unreadable ones", len(images), name)
         reasons = _cached_scan("bad_images", sets.root, images, cache_dir, _reason)
         errors += reasons.values()
         if reasons:
@@ -57,8 +57,8 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
             f"{len(errors)} files cannot be used as images:\n  "
             + "\n  ".join(sorted(errors)[:MOST_NAMED])
             + (f"\n  and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else "")
-            + "\nRepair or remove them, or leave such files out: data.on_bad_image=skip. "
-            + f"ml-doctor data.data_dir={sets.root} says more."
+            + "\nRepair or remove them, or skip them with data.on_bad_image=skip. "
+            + f"For details: ml-doctor data.data_dir={sets.root}"
         )
 
 
@@ -75,7 +75,7 @@ def _cached_scan(
             memory.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(memory.with_suffix(".lock")))  # only one of several processes scans
         except OSError as error:
-            log.warning("What is found in the images is not remembered: %s", error)
+            log.warning("The result of scanning the images could not be cached: %s", error)
         with suppress(OSError, ValueError):
             return json.loads(memory.read_text())
         parts = [range(first, min(first + PART, len(images))) for first in range(0, len(images), PART)]
@@ -84,7 +84,9 @@ def _cached_scan(
         passing = [str(error) for error in errors if isinstance(error, BadImageError) and not error.lasting]
         if passing:
             what = f"{passing[0]}{f' (and {len(passing) - 1} more such files)' if len(passing) > 1 else ''}"
-            raise BadImageError(f"{what}. It may be a good image: see to it that it can be read, and start again.")
+            raise BadImageError(
+                f"{what}. The image itself may be fine. Make sure that it can be read, and start again."
+            )
         reasons = {path: str(error) for path, error in zip(images.paths, errors, strict=True) if error is not None}
         with suppress(OSError):
             write_text(memory, json.dumps(reasons))
@@ -107,9 +109,9 @@ def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
     of_colours = [path for path, value in values.items() if value.endswith(COLOURS)]
     if greatest < 65535 and of_colours:
         raise UserError(
-            f"{len(of_colours)} images have 16 bits for each colour, of which 8 are read, and use no more than "
-            f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Save them with 8 bits, from "
-            "their darkest to their brightest. To take them as they are, type data.range=65535"
+            f"{len(of_colours)} images have 16 bits per colour, of which 8 are read, but their largest value is "
+            f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Convert them to 8 bits, "
+            "scaled to the full range. To use them as they are, type data.range=65535"
         )
     return greatest
 
@@ -127,7 +129,7 @@ def notes_on_pixels(
     """Return notes on what is not seen of the images, and on the value taken for white."""
     notes = []
     if asked == "auto" and greatest < 65535:
-        notes.append(f"images of 16 bits use no more than {greatest} of 65535: that is white (data.range=auto)")
+        notes.append(f"16-bit images have no value above {greatest} of 65535, which is read as white (data.range=auto)")
     images = sets.splits.get("train")
     if images is None:
         return notes
@@ -137,8 +139,8 @@ def notes_on_pixels(
         seen = sorted(seen_fraction(transform.box, *shape) for shape in shapes)
         if seen and (median := seen[len(seen) // 2]) < SEEN:
             notes.append(
-                f"the network sees {median:.0%} of a picture (median): its ends are cut off. To show all of it, type "
-                "data.fit=pad or data.fit=squash"
+                f"the network sees {median:.0%} of an image (median), because the rest is cropped. To show all of it, "
+                "type data.fit=pad or data.fit=squash"
             )
     if not icc and (count := sum(images.profile(index) == "converted" for index in some)):
         notes.append(f"{count} of {len(some)} images have a colour profile that is ignored (data.icc=false)")

@@ -85,9 +85,9 @@ def _made(dataset: Callable[..., Any], root: Path, train: bool) -> Any:
         except (OSError, RuntimeError) as error:
             raise DownloadError(
                 f"{name} could not be downloaded ({error}). Either\n"
-                f"  put its files where torchvision looks for them, below {root / name}, or\n"
-                "  type data.data_dir=PATH with the folder where you have them, or\n"
-                "  type experiment=digits (handwritten digits, embedded: nothing to download)"
+                f"  put its files where torchvision expects them, in {root / name}, or\n"
+                "  type data.data_dir=PATH to use a folder of your own, or\n"
+                "  type experiment=digits (embedded handwritten digits: nothing to download)"
             ) from error
 
 

@@ -70,9 +70,9 @@ class ImageTransform:
             ValueError: There is no such fit, or `fill` is no colour.
         """
         if fit not in FITS:
-            raise UserError(f"data.fit={fit}: give {', '.join(FITS[:-1])} or {FITS[-1]}.")
+            raise UserError(f"data.fit must be {', '.join(FITS[:-1])} or {FITS[-1]}, got {fit}.")
         if len(fill) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in fill):
-            raise UserError(f"data.fill={list(fill)}: give red, green and blue, each from 0 to 255.")
+            raise UserError(f"data.fill must be red, green and blue, each from 0 to 255; got {list(fill)}.")
         transform, (height, width) = copy.copy(self), pair(size)
         if fit != "crop" or height != width:
             red, green, blue = fill
@@ -172,7 +172,7 @@ class Normalize(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         image = batch["image"]
         if len(self.mean) > image.shape[-3]:
-            raise UserError(f"Normalize has {len(self.mean)} means, the images have {image.shape[-3]} channel(s).")
+            raise UserError(f"Normalize has {len(self.mean)} means, but the images have {image.shape[-3]} channel(s).")
         if image.dtype != torch.uint8:  # another transform has converted them
             from torchvision.transforms.v2 import functional as F
 

@@ -46,8 +46,8 @@ def views(transform: ImageTransform, tta: str) -> list[ImageTransform]:
         middle = fitted.box if fitted is not None else transform.box
         if not isinstance(middle, CenterBox):
             raise UserError(
-                f"tta={tta} needs imago.data.CenterBox as data.eval_transform.box, this is a "
-                f"{type(middle).__name__}: type tta=flip"
+                f"tta={tta} needs imago.data.CenterBox as data.eval_transform.box, got a "
+                f"{type(middle).__name__}. Type tta=flip"
             )
         share = min(middle.share, CROP)
         for bottom, right in ((False, False), (False, True), (True, False), (True, True)):

@@ -94,7 +94,7 @@ def _read(file: Path, line: bytes) -> tuple[float, float]:
         entry = json.loads(line)
         return float(entry["noise_multiplier"]), float(entry["sample_rate"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged ({line[:60]!r}): without it nobody knows what was spent.") from error
+        raise UserError(f"{file} is damaged ({line[:60]!r}): the privacy that was spent is unknown.") from error
 
 
 def epsilon(history: Sequence[Steps], delta: float, accountant: str) -> float:
@@ -160,8 +160,9 @@ def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: in
         high *= 2
         if high > MOST_NOISE:
             raise UserError(
-                f"strategy.target_epsilon={target_epsilon}: no noise keeps {steps} steps at delta={delta:.2g} within "
-                f"it by {accountant}. Type a larger one, fewer trainer.max_epochs=, or strategy.accountant=prv"
+                f"strategy.target_epsilon={target_epsilon}: with the {accountant} accountant, no noise keeps {steps} "
+                f"steps within it at delta={delta:.2g}. Type a larger target, fewer trainer.max_epochs=, or "
+                "strategy.accountant=prv"
             )
     tolerance = min(0.01, target_epsilon / 100)
     while target_epsilon - spent(high) > tolerance and high - low > 1e-6:

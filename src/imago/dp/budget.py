@@ -90,8 +90,8 @@ class PrivacyBudget(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "history" not in state:
             raise UserError(
-                "strategy=dp: the checkpoint was trained without privacy, and nobody could say what goes on from it. "
-                "Start from the weights: model.net.weights=FILE (.safetensors, .pth), if they are public"
+                "strategy=dp: the checkpoint was trained without privacy, so a run that continues from it has no "
+                "guarantee. If its weights are public, start from them: model.net.weights=FILE (.safetensors, .pth)"
             )
         self._state = state
 
@@ -104,11 +104,11 @@ class PrivacyBudget(Strategy):
         taken = sum(count for _, _, count in before)
         if ledger.begins_with(before):
             if lost := ledger.steps - taken:
-                log.warning("%d steps were taken and are lost: they are counted all the same", lost)
+                log.warning("%d steps were taken and lost. They count towards the privacy budget all the same", lost)
         elif ledger.is_begun_by(before) and (ledger.steps or is_the_same_run):
             raise UserError(
-                f"{ledger.file} has {ledger.steps} steps, the checkpoint {taken}: lines are missing, and nobody can "
-                "say what was spent."
+                f"{ledger.file} has {ledger.steps} steps, the checkpoint has {taken}: lines are missing, and the "
+                "privacy that was spent is unknown."
             )
         else:
             ledger.add_all(before)
@@ -127,8 +127,8 @@ class PrivacyBudget(Strategy):
                 f"steps at delta={self.delta:g}. Type more noise"
             )
         if (used := accountant_of(history, self.delta, self.accountant)) != self.accountant:
-            log.warning("strategy.accountant=%s cannot count %d steps with so little noise: %s does, which says a "
-                        "little more is spent", self.accountant, planned, used)  # fmt: skip
+            log.warning("strategy.accountant=%s cannot account for %d steps with so little noise: using %s, which "
+                        "reports a slightly larger epsilon", self.accountant, planned, used)  # fmt: skip
             self.accountant = used
 
     def settle_noise(self, trainer: Trainer) -> None:
@@ -146,8 +146,8 @@ class PrivacyBudget(Strategy):
         if self.noise_multiplier is None:
             if math.isinf(planned):
                 raise UserError(
-                    "strategy.target_epsilon= without an end: type trainer.max_epochs=, or "
-                    "strategy.noise_multiplier= too."
+                    "strategy.target_epsilon= needs a run that ends: add trainer.max_epochs=, or "
+                    "strategy.noise_multiplier=."
                 )
             self.noise_multiplier = noise_for(
                 self.target_epsilon, self.delta, self.sample_rate, int(planned), self.accountant

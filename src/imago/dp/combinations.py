@@ -26,28 +26,28 @@ Is = Callable[[Trainer, DictModule, ImageDataModule], bool]
 REFUSED: tuple[tuple[Is, str], ...] = (
     (
         lambda trainer, model, data: trainer.world_size > 1,
-        "trainer.devices: the noise and the batches of several processes are not shared out. Type trainer.devices=1",
+        "trainer.devices: noise and batches cannot be divided among several processes. Type trainer.devices=1",
     ),
     (
         lambda trainer, model, data: trainer.gradient_clip_val is not None,
-        "trainer.gradient_clip_val: the gradient of each image is clipped. "
+        "trainer.gradient_clip_val: the gradient of each image is clipped already. "
         "Type strategy.max_grad_norm= instead, and trainer.gradient_clip_val=null",
     ),
     (
         lambda trainer, model, data: (
             trainer.accumulate_grad_batches != 1 or _has(trainer, GradientAccumulationScheduler)
         ),
-        "trainer.accumulate_grad_batches: every step has noise of its own. Type a larger data.batch_size=, with "
-        "strategy.physical_batch_size= for the images that fit into memory, and trainer.accumulate_grad_batches=1",
+        "trainer.accumulate_grad_batches: noise is added in every step. Type a larger data.batch_size=, with "
+        "strategy.physical_batch_size= for the number that fits into memory, and trainer.accumulate_grad_batches=1",
     ),
     (
         lambda trainer, model, data: trainer.precision not in ("32-true", "64-true", "bf16-mixed"),
-        "trainer.precision: a scaled loss (16-mixed) would have scaled gradients clipped, and sums of noise need more "
-        "bits than 16. Type trainer.precision=bf16-mixed, or 32-true",
+        "trainer.precision: with loss scaling (16-mixed) the scaled gradients would be clipped, and sums of noise need "
+        "more than 16 bits. Type trainer.precision=bf16-mixed, or 32-true",
     ),
     (
         lambda trainer, model, data: torch.get_float32_matmul_precision() != "highest",
-        "matmul_precision: clipping norms are promised with all bits of 32. Type matmul_precision=highest",
+        "matmul_precision: clipping norms need full 32-bit precision. Type matmul_precision=highest",
     ),
     (
         lambda trainer, model, data: any(module._compiled_call_impl is not None for module in model.net.modules()),
@@ -55,49 +55,49 @@ REFUSED: tuple[tuple[Is, str], ...] = (
     ),
     (
         lambda trainer, model, data: model.on_bad_loss == "skip",
-        "model.on_bad_loss=skip: which batches are left out would tell of the images. Type model.on_bad_loss=error",
+        "model.on_bad_loss=skip: which batches are skipped depends on private images. Type model.on_bad_loss=error",
     ),
     (
         lambda trainer, model, data: data.train_transform.batch_draws,
-        "data.train_transform.batch has steps that may mix images (MixUp, CutMix): then no gradient is that of one "
-        "image. Leave them out; Imago's own RandomHorizontalFlip and Normalize can stay",
+        "data.train_transform.batch has steps that may mix images (MixUp, CutMix): then a gradient does not belong to "
+        "one image. Remove them; Imago's own RandomHorizontalFlip and Normalize can stay",
     ),
     (
         lambda trainer, model, data: option_of(trainer, "overfit_batches") > 0,
-        "trainer.overfit_batches: the same batches again and again are no Poisson batches. "
+        "trainer.overfit_batches: repeating the same batches is not Poisson sampling. "
         "Type trainer.overfit_batches=0, or strategy=none",
     ),
     (
         lambda trainer, model, data: not isinstance(data.train_dataloader().batch_sampler, PoissonBatchSampler),
-        "The train batches are not drawn by strategy=dp (a sampler with weights, or an own train_dataloader): the "
-        "privacy that is reported would not be true. Use the batches of Imago's data modules, or strategy=none",
+        "train batches that it does not draw (a weighted sampler, or a train_dataloader of your own): the reported "
+        "privacy would be wrong. Use the batches of Imago's data modules, or strategy=none",
     ),
     (
         lambda trainer, model, data: _has(trainer, StochasticWeightAveraging) or _has(trainer, WeightAveraging),
-        "Callbacks that average weights (SWA, EMA) train, save and score other weights than the counted ones. "
-        "Leave them out",
+        "callbacks that average weights (SWA, EMA): other weights than those that were accounted for would be saved "
+        "and scored. Remove them",
     ),
     (
         lambda trainer, model, data: _has(trainer, BaseFinetuning),
-        "Callbacks that unfreeze layers later: their gradients are not clipped. Leave them out; model.freeze=backbone "
-        "trains the head",
+        "callbacks that unfreeze layers later: their gradients would not be clipped. Remove them; "
+        "model.freeze=backbone trains the head",
     ),
     (
         lambda trainer, model, data: any(name.startswith("train/") for name in _watched(trainer, model)),
-        "a monitor of train/: losses and metrics of training have no noise, and would choose the weights, the learning "
-        "rate or the end. Type monitor=val/loss, or another one of val/",
+        "a monitor of train/: training metrics have no noise, and would choose the weights, the learning rate or the "
+        "end. Type monitor=val/loss, or another metric of val/",
     ),
     (
         lambda trainer, model, data: not any(parameter.requires_grad for parameter in model.parameters()),
-        "a network of which nothing is trained: all its parameters are frozen. Type model.freeze=backbone, or null",
+        "a network without trained parameters: all are frozen. Type model.freeze=backbone, or null",
     ),
     (
         lambda trainer, model, data: isinstance(trainer.optimizers[0], LBFGS),
-        "model.optimizer: LBFGS looks at a batch several times in a step. Type model/optimizer=adamw, or sgd",
+        "model.optimizer: LBFGS evaluates a batch several times per step. Type model/optimizer=adamw, or sgd",
     ),
     (
         lambda trainer, model, data: bool(trainer.fit_loop.min_epochs or trainer.fit_loop.min_steps),
-        "trainer.min_epochs and trainer.min_steps: the privacy budget may end the training earlier. "
+        "trainer.min_epochs or trainer.min_steps: the privacy budget may end training earlier. "
         "Type trainer.min_epochs=null trainer.min_steps=null",
     ),
 )

@@ -10,19 +10,19 @@ from imago.files import write_json, write_text
 
 UNIT = "one image"
 NOT_COVERED = (
-    "a person with several images: with k of them, about k times epsilon (group privacy); the same for duplicates",
-    "which checkpoint was kept as the best one, where it was chosen on private validation images",
+    "a person with several images, or duplicates: k images have about k times the epsilon (group privacy)",
+    "the choice of the best checkpoint, if the validation images are private",
     "other runs on the same images: a search over settings spends the budget of each",
-    "the learning rate and the end of training, where they follow private validation images",
-    "which images were drawn from train as val, without a val folder: one more of a small class may move another",
+    "the learning rate and the end of training, if they depend on private validation images",
+    "the draw of val from train, without a val folder: one more image of a small class may move another one",
     "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
     "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
     "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
     "the losses and metrics of training and validation, in the logs, the checkpoints and the reports",
-    "the reports about the train and val images: predictions, worst mistakes, thumbnails where they are asked for",
+    "reports about the train and val images: predictions, worst mistakes, and thumbnails if they are turned on",
     "decoded images in the cache folder (data.cache=disk)",
-    "pretrained weights, class weights, normalisation and the range of images of 16 bits: they are taken as public",
-    "how long a step takes, and attacks on floating-point numbers unless secure_rng is true",
+    "pretrained weights, class weights, normalisation and the range of 16-bit images, which are treated as public",
+    "timing of steps, and attacks on floating-point noise unless secure_rng is true",
 )
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
@@ -86,7 +86,7 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
         "physical_batch_size": dp.physical_batch_size,
         "secure_rng": dp.secure_rng,
         "images_ignored": dp.ignored,
-        "neighbouring": "two sets of train images of which one has one image more; their number is taken as public",
+        "neighbouring": "two sets of train images of which one has one more image; their number is treated as public",
         "steps_by_noise": [
             {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in history
         ],
@@ -99,11 +99,11 @@ def describe_guarantee(dp: PrivateTraining) -> str:
     """State the guarantee in a sentence."""
     value = epsilon(dp.counted, dp.delta, dp.accountant)
     if not math.isfinite(value):
-        return f"none is known: epsilon is {_number(dp, value)}"
+        return f"no guarantee: epsilon is {_number(dp, value)}"
     rate = most_hits(value, dp.delta, 0.01)
     return (
-        f"({rounded_up(value, 4)}, {dp.delta:g})-differentially private for one image more or less: a test that takes "
-        f"1% of the others for members finds at most {rounded_up(100 * rate, 2)}% of the members"
+        f"({rounded_up(value, 4)}, {dp.delta:g})-differentially private for adding or removing one image: a membership "
+        f"test with 1% false positives finds at most {rounded_up(100 * rate, 2)}% of the members"
     )
 
 
@@ -138,13 +138,13 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
             f"| {rate:.1%} | {rounded_up(100 * most_hits(value, delta, rate), 2)}% |\n" for rate in FALSE_ALARMS
         )
         sections.append(
-            "What that means for an attacker who has the weights, knows all other images, the code and the settings, "
-            "and tests whether one image was trained on:\n\n| others taken for members | members found, at most |\n"
+            "The adversary has the weights after every step, knows all other images, the code and the settings, and "
+            "tests whether one image was trained on:\n\n| false positive rate | true positive rate, at most |\n"
             f"| --- | --- |\n{hits}"
         )
     sections.append(
-        "The guarantee is that of the weights, of all steps: publish what `ml-export` writes. The run folder and the "
-        "checkpoints hold more (see below), and are not for publication.\n"
+        "The guarantee holds for the weights of all steps. Publish the output of `ml-export`, not the run folder or "
+        "the checkpoints, which contain more about the data (see below).\n"
     )
     sections.append(f"| | |\n| --- | --- |\n{rows}")
     if is_final and isinstance(value, float):
@@ -152,7 +152,7 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
         sections.append(f"## Epsilon for other deltas\n\n| delta | epsilon |\n| --- | --- |\n{table}")
         sections.append(f"## For a paper\n\n{_paragraph(dp, report)}\n")
     replaced = "".join(f"- {name}\n" for name in report["replaced"]) or "- nothing\n"
-    sections.append(f"## BatchNorm that was replaced by GroupNorm\n\n{replaced}")
+    sections.append(f"## BatchNorm layers replaced by GroupNorm\n\n{replaced}")
     sections.append("## Not covered\n\n" + "".join(f"- {line}\n" for line in report["not_covered"]))
     return "\n".join(sections)
 
@@ -162,11 +162,11 @@ def _guarantee(value: Any, delta: float) -> str:
         return f"There is no guarantee: epsilon is {value}."
     epsilon = rounded_up(value, 4)
     return (
-        f"The weights are ({epsilon}, {delta:g})-differentially private for one image more or less. For any two sets "
-        f"of train images D and D' of which one has one image more, and any set S of weights: "
-        f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. The number of train images, and with it the sample "
-        f"rate and the number of steps, is taken as public. For k images of one person, k times this epsilon "
-        "holds (with a larger delta)."
+        f"The weights are ({epsilon}, {delta:g})-differentially private for adding or removing one image: for any two "
+        f"sets of train images D and D' of which one has one more image, and any set S of weights, "
+        f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. The number of train images is treated as public, "
+        "and so are the sample rate and the number of steps, which follow from it. For k images of one person, k "
+        "times this epsilon holds (with a larger delta)."
     )
 
 

@@ -72,20 +72,22 @@ class DifferentialPrivacy(PrivacyBudget):
             ("grad_sample_mode", grad_sample_mode, MODES),
         ):
             if choice not in known:
-                raise UserError(f"strategy.{option}={choice}: give {', '.join(known[:-1])} or {known[-1]}.")
+                raise UserError(f"strategy.{option} must be {', '.join(known[:-1])} or {known[-1]}, got {choice}.")
         for option, value in (
             ("target_epsilon", target_epsilon),
             ("max_grad_norm", max_grad_norm),
             ("physical_batch_size", physical_batch_size),
         ):
             if value is not None and not 0 < value < math.inf:
-                raise UserError(f"strategy.{option}={value}: give a number above 0.")
+                raise UserError(f"strategy.{option} must be a number above 0, got {value}.")
         if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
-            raise UserError(f"strategy.noise_multiplier={noise_multiplier}: give a number, 0 or more.")
+            raise UserError(f"strategy.noise_multiplier must be a number (0 or more), got {noise_multiplier}.")
         if noise_multiplier == 0 and target_epsilon is not None:
-            raise UserError("strategy.noise_multiplier=0 spends any strategy.target_epsilon= at once: type more noise.")
+            raise UserError(
+                "strategy.noise_multiplier=0 exceeds any strategy.target_epsilon= at once. Type more noise."
+            )
         if target_delta != "auto" and not (isinstance(target_delta, float) and 0 < target_delta < 1):
-            raise UserError(f"strategy.target_delta={target_delta}: give auto, or a number between 0 and 1.")
+            raise UserError(f"strategy.target_delta must be auto or a number between 0 and 1, got {target_delta}.")
         super().__init__(CLIPPINGS[clipping](max_grad_norm), noise_multiplier, target_epsilon, target_delta, accountant)
         self.grad_sample_mode = grad_sample_mode
         self.physical_batch_size = physical_batch_size
@@ -122,8 +124,8 @@ class DifferentialPrivacy(PrivacyBudget):
     def train_batch_sampler(self, sampler: Sampler[Any]) -> PoissonBatchSampler:
         if type(sampler) is not TrainBatchSampler:
             raise UserError(
-                f"strategy=dp draws its batches itself, and {type(sampler).__name__} draws them in another way: the "
-                "privacy that is reported would not be true. Use the batches of Imago's data modules, or strategy=none"
+                f"strategy=dp draws its own batches, and {type(sampler).__name__} draws them in another way: the "
+                "reported privacy would be wrong. Use the batches of Imago's data modules, or strategy=none"
             )
         made = PoissonBatchSampler(sampler.size, sampler.batch_size, self.draws)
         self.num_examples, self.sample_rate = sampler.size, made.rate
@@ -135,13 +137,13 @@ class DifferentialPrivacy(PrivacyBudget):
         check_combinations(trainer, model)
         if self.target_epsilon is None:
             log.warning(
-                "strategy=dp without strategy.target_epsilon=: nothing ends the training when epsilon has grown. "
-                "Type strategy.target_epsilon=3, for example"
+                "strategy=dp without strategy.target_epsilon=: training does not end at any epsilon. To set a limit, "
+                "type for example strategy.target_epsilon=3"
             )
         data = cast(ImageDataModule, data_of(trainer))
         try_transforms(data, model.device, self.physical_batch_size)
         try_network(model, data, self.grad_sample_mode, self.physical_batch_size)
-        log.info("strategy=dp: tried whether images change each other's gradients: none did. A trial is no proof")
+        log.info("strategy=dp: in a trial, no image changed the gradient of another. A trial is not a proof")
         self._tried_epoch = trainer.current_epoch
         self._trainer = trainer
         self.replaced = list(model.replaced_norms)
@@ -154,8 +156,8 @@ class DifferentialPrivacy(PrivacyBudget):
         self.settle_accountant(trainer)
         if self.delta >= 1 / self.num_examples:
             log.warning(
-                "strategy.target_delta=%g is not below 1 / %d, the number of train images: such a promise would allow "
-                "one of them to be published",
+                "strategy.target_delta=%g is not below 1 / %d, the number of train images: such a guarantee would "
+                "allow publishing one of them",
                 self.delta,
                 self.num_examples,
             )
@@ -266,8 +268,8 @@ class DifferentialPrivacy(PrivacyBudget):
         """Zero the gradients of `images`, bool (n,), that are not finite: no single image may end a private run."""
         if not self.ignored:
             log.warning(
-                "The gradient of an image is not finite: nothing of it is used. How often that happens is counted in "
-                "reports/privacy.json (images_ignored)"
+                "The gradient of an image is not finite, and counts as zero. reports/privacy.json counts such images "
+                "(images_ignored)"
             )
         self.ignored += int(images.sum())
         return {name: part.without(images) for name, part in parts.items()}

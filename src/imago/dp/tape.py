@@ -50,8 +50,8 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in MIXING and _is_training(args, kwargs):
             raise UnknownGradientError(
-                "BatchNorm normalises an image by the others of its batch: no image has a gradient of its own. "
-                "Type model.norm=group"
+                "BatchNorm normalises an image by the others of its batch, so that gradients cannot be separated by "
+                "image. Type model.norm=group"
             )
         used = [value for value in (*args, *kwargs.values()) if id(value) in self._names]
         if not used or not torch.is_grad_enabled():
@@ -66,7 +66,7 @@ class Tape(TorchFunctionMode):
     def refuse(self, parameter: Tensor, why: str) -> None:
         """Raise UnknownGradientError for `parameter`, with the reason `why`."""
         raise UnknownGradientError(
-            f"{self._names.get(id(parameter), 'a frozen weight')} {why}: its gradient for a single image is not known. "
+            f"{self._names.get(id(parameter), 'a frozen weight')} {why}: its gradient for a single image is unknown. "
             "docs/privacy.md lists the networks that can be trained with strategy=dp"
         )
 

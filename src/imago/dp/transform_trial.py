@@ -43,9 +43,9 @@ def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | N
             picture = dataset.augmented(index, draw + 1).clone()
             if turn and not torch.equal(picture, seen[index, draw]):
                 raise UserError(
-                    "strategy=dp: data.train_transform makes another picture of an image with the same draws: its box "
-                    "or pixels stage draws from a generator of its own, or remembers images. Draw from those of "
-                    "Python, NumPy or torch"
+                    "strategy=dp: data.train_transform gives different results for the same image and the same random "
+                    "state: its box or pixels stage draws from a generator of its own, or stores images. Use the "
+                    "global generators of Python, NumPy or torch"
                 )
             seen[index, draw] = picture
     for watched in range(len(data.class_names) if len(data.class_names) < 4 else 3):
@@ -82,7 +82,7 @@ def _try_batch_stage(
     for result, reference in pairs:
         if any(not torch.allclose(result[key], reference[key], rtol=RELATIVE, atol=ABSOLUTE) for key in result):
             raise UserError(
-                "strategy=dp: data.train_transform.batch makes another picture, or label, of an image beside others. "
-                "Leave out what mixes images, or draws by their place; `index` is a secret number here, by which a "
-                "step may draw"
+                "strategy=dp: in data.train_transform.batch, the result for an image depends on the rest of its batch. "
+                "Remove steps that mix images or draw by their position. `index`, a secret number here, may seed the "
+                "draws of a step"
             )

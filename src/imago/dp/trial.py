@@ -34,18 +34,18 @@ PLACES = ((0,), (1, 0, 2), (3, 0), (4, 2, 0, 1, 3), (5, 6, 1, 2, 3, 4, 0, 8, 7))
 SIZES, MANY, MOST_AGAIN = (3, 9), 33, 3
 LONE = "strategy.physical_batch_size=1 gives the network one image at a time, so that nothing can mix within a batch"
 MIXED = (
-    "strategy=dp: in a trial on random images, the loss of an image depends on the others of its batch, or they change "
-    "places in the network, so that no gradient is that of one image. Does it normalise over the batch? "
+    "strategy=dp: in a trial on random images, the loss of an image depends on the others of its batch, or the network "
+    "changes their order, so that gradients cannot be separated by image. Does it normalise over the batch? "
     f"model.norm=group replaces BatchNorm. {LONE}"
 )
 PLACED = (
-    "strategy=dp: in a trial on random images, the loss of an image depends on its place in the batch, or on how many "
-    "images are in it, other than by what torch's own generator draws. Do not divide by the size of the batch, and "
+    "strategy=dp: in a trial on random images, the loss of an image depends on its position in the batch, or on the "
+    "batch size, apart from the draws of torch's global generator. Do not divide by the size of the batch, and "
     f"draw with torch, without a generator of your own. {LONE}"
 )
 OWN_GENERATOR = (
-    "strategy=dp: {what} draws from a generator of its own, so that an image more may change what is drawn for the "
-    "others, or is known in advance. Draw without generator="
+    "strategy=dp: {what} draws from a generator of its own, so that one more image may change the draws of the others, "
+    "or the draws are known in advance. Draw without generator="
 )
 Gradients = dict[str, Tensor]
 
@@ -143,8 +143,8 @@ class _Trial:
                 raise UserError(OWN_GENERATOR.format(what="the network"))
             if draws.unknown:
                 log.warning(
-                    "strategy=dp: the network draws by %s, which is not followed: whether an image's place in the "
-                    "batch matters was not tried. %s", draws.unknown, LONE
+                    "strategy=dp: the network draws with %s, which cannot be tracked: the trial did not test whether "
+                    "an image's position in the batch matters. %s", draws.unknown, LONE
                 )  # fmt: skip
                 return
             reference = reference or result
@@ -178,8 +178,8 @@ class _Trial:
         self._compare(
             before,
             self._loss_and_gradient([first], [seed], [0], seed, 0),
-            "strategy=dp: in a trial on random images, the loss of an image depends on those that the network has seen "
-            "before, or on draws of a generator of its own. Take out what remembers them",
+            "strategy=dp: in a trial on random images, the loss of an image depends on earlier images, or on draws of "
+            "a generator of its own. Remove what stores images",
         )
 
     def put_back(self) -> None:
@@ -240,7 +240,7 @@ class _Trial:
         """Raise UnknownGradientError unless all gradients are known."""
         if strange := [name for name, parameter in self.parameters.items() if parameter.grad is not None]:
             raise UnknownGradientError(
-                f"strategy=dp: {strange[0]} is used in a way of which the gradient for a single image is not known. "
+                f"strategy=dp: {strange[0]} is used in a way for which the gradient of a single image is unknown. "
                 "docs/privacy.md lists the networks that can be trained"
             )
 
@@ -252,8 +252,8 @@ class _Trial:
         for name, value in now.items():
             if name in before and not same(value, before[name]):
                 raise UserError(
-                    f"strategy=dp: {name} changes with the images that the network sees in training, and would carry "
-                    "them on, or be saved without noise. Take that out"
+                    f"strategy=dp: {name} changes with the images that the network sees in training. It would affect "
+                    "later steps, or be saved, without noise. Remove it"
                 )
 
     def _parts(self) -> list[Any]:

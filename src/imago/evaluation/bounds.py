@@ -57,11 +57,11 @@ def check_cost(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -> Non
         if most < 1:
             raise CostError(f"an image takes {4 * values / 1e9:.1f} GB of memory in its network")
         if images > most and cfg.data.get("batch_size") is not None:
-            log.warning("data.batch_size=%d of %s would take much memory: %d is used", images, path, most)
+            log.warning("data.batch_size=%d of %s would need too much memory: using %d", images, path, most)
             cfg.data.batch_size = most
     except CostError as error:
         raise UserError(
-            f"ckpt_path={path}: {error}. If you know who wrote it, type the settings yourself, or train it again"
+            f"ckpt_path={path}: {error}. If you trust its author, type the settings yourself, or train it again"
         ) from error
 
 
@@ -94,7 +94,7 @@ def _without_memory(cfg: DictConfig, checkpoint: Checkpoint, path: str | Path) -
         with MetaMemory(allowed):
             model = make_model(cfg.model, checkpoint["imago"]["class_names"])
     except Exception as error:  # a network can do anything with odd arguments
-        raise CostError(f"its network cannot be made: {message_of(error)}") from error
+        raise CostError(f"its network cannot be created: {message_of(error)}") from error
     check_weights(checkpoint, model, path)
     return model
 
@@ -112,7 +112,7 @@ class MetaMemory(TorchFunctionMode):
         kwargs = kwargs or {}
         self.calls += 1
         if self.calls > MOST_CALLS:
-            raise CostError("its network has no end")
+            raise CostError("its network takes too many operations to create")
         if func not in NEW:
             return func(*args, **kwargs)
         values = func(*args, **kwargs | {"device": "meta"})
@@ -135,7 +135,7 @@ def _check_transform(cfg: DictConfig) -> int:
     except CostError:
         raise
     except Exception as error:
-        raise CostError(f"its transform cannot be made: {message_of(error)}") from error
+        raise CostError(f"its transform cannot be created: {message_of(error)}") from error
 
 
 def _channels(transform: Any, size: int) -> int:
@@ -158,7 +158,7 @@ def _check_metrics(cfg: DictConfig, checkpoint: Checkpoint) -> None:
         with MetaMemory(MOST_VALUES):
             make(node).metrics(num_classes=len(checkpoint["imago"]["class_names"]))
     except Exception as error:
-        raise CostError(f"its metrics cannot be made: {message_of(error)}") from error
+        raise CostError(f"its metrics cannot be created: {message_of(error)}") from error
 
 
 class _Largest(TorchDispatchMode):
@@ -187,6 +187,6 @@ def _largest_output(model: Any, shape: tuple[int, int, int]) -> int:
         with _Largest() as largest, torch.inference_mode():
             batch = model(batch)
     except Exception as error:
-        raise CostError(f"its network does not run without memory ({message_of(error)}), so that nobody knows what it "
-                        "takes") from error  # fmt: skip
+        raise CostError(f"its network does not run on the meta device ({message_of(error)}), so its memory is "
+                        "unknown") from error  # fmt: skip
     return largest.values + sum(value.numel() for value in batch.values() if isinstance(value, Tensor))

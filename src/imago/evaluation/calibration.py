@@ -91,7 +91,7 @@ class Calibration:
         return _scaled(log_probabilities, self.temperature)
 
     def accepts(self, calibrated: Floats) -> NDArray[np.bool_]:
-        """Mask (n,) of the images that are answered rather than left to a person; `calibrated` is (n, classes)."""
+        """Mask (n,) of the images that are accepted rather than flagged for review; `calibrated` is (n, classes)."""
         if self.threshold is None:
             return np.zeros(len(calibrated), dtype=bool)
         return np.exp(calibrated.max(axis=1)) >= self.threshold
@@ -147,7 +147,7 @@ def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float
     n, mistakes = len(labels), int((log_probabilities.argmax(axis=1) != labels).sum())
     if mistakes < LEAST_MISTAKES:
         wanted = math.ceil(LEAST_MISTAKES * (n + 2) / (mistakes + 1) / 10) * 10
-        why = f"{mistakes} mistakes on {n} images are too few to fit one: about {wanted} images would do"
+        why = f"{mistakes} mistakes on {n} images are too few to fit one; about {wanted} images are needed"
         return 1.0, {}, why
     calibrated = np.empty_like(log_probabilities)
     for fold in range(FOLDS):
@@ -159,9 +159,9 @@ def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float
         held_out[f"ece_{name}"] = expected_calibration_error(reliability(log_p, labels))
     temperature = _temperature(log_probabilities, labels)
     if not LEAST_TEMPERATURE * 1.01 < temperature < GREATEST_TEMPERATURE / 1.01:
-        return 1.0, held_out, f"the best one, {temperature:.3g}, is at the end of the range that is looked at"
+        return 1.0, held_out, f"the best one, {temperature:.3g}, is at the limit of the range that is searched"
     if not held_out["cross_entropy_after"] < held_out["cross_entropy_before"]:
-        return 1.0, held_out, "it does not help on images that it was not fitted on"
+        return 1.0, held_out, "it does not help on held-out images"
     return temperature, held_out, None
 
 
@@ -200,14 +200,13 @@ def _quantile(scores: Floats, coverage: float) -> float:
 
 
 def describe_calibration(measured: dict[str, Any]) -> str:
-    """Text such as `99.1 % right on 82 % of the images, 18 % left to a person`."""
+    """Text such as `82% of the images accepted (99.1% of them correct), 18% flagged for review`."""
     if measured["accepted_acc"] is None:
-        return "all images are left to a person: no threshold reaches the target"
+        return "all images flagged for review: no threshold reaches the target"
     share = measured["accepted_share"]
     return (
-        f"{measured['accepted_acc']:.1%} right on {share:.0%} of the images, {1 - share:.0%} left to a person".replace(
-            "%", " %"
-        )
+        f"{share:.0%} of the images accepted ({measured['accepted_acc']:.1%} of them correct), "
+        f"{1 - share:.0%} flagged for review"
     )
 
 
@@ -233,7 +232,7 @@ def read(path: Path, checkpoint: str) -> Calibration:
         ValueError: There is none, or it is for another checkpoint.
     """
     file = path.with_name(path.name.replace(".calibration.json", ".ckpt"))
-    how = f"Fit it with: ml-eval ckpt_path={file} calibrate=true"
+    how = f"To fit it: ml-eval ckpt_path={file} calibrate=true"
     if not path.is_file():
         raise UserError(f"There is no calibration at {path}. {how}")
     try:
@@ -241,5 +240,5 @@ def read(path: Path, checkpoint: str) -> Calibration:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a calibration ({error}). {how}") from error
     if calibration.checkpoint != checkpoint:
-        raise UserError(f"{path} was fitted for another checkpoint, or for images that were seen otherwise. {how}")
+        raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
     return calibration

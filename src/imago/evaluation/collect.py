@@ -56,7 +56,7 @@ def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
     """Take one batch if `trainer.limit_<stage>_batches` is a fraction below one batch, which Lightning would refuse."""
     limit = getattr(trainer, f"limit_{stage}_batches")
     if isinstance(limit, float) and limit > 0 and int(limit * len(loader)) == 0:
-        log.info("trainer.limit_%s_batches=%s is less than a batch: one is taken", stage, limit)
+        log.info("trainer.limit_%s_batches=%s is less than one batch: using one", stage, limit)
         setattr(trainer, f"limit_{stage}_batches", 1)
 
 
@@ -65,7 +65,7 @@ def _check_complete(trainer: Trainer, split: str, index: list[int], images: int)
     limit = trainer.limit_test_batches if split == "test" else trainer.limit_predict_batches
     whole = limit == 1.0 and isinstance(limit, float) and not option_of(trainer, "fast_dev_run")
     if len(set(index)) != len(index) or (whole and len(index) != images):
-        raise RuntimeError(f"{len(index)} images were scored, {len(set(index))} different ones, of {images} in {split}")
+        raise RuntimeError(f"{len(index)} images ({len(set(index))} distinct) of the {images} in {split} were scored")
 
 
 @dataclass

@@ -33,7 +33,7 @@ def show_results(result: Result, run: RunFolder) -> None:
         console().print(_table(result))
     for name, score in result.scores.items():
         if score.no_class:
-            of = f"of the {len(score.labels)} images whose folder is a class; {score.no_class} others are in none"
+            of = f"of the {len(score.labels)} images in class folders; {score.no_class} others are not in one"
             console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
             console().print(f"{name}: {describe_calibration(score.metrics['calibrated'])}", highlight=False)
@@ -70,7 +70,7 @@ def note_scored_again(result: Result, run: RunFolder) -> None:
             file.writelines(json.dumps(strict(row)) + "\n" for row in rows)
         refresh_report(of_run)
     except OSError as error:  # another user's folder
-        log.info("%s was not told that it was scored: %s", of_run, error)
+        log.info("The score could not be added to %s: %s", of_run, error)
 
 
 def show_predictions(answers: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
@@ -93,7 +93,7 @@ def show_predictions(answers: Predictions, path: Path, rows: int, calibration: C
         console().print(f"accuracy {answers.accuracy:.4f}{of}", highlight=False)
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(answers.log_probabilities))[answers.is_good]
-        console().print(f"{int(accepted.sum())} answered, {int((~accepted).sum())} left to a person", highlight=False)
+        console().print(f"{int(accepted.sum())} accepted, {int((~accepted).sum())} flagged for review", highlight=False)
     show_written(path)
 
 
@@ -106,14 +106,14 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
     """Print the calibration that was fitted on val."""
     lines = [f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f}"]
     if calibration.why_not is not None:
-        lines[0] = f"The probabilities stay as they are (temperature 1): {calibration.why_not}"
+        lines[0] = f"Probabilities are not changed (temperature 1): {calibration.why_not}"
     if held := calibration.held_out:
         lines.append(
-            f"On fifths of {val.split} that it was not fitted on: cross-entropy {held['cross_entropy_before']:.4f} -> "
+            f"On held-out fifths of {val.split}: cross-entropy {held['cross_entropy_before']:.4f} -> "
             f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
         )
     lines += [
-        f"Threshold for {calibration.target_accuracy:.1%} right answers: {_or_none(calibration.threshold)}",
+        f"Threshold for {calibration.target_accuracy:.1%} accuracy: {_or_none(calibration.threshold)}",
     ]
     for line in lines:
         console().print(line, soft_wrap=True, highlight=False, markup=False)
@@ -121,11 +121,11 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
 
 
 def _or_none(threshold: float | None) -> str:
-    return f"{threshold:.4f}" if threshold is not None else "none reaches it"
+    return f"{threshold:.4f}" if threshold is not None else "no threshold reaches it"
 
 
 def _table(result: Result) -> Table:
-    caption = "baseline: the accuracy of always answering with the most frequent class of train"
+    caption = "baseline: the majority-class baseline (always the most frequent class of train)"
     table = Table(title=f"Scores of {result.weights}", caption=caption, min_width=len(caption))
     for column in ("split", "images", "accuracy", "baseline", "F1 (macro)", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
@@ -141,7 +141,7 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
     for name, score in {score.split: score for score in scores.values()}.items():
         accuracy, baseline = score.metrics["acc"], score.baseline
         if name != "train" and accuracy <= baseline < 1:
-            what = "is not above that of always answering with the most frequent class"
+            what = "is not above the majority-class baseline"
             log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
 
 

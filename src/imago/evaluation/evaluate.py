@@ -40,7 +40,7 @@ class Result:
     @property
     def weights(self) -> str:
         """Description of the weights that were scored."""
-        return self.checkpoint.name if self.checkpoint is not None else "the weights as they are"
+        return self.checkpoint.name if self.checkpoint is not None else "the final weights"
 
 
 def evaluate(
@@ -62,13 +62,13 @@ def evaluate(
     if ckpt_path is not None:
         checkpoint = load_weights(model, data, ckpt_path)
         if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
-            log.info("These data are not those that the checkpoint was trained with, or have changed since")
+            log.info("These data differ from those that the checkpoint was trained on")
         if calibrate is not None and "val" not in data.sets.splits:
-            raise UserError(f"calibrate=true fits on a val split, and {data.sets.root} has none: name the folder val/.")
+            raise UserError(f"calibrate=true needs a val split, and {data.sets.root} has none. Add a folder val/.")
         if calibrate is not None:
             calibration = calibrate(score(trainer, model, data, "val"), checkpoint)
     elif splits:
-        log.warning("There is no checkpoint: the weights are scored as they are")
+        log.warning("No checkpoint was saved; scoring the final weights")
     step = trainer.global_step
     for split in splits:
         log.info("Scoring %s: %d images", split, len(data.split(split)))

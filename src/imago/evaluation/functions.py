@@ -37,8 +37,8 @@ def evaluate_network(net: nn.Module, data: ImageDataModule, split: str = "test",
     """
     if not isinstance(net, nn.Module) or not isinstance(data, ImageDataModule):
         raise UserError(
-            f"evaluate({type(net).__name__}, {type(data).__name__}): give a network (torch.nn.Module; of a classifier, "
-            "classifier.model.net) and a data module of Imago."
+            "evaluate needs a network (a torch.nn.Module; of a classifier, classifier.model.net) and a data module of "
+            f"Imago, got {type(net).__name__} and {type(data).__name__}."
         )
     _check_logits(net.to(device).eval(), data, split, device)
     losses = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
@@ -55,11 +55,11 @@ def _check_logits(net: nn.Module, data: ImageDataModule, split: str, device: str
     logits, classes = net(images), len(data.class_names)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"The network gives {what} for an image: logits (n, {classes}) are wanted.")
+        raise UserError(f"The network must return logits of shape (n, {classes}), got {what}.")
     if logits.shape[1] != classes:
-        raise UserError(f"The network gives {logits.shape[1]} logits for {classes} classes.")
+        raise UserError(f"The network returns {logits.shape[1]} logits for {classes} classes.")
     if not torch.isfinite(logits).all():
-        raise UserError("The network gives logits that are not finite.")
+        raise UserError("The network returns logits that are not finite.")
 
 
 def confusion_matrix(
@@ -106,13 +106,15 @@ def _array(values: Any) -> Any:
 def _indices(labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]) -> tuple[Any, Any]:
     names = [] if isinstance(class_names, str | int) else list(class_names)
     if len(set(names)) != len(names) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"class_names={class_names!r}: give a list of different names.")
+        raise UserError(f"class_names must be a list of different names, got {class_names!r}.")
     true, predicted = (_array(values) for values in (labels, predictions))
     if true.size == 0:
-        raise UserError("There are no labels: give at least one.")
+        raise UserError("There must be at least one label.")
     if true.shape != predicted.shape or true.ndim != 1:
-        raise UserError(f"There are {true.shape} labels and {predicted.shape} predictions: give one of each per image.")
+        raise UserError(
+            f"There must be one label and one prediction per image, got shapes {true.shape} and {predicted.shape}."
+        )
     for name, indices in (("labels", true), ("predictions", predicted)):
         if len(indices) and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(class_names)):
-            raise UserError(f"{name} have to be indices of the {len(class_names)} class names.")
+            raise UserError(f"{name} must be indices of the {len(class_names)} class names.")
     return true, predicted

@@ -56,7 +56,7 @@ class PredictData(CopyingDataModule):
 
 def _log_damage(damage: dict[str, str]) -> None:
     for path, what in damage.items():
-        log.warning("%s is damaged inside, and read with wrong pixels: %s", path, what)
+        log.warning("%s is damaged inside and decodes to wrong pixels: %s", path, what)
 
 
 def predict(
@@ -96,5 +96,5 @@ def _pass(trainer: Trainer, member: Classifier, data: PredictData) -> Rows:
     trainer.predict(member.model, datamodule=data, return_predictions=False)
     rows = collected_rows(trainer)
     if rows.index != list(range(len(data.loader.dataset))):
-        raise RuntimeError(f"{len(rows.index)} images came back of {len(data.loader.dataset)}")
+        raise RuntimeError(f"{len(rows.index)} of {len(data.loader.dataset)} images were predicted")
     return rows

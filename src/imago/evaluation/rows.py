@@ -16,7 +16,7 @@ from imago.files import atomic_write, strict
 from imago.report.plots import shorten
 
 MANY_CLASSES, BEST = 100, 5
-"""With so many classes or more, predictions have the best five of an image instead of all probabilities."""
+"""Number of classes from which on predictions have the best five of an image instead of all probabilities."""
 
 
 BYTES_OF_A_NUMBER = 22

@@ -75,7 +75,7 @@ class Score:
         for name, value in own.items():
             if name in self.extra and abs(self.extra[name] - value) > 1e-4:
                 log.warning(
-                    "%s of your metrics is %s; the reports keep scikit-learn's: %s", name, self.extra[name], value
+                    "Your metric %s is %s. The reports show that of scikit-learn: %s", name, self.extra[name], value
                 )
         return {
             "split": self.split,

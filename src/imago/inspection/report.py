@@ -28,19 +28,19 @@ def show(findings: Findings, folder: Path) -> None:
     title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
     by_kind = findings.of_kind()
     if not by_kind:
-        console().print(f"{title}: nothing was found.", soft_wrap=True, highlight=False, markup=False)
+        console().print(f"{title}: no problems found.", soft_wrap=True, highlight=False, markup=False)
         return
     table = Table(title=Text(title))
-    for column in ("found", "files", "for example"):
+    for column in ("problem", "files", "examples"):
         table.add_column(column, justify="right" if column == "files" else "left", overflow="fold")
     for kind, faults in by_kind.items():
         level, meaning = KINDS[kind]
         named = "\n".join(f"  {_in_a_line(fault)}" for fault in faults[:NAMED])
         table.add_row(Text(kind, style=STYLES[level]), str(len(faults)), Text(f"{meaning}\n{named}"))
     console().print(table)
-    lines = [f"All of it, with pictures: {folder / 'doctor.html'} (.md, .json)"]
+    lines = [f"Full report with images: {folder / 'doctor.html'} (.md, .json)"]
     if excluded := findings.to_exclude():
-        lines.append(f"To train without the {len(excluded)} worst: data.exclude={folder / 'exclude.txt'}")
+        lines.append(f"Recommended: exclude {len(excluded)} of these files with data.exclude={folder / 'exclude.txt'}")
     for line in lines:
         console().print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -64,7 +64,7 @@ def write(findings: Findings, folder: Path) -> None:
     for kind, faults in by_kind.items():
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
         lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]
-    write_text(folder / "doctor.md", "\n".join(lines if by_kind else [*lines, "Nothing was found.", ""]))
+    write_text(folder / "doctor.md", "\n".join(lines if by_kind else [*lines, "No problems found.", ""]))
     write_paths(folder / "exclude.txt", excluded)
     page = Environment(loader=PackageLoader("imago", "inspection"), autoescape=True, undefined=StrictUndefined)
     kinds = []

@@ -133,7 +133,7 @@ def _class_faults(
     if filled and max(filled.values()) / min(filled.values()) > IMBALANCED:
         most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
         ratio = filled[most] / filled[least]
-        detail = f"{filled[most]} against {filled[least]} of {least}: {ratio:.0f} times"
+        detail = f"{filled[most]} images, {ratio:.0f} times the {filled[least]} of {least}"
         yield Issue("imbalance", f"train/{most}", detail)
 
 
@@ -142,12 +142,12 @@ def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
     train = [image for image in seen if image.split == "train"]
     largest = max((image.largest for image in train), default=0)
     if largest and range_of(largest) < 65535:
-        detail = f"their largest value is {largest}, of 65535: data.range={range_of(largest)}, or auto"
+        detail = f"the largest value is {largest} of 65535: type data.range={range_of(largest)}, or auto"
         yield Issue("part of the range", next(image.path for image in train if image.largest == largest), detail)
     fractions = sorted(image.fraction for image in train if image.fraction is not None)
     if fractions and (median := fractions[len(fractions) // 2]) < MOST_CUT:
         kind = "cut off" if median < MUCH_CUT else "part of the picture"
-        yield Issue(kind, "train", f"the network sees {median:.0%} of a picture (median)")
+        yield Issue(kind, "train", f"the network sees {median:.0%} of an image (median)")
 
 
 def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path) -> ImageFacts:

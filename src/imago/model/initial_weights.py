@@ -39,20 +39,20 @@ def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[
     loaded = [name for name in fits if name not in head and not name.endswith("num_batches_tracked")]
     if not loaded:
         raise UserError(
-            f"model.init_from={name} holds no weights that fit this network: it has {shortened(weights)}; the network "
+            f"model.init_from={name} has no weights that fit this network. It has {shortened(weights)}; the network "
             f"has {shortened(own)}. Type the model= and model.net.name= of that run."
         )
     state = OrderedDict(own | fits)
     state._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
     net.load_state_dict(state)
     new, unused = sorted(own.keys() - fits.keys()), sorted(weights.keys() - fits.keys())
-    log.info("model.init_from=%s: %d of the network's %d tensors are from there", name, len(fits), len(own))
+    log.info("model.init_from=%s: loaded %d of the network's %d tensors", name, len(fits), len(own))
     if new:
-        why = "" if same or not set(new) & head else " (the head: the classes are others, or not known)"
-        remark = "" if set(new) <= head else ", some of them besides the head"
-        (log.warning if remark else log.info)("New%s%s: %s", remark, why, shortened(new, 20))
+        why = "" if same or not set(new) & head else " (the head: the classes differ, or are unknown)"
+        remark = "" if set(new) <= head else ", not only in the head"
+        (log.warning if remark else log.info)("Newly initialised%s%s: %s", remark, why, shortened(new, 20))
     if unused:
-        log.info("Left out: %s", shortened(unused, 20))
+        log.info("Not used: %s", shortened(unused, 20))
     return seen
 
 

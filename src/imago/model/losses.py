@@ -14,8 +14,8 @@ from imago.terminal import shortened
 from imago.wiring import arguments
 
 DIVERGENCE_HINT = (
-    "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1; "
-    "model.on_bad_loss=skip leaves single batches out."
+    "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1. "
+    "To skip single batches, type model.on_bad_loss=skip."
 )
 
 
@@ -45,7 +45,9 @@ class CriterionsComposition(nn.Module):
             if unknown:
                 raise UserError(f"{option} names {', '.join(unknown)}, but the criterions are {', '.join(criterions)}.")
         if "total" in self.criterions or not self.criterions:
-            raise UserError("Give at least one criterion, and call none of them 'total': that is their weighted sum.")
+            raise UserError(
+                "There must be at least one criterion, and none may be named 'total', which is their weighted sum."
+            )
         self.weights = dict(weights or {})
         self.class_weights: Tensor | None = None
         """Weights by label, float32 (classes,). Each image's loss is multiplied by that of its class before the mean,
@@ -88,8 +90,8 @@ class CriterionsComposition(nn.Module):
 def _per_image(name: str, criterion: Any, inputs: Batch) -> Tensor:
     if getattr(criterion, "reduction", None) != "mean":
         raise UserError(
-            f"model.criterions.criterions.{name}: the loss of each single image is needed, which losses of torch.nn "
-            "with reduction=mean can give."
+            f"model.criterions.criterions.{name}: a loss value per image is needed. Losses of torch.nn with "
+            "reduction=mean provide it."
         )
     criterion.reduction = "none"
     try:
@@ -97,7 +99,7 @@ def _per_image(name: str, criterion: Any, inputs: Batch) -> Tensor:
     finally:
         criterion.reduction = "mean"
     if not losses.ndim:
-        raise UserError(f"model.criterions.criterions.{name} gives one number for a batch, whatever its reduction is.")
+        raise UserError(f"model.criterions.criterions.{name} returns one number per batch, even with reduction=none.")
     return losses if losses.ndim == 1 else losses.flatten(1).mean(dim=1)
 
 
@@ -174,7 +176,9 @@ def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, cl
         UserError: A name is not a class, or a weight is negative or not finite.
     """
     if isinstance(weights, str):
-        raise UserError(f"model.class_weights={weights}: give auto, or class names with their weights, {{NAME: 5}}.")
+        raise UserError(
+            f"model.class_weights must be auto, or class names with weights such as {{NAME: 5}}; got {weights}."
+        )
     if isinstance(weights, Mapping):
         if unknown := [str(name) for name in weights if str(name) not in class_names]:
             close = difflib.get_close_matches(unknown[0], class_names, n=1)
@@ -186,5 +190,5 @@ def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, cl
     if len(weights) != len(class_names):
         raise UserError(f"model.class_weights has {len(weights)} weights for {len(class_names)} classes.")
     if any(not isinstance(weight, int | float) or not 0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise UserError(f"model.class_weights={list(weights)}: give numbers of 0 or more, not all 0.")
+        raise UserError(f"model.class_weights must be numbers of 0 or more, not all 0; got {list(weights)}.")
     return torch.tensor(weights, dtype=torch.float32)

@@ -84,12 +84,12 @@ class DictModule(EpochLosses):
     ) -> None:
         super().__init__([*criterions.criterions, "total"])
         if on_bad_loss not in ON_BAD_LOSS:
-            raise UserError(f"model.on_bad_loss={on_bad_loss}: give {' or '.join(ON_BAD_LOSS)}.")
+            raise UserError(f"model.on_bad_loss must be {' or '.join(ON_BAD_LOSS)}, got {on_bad_loss}.")
         self.class_names = list(class_names)
         if net is None and (forward_fn is None or freeze is not None or init_from is not None):
             raise UserError(
-                "model.net is missing: choose a network, model=resnet18 for example. model.forward_fn alone can be the "
-                "network, without model.freeze and model.init_from."
+                "model.net is missing. Choose a network, for example model=resnet18. model.forward_fn can replace it "
+                "if model.freeze and model.init_from are not set."
             )
         self.net = net(num_classes=len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
@@ -98,7 +98,7 @@ class DictModule(EpochLosses):
         self.optimizer = optimizer
         self.scheduler = scheduler
         if scheduler_interval not in (None, "step", "epoch"):
-            raise UserError(f"model.scheduler_interval={scheduler_interval}: give step, epoch or null.")
+            raise UserError(f"model.scheduler_interval must be step, epoch or null, got {scheduler_interval}.")
         self.scheduler_interval = scheduler_interval
         self.forward_fn = forward_fn
         self.monitor = monitor
@@ -116,7 +116,7 @@ class DictModule(EpochLosses):
         if self.frozen:
             self.train()  # all but the frozen layers
         if norm not in (None, "group"):
-            raise UserError(f"model.norm={norm}: give group, or null.")
+            raise UserError(f"model.norm must be group or null, got {norm}.")
         whole = self.net if net is not None or forward_fn is None else forward_fn
         self.replaced_norms = with_group_norm(whole, self.frozen) if norm == "group" else []
         self.seen_images: Tensor | None = None
@@ -181,7 +181,7 @@ class DictModule(EpochLosses):
         if self.forward_fn is not None:
             batch = self.forward_fn(batch)
             if missing := {"logits", "prediction"} - batch.keys():
-                raise UserError(f"model.forward_fn leaves no {' and no '.join(sorted(missing))} in the batch.")
+                raise UserError(f"model.forward_fn does not add {' and '.join(sorted(missing))} to the batch.")
             return batch
         logits = self.net(batch["image"])
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
@@ -191,7 +191,7 @@ class DictModule(EpochLosses):
         if self.on_bad_loss == "skip" and not torch.isfinite(losses["total"]):
             self.skipped_batches += 1
             where = bad_loss(losses["total"].item(), self.current_epoch, batch_idx, self.global_step)
-            log.warning("%s: the batch is skipped", where)
+            log.warning("%s: skipping the batch", where)
             return None
         batch = self._counted(batch, losses, "train")
         self._train_losses.note(batch["loss"].detach(), self.current_epoch, batch_idx, self.global_step)
@@ -260,7 +260,7 @@ class DictModule(EpochLosses):
 
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
-            raise UserError("model.optimizer=null: the network can be scored, not trained.")
+            raise UserError("model.optimizer=null: without an optimizer, the network can be scored but not trained.")
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(self.optimizer, trained, self.device, self.trainer)
         config = None

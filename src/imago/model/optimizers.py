@@ -54,7 +54,7 @@ def make_optimizer(
         return make(parameters, **_fused(make, device, trainer))
     except (TypeError, ValueError) as error:
         settings = getattr(make, "keywords", {})
-        raise UserError(f"model.optimizer refuses {settings}: {error}") from error
+        raise UserError(f"model.optimizer does not accept {settings}: {error}") from error
 
 
 def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Trainer) -> dict[str, bool]:
@@ -78,7 +78,7 @@ def make_scheduler(
     if takes_total_steps(make):
         if math.isinf(planned):
             raise UserError(
-                "model.scheduler plans the steps of the whole run, which has no end: type trainer.max_epochs=, or "
+                "model.scheduler needs the number of steps, but this run has no end. Type trainer.max_epochs=, or "
                 "model.scheduler=null."
             )
         scheduler = make(optimizer, total_steps=int(planned))
@@ -86,13 +86,13 @@ def make_scheduler(
         scheduler = make(optimizer)
     if (steps := getattr(scheduler, "total_steps", None)) is not None and steps < planned:
         raise UserError(
-            f"model.scheduler has {steps} steps, but it will be stepped {planned:g} times: leave total_steps (or "
-            "epochs and steps_per_epoch) out, and it is set to that."
+            f"model.scheduler has {steps} steps, but it will be stepped {planned:g} times. Remove total_steps (or "
+            "epochs and steps_per_epoch) to set it automatically."
         )
     config: dict[str, Any] = {"scheduler": scheduler, "interval": interval}
     if isinstance(scheduler, ReduceLROnPlateau):
         if interval == "step":
-            raise UserError("model.scheduler_interval=step: a plateau is looked for after validation. Type epoch.")
+            raise UserError("model.scheduler_interval=step: ReduceLROnPlateau needs a validation result. Type epoch.")
         # on_train_epoch_end steps it: Lightning would only do so when the epoch's checkpoint is written
         config |= {"monitor": monitor, "frequency": sys.maxsize}
     return config

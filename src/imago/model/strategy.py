@@ -80,8 +80,8 @@ class Strategy:
         """
         if state:
             raise UserError(
-                "The checkpoint was trained with another strategy, whose promises would not hold for what goes on from "
-                "it. Type the same one (strategy=dp)."
+                "The checkpoint was trained with another strategy, whose guarantees would not hold after training "
+                "without it. Type the same one (strategy=dp)."
             )
 
     def stop_reason(self) -> str | None:

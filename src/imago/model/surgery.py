@@ -56,8 +56,8 @@ def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
         net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
     if norms:
         log.warning(
-            "model.norm=group: %d BatchNorm layers are GroupNorm now; their pretrained weights and statistics, if any, "
-            "are gone: %s",
+            "model.norm=group: replaced %d BatchNorm layers by GroupNorm, without their pretrained weights and "
+            "statistics: %s",
             len(norms),
             ", ".join(name for name, _ in norms),
         )
@@ -73,7 +73,7 @@ def freeze_layers(
         UserError: `freeze` is not `backbone`.
     """
     if freeze != "backbone":
-        raise UserError(f"model.freeze={freeze}: give backbone (train the head only) or null.")
+        raise UserError(f"model.freeze must be backbone (train the head only) or null, got {freeze}.")
     head = head_names(without_weights(make), len(class_names))
     for name, parameter in net.named_parameters():
         parameter.requires_grad = name in head

@@ -54,7 +54,11 @@ def torchvision_net(
         try:
             pretrained = _named_weights(name, "DEFAULT")
         except ConnectionError as error:
-            log.warning("model.net.weights=auto: training %s from scratch: no weights (%s)", name, error.__cause__)
+            log.warning(
+                "model.net.weights=auto: training %s from scratch, because there are no weights (%s)",
+                name,
+                error.__cause__,
+            )
             return net
     elif Path(weights).suffix in WEIGHT_FILES or Path(weights).is_file():
         pretrained = read_weights(Path(weights))
@@ -75,7 +79,7 @@ def read_weights(path: Path, key: str = "model.net.weights") -> StateDict:
     `key` is the setting that names the file, for messages.
     """
     if not path.is_file():
-        raise MissingFileError(f"{key}={path} is not there.")
+        raise MissingFileError(f"{key}={path} does not exist.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -86,16 +90,16 @@ def read_weights(path: Path, key: str = "model.net.weights") -> StateDict:
     except ForeignError as error:
         raise UserError(f"{key}={path} {error}") from error
     except Exception as error:
-        raise UserError(f"{key}={path} holds no weights that can be read safely: {error}") from error
+        raise UserError(f"{key}={path} has no weights that can be read safely: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{key}={path} is no state dict (name -> tensor).")
+        raise UserError(f"{key}={path} is not a state dict (name -> tensor).")
     return state
 
 
 def _side(name: str, image_size: Sequence[int]) -> int:
     if name.startswith(("vit_", "maxvit_")) and len(set(image_size)) > 1:
         raise UserError(
-            f"data.image_size={list(image_size)}: {name} sees squares. Type data.image_size={image_size[0]}"
+            f"data.image_size={list(image_size)}: {name} needs square images. Type data.image_size={image_size[0]}"
         )
     return image_size[0]
 
@@ -109,7 +113,7 @@ def _build(name: str, num_classes: int, image_size: int) -> nn.Module:
         patch = int(name.rpartition("_")[2])
         if image_size % patch:
             raise UserError(
-                f"data.image_size={image_size}: {name} cuts images into patches of {patch} pixels. "
+                f"data.image_size={image_size}: {name} divides images into patches of {patch} pixels. "
                 f"Type data.image_size={max(1, round(image_size / patch)) * patch}"
             )
         special["image_size"] = image_size
@@ -122,8 +126,8 @@ def _named_weights(name: str, weights: str) -> StateDict:
     known = models.get_model_weights(name)
     if weights not in known.__members__:
         raise UserError(
-            f"model.net.weights={weights}: {name} has {', '.join(known.__members__)}; "
-            "also auto, null (from scratch), or a .safetensors or .pth file."
+            f"model.net.weights of {name} must be {', '.join(known.__members__)}, auto, null (from scratch), or a "
+            f".safetensors or .pth file; got {weights}."
         )
     choice = known[weights]
     file = Path(torch.hub.get_dir(), "checkpoints", Path(choice.url).name)
@@ -136,12 +140,10 @@ def _named_weights(name: str, weights: str) -> StateDict:
         raise DownloadError(
             f"The weights of {name} are not cached and could not be downloaded ({error}). Either\n"
             f"  type model.net.weights=null to train from scratch, or\n"
-            f"  fetch {choice.url} yourself and place it at {file}"
+            f"  download {choice.url} yourself and save it as {file}"
         ) from error
     except Exception as error:
-        raise UserError(
-            f"{file} holds no weights that can be read safely ({error}). Remove it and try again."
-        ) from error
+        raise UserError(f"{file} has no weights that can be read safely ({error}). Remove it and try again.") from error
 
 
 @contextmanager
@@ -164,10 +166,10 @@ def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> N
     if not left_out <= head:
         wrong = sorted(left_out - head)
         raise UserError(
-            f"The {what} do not fit: {len(wrong)} tensors other than the head's are missing or of another shape "
-            f"({', '.join(wrong[:3])}…). Give the weights of the same network, or model.net.weights=null."
+            f"The {what} do not fit: besides the head, {len(wrong)} tensors are missing or of a different shape "
+            f"({', '.join(wrong[:3])}…). Use weights of the same network, or type model.net.weights=null."
         )
     state = OrderedDict(own | fits)
     state._metadata = getattr(pretrained, "_metadata", None)  # type: ignore[attr-defined]  # mnasnet's version
     net.load_state_dict(state)
-    log.info("Loaded the %s%s", what, f"; new: {', '.join(sorted(left_out))}" if left_out else "")
+    log.info("Loaded the %s%s", what, f"; newly initialised: {', '.join(sorted(left_out))}" if left_out else "")

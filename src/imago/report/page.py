@@ -123,7 +123,7 @@ def _templates(name: str) -> Environment:
     )
     environment.filters |= {
         "number": format_number,
-        "percent": lambda share: f"{100 * share:.1f} %",
+        "percent": lambda share: f"{100 * share:.1f}%",
         "yaml": format_yaml,
         "cell": _cell,
     }

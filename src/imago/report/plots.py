@@ -51,7 +51,7 @@ def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str
     figure.suptitle(title)
     with np.errstate(invalid="ignore"):
         shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
-    panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "share of the true class", "{:.2f}", 1.0))
+    panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "fraction of the true class", "{:.2f}", 1.0))
     for number, (values, what, form, greatest) in enumerate(panels):
         left = room + number * (side + room + right)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
@@ -102,7 +102,7 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float, title: str
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 1)})
     lows, widths = [entry["low"] for entry in bins], [entry["high"] - entry["low"] for entry in bins]
     upper.bar(lows, [entry["accuracy"] for entry in bins], widths, align="edge", edgecolor="white", label="accuracy")
-    upper.plot([0, 1], [0, 1], "k--", linewidth=1, label="as right as sure")
+    upper.plot([0, 1], [0, 1], "k--", linewidth=1, label="perfect calibration")
     upper.plot(
         [entry["confidence"] for entry in bins], [entry["accuracy"] for entry in bins], "o", markersize=4, color="C1"
     )

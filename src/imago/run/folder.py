@@ -76,12 +76,12 @@ class RunFolder:
         status_file = path / "status.json"
         strange = [entry.name for entry in path.iterdir() if entry.name not in (run_lock.FILE, ".hydra")]
         if not status_file.is_file() and any(not fnmatch(name, LEFT_OVER) for name in strange):
-            raise RunFolderError(f"{path} holds files of something else than a run. Give another hydra.run.dir=.")
+            raise RunFolderError(f"{path} has files, but is not a run folder. Type another hydra.run.dir=.")
         former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
         if not run_lock.take(path) or (not run_lock.held(path) and _is_alive(former)):
             raise RunFolderError(
-                f"{path} is in use by the running process {former.get('pid', '')} on {former.get('host', 'a machine')}."
-                " Give another hydra.run.dir=."
+                f"{path} is in use by process {former.get('pid', '')} on {former.get('host', 'a machine')}."
+                " Type another hydra.run.dir=."
             )
         if not goes_on and (refusal := _taken_by(former, path)):
             run_lock.release(path)
@@ -174,11 +174,11 @@ class RunFolder:
 def _taken_by(former: dict[str, Any], path: Path) -> str | None:
     """Reason why a new run cannot have the folder; None if nothing would be lost."""
     if former.get("status") == "completed":
-        return f"{path} holds a finished run. Give another hydra.run.dir=, or remove the folder."
+        return f"{path} contains a finished run. Type another hydra.run.dir=, or remove the folder."
     if former and any(path.glob("checkpoints/*.ckpt")):
         return (
-            f"{path} holds an unfinished run with a checkpoint. Go on with it:\n  resume={path}\n"
-            "(auto_resume=true makes the same command do that), or give another hydra.run.dir=."
+            f"{path} contains an unfinished run with a checkpoint. Resume it with\n  resume={path}\n"
+            "(auto_resume=true resumes it with the same command), or type another hydra.run.dir=."
         )
     return None
 
@@ -192,12 +192,12 @@ def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
     if name != LATEST:
         folder = Path(name).expanduser().absolute()
         if not (folder / "status.json").is_file():
-            raise UserError(f"{name} is not a run folder: give one (it holds status.json), or the word latest.")
+            raise UserError(f"{name} is not a run folder. Type the path of one (it contains status.json), or latest.")
         return folder
     runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
     trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
     if not trained:
-        raise UserError(f"latest: no run below {log_dir} has {holding}. Train first, or give a run folder.")
+        raise UserError(f"latest: no run in {log_dir} has {holding}. Train first, or type the path of a run folder.")
     return max(trained, key=_began)
 
 

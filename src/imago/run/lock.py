@@ -79,7 +79,7 @@ def is_taken(folder: Path) -> bool:
     if held(folder):
         return True
     if fcntl is None:
-        raise OSError("there are no locks here")
+        raise OSError("file locks are not available here")
     with suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # needs no write permission

@@ -113,7 +113,7 @@ def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | No
     check_own_targets(cfg, run.invocation.overrides)
     draws_val = data.sets.drawn_val is not None
     if cfg.train and trained is None and not draws_val and is_users_own("data.val_ratio", run.invocation):
-        raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Leave it out.")
+        raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Remove it.")
     return data
 
 
@@ -205,15 +205,15 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         kind = type(callback).__name__
         if is_scored and callback.save_weights_only:
             raise UserError(
-                f"{kind}: the checkpoint that is scored has to be a whole one. Leave save_weights_only out, or keep "
-                "callbacks.model_checkpoint beside it"
+                f"{kind}: the checkpoint that is scored must be complete. Remove save_weights_only, or keep "
+                "callbacks.model_checkpoint as well"
             )
         name, folder = str(callback.filename), Path(str(callback.dirpath))
         if name in RESERVED or (callback not in own and own and name == "best" and folder == Path(str(own[0].dirpath))):
-            raise UserError(f"{kind}.filename={name}: that file is the run's own. Give another filename, or dirpath")
+            raise UserError(f"{kind}.filename={name} is reserved for the run. Type another filename or dirpath")
         if is_scored and callback.save_top_k not in (0, 1) and "{" not in name and callback not in own:
-            what = f"{kind}.save_top_k={callback.save_top_k} with one filename keeps the last, not the best"
-            raise UserError(f"{what}. Give a filename with {{epoch}}, or keep callbacks.model_checkpoint")
+            what = f"{kind}.save_top_k={callback.save_top_k} with a fixed filename keeps the last, not the best"
+            raise UserError(f"{what}. Type a filename with {{epoch}}, or keep callbacks.model_checkpoint")
 
 
 def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
@@ -271,7 +271,7 @@ def read_back(cfg: DictConfig, file: Path) -> None:
         check_weights(checkpoint, _make_model_again(carries.model, checkpoint["imago"]["class_names"]), file)
     except Exception as error:  # a network may raise anything for other arguments
         unsigned = (
-            "" if own else f" It is not signed, so it is read like a stranger's: {why_unsigned() or 'other types'}"
+            "" if own else f" It is not signed, and is read like that of a stranger: {why_unsigned() or 'other types'}"
         )
         message = f"{message_of(error)}{unsigned}"
         raise UserError(f"ml-eval could not read the checkpoints of this run: {message}") from error
@@ -283,7 +283,7 @@ def _make_model_again(node: DictConfig, class_names: Sequence[str]) -> DictModul
         with MetaMemory(2**62):
             return make_model(node, class_names)
     except Exception:
-        log.debug("The network cannot be made without memory", exc_info=True)
+        log.debug("The network cannot be created on the meta device", exc_info=True)
         return make_model(node, class_names)
 
 

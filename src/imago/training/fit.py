@@ -60,7 +60,7 @@ def train(
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
         log.warning(
-            "%s, which is scored, has %s %.4f; the best in training was %.4f: it is not the best checkpoint",
+            "%s, which is scored, has %s %.4f, but the best in training was %.4f: it is not the best checkpoint",
             result.weights,
             monitor,
             own,
@@ -80,7 +80,7 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
     cap = max(1, min(steps // POINTS_OF_A_CURVE, batches))
     asked: int = option_of(trainer, "log_every_n_steps")
     if asked > cap:
-        log.info("The run is short: train/loss_step is logged every %d steps, not every %d", cap, asked)
+        log.info("The run is short: logging train/loss_step every %d steps instead of every %d", cap, asked)
         log_every(trainer, cap)
 
 
@@ -94,7 +94,7 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
             run.sections.setdefault("Progress", {})["stopped early"] = reason
     timers = callbacks_of(trainer, Timer)
     if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
-        reason = f"the time is over (trainer.max_time), after {trainer.current_epoch} epochs"
+        reason = f"trainer.max_time was reached after {trainer.current_epoch} epochs"
         log.info("Training ended: %s", reason)
         run.sections.setdefault("Progress", {})["ended"] = reason
         run.update(reason=reason)
@@ -104,7 +104,7 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
         run.update(reason=spent)
         return
     if trainer.current_epoch == epochs_before and run.resume_from is not None:
-        log.info("All epochs had been trained when the run ended: what is left is to score it")
+        log.info("All epochs were trained already: only the scores are left")
     elif trainer.current_epoch == epochs_before:
         log.warning(
             "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",

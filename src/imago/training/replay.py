@@ -32,11 +32,11 @@ def compare(before: Path, now: Path) -> dict[str, Any]:
 def describe_replay(found: dict[str, Any]) -> str:
     """Describe the result of `compare` in sentences."""
     if not found["different"]:
-        return f"The replay of {found['replayed']} came out the same, to the bit."
-    around = "; ".join(found["around"]) or "nothing that is known: type deterministic=true for both"
+        return f"The replay of {found['replayed']} is bit-identical."
+    around = "; ".join(found["around"]) or "nothing known. Type deterministic=true for both runs"
     return (
-        f"The replay of {found['replayed']} came out differently: {', '.join(found['different'])}.\n"
-        f"What has changed around it: {around}."
+        f"The replay of {found['replayed']} differs: {', '.join(found['different'])}.\n"
+        f"Changes in its environment: {around}."
     )
 
 

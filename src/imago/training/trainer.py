@@ -68,8 +68,8 @@ def mixed_precision(accelerator: str) -> str:
     if _cpu_has_bf16():
         return "bf16-mixed"
     log.warning(
-        "trainer=amp: this CPU computes bf16 by detours, which takes longer than 32 bits: 32 bits are used. "
-        "Type trainer.precision=bf16-mixed to have it all the same"
+        "trainer=amp: this CPU has no native bf16, and emulation is slower than 32 bits: using 32 bits. "
+        "To use bf16 anyway, type trainer.precision=bf16-mixed"
     )
     return "32-true"
 
