@@ -43,6 +43,8 @@ TRIED = {  # the override -> the module with the test that trains with it
     "data.train_transform.batch.flip=null": "test_privacy.py",
     "data.exclude=RUN/exclude.txt": "test_new_images.py",
     "data.split_file=splits.csv": "test_commands.py",
+    "data.test_ratio=0.2": "test_test_ratio.py",
+    "data.relabel=corrections.csv": "test_relabel.py",
     "trainer.accumulate_grad_batches=2": "test_groups.py",
     "model.criterions.criterions.ce.label_smoothing=0.1": "test_train.py",
     "model.optimizer={_target_: torch.optim.RMSprop, _partial_: true, lr: 0.001}": "test_mistakes.py",
@@ -138,6 +140,8 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
         return
     if any("exclude" in word for word in words):
         Path(digits_run.dir, "exclude.txt").write_text("train/red/000.png\n")
+    if any("relabel" in word for word in words):
+        (workplace / "corrections.csv").write_text("path,label\ntrain/red/000.png,blue\n")
     if any("split_file" in word for word in words):
         type_split(["PHOTOS", "--output", "splits.csv"])
     small = (

@@ -33,6 +33,7 @@ class AtMost:
 Positive = Annotated[int, AtLeast(1)]
 ZeroOrMore = Annotated[int, AtLeast(0)]
 ValRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
+TestRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)] | None
 ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]
 
 

@@ -36,6 +36,8 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
         return
     if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
         raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
+    if cfg.data.get("relabel") is not None:
+        raise UserError("ml-doctor checks the folder as it is, without corrected labels: type data.relabel=null")
 
 
 def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:

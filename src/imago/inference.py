@@ -55,6 +55,11 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
         raise UserError(f"source={cfg.source} and split={cfg.split}: type only one of them.")
+    if cfg.source is not None and cfg.data.get("relabel") is not None and "data.relabel" in invocation.keys:
+        raise UserError(
+            f"data.relabel={cfg.data.relabel} is for the splits of the data. With source=, labels come from the "
+            "folders, or from a CSV with the columns path and label: source=FILE.csv"
+        )
     if cfg.weights is not None:
         if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
             raise UserError(
@@ -145,7 +150,7 @@ def _images(
     """Map the name of each file that is written, without its suffix, to its images."""
     from imago.checkpoint.fits import check_data
     from imago.data.sources import read_source
-    from imago.training.build import make_data
+    from imago.training.build_data import make_data
 
     if cfg.source is not None:
         source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)

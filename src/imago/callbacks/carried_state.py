@@ -59,6 +59,7 @@ class CarriedState(Callback):
             "git": dict(git_state()),
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
+            "drawn_test": data.sets.drawn_test,
             **({"train_images": self._trained_on(data)} if pl_module.strategy.shows_train_images else {}),
             "progress": capture_state(trainer, pl_module),
         }

@@ -11,7 +11,7 @@ from imago.errors import UserError
 
 
 class LabelledImages(Protocol):
-    """The part of a data module that the checks read: its classes, and how val was drawn."""
+    """The part of a data module that the checks read: its classes, and how val and test were drawn."""
 
     sets: Any
 
@@ -38,14 +38,22 @@ def check_data(entry: dict[str, Any], data: LabelledImages, path: str | Path) ->
 
 
 def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
-    """Raise ValueError if val was drawn from train differently than for the checkpoint."""
-    drawn, now = entry["drawn_val"], data.sets.drawn_val
-    if drawn is not None and now is not None and drawn != now:
-        which = f"ckpt_path={path}" if path else "The checkpoint"
-        what = f"{which} was trained with a different val split drawn from train, so it has seen images of this one. "
-        if drawn.get("by") != now.get("by"):
-            raise UserError(f"{what}It was written by an earlier Imago. Train again, or use data with a val split.")
-        raise UserError(f"{what}Type seed={drawn['seed']} data.val_ratio={drawn['val_ratio']}")
+    """Raise ValueError if val or test was drawn from train differently than for the checkpoint, or if test was drawn
+    from images that it may have been trained on without saying so."""
+    which = f"ckpt_path={path}" if path else "The checkpoint"
+    draws = {"val": (entry["drawn_val"], data.sets.drawn_val), "test": (entry.get("drawn_test"), data.sets.drawn_test)}
+    for split, (drawn, now) in draws.items():
+        if drawn is not None and now is not None and drawn != now:
+            what = f"{which} was trained with a different {split} split drawn from train, so it has seen images of this one. "
+            if drawn.get("by") != now.get("by"):
+                raise UserError(f"{what}It was written by an earlier Imago. Train again, or use data with a {split} split.")
+            ratio = f"{split}_ratio"
+            raise UserError(f"{what}Type seed={drawn.get('seed')} data.{ratio}={drawn.get(ratio)}")
+    if draws["test"][0] is None and draws["test"][1] is not None and entry.get("train_images") is None:
+        raise UserError(
+            f"{which} does not record its training images, and it was trained without data.test_ratio, so it may have "
+            "seen images of this test split. Type data.test_ratio=null"
+        )
 
 
 def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:

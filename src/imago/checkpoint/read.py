@@ -151,6 +151,8 @@ def _check_entry(checkpoint: Checkpoint, where: str) -> None:
         raise UserError(f"{where} is damaged: it lacks {', '.join(missing)}.")
     if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
         raise UserError(f"{where} is damaged: its entry about the data is not valid.")
+    if not all(isinstance(entry.get(key), dict | None) for key in ("drawn_val", "drawn_test")):
+        raise UserError(f"{where} is damaged: it does not say how its splits were drawn.")
     seen = entry.get("train_images")
     if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
         raise UserError(f"{where} is damaged: its train images are not a list of numbers.")

@@ -28,7 +28,7 @@ TRAINER_COMMAND_KEYS = (
 """Options of the Trainer that say where and how much a command runs: a checkpoint has none of them."""
 RESOLVERS = ("best_mode", "direction", "joined", "share_of_fit", "slug", "without_stage")
 """Resolvers that any config may call: their results depend on their arguments alone."""
-PATHS = re.compile(r"(^|_)(dir|file|files|root|path)$")
+PATHS = re.compile(r"(^|_)(dir|file|files|root|path|exclude|relabel)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")
 LETTERS_OF_A_LEAF = 100
 MOST_TEXT, MOST_DEPTH, MOST_LEAVES, LONGEST_LOOKUP = 2**16, 100, 20_000, 500

@@ -14,12 +14,13 @@ from imago.terminal import shortened
 MOST_LISTED = 20  # names in a message
 
 
-def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
+def read_tree(root: Path, val_ratio: float, seed: int, test_ratio: float | None = None) -> ImageSets:
     """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
-    a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split. A `test`
-    folder without class folders is left out, with a note.
+    a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split; with
+    `test_ratio`, such a fraction becomes the test split. A `test` folder without class folders is left out, with a
+    note.
     """
     folders, unlabelled = labelled_splits(root)
     classes_of = {name: class_folders(folder) for name, folder in folders.items()}
@@ -29,7 +30,7 @@ def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
         _note_unlabelled(tree, folder)
     _check_classes(root, folders, classes_of, class_names)
     _read_splits(root, tree, folders, classes_of)
-    tree.draw_val(val_ratio, seed)
+    tree.draw_splits(val_ratio, seed, test_ratio)
     return tree
 
 

@@ -12,7 +12,7 @@ from imago.data.images import Images, ImageSets, digest_of, file_digest
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import SPLIT_NAMES, ValRatio
+from imago.definitions import SPLIT_NAMES, TestRatio, ValRatio
 from imago.errors import DownloadError, UserError
 
 
@@ -28,6 +28,8 @@ class HuggingFaceDataModule(ImageDataModule):
         image_column: Name of the column of images.
         label_column: Name of the column of labels: a ClassLabel, or text, or whole numbers.
         val_ratio: Stratified fraction of train that becomes the val split if there is none.
+        test_ratio: Stratified fraction of train that becomes the test split; None draws none. The data set must not
+            have a test split with labels.
         seed: Seed of the split, the order and the augmentations.
         options: Those of ImageDataModule.
     """
@@ -41,15 +43,18 @@ class HuggingFaceDataModule(ImageDataModule):
         label_column: str = "label",
         val_ratio: ValRatio = 0.1,
         seed: int = 42,
+        test_ratio: TestRatio = None,
         **options: Unpack[FileOptions],
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
-        sets.draw_val(val_ratio, seed)
+        sets.draw_splits(val_ratio, seed, test_ratio)
         super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
 
 
 class ColumnImages(Images):
     """Images from rows of a `datasets.Dataset` whose `column` holds undecoded images."""
+
+    are_named = False
 
     def __init__(self, dataset: Any, column: str, rows: Sequence[int], paths: Sequence[str], labels: Sequence[int]):
         self.dataset = dataset

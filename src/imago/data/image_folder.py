@@ -8,9 +8,10 @@ from imago.data.folders import read_labelled, read_tree
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
+from imago.data.relabel import is_of_run
 from imago.data.split_files import listed_paths, read_split_file
 from imago.data.transforms import ImageTransform
-from imago.definitions import ValRatio
+from imago.definitions import TestRatio, ValRatio
 from imago.errors import NO_DATA, UserError
 
 
@@ -25,6 +26,8 @@ class ImageFolderDataModule(ImageDataModule):
         exclude: File of paths below `data_dir` to leave out, one per line; `ml-doctor` writes one.
         source: Function that returns the folder of a data set that Imago downloads or makes itself.
         val_ratio: Stratified fraction of train that becomes the val split if the folder has none.
+        test_ratio: Stratified fraction of train that becomes the test split; None draws none. The folder must not have
+            a test split.
         seed: Seed of the split, the order and the augmentations.
         decode: `fast` decodes large JPEGs at a half, a quarter or an eighth of their size if that is enough for
             `image_size`; pixels differ by about a grey level.
@@ -45,10 +48,11 @@ class ImageFolderDataModule(ImageDataModule):
         seed: int = 42,
         decode: Literal["exact", "fast"] = "exact",
         trained: Mapping[str, Any] | None = None,
+        test_ratio: TestRatio = None,
         **options: Unpack[FileOptions],
     ) -> None:
         try:
-            sets = _image_sets(data_dir, split_file, source, val_ratio, seed)
+            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio)
             sets.as_read = sets.fingerprint()
             is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:
@@ -57,6 +61,9 @@ class ImageFolderDataModule(ImageDataModule):
             is_new = True
         if is_new and trained is not None and data_dir is not None and split_file is None:
             sets = read_labelled(Path(data_dir).expanduser(), trained["class_names"])
+            if (file := options.get("relabel")) is not None and is_of_run(file, trained):
+                sets.notes.append(f"data.relabel={file} is for the data of the checkpoint: it is not applied to these")
+                options["relabel"] = None
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
         super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
@@ -65,16 +72,21 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def _image_sets(
-    data_dir: str | None, split_file: str | None, source: Callable[[], Path] | None, val_ratio: float, seed: int
+    data_dir: str | None,
+    split_file: str | None,
+    source: Callable[[], Path] | None,
+    val_ratio: float,
+    seed: int,
+    test_ratio: float | None,
 ) -> ImageSets:
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if split_file is not None:
-        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed)
+        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed, test_ratio)
     if folder is None:
         if source is None:
             raise UserError(NO_DATA)
         folder = source()
-    return read_tree(folder, val_ratio, seed)
+    return read_tree(folder, val_ratio, seed, test_ratio)
 
 
 def leave_out(sets: ImageSets, file: Path) -> None:

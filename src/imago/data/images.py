@@ -59,6 +59,8 @@ class Images(ABC):
 
     paths: Sequence[str]
     labels: Sequence[int]
+    are_named: bool = True
+    """Whether paths are names that a user knows, rather than row numbers."""
     channels: int = 3
     decode: Literal["exact", "fast"] = "exact"
     """With `fast`, `read_box` may leave out pixels that resizing would discard."""
@@ -160,35 +162,90 @@ class ImageSets:
     """Fingerprint before images were left out."""
     drawn_val: dict[str, Any] | None = None
     """`val_ratio`, `seed` and the key of the draw, if val was drawn from train."""
+    drawn_test: dict[str, Any] | None = None
+    """`test_ratio`, `seed` and the key of the draw, if test was drawn from train."""
+    relabelled: dict[str, Any] | None = None
+    """`file`, number of `images` and `digest` of the corrected labels, if `data.relabel` was applied."""
+
+    def draw_splits(self, val_ratio: float, seed: int, test_ratio: float | None = None) -> None:
+        """Draw from train a test split, unless `test_ratio` is None or 0, and then the val split, if there is none.
+
+        Raises:
+            ValueError: A fraction is out of range, train has too few images, or there is a test split already.
+        """
+        if test_ratio:
+            self.draw_test(test_ratio, seed)
+        self.draw_val(val_ratio, seed)
+        if test_ratio:
+            self.splits["test"] = self.splits.pop("test")  # listed last, as elsewhere
+
+    def draw_test(self, test_ratio: float, seed: int) -> None:
+        """Make a stratified fraction of train the test split. It is drawn before val, so that `val_ratio` does not
+        affect it, and from the other end of the range, so that it hardly affects val.
+
+        Raises:
+            ValueError: There is a test split, the fraction is out of range, or train has too few images.
+        """
+        setting = f"data.test_ratio={test_ratio}"
+        if "test" in self.splits:
+            raise UserError(
+                f"{setting}: {self.root} has a test split already, so none is drawn from train. Leave it out, or type "
+                "data.test_ratio=null"
+            )
+        if not 0 < test_ratio <= MOST_OF_TRAIN:
+            raise UserError(f"{setting}: must be above 0 and at most {MOST_OF_TRAIN}, or null for no test split.")
+        train = self.splits["train"]
+        chosen = draw_sides(train.paths, train.labels, {"test": test_ratio}, seed, from_end=True)["test"]
+        if not chosen:
+            raise UserError(
+                f"{setting}: {self.root} has too few images per class to draw a test split from train. Give three or "
+                "more of each."
+            )
+        self._move("test", chosen)
+        self.drawn_test = {"test_ratio": test_ratio, "seed": seed, "by": "path"}
+        self._note_draw("test", len(chosen), len(train), setting, seed)
 
     def draw_val(self, val_ratio: float, seed: int) -> None:
-        """Make a stratified fraction of train the val split, if there is none.
+        """Make a stratified fraction of train the val split, if there is none. A test split that was drawn before
+        counts as part of train.
 
         Raises:
             ValueError: The fraction is out of range, or train has too few images.
         """
         if "val" in self.splits:
             return
+        setting = f"data.val_ratio={val_ratio}"
         if not 0 < val_ratio <= MOST_OF_TRAIN:
             raise UserError(
                 f"data.val_ratio must be above 0 and at most {MOST_OF_TRAIN}, because {self.root} has no val split; "
                 f"got {val_ratio}."
             )
+        test_ratio = self.drawn_test["test_ratio"] if self.drawn_test is not None else 0.0
+        if val_ratio + test_ratio >= 1:
+            raise UserError(f"{setting} and data.test_ratio={test_ratio} leave nothing to train on. Type smaller ones.")
         train = self.splits["train"]
-        sides = draw_sides(train.paths, train.labels, {"val": val_ratio}, seed)
-        chosen = set(sides["val"])
+        whole = [train, self.splits["test"]] if test_ratio else [train]
+        paths, labels = [path for part in whole for path in part.paths], [n for part in whole for n in part.labels]
+        chosen = draw_sides(paths, labels, {"val": val_ratio}, seed, taken=range(len(train), len(paths)))["val"]
         if not chosen:
             raise UserError(
-                f"{self.root} has too few images per class to draw a val split from train. At least two per class are "
-                "needed."
+                f"{self.root} has too few images per class to draw a val split from train. At least "
+                f"{'three' if test_ratio else 'two'} per class are needed."
             )
-        self.splits["train"] = train.select([index for index in range(len(train)) if index not in chosen])
-        self.splits["val"] = train.select(sides["val"])
+        self._move("val", chosen)
         self.drawn_val = {"val_ratio": val_ratio, "seed": seed, "by": "path"}
+        self._note_draw("val", len(chosen), len(paths), setting, seed)
+
+    def _move(self, split: str, indices: Sequence[int]) -> None:
+        """Move images of train to a new split."""
+        train, moved = self.splits["train"], set(indices)
+        self.splits["train"] = train.select([index for index in range(len(train)) if index not in moved])
+        self.splits[split] = train.select(indices)
+
+    def _note_draw(self, split: str, count: int, total: int, setting: str, seed: int) -> None:
         self.notes.append(
-            f"no val split in {self.root}: {len(chosen)} of the {len(train)} train images "
-            f"({len(chosen) / len(train):.0%}) were drawn as the val split (data.val_ratio={val_ratio}, stratified, by "
-            f"seed {seed} and path)"
+            f"no {split} split in {self.root}: {count} of the {total} train images ({count / total:.0%}) were drawn as the "
+            f"{split} split ({setting}, stratified, by seed {seed} and path)"
         )
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:

@@ -17,6 +17,7 @@ from imago.data.decoded import DecodedImages
 from imago.data.folder_images import FolderImages
 from imago.data.images import Images, ImageSets
 from imago.data.loader import Loader
+from imago.data.relabel import relabel as correct_labels
 from imago.data.samplers import EvalBatchSampler, Placement, TrainBatchSampler
 from imago.data.scored_splits import ScoredSplits
 from imago.data.survey import MOST_NAMED, check_headers, chosen_range, leave_out_bad_images, notes_on_pixels
@@ -58,6 +59,7 @@ class ImageDataModule(ScoredSplits):
         pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
         prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
         persistent_workers: Keep the workers between epochs.
+        relabel: CSV with the columns `path` and `label` (a class name) that corrects labels; splits do not change.
         range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
     """
@@ -83,6 +85,7 @@ class ImageDataModule(ScoredSplits):
         persistent_workers: bool = True,
         range: Literal["auto"] | int = "auto",
         icc: bool = True,
+        relabel: str | None = None,
     ) -> None:
         super().__init__(sets)
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -93,6 +96,8 @@ class ImageDataModule(ScoredSplits):
             raise UserError(f"data.on_bad_image must be error or skip, got {on_bad_image}.")
         if cache not in CACHES:
             raise UserError(f"data.cache must be one of {', '.join(CACHES)}, got {cache}.")
+        if relabel is not None:
+            correct_labels(sets, Path(relabel).expanduser())
         self.train_transform = train_transform.completed(image_size, fit, fill, transform)
         self.eval_transform = eval_transform.completed(image_size, fit, fill, transform)
         self.image_size = image_size

@@ -22,6 +22,7 @@ class DataOptions(TypedDict, total=False):
     pin_memory: bool | None
     prefetch_factor: Positive | None
     persistent_workers: bool
+    relabel: str | None
 
 
 class FileOptions(DataOptions, total=False):

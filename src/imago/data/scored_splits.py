@@ -1,7 +1,7 @@
 """The splits of a data module: which one is scored, facts about them, and images that a network has seen."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -53,7 +53,8 @@ class ScoredSplits(CopyingDataModule):
         """Facts about the data for checkpoints and reports, in plain types."""
         counts = {name: class_counts(images, self.class_names) for name, images in self.sets.splits.items()}
         facts = {"root": str(self.sets.root), "fingerprint": self.sets.fingerprint(), "counts": counts}
-        return facts | ({"as_read": self.sets.as_read} if self.sets.as_read else {})
+        facts |= {"as_read": self.sets.as_read} if self.sets.as_read else {}
+        return facts | ({"relabel": self.sets.relabelled} if self.sets.relabelled is not None else {})
 
     @property
     def notes(self) -> list[str]:
@@ -64,7 +65,7 @@ class ScoredSplits(CopyingDataModule):
         for split in self.sets.splits if "train" in self.sets.splits else ():
             counts = class_counts(self.sets.splits[split], self.class_names)
             if absent := [name for name, count in counts.items() if not count]:
-                notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {shortened(absent)}")
+                notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {self._with_counts(absent)}")
         for what, paths in (
             ("skipped {}: not an image, or hidden", self.sets.ignored),
             ("skipped {}: unreadable", self.skipped),
@@ -75,6 +76,11 @@ class ScoredSplits(CopyingDataModule):
                 files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
                 notes.append(f"{what.format(files)}: {shortened(paths)}")
         return notes
+
+    def _with_counts(self, names: Sequence[str]) -> str:
+        """List classes with their number of train images."""
+        counts = class_counts(self.sets.splits["train"], self.class_names)
+        return shortened(f"{name} ({counts[name]} in train)" for name in names)
 
     @property
     def majority(self) -> list[int]:
@@ -113,6 +119,9 @@ class ScoredSplits(CopyingDataModule):
             return  # shared images were reported in training
         for split, count, paths in self._seen_before(seen):
             what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
+            is_new_draw = self.sets.drawn_test is not None and trained.get("drawn_test") is None
+            if is_new_draw and split == "test" and 2 * len(paths) > count:
+                raise UserError(f"{what}: it was trained without data.test_ratio. Type data.test_ratio=null")
             if len(paths) == count:
                 del self.sets.splits[split]
                 self._emptied[split] = f"{what}. Nothing is left to score."

@@ -16,7 +16,9 @@ from imago.files import write_text
 SPLIT_FILE_HEADER = "# imago split: "
 
 
-def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: int) -> ImageSets:
+def read_split_file(
+    file: Path, data_dir: Path | None, val_ratio: float, seed: int, test_ratio: float | None = None
+) -> ImageSets:
     """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
     columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV."""
     if not file.is_file():
@@ -52,7 +54,7 @@ def read_split_file(file: Path, data_dir: Path | None, val_ratio: float, seed: i
         )
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
-    sets.draw_val(val_ratio, seed)
+    sets.draw_splits(val_ratio, seed, test_ratio)
     return sets
 
 

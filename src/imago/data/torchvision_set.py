@@ -13,7 +13,7 @@ from imago.data.images import Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
 from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import ValRatio
+from imago.definitions import TestRatio, ValRatio
 from imago.errors import DownloadError
 
 
@@ -26,6 +26,7 @@ class TorchVisionDataModule(ImageDataModule):
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         data_dir: Folder in which the data set is, or to which it is downloaded.
         val_ratio: Stratified fraction of train that becomes the val split.
+        test_ratio: None; these sets have a test split, so any fraction is an error.
         seed: Seed of the split, the order and the augmentations.
         options: Those of ImageDataModule.
     """
@@ -38,19 +39,22 @@ class TorchVisionDataModule(ImageDataModule):
         data_dir: str = "data",
         val_ratio: ValRatio = 1 / 12,
         seed: int = 42,
+        test_ratio: TestRatio = None,
         **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
             data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
         )
-        sets.draw_val(val_ratio, seed)
+        sets.draw_splits(val_ratio, seed, test_ratio)
         usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
         super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
 
 
 class MemoryImages(Images):
     """Images in one uint8 tensor (n, channels, height, width)."""
+
+    are_named = False
 
     def __init__(self, pixels: Tensor, paths: Sequence[str], labels: Sequence[int]) -> None:
         self.pixels = pixels

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -16,29 +16,41 @@ LEAST_DRAWN = 2
 
 
 def draw_sides(
-    paths: Sequence[str], labels: Sequence[int], shares: Mapping[str, float], seed: int
+    paths: Sequence[str],
+    labels: Sequence[int],
+    shares: Mapping[str, float],
+    seed: int,
+    taken: Collection[int] = (),
+    from_end: bool = False,
 ) -> dict[str, list[int]]:
     """Draw splits: name in `shares` -> sorted indices of about that fraction of every class.
 
     The side of an image is a function of `seed` and its path, so that images added later do not move any other image.
     No side has more than half of a class, and train has at least one image. A class whose fraction amounts to one image
     or more gives one even if none was drawn; only images of such small classes can change sides when the class grows.
+
+    Indices that are `taken` belong to a split that was drawn before: they count as members of their class, and are not
+    drawn. With `from_end`, images are drawn from the other end of the range of places, so that neither fraction of two
+    such draws affects the other draw.
     """
     places = np.array([_place(seed, path) for path in paths])
+    if from_end:
+        places = 1 - places
     edges = np.cumsum([0.0, *shares.values()])
     classes = np.array(labels)
     sides: dict[str, list[int]] = {name: [] for name in shares}
     absent: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in shares}
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
-        members = members[np.argsort(places[members], kind="stable")]
-        side = np.searchsorted(edges, places[members], side="right") - 1
-        of_class = {name: members[side == number].tolist() for number, name in enumerate(shares)}
-        rest = members[side == len(shares)].tolist()
+        free = members if not taken else members[[index not in taken for index in members.tolist()]]
+        free = free[np.argsort(places[free], kind="stable")]
+        side = np.searchsorted(edges, places[free], side="right") - 1
+        of_class = {name: free[side == number].tolist() for number, name in enumerate(shares)}
+        rest = free[side == len(shares)].tolist()
         for indices in of_class.values():
             while len(indices) > len(members) // 2:
                 rest.insert(0, indices.pop())
-        if not rest:
+        if not rest and len(free):
             rest.append(max(of_class.values(), key=len).pop())
         for name, indices in of_class.items():
             sides[name] += indices

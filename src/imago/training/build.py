@@ -1,7 +1,6 @@
 """Makes the objects of a run from the composed config."""
 
 import copy
-import inspect
 import logging
 import re
 import textwrap
@@ -24,7 +23,7 @@ from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.preflight import Preflight
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
-from imago.checkpoint.fits import check_draw, check_weights
+from imago.checkpoint.fits import check_weights
 from imago.checkpoint.read import find_checkpoint, read_checkpoint
 from imago.checkpoint.signing import is_signed, why_unsigned
 from imago.config.allow_list import check_targets
@@ -36,7 +35,6 @@ from imago.config.carried import (
     without_pretrained,
 )
 from imago.config.combinations import lightning_name, refused_callback
-from imago.config.invocation import override_key
 from imago.config.own_code import OWN_CODE
 from imago.config.saved import save_config
 from imago.config.schema import drop_inherited, problems, shipped
@@ -61,6 +59,7 @@ from imago.model.strategy import Strategy
 from imago.model.torchvision import WEIGHT_FILES
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
+from imago.training.build_data import make_data, warn_of_test_on_val
 from imago.training.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
 from imago.training.trainer import build_trainer, instantiate_all
 
@@ -94,6 +93,8 @@ def build(
         callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, data, model, strategy)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
     _begin_records(cfg, run, trainer, start)
+    if is_training:
+        warn_of_test_on_val(cfg, data, trainer)
     _describe_data(cfg, run, data, start)
     return data, model, trainer
 
@@ -236,20 +237,6 @@ def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
     log.info("model.class_weights=auto: %s", shortened((f"{name} {weight:g}" for name, weight in weights.items()), 20))
     plain = all(re.fullmatch(r"[\w .-]+", name) and not name.startswith("_") for name in weights)
     cfg.model.class_weights = weights if plain else list(weights.values())
-
-
-def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:
-    """Make the data of a `data` node. To score a checkpoint whose entry `imago` is `trained`, its training images are
-    left out; `typed` overrides may choose any labelled images."""
-    make = instantiate(node, _partial_=True, _convert_="all")
-    if trained is None:
-        return make()
-    is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
-    takes_it = is_typed and "trained" in inspect.signature(make.func).parameters
-    data: ImageDataModule = make(trained=trained) if takes_it else make()
-    check_draw(trained, data, "")
-    data.leave_out_trained(trained)
-    return data
 
 
 def read_back(cfg: DictConfig, file: Path) -> None:

@@ -14,6 +14,7 @@ from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
+from imago.data.relabel import changed_labels
 from imago.evaluation.collect import at_least_one_batch
 from imago.evaluation.evaluate import Result, evaluate
 from imago.lightning_internals import callbacks_of, log_every, option_of
@@ -46,6 +47,8 @@ def train(
         checkpoint = read_checkpoint(ckpt_path)
         check_fits(checkpoint, model, data, ckpt_path)
         check_resumable(trainer, model, data, checkpoint)
+        if what := changed_labels(data.sets, checkpoint["imago"]):
+            data.say(what)
         data.leave_out_trained(checkpoint["imago"])
         epochs_before = checkpoint["epoch"] + 1
     at_least_one_batch(trainer, "train", data.train_dataloader())
