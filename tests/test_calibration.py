@@ -100,13 +100,23 @@ def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
     assert "all images flagged for review" in describe_calibration(calibration.measured(logs, np.array([1, 1])))
 
 
-def test_words_and_file(tmp_path):
-    assert describe_calibration({"accepted_acc": 0.991, "accepted_share": 0.82}) == (
-        "82% of the images accepted (99.1% of them correct), 18% flagged for review"
+def test_words_and_file(tmp_path, caplog):
+    measured = {"accepted_acc": 0.991, "accepted_share": 0.82, "temperature": 1.0}
+    assert describe_calibration(measured) == "99.1% right on the 82% accepted, 18% flagged for review"
+    measured |= {"cross_entropy_before": 0.4, "cross_entropy": 0.3, "temperature": 1.5}
+    assert describe_calibration(measured) == (
+        "cross-entropy 0.4000 -> 0.3000; 99.1% right on the 82% accepted, 18% flagged for review"
     )
-    calibration = fitted(*answers(100, 1.0))
+    worse = describe_calibration(measured | {"cross_entropy": 0.63})
+    assert worse.startswith("cross-entropy 0.4000 -> 0.6300, worse than without the temperature; ")
+    logs, labels = answers(100, 1.0)
+    assert fitted(logs, labels).measured(logs, labels)["cross_entropy_before"] == pytest.approx(
+        log_loss(labels, np.exp(logs))
+    )
+    calibration = fitted(np.log(0.97 * np.eye(4)[labels] + 0.0075), labels)
     write(calibration, tmp_path / "best.calibration.json")
     assert read(tmp_path / "best.calibration.json", "now") == calibration
+    assert "leaves the probabilities as they are (temperature 1): 0 mistakes on 100 images are too few" in caplog.text
     with pytest.raises(ValueError, match="was fitted for another checkpoint"):
         read(tmp_path / "best.calibration.json", "later")
     with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):

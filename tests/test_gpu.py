@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 
+import imago
 from imago.data.transfer import CopyingDataModule
 
 pytestmark = [
@@ -79,3 +80,14 @@ def test_batches_that_are_copied_aside_are_those_that_are_waited_for(train, monk
     assert waited.exit_code == 0, waited.output
     theirs = waited.weights()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in aside.weights().items())
+
+
+def test_a_classifier_on_the_gpu_predicts_what_one_on_the_cpu_does(trained, colours):
+    files = sorted(colours.joinpath("val").rglob("*.png"))
+    wanted = imago.load_classifier(trained.dir).predict(files)
+    moved = imago.load_classifier(trained.dir)
+    moved.model.to("cuda")
+    for classifier in (imago.load_classifier(trained.dir, device="cuda"), moved):
+        found = classifier.predict([*files[:-1], torch.zeros(3, 8, 8, dtype=torch.uint8, device="cuda")])
+        for on_gpu, on_cpu in zip(found[:-1], wanted, strict=False):
+            assert list(on_gpu.probabilities.values()) == pytest.approx(list(on_cpu.probabilities.values()), abs=1e-3)

@@ -1,11 +1,8 @@
-"""ml-inference, ml-export and imago.load_classifier."""
+"""ml-inference and ml-export."""
 
 import csv
-import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import imago
-from imago.data.decode import BadImageError
 from imago.model.networks import TinyNet
 
 NAMES = ("blue", "green", "red")
@@ -181,9 +177,15 @@ def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, traine
     copy = shutil.copytree(trained.dir, tmp_path / "copy")
     assert "There is no calibration" in infer(f"source={photos}", "calibrated=true", ckpt_path=copy).output
     command("eval", f"ckpt_path={copy}", "calibrate=true", "target_accuracy=0.95", "coverage=0.8")
+    file = copy / "checkpoints" / "best.calibration.json"
+    files = sorted(photos.rglob("[!.]*.png"))
+    flat = np.array([list(each.probabilities.values()) for each in imago.load_classifier(copy).predict(files)]) ** 0.5
+    best = np.sort((flat / flat.sum(axis=1, keepdims=True)).max(axis=1))
+    told = {"temperature": 2.0, "threshold": best[2:4].mean(), "quantile": 0.9, "why_not": None}
+    told = json.loads(file.read_text()) | told  # val has too few mistakes to fit a temperature
+    file.write_text(json.dumps(told))
     run = infer(f"source={photos}", "calibrated=true", ckpt_path=copy)
     assert run.exit_code == 0, run.output
-    told = json.loads((copy / "checkpoints" / "best.calibration.json").read_text())
     for row, p in zip(rows(run), probabilities(run), strict=True):
         assert row["accepted"] == str(int(told["threshold"] is not None and p.max() >= told["threshold"]))
         expected = {n for n, x in zip(NAMES, p, strict=True) if x >= 1 - told["quantile"] or x == p.max()}
@@ -194,6 +196,15 @@ def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, traine
     scaled = plain ** (1 / told["temperature"])
     assert probabilities(run) == pytest.approx(scaled / scaled.sum(axis=1, keepdims=True))
     assert "flagged for review" in run.output
+    assert files == [photos / row["path"] for row in rows(run)]
+    predictions = imago.load_classifier(copy, calibrated=True).predict(files, batch_size=8)
+    for row, prediction in zip(rows(run), predictions, strict=True):
+        assert row["prediction"] == prediction.class_name
+        assert {name: float(row[f"prob_{name}"]) for name in NAMES} == prediction.probabilities
+        assert (int(row["accepted"]), row["set"].split(" | ")) == (prediction.accepted, prediction.set)
+    assert {prediction.accepted for prediction in predictions} == {True, False}
+    with pytest.raises(ValueError, match="There is no calibration"):
+        imago.load_classifier(copy / "checkpoints" / "last.ckpt", calibrated=True)
 
 
 def test_the_contact_sheet_shows_the_images(infer, photos):
@@ -255,38 +266,6 @@ def test_grey_networks_see_grey_images(command, tmp_path, photos):
     found = command("inference", f"ckpt_path={run.dir}", f"source={photos}")
     assert found.exit_code == 0, found.output
     assert len(rows(found)) == 6
-
-
-def test_python_says_what_the_command_says(infer, trained, photos):
-    run = infer(f"source={photos}", "data.batch_size=6")
-    classifier = imago.load_classifier(trained.dir)
-    assert classifier.class_names == list(NAMES)
-    files = [photos / row["path"] for row in rows(run)]
-    found = classifier.predict(files)
-    expected = probabilities(run)
-    assert [each.class_name for each in found] == [row["prediction"] for row in rows(run)]
-    for each, p in zip(found, expected, strict=True):
-        assert list(each.probabilities.values()) == pytest.approx(p, abs=1e-7)
-        assert each.probability == max(each.probabilities.values())
-    with Image.open(files[0]) as image:
-        pixels = np.asarray(image.convert("RGB"))
-        kinds = [str(files[0]), image, pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
-        for kind in kinds:
-            assert classifier.predict(kind)[0].probability == pytest.approx(found[0].probability, abs=1e-6)
-    assert classifier.predict([]) == []
-    with pytest.raises(ValueError, match="give uint8"):
-        classifier.predict(torch.zeros(3, 8, 8))
-    with pytest.raises(BadImageError, match="no such file"):
-        classifier.predict("nowhere.png")
-    with pytest.raises(FileNotFoundError):
-        imago.load_classifier("nowhere.ckpt")
-    with pytest.raises(AttributeError, match="has no attribute 'load'"):
-        imago.load("x")
-
-
-def test_importing_the_package_is_light():
-    code = "import sys, imago; assert 'torch' not in sys.modules; imago.load_classifier; assert 'torch' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.quick
@@ -355,31 +334,3 @@ def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, train
     assert [row["label"] for row in rows(run)] == ["red", ""]
     assert "list.csv: 'Rouge': not a class of the checkpoint" in run.output
     assert "of the 1 images whose label is a class" in run.output
-
-
-def test_python_takes_what_a_web_service_has(trained, colours, tmp_path):
-    file = next(colours.joinpath("val", "red").glob("*.png"))
-    classifier = imago.load_classifier(trained.dir)
-    wanted = classifier.predict(file)[0]
-    pixels = np.array(Image.open(file))
-    with file.open("rb") as opened:
-        ways = [file.read_bytes(), io.BytesIO(file.read_bytes()), opened, pixels, Image.open(file), str(file)]
-        assert [classifier.predict(way)[0] for way in ways] == 6 * [wanted]
-    both = classifier.predict([file.read_bytes(), file])
-    assert [each.probability for each in both] == pytest.approx([wanted.probability] * 2, abs=1e-5)
-    grey = pixels[..., 0].copy()
-    assert (
-        classifier.predict(grey)
-        == classifier.predict(torch.from_numpy(grey))
-        == classifier.predict(np.repeat(grey[..., None], 3, axis=2))
-    )
-    for given, said in (
-        ("nix.jpg", "nix.jpg: no such file"),
-        ("https://host/a.jpg", "is a URL: fetch it first"),
-        (str(tmp_path), "is a folder: give its files"),
-        (b"nothing", "an image of 7 bytes: not an image"),
-        ([3], "int is not an image: give a path"),
-        (np.zeros((2, 2, 3)), "give uint8"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            classifier.predict(given)

@@ -17,6 +17,7 @@ from imago.data.crops import CenterBox, CropBox
 from imago.data.decode import BadImageError, damaged_files, read_box, read_image
 from imago.data.headers import header_error, largest_value
 from imago.data.transforms import ImageTransform
+from imago.evaluation.pixels import read_pixels
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8).reshape(6, 8)  # what is to be seen
 DEEP = RAMP.astype(np.int64) * 257
@@ -294,3 +295,16 @@ def test_bytes_and_files_are_read_alike(tmp_path):
     photograph(7).save(tmp_path / "a.png", icc_profile=swapped_profile())
     content = (tmp_path / "a.png").read_bytes()
     assert torch.equal(read_image(io.BytesIO(content)), read_image(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("colour", [0, 2, 6])
+def test_arrays_of_16_bits_are_read_as_files_of_16_bits(tmp_path, colour):
+    """With the white value of a camera of 12 bits, which counts for grey images only."""
+    generator = np.random.default_rng(3)
+    shape = {0: (6, 8), 2: (6, 8, 3), 6: (6, 8, 4)}[colour]
+    values = generator.integers(0, 65536, shape).astype(np.uint16)
+    decoding = Decoding(greatest=4095)
+    wanted = read_pixels(png(tmp_path / "a.png", values, 16, colour), 3, decoding)
+    tensor = torch.from_numpy(values if colour == 0 else values.transpose(2, 0, 1).copy())
+    for given in (values, values.astype(">u2"), tensor):
+        assert torch.equal(read_pixels(given, 3, decoding), wanted)

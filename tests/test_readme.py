@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -286,12 +287,29 @@ def test_the_python_of_the_docs_runs(colours, capsys):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/inference.md"])
 def test_the_python_of_inference_runs(page, workplace, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
     assert len(code.splitlines()) == 5
     exec(code, {})
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in said] == ["red", "blue"]
     assert workplace == Path.cwd()
+
+
+def test_the_web_service_of_the_docs_answers(workplace):
+    testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI and httpx are not installed")
+    _, code = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "inference.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 12
+    service: dict[str, Any] = {}
+    exec(code, service)
+    client = testclient.TestClient(service["app"])
+    photo = (workplace / "PHOTOS" / "red" / "000.png").read_bytes()
+    for kind in ("image/png", "application/octet-stream", "application/x-www-form-urlencoded"):  # the last: curl's
+        answer = client.post("/predict", content=photo, headers={"content-type": kind})
+        assert answer.status_code == 200, answer.text
+        assert list(answer.json()) == sorted(answer.json(), key=answer.json().get, reverse=True)
+        assert next(iter(answer.json())) == "red"
+    refused = client.post("/predict", content=photo[:100], headers={"content-type": "image/png"})
+    assert (refused.status_code, "an image of 100 bytes: " in refused.json()["detail"]) == (422, True)
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere():

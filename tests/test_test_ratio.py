@@ -184,8 +184,8 @@ def test_evaluation_scores_the_same_images_also_when_the_folder_has_grown(drawn_
     again = command("eval", f"ckpt_path={drawn_run.dir}")
     assert again.text("reports/predictions_test.csv") == drawn_run.text("reports/predictions_test.csv")
     for words, message in (
-        ("data.test_ratio=0.3", "was trained with another draw of test from train"),
-        ("seed=7", "another draw of"),
+        ("data.test_ratio=0.3", "was trained with a different test split drawn from train"),
+        ("seed=7", "was trained with a different"),
     ):
         refused = command("eval", f"ckpt_path={drawn_run.dir}", words)
         assert refused.exit_code == 1

@@ -75,6 +75,16 @@ def register() -> None:
     ConfigStore.instance().store(name="root_schema", node=Root)
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
-    for resolver in (name_of_run, slug, best_mode, direction, share_of_fit, without_stage):
-        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-    OmegaConf.register_new_resolver("joined", ", ".join, replace=True)
+    OmegaConf.register_new_resolver("name_of_run", name_of_run, replace=True)
+    register_functions(replace=True)
+
+
+def register_functions(replace: bool = False) -> None:
+    """Register the functions that the config of a checkpoint may call: `RESOLVERS` of `imago.config.carried`.
+
+    Without `replace`, a program's own functions of these names stay.
+    """
+    functions = {function.__name__: function for function in (slug, best_mode, direction, share_of_fit, without_stage)}
+    for name, function in {**functions, "joined": ", ".join}.items():
+        if replace or not OmegaConf.has_resolver(name):
+            OmegaConf.register_new_resolver(name, function, replace=True)

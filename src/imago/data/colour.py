@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
-from imago.data.formats import BITS, EXTRA_SAMPLES, PHOTOMETRIC, WHITE_IS_ZERO, scale_key, tags
+from imago.data.formats import BITS, EXTRA_SAMPLES, PHOTOMETRIC, WHITE_IS_ZERO, scaled_key, tags
 from imago.errors import UserError
 
 WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -40,19 +40,20 @@ PLAIN = Decoding()
 
 
 def to_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
-    """Convert an image to upright 8-bit RGB, on white where it is transparent.
+    """Convert an image to upright 8-bit RGB, on white where it is transparent. The image is loaded, and not changed.
 
     Raises:
         ValueError: The pixel values do not fit into 16 bits.
     """
-    first, is_stray = _first_frame_extent(image), False
-    scale_key(image)
+    first, key, is_stray = _first_frame_extent(image), scaled_key(image), False
     image.load()
     if image.mode == "RGBA":
         is_stray = _has_stray_band(image)
     if image.mode.startswith("I"):
         image = _eight_bits(image, decoding)
     image = _upright(image)
+    if key is not None:
+        image.info["transparency"] = key
     if first is not None:
         whole = Image.new("RGB", image.size, "white")
         whole.paste(image.convert("RGB").crop(first), first)
@@ -62,10 +63,11 @@ def to_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Return an upright copy."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF data do not affect the pixels
-        return image
+        return image.copy()
 
 
 def _first_frame_extent(image: Image.Image) -> tuple[int, int, int, int] | None:

@@ -163,6 +163,11 @@ def note_damage(found: dict[str, str]) -> None:
     _damaged.update(found)
 
 
+def pop_damage(name: str) -> str:
+    """Return what is damaged inside the JPEG `name` that was decoded last, once; empty if nothing is."""
+    return _damaged.pop(name, "")
+
+
 def damaged_files() -> dict[str, str]:
     """Return the damaged JPEGs that this process has decoded since the last call: path -> what is wrong inside."""
     damaged = dict(_damaged)
@@ -255,6 +260,19 @@ def _bad(name: str, reason: str, lasting: bool = True) -> BadImageError:
     error = BadImageError(f"{name}: {reason}")
     error.lasting = lasting
     return error
+
+
+def pil_pixels(image: Image.Image, name: str, decoding: Decoding = PLAIN) -> Tensor:
+    """Convert a PIL image of any mode to upright RGB, uint8 (3, height, width). It is loaded, and not changed.
+
+    Raises:
+        BadImageError: Its pixels cannot be read, or have no fixed range. `name` is its name in the message.
+    """
+    with naming_errors(name, name):
+        if 0 in image.size:
+            raise UserError("it has no pixels")
+        check_kind(image)
+        return upright_rgb(image, decoding)
 
 
 def upright_rgb(image: Image.Image, decoding: Decoding = PLAIN) -> Tensor:

@@ -146,8 +146,10 @@ def _wrong(image: Image.Image) -> Iterator[str]:
 
 
 def _png_header(image: Image.Image) -> tuple[int, int]:
-    """Return bit depth and colour type."""
-    file: Any = image.fp  # type: ignore[attr-defined]
+    """Return bit depth and colour type; (8, 0) of an image that is loaded, whose file is closed."""
+    file: Any = getattr(image, "fp", None)
+    if file is None:
+        return 8, 0
     before = file.tell()
     file.seek(0)
     head = file.read(26)
@@ -155,11 +157,13 @@ def _png_header(image: Image.Image) -> tuple[int, int]:
     return head[24], head[25]
 
 
-def scale_key(image: Image.Image) -> None:
-    """Scale the transparent value of a grey PNG of 2 or 4 bits, because Pillow scales only its pixels."""
+def scaled_key(image: Image.Image) -> int | None:
+    """Return the transparent value of a grey PNG of 2 or 4 bits for its pixels, which Pillow scales to 8 bits; None for
+    others. Call it before the image is loaded."""
     key = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and _png_header(image)[0] in (2, 4):
-        image.info["transparency"] = key * 255 // (2 ** _png_header(image)[0] - 1)
+        return key * 255 // (2 ** _png_header(image)[0] - 1)
+    return None
 
 
 def tags(image: Image.Image) -> Any:

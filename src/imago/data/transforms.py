@@ -93,8 +93,15 @@ class ImageTransform:
             epoch: Epoch of the augmentations.
             device: Device of the batch stage.
         """
+        return self.to_batch([self.image(image, size) for image in images], index, epoch, device)
+
+    def to_batch(
+        self, images: Sequence[Tensor], index: int = 0, epoch: int = 0, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """Turn images after the crop and pixel stages, uint8 (channels, height, width), into a batch for the network.
+        The arguments are those of a call."""
         batch: Batch = {
-            "image": stacked([self.image(image, size) for image in images]).to(device),
+            "image": stacked(images).to(device),
             "label": torch.zeros(len(images), dtype=torch.long, device=device),
             "index": torch.arange(index, index + len(images), device=device),
             "epoch": epoch,
@@ -179,16 +186,19 @@ class Normalize(nn.Module):
             return {"image": F.normalize(F.to_dtype(image, torch.float32, scale=True), self.mean, self.std)}
         if self._scale.device != image.device:
             self._scale, self._shift = self._scale.to(image.device), self._shift.to(image.device)
-            self._rows = None
         image = image.to(torch.float32)  # and then in place: two passes over the pixels
         channels = len(self.mean)
         if image.ndim == 4 and image.shape[1] == channels and image.is_contiguous(memory_format=torch.channels_last):
             # whole rows at once: three values are too few for the CPU's wide registers
             n, _, height, width = image.shape
-            rows = image.permute(0, 2, 3, 1).reshape(n * height, width * channels)
-            if self._rows is None or len(self._rows[0]) != width * channels:
-                self._rows = self._scale.flatten().repeat(width), self._shift.flatten().repeat(width)
-            torch.addcmul(self._rows[1], rows, self._rows[0], out=rows)
+            pixels = image.permute(0, 2, 3, 1).reshape(n * height, width * channels)
+            rows = self._rows  # read once: another thread may replace it
+            if rows is None or len(rows[0]) != width * channels or rows[0].device != image.device:
+                scale, shift = (
+                    values.to(image.device).flatten().repeat(width) for values in (self._scale, self._shift)
+                )
+                rows = self._rows = scale, shift
+            torch.addcmul(rows[1], pixels, rows[0], out=pixels)
         else:
             torch.addcmul(self._shift, image, self._scale, out=image)
         return {"image": image}

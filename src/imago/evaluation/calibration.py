@@ -1,7 +1,8 @@
-"""Calibration of probabilities: calibration error, temperature, and when to leave an image to a person."""
+"""Calibration of probabilities: calibration error, temperature, and which images to flag for review."""
 
 import hashlib
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from scipy.optimize import minimize_scalar
 from imago.errors import UserError
 from imago.evaluation.from_config import looks
 from imago.files import NUMBER, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 BINS = 15
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 0.05, 20.0
@@ -68,7 +71,7 @@ class Calibration:
     """Calibration of one checkpoint, fitted on the val split.
 
     `temperature` divides the logits (Guo et al. 2017). `threshold` is the least calibrated probability of an accepted
-    answer; None if no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image if its
+    prediction; None if no threshold reaches `target_accuracy`. A class belongs to the conformal set of an image if its
     calibrated probability is at least 1 - `quantile` (Sadinle et al. 2019); the most likely one always does.
     `checkpoint` is the `key_of` the checkpoint and of the way in which it saw the images. `held_out` has cross-entropy
     and calibration error without and with a temperature, on fifths of val that it was not fitted on; `why_not` says why
@@ -103,7 +106,7 @@ class Calibration:
         return inside
 
     def measured(self, log_probabilities: Floats, labels: Ints) -> dict[str, Any]:
-        """Metrics on a split, such as calibration error, and accuracy and fraction of the images that are answered.
+        """Metrics on a split, such as calibration error, and accuracy and fraction of the images that are accepted.
 
         `log_probabilities` is float64 (n, classes), not calibrated; `labels` is int64 (n,).
         """
@@ -114,6 +117,7 @@ class Calibration:
             "temperature": self.temperature,
             "ece": expected_calibration_error(reliability(calibrated, labels)),
             "cross_entropy": float(-calibrated[rows, labels].mean()),
+            "cross_entropy_before": float(-log_probabilities[rows, labels].mean()),
             "threshold": self.threshold,
             "accepted_share": float(accepted.mean()),
             "accepted_acc": float(correct[accepted].mean()) if accepted.any() else None,
@@ -200,14 +204,16 @@ def _quantile(scores: Floats, coverage: float) -> float:
 
 
 def describe_calibration(measured: dict[str, Any]) -> str:
-    """Text such as `82% of the images accepted (99.1% of them correct), 18% flagged for review`."""
+    """Text such as `cross-entropy 0.4215 -> 0.3874; 99.1% right on the 82% accepted, 18% flagged for review`."""
+    text = ""
+    if measured["temperature"] != 1:
+        before, after = measured["cross_entropy_before"], measured["cross_entropy"]
+        worse = ", worse than without the temperature" if after > before else ""
+        text = f"cross-entropy {before:.4f} -> {after:.4f}{worse}; "
     if measured["accepted_acc"] is None:
-        return "all images flagged for review: no threshold reaches the target"
+        return f"{text}all images flagged for review: no threshold reaches the target"
     share = measured["accepted_share"]
-    return (
-        f"{share:.0%} of the images accepted ({measured['accepted_acc']:.1%} of them correct), "
-        f"{1 - share:.0%} flagged for review"
-    )
+    return f"{text}{measured['accepted_acc']:.1%} right on the {share:.0%} accepted, {1 - share:.0%} flagged for review"
 
 
 def key_of(timestamp: str, data: DictConfig) -> str:
@@ -241,4 +247,6 @@ def read(path: Path, checkpoint: str) -> Calibration:
         raise UserError(f"{path} is not a calibration ({error}). {how}") from error
     if calibration.checkpoint != checkpoint:
         raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
+    if calibration.why_not is not None:
+        log.warning("%s leaves the probabilities as they are (temperature 1): %s", path.name, calibration.why_not)
     return calibration

@@ -1,20 +1,21 @@
 """A trained network with everything that it needs to classify images, from its checkpoint alone."""
 
-import io
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
+from numbers import Integral
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from imago.checkpoint.fits import check_weights
 from imago.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
@@ -25,29 +26,31 @@ from imago.config.own_code import allow_imports, is_writable_by_others
 from imago.config.root import PROJECT_ROOT
 from imago.data.colour import PLAIN, Decoding
 from imago.data.crops import Size
-from imago.data.decode import BadImageError, read_image, upright_rgb
+from imago.data.decode import BadImageError
 from imago.data.transforms import ImageTransform
 from imago.errors import UserError, message_of
 from imago.evaluation.bounds import check_cost
 from imago.evaluation.from_config import decoding_of, eval_transform_of, image_size_of, make_model
+from imago.evaluation.pixels import FileLike, ImageLike, is_several, read_pixels
+from imago.evaluation.prediction import Prediction
 from imago.model.module import DictModule
+from imago.randomness import derive_seed, seeded
+
+if TYPE_CHECKING:
+    from imago.evaluation.calibration import Calibration
 
 log = logging.getLogger(__name__)
 
-Picture = str | Path | bytes | BinaryIO | Image.Image | Tensor | NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The most likely class, its probability, and the probability of every class."""
-
-    class_name: str
-    probability: float
-    probabilities: dict[str, float]
+OnError = Literal["raise", "return"]
+ON_ERROR = ("raise", "return")
+_global_generators = threading.Lock()
 
 
 class Classifier:
-    """Classifier of images, made by `imago.load_classifier`. Its probabilities are not calibrated.
+    """Classifier of images, made by `imago.load_classifier`.
+
+    `predict` is thread-safe: calls from several threads at once return what calls one after the other return. For this,
+    a network of your own must not write to itself in `forward`, and threads must not share an open file or PIL image.
 
     Args:
         model: The network, with its weights.
@@ -55,6 +58,7 @@ class Classifier:
         image_size: Input size of the network in pixels: the side of a square, or height and width.
         checkpoint: The entry `imago` of the checkpoint, which describes its run.
         decoding: How files are decoded.
+        calibration: How probabilities are calibrated; None leaves them as the network gives them.
     """
 
     def __init__(
@@ -64,12 +68,14 @@ class Classifier:
         image_size: Size,
         checkpoint: dict[str, Any],
         decoding: Decoding = PLAIN,
+        calibration: "Calibration | None" = None,
     ) -> None:
         self.model = model.eval()
         self.transform = transform
         self.image_size = image_size
         self.checkpoint = checkpoint
         self.decoding = decoding
+        self.calibration = calibration
 
     @classmethod
     def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path, is_own: bool) -> "Classifier":
@@ -99,63 +105,133 @@ class Classifier:
         normalise = self.transform.normalisation
         return 3 if normalise is None else len(normalise.mean)
 
-    def predict(self, images: Picture | Sequence[Picture], batch_size: int = 32) -> list[Prediction]:
-        """Predict one class per image, in order.
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is also an iterable of str
+        self, images: FileLike, batch_size: int = ..., *, top: int = ..., on_error: OnError = ...
+    ) -> Prediction: ...
+
+    @overload  # a list for an array of four dimensions
+    def predict(
+        self, images: NDArray[Any] | Tensor, batch_size: int = ..., *, top: int = ..., on_error: OnError = ...
+    ) -> Any: ...
+
+    @overload
+    def predict(
+        self, images: Iterable[ImageLike], batch_size: int = ..., *, top: int = ..., on_error: OnError = ...
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int = 32,
+        *,
+        top: int = 5,
+        on_error: OnError = "raise",
+    ) -> Prediction | list[Prediction]:
+        """Predict the class of an image, or of each of several images.
 
         Args:
-            images: One or several of: a path, the bytes of a file, an open file, a PIL image, a uint8 tensor (3,
-                height, width) or (height, width), a uint8 array (height, width, 3) or (height, width).
-            batch_size: Images that go through the network at a time.
+            images: One image, or several: a list, a tuple, a generator, an array (n, height, width, channels), … A
+                generator is read one batch at a time, and only the predictions are kept. An image is
+                - a path, the bytes of an image file, or an open binary file, which is read from its start;
+                - a PIL image of any mode;
+                - a NumPy array, uint8 (height, width), (height, width, 1), (height, width, 3) for RGB or
+                  (height, width, 4) for RGBA; or uint16, which becomes 8 bits as 16-bit files do;
+                - a tensor of the same types with its channels first.
+            batch_size: Number of images that go through the network at a time.
+            top: Number of classes in `Prediction.top`; all classes if there are fewer.
+            on_error: `raise` raises the error of the first image that cannot be read. `return` makes it a prediction
+                with the message in `error`, at its place in the list. What a generator raises itself is always raised.
+
+        Returns:
+            The prediction of one image; for several, a list with the prediction of each, in order.
 
         Raises:
-            BadImageError: A file cannot be used as an image.
-            ValueError: `images` holds something else.
+            BadImageError: An image cannot be read, or is none of the above. It is a ValueError.
+            UserError: Another argument cannot work. It is a ValueError.
         """
-        several: Sequence[Any] = [images] if _is_one(images) else images  # type: ignore
-        rows: list[Tensor] = []
-        for first in range(0, len(several), batch_size):
-            rows += self._probabilities([self._pixels(image) for image in several[first : first + batch_size]])
-        return [self._prediction(row) for row in rows]
+        for name, value in (("batch_size", batch_size), ("top", top)):
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise UserError(f"{name}={value!r}: must be an integer of 1 or more.")
+        if on_error not in ON_ERROR:
+            raise UserError(f"on_error={on_error!r}: must be {' or '.join(map(repr, ON_ERROR))}.")
+        several = is_several(images)
+        numbered: Iterator[tuple[int, Any]] = enumerate(images if several else [images])  # type: ignore[arg-type]
+        predictions: list[Prediction] = []
+        while batch := self._read(islice(numbered, batch_size), several, on_error):
+            predictions += self._predict(batch, len(predictions), top)
+        return predictions if several else predictions[0]
+
+    def _read(self, numbered: Iterator[tuple[int, Any]], several: bool, on_error: str) -> list[Tensor | str]:
+        """Read images one by one: uint8 (channels, *image_size), or the message of an error."""
+        read: list[Tensor | str] = []
+        for number, image in numbered:
+            try:
+                read.append(self._seen(read_pixels(image, self.channels, self.decoding), number))
+            except BadImageError as error:
+                named = not several or isinstance(image, str | Path)
+                message = str(error) if named else f"images[{number}]: {error}"
+                if on_error == "raise":
+                    raise BadImageError(message) from error
+                read.append(message)
+        return read
+
+    def _seen(self, pixels: Tensor, number: int) -> Tensor:
+        """Apply the crop and pixel stages to an image, as `ml-inference` does to the image at that position."""
+        with self._draws(number):
+            return self.transform.image(pixels, self.image_size)
+
+    def _black(self, number: int) -> Tensor:
+        """Return what stands for an unreadable image in its batch, as in `ml-inference`."""
+        with self._draws(number):
+            return self.transform.resized(torch.zeros(self.channels, 1, 1, dtype=torch.uint8), self.image_size)
+
+    def _draws(self, number: int) -> AbstractContextManager[None]:
+        if self.transform.randomness == "none":
+            return nullcontext()
+        return _repeatable(derive_seed("augmentation", 0, 0, number))
 
     @torch.inference_mode()
-    def _probabilities(self, pixels: list[Tensor]) -> Tensor:
-        batch = self.transform(pixels, self.image_size, device=self.model.device)
-        return self.model(batch)["logits"].double().softmax(dim=1).cpu()
-
-    def _prediction(self, row: Tensor) -> Prediction:
-        best = int(row.argmax())
+    def _predict(self, batch: list[Tensor | str], first: int, top: int) -> list[Prediction]:
+        """Predict a batch of images. Unreadable ones keep their place in it, as the bits of the other predictions may
+        depend on the size of the batch."""
+        if all(isinstance(image, str) for image in batch):
+            return [Prediction(None, None, error=str(message)) for message in batch]
+        images = [self._black(first + n) if isinstance(image, str) else image for n, image in enumerate(batch)]
+        output = self.model(self.transform.to_batch(images, first, device=self.model.device))
+        log_probabilities = torch.log_softmax(output["logits"].cpu().double(), dim=1).numpy()
         names = self.class_names
-        return Prediction(names[best], float(row[best]), dict(zip(names, row.tolist(), strict=True)))
+        extra: list[dict[str, Any]] = [{} for _ in batch]
+        if self.calibration is not None:
+            log_probabilities = self.calibration.apply(log_probabilities)
+            accepted = self.calibration.accepts(log_probabilities).tolist()
+            sets = [[names[index] for index in np.flatnonzero(row)] for row in self.calibration.sets(log_probabilities)]
+            extra = [{"accepted": accepts, "set": inside} for accepts, inside in zip(accepted, sets, strict=True)]
+        predictions = []
+        for image, best, row, more in zip(batch, output["prediction"].tolist(), log_probabilities, extra, strict=True):
+            if isinstance(image, str):
+                predictions.append(Prediction(None, None, error=image))
+                continue
+            shares = np.exp(row).tolist()
+            order = np.argsort(-row, kind="stable")[:top].tolist()
+            ranked = [(names[index], shares[index]) for index in order]
+            predictions.append(
+                Prediction(names[best], shares[best], dict(zip(names, shares, strict=True)), ranked, **more)
+            )
+        return predictions
 
-    def _pixels(self, image: Picture) -> Tensor:
-        """Pixels of an image, uint8 (channels, height, width)."""
-        if isinstance(image, str | Path):
-            pixels = read_image(_file(image), decoding=self.decoding)
-        elif isinstance(image, bytes | bytearray):
-            pixels = read_image(io.BytesIO(image), f"an image of {len(image)} bytes", self.decoding)
-        elif isinstance(image, io.IOBase):
-            name = str(getattr(image, "name", "an open file"))
-            pixels = read_image(image, name, self.decoding)  # type: ignore[arg-type]
-        elif isinstance(image, Image.Image):
-            pixels = upright_rgb(image, self.decoding)
-        elif isinstance(image, Tensor):
-            pixels = image[None] if image.ndim == 2 else image
-        elif isinstance(image, np.ndarray) and image.ndim in (2, 3):
-            pixels = torch.from_numpy(np.array(np.atleast_3d(image))).permute(2, 0, 1)
-        else:
-            what = f"{type(image).__name__}{f' of shape {image.shape}' if isinstance(image, np.ndarray) else ''}"
-            raise UserError(
-                f"{what} is not an image: give a path, the bytes of a file, a PIL image, or uint8 pixels as a tensor "
-                "(3, height, width) or an array (height, width, 3)."
-            )
-        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-            raise UserError(
-                f"An image of type {pixels.dtype} and shape {tuple(pixels.shape)}: give uint8, (3, height, width) as a "
-                "tensor or (height, width, 3) as an array."
-            )
-        if self.channels == 1:
-            return F.rgb_to_grayscale(pixels) if pixels.shape[0] == 3 else pixels
-        return pixels.expand(3, -1, -1) if pixels.shape[0] == 1 else pixels
+
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """Seed the global generators, which random transforms draw from, for one thread at a time, and restore them."""
+    with _global_generators:
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            with seeded(seed):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def check_own_code(checkpoint: Checkpoint) -> bool:
@@ -172,26 +248,38 @@ def check_own_code(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def load_classifier(path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = ()) -> Classifier:
+def load_classifier(
+    path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = (), calibrated: bool = False
+) -> Classifier:
     """Load the classifier in a checkpoint, executing nothing in the file and making only what is known to be harmless.
 
     Args:
         path: A checkpoint, a run folder (its best checkpoint), or `latest` (of the runs in logs/).
         device: Device of the network: `cpu`, `cuda`, …
         trusted_targets: Prefixes of names in your own code that the config of the checkpoint may use, `["my_net."]`.
+        calibrated: Calibrate the probabilities as `ml-inference calibrated=true` does. Predictions then have `accepted`
+            and `set`. Needs `ml-eval ckpt_path=… calibrate=true` before.
 
     Raises:
         FileNotFoundError: It does not exist.
-        ValueError: It is not a checkpoint, or its config makes something else.
+        ValueError: It is not a checkpoint, its config makes something else, it has no calibration, or there is no such
+            device.
     """
     file = find_checkpoint(str(path), PROJECT_ROOT / "logs")
-    classifier = of_checkpoint(file, trusted_targets)
-    classifier.model.to(device)
+    classifier = of_checkpoint(file, trusted_targets, calibrated)
+    try:
+        classifier.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"device={device!r}: {reason}. It must be cpu, cuda, cuda:0, mps, …") from error
     return classifier
 
 
-def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier:
-    """Make the classifier from the checkpoint's own config."""
+def of_checkpoint(file: Path, trusted_targets: Sequence[str] = (), calibrated: bool = False) -> Classifier:
+    """Make the classifier from the checkpoint's own config, with the calibration beside it if `calibrated`."""
+    from imago.config.resolvers import register_functions  # which imports Hydra, as `make` does
+
+    register_functions()
     checkpoint = read_checkpoint(file)
     allow_imports(trusted_targets, Path.cwd())
     is_own = check_own_code(checkpoint)
@@ -203,28 +291,15 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = ()) -> Classifier
             OmegaConf.set_struct(cfg, False)
             cfg.data.batch_size = None  # `predict` has its own
             cfg.trusted_targets = list(trusted_targets)
-        return Classifier.from_config(cfg, checkpoint, file, is_own)
+        calibration = _calibration(cfg, checkpoint, file) if calibrated else None
+        classifier = Classifier.from_config(cfg, checkpoint, file, is_own)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise UserError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
+    classifier.calibration = calibration
+    return classifier
 
 
-def _is_one(images: Any) -> bool:
-    if isinstance(images, Tensor | np.ndarray):
-        return images.ndim in (2, 3)
-    return isinstance(images, str | Path | bytes | bytearray | io.IOBase | Image.Image)
+def _calibration(cfg: DictConfig, checkpoint: Checkpoint, file: Path) -> "Calibration":
+    from imago.evaluation.calibration import file_beside, key_of, read
 
-
-def _file(path: str | Path) -> Path:
-    """Path of a file.
-
-    Raises:
-        BadImageError: It is a URL or a folder, or does not exist.
-    """
-    if "://" in str(path):
-        raise BadImageError(f"{path} is a URL: fetch it first, and give the file or its bytes")
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise BadImageError(f"{path} is a folder: give its files, or type ml-inference source={path}")
-    if not file.exists():
-        raise BadImageError(f"{path}: no such file")
-    return file
+    return read(file_beside(file), key_of(checkpoint["imago"]["timestamp"], cfg.data))

@@ -59,5 +59,8 @@ def decoding_of(data: DictConfig) -> Decoding:
 
 def looks(data: DictConfig) -> dict[str, Any]:
     """Settings of the `data` group that determine how a network sees an image, as plain types."""
-    content: Any = OmegaConf.to_container(data, resolve=True)
-    return {key: content[key] for key in SEEN_KEYS if key in content}
+    seen = {key: data[key] for key in SEEN_KEYS if key in data}
+    return {
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in seen.items()
+    }
