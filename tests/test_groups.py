@@ -170,15 +170,6 @@ def test_optuna_gets_the_best_monitored_value_of_each_job(train, tmp_path, monit
     assert found.best_value == pytest.approx(best(best(values) for values in histories))
 
 
-def test_a_job_that_fails_is_the_sweepers_business(train, tmp_path):
-    run = train("-m", "data.image_size=16,0", "test=false", "trainer.max_epochs=1")
-    assert run.exit_code == 1
-    (sweep,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    statuses = sorted(json.loads(path.read_text())["status"] for path in sweep.glob("*/status.json"))
-    assert statuses == ["completed", "failed"]
-    assert "Traceback" not in run.output
-
-
 def test_settings_of_this_machine_stand_in_local(train, tmp_path):
     (tmp_path / "mine" / "local").mkdir(parents=True)
     (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\ntags: [this machine]\n")

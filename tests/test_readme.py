@@ -155,7 +155,7 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     words = [word for word in words if "n_trials" not in word]
     paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
     short = [word for word in SHORT if "debug=overfit" not in words or "limit" not in word]
-    words = [word.replace("seed=1,2,3", "seed=1,2") for word in words]
+    words = [word.replace("seed=1,2,3", "seed=1,2").replace("lr=0.001,0.003", "lr=0.003") for word in words]
     if "trainer=ddp_sim" in words:  # test_processes.py runs it, in processes that take long to start
         assert imago.load_config(*words).trainer.devices == 2
         return

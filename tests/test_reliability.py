@@ -243,7 +243,9 @@ def test_status_tells_the_dead_from_the_living(tmp_path, monkeypatch, capsys):
     main()
     shown = capsys.readouterr().out
     assert f"ml-train resume={folders['dead']}" in shown
-    assert "train/runs/alive" in shown
+    assert f"Runs below {tmp_path}/train/runs" in shown
+    assert next(line for line in shown.splitlines() if line.startswith("alive")).split()[:2] == ["alive", "running"]
+    assert "Hidden: 2 never began to train. Show them with --all" in shown  # "done" and "gone"
     run_lock.release(folders["alive"])
     assert true_state(folders["alive"], {"status": "running", "host": socket.gethostname()}) == "dead"
 

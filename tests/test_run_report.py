@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import REPO, draw_classes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from imago.report import page as run_report
 from imago.report.page import refresh_report, wilson, write_report
@@ -239,11 +240,16 @@ def test_tensorboard_has_pictures_reports_and_hyperparameters(trained):
         events = EventAccumulator(str(path)).Reload()
         for kind, found in tags.items():
             found |= set(events.Tags()[kind])
-        hparams += (
-            events.summary_metadata if isinstance(events.summary_metadata, list) else list(events.summary_metadata)
-        )
+        hparams += [(name, data.plugin_data.content) for name, data in events.summary_metadata.items()]
     for split in ("train", "val", "test"):
-        assert {f"confusion_matrix/{split}", f"reliability/{split}", f"predictions/{split}"} <= tags["images"]
+        assert {f"visual/{name}_{split}" for name in ("confusion_matrix", "reliability", "predictions")} <= tags[
+            "images"
+        ]
         assert f"classification_report/{split}/text_summary" in tags["tensors"]
-        assert f"final/{split}_acc" in tags["scalars"]
-    assert any("hparams" in name for name in hparams)
+        assert f"weights/{split}_acc" in tags["scalars"]
+    (start,) = {content for name, content in hparams if name.endswith("session_start_info")}
+    shown = set(parse_session_start_info_plugin_data(start).hparams)
+    assert {"seed", "model", "data.batch_size", "trainer.max_epochs"} <= shown
+    assert not any("_target_" in name or name.startswith(("paths", "callbacks")) for name in shown)
+    groups = {tag.partition("/")[0] for tag in tags["scalars"] | tags["images"]}
+    assert sorted(groups)[:2] == ["train", "val"]  # those that TensorBoard opens

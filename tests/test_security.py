@@ -302,7 +302,7 @@ def test_hostile_run_folders_are_listed(tmp_path):
             assert all(run["folder"].startswith(str(tmp_path)) for run in json.loads(done.stdout))
         else:
             word = shlex.quote(f"resume='{tmp_path}/runs/$(touch {MARK})'")
-            assert done.stdout.splitlines()[-1] == f"Dead runs go on with: ml-train {word}"
+            assert done.stdout.splitlines()[-1] == f"Resume a dead run with: ml-train {word}"
 
 
 def test_names_of_a_stranger_do_not_steer_the_terminal(best, tmp_path, capsys, command):

@@ -37,6 +37,11 @@ TestRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)] | None
 ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]
 
 
+def best_mode(metric: str) -> str:
+    """Mode of a metric: `min` for losses, `max` for everything else."""
+    return "min" if "loss" in metric else "max"
+
+
 def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
     """Return `__all__` and `__getattr__` (PEP 562) for a package whose names are imported on first use.
 

@@ -1,105 +1,112 @@
-"""Lists runs with their true state: a run that says it is running may be dead.
+"""List the runs below a folder: state, best value, test accuracy, and the settings in which they differ.
 
 ml-status
+ml-status --sort val/acc --columns lr,seed,acc
 ml-status logs/train/multiruns --json
 """
 
 import argparse
 import json
+import os
 import shlex
-import socket
-from collections.abc import Iterator
-from contextlib import suppress
-from datetime import datetime
+import sys
+from collections.abc import Sequence
+from itertools import compress
+from operator import not_
 from pathlib import Path
-from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from imago.cli.run_columns import Columns, sort_runs
+from imago.cli.run_table import common_folder, run_table
 from imago.config.invocation import for_hydra
 from imago.config.root import PROJECT_ROOT
-from imago.run import lock as run_lock
-from imago.run.folder import read_status
-from imago.terminal import console, fail, plain, say
+from imago.errors import UserError
+from imago.files import strict
+from imago.run.overview import Overview, find_runs, true_state
+from imago.terminal import console, fail, plain, say, shortened
 
-STALE_SECONDS = 90
-"""Without a heartbeat for so long, a run on another machine counts as dead; one is due every 20 seconds."""
-STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
+__all__ = ["main", "true_state"]
 
 
 def main() -> None:
     """Command line of `ml-status`."""
-    parser = argparse.ArgumentParser(prog="ml-status", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=Path,
-        default=PROJECT_ROOT / "logs",
-        help="folder that contains the runs (default: logs)",
+    arguments = _parser().parse_args()
+    folder: Path = arguments.folder
+    if not folder.is_dir():
+        fail(f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
+    try:
+        _show(folder, arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        fail(str(error))
+    except BrokenPipeError:  # … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ml-status",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="A column is state, epoch, step, best, acc, loss, started, updated, error, a metric such as val/loss, "
+        "or a setting such as lr or model.optimizer.lr.",
     )
-    parser.add_argument("--json", action="store_true", help="print all details as JSON")
-    arguments = parser.parse_args()
-    if not arguments.folder.is_dir():
-        fail(f"{arguments.folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
-    runs = sorted(_runs(arguments.folder), key=lambda run: str(run.get("started")))
+    logs = PROJECT_ROOT / "logs"
+    parser.add_argument("folder", nargs="?", type=Path, default=logs, help="folder with runs; default: logs")
+    parser.add_argument("--sort", metavar="COLUMN", help="sort by this column, the best first; else the newest is last")
+    parser.add_argument("--columns", metavar="A,B", help="show these columns instead")
+    parser.add_argument(
+        "--all", action="store_true", help="also show runs that never began to train, and other commands"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything about all runs, as JSON")
+    return parser
+
+
+def _show(folder: Path, arguments: argparse.Namespace) -> None:
+    runs = find_runs(folder)
     if arguments.json:
-        print(json.dumps(runs, indent=2))  # ASCII: no control sequences for the terminal
+        if arguments.sort is not None:
+            runs = sort_runs(runs, Columns(runs).named(arguments.sort))
+        plain_runs = [strict(run.to_plain()) for run in runs]
+        print(json.dumps(plain_runs, indent=2))  # ASCII: no control sequences for the terminal
         return
     if not runs:
-        say(f"There are no runs below {arguments.folder}.")
+        say(f"There are no runs below {folder}.")
         return
-    console().print(_table(runs, arguments.folder))
-    if dead := [run["folder"] for run in runs if run["state"] == "dead" and run["resumable"]]:
-        word = f"resume={for_hydra(dead[-1])}"
+    is_shown = [arguments.all or (run.has_begun and run.task == "train") for run in runs]
+    shown, hidden = list(compress(runs, is_shown)), list(compress(runs, map(not_, is_shown)))
+    if not shown:
+        say(f"No training has begun below {folder}.")
+    else:
+        _print_table(shown, folder, arguments)
+    if hidden:
+        say(f"Hidden: {_counted(hidden)}. Show them with --all")
+    if dead := [run.folder for run in shown if run.state == "dead" and run.is_resumable]:
+        word = f"resume={for_hydra(str(dead[-1]))}"
         if plain(word) == word:
-            say(f"Dead runs go on with: ml-train {shlex.quote(word)}")
+            say(f"Resume a dead run with: ml-train {shlex.quote(word)}")
 
 
-def true_state(folder: Path, status: dict[str, Any]) -> str:
-    """State in `status.json`, but `dead` if a run that says it is running is not alive."""
-    said = str(status.get("status", "unknown"))
-    if said != "running":
-        return said
-    if status.get("host") == socket.gethostname():
-        with suppress(OSError):  # no locks here
-            return "running" if run_lock.is_taken(folder) else "dead"
-    return "running" if _seconds_since(status.get("heartbeat")) < STALE_SECONDS else "dead"
+def _print_table(runs: list[Overview], folder: Path, arguments: argparse.Namespace) -> None:
+    columns = Columns(runs)
+    always, settings = columns.defaults()
+    if arguments.columns is not None:
+        names = [name.strip() for name in arguments.columns.split(",") if name.strip()]
+        always, settings = [columns.named(name) for name in names], []
+    if arguments.sort is not None:
+        runs = sort_runs(runs, columns.named(arguments.sort))
+    below = common_folder(runs, folder)
+    table, left_out = run_table(runs, below, always, settings)
+    say(f"Runs below {below}")
+    with console().capture() as drawn:
+        console().print(table)
+    print(drawn.get(), end="")  # rich would end the program where the reader of a pipe has left
+    if left_out:
+        say(f"Settings that differ, too: {shortened(left_out)}. Choose columns with --columns")
 
 
-def _runs(folder: Path) -> Iterator[dict[str, Any]]:
-    for file in folder.rglob("status.json"):
-        status = read_status(file)
-        resumable = (file.parent / "checkpoints" / "last.ckpt").is_file()
-        yield status | {"folder": str(file.parent), "state": true_state(file.parent, status), "resumable": resumable}
-
-
-def _table(runs: list[dict[str, Any]], folder: Path) -> Table:
-    table = Table(title=f"Runs below {folder}")
-    for column in ("run", "state", "epoch", "step", "last sign", "error"):
-        table.add_column(column, justify="right" if column in ("epoch", "step") else "left", overflow="fold")
-    for run in runs:
-        name = str(Path(run["folder"]).relative_to(folder))
-        error = (str(run.get("error") or "").splitlines() or [""])[0]
-        state = Text(run["state"], style=STYLES.get(run["state"], "yellow"))
-        numbers = (str(run.get(key, "")) for key in ("epoch", "step"))
-        table.add_row(Text(name), state, *numbers, _ago(run.get("heartbeat")), Text(error))
-    return table
-
-
-def _seconds_since(time: Any) -> float:
-    try:
-        return (datetime.now().astimezone() - datetime.fromisoformat(str(time))).total_seconds()
-    except ValueError:
-        return float("inf")
-
-
-def _ago(time: Any) -> str:
-    seconds = _seconds_since(time)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if length <= seconds < float("inf"):
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(0.0, seconds):.0f} s ago" if seconds < 60 else "never"
+def _counted(runs: Sequence[Overview]) -> str:
+    other = sum(run.task != "train" for run in runs)
+    parts = [(len(runs) - other, "never began to train"), (other, "of commands that train nothing")]
+    return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 
 if __name__ == "__main__":

@@ -46,4 +46,4 @@ class ConfusionMatrixCallback(Callback):
         counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
         figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
         step = max(0, trainer.global_step - 1)  # the step of the epoch's metrics
-        show_in_tensorboard(boards, "confusion_matrix/val_while_training", figure, step)
+        show_in_tensorboard(boards, "confusion_matrix_val_while_training", figure, step)

@@ -24,6 +24,7 @@ from imago.cli.hydra_errors import explain_hydra_error, yaml_message
 from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.start_from import Arguments, plain_args
+from imago.cli.sweep import reported_sweep
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
 from imago.config.resolvers import register
@@ -162,7 +163,8 @@ class Command:
             except UserError as error:
                 fail(str(error))
 
-        return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
+        with reported_sweep():
+            return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 
     def _execute(self, cfg: DictConfig, invocation: Invocation) -> Any:
         return execute(self.task, cfg, invocation, self.check, self.one_process)

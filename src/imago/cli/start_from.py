@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.cli.compose import log_dir_of
 from imago.config.carried import GROUPS, OPTION, ROOT_KEYS, TRAINER_COMMAND_KEYS, read_checkpoint_config
 from imago.config.invocation import for_hydra, override_key, override_value
-from imago.config.root import COMMAND_KEYS, CONFIG_DIR
+from imago.config.root import COMMAND_KEYS, CONFIG_DIR, OTHER_COMMANDS
 from imago.config.saved import read_yaml
 from imago.config.tree import leaves
 from imago.errors import UserError
@@ -105,7 +105,6 @@ def resolve_checkpoint_args(words: list[str], several: bool = False) -> Argument
 RUN_OPTION = "from_run"
 RUN_GROUPS = ("data", "model", "trainer", "strategy", "callbacks", "logger", "paths")
 WORDS = ("resume", "replay")
-OTHER_COMMANDS = ("eval", "inference", "export", "visualise", "doctor")
 
 
 def resolve_run_args(words: list[str]) -> Arguments:

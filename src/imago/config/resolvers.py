@@ -1,39 +1,99 @@
 """Functions that configs may call."""
 
 import re
-import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import composed_overrides
 from imago.config.root import COMMAND_KEYS, PROJECT_ROOT, Root
+from imago.definitions import best_mode
 from imago.errors import UserError
 from imago.masking import is_secret, learn_secrets, masked, masked_override
 
-LONGEST_NAME = 60
+LONGEST_NAME, LONGEST_NUMBER = 60, 7
+SCORING = ("eval", "inference", "export")
 
 
-def name_of_run() -> str:
-    """Name of the run: last part of each overridden key and its value, `lr_0.01_batch_size_32`; `base` without any."""
+def name_of_run(sweep: Mapping[str, Any] | None = None) -> str:
+    """Name of the run: last part of each overridden key and its value, `lr_0.01_batch_size_32`; `base` without any.
+
+    In a `sweep`, it names only what differs between the jobs. A run that scores a checkpoint is named after its run.
+    """
     if not HydraConfig.initialized():
         return "base"
-    parts = []
     learn_secrets({})
-    for override in sorted(composed_overrides(), key=lambda word: word in sys.argv):  # what a sweep varies comes first
-        key, _, value = masked_override(override).lstrip("+~").partition("=")
-        if is_secret(key):
-            continue
-        if key not in ("name", "ckpt_path", *COMMAND_KEYS) and not key.startswith(("hydra", "paths")):
-            parts.append(f"{key.split('.')[-1].split('/')[-1]}_{value.rstrip('/').split('/')[-1]}")
-    return slug(masked("_".join(parts))) or "base"
+    words = composed_overrides()
+    constant = sweep["typed"] if sweep else []
+    varied = [word for word in words if word not in constant] or words
+    parts = [part for word in varied if (part := _part_of_name(masked_override(word)))]
+    return slug(_joined_parts(map(masked, parts))) or "base"
+
+
+def _part_of_name(override: str) -> str | None:
+    """Part of a name that an override makes; None for those that say where and how to run."""
+    key, _, value = override.lstrip("+~").partition("=")
+    command = str(HydraConfig.get().job.config_name)
+    if (command in SCORING and key == "ckpt_path") or (command == "visualise" and key == "run"):
+        return f"of_{_source_name(value)}"
+    if is_secret(key) or key in ("name", "ckpt_path", *COMMAND_KEYS) or key.startswith(("hydra", "paths")):
+        return None
+    value = value.rstrip("/").split("/")[-1]
+    with suppress(ValueError):
+        value = f"{float(value):.4g}" if len(value) > LONGEST_NUMBER else value
+    return value if key == "experiment" else f"{key.split('.')[-1].split('/')[-1]}_{value}"
+
+
+def _source_name(value: str) -> str:
+    """Name of the run whose checkpoints an override names."""
+    paths = [Path(path.strip().strip("'\"")) for path in value.strip("[]").split(",")]
+    first = paths[0]
+    in_run = first.parent.name == "checkpoints"
+    name = first.parent.parent.name if in_run else first.stem if first.suffix == ".ckpt" else first.name
+    which = f"_{first.stem}" if in_run and first.stem != "best" else ""
+    return f"{name}{which}" + (f"_and_{len(paths) - 1}_more" if len(paths) > 1 else "")
+
+
+def _joined_parts(parts: Iterable[str]) -> str:
+    """Join the parts that fit into a name; those that do not are left out as a whole."""
+    name = ""
+    for part in map(_safe, parts):
+        longer = f"{name}_{part}" if name else part
+        name = longer if len(longer) <= LONGEST_NAME or not name else name
+    return name
+
+
+def job_number(number: int, sweep: Mapping[str, Any] | None = None) -> str:
+    """Number of a job, with as many digits as the last job of the `sweep` has, and two at least."""
+    first, jobs = (sweep["first"], sweep["jobs"]) if sweep else (0, 0)
+    return f"{first + number:0{max(2, len(str(first + jobs - 1)))}d}"
+
+
+def search_seed(seed: int | None, sweep: Mapping[str, Any] | None = None) -> int | None:
+    """Seed of the sampler of a search: `seed`, and another one in each process that continues the search."""
+    return seed + sweep["first"] if seed is not None and sweep else seed
 
 
 def slug(text: str) -> str:
-    """Convert `text` to a folder name: letters, digits, dots, dashes and underscores, at most 60 characters."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")[:LONGEST_NAME].rstrip("_.")
+    """Convert `text` to a folder name: letters, digits, dots, dashes and underscores, at most 60 characters.
+
+    Longer ones end with a whole word.
+    """
+    name = _safe(text)
+    if len(name) <= LONGEST_NAME:
+        return name
+    name, rest = name[:LONGEST_NAME], name[LONGEST_NAME]
+    word_end = LONGEST_NAME if rest in "_-" else max(name.rfind("_"), name.rfind("-"))
+    return (name[:word_end] if word_end >= LONGEST_NAME // 2 else name).rstrip("_.-")
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_.")
 
 
 def unused_folder(path: str) -> str:
@@ -48,11 +108,6 @@ def unused_folder(path: str) -> str:
             candidate = Path(f"{path}_{number}")
         except OSError as error:
             raise UserError(f"The run folder cannot be created: {error}. Type another paths.log_dir=") from error
-
-
-def best_mode(metric: str) -> str:
-    """Mode of a metric: `min` for losses, `max` for everything else."""
-    return "min" if "loss" in metric else "max"
 
 
 def share_of_fit(fit: str) -> float:
@@ -70,12 +125,30 @@ def without_stage(metric: str) -> str:
     return metric.partition("/")[2] or metric
 
 
+def remember_sweep(config: DictConfig, typed: Sequence[str], jobs: int, first: int = 0) -> None:
+    """Let `${sweep:}` be what was `typed`, the number of `jobs`, and that of the first, in the configs of all jobs.
+
+    A job is composed from its own overrides alone, maybe in another process or on another machine. What Hydra takes
+    over from the `config` of the sweep is the cache of its resolvers.
+    """
+    facts = {"typed": list(typed), "jobs": jobs, "first": first}
+    OmegaConf.register_new_resolver("sweep", lambda: facts, replace=True, use_cache=True)
+    OmegaConf.select(OmegaConf.create({"sweep": "${sweep:}"}, parent=config), "sweep")
+    OmegaConf.register_new_resolver("sweep", _no_sweep, replace=True, use_cache=True)
+
+
+def _no_sweep() -> None:
+    """Value of `${sweep:}` in a single run."""
+
+
 def register() -> None:
     """Register the root schema and the resolvers with Hydra; may be called again."""
     ConfigStore.instance().store(name="root_schema", node=Root)
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("name_of_run", name_of_run, replace=True)
+    OmegaConf.register_new_resolver("sweep", _no_sweep, replace=True, use_cache=True)
+    for resolver in (name_of_run, job_number, search_seed):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     register_functions(replace=True)
 
 

@@ -78,7 +78,8 @@ def evaluate(
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers
             write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plot_format)
-    show_hyperparameters(trainer.loggers, {name: split_score.metrics for name, split_score in result.scores.items()})
+    metrics = {name: split_score.metrics for name, split_score in result.scores.items()}
+    show_hyperparameters(trainer.loggers, metrics, step)
     for logger in trainer.loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):

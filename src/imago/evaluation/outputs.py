@@ -15,7 +15,7 @@ from imago.evaluation.score import Predictions, Score
 from imago.files import UnreadableError, atomic_write, log_write_errors, read_json, write_json, write_text
 from imago.report.content import LARGEST
 from imago.report.plots import confusion_matrix_figure, gallery_figure, reliability_figure, save
-from imago.report.tensorboard import show_in_tensorboard
+from imago.report.tensorboard import SCORES, show_in_tensorboard
 from imago.report.thumbnails import samples, thumbnail, worst_and_unsure
 from imago.run.folder import RunFolder, now
 from imago.run.provenance import environment
@@ -54,7 +54,7 @@ def write_reports(
         ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
         ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
     ):
-        show_in_tensorboard(loggers, f"{name}/{split}", figure, step)
+        show_in_tensorboard(loggers, f"{name}_{split}", figure, step)
         save(figure, folder / "plots" / f"{name}_{split}", plot_format)
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
@@ -66,7 +66,7 @@ def write_reports(
         return
     first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
     sheet = gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images")
-    show_in_tensorboard(loggers, f"predictions/{split}", sheet, step)
+    show_in_tensorboard(loggers, f"predictions_{split}", sheet, step)
 
 
 def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True) -> None:
@@ -99,14 +99,14 @@ def _write_data(folder: Path, data: ImageDataModule) -> None:
     write_json(folder / "reports" / "data.json", facts)
 
 
-def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Fill TensorBoard's tab `hparams`: the settings beside the final `acc`, `f1` and `loss` of each split."""
+def show_hyperparameters(loggers: Sequence[Logger], metrics: Mapping[str, Mapping[str, Any]], step: int) -> None:
+    """Fill TensorBoard's tab `hparams`: the settings beside `acc`, `f1` and `loss` of each split."""
     final = {
-        f"final/{split}_{name}": values[name] for split, values in metrics.items() for name in ("acc", "f1", "loss")
+        f"{SCORES}/{split}_{name}": values[name] for split, values in metrics.items() for name in ("acc", "f1", "loss")
     }
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger) and final:
-            logger.log_hyperparams(dict(logger.hparams), final)
+            logger.log_hyperparams(dict(logger.hparams), final, step)
 
 
 def _write_confusion(score: Score, path: Path) -> None:

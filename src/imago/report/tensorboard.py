@@ -17,6 +17,25 @@ from imago.report.plots import drawn
 
 log = logging.getLogger(__name__)
 
+VECTORS, PICTURES, SCORES = "vectors", "visual", "weights"
+"""Groups of metrics with a value per class, of pictures, and of the scores of the weights that were kept.
+
+TensorBoard sorts groups by the alphabet, and opens a dozen cards of the first two: those of `train/` and `val/`.
+"""
+
+
+def tag_of_metric(name: str) -> str:
+    """Name of a metric in TensorBoard.
+
+    One without a stage (`lr-AdamW`) is in `train/`, those of test are in `weights/`, values per class in `vectors/`.
+    """
+    stage, _, rest = name.partition("/")
+    if not rest:
+        return f"train/{name}"
+    if "/" in rest and not rest.startswith("loss/"):
+        return f"{VECTORS}/{name}"
+    return f"{SCORES}/test_{rest}" if stage == "test" else name
+
 
 def serve_tensorboard(logdir: str | Path, port: int) -> None:
     """Serve the event files below `logdir` on this machine only, until the process is interrupted.
@@ -42,9 +61,9 @@ def serve_tensorboard(logdir: str | Path, port: int) -> None:
 
 
 def show_in_tensorboard(loggers: Sequence[Logger], tag: str, figure: Figure, step: int) -> None:
-    """Add the figure, at half of `DPI`, to every TensorBoard logger."""
+    """Add the figure, at half of `DPI`, to every TensorBoard logger, as `visual/TAG`."""
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     picture = np.asarray(Image.fromarray(drawn(figure)).reduce(2)) if boards else None
     for logger in boards:
         with log_write_errors("TensorBoardLogger"):
-            logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+            logger.experiment.add_image(f"{PICTURES}/{tag}", picture, step, dataformats="HWC")

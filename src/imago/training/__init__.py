@@ -8,7 +8,7 @@ __all__, __getattr__ = lazy_exports(
         "build": ["build", "build_to_score"],
         "trainer": ["build_trainer"],
         "fit": ["train"],
-        "loggers": ["CSVLogger"],
+        "loggers": ["CSVLogger", "TensorBoardLogger"],
         "replay": ["compare"],
     },
 )

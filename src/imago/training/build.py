@@ -60,7 +60,7 @@ from imago.model.torchvision import WEIGHT_FILES
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
 from imago.training.build_data import make_data, warn_of_test_on_val
-from imago.training.loggers import CSVLogger, continue_records, remember_records, tolerate_full_disks
+from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
 from imago.training.trainer import build_trainer, instantiate_all
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Sta
         if start is not None and isinstance(logger, CSVLogger):
             run.write_when_accepted(partial(logger.forget_from, start.step, start.repeats_validation))
         if not (isinstance(logger, MLFlowLogger) and "mlflow" in run.former.get("loggers", {})):  # it has them already
-            run.write_when_accepted(partial(logger.log_hyperparams, settings))
+            run.write_when_accepted(partial(log_settings, logger, settings, run))
     run.write_when_accepted(partial(remember_records, trainer.loggers, run))
 
 

@@ -1,22 +1,31 @@
-"""Loggers that continue the records of an earlier process, and survive a full disk."""
+"""Loggers that continue the records of an earlier process, survive a full disk, and show the curves first."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import DictConfig
 
-from imago.files import atomic_write, forget_write_errors, log_write_errors
+from imago.config.invocation import override_key, override_value
+from imago.config.tree import leaves
+from imago.files import UnreadableError, atomic_write, forget_write_errors, log_write_errors, read_json
+from imago.masking import masked, masked_override
+from imago.report.content import LARGEST
+from imago.report.tensorboard import tag_of_metric
 from imago.run.folder import RunFolder
+from imago.run.overview import NO_SETTINGS
 
-TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+TENSORBOARD = ("imago.training.TensorBoardLogger", "lightning.pytorch.loggers.TensorBoardLogger")
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 MLFLOW = "lightning.pytorch.loggers.MLFlowLogger"
+WHOLE = ("experiment", "debug", "hparams_search")
+"""Groups whose options set keys anywhere in the config."""
 WRITING = ("log_metrics", "log_hyperparams", "save", "finalize")
 
 
@@ -27,12 +36,51 @@ def continue_records(nodes: Any, former: dict[str, Any], step: int) -> None:
     ids = former.get("loggers", {})
     for name, node in nodes.items():
         target = node.get("_target_") if node is not None else None
-        if target == TENSORBOARD:
+        if target in TENSORBOARD:
             nodes[name] = {**node, "purge_step": step}  # what was logged from there on is logged again
         elif target == WANDB and "wandb" in ids:
             nodes[name] = {**node, "id": ids["wandb"], "resume": "allow"}
         elif target == MLFLOW and "mlflow" in ids:
             nodes[name] = {**node, "run_id": ids["mlflow"]}
+
+
+class TensorBoardLogger(LightningTensorBoardLogger):
+    """Lightning's TensorBoardLogger, with names by which TensorBoard shows the curves of train and val first."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({tag_of_metric(name): value for name, value in metrics.items()}, step)
+
+
+def log_settings(logger: Logger, settings: dict[str, Any], run: RunFolder) -> None:
+    """Log the settings of a run; to TensorBoard, whose table has a column for each, only those that were chosen."""
+    is_board = isinstance(logger, LightningTensorBoardLogger)
+    logger.log_hyperparams(hyperparameters(settings, run) if is_board else settings)
+
+
+def hyperparameters(settings: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
+    """Choose what TensorBoard shows as hyperparameters: the seed, what was typed, and what differs from the defaults.
+
+    An option that was typed (`experiment=digits`) stands for all that it sets.
+
+    Args:
+        settings: The whole config, in plain containers.
+        run: The run, whose `reports/changes.json` lists what differs.
+    """
+    try:
+        changes = read_json(run.path / "reports" / "changes.json", [{"key!": str}], LARGEST)
+    except (OSError, UnreadableError):
+        changes = []
+    words = [word for word in run.invocation.overrides if "=" in word]
+    typed = {override_key(word): masked(override_value(word)) for word in words if masked_override(word) == word}
+    options = tuple("" if key in WHOLE else f"{key.replace('/', '.')}." for key in typed)
+    keys = {"seed", *(change["key"] for change in changes if not change["key"].startswith(options))}
+    chosen = typed | {key: value for key, value in leaves(settings) if key in keys or key in typed}
+    left_out = (*NO_SETTINGS, "logger", "tags")
+    return {
+        key: value if isinstance(value, int | float | str) else str(value)
+        for key, value in chosen.items()
+        if key.partition(".")[0] not in left_out
+    }
 
 
 class CSVLogger(LightningCSVLogger):

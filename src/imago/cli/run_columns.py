@@ -1,0 +1,204 @@
+"""Columns of a table of runs: what is known of every run, its settings, and its metrics."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.text import Text
+
+from imago.definitions import best_mode
+from imago.errors import UserError
+from imago.run.overview import Overview, differing_settings, first_line, seconds_since, short_names
+from imago.terminal import shortened
+
+STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
+ERRORS = ("error", "updated, error")
+LONGEST_CELL, SHORTEST_ERROR = 24, 24
+"""Cells are cut to that many characters; an error gets what is left of the line, and that many at least."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table of runs.
+
+    Args:
+        name: What is typed for it, in `--sort` and `--columns`.
+        title: Its header.
+        value: Value of a run, by which rows are sorted; None sorts last.
+        text: The cell of a run; None shows the value.
+        is_descending: The greatest value is sorted first.
+    """
+
+    name: str
+    title: str
+    value: Callable[[Overview], Any]
+    text: Callable[[Overview], str] | None = None
+    is_descending: bool = False
+    is_number: bool = False
+
+    def cell(self, run: Overview, longest_error: int = SHORTEST_ERROR) -> Text:
+        """Content of the cell of a run, on one line."""
+        text = self.text(run) if self.text is not None else as_text(self.value(run))
+        longest = longest_error if self.name in ERRORS else LONGEST_CELL
+        return Text(cut(text, longest), style=STYLES.get(text, "yellow") if self.name == "state" else "")
+
+
+class Columns:
+    """The columns that a table of `runs` may have: fixed ones, their settings, and their metrics."""
+
+    def __init__(self, runs: Sequence[Overview]) -> None:
+        self.runs = runs
+        monitors = {run.monitor for run in runs if run.monitor}
+        self.monitor = monitors.pop() if len(monitors) == 1 else ""
+        self.differing = differing_settings(runs)
+        fixed = [
+            Column("state", "state", lambda run: run.state),
+            Column("epoch", "epoch", lambda run: run.status.get("epoch"), is_number=True),
+            Column("step", "step", lambda run: run.status.get("step"), is_number=True),
+            self._best(),
+            Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
+            Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
+            Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
+            Column("updated", "updated", lambda run: seconds_since(run.status.get("heartbeat")), _updated),
+            Column("error", "error", lambda run: first_line(run.status.get("error")) or None),
+        ]
+        self.fixed = {column.name: column for column in fixed}
+        self.titles = short_names(self.differing)
+
+    def defaults(self) -> tuple[list[Column], list[Column]]:
+        """The columns that are shown if none are asked for: those of every table, and the settings that differ."""
+        last = _updated_and_error() if self._known("error") else self.fixed["updated"]
+        always = [self.fixed["state"], *self._known("epoch", "best", "acc"), last]
+        return always, [self.setting(key) for key in self.differing]
+
+    def of_sweep(self) -> tuple[list[Column], list[Column]]:
+        """The columns at the end of a sweep: its state only where that is news."""
+        state = [] if all(run.state == "completed" for run in self.runs) else ["state"]
+        return self._known(*state, "best", "acc", "error"), [self.setting(key) for key in self.differing]
+
+    def best_run(self) -> Overview | None:
+        """The run with the best value of the monitored metric; None if there is none, or they monitor several."""
+        modes = {run.mode for run in self.runs}
+        known = [run for run in self.runs if run.best is not None]
+        if not self.monitor or len(modes) > 1 or not known:
+            return None
+        return sort_runs(known, self.fixed["best"])[0]
+
+    def _known(self, *names: str) -> list[Column]:
+        """Those of the fixed columns that some run has a value for."""
+        return [self.fixed[name] for name in names if any(self.fixed[name].value(run) is not None for run in self.runs)]
+
+    def named(self, name: str) -> Column:
+        """The column that is typed as `name`.
+
+        Raises:
+            UserError: There is none, or several settings end like that.
+        """
+        if name in self.fixed:
+            return self.fixed[name]
+        if name and name == self.monitor:
+            return self.fixed["best"]
+        keys = dict.fromkeys(key for run in self.runs for key in run.settings)
+        by_title = [key for key, title in self.titles.items() if title == name]
+        ends = [key for key in keys if key.replace("/", ".").endswith(f".{name}")]
+        found = [key for key in keys if key == name] or by_title or ends
+        if len(found) == 1:
+            return self.setting(found[0])
+        if found:
+            raise UserError(f"{name} is the end of several settings: {shortened(found, 10)}. Type one of them.")
+        metrics = sorted({metric for run in self.runs for metric in run.metrics})
+        if name in metrics:
+            return _metric(name)
+        settings = [self.titles[key] for key in self.differing]
+        shown = [metric for metric in metrics if metric.count("/") == 1]
+        raise UserError(
+            f"Unknown column {name}. Columns: {', '.join(self.fixed)}. "
+            f"Settings that differ: {shortened(settings, 20) or 'none'}; any other setting can be typed, too. "
+            f"Metrics, by their best value: {shortened(shown, 20) or 'none'}."
+        )
+
+    def setting(self, key: str) -> Column:
+        """The column of a setting."""
+        return Column(key, self.titles.get(key, key), lambda run: run.settings.get(key), is_number=self._counts(key))
+
+    def _counts(self, key: str) -> bool:
+        return all(isinstance(run.settings.get(key), int | float | None) for run in self.runs)
+
+    def _best(self) -> Column:
+        def text(run: Overview) -> str:
+            is_named = run.best is not None and run.monitor and not self.monitor
+            return f"{metric_text(run.best)} {run.monitor}" if is_named else metric_text(run.best)
+
+        modes = {run.mode for run in self.runs if run.monitor}
+        title = f"best {self.monitor}" if self.monitor else "best"
+        return Column("best", title, lambda run: run.best, text, modes != {"min"}, True)
+
+
+def sort_runs(runs: Iterable[Overview], column: Column) -> list[Overview]:
+    """Sort runs by a column: the best first, and those without a value last."""
+    known = [run for run in runs if column.value(run) is not None]
+    unknown = [run for run in runs if column.value(run) is None]
+    known.sort(key=lambda run: _order(column.value(run)), reverse=column.is_descending)
+    return [*known, *unknown]
+
+
+def as_text(value: Any) -> str:
+    """Show the value of a setting on one line; a number with four significant digits."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split())
+
+
+def cut(text: str, most: int) -> str:
+    """Cut `text` to `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+def _metric(name: str) -> Column:
+    def value(run: Overview) -> float | None:
+        return run.best if run.monitor == name else run.metrics.get(name)
+
+    return Column(name, f"best {name}", value, lambda run: metric_text(value(run)), best_mode(name) == "max", True)
+
+
+def metric_text(value: float | None) -> str:
+    """Show a metric with four decimals."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def _of_test(name: str) -> Callable[[Overview], str]:
+    def text(run: Overview) -> str:
+        split = run.test.get("split", "test")
+        return metric_text(run.test.get(name)) + (f" ({split})" if split != "test" and name in run.test else "")
+
+    return text
+
+
+def _started(run: Overview) -> str | None:
+    return run.status.get("started")
+
+
+def _updated(run: Overview) -> str:
+    seconds = seconds_since(run.status.get("heartbeat"))
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if length <= seconds < float("inf"):
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago" if seconds < 60 else "never"
+
+
+def _updated_and_error() -> Column:
+    """Column with both, for a table that has no space for two."""
+
+    def text(run: Overview) -> str:
+        error = first_line(run.status.get("error"))
+        return f"{_updated(run)}: {error}" if error else _updated(run)
+
+    return Column("updated, error", "updated, error", lambda run: seconds_since(run.status.get("heartbeat")), text)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Numbers before texts."""
+    is_number = isinstance(value, int | float)
+    return not is_number, value if is_number else str(value)

@@ -1,0 +1,155 @@
+"""The frame around a sweep (`-m`): what its jobs have to know of it, and the table and `sweep.csv` at its end."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from imago.config.invocation import override_key
+from imago.config.resolvers import remember_sweep
+from imago.files import write_text
+from imago.masking import masked_override
+from imago.run.overview import Overview, first_line
+from imago.terminal import console, plain, say, shortened
+
+FILE = "sweep.csv"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that has begun: its folder, and how many jobs it is to have (0 if that is not known)."""
+
+    folder: Path
+    jobs: int
+
+
+_begun: list[Sweep] = []
+"""The sweep that this process has begun: Hydra's callbacks hear of the beginning, but not of an end with an error."""
+
+
+class SweepTable(Callback):
+    """Hydra callback that notes where a sweep begins, and lets the names of its jobs be made from what differs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called in the process that was started, before any job."""
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)  # Optuna's study is made before the first job
+        typed, jobs = _planned(config)
+        is_search = "n_trials" in config.hydra.sweeper
+        remember_sweep(config, typed, jobs, first=_next_number(folder) if is_search else 0)
+        keep_secrets_out_of_study(config)
+        _begun.append(Sweep(folder, jobs))
+
+
+def keep_secrets_out_of_study(config: DictConfig) -> None:
+    """Keep the study of a search in memory if a secret was typed: Optuna writes all overrides to its database."""
+    words = [str(word) for word in config.hydra.overrides.task]
+    secret = [override_key(word) for word in words if masked_override(word) != word]
+    if secret and config.hydra.sweeper.get("storage") is not None:
+        say(f"The study is not kept: {shortened(secret)} is a secret, and Optuna would write it to its database.")
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.sweeper.storage = None
+
+
+@contextmanager
+def reported_sweep() -> Iterator[None]:
+    """Inside, a command runs. If that is a sweep, its table is printed in the end, however it ends."""
+    _begun.clear()
+    try:
+        yield
+    finally:
+        if _begun:
+            report(_begun.pop())
+
+
+def report(sweep: Sweep) -> None:
+    """Print the table of the jobs of a sweep, and write it to `sweep.csv` in its folder."""
+    from imago.cli.run_columns import Columns
+    from imago.cli.run_table import grouped_by_seed, run_table
+
+    runs = jobs_of(sweep.folder)
+    if not runs:  # none of them began, and the error says why
+        return
+    columns = Columns(runs)
+    always, settings = columns.of_sweep()
+    table, left_out = run_table(runs, sweep.folder, always, settings, grouped_by_seed(runs, columns.differing))
+    say(f"\nSweep: {sweep.folder}")
+    console().print(table)
+    if best := columns.best_run():
+        say(f"Best {columns.monitor}: {best.best:.4f} in {best.folder.name}")
+    if left_out:
+        say(f"Settings that differ, too: {shortened(left_out)}")
+    if (missing := sweep.jobs - len(runs)) > 0:
+        say(f"{missing} of {sweep.jobs} jobs did not begin.")
+    if running := [run for run in runs if run.state == "running"]:
+        say(f"{len(running)} jobs have not ended yet: ml-status {sweep.folder} shows them later.")
+    try:
+        write_text(sweep.folder / FILE, csv_of(runs, columns.differing))
+    except OSError as error:
+        say(f"{FILE} could not be written: {error}")
+    else:
+        say(f"Written: {sweep.folder / FILE}")
+
+
+def jobs_of(folder: Path) -> list[Overview]:
+    """Read the jobs in the folder of a sweep, by their numbers."""
+    folders = [path.parent for path in folder.glob("*/status.json")]
+    return [Overview.read(path) for path in sorted(folders, key=lambda path: (_number(path), path.name))]
+
+
+def csv_of(runs: list[Overview], settings: list[str]) -> str:
+    """Table of runs as CSV: a row per job, with the settings that differ by their full names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ("job", "state", "epochs", "monitor", "best", "test_split", "test_acc", "test_f1", "test_loss")
+    writer.writerow([*head, *settings, "error"])
+    for run in runs:
+        scores = [run.test.get(name) for name in ("split", "acc", "f1", "loss")]
+        row = [run.folder.name, run.state, run.status.get("epoch"), run.monitor or None, run.best, *scores]
+        row += [run.settings.get(key) for key in settings]
+        writer.writerow([*row, plain(first_line(run.status.get("error")))])
+    return text.getvalue()
+
+
+def _planned(config: DictConfig) -> tuple[list[str], int]:
+    """What all jobs have in common, as typed and as Hydra passes it on, and the number of jobs; 0 if not known."""
+    words = [str(word) for word in config.hydra.overrides.task]
+    sweeper = config.hydra.sweeper
+    params: dict[str, Any] = dict(OmegaConf.to_container(sweeper.get("params") or OmegaConf.create()))  # type: ignore[arg-type]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    typed: list[str] = []
+    counts: dict[str, int] = {}
+    for override in parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *words]):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            counts[key] = _count(override)
+            continue
+        counts.pop(key, None)
+        typed += [str(override.input_line), f"{key}={override.get_value_element_as_str()}"]
+    return typed, int(sweeper.get("n_trials") or math.prod(counts.values()))
+
+
+def _count(override: Override) -> int:
+    return sum(1 for _ in override.sweep_string_iterator()) if override.is_discrete_sweep() else 0
+
+
+def _number(folder: Path) -> int:
+    """Number in front of the name of a job's folder."""
+    number = re.match(r"\d+", folder.name)
+    return int(number.group()) if number else 0
+
+
+def _next_number(folder: Path) -> int:
+    """Number of the first trial of a search that goes on in a folder."""
+    return max((_number(path.parent) + 1 for path in folder.glob("*/status.json")), default=0)

@@ -1,0 +1,258 @@
+"""Runs at a glance: what their folders say of them, read within bounds, since they may be damaged, or a stranger's."""
+
+import json
+import math
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imago.config.invocation import override_key, override_value
+from imago.config.root import COMMAND_KEYS, OTHER_COMMANDS
+from imago.config.tree import leaves
+from imago.definitions import best_mode
+from imago.files import MEGABYTE, NUMBER, UnreadableError, read_json, read_text
+from imago.run import lock as run_lock
+from imago.run.folder import STATUS, read_status
+
+STALE_SECONDS = 90
+"""Without a heartbeat for so long, a run on another machine counts as dead; one is due every 20 seconds."""
+PARTS = ("checkpoints", "reports", "plots", "tensorboard", "csv", ".hydra")
+"""Subfolders of a run folder that hold no other run."""
+LARGEST = 16 * MEGABYTE
+SCORE = {"split": str, "n": int, "acc": NUMBER, "f1": NUMBER, "loss": NUMBER}
+NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
+"""Keys that say where or how a run is made, not what it trains."""
+DEEPEST = 20
+"""Levels of the value of a setting that are shown in JSON."""
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What is known of one run.
+
+    Args:
+        folder: Its run folder.
+        status: The known keys of its `status.json`.
+        state: Its status, but `dead` if it says that it is running and is not alive.
+    """
+
+    folder: Path
+    status: Mapping[str, Any] = field(default_factory=dict)
+    state: str = "unknown"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Overview":
+        """Read the state of the run in `folder`; everything else is read when it is asked for."""
+        status = read_status(folder / "status.json")
+        return cls(folder, status, true_state(folder, status))
+
+    @property
+    def task(self) -> str:
+        """`train`, or the command that made the folder (`eval`, `inference`, …)."""
+        task = self.config.get("task_name")
+        return task if task in OTHER_COMMANDS else "train"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether training began, or may yet begin."""
+        return "epoch" in self.status or self.state == "running" or self.is_resumable
+
+    @cached_property
+    def is_resumable(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return (self.folder / "checkpoints" / "last.ckpt").is_file()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The composed config, with its interpolations; empty if it cannot be read."""
+        content = _read_yaml(self.folder / ".hydra" / "config.yaml")
+        return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The typed overrides; empty if they cannot be read."""
+        content = _read_yaml(self.folder / ".hydra" / "overrides.yaml")
+        return [word for word in content if isinstance(word, str)] if isinstance(content, list) else []
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Setting or group -> value; groups only where an option was typed."""
+        of_config = {key: value for key, value in leaves(self.config) if not key.startswith("hydra.")}
+        words = [word for word in self.overrides if "=" in word and not word.startswith("~")]
+        typed = {override_key(word): override_value(word) for word in words}
+        return {key: value for key, value in (typed | of_config).items() if key.partition(".")[0] not in NO_SETTINGS}
+
+    @property
+    def monitor(self) -> str:
+        """Name of the metric that chooses the best checkpoint; empty if it is not known."""
+        monitor = self.config.get("monitor")
+        if isinstance(monitor, str) and "${" in monitor:
+            monitor = self.config.get("optimized_metric")
+        return monitor if isinstance(monitor, str) and "${" not in monitor else ""
+
+    @property
+    def mode(self) -> str:
+        """`max` if a greater value of the monitored metric is better, else `min`."""
+        mode = self.config.get("mode")
+        return str(mode) if mode in ("min", "max") else best_mode(self.monitor)
+
+    @property
+    def best(self) -> float | None:
+        """Best value of the monitored metric; so far, if the run has not ended."""
+        value = self.status.get("best_value")
+        return value if _is_number(value) else self.metrics.get(self.monitor)
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Metric -> best value over the epochs in `metrics.jsonl`."""
+        best: dict[str, float] = {}
+        for row in _rows(self.folder / "metrics.jsonl"):
+            for name, value in row.items():
+                if name in ("epoch", "step") or not _is_number(value):
+                    continue
+                mode = self.mode if name == self.monitor else best_mode(name)
+                better = max if mode == "max" else min
+                best[name] = better(best.get(name, value), value)
+        return best
+
+    @cached_property
+    def test(self) -> dict[str, Any]:
+        """`split`, `n`, `acc`, `f1` and `loss` on the test split; `split` is `val` if there was no test split."""
+        try:
+            return read_json(self.folder / "reports" / "metrics_test.json", SCORE, LARGEST)
+        except (OSError, UnreadableError):
+            return {}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Convert to plain types for JSON."""
+        return {
+            **{key: value for key, value in self.status.items() if key in STATUS},
+            "folder": str(self.folder),
+            "state": self.state,
+            "task": self.task,
+            "has_begun": self.has_begun,
+            "resumable": self.is_resumable,
+            "monitor": self.monitor or None,
+            "mode": self.mode,
+            "best_value": self.best,
+            "best_metrics": self.metrics,
+            "test": self.test or None,
+            "overrides": self.overrides,
+            "settings": {key: _plain(value) for key, value in self.settings.items()},
+        }
+
+
+def find_runs(folder: Path) -> list[Overview]:
+    """Read the runs below `folder`, in the order in which they began."""
+    runs = [Overview.read(found) for found in _run_folders(folder)]
+    return sorted(runs, key=lambda run: (str(run.status.get("started") or ""), str(run.folder)))
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    for name, folders, files in os.walk(folder):
+        if "status.json" in files or "status.json" in folders:
+            yield Path(name)
+            folders[:] = [part for part in folders if part not in PARTS]
+
+
+def true_state(folder: Path, status: Mapping[str, Any]) -> str:
+    """State in `status.json`, but `dead` if a run that says it is running is not alive."""
+    said = str(status.get("status", "unknown"))
+    if said != "running":
+        return said
+    if status.get("host") == socket.gethostname():
+        with suppress(OSError):  # no locks here
+            return "running" if run_lock.is_taken(folder) else "dead"
+    return "running" if seconds_since(status.get("heartbeat")) < STALE_SECONDS else "dead"
+
+
+def seconds_since(time: Any) -> float:
+    """Seconds since a time in ISO format; infinite if it is not one."""
+    try:
+        return (datetime.now().astimezone() - datetime.fromisoformat(str(time))).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")
+
+
+def differing_settings(runs: Sequence[Overview]) -> list[str]:
+    """Settings and groups whose values differ between the runs, those that were typed first.
+
+    Settings that nobody typed are named only where no typed one differs: an `experiment=` changes many at once.
+    """
+    known = [run for run in runs if run.settings]
+    typed = dict.fromkeys(override_key(word) for run in known for word in run.overrides)
+    if found := _differing(known, typed):
+        return found
+    return _differing(known, dict.fromkeys(key for run in known for key in run.settings))
+
+
+def _differing(runs: Sequence[Overview], keys: Iterable[str]) -> list[str]:
+    def differs(key: str) -> bool:
+        return len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1
+
+    return [key for key in keys if differs(key)]
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Key -> its last parts, as few as tell it from the others: `model.optimizer.lr` -> `lr`."""
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.replace("/", ".").split(".")
+        for count in range(1, len(parts) + 1):
+            names[key] = ".".join(parts[-count:])
+            others = (f".{other.replace('/', '.')}" for other in keys if other != key)
+            if not any(other.endswith(f".{names[key]}") for other in others):
+                break
+    return names
+
+
+def first_line(text: Any) -> str:
+    """The first line that is not empty."""
+    return next((line.strip() for line in str(text or "").splitlines() if line.strip()), "")
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Convert what a YAML file may hold to what JSON may hold."""
+    if depth < DEEPEST and isinstance(value, dict):
+        return {str(key): _plain(entry, depth + 1) for key, entry in value.items()}
+    if depth < DEEPEST and isinstance(value, list):
+        return [_plain(entry, depth + 1) for entry in value]
+    return value if _is_number(value) or isinstance(value, str | bool | None) else type(value).__name__
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; those that are damaged are left out."""
+    try:
+        lines = read_text(path, LARGEST).splitlines()
+    except (OSError, UnreadableError):
+        return
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def _read_yaml(path: Path) -> Any:
+    """Content of a YAML file without aliases, which could stand for more than fits into memory; None if damaged."""
+    try:
+        text = read_text(path)
+        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
+            return None
+        return yaml.load(text, _LOADER)
+    except (OSError, UnreadableError, *YAML_ERRORS):
+        return None

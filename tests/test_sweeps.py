@@ -1,0 +1,191 @@
+"""Sweeps: names of jobs, the table and `sweep.csv` at the end, searches that go on, and `ml-status` over all of it."""
+
+import csv
+import gc
+import json
+import pickle
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import Run
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from imago.cli import run_table, sweep
+from imago.cli.hydra_internals import singletons_kept
+from imago.config.resolvers import register, remember_sweep, slug
+from imago.config.root import CONFIG_DIR
+from imago.run.folder import find_run
+from imago.status import main as status
+
+FAST = ("trainer.max_epochs=1", "callbacks.early_stopping=null", "preflight=false")
+
+
+def sweep_of(run: Run) -> Path:
+    return max((run.dir.parent / "logs" / "train" / "multiruns").iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+@contextmanager
+def hydra_config(config):
+    """Inside, Hydra is as in the job that `config` is of."""
+    with singletons_kept():
+        HydraConfig.instance().set_config(config)
+        yield
+
+
+def table_rows(text: str, first: str = "run ") -> list[str]:
+    """The rows of the last table in `text`."""
+    lines = text[text.rindex(f"\n{first}") + 1 :].splitlines()
+    below = ("Best ", "Settings ", "Written", "Hidden", "Resume")
+    end = next((at for at, line in enumerate(lines) if line.startswith(below)), len(lines))
+    return [line for line in lines[2:end] if line.strip()]
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+
+
+def show_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    monkeypatch.setattr(sys, "argv", ["ml-status", *map(str, words)])
+    monkeypatch.setattr("rich._console", None)
+    monkeypatch.setenv("COLUMNS", "100")
+    capsys.readouterr()
+    status()
+    return capsys.readouterr().out
+
+
+def test_a_sweep_ends_with_one_table(train, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    run = train("-m", *FAST, "model.optimizer.lr=0.001,0.03", "seed=1,2")
+    assert run.exit_code == 0, run.output
+    folder = sweep_of(run)
+    names = [f"0{number}_lr_{lr}_seed_{seed}" for number, (lr, seed) in enumerate(
+        [("0.001", 1), ("0.001", 2), ("0.03", 1), ("0.03", 2)]
+    )]  # fmt: skip
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == names
+    assert OmegaConf.load(folder / names[0] / "config.yaml").name == "lr_0.001_seed_1"
+    shown = table_rows(run.output)
+    assert [line.split()[0] for line in shown[:4]] == names
+    means = [line for line in shown if line.startswith("mean ± sd")]
+    assert len(means) == 2
+    assert all("2 seeds" in line and line.count("±") == 3 for line in means)
+    assert run.output.count("Sweep: ") == 1
+    rows = csv_rows(folder)
+    assert [row["job"] for row in rows] == names
+    assert [(row["model.optimizer.lr"], row["seed"]) for row in rows][2] == ("0.03", "1")
+    best = max(rows, key=lambda row: float(row["best"]))
+    assert f"Best val/acc: {float(best['best']):.4f} in " in run.output
+    scores = [float(row["best"]) for row in rows[:2]]
+    assert run_table.mean_and_deviation(scores) in means[0]
+    assert find_run("latest", tmp_path / "logs").parent == folder
+
+    shown = show_status(monkeypatch, capsys, tmp_path / "logs", "--sort", "val/acc")
+    lines = table_rows(shown)
+    values = [float(line.split()[3]) for line in lines]
+    assert values == sorted(values, reverse=True)
+    assert len(lines) == 4
+    found = json.loads(show_status(monkeypatch, capsys, tmp_path / "logs", "--json"))
+    assert [(entry["settings"]["seed"], entry["state"], entry["task"]) for entry in found][:2] == [
+        (1, "completed", "train"),
+        (2, "completed", "train"),
+    ]
+    assert found[0]["best_value"] == float(rows[0]["best"])
+
+
+def test_a_failed_job_is_in_the_table(train, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    run = train("-m", *FAST, "data.image_size=16,0", "test=false")
+    assert run.exit_code == 1
+    one, two = csv_rows(sweep_of(run))
+    assert (one["state"], two["state"]) == ("completed", "failed")
+    assert "data.image_size" in two["error"]
+    rows = table_rows(run.output)
+    assert "completed" in rows[0]
+    assert "failed" in rows[1]
+    assert "data.image_size" in rows[1]
+    assert all(len(line) <= 100 for line in rows)
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_search_is_kept_and_continued(train):
+    optuna = pytest.importorskip("optuna")
+    words = ("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=2", *FAST, "test=false")
+    run = train(*words)
+    assert run.exit_code == 0, run.output
+    folder = sweep_of(run)
+    assert "alembic" not in run.output
+    assert len(table_rows(run.output)) >= 2
+    more = train(*words, f"hydra.sweep.dir={folder}")
+    assert more.exit_code == 0, more.output
+    study = optuna.load_study(study_name="train", storage=f"sqlite:///{folder}/study.db")
+    assert len({trial.params["model.optimizer.lr"] for trial in study.trials}) == 4  # none was drawn twice
+    jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert [name[:6] for name in jobs] == ["00_lr_", "01_lr_", "02_lr_", "03_lr_"]
+    rows = csv_rows(folder)
+    assert [float(row["best"]) for row in rows] == pytest.approx([trial.value for trial in study.trials])
+    del study
+    gc.collect()  # Optuna leaves its database open
+
+
+def test_jobs_know_their_sweep_in_other_processes():
+    """A launcher such as joblib or Slurm pickles the config of the sweep; Hydra then composes the job from it."""
+    register()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        words = ["experiment=digits", "seed=1,2", "model.optimizer.lr=choice(0.1,0.2)"]
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
+        typed, jobs = sweep._planned(config)
+        assert jobs == 4
+        remember_sweep(config, typed, jobs)
+        config = pickle.loads(pickle.dumps(config))
+        job = loader.load_sweep_config(config, ["experiment=digits", "seed=2", "model.optimizer.lr=0.1"])
+        job.hydra.job.num = 3
+        with hydra_config(job):
+            assert (job.name, job.hydra.sweep.subdir) == ("seed_2_lr_0.1", "03_seed_2_lr_0.1")
+        single = compose("train", ["experiment=digits", "seed=2"], return_hydra_config=True)
+        with hydra_config(single):
+            assert single.name == "digits_seed_2"
+
+
+def test_secrets_are_not_written_to_a_study(capsys):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    register()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        words = ["experiment=digits", "hparams_search=optuna", "hydra.sweep.dir=sweep"]
+        config = loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
+        sweep.keep_secrets_out_of_study(config)
+        assert config.hydra.sweeper.storage == "sqlite:///sweep/study.db"
+        words.append("+params.hub_token=hf_abcdefgh")
+        config = loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
+        sweep.keep_secrets_out_of_study(config)
+        assert config.hydra.sweeper.storage is None
+    assert "The study is not kept: params.hub_token is a secret" in capsys.readouterr().out
+
+
+def test_names_end_with_a_whole_word():
+    assert slug("a/b c") == "a_b_c"
+    long = slug("_".join(["learning"] * 12))
+    assert len(long) <= 60
+    assert long.endswith("learning")
+
+
+def test_scoring_runs_are_named_after_their_run(trained, command, monkeypatch, capsys, tmp_path):
+    name = trained.dir.name
+    for task, more in (("eval", ["split=test"]), ("export", [])):
+        words = [f"ckpt_path={trained.dir}", *more, f"hydra.run.dir={tmp_path}/logs/{task}/runs/x"]
+        assert command(task, *words).exit_code == 0
+        assert OmegaConf.load(tmp_path / "logs" / task / "runs" / "x" / "config.yaml").name.startswith(f"of_{name}")
+    shown = show_status(monkeypatch, capsys, tmp_path / "logs")
+    assert "No training has begun" in shown
+    assert "Hidden: 2 of commands that train nothing. Show them with --all" in shown
+    assert len(table_rows(show_status(monkeypatch, capsys, tmp_path / "logs", "--all"))) == 2
