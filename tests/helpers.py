@@ -102,12 +102,12 @@ def _set_aside_what_is_imported() -> None:
         gc.freeze()
 
 
-def _save_figure(figure: Figure, file: Any, **options: Any) -> None:
+def save_figure(figure: Figure, file: Any, **options: Any) -> None:
     """The figures of a run are made, but an svg is not drawn, which would take a third of a short run."""
-    Path(file).write_text("<svg/>") if options.get("format") == "svg" else _draw(figure, file, **options)
+    Path(file).write_text("<svg/>") if options.get("format") == "svg" else draw_figure(figure, file, **options)
 
 
-_draw = Figure.savefig
+draw_figure = Figure.savefig
 
 
 @functools.cache
@@ -134,7 +134,7 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         patch.setattr(sys, "argv", [f"src/{name}.py", *folders, *where, *(w for w in overrides if w not in folders)])
         patch.setattr(sys, "path", list(sys.path))
         _compose_once(patch, overrides)
-        patch.setattr(Figure, "savefig", _save_figure)
+        patch.setattr(Figure, "savefig", save_figure)
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now
         try:
             module = name if Path(f"{name}.py").is_file() else f"imago.{name}"

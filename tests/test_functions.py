@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL
+from helpers import SMALL, draw_figure
 from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
@@ -84,14 +84,46 @@ def test_pictures_have_200_dpi(train):
     with Image.open(run.dir / "plots" / "confusion_matrix_test.png") as picture:
         assert round(picture.info["dpi"][0]) == 200
         assert picture.width > 1500
-    assert "plots.format must be png, svg or pdf, got gif" in train("plots.format=gif").output
+    refused = train("plots.format=[svg,gif]", "plots.title=no-title").output
+    assert "plots.format must be png, svg or pdf, or a list of them" in refused
+    assert "plots.title must be true or false, got no-title" in refused
 
 
-def test_pictures_come_in_another_format(train, tmp_path):
-    files = list((train("trainer.max_epochs=1", "plots.format=pdf").dir / "plots").iterdir())
-    assert [file.suffix for file in files] == [".pdf"] * 3
-    assert all(file.read_bytes().startswith(b"%PDF") for file in files)
-    assert "</svg>" in save(Figure(), tmp_path / "figure", "svg").read_text()
+def test_figures_for_a_paper(command, colours, monkeypatch):
+    monkeypatch.setattr("helpers.save_figure", draw_figure)
+    options = ("plots.format=[pdf,svg]", "plots.title=false")
+    run = command("train", f"data.data_dir={colours}", *SMALL, "trainer.max_epochs=1", *options)
+    assert run.exit_code == 0, run.output
+    stems = ("confusion_matrix_test", "curves", "reliability_test")
+    files = {file.name for file in (run.dir / "plots").iterdir()}
+    assert files == {f"{stem}.{form}" for stem in stems for form in ("pdf", "svg")}
+    assert (run.dir / "plots/curves.pdf").read_bytes().startswith(b"%PDF")
+    assert "</svg>" in run.text("plots/curves.svg")
+    title = "<!-- test (scored on val) -->"  # Matplotlib's comment above the outlines of a text
+    assert title not in run.text("plots/confusion_matrix_test.svg")
+    with_title = command("visualise", "mode=predictions", f"run={run.dir}", "plots.format=svg")
+    assert "<!-- test: the " in with_title.text("predictions.svg")
+    without = command("visualise", "mode=predictions", f"run={run.dir}", *options)
+    assert "<!-- test: the " not in without.text("predictions.svg")
+    assert "predictions.pdf" in without.output
+    assert "fontTools" not in run.output
+    assert "pruned" not in run.output
+
+
+def test_captions_of_pictures_are_true():
+    from imago.evaluation.rows import captions
+    from imago.evaluation.score import Predictions
+
+    log_p = np.log(np.array([[0.503, 0.497], [0.2, 0.8], [0.9, 0.1], [0.5, 0.5]]))
+    labels, answers = np.array([0, 0, -1, 0]), np.array([0, 1, 0, 0])
+    paths = ["far/away/bees/1.jpg", "bees/2.jpg", "3.jpg", "4.jpg"]
+    shown = Predictions(["bees", "ants"], paths, labels, answers, log_p, ["", "", "", "broken"])
+    assert captions(shown, [1, 0, 2, 3]) == [
+        ("bees/2.jpg\nbees taken for ants 80.0%", False),
+        ("bees/1.jpg\nbees, rightly 50.3%", True),
+        ("3.jpg\nbees 90.0%", None),
+        ("4.jpg\nunreadable", None),
+    ]
 
 
 def test_many_classes_have_a_compact_table():

@@ -60,6 +60,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(masked(text), encoding="utf-8", errors="backslashreplace")
 
 
+def quoted_path(path: str) -> str:
+    """Line of a list of paths (`data.exclude`): as it is, or as a JSON string if it would be misread."""
+    return path if path.isprintable() and path == path.strip() and path[:1] not in '#"' else json.dumps(path)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder, renamed to the new `path` if the block ends without an error.

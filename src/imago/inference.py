@@ -188,7 +188,7 @@ def _write_reports(
     _warn_if_trained_on(images, predictions, members)
     score = score_of(predictions, "test" if split == SOURCE else split, split, members[0].checkpoint)
     if score is not None:
-        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plot_format)
+        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plots)
         show_written(run.path / "reports")
 
 

@@ -15,7 +15,7 @@ from imago.config.checks import VIEWS, check_settings
 from imago.config.invocation import Invocation
 from imago.config.root import KeptRoot
 from imago.errors import UserError
-from imago.run.folder import RunFolder, find_run
+from imago.run.folder import PlotOptions, RunFolder, find_run
 
 
 @dataclass
@@ -50,47 +50,50 @@ def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.evaluation.console import show_written
 
     if cfg.mode == "samples":
-        show_written(_samples(cfg, run.path / "samples.png"))
+        for path in _samples(cfg, run.path / "samples.png", run.plots):
+            show_written(path)
         return
     folder = find_run(cfg.run, Path(cfg.paths.log_dir))
     drawing = {"curves": _curves, "predictions": _predictions, "report": _report}[cfg.mode]
-    show_written(drawing(folder, run.path / cfg.mode, cfg.plots.format))
+    for path in drawing(folder, run.path / cfg.mode, run.plots):
+        show_written(path)
 
 
-def _samples(cfg: DictConfig, path: Path) -> Path:
+def _samples(cfg: DictConfig, path: Path, plots: PlotOptions) -> list[Path]:
     from hydra.utils import instantiate
 
     from imago.report.plots import augmentations_figure, save
 
     data = instantiate(cfg.data, _convert_="all")
-    return save(augmentations_figure(data, cfg.samples, cfg.seed), path, cfg.plots.format)
+    return save(augmentations_figure(data, cfg.samples, cfg.seed), path, plots)
 
 
-def _curves(folder: Path, path: Path, form: str) -> Path:
-    from imago.report.content import history
+def _curves(folder: Path, path: Path, plots: PlotOptions) -> list[Path]:
+    from imago.report.content import best_epoch, history
     from imago.report.plots import curves_figure, save
 
     rows = history(folder)
     if not rows:
         raise UserError(f"run={folder} has no finished epoch, so there are no curves yet.")
-    return save(curves_figure(rows), path, form)
+    return save(curves_figure(rows, best_epoch(folder)), path, plots)
 
 
-def _predictions(folder: Path, path: Path, form: str) -> Path:
+def _predictions(folder: Path, path: Path, plots: PlotOptions) -> list[Path]:
     from imago.report.content import thumbnails
-    from imago.report.plots import save, thumbnails_figure
+    from imago.report.gallery import thumbnails_figure
+    from imago.report.plots import save
 
     pictures = thumbnails(folder)
     if pictures is None:
         raise UserError(f"run={folder} has no predictions in reports/. Score it first: ml-eval ckpt_path={folder}")
-    return save(thumbnails_figure(*pictures), path, form)
+    return save(thumbnails_figure(*pictures), path, plots)
 
 
-def _report(folder: Path, path: Path, form: str) -> Path:
+def _report(folder: Path, path: Path, plots: PlotOptions) -> list[Path]:
     from imago.report.page import write_report
 
-    del path, form
-    return write_report(folder)
+    del path, plots
+    return [write_report(folder)]
 
 
 main = Command("visualise", visualise_from_config, check_visualise, root=VisualiseRoot, one_process=True)

@@ -30,6 +30,12 @@ class EpochLog(Callback):
         self.best: float | None = None
         """The best value of `monitor` so far, including validations within epochs."""
 
+    @property
+    def best_row(self) -> int | None:
+        """Epoch of the best value of `monitor`, counted from 1; None if a validation within an epoch was better."""
+        best = (row for row in self.history if self.best is not None and row.get(self.monitor) == self.best)
+        return next((int(row["epoch"]) + 1 for row in best), None)
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.write(trainer)
 
@@ -49,7 +55,8 @@ class EpochLog(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
             with log_write_errors("plots/curves"):
-                save(curves_figure(self.history), self.run.path / "plots" / "curves", self.run.plot_format)
+                figure = curves_figure(self.history, self.best_row)
+                save(figure, self.run.path / "plots" / "curves", self.run.plots)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Restore the rows and the best value of the run that wrote `checkpoint`."""

@@ -78,7 +78,12 @@ class RunStatus(Callback):
         if model.strategy.report():
             model.strategy.write_report(self.run.path / "reports")
             self.run.sections["Strategy"] = model.strategy.report()  # as it was written
-        self.run.update(epoch=len(history), step=trainer.global_step, timing=self.timing.clock.seconds())
+        self.run.update(
+            epoch=len(history),
+            best_epoch=self.epochs.best_row,
+            step=trainer.global_step,
+            timing=self.timing.clock.seconds(),
+        )
         refresh_report(self.run.path)
 
 

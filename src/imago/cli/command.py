@@ -30,7 +30,7 @@ from imago.definitions import STOPPING, TERMINATED
 from imago.errors import UserError, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
-from imago.run.folder import RunFolder, RunFolderError
+from imago.run.folder import PlotOptions, RunFolder, RunFolderError
 from imago.run.logs import logging_to
 from imago.terminal import plain, say
 
@@ -175,7 +175,7 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
     check(cfg, run.invocation)
     if yaml_of(cfg) != before_check:  # what a new target does not take is gone
         run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
-    run.plot_format = cfg.plots.format
+    run.plots = PlotOptions.of(cfg.plots)
     if changed:
         log.warning("Settings changed since the run began: %s", "; ".join(changed))
     if run.former:

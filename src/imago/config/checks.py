@@ -123,12 +123,24 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     yield from _argument_problems(cfg, invocation)
     if not isinstance((cfg.report or {}).get("pictures", True), bool):
         yield f"report.pictures must be true or false, got {cfg.report.pictures}."
-    if (cfg.plots or {}).get("format") not in PLOTS:
-        yield f"plots.format must be {', '.join(PLOTS[:-1])} or {PLOTS[-1]}, got {(cfg.plots or {}).get('format')}."
+    yield from _plot_problems(cfg.plots)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from _monitor_problems(cfg, invocation.keys)
+
+
+def _plot_problems(plots: Any) -> Iterator[str]:
+    if not isinstance(plots, DictConfig):
+        yield f"plots holds several settings, got {plots}. Type plots.format=png for example."
+        return
+    formats = plots.get("format")
+    known = [formats] if isinstance(formats, str) else list(formats) if OmegaConf.is_list(formats) else []
+    if not known or any(form not in PLOTS for form in known):
+        names = f"{', '.join(PLOTS[:-1])} or {PLOTS[-1]}"
+        yield f"plots.format must be {names}, or a list of them such as 'plots.format=[pdf,svg]'; got {formats}."
+    if not isinstance(plots.get("title", True), bool):
+        yield f"plots.title must be true or false, got {plots.title}."
 
 
 def _training_problems(cfg: DictConfig) -> Iterator[str]:

@@ -11,7 +11,7 @@ from imago.data.images import ImageSets
 from imago.data.tree import class_name
 from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import MissingFileError, UserError
-from imago.files import write_text
+from imago.files import quoted_path, write_text
 
 SPLIT_FILE_HEADER = "# imago split: "
 
@@ -75,8 +75,4 @@ def listed_paths(file: Path) -> set[str]:
 
 def write_paths(file: Path, paths: Mapping[str, str]) -> None:
     """Write paths, each after a comment with its reason; paths that would be misread become JSON strings."""
-    write_text(file, "".join(f"# {_quoted(why)}\n{_quoted(path)}\n" for path, why in paths.items()))
-
-
-def _quoted(text: str) -> str:
-    return text if text.isprintable() and text == text.strip() and text[0] not in '#"' else json.dumps(text)
+    write_text(file, "".join(f"# {quoted_path(why)}\n{quoted_path(path)}\n" for path, why in paths.items()))

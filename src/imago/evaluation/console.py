@@ -127,12 +127,15 @@ def _or_none(threshold: float | None) -> str:
 def _table(result: Result) -> Table:
     caption = "baseline: the majority-class baseline (always the most frequent class of train)"
     table = Table(title=f"Scores of {result.weights}", caption=caption, min_width=len(caption))
-    for column in ("split", "images", "accuracy", "baseline", "F1 (macro)", "loss"):
+    columns = {"accuracy": "acc", "top-5": "top5_acc", "baseline": "baseline_acc", "F1 (macro)": "f1", "loss": "loss"}
+    if not any("top5_acc" in score.metrics for score in result.scores.values()):
+        del columns["top-5"]
+    for column in ("split", "images", *columns):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for name, score in result.scores.items():
         metrics = score.metrics
         label = name if score.split == name else f"{name} (on {score.split})"
-        numbers = (metrics[key] for key in ("acc", "baseline_acc", "f1", "loss"))
+        numbers = [metrics[key] for key in columns.values()]
         table.add_row(label, str(metrics["n"]), *(f"{number:.4f}" for number in numbers))
     return table
 

@@ -77,7 +77,7 @@ def evaluate(
         if trainer.is_global_zero:
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers
-            write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plot_format)
+            write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plots)
     metrics = {name: split_score.metrics for name, split_score in result.scores.items()}
     show_hyperparameters(trainer.loggers, metrics, step)
     for logger in trainer.loggers:
@@ -97,4 +97,5 @@ def evaluate(
 def _shown(split_score: Score) -> dict[str, Any]:
     metrics = split_score.metrics
     scored = {"scored on": split_score.split} if split_score.split != split_score.asked else {}
-    return scored | {key: metrics[key] for key in ("acc", "f1", "loss", "baseline_acc", "n")}
+    keys = ("acc", "top5_acc", "f1", "loss", "baseline_acc", "n")
+    return scored | {key: metrics[key] for key in keys if key in metrics}

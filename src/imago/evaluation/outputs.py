@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from imago.data.images import Images
@@ -14,13 +15,16 @@ from imago.evaluation.rows import captions, prediction_rows, write_rows
 from imago.evaluation.score import Predictions, Score
 from imago.files import UnreadableError, atomic_write, log_write_errors, read_json, write_json, write_text
 from imago.report.content import LARGEST
-from imago.report.plots import confusion_matrix_figure, gallery_figure, reliability_figure, save
+from imago.report.gallery import gallery_figure
+from imago.report.plots import confusion_matrix_figure, reliability_figure, save
 from imago.report.tensorboard import SCORES, show_in_tensorboard
-from imago.report.thumbnails import samples, thumbnail, worst_and_unsure
-from imago.run.folder import RunFolder, now
+from imago.report.thumbnails import noteworthy_images, samples, thumbnail
+from imago.run.folder import PNG_WITH_TITLE, PlotOptions, RunFolder, now
 from imago.run.provenance import environment
 
 SHEET = 96  # images of a contact sheet
+LABELS_CHECKED = ("train", "val")
+"""Splits whose highest losses are shown as possibly mislabelled. Images of test that a network finds hard are kept."""
 
 
 def write_reports(
@@ -31,7 +35,7 @@ def write_reports(
     step: int,
     weights: str,
     pictures: bool = True,
-    plot_format: str = "png",
+    plots: PlotOptions = PNG_WITH_TITLE,
 ) -> None:
     """Write `reports/` and `plots/` of one score of `images` below `folder`, and show them in TensorBoard.
 
@@ -48,14 +52,14 @@ def write_reports(
     write_predictions(score, reports / f"predictions_{split}.csv")
     scored = images if len(images) == len(score.paths) else images.select(score.indices)
     if pictures:
-        write_json(reports / f"images_{split}.json", worst_and_unsure(score, scored))
+        write_json(reports / f"images_{split}.json", noteworthy_images(score, scored, score.split in LABELS_CHECKED))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
     for name, figure in (
         ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
         ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
     ):
         show_in_tensorboard(loggers, f"{name}_{split}", figure, step)
-        save(figure, folder / "plots" / f"{name}_{split}", plot_format)
+        save(figure, folder / "plots" / f"{name}_{split}", plots)
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if not boards:
         return
@@ -65,7 +69,9 @@ def write_reports(
     if not pictures:
         return
     first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
-    sheet = gallery_figure(first, captions(score), f"{title}: the first {len(first)} of {len(scored)} images")
+    sheet = gallery_figure(
+        first, captions(score, range(len(first))), f"{title}: the first {len(first)} of {len(scored)} images"
+    )
     show_in_tensorboard(loggers, f"predictions_{split}", sheet, step)
 
 
@@ -123,8 +129,9 @@ def write_predictions(score: Score, path: Path) -> None:
 
 
 def write_gallery(answers: Predictions, images: Images, path: Path) -> None:
-    """Write a contact sheet of the first images, with their names, predictions and probabilities."""
-    shown = min(len(images), SHEET)
-    title = f"{shown} images" if shown == len(images) else f"the first {shown} of {len(images)} images"
-    pictures = [thumbnail(images, index) for index in range(shown)]
-    save(gallery_figure(pictures, captions(answers), title), path)
+    """Write a contact sheet of the least certain images, with their names, classes, predictions and probabilities."""
+    confidence = np.where(answers.is_good, answers.log_probabilities.max(axis=1), np.inf)  # unreadable ones come last
+    shown = np.argsort(confidence, kind="stable")[:SHEET].tolist()
+    number = f"{len(shown)} images" if len(shown) == len(images) else f"{len(shown)} of {len(images)} images"
+    pictures = [thumbnail(images, index) for index in shown]
+    save(gallery_figure(pictures, captions(answers, shown), f"{number}, lowest confidence first"), path)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from imago.data.sources import UNKNOWN
 from imago.evaluation.calibration import Calibration
 from imago.evaluation.score import Predictions, Score
 from imago.files import atomic_write, strict
+from imago.report.gallery import caption_of
 from imago.report.plots import shorten
 
 MANY_CLASSES, BEST = 100, 5
@@ -91,15 +92,18 @@ def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
             writer.writerow(row.values())
 
 
-def captions(answers: Score | Predictions) -> list[tuple[str, bool | None]]:
-    """Caption of each image (its name, prediction and probability in three lines), and whether it is right."""
+def captions(answers: Score | Predictions, indices: Iterable[int]) -> list[tuple[str, bool | None]]:
+    """Caption of each of these images (its name, class, prediction and probability), and whether it is right."""
     bad = answers.bad if isinstance(answers, Predictions) else [""] * len(answers.paths)
+    names = answers.class_names
     texts: list[tuple[str, bool | None]] = []
-    best = np.exp(answers.log_probabilities.max(axis=1)).tolist()
-    for path, label, prediction, probability, reason in zip(
-        answers.paths, answers.labels.tolist(), answers.predictions.tolist(), best, bad, strict=True
-    ):
-        said = "unreadable" if reason else f"{shorten(answers.class_names[prediction])}\n{probability:.1%}"
-        right = None if reason or label == UNKNOWN else label == prediction
-        texts.append((f"{shorten(Path(path).name)}\n{said}", right))
+    for index in indices:
+        path, label, prediction = answers.paths[index], int(answers.labels[index]), int(answers.predictions[index])
+        if bad[index]:
+            texts.append((f"{shorten(Path(path).name)}\nunreadable", None))
+            continue
+        probability = float(np.exp(answers.log_probabilities[index].max()))
+        known = label != UNKNOWN
+        text = caption_of(path, names[label] if known else None, names[prediction], probability)
+        texts.append((text, label == prediction if known else None))
     return texts

@@ -15,6 +15,9 @@ from imago.evaluation.calibration import Calibration, expected_calibration_error
 
 log = logging.getLogger(__name__)
 
+TOP, CLASSES_OF_TOP = 5, 10
+"""With so many classes or more, `top5_acc` counts an image as right if its class is among the five most likely."""
+
 
 @dataclass
 class Score:
@@ -61,7 +64,8 @@ class Score:
     def metrics(self) -> dict[str, Any]:
         """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`.
 
-        `loss` is the model's (weighted total of its criterions), `cross_entropy` the mean of `losses`.
+        `loss` is the model's (weighted total of its criterions), `cross_entropy` the mean of `losses`. With 10 classes
+        or more there is also `top5_acc`.
         """
         precision, recall, f1, _ = self._scores(average="macro")
         own = {
@@ -84,6 +88,7 @@ class Score:
             **own,
             "ece": expected_calibration_error(bins),
             "baseline_acc": self.baseline,
+            **({"top5_acc": self._top_accuracy()} if len(self.class_names) >= CLASSES_OF_TOP else {}),
             **self._calibrated(),
             "reliability": [asdict(entry) for entry in bins],
             "per_class": self._per_class(),
@@ -102,6 +107,13 @@ class Score:
             zero_division=0,
             output_dict=as_dict,
         )
+
+    def _top_accuracy(self) -> float:
+        """Fraction of the images whose class is among the `TOP` most likely; of equal ones, the first count first."""
+        own = self.log_probabilities[np.arange(len(self.labels)), self.labels][:, None]
+        is_earlier = np.arange(len(self.class_names)) < self.labels[:, None]
+        ahead = (self.log_probabilities > own) | ((self.log_probabilities == own) & is_earlier)
+        return float(np.mean(ahead.sum(axis=1) < TOP))
 
     def _calibrated(self) -> dict[str, Any]:
         if self.calibration is None:

@@ -24,16 +24,18 @@ AGAIN = {
 LARGEST = 2**26
 """Greatest size of a file that a report reads, in bytes."""
 OPTIONAL = (*NUMBER, type(None))
-MOST_PICTURES, MOST_AGAIN = 24, 20
+MOST_PICTURES, MOST_AGAIN = 48, 20
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of values that have the right type and make no sense."""
+# What is shown of the files of a run. The folder may be a stranger's.
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE]}
+IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "highest_loss": [PICTURE]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {
     **dict.fromkeys(("acc!", "f1!", "baseline_acc!"), NUMBER),
     **dict.fromkeys(("loss!", "ece!"), OPTIONAL),
+    "top5_acc": NUMBER,
     "n!": int,
     "split!": str,
     "per_class!": {"*": dict.fromkeys(("precision!", "recall!", "f1!", "support!"), NUMBER)},
@@ -61,7 +63,6 @@ HERE = {
     "cpu_threads!": int,
 }
 ENVIRONMENT = {**HERE, "resumed": [HERE]}
-"""The content of the files of a run, as far as it is shown. The folder may be a stranger's."""
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -83,11 +84,23 @@ def history(folder: Path) -> list[dict[str, float]]:
     return epochs
 
 
+def best_epoch(folder: Path) -> int | None:
+    """Epoch of the best validation, counted from 1; None if `status.json` does not know it."""
+    status = read_report(folder, "status.json", {"best_epoch": (int, type(None))})
+    return status.get("best_epoch") if status else None
+
+
+def read_images(folder: Path, split: str) -> dict[str, list[dict[str, Any]]] | None:
+    """Pictures of `images_<split>.json` by kind: `mistakes`, `unsure`, `highest_loss`; None without any."""
+    images = read_report(folder, f"reports/images_{split}.json", IMAGES)
+    return {kind: read_pictures(images[kind]) for kind in images} if images is not None else None
+
+
 def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | None:
     """Worst mistakes and least certain answers, and the split they belong to; None without any."""
     for split in SPLITS:
-        if (images := read_report(folder, f"reports/images_{split}.json", IMAGES)) is not None:
-            return {kind: read_pictures(images[kind]) for kind in images}, split
+        if (images := read_images(folder, split)) is not None:
+            return images, split
     return None
 
 
@@ -120,6 +133,12 @@ def read_report(folder: Path, name: str, shape: Any) -> Json:
     except (OSError, UnreadableError) as error:
         log.warning("The report leaves it out: %s", error)
         return None
+
+
+def describe_answer(label: str, prediction: str, probability: float) -> str:
+    """Caption of a picture: `bees, rightly 50.3%` or `bees taken for ants 98.0%`."""
+    answer = f"{label}, rightly" if label == prediction else f"{label} taken for {prediction}"
+    return f"{answer} {probability:.1%}"
 
 
 def format_number(value: float | None) -> str:

@@ -1,42 +1,44 @@
 """The page of a run, `report.html` and `report.md`, made from the files in its folder alone."""
 
-import csv
+import base64
+import hashlib
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
 
 from imago.errors import UserError
-from imago.files import read_text, write_text
+from imago.files import quoted_path, write_text
 from imago.report.content import (
     DATA,
     ENVIRONMENT,
-    LARGEST,
+    NONE,
     ODD,
     PRIVACY,
     SAMPLE,
     SCORE,
     SPLITS,
+    best_epoch,
+    describe_answer,
     format_number,
     format_yaml,
     history,
     read_pictures,
     read_report,
     read_scored_again,
-    thumbnails,
 )
+from imago.report.curves import curves_of
+from imago.report.split import split_section, wilson
 from imago.run.folder import read_status
 
 log = logging.getLogger(__name__)
 
-CURVES = ("loss", "acc", "f1")
-MOST_CELLS = 20  # classes up to which the confusion matrix is drawn
-MOST_CLASSES = 40  # rows of the table of classes
-CONFUSIONS = 8
+SCRIPT = Path(__file__).with_name("html") / "script.js"
+MOST_ROWS = 40  # of a table of classes that are shown without scrolling, and in report.md
 
 
 def write_report(folder: Path) -> Path:
@@ -68,28 +70,29 @@ def refresh_report(folder: Path) -> None:
 
 def gathered(folder: Path) -> dict[str, Any]:
     """Values that the templates show, in the order of the page."""
-    status = {"started": "", "heartbeat": ""} | read_status(folder / "status.json")
+    status = {"status": "", "started": "", "heartbeat": "", "error": None} | read_status(folder / "status.json")
     scores = {
         split: score for split in SPLITS if (score := read_report(folder, f"reports/metrics_{split}.json", SCORE))
     }
-    main = next(iter(scores), None)
     rows = history(folder)
+    data = read_report(folder, "reports/data.json", DATA) or {}
+    changes = read_report(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}])
     return {
         "name": folder.name,
+        "script": Markup(_script()),  # a file of Imago: nothing from data gets into it
+        "script_hash": base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
         "status": status,
-        "scores": {split: _with_interval(score) for split, score in scores.items()},
-        "main": main,
-        "curves": [curve for kind in _kinds(rows) if (curve := _curve(rows, kind)) is not None],
+        "scores": {split: score | {"interval": wilson(score["acc"], score["n"])} for split, score in scores.items()},
+        "main": next(iter(scores), None),
+        "sections": [split_section(folder, split, scores[split]) for split in _with_section(scores)],
+        "curves": curves_of(rows, best_epoch(folder)),
         "epochs": len(rows),
-        "classes": _classes(scores[main]) if main else [],
-        "most_classes": MOST_CLASSES,
-        "confusion": _confusion(folder, main) if main else None,
-        "confusions": _top_confusions(folder, main) if main else [],
-        "images": (thumbnails(folder) or ({"mistakes": [], "unsure": []}, ""))[0],
-        "data": read_report(folder, "reports/data.json", DATA) or {},
+        "labels": list(dict.fromkeys(name for score in scores.values() for name in score["per_class"])),
+        "excluded": [quoted_path(path) for path in data.get("excluded", [])],
+        "most_rows": MOST_ROWS,
+        "data": data,
         "samples": read_pictures(read_report(folder, "reports/samples.json", [SAMPLE]) or []),
-        "changes": read_report(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}])
-        or [],
+        "changes": changes or [],
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},
         "privacy": read_report(folder, "reports/privacy.json", PRIVACY) or {},
@@ -99,14 +102,14 @@ def gathered(folder: Path) -> dict[str, Any]:
     }
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """95% confidence interval of the fraction `share` counted in `n` (Wilson 1927); [0, 1] if `n` is 0."""
-    if n == 0:
-        return 0.0, 1.0
-    z = 1.959964
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _with_section(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Splits that have a section of their own: not test, where it is val once more."""
+    return [split for split, score in scores.items() if score["split"] == split or score["split"] not in scores]
+
+
+@cache
+def _script() -> str:
+    return SCRIPT.read_text(encoding="utf-8")
 
 
 @cache
@@ -123,11 +126,26 @@ def _templates(name: str) -> Environment:
     )
     environment.filters |= {
         "number": format_number,
-        "percent": lambda share: f"{100 * share:.1f}%",
+        "percent": lambda fraction: f"{fraction:.1%}",
+        "short": lambda value: NONE if value is None else value if isinstance(value, str) else f"{value:.4g}",
+        "compact": _compact,
         "yaml": format_yaml,
         "cell": _cell,
+        "quoted_path": quoted_path,
+        "answer": lambda entry: describe_answer(entry["label"], entry["prediction"], entry["probability"]),
     }
+    environment.tests["unicode"] = _is_unicode
     return environment
+
+
+def _compact(count: int) -> str:
+    """Number of images in four characters: 950, 9.5k, 95k."""
+    return f"{count:.0f}" if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"
+
+
+def _is_unicode(path: str) -> bool:
+    """Whether a browser can write the path: names in another encoding hold lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def _cell(text: Any) -> str:
@@ -137,88 +155,6 @@ def _cell(text: Any) -> str:
 
 def _without_tags(value: Any) -> Any:
     return value.replace("<", "&lt;") if isinstance(value, str) else value
-
-
-def _with_interval(score: dict[str, Any]) -> dict[str, Any]:
-    return score | {"interval": wilson(score["acc"], score["n"])}
-
-
-def _kinds(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Losses and metrics that have a curve, the usual ones first."""
-    names = {key.partition("/")[2] for row in rows for key in row if key.startswith(("train/", "val/"))}
-    kinds = sorted(name for name in names if "/" not in name and not name.endswith("_best"))
-    return sorted(kinds, key=lambda kind: CURVES.index(kind) if kind in CURVES else len(CURVES))[:6]
-
-
-def _curve(rows: Sequence[Mapping[str, float]], kind: str) -> dict[str, Any] | None:
-    """Points in the unit square, y upwards, with the values at its edges."""
-    points_of = {
-        split: [
-            (int(row["epoch"]) + 1, row[f"{split}/{kind}"]) for row in rows if row.get(f"{split}/{kind}") is not None
-        ]
-        for split in ("train", "val")
-    }
-    values = [value for points in points_of.values() for _, value in points]
-    if not values:
-        return None
-    first, last = int(rows[0]["epoch"]) + 1, int(rows[-1]["epoch"]) + 1
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    span = max(last - first, 1)
-    series = [
-        {
-            "split": split,
-            "points": [((x - first) / span if last > first else 0.5, (y - low) / (high - low)) for x, y in points],
-            "last": points[-1][1],
-        }
-        for split, points in points_of.items()
-        if points
-    ]
-    return {"title": kind, "series": series, "low": low, "high": high, "first": first, "last": last}
-
-
-def _classes(score: dict[str, Any]) -> list[dict[str, Any]]:
-    """Row per class with the 95% interval of its recall; the worst first, if not all are shown."""
-    rows = [{"name": name, **values} for name, values in score["per_class"].items()]
-    for row in rows:
-        row["low"], row["high"] = wilson(row["recall"], int(row["support"]))
-    if len(rows) > MOST_CLASSES:
-        rows = sorted(rows, key=lambda row: row["f1"])[:MOST_CLASSES]
-    return rows
-
-
-def _counts(folder: Path, split: str) -> tuple[list[str], list[list[int]]]:
-    path = folder / "reports" / f"confusion_matrix_{split}.csv"
-    if not path.is_file():
-        return [], []
-    try:
-        header, *rows = list(csv.reader(read_text(path, LARGEST).splitlines()))
-        return header[1:], [[int(value) for value in row[1 : len(header)]] for row in rows[: len(header) - 1]]
-    except (ValueError, csv.Error):
-        return [], []
-
-
-def _confusion(folder: Path, split: str) -> dict[str, Any] | None:
-    names, counts = _counts(folder, split)
-    if not names or len(names) > MOST_CELLS:
-        return None
-    rows = [
-        {"name": name, "cells": [(value, value / max(sum(row), 1)) for value in row]}
-        for name, row in zip(names, counts, strict=True)
-    ]
-    return {"names": names, "rows": rows}
-
-
-def _top_confusions(folder: Path, split: str) -> list[dict[str, Any]]:
-    names, counts = _counts(folder, split)
-    pairs: list[dict[str, Any]] = [
-        {"label": names[i], "prediction": names[j], "n": value, "share": value / sum(row)}
-        for i, row in enumerate(counts)
-        for j, value in enumerate(row)
-        if i != j and value
-    ]
-    return sorted(pairs, key=lambda pair: -pair["n"])[:CONFUSIONS]
 
 
 def _time(timing: dict[str, float]) -> dict[str, Any] | None:

@@ -9,20 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from imago.files import atomic_write
 from imago.randomness import seeded_scope
-from imago.report.thumbnails import picture_of
+from imago.report.clusters import clustered_order, shares_of
+from imago.report.curves import learning_rate
+from imago.run.folder import PNG_WITH_TITLE, PlotOptions
 
 Picture = NDArray[np.uint8]
 MOST_NUMBERS = 20  # classes up to which each cell shows its number
 DPI = 200
-WRONG = "#b3261e"
 MOST_NAMES = 120  # classes up to which the axes show names
 
 
@@ -36,32 +39,39 @@ class NotebookFigure(Figure):
 
 
 def confusion_matrix_figure(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
-    """Counts (classes, classes), and fractions of each true class; `counts[i, j]`: class i taken for j."""
+    """Counts (classes, classes), and fractions of each true class; `counts[i, j]`: class i taken for j.
+
+    Of more than 20 classes only the fractions are shown, with the classes that are confused side by side.
+    """
     size = len(class_names)
     few = size <= MOST_NUMBERS
+    shares = shares_of(counts)
+    if not few:
+        order = clustered_order(counts)
+        shares, class_names = shares[np.ix_(order, order)], [class_names[index] for index in order]
     names = [shorten(name) for name in class_names] if size <= MOST_NAMES else [""]
     side = min(max(0.5 * size, 4.5), 9.0) if few else min(0.12 * size + 4, 16)
-    room = 0.65 + max(map(len, names)) * (0.085 if few else 0.055)  # inches for names and label
+    room = 0.65 + max(map(len, names)) * (0.085 if few else 0.06)  # inches for names and label
     crowded = size * max(map(len, names)) > 60  # names of columns are vertical
-    bottom, right = room if crowded else 0.65, 0.6
-    width, height = 2 * (room + side + right), bottom + side + 0.8
+    bottom, right = room if crowded else 0.65, 0.6 if few else 1.0
+    panels: list[tuple[NDArray[Any], str, str, float]] = [(shares, "share of the true class", "{:.2f}", 1.0)]
+    if few:
+        panels.insert(0, (counts, "images", "{:d}", max(counts.max(), 1)))
+    width, height = len(panels) * (room + side + right), bottom + side + 0.8
     figure = NotebookFigure(
         figsize=(width, height)
     )  # margins are set here: matplotlib's layout engines take ten times as long
     figure.suptitle(title)
-    with np.errstate(invalid="ignore"):
-        shares = np.nan_to_num(counts / counts.sum(axis=1, keepdims=True))
-    panels = ((counts, "images", "{:d}", max(counts.max(), 1)), (shares, "fraction of the true class", "{:.2f}", 1.0))
     for number, (values, what, form, greatest) in enumerate(panels):
         left = room + number * (side + room + right)
         axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-        _matrix(axes, values, what, form, greatest)
+        _matrix(axes, values, what if few else "", form, greatest)
         if len(names) == size:
-            axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=9 if few else 6)
-            axes.set_yticks(range(size), names, fontsize=9 if few else 6)
+            axes.set_xticks(range(size), names, rotation=90 if crowded else 0, fontsize=9 if few else 7)
+            axes.set_yticks(range(size), names, fontsize=9 if few else 7)
         if not few:
             bar = figure.add_axes(((left + side + 0.1) / width, bottom / height, 0.1 / width, side / height))
-            figure.colorbar(axes.images[0], cax=bar)
+            figure.colorbar(axes.images[0], cax=bar, label=what)
     return figure
 
 
@@ -72,24 +82,41 @@ def shorten(name: str, most: int = 20) -> str:
     return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
 
 
-def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Figure of losses and metrics over the epochs; `history` has a row per epoch, with "epoch"."""
+def curves_figure(history: Sequence[Mapping[str, float]], best_epoch: int | None = None) -> Figure:
+    """Figure of losses, metrics and learning rate over the epochs; `history` has a row per epoch, with "epoch".
+
+    `best_epoch` counts from 1 and is marked in all panels.
+    """
     names = {key for row in history for key in row if key.startswith(("train/", "val/"))}
     kinds = sorted({name.partition("/")[2] for name in names if not name.endswith("_best")})
     kinds = [kind for kind in kinds if "/" not in kind]  # single criterions are in metrics.jsonl
     kinds.sort(key=lambda kind: kind != "loss")
-    columns = min(max(len(kinds), 1), 3)
-    rows = max(math.ceil(len(kinds) / columns), 1)
+    panels_of: dict[str, list[tuple[str, str, list[tuple[float, float]]]]] = {
+        kind: [
+            (split, style, [(row["epoch"] + 1, row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row])
+            for split, style in (("train", "o--"), ("val", "o-"))
+        ]
+        for kind in kinds
+    }
+    rates = [(row["epoch"] + 1, rate) for row in history if (rate := learning_rate(row)) is not None]
+    if rates:
+        panels_of["learning rate"] = [("lr", "o-C2", rates)]
+    columns = min(max(len(panels_of), 1), 3)
+    rows = max(math.ceil(len(panels_of) / columns), 1)
     figure = NotebookFigure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for unused in panels[len(kinds) :]:
+    for unused in panels[len(panels_of) :]:
         unused.set_axis_off()
-    for axes, kind in zip(panels, kinds, strict=False):
-        for split, style in (("train", "o--"), ("val", "o-")):
-            points = [(row["epoch"] + 1, row[f"{split}/{kind}"]) for row in history if f"{split}/{kind}" in row]
+    for axes, (kind, curves) in zip(panels, panels_of.items(), strict=False):
+        for name, style, points in curves:
             if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=4, label=split)
-        axes.set(title=shorten(kind, 60), xlabel="epoch", xlim=(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5))
+                best = dict(points).get(best_epoch) if best_epoch is not None else None
+                label = name if best is None else f"{name}: {best:.4g} at epoch {best_epoch}"
+                axes.plot(*zip(*points, strict=True), style, markersize=4, label=label)
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color="0.5", linestyle=":", zorder=0)
+        limits = (history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5)
+        axes.set(ylabel=shorten(kind, 60), xlabel="epoch", xlim=limits)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -106,45 +133,12 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], ece: float, title: str
     upper.plot(
         [entry["confidence"] for entry in bins], [entry["accuracy"] for entry in bins], "o", markersize=4, color="C1"
     )
-    upper.set(title=f"{title}: ECE {ece:.4f}", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    figure.suptitle(f"{title}: ECE {ece:.4f}")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     upper.legend(loc="lower right")
     lower.bar(lows, [entry["n"] for entry in bins], widths, align="edge", edgecolor="white", color="C7")
-    lower.set(xlabel="probability of the answer", ylabel="images")
+    lower.set(xlabel="confidence", ylabel="images")
     return figure
-
-
-def gallery_figure(pictures: Sequence[Image.Image], captions: Sequence[tuple[str, bool | None]], title: str) -> Figure:
-    """Contact sheet: pictures with captions below, which are red if an answer is known to be wrong."""
-    columns = min(max(len(pictures), 1), 8)
-    rows = max(math.ceil(len(pictures) / columns), 1)
-    height = 2.3 * rows + 0.4
-    figure = NotebookFigure(figsize=(max(1.7 * columns, 3.4), height))
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.7 / height, top=1 - 0.45 / height, hspace=0.5)
-    figure.suptitle(title, fontsize=10)
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, picture, (text, right) in zip(panels, pictures, captions, strict=False):
-        axes.imshow(picture)
-        colour = WRONG if right is False else "black"
-        axes.text(0.5, -0.04, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=colour)
-    return figure
-
-
-def thumbnails_figure(noteworthy: Mapping[str, Sequence[Mapping[str, Any]]], split: str) -> Figure:
-    """Figure of the mistakes and the unsure answers in `images_<split>.json`."""
-    entries = [*noteworthy["mistakes"], *noteworthy["unsure"]]
-    pictures = [picture_of(entry["image"]) for entry in entries]
-    captions = [
-        (
-            f"{shorten(Path(entry['path']).name)}\n{shorten(entry['label'])} taken for\n"
-            f"{shorten(entry['prediction'])} {entry['probability']:.1%}",
-            entry["label"] == entry["prediction"],
-        )
-        for entry in entries
-    ]
-    what = f"{split}: the {len(noteworthy['mistakes'])} worst mistakes, then the least certain answers"
-    return gallery_figure(pictures, captions, what)
 
 
 def augmentations_figure(data: Any, samples: int, seed: int, versions: int = 6) -> Figure:
@@ -196,23 +190,31 @@ def drawn(figure: Figure) -> Picture:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def save(figure: Figure, path: Path, form: str = "png") -> Path:
-    """Write the figure as png, svg or pdf, with that suffix. Returns the path."""
-    path = path.with_suffix(f".{form}")
+def save(figure: Figure, path: Path, options: PlotOptions = PNG_WITH_TITLE) -> list[Path]:
+    """Write the figure in each format of `options`, with that suffix. Returns the paths."""
+    if not options.title:
+        figure.suptitle("")
+    return [_save(figure, path.with_suffix(f".{form}"), form, options.title) for form in options.formats]
+
+
+def _save(figure: Figure, path: Path, form: str, title: bool) -> Path:
+    room: dict[str, Any] = {} if title else {"bbox_inches": "tight"}  # else the room of the title stays empty
     with atomic_write(path) as temporary:
-        if form == "png":
+        if form == "png" and title:
             Image.fromarray(drawn(figure)).save(temporary, format="png", dpi=(DPI, DPI))
         else:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), rc_context({"pdf.fonttype": 42}):  # TrueType, as publishers ask for
                 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-                figure.savefig(temporary, format=form)
+                figure.savefig(temporary, format=form, dpi=DPI, **room)
     return path
 
 
 def _matrix(axes: Axes, values: NDArray[Any], title: str, form: str, greatest: float) -> None:
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=greatest)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    if len(values) <= MOST_NUMBERS:
+    few = len(values) <= MOST_NUMBERS
+    axes.imshow(values, cmap="Blues", norm=PowerNorm(1.0 if few else 0.5, vmin=0, vmax=greatest))
+    order = "" if few else " (confused classes side by side)"
+    axes.set(title=title, xlabel=f"predicted{order}", ylabel=f"true{order}")
+    if few:
         for row, column in np.ndindex(values.shape):
             value = values[row, column]
             colour = "white" if value > greatest / 2 else "black"

@@ -13,19 +13,22 @@ from PIL import Image
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
 
-SIDE = 112  # pixels
-OF_EACH_KIND = 12
+SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
+OF_EACH_KIND, OF_HIGHEST_LOSS = 12, 48
 SAMPLES = 24
 
 
-def thumbnail(images: Images, index: int, side: int = SIDE) -> Image.Image:
-    """Image within `side` pixels; grey if it cannot be read. Tiny ones are enlarged without smoothing."""
+def thumbnail(images: Images, index: int, side: int = SIDE, largest: int = SIDE) -> Image.Image:
+    """Image within `side` pixels, within `largest` if it has more; grey if it cannot be read.
+
+    Tiny ones are enlarged without smoothing.
+    """
     try:
         pixels = images.read(index)
     except BadImageError:
         return Image.new("RGB", (side, side), "#cccccc")
     picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    scale = side / max(picture.size)
+    scale = min(max(side, *picture.size), max(side, largest)) / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
@@ -71,18 +74,22 @@ class Answers(Protocol):
     log_probabilities: NDArray[np.float64]
 
 
-def worst_and_unsure(answers: Answers, images: Images) -> dict[str, list[dict[str, Any]]]:
-    """Find the `mistakes` with the greatest loss, and the `unsure` answers with the least probability.
+def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    An entry has `path`, `label`, `prediction`, `probability`, `label_probability` and `image`; `images` are those of
-    `answers`, in the same order.
+    With `label_errors` there is also `highest_loss`: right or wrong, up to 48 and a fifth of all, in which a person may
+    look for wrong labels. An entry has `path`, `label`, `prediction`, `probability`, `label_probability` and `image`;
+    `images` are those of `answers`, in the same order.
     """
     probabilities = np.exp(answers.log_probabilities)
     sure = probabilities[np.arange(len(answers.labels)), answers.predictions]
-    of_label = probabilities[np.arange(len(answers.labels)), answers.labels]
+    log_of_label = answers.log_probabilities[np.arange(len(answers.labels)), answers.labels]
+    of_label = np.exp(log_of_label)
     wrong = np.flatnonzero(answers.predictions != answers.labels)
     mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
     unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
+    highest_losses = min(OF_HIGHEST_LOSS, max(OF_EACH_KIND, len(answers.labels) // 5))
+    highest = np.argsort(log_of_label, kind="stable")[:highest_losses]
 
     def entry(index: int) -> dict[str, Any]:
         return {
@@ -91,7 +98,8 @@ def worst_and_unsure(answers: Answers, images: Images) -> dict[str, list[dict[st
             "prediction": answers.class_names[answers.predictions[index]],
             "probability": float(sure[index]),
             "label_probability": float(of_label[index]),
-            "image": data_uri(thumbnail(images, index)),
+            "image": data_uri(thumbnail(images, index, largest=LARGE)),
         }
 
-    return {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
+    found = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
+    return found | ({"highest_loss": [entry(i) for i in highest.tolist()]} if label_errors else {})

@@ -36,6 +36,23 @@ LEFT_OVER = ".*.tmp"  # files of a process that was killed while writing
 HEARTBEAT_SECONDS = 20
 
 
+@dataclass(frozen=True)
+class PlotOptions:
+    """Formats of the figures below `plots/` (png, svg, pdf), and whether they have a title."""
+
+    formats: tuple[str, ...] = ("png",)
+    title: bool = True
+
+    @classmethod
+    def of(cls, plots: Any) -> "PlotOptions":
+        """Options of a `plots` node; those of earlier runs have no `title`."""
+        formats = [plots["format"]] if isinstance(plots["format"], str) else plots["format"]
+        return cls(tuple(formats), plots.get("title", True))
+
+
+PNG_WITH_TITLE = PlotOptions()
+
+
 class RunFolderError(RuntimeError):
     """The folder cannot be used for this run."""
 
@@ -47,8 +64,7 @@ class RunFolder:
     `sections` are the parts of the summary: title (one of `ORDER`) -> lines. If a run has several processes, only
     `rank` 0 writes; they meet at `port`. If a run is resumed, `former` is the previous status of the folder, and
     `resume_from` its checkpoint: until that has been accepted, nothing in the folder changes but the log, so that a run
-    that cannot be resumed with the new settings keeps its own. `plot_format` is the format of the figures below
-    `plots/`.
+    that cannot be resumed with the new settings keeps its own.
     """
 
     path: Path
@@ -59,7 +75,7 @@ class RunFolder:
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     former: dict[str, Any] = field(default_factory=dict)
     resume_from: Path | None = None
-    plot_format: str = "png"
+    plots: PlotOptions = PNG_WITH_TITLE
     invocation: Invocation = field(default_factory=lambda: Invocation(""))
     _pending: list[Callable[[], None]] | None = field(default=None, init=False)
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)

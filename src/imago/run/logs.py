@@ -15,7 +15,7 @@ from imago.terminal import console, plain
 MEGABYTES = 10
 WARNINGS = "py.warnings"
 """Logger of what `warnings.warn` reports, as in `logging.captureWarnings`."""
-QUIET = ("matplotlib", "PIL", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
+QUIET = ("matplotlib", "PIL", "fontTools", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
 
 
 EXPECTED = (

@@ -1,0 +1,92 @@
+"""Curves of a run in the unit square, for the page."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.ticker import MaxNLocator
+
+FIRST = ("loss", "acc")
+FOLDED = ("f1", "precision", "recall")  # nearly the curve of acc
+MOST_CURVES = 9
+LEARNING_RATE = "learning rate"
+Row = Mapping[str, float | None]
+
+
+def curves_of(history: Sequence[Row], best_epoch: int | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Curves that are `shown` at once, and those that are `folded` away.
+
+    `history` has a row per epoch, with "epoch"; `best_epoch` counts from 1 and is marked. A curve has `title`,
+    `series`, `ticks` of both axes and `best` (where its line stands), all coordinates between 0 and 1, y upwards.
+    """
+    names = {key.partition("/")[2] for row in history for key in row if key.startswith(("train/", "val/"))}
+    kinds = sorted(name for name in names if "/" not in name and not name.endswith("_best"))
+    kinds.sort(key=lambda kind: FIRST.index(kind) if kind in FIRST else len(FIRST))
+    curves: dict[str, list[dict[str, Any]]] = {"shown": [], "folded": []}
+    for kind in kinds[:MOST_CURVES]:
+        values = {split: [row.get(f"{split}/{kind}") for row in history] for split in ("train", "val")}
+        if curve := _curve(kind, history, values, best_epoch):
+            curves["folded" if kind in FOLDED else "shown"].append(curve)
+    if rates := _curve(LEARNING_RATE, history, {"lr": [learning_rate(row) for row in history]}, best_epoch):
+        curves["shown"].append(rates)
+    return curves
+
+
+def learning_rate(row: Row) -> float | None:
+    """Greatest learning rate of all parameter groups; a logger is needed for it."""
+    odd = ("-momentum", "-weight_decay")
+    rates = [value for key, value in row.items() if key.startswith("lr-") and not key.endswith(odd)]
+    return max((rate for rate in rates if rate is not None), default=None)
+
+
+def _curve(
+    title: str, history: Sequence[Row], values: Mapping[str, Sequence[float | None]], best_epoch: int | None
+) -> dict[str, Any] | None:
+    epochs = [int(row["epoch"] or 0) + 1 for row in history]
+    points_of = {
+        name: [(epoch, value) for epoch, value in zip(epochs, column, strict=True) if value is not None]
+        for name, column in values.items()
+    }
+    numbers = [value for points in points_of.values() for _, value in points]
+    if not numbers:
+        return None
+    first, last = epochs[0], max(epochs[-1], epochs[0])
+    ticks = round_ticks(min(numbers), max(numbers))
+    low, high = ticks[0], ticks[-1]
+
+    def x_of(epoch: float) -> float:
+        return (epoch - first) / (last - first) if last > first else 0.5
+
+    series = [
+        {
+            "name": name,
+            "points": [(x_of(x), (y - low) / (high - low)) for x, y in points],
+            "last": points[-1][1],
+            "best": dict(points).get(best_epoch) if best_epoch is not None else None,
+        }
+        for name, points in points_of.items()
+        if points
+    ]
+    return {
+        "title": title,
+        "series": series,
+        "y_ticks": [(f"{tick:.6g}", (tick - low) / (high - low)) for tick in ticks],
+        "x_ticks": [(epoch, x_of(epoch)) for epoch in _whole_ticks(first, last)],
+        "best_epoch": best_epoch if best_epoch is not None and first <= best_epoch <= last else None,
+        "last": last,
+        "best": x_of(best_epoch) if best_epoch is not None and first <= best_epoch <= last else None,
+    }
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round values from below `low` to above `high`, about four steps apart."""
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-30):
+        margin = abs(high) / 2 or 0.5
+        low, high = low - margin, high + margin
+    return [float(tick) for tick in MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+
+
+def _whole_ticks(first: int, last: int) -> list[int]:
+    if first == last:
+        return [first]
+    ticks = MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]).tick_values(first, last)
+    return [int(tick) for tick in ticks if first <= tick <= last]
