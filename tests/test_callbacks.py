@@ -76,7 +76,7 @@ FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "log_every_n_steps": ([], "short runs log every step"),
     "enable_checkpointing": (["false"], "`callbacks=none`"),
     "enable_progress_bar": (["false"], "`~callbacks.progress_bar`"),
-    "enable_model_summary": ([], "`callbacks.model_summary` shows one"),
+    "enable_model_summary": ([], "`'callbacks=[default,model_summary]'` shows one"),
     "accumulate_grad_batches": (["0", "-1"], ""),
     "gradient_clip_val": (["-1"], ""),
     "gradient_clip_algorithm": (["value"], "with `gradient_clip_val`"),

@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(trai
     monkeypatch.chdir(tmp_path)
     run = train("model.criterions.criterions.ce._target_=breaking.Breaks", "trainer.max_epochs=3")
     assert run.exit_code == 1
-    assert "The loss became nan in epoch 1, batch 2 (step 7)" in run.json("status.json")["error"]
+    assert "The loss became nan in epoch 2, batch 3 (step 7)" in run.json("status.json")["error"]
     assert run.checkpoint("last")["epoch"] == 0
     assert run.json("status.json")["epoch"] == 1
 
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(trai
 def test_a_network_that_diverged_is_not_taken_for_trained(train):
     run = train("model/optimizer=sgd", "model.optimizer.lr=1e30", "trainer.limit_train_batches=1")
     assert run.exit_code == 1
-    assert "The loss became nan in epoch 0, after validation" in run.json("status.json")["error"]
+    assert "The loss became nan in epoch 1, after validation" in run.json("status.json")["error"]
     assert not list(run.dir.glob("checkpoints/*"))
 
 

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import SMALL, draw_figure
-from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score
 
 import imago
 from imago.data.crops import CenterBox
 from imago.data.image_folder import ImageFolderDataModule
 from imago.data.transforms import ImageTransform, Normalize
-from imago.report.plots import save
 
 
 def test_a_network_is_scored_on_a_data_module(trained, colours):

@@ -91,8 +91,8 @@ def test_an_installed_package_trains_where_one_stands_in_two_processes(installed
     assert json.loads((run / "status.json").read_text())["status"] == "completed"
     assert (tmp_path / "data" / "digits" / "train").is_dir()
     assert {path.name for path in tmp_path.iterdir()} <= {"logs", "data", ".cache"}
-    next_command = next(line for line in done.stdout.splitlines() if "ckpt_path=" in line).strip()
-    assert next_command.startswith("ml-eval ")
+    end = done.stdout[done.stdout.index("Next:") :].splitlines()[1:]
+    assert [line.split()[0] for line in end] == ["ml-inference", "ml-visualise", "ml-eval"]
 
 
 def test_the_installed_package_is_the_one_that_runs(installed, tmp_path):

@@ -594,9 +594,10 @@ def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train,
     assert score.json("reports/metrics_test.json")["acc"] == run.json("reports/metrics_test.json")["acc"]
 
 
-def test_a_frozen_backbone_keeps_its_batchnorm(train):
-    run = train(*DP, "model.freeze=backbone", "trainer.max_epochs=1", "test=false")
-    assert run.exit_code == 0
+def test_a_frozen_backbone_keeps_its_batchnorm(train, trained):
+    start = ["model.freeze=backbone", f"model.init_from={trained.dir}"]
+    run = train(*DP, *start, "trainer.max_epochs=1", "test=false")
+    assert run.exit_code == 0, run.output
     assert run.json("reports/privacy.json")["replaced"] == []
     assert "net.features.0.1.running_mean" in run.weights()
 

@@ -31,9 +31,10 @@ def test_two_processes_make_one_run_and_score_every_image_once(train):
         assert run.json(f"reports/metrics_{split}.json")["acc"] == pytest.approx(expected)
     assert [row["epoch"] for row in run.history] == [0, 1]  # early stopping ends all of them
     assert "did not improve for 1 epochs" in run.text("summary.txt")
-    assert run.output.count("epoch 1 of 9") == 1
-    assert run.text("train.log").count("epoch 2 of 9") == 1
+    assert run.output.count(" 1/9 ") == 1
+    assert run.text("train.log").count(" 2/9 ") == 1
     assert not [line for line in run.output.splitlines() if "WARNING" in line and "test split" not in line]
+    assert run.json("status.json")["card"]["device"].startswith("2 x cpu")
 
 
 def test_metrics_while_training_are_those_of_all_processes(train, tmp_path, monkeypatch):

@@ -54,10 +54,17 @@ def test_status_and_summary_say_how_it_went(trained):
 def test_the_end_shows_scores_beside_the_baseline_and_what_to_type(trained):
     table = r"test \(on val\) +│ +15 │ +(0\.9\d\d\d|1\.0000) │ +0\.3333 │ +(0\.9\d\d\d|1\.0000) │ +\d\.\d{4} │"
     assert re.search(table, trained.output), trained.output
-    assert "majority-class baseline" in trained.output
-    assert f"Run folder: {trained.dir}" in trained.output
-    assert f"src/eval.py ckpt_path={trained.dir}\n" in trained.output
-    assert "tensorboard.main --logdir" in trained.output
+    assert "most frequent class of train" in trained.output
+    end = trained.output[trained.output.index("Run folder:") :].splitlines()
+    assert end == [
+        f"Run folder: {trained.dir}",
+        f"Report: {trained.dir}/report.html",
+        "Next:",
+        f"  ml-inference ckpt_path={trained.dir} source=PHOTOS",
+        f"  ml-visualise mode=predictions run={trained.dir}",
+        f"  python src/eval.py ckpt_path={trained.dir}",
+        f"  tensorboard --logdir {trained.dir}",
+    ]
 
 
 def test_the_substitute_for_a_missing_test_folder_is_said_everywhere(trained):
@@ -220,9 +227,10 @@ def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
     assert (run.dir / "debug.log").exists()
 
 
-def test_a_frozen_backbone_stays_as_it_is(train):
-    run = train("model.freeze=backbone", "test=false")
-    untrained = train("model.freeze=backbone", "model.optimizer.lr=0", "model.optimizer.weight_decay=0", "test=false")
+def test_a_frozen_backbone_stays_as_it_is(train, trained):
+    words = ["model.freeze=backbone", f"model.init_from={trained.dir}", "test=false"]
+    run = train(*words)
+    untrained = train(*words, "model.optimizer.lr=0", "model.optimizer.weight_decay=0")
     trained, before = run.weights(), untrained.weights()
     changed = {name for name in trained if not torch.equal(trained[name], before[name])}
     assert changed == {"net.head.weight", "net.head.bias"}

@@ -5,6 +5,7 @@ ml-inference ckpt_path=latest split=val
 """
 
 import logging
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Load the checkpoints, predict, and write `predictions.csv` (for a split, `predictions_<split>.csv`)."""
     from imago.data.decode import BadImageError
-    from imago.evaluation.console import show_predictions
+    from imago.evaluation.console import show_predictions, show_written
     from imago.evaluation.predict import predict
     from imago.training.build import build_predictor
 
@@ -105,14 +106,18 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     for name, images in _images(cfg, members, files, run.invocation).items():
         loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
         loading |= {"rank": run.rank, "processes": run.processes}
+        began = time.monotonic()
         predictions = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
+        seconds = time.monotonic() - began
         bad |= {path: reason for path, reason in zip(predictions.paths, predictions.bad, strict=True) if reason}
         if run.rank == 0:
             path = run.path / f"{name}.{cfg.format}"
-            _write(predictions, path, calibration, images, cfg.gallery)
-            show_predictions(predictions, path, cfg.rows, calibration)
+            written = _write(predictions, path, calibration, images, cfg.gallery)
             split = name.removeprefix("predictions_") if cfg.source is None else SOURCE
-            _write_reports(predictions, split, members, images, run, cfg.report.pictures)
+            written += _write_reports(predictions, split, members, images, run, cfg.report.pictures)
+            show_predictions(predictions, cfg.rows, calibration, seconds)
+            for file in written:
+                show_written(file)
     if bad:
         run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
@@ -168,28 +173,33 @@ def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
     return read(file_beside(file), key_of(member.checkpoint["timestamp"], cfg.data))
 
 
-def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> None:
+def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> list[Path]:
+    """Write a row per image, and with `gallery` a contact sheet. Returns the files."""
     from imago.evaluation.outputs import write_gallery
     from imago.evaluation.rows import prediction_rows, write_rows
 
     write_rows(prediction_rows(predictions, calibration), path)
-    if gallery:
-        write_gallery(predictions, images, path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png"))
+    if not gallery:
+        return [path]
+    sheet = path.with_name(f"{path.stem.replace('predictions', 'gallery')}.png")
+    write_gallery(predictions, images, sheet)
+    return [path, sheet]
 
 
 def _write_reports(
     predictions: Any, split: str, members: "list[Classifier]", images: "Images", run: RunFolder, pictures: bool
-) -> None:
-    """Write the reports of evaluation for the images that have a label; `source` is reported as `test`."""
-    from imago.evaluation.console import show_written
+) -> list[Path]:
+    """Write the reports of evaluation for the images that have a label; `source` is reported as `test`. Returns the
+    folder and the page, if there are any."""
     from imago.evaluation.outputs import write_reports
     from imago.evaluation.score import score_of
 
     _warn_if_trained_on(images, predictions, members)
     score = score_of(predictions, "test" if split == SOURCE else split, split, members[0].checkpoint)
-    if score is not None:
-        write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plots)
-        show_written(run.path / "reports")
+    if score is None:
+        return []
+    write_reports(score, images, run.path, [], 0, "the predictions of ml-inference", pictures, run.plots)
+    return [run.path / "reports", run.path / "plots", run.path / "report.html"]
 
 
 def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Classifier]") -> None:

@@ -9,6 +9,7 @@ import logging
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 
 Kind = TypeVar("Kind")
 
@@ -120,3 +121,12 @@ class LightModule(LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+
+class EpochBar(RichProgressBar):
+    """Rich's bar whose epochs count from 1; Lightning's count from 0, and have no public name to change."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs is not None and epochs >= 0 else "")
+        return f"{text:{len(self.validation_description)}}"  # a bar of validation below it starts in the same column

@@ -44,7 +44,7 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
             return None
     else:
         result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, pictures=cfg.report.pictures)
-    show_results(result, run)
+    show_results(result, run, quiet=bool(cfg.trainer.get("fast_dev_run")))
     if cfg.replay is not None and run.rank == 0:
         _print_replay(Path(cfg.replay), run.path)
     return result

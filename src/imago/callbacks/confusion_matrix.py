@@ -44,6 +44,6 @@ class ConfusionMatrixCallback(Callback):
             return
         classes = len(pl_module.class_names)
         counts = cast(Tensor, total).view(classes, classes).cpu().numpy()
-        figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch}")
+        figure = confusion_matrix_figure(counts, pl_module.class_names, f"val, epoch {trainer.current_epoch + 1}")
         step = max(0, trainer.global_step - 1)  # the step of the epoch's metrics
         show_in_tensorboard(boards, "confusion_matrix_val_while_training", figure, step)

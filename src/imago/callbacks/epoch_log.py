@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from imago.callbacks.epoch_table import EpochTable
+from imago.callbacks.pace import Pace
 from imago.files import log_write_errors, strict, write_text
 from imago.report.plots import curves_figure, save
 from imago.run.folder import RunFolder
@@ -29,6 +31,10 @@ class EpochLog(Callback):
         self.history: list[dict[str, float]] = []
         self.best: float | None = None
         """The best value of `monitor` so far, including validations within epochs."""
+        self.best_epoch: int | None = None
+        """Its epoch, counted from 1; None if unknown."""
+        self._pace = Pace()
+        self._table: EpochTable | None = None
 
     @property
     def best_row(self) -> int | None:
@@ -37,20 +43,20 @@ class EpochLog(Callback):
         return next((int(row["epoch"]) + 1 for row in best), None)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._pace.start(trainer)
         self.write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and self.monitor.startswith("val/") and not trainer.sanity_checking:
-            self.best = best_of([self.best, float(value)], self.mode)
+            self._note_best(float(value), trainer.current_epoch + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.history.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **pl_module.epoch_metrics()})
-        self.best = best_of([self.best, self.history[-1].get(self.monitor)], self.mode)
+        self._note_best(self.history[-1].get(self.monitor), trainer.current_epoch + 1)
         self._log_epoch(trainer)
         self.write(trainer)
-        line = ", ".join(f"{name} {value:.4f}" for name, value in sorted(self.history[-1].items()) if _is_shown(name))
-        log.info("epoch %d of %s: %s", trainer.current_epoch + 1, trainer.max_epochs, line)
+        self._show_epoch(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
@@ -62,8 +68,10 @@ class EpochLog(Callback):
         """Restore the rows and the best value of the run that wrote `checkpoint`."""
         entry = checkpoint["imago"]
         self.history = [dict(row) for row in entry["history"]]
-        earlier = entry.get("best_value") if entry.get("monitor") == self.monitor else None
-        self.best = best_of([earlier, *(row.get(self.monitor) for row in self.history)], self.mode)
+        for row in self.history:
+            self._note_best(row.get(self.monitor), int(row["epoch"]) + 1)
+        if entry.get("monitor") == self.monitor:  # it may be that of a validation within an epoch
+            self._note_best(entry.get("best_value"), None)
 
     def write(self, trainer: Trainer) -> None:
         """Rewrite the whole of `metrics.jsonl`."""
@@ -71,6 +79,20 @@ class EpochLog(Callback):
             with log_write_errors("The record in the run folder"):
                 lines = "".join(json.dumps(strict(row)) + "\n" for row in self.history)
                 write_text(self.run.path / "metrics.jsonl", lines)
+
+    def _note_best(self, value: float | None, epoch: int | None) -> None:
+        best = best_of([self.best, value], self.mode)
+        if best != self.best:
+            self.best, self.best_epoch = best, epoch
+
+    def _show_epoch(self, trainer: Trainer) -> None:
+        """Log the line of the epoch, and before the first one the header."""
+        seconds, left = self._pace.end_epoch(trainer)
+        row, epochs = self.history[-1], trainer.max_epochs
+        if self._table is None:
+            self._table = EpochTable(self.monitor, row)
+            log.info("%s", self._table.header(epochs))
+        log.info("%s", self._table.line(row, epochs, (self.best, self.best_epoch), seconds, left))
 
     def _log_epoch(self, trainer: Trainer) -> None:
         """Log the epoch now: Lightning would wait for the epoch's checkpoint, and a kill in between would lose it."""
@@ -94,7 +116,3 @@ def best_of(values: Sequence[float | None], mode: str) -> float | None:
     if not finite:
         return None
     return max(finite) if mode == "max" else min(finite)
-
-
-def _is_shown(name: str) -> bool:
-    return name in ("train/loss", "train/acc", "val/loss", "val/acc") or name.endswith("_best")

@@ -151,7 +151,7 @@ class Preflight(Callback):
         data = _data(trainer)
         rows = self.predictions_bytes(sum(data.sizes.values()), data.class_names)
         free = shutil.disk_usage(self.folder.parent).free
-        log.info("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
+        log.debug("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
         if needed + rows > free:
             raise DiskError(
                 f"Checkpoints will need about {_shown(needed)} in {self.folder}, and predictions {_shown(rows)}; "
@@ -169,7 +169,7 @@ class Preflight(Callback):
                 "type a smaller data.batch_size= (and trainer.accumulate_grad_batches=), or trainer=amp"
             )
         if free is not None:
-            log.info("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
+            log.debug("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
 
     def _evaluated(self, trainer: Trainer, model: DictModule) -> Tensor:
         batch = self._batch(trainer, model, "val")

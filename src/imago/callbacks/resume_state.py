@@ -190,7 +190,7 @@ def _check_settings(progress: Progress, now: dict[str, Any]) -> None:
         return
     if progress["batch"]:
         raise UserError(
-            f"The checkpoint is from the middle of epoch {progress['epoch']} (batch {progress['batch']}), and the "
+            f"The checkpoint is from the middle of epoch {progress['epoch'] + 1} (batch {progress['batch']}), and the "
             f"batches that follow would differ. Changed settings: {'; '.join(changed)}. Resume with the same settings, "
             "or from the end of an epoch: ckpt_path= with checkpoints/best.ckpt."
         )

@@ -1,36 +1,57 @@
 """Status of a training: `status.json`, `summary.txt` and the report, rewritten every epoch."""
 
-import platform
+import logging
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.run_card import run_card
 from imago.callbacks.timing import Timing
 from imago.files import log_write_errors
 from imago.model.module import DictModule
+from imago.model.origin import name_of
+from imago.report.content import card_rows
 from imago.report.page import refresh_report
 from imago.run.folder import RunFolder
 
+log = logging.getLogger(__name__)
+
+CARD_LINE = {
+    "parameters": "{} parameters",
+    "learning rate": "lr {}",
+    "batch size": "batch size {}",
+    "images": "images: {}",
+    "classes": "{} classes",
+}
+"""Key of `card_rows` -> its part of the first line of a run."""
+
 
 class RunStatus(Callback):
-    """Write the status of the training to the run folder; part of every training."""
+    """Write the status of the training to the run folder; part of every training.
 
-    def __init__(self, run: RunFolder, epochs: EpochLog, timing: Timing) -> None:
+    Args:
+        run: The run folder.
+        epochs: Its history.
+        timing: Its times.
+        weights: What training starts from, for the card of the run.
+    """
+
+    def __init__(self, run: RunFolder, epochs: EpochLog, timing: Timing, weights: str) -> None:
         self.run = run
         self.epochs = epochs
         self.timing = timing
+        self.weights = weights
         self._has_written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        self.run.sections["Parameters"] = {
-            "total": f"{sum(p.numel() for p in pl_module.parameters()):,}",
-            "trained": f"{trained:,}",
-        }
-        self.run.sections["Device"] = {"device": _device(trainer), "precision": trainer.precision}
+        card = run_card(trainer, pl_module, name_of(pl_module.net), self.weights)
+        rows = card_rows(card)
+        self.run.status["card"] = card
+        self.run.sections["Training"] = rows
+        if trainer.is_global_zero:
+            log.info("%s", ", ".join(CARD_LINE.get(key, "{}").format(value) for key, value in rows.items()))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.write(trainer)
@@ -78,15 +99,6 @@ class RunStatus(Callback):
         if model.strategy.report():
             model.strategy.write_report(self.run.path / "reports")
             self.run.sections["Strategy"] = model.strategy.report()  # as it was written
-        self.run.update(
-            epoch=len(history),
-            best_epoch=self.epochs.best_row,
-            step=trainer.global_step,
-            timing=self.timing.clock.seconds(),
-        )
+        best = {"best_epoch": self.epochs.best_epoch}
+        self.run.update(epoch=len(history), step=trainer.global_step, timing=self.timing.clock.seconds(), **best)
         refresh_report(self.run.path)
-
-
-def _device(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"

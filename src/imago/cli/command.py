@@ -96,7 +96,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
             return finished
         with (
             _stopped_by_signals(),
-            logging_to(run.path / f"{cfg.task_name}.log", verbose=invocation.verbose),
+            logging_to(run.path / f"{cfg.task_name}.log", invocation.verbose, run.warnings),
             run.beating(),
         ):
             try:

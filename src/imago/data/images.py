@@ -244,8 +244,8 @@ class ImageSets:
 
     def _note_draw(self, split: str, count: int, total: int, setting: str, seed: int) -> None:
         self.notes.append(
-            f"no {split} split in {self.root}: {count} of the {total} train images ({count / total:.0%}) were drawn as the "
-            f"{split} split ({setting}, stratified, by seed {seed} and path)"
+            f"no {split} split in {self.root}: {count} of the {total} train images ({count / total:.0%}) were drawn as "
+            f"the {split} split ({setting}, stratified, by seed {seed} and path)"
         )
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:

@@ -6,9 +6,13 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -22,13 +26,19 @@ from imago.files import strict
 from imago.report.content import SCORED_AGAIN
 from imago.report.page import refresh_report
 from imago.run.folder import RunFolder, now
-from imago.terminal import console
+from imago.terminal import console, shortened
 
 log = logging.getLogger(__name__)
 
+MOST_WARNINGS, MOST_COUNTS = 10, 10
 
-def show_results(result: Result, run: RunFolder) -> None:
-    """Print the table, the run folder and the next commands. Warn if the baseline is not beaten."""
+
+def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
+    """Print the warnings of the run, the table of scores, where things are, and the next commands.
+
+    Warns if the baseline is not beaten, unless `quiet`.
+    """
+    _repeat_warnings(run.warnings, run.path)
     if result.scores:
         console().print(_table(result))
     for name, score in result.scores.items():
@@ -39,15 +49,32 @@ def show_results(result: Result, run: RunFolder) -> None:
             console().print(f"{name}: {describe_calibration(score.metrics['calibrated'])}", highlight=False)
     for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
-    _warn_about_baseline(result.scores)
-    commands = _next(result, run)
-    lines = [
-        f"Run folder: {_relative(run.path)}",
-        *(["Next:"] if commands else []),
-        *(f"  {line}" for line in commands),
-    ]
-    for line in lines:
-        console().print(line, soft_wrap=True, highlight=False, markup=False)
+    if not quiet:
+        _warn_about_baseline(result.scores)
+    _print(f"Run folder: {relative(run.path)}")
+    _print("Report: ", run.path / "report.html")  # written when the run has ended
+    commands = next_commands(result, run)
+    for line in ["Next:", *(f"  {command}" for command in commands)] if commands else []:
+        _print(line)
+
+
+def _repeat_warnings(warnings: Sequence[str], folder: Path) -> None:
+    """Print the warnings that the run has logged: by now they may be far above."""
+    if not warnings:
+        return
+    _print("Warnings:")
+    for text in warnings[:MOST_WARNINGS]:
+        _print(textwrap.indent(text, "    ").replace("    ", "  - ", 1))
+    if len(warnings) > MOST_WARNINGS:
+        _print(f"  and {len(warnings) - MOST_WARNINGS} more, in {relative(folder / 'summary.txt')}")
+
+
+def _print(text: str, path: Path | None = None) -> None:
+    """Print a line that the terminal wraps; `path` is appended, as a link where the terminal knows links (OSC 8)."""
+    line = Text(text)
+    if path is not None:
+        line.append(relative(path), Style(link=path.absolute().as_uri()))
+    console().print(line, soft_wrap=True, highlight=False)
 
 
 def note_scored_again(result: Result, run: RunFolder) -> None:
@@ -73,8 +100,8 @@ def note_scored_again(result: Result, run: RunFolder) -> None:
         log.info("The score could not be added to %s: %s", of_run, error)
 
 
-def show_predictions(answers: Predictions, path: Path, rows: int, calibration: Calibration | None) -> None:
-    """Print the first rows, the accuracy if labels are known, and where the file is."""
+def show_predictions(answers: Predictions, rows: int, calibration: Calibration | None, seconds: float) -> None:
+    """Print the first rows, the accuracy if labels are known, the images of each class, and the speed."""
     if rows:
         shown = list(islice(prediction_rows(answers, calibration), rows))
         table = Table(title=f"The first {len(shown)} of {len(answers.paths)} predictions")
@@ -90,16 +117,23 @@ def show_predictions(answers: Predictions, path: Path, rows: int, calibration: C
     if answers.accuracy is not None:
         labelled = int((answers.is_good & (answers.labels != UNKNOWN)).sum())
         of = f" of the {labelled} images whose label is a class" if labelled < len(answers.paths) else ""
-        console().print(f"accuracy {answers.accuracy:.4f}{of}", highlight=False)
+        _print(f"accuracy {answers.accuracy:.4f}{of}")
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(answers.log_probabilities))[answers.is_good]
-        console().print(f"{int(accepted.sum())} accepted, {int((~accepted).sum())} flagged for review", highlight=False)
-    show_written(path)
+        _print(f"{int(accepted.sum())} accepted, {int((~accepted).sum())} flagged for review")
+    counts = np.bincount(answers.predictions[answers.is_good], minlength=len(answers.class_names))
+    predicted = [(name, int(count)) for name, count in zip(answers.class_names, counts, strict=True) if count]
+    if predicted:
+        predicted.sort(key=lambda pair: -pair[1])
+        _print(f"Predicted: {shortened((f'{name} {count}' for name, count in predicted), MOST_COUNTS)}")
+    total, bad = len(answers.paths), int((~answers.is_good).sum())
+    unreadable = f"; {bad} could not be read" if bad else ""
+    _print(f"{total} images in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} images per second{unreadable}")
 
 
 def show_written(path: Path) -> None:
     """Print where something was written."""
-    console().print(f"Written: {_relative(path)}", soft_wrap=True, highlight=False, markup=False)
+    _print("Written: ", path)
 
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
@@ -116,7 +150,7 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
         f"Threshold for {calibration.target_accuracy:.1%} accuracy: {_or_none(calibration.threshold)}",
     ]
     for line in lines:
-        console().print(line, soft_wrap=True, highlight=False, markup=False)
+        _print(line)
     show_written(path)
 
 
@@ -148,25 +182,30 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
             log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
 
 
-def _next(result: Result, run: RunFolder) -> list[str]:
-    python, script = _interpreter(), Path(sys.argv[0])
+def next_commands(result: Result, run: RunFolder) -> list[str]:
+    """Commands to type after a training, with the names under which they are installed; empty after other commands."""
+    script = Path(sys.argv[0])
     commands = []
-    installed = script.name == "ml-train"
-    if result.checkpoint is not None and (installed or script.name == "train.py"):
+    if result.checkpoint is not None and script.name in ("ml-train", "train.py"):
         is_best = result.checkpoint == run.path / "checkpoints" / "best.ckpt"
-        word = shlex.quote(f"ckpt_path={for_hydra(_relative(run.path if is_best else result.checkpoint))}")
-        evaluate = "ml-eval" if installed else f"{python} {shlex.quote(_relative(script.with_name('eval.py')))}"
+        word = shlex.quote(f"ckpt_path={for_hydra(relative(run.path if is_best else result.checkpoint))}")
+        is_clone = script.name == "train.py"  # which has files for training and evaluation
+        evaluate = f"{python()} {shlex.quote(relative(script.with_name('eval.py')))}" if is_clone else "ml-eval"
+        commands.append(f"ml-inference {word} source=PHOTOS")
+        if any(run.path.glob("reports/images_*.json")):  # else there are no pictures to show
+            commands.append(f"ml-visualise mode=predictions {shlex.quote(f'run={for_hydra(relative(run.path))}')}")
         commands.append(f"{evaluate} {word}")
     if (run.path / "tensorboard").is_dir():
-        commands.append(f"{python} -P -m tensorboard.main --logdir {shlex.quote(_relative(run.path))}")
+        commands.append(f"tensorboard --logdir {shlex.quote(relative(run.path))}")
     return commands
 
 
-def _interpreter() -> str:
-    """Command that starts this Python again: the short word only if it means the same interpreter."""
-    return "python" if shutil.which("python") == sys.executable else _relative(Path(sys.executable))
+def python() -> str:
+    """Word that starts Python: never the path of this interpreter, which nobody wants to type."""
+    return "python" if shutil.which("python") else "python3"
 
 
-def _relative(path: Path) -> str:
+def relative(path: Path) -> str:
+    """Path as one would type it here: relative to the current folder if it is below."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

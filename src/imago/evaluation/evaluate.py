@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def evaluate(
     """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
     calibration = None
+    scores = _Scores(trainer, model, data, splits)
     if ckpt_path is not None:
         checkpoint = load_weights(model, data, ckpt_path)
         if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
@@ -66,14 +67,10 @@ def evaluate(
         if calibrate is not None and "val" not in data.sets.splits:
             raise UserError(f"calibrate=true needs a val split, and {data.sets.root} has none. Add a folder val/.")
         if calibrate is not None:
-            calibration = calibrate(score(trainer, model, data, "val"), checkpoint)
-    elif splits:
-        log.warning("No checkpoint was saved; scoring the final weights")
+            calibration = calibrate(scores.of("val"), checkpoint)
     step = trainer.global_step
     for split in splits:
-        log.info("Scoring %s: %d images", split, len(data.split(split)))
-        result.scores[split] = score(trainer, model, data, split)
-        result.scores[split].calibration = calibration
+        result.scores[split] = replace(scores.of(split), calibration=calibration)
         if trainer.is_global_zero:
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers
@@ -92,6 +89,26 @@ def evaluate(
         for metric, value in _shown(split_score).items()
     }
     return result
+
+
+class _Scores:
+    """Scores of the splits that are asked for. Where val is scored as test too, it is scored once."""
+
+    def __init__(self, trainer: Trainer, model: DictModule, data: ImageDataModule, splits: list[str]) -> None:
+        self.trainer, self.model, self.data = trainer, model, data
+        same_limits = trainer.limit_test_batches == trainer.limit_predict_batches
+        self.test_is = data.scored_split("test") if "test" in splits and same_limits else None
+        self._done: dict[str, Score] = {}
+
+    def of(self, split: str) -> Score:
+        """Score of `split`; one for test is logged as `test/*`."""
+        run_as = "test" if self.data.scored_split(split) == self.test_is else split
+        if run_as not in self._done:
+            also = " (also as test)" if run_as == "test" and self.test_is != "test" else ""
+            images = len(self.data.split(split))
+            log.info("Scoring %s%s: %d images", self.data.scored_split(split), also, images)
+            self._done[run_as] = score(self.trainer, self.model, self.data, run_as)
+        return replace(self._done[run_as], asked=split)
 
 
 def _shown(split_score: Score) -> dict[str, Any]:

@@ -163,8 +163,8 @@ class FiniteLosses:
 
 
 def bad_loss(value: float, epoch: int, batch: int, step: int) -> str:
-    """Message about a loss that is not finite."""
-    return f"The loss became {value} in epoch {epoch}, batch {batch} (step {step})"
+    """Message about a loss that is not finite. `epoch` and `batch` count from 0, in the message from 1."""
+    return f"The loss became {value} in epoch {epoch + 1}, batch {batch + 1} (step {step})"
 
 
 def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:

@@ -252,7 +252,8 @@ class DictModule(EpochLosses):
         if not self.trainer.sanity_checking:
             self.validated_epoch = self.current_epoch
             if not torch.isfinite(losses["val/loss"]):
-                what = f"The loss became {losses['val/loss'].item()} in epoch {self.current_epoch}, after validation"
+                where = f"in epoch {self.current_epoch + 1}, after validation"
+                what = f"The loss became {losses['val/loss'].item()} {where}"
                 raise DivergenceError(f"{what} (step {self.global_step}). {DIVERGENCE_HINT}")
 
     def on_test_epoch_end(self) -> None:

@@ -22,6 +22,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from imago.checkpoint.guard import ForeignError, check_legacy, look_over
 from imago.config.targets import check_name
 from imago.errors import DownloadError, MissingFileError, UserError
+from imago.model.origin import mark
 from imago.model.surgery import head_names
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,13 @@ def torchvision_net(
     side = image_size if isinstance(image_size, int) else _side(name, image_size)
     build = partial(_build, name, image_size=side)
     net = build(num_classes=num_classes)
+    mark(net, name, None)
     if weights is None:
         return net
+    origin = weights
     if weights == "auto":
         try:
-            pretrained = _named_weights(name, "DEFAULT")
+            origin, pretrained = _named_weights(name, "DEFAULT")
         except ConnectionError as error:
             log.warning(
                 "model.net.weights=auto: training %s from scratch, because there are no weights (%s)",
@@ -63,10 +66,11 @@ def torchvision_net(
     elif Path(weights).suffix in WEIGHT_FILES or Path(weights).is_file():
         pretrained = read_weights(Path(weights))
     else:
-        pretrained = _named_weights(name, weights)
+        origin, pretrained = _named_weights(name, weights)
     if isinstance(net, VisionTransformer):
         pretrained = interpolate_embeddings(side, net.patch_size, OrderedDict(pretrained))
     _load(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
+    mark(net, name, origin)
     if hasattr(net, "transform_input"):
         # googlenet and inception_v3 were trained with another normalisation, and undo ours
         net.transform_input = True  # type: ignore[assignment]
@@ -122,7 +126,8 @@ def _build(name: str, num_classes: int, image_size: int) -> nn.Module:
     return models.get_model(name, weights=None, num_classes=num_classes, **special)
 
 
-def _named_weights(name: str, weights: str) -> StateDict:
+def _named_weights(name: str, weights: str) -> tuple[str, StateDict]:
+    """Name of the weights, `IMAGENET1K_V1` for example where `weights` is `DEFAULT`, and their tensors."""
     known = models.get_model_weights(name)
     if weights not in known.__members__:
         raise UserError(
@@ -135,7 +140,8 @@ def _named_weights(name: str, weights: str) -> StateDict:
         log.info("Downloading %s to %s", choice.url, file)
     try:
         with _connecting_at_most(20):
-            return choice.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+            state = choice.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+            return choice.name, state
     except OSError as error:  # no network, a time-out, a cache that cannot be written
         raise DownloadError(
             f"The weights of {name} are not cached and could not be downloaded ({error}). Either\n"

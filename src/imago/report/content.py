@@ -7,6 +7,7 @@ from typing import Any
 
 from imago.errors import UserError
 from imago.files import MISFIT, NUMBER, TEXT, UnreadableError, fitting, read_json, read_text
+from imago.run.folder import CARD
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,25 @@ def describe_answer(label: str, prediction: str, probability: float) -> str:
     """Caption of a picture: `bees, rightly 50.3%` or `bees taken for ants 98.0%`."""
     answer = f"{label}, rightly" if label == prediction else f"{label} taken for {prediction}"
     return f"{answer} {probability:.1%}"
+
+
+def card_rows(card: dict[str, Any]) -> dict[str, str]:
+    """Rows of the card of a run, the entry `card` of `status.json`, as far as its facts are there."""
+    rows = {name: str(card[name]) for name in CARD if card.get(name) is not None and name != "trained_parameters"}
+    total, trained = card.get("parameters"), card.get("trained_parameters")
+    if total is not None:
+        part = f" ({format_count(trained)} trained)" if trained is not None and trained != total else ""
+        rows["parameters"] = f"{format_count(total)}{part}"
+    if card.get("learning_rate") is not None:
+        rows["learning_rate"] = f"{card['learning_rate']:g}"
+    if "images" in card:
+        rows["images"] = ", ".join(f"{split} {count}" for split, count in card["images"].items())
+    return {name.replace("_", " "): text for name, text in rows.items()}
+
+
+def format_count(count: int) -> str:
+    """Format a number of parameters: `1,610` or `11.2 M`."""
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def format_number(value: float | None) -> str:

@@ -23,6 +23,7 @@ from imago.report.content import (
     SCORE,
     SPLITS,
     best_epoch,
+    card_rows,
     describe_answer,
     format_number,
     format_yaml,
@@ -82,6 +83,8 @@ def gathered(folder: Path) -> dict[str, Any]:
         "script": Markup(_script()),  # a file of Imago: nothing from data gets into it
         "script_hash": base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
         "status": status,
+        "card": card_rows(status.get("card", {})),
+        "warnings": status.get("warnings", []),
         "scores": {split: score | {"interval": wilson(score["acc"], score["n"])} for split, score in scores.items()},
         "main": next(iter(scores), None),
         "sections": [split_section(folder, split, scores[split]) for split in _with_section(scores)],

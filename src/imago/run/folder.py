@@ -19,6 +19,8 @@ from imago.run import lock as run_lock
 ORDER = (
     "Status",
     "Results",
+    "Warnings",
+    "Training",
     "Best",
     "Progress",
     "Last epoch",
@@ -26,8 +28,6 @@ ORDER = (
     "Profile",
     "Run",
     "Data",
-    "Parameters",
-    "Device",
     "Strategy",
     "Configuration",
 )
@@ -76,6 +76,8 @@ class RunFolder:
     former: dict[str, Any] = field(default_factory=dict)
     resume_from: Path | None = None
     plots: PlotOptions = PNG_WITH_TITLE
+    warnings: list[str] = field(default_factory=list)
+    """Warnings that were logged, in their order and each once; for the end of the run."""
     invocation: Invocation = field(default_factory=lambda: Invocation(""))
     _pending: list[Callable[[], None]] | None = field(default=None, init=False)
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
@@ -112,8 +114,9 @@ class RunFolder:
 
     def start(self) -> None:
         """Begin the run, or resume it."""
-        kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers") if key in self.former}
+        kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers", "card") if key in self.former}
         self.status = {"started": now()} | kept
+        self.warnings[:] = self.former.get("warnings", [])
         if self.former:
             self.status |= {"resumed": now(), "times_resumed": self.former.get("times_resumed", 0) + 1}
         self.update(status="running", pid=os.getpid(), host=socket.gethostname(), error=None)
@@ -147,6 +150,9 @@ class RunFolder:
             return
         with self._writing:
             self.status = {"started": now()} | self.status | status
+            if self.warnings:
+                self.status["warnings"] = list(self.warnings)
+                self.sections["Warnings"] = {str(number): text for number, text in enumerate(self.warnings, 1)}
             if self._pending is None:
                 self._beat()
                 write_text(self.path / "summary.txt", self._summary())
@@ -250,6 +256,20 @@ def _is_alive(status: dict[str, Any]) -> bool:
     return True
 
 
+CARD = {
+    "network": str,
+    "parameters": int,
+    "trained_parameters": int,
+    "weights": str,
+    "optimizer": str,
+    "learning_rate": (*NUMBER, type(None)),
+    "batch_size": int,
+    "device": str,
+    "precision": str,
+    "images": {"*": int},
+    "classes": int,
+}
+"""What a training is: the entry `card` of `status.json`."""
 STATUS = {
     **dict.fromkeys(("status", "started", "resumed", "heartbeat", "host", "reason"), str),
     **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
@@ -258,6 +278,9 @@ STATUS = {
     "timing": {"*": (*NUMBER, type(None))},
     "profile": {"*": (str, *NUMBER)},
     "loggers": {"*": str},
+    "best_epoch": (int, type(None)),
+    "card": CARD,
+    "warnings": [str],
 }
 """The content of `status.json`."""
 

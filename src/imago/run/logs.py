@@ -13,6 +13,7 @@ from imago.masking import masked
 from imago.terminal import console, plain
 
 MEGABYTES = 10
+MOST_WARNINGS = 100  # that a run keeps for its end; the log has all
 WARNINGS = "py.warnings"
 """Logger of what `warnings.warn` reports, as in `logging.captureWarnings`."""
 QUIET = ("matplotlib", "PIL", "fontTools", "filelock", "fsspec", "urllib3", "asyncio", "tensorboard", "h5py", "torch")
@@ -48,9 +49,27 @@ class LogFile(RotatingFileHandler):
             super().handleError(record)
 
 
+class WarningList(logging.Handler):
+    """Handler that adds each warning of the console to a list, once."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings = warnings
+        self.addFilter(lambda record: record.levelno == logging.WARNING and _is_news(record))
+        self.setFormatter(PlainFormatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if text not in self.warnings and len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(text)
+
+
 @contextmanager
-def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
-    """Inside, DEBUG and up go to `path`, INFO and up (DEBUG if `verbose`) to the console."""
+def logging_to(path: Path, verbose: bool = False, warnings_list: list[str] | None = None) -> Iterator[None]:
+    """Inside, DEBUG and up go to `path`, INFO and up (DEBUG if `verbose`) to the console.
+
+    Warnings are also added to `warnings_list`.
+    """
     file = LogFile(path)
     file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     console = _console()
@@ -60,6 +79,8 @@ def logging_to(path: Path, verbose: bool = False) -> Iterator[None]:
     handlers, level = root.handlers, root.level
     root.setLevel(logging.DEBUG)
     root.handlers = [file, console]  # Hydra's own would log everything twice
+    if warnings_list is not None:
+        root.handlers.append(WarningList(warnings_list))
     for name in QUIET:  # for good: torch, for one, has something to say when the process ends
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -100,11 +121,21 @@ def _log_warning(
 def _console() -> logging.Handler:
     if sys.stdout.isatty():
         from rich.logging import RichHandler
+        from rich.text import Text
+
+        class TerminalHandler(RichHandler):
+            """Time and message; the level is shown of warnings and errors only, which leaves room for the rest."""
+
+            def render_message(self, record: logging.LogRecord, message: str) -> Any:
+                text = super().render_message(record, message)
+                if record.levelno == logging.INFO or not isinstance(text, Text):
+                    return text
+                return Text.assemble((f"{record.levelname} ", f"logging.level.{record.levelname.lower()}"), text)
 
         # the console of the progress bar, so that lines go above it
-        rich_handler = RichHandler(console=console(), show_path=False, log_time_format="[%X]")
-        rich_handler.setFormatter(PlainFormatter("%(message)s"))
-        return rich_handler
+        terminal = TerminalHandler(console=console(), show_path=False, show_level=False, log_time_format="%X")
+        terminal.setFormatter(PlainFormatter("%(message)s"))
+        return terminal
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     return handler

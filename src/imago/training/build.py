@@ -1,6 +1,5 @@
 """Makes the objects of a run from the composed config."""
 
-import copy
 import logging
 import re
 import textwrap
@@ -24,7 +23,7 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
 from imago.checkpoint.fits import check_weights
-from imago.checkpoint.read import find_checkpoint, read_checkpoint
+from imago.checkpoint.read import read_checkpoint
 from imago.checkpoint.signing import is_signed, why_unsigned
 from imago.config.allow_list import check_targets
 from imago.config.carried import (
@@ -36,7 +35,6 @@ from imago.config.carried import (
 )
 from imago.config.combinations import lightning_name, refused_callback
 from imago.config.own_code import OWN_CODE
-from imago.config.saved import save_config
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import is_users_own
 from imago.config.signatures import arguments_schema
@@ -56,11 +54,11 @@ from imago.lightning_internals import drop_own_log_handlers
 from imago.masking import masked_config
 from imago.model.module import DictModule
 from imago.model.strategy import Strategy
-from imago.model.torchvision import WEIGHT_FILES
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
 from imago.training.build_data import make_data, warn_of_test_on_val
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
+from imago.training.start_weights import check_frozen, find_initial_weights, start_weights
 from imago.training.trainer import build_trainer, instantiate_all
 
 log = logging.getLogger(__name__)
@@ -89,6 +87,7 @@ def build(
     loggers = _build_loggers(cfg, run, start)
     callbacks = instantiate_all(cfg.callbacks)
     if is_training:
+        check_frozen(cfg, model, start_weights(cfg, run, model))
         check_callbacks(callbacks)
         callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, data, model, strategy)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
@@ -121,7 +120,7 @@ def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | No
 def _build_model(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> DictModule:
     if run.resume_from is not None or cfg.ckpt_path is not None:
         without_pretrained(cfg.model)  # the checkpoint's are loaded later
-    _find_initial_weights(cfg, run)
+    find_initial_weights(cfg, run)
     _choose_class_weights(cfg, data)
     if "range" in cfg.data:
         cfg.data.range = data.range  # the value of `auto`, for later images too
@@ -159,7 +158,7 @@ def _own_callbacks(
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
     carried = {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
     epochs, timing = EpochLog(run, cfg.monitor, cfg.mode), Timing(run)
-    status = RunStatus(run, epochs, timing)
+    status = RunStatus(run, epochs, timing, start_weights(cfg, run, model))
     # no bound method: callbacks that average weights copy the model, and would copy the run with it
     model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy(strategy.report()))
     return [CarriedState(run, epochs, carried), timing, epochs, status]
@@ -217,17 +216,6 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
             raise UserError(f"{what}. Type a filename with {{epoch}}, or keep callbacks.model_checkpoint")
 
 
-def _find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
-    """Replace `model.init_from` in the config by the file it stands for: `latest` may be another one tomorrow."""
-    source = cfg.model.get("init_from")
-    if source is None or Path(str(source)).suffix in WEIGHT_FILES:
-        return
-    cfg.model.init_from = str(find_checkpoint(str(source), Path(cfg.paths.log_dir), "model.init_from"))
-    if run.rank == 0:
-        log.info("model.init_from=%s: %s", source, cfg.model.init_from)
-        run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
-
-
 def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
     """Replace `model.class_weights=auto` by inverse class frequencies, with a mean of 1 over the train images."""
     if cfg.model.get("class_weights") != "auto":
@@ -265,13 +253,19 @@ def read_back(cfg: DictConfig, file: Path) -> None:
 
 
 def _make_model_again(node: DictConfig, class_names: Sequence[str]) -> DictModule:
-    """Make the model without memory, or with memory if the network reads values while it is made."""
+    """Make the model without memory, or with memory if the network reads values while it is made. What it logs was
+    logged when it was made first."""
+    model_log = logging.getLogger("imago.model")
+    level = model_log.level
+    model_log.setLevel(logging.ERROR)
     try:
         with MetaMemory(2**62):
             return make_model(node, class_names)
     except Exception:
         log.debug("The network cannot be created on the meta device", exc_info=True)
         return make_model(node, class_names)
+    finally:
+        model_log.setLevel(level)
 
 
 def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, DictModule, Trainer]:

@@ -56,9 +56,11 @@ def train(
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
-    best = _best_value(trainer, monitor)
-    run.sections["Best"] = {monitor: best, "checkpoint": _best_checkpoint(trainer, monitor)}
-    result = evaluate(data, model, trainer, run, _best_checkpoint(trainer, monitor), splits, pictures=pictures)
+    best, checkpoint_file = callbacks_of(trainer, EpochLog)[0].best, _best_checkpoint(trainer, monitor)
+    if not option_of(trainer, "fast_dev_run"):  # which keeps nothing, and logs no metric
+        _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
+    run.sections["Best"] = {monitor: best, "checkpoint": checkpoint_file}
+    result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
     result.best_value = best
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
@@ -83,7 +85,8 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
     cap = max(1, min(steps // POINTS_OF_A_CURVE, batches))
     asked: int = option_of(trainer, "log_every_n_steps")
     if asked > cap:
-        log.info("The run is short: logging train/loss_step every %d steps instead of every %d", cap, asked)
+        interval = "every step" if cap == 1 else f"every {cap} steps"
+        log.info("The run is short: train/loss_step is logged %s, not every %d", interval, asked)
         log_every(trainer, cap)
 
 
@@ -143,8 +146,10 @@ def _own_value(result: Result, trainer: Trainer, monitor: str) -> float | None:
     return float(logged) if logged is not None else None
 
 
-def _best_value(trainer: Trainer, monitor: str) -> float | None:
-    best = callbacks_of(trainer, EpochLog)[0].best
-    if best is None:
-        log.warning("monitor=%s was never logged", monitor)
-    return best
+def _warn_if_nothing_is_kept(best: float | None, checkpoint: Path | None, monitor: str, is_scored: bool) -> None:
+    """Warn, in one sentence, if the monitored metric is unknown, or if there is no best checkpoint to score."""
+    facts = [f"{monitor} was never logged"] if best is None else []
+    if checkpoint is None and is_scored:
+        facts.append("no checkpoint was saved, and the final weights are scored")
+    if facts:
+        log.warning("%s. callbacks.metrics logs metrics, callbacks.model_checkpoint keeps the best", "; ".join(facts))
