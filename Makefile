@@ -35,8 +35,8 @@ format: $(WITH_TOOLS)  ## Format the code
 schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures, for completion and validation of YAML files
 	$(BIN)/python -m imago.config.signatures
 
-docs: $(WITH_TOOLS)  ## Write docs/errors.md and docs/callbacks.md from what the commands do
-	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py
+docs: $(WITH_TOOLS)  ## Write docs/errors.md, callbacks.md and coming_from.md from what the commands do
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py tests/test_coming_from.py
 
 bench: $(WITH_TOOLS)  ## Run the benchmarks against named peers (benchmarks/README.md)
 	for script in benchmarks/train_*.py; do $(BIN)/python $$script || exit 1; done

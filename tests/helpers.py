@@ -57,6 +57,13 @@ class Run:
     exit_code: int
     output: str
 
+    @property
+    def error(self) -> str:
+        """What went wrong: in `status.json`, or on the console where it was refused before it had a folder."""
+        if (self.dir / "status.json").is_file():
+            return str(self.json("status.json")["error"])
+        return self.output.partition("Error: ")[2]
+
     def json(self, name: str) -> Any:
         return json.loads((self.dir / name).read_text())
 

@@ -104,7 +104,7 @@ def test_a_pickle_that_calls_is_refused_by_name(name, arguments, container, monk
         ValueError, match=name.removeprefix("builtins.") if container is in_checkpoint else "evil.ckpt"
     ) as refused:
         read_checkpoint("evil.ckpt")
-    assert "of Imago" in str(refused.value)
+    assert "a checkpoint" in str(refused.value)
 
 
 def test_other_shapes_of_malice_are_refused():
@@ -114,7 +114,7 @@ def test_other_shapes_of_malice_are_refused():
     instance = b"(S'true'\nios\nsystem\n."
     for number, pickled in enumerate((reduced, by_stack, built, instance)):
         Path(f"{number}.ckpt").write_bytes(in_checkpoint(pickled))
-        with pytest.raises(ValueError, match="of Imago"):
+        with pytest.raises(ValueError, match="a checkpoint"):
             read_checkpoint(f"{number}.ckpt")
 
 

@@ -237,5 +237,7 @@ def test_a_vision_transformer_takes_other_sizes_and_pretrained_positions_are_int
     torch.save(models.vit_b_32(num_classes=5).state_dict(), tmp_path / "vit.pth")
     net = torchvision_net(3, "vit_b_32", str(tmp_path / "vit.pth"), image_size=64)
     assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-    with pytest.raises(ValueError, match=r"data.image_size=100: vit_b_32 cuts .* 32 pixels. Type data.image_size=96"):
+    with pytest.raises(
+        ValueError, match=r"data.image_size=100: vit_b_32 divides .* 32 pixels. Type data.image_size=96"
+    ):
         torchvision_net(3, "vit_b_32", None, image_size=100)

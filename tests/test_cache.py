@@ -292,7 +292,7 @@ def test_clean_removes_the_caches_of_runs(command, train, tmp_path):
     assert len(kept(tmp_path / "cache")) == 2
     run = command("doctor", "clean")
     assert run.exit_code == 0, run.output
-    assert run.output.count("removed ") == 2
+    assert run.output.count(f"Removed {tmp_path}") == 2
     assert kept(tmp_path / "cache") == []
 
 

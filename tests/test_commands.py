@@ -194,7 +194,7 @@ def test_a_split_file_that_cannot_be_used_is_refused(tmp_path, command, content,
         (tmp_path / "file.csv").write_text(content)
     run = command("train", f"data.split_file={tmp_path}/file.csv", *SMALL)
     assert run.exit_code == 1
-    assert message in run.json("status.json")["error"]
+    assert message in run.error
 
 
 def test_this_is_a_clone():

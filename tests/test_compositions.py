@@ -62,7 +62,7 @@ def test_weights_of_wrapped_modules_are_parameters_and_the_bound_net_is_saved_by
     composed.bind(net)
     assert set(composed.state_dict()) == {"registered.0.transform.weight", "registered.0.transform.bias"}
     assert composed({"x": torch.ones(1, 2)})["logits"].shape == (1, 2)
-    with pytest.raises(ValueError, match="the word 'net'"):
+    with pytest.raises(ValueError, match="'net' for the network"):
         WrapTransform("backbone", {"x": "x"}, "y")
 
 

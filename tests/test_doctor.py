@@ -254,7 +254,7 @@ def test_of_several_folders_the_worst_counts(clean, command, tmp_path):
 def test_an_eps_under_another_name_is_never_run(clean):
     path = clean / "train" / "red" / "e.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-    with pytest.raises(BadImageError, match="not an image"):
+    with pytest.raises(BadImageError, match="not a supported image"):
         read_image(path)
 
 
@@ -360,7 +360,7 @@ def test_augmentation_of_the_others_stays_when_an_image_is_skipped(clean, train,
 def test_splits_of_a_file_are_refused(command, tmp_path):
     run = command("doctor", f"data.split_file={tmp_path}/splits.csv")
     assert run.exit_code == 2
-    assert "type data.data_dir=PATH" in run.output
+    assert "Type data.data_dir=PATH" in run.output
 
 
 def test_the_photographs_have_one_file_that_is_not_taken(hymenoptera, command):

@@ -76,7 +76,9 @@ MISTAKES = [
     Mistake("An image that cannot be read", [PHOTOS, *SMALL], cut_image),
     Mistake("A typo in a key", ["data.batchsize=64"], made_before_a_run=True),
     Mistake("A key without its group", ["batch_size=64"], made_before_a_run=True),
-    Mistake("An argument of the Trainer that is not in the config", ["trainer.num_nodes=2"], made_before_a_run=True),
+    Mistake(
+        "An argument of the Trainer that is not in the config", ["trainer.inference_mode=false"], made_before_a_run=True
+    ),
     Mistake("A typo in a group", ["trainr=gpu"], made_before_a_run=True),
     Mistake("A typo in an option", ["experiment=digit"], made_before_a_run=True),
     Mistake("A group set to null", ["logger=null"], made_before_a_run=True),
@@ -217,15 +219,15 @@ def readable(text: str, work: Path) -> str:
     text = re.sub(rf"{re.escape(str(work))}/run_\d+", "RUN", text)
     text = re.sub(r"\.photos\.?\w*", ".photos", text.replace(str(work), "WORK"))
     text = re.sub(r"\(\d+ MB are free\)", "(… MB are free)", text)
-    text = re.sub(r"pos \d+ vs \d+", "pos … vs …", text)
-    return re.sub(r"there are [\w, ]{300,}", "there are …", text)
+    return re.sub(r"pos \d+ vs \d+", "pos … vs …", text)
 
 
 INTRODUCTION = """# Errors
 
-These are the messages for common mistakes, written by the tests (`make docs`). The exit status is not 0. `status.json`
-in the run folder says `failed` with the same message, and the log there has the traceback. WORK and RUN stand for
-folders.
+These are the messages for common mistakes, written by the tests (`make docs`). The exit status is not 0. Settings that
+cannot work are refused before a run folder is made. Otherwise `status.json` in the run folder says `failed` with the
+same message, and the log there has the traceback. WORK and RUN stand for folders. [Coming from other
+trainers](coming_from.md) lists the settings of other trainers.
 
 """
 

@@ -134,9 +134,9 @@ def test_a_label_that_train_lacks_and_unlabelled_rows_are_refused(loaded):
 
 def test_without_a_data_set_or_a_network_it_is_said_what_to_type(command, tmp_path, monkeypatch):
     run = command("train", "data=hugging_face")
-    assert "data.dataset.path=NAME" in run.json("status.json")["error"]
+    assert "data.dataset.path=NAME" in run.error
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     run = command("train", "data=hugging_face", f"data.dataset.path={tmp_path}/nowhere")
     assert run.exit_code == 1
-    assert "The data set could not be loaded" in run.json("status.json")["error"]
-    assert "data.dataset.path=FOLDER" in run.json("status.json")["error"]
+    assert "The data set could not be loaded" in run.error
+    assert "data.dataset.path=FOLDER" in run.error

@@ -11,7 +11,7 @@ from helpers import SMALL
         (["name='${nope}'"], "${nope} refers to an unknown setting: nope"),
         (["name='${oc.env:NOT_SET_HERE}'"], "The environment variable NOT_SET_HERE is not set"),
         (["+trainer.max_epochs=3"], "trainer.max_epochs already exists: remove the +"),
-        (["experiment", "digits"], "'experiment' is not KEY=VALUE. Did you mean experiment=digits?"),
+        (["experiment", "digits"], '"experiment" is not KEY=VALUE. Did you mean experiment=digits?'),
         (["data.data_dir=/a", "b/c"], "\"data.data_dir='/a b/c'\""),
         (["hydra.run.dirr=x"], "Unknown setting hydra.run.dirr (command line)."),
         (["deterministic=maybe"], "deterministic must be true or false, got maybe."),
@@ -36,7 +36,7 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
     [
         (["data.data_dir="], "No data was chosen"),
         (["report.splits=test"], "report.splits must be a list, for example 'report.splits=[test]'; got test."),
-        (["+optimizer.lr=3"], "Unknown setting optimizer. The top-level settings are data, model"),
+        (["+nonsense.thing=3"], "Unknown setting nonsense. The top-level settings are data, model"),
         (["+trainer.logger=false"], "trainer.logger is not supported: loggers have a config group. Type logger=csv"),
         (["+trainer.callbacks=[]"], "trainer.callbacks is not supported: callbacks have a config group."),
         (
@@ -44,14 +44,14 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
             "ce.weight must be a group with a _target_ or null, got [1, 2].",
         ),
         (["~strategy"], "strategy is missing. Remove ~strategy"),
-        (["model.optimizer=sgd"], "model.optimizer holds several settings. Choose an option with model/optimizer=sgd"),
-        (["model.scheduler=sine"], "Choose an option with model/scheduler=cosine|plateau|step"),
+        (["model.optimizer=sgd"], "model.optimizer holds several settings."),
+        (["model.scheduler=sine"], "model.scheduler holds several settings."),
     ],
 )
 def test_what_hydra_lets_through_is_refused(train, words, message):
     run = train(*words)
     assert run.exit_code == 1
-    assert message in run.json("status.json")["error"]
+    assert message in run.error
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_what_is_no_labelled_set_is_said(trained, command, tmp_path, new):
     shutil.copytree(new / "red", tmp_path / "flat")
     run = score(command, trained, tmp_path / "flat")
     assert run.exit_code == 1
-    assert "no folder of a class of the checkpoint" in run.output
+    assert "no folder for any class of the checkpoint" in run.output
     assert f"ml-inference source={tmp_path}/flat" in run.output
     (new / "red").rename(new / "Red")
     (new / "blue").rename(new / "blu")

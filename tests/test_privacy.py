@@ -443,7 +443,7 @@ def test_a_ledger_with_missing_lines_is_refused(private, command):
     ledger.write_text("".join(lines[:3]))
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
     assert again.exit_code == 1
-    assert "has 3 steps, the checkpoint 10: lines are missing" in again.last_line
+    assert "has 3 steps, the checkpoint has 10: lines are missing" in again.last_line
     ledger.write_text("nonsense\n")
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
     assert "is damaged" in again.last_line
@@ -742,7 +742,7 @@ def test_a_removed_ledger_is_missed(private, command):
     (run.dir / LEDGER).unlink()
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=3", folder=run.dir)
     assert again.exit_code == 1
-    assert "has 0 steps, the checkpoint 10: lines are missing" in again.last_line
+    assert "has 0 steps, the checkpoint has 10: lines are missing" in again.last_line
 
 
 def test_all_bits_of_the_entropy_count(monkeypatch):

@@ -311,7 +311,7 @@ def test_uses_of_parameters_that_are_followed(treat):
 
 @pytest.mark.parametrize("treat", REFUSED_USES.values(), ids=REFUSED_USES.keys())
 def test_uses_that_are_not_followed_are_refused_with_a_reason(treat):
-    with pytest.raises(UnknownGradientError, match="its gradient for a single image is not known"):
+    with pytest.raises(UnknownGradientError, match="its gradient for a single image is unknown"):
         tried(own(treat))
 
 

@@ -71,8 +71,8 @@ def test_what_goes_wrong_in_another_process_is_said_in_its_words(train, own_colo
             path.write_bytes(b"")
     run = train("trainer=ddp_sim", f"data.data_dir={own_colours}")
     assert run.exit_code == 1
-    assert "the file is empty" in run.json("status.json")["error"]
-    assert "data.on_bad_image=skip" in run.json("status.json")["error"]
+    assert "the file is empty" in run.error
+    assert "data.on_bad_image=skip" in run.error
     assert "Traceback" not in run.output
 
 
@@ -151,7 +151,7 @@ def test_one_process_for_each_device(devices, count):
 def test_what_cannot_be_divided_is_refused(train, words, message):
     run = train(*words)
     assert run.exit_code == 1
-    assert message in run.json("status.json")["error"]
+    assert message in run.error
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -159,18 +159,27 @@ def test_what_cannot_be_divided_is_refused(train, words, message):
 def test_devices_that_are_not_there_are_refused(command, colours, trainer):
     run = command("train", f"trainer={trainer}", f"data.data_dir={colours}", "trainer.devices=4")
     assert run.exit_code == 1
-    assert "trainer.devices=4: this machine has no GPU. Type trainer=cpu" in run.json("status.json")["error"]
+    assert "trainer.devices=4: this machine has no GPU. Type trainer=cpu" in run.error
 
 
 def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    first = train()
+    assert "Imago starts the other processes itself" in first.error
+    assert not first.dir.exists()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert "Start a single one: Imago starts the others itself" in train().json("status.json")["error"]
+    second = train()
+    assert (second.exit_code, second.output, second.dir.exists()) == (1, "", False)
 
 
 def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypatch):
-    monkeypatch.setenv("SLURM_PROCID", "1")
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert "Set #SBATCH --ntasks=1" in train().json("status.json")["error"]
+    assert "Set #SBATCH --ntasks=1" in train().error  # without srun, which Lightning refuses once the data are read
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert "Set #SBATCH --ntasks=1" in train().error
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    monkeypatch.delenv("SLURM_PROCID")
+    assert "No data was chosen" in train("data.data_dir=").error  # typed in an interactive job
 
 
 def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):
@@ -186,5 +195,5 @@ def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path,
     started = time.monotonic()
     run = train("trainer=ddp_sim", "data.num_workers=2", "+callbacks.unwell={_target_: unwell.Unwell}")
     assert run.exit_code == 1
-    assert run.json("status.json")["error"] == "In process 1 of 2: ValueError: rank 1 is unwell"
+    assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell"
     assert time.monotonic() - started < 90

@@ -108,6 +108,9 @@ def workplace(data_dir: Path, trained: Run, weights: Path, tmp_path: Path, monke
         del sys.modules[name]
 
 
+TOLD = dict.fromkeys(("--help", "--help-all", "--cfg"), "data_dir") | {"--networks": "resnet18", "--version": "imago "}
+
+
 def is_training(line: str) -> bool:
     return line.startswith(("python ", "ml-train")) and "src/eval.py" not in line
 
@@ -131,10 +134,10 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     if "experiment=resnet18_ants" in words and not HYMENOPTERA.is_dir():
         pytest.skip(f"the photographs of ants and bees are not at {HYMENOPTERA}")
     words = [word.replace("PATH", str(colours)).replace("RUN", str(digits_run.dir)) for word in words]
-    if any(word in words for word in ("--help", "--cfg")):
+    if said := [TOLD[word] for word in words if word in TOLD]:
         run = type_command(script, words, workplace / "run")
         assert run.exit_code == 0
-        assert "data_dir" in run.output
+        assert said[0] in run.output
         return
     if any(word.startswith(("resume=", "replay=")) for word in words):
         goes_on(words, workplace, digits_run)

@@ -118,7 +118,7 @@ def test_what_an_exception_leaves_is_kept_apart(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(breaks, "callbacks.resume.every_n_train_steps=2")
     assert run.exit_code == 1
-    assert "The loss became nan in epoch 2, batch 4 (step 8)" in run.json("status.json")["error"]
+    assert "The loss became nan in epoch 2, batch 4 (step 8)" in run.error
     assert run.checkpoint("last")["global_step"] == 8
     assert run.checkpoint("on_exception")["global_step"] == 8
     assert all(tensor.isfinite().all() for tensor in run.weights("last").values())
@@ -129,12 +129,12 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
     (own_colours / "train" / "blue" / "000.png").write_bytes(kept[: len(kept) // 2])
     words = [f"data.data_dir={own_colours}", "monitor=val/acurracy", "callbacks.early_stopping.monitor=val/loss"]
     run = train(*words, "callbacks.model_checkpoint=null", "data.on_bad_image=error")
-    error = run.json("status.json")["error"]
+    error = run.error
     assert "2 problems were found before the first epoch" in error
     assert "Unknown metric 'acurracy'" in error
     assert "blue/000.png" in error
     mixed = train("+data.train_transform.batch.mix={_target_: torchvision.transforms.v2.MixUp, num_classes: 3}")
-    assert "data.train_transform.batch makes soft labels, as MixUp and CutMix do" in mixed.json("status.json")["error"]
+    assert "data.train_transform.batch makes soft labels, as MixUp and CutMix do" in mixed.error
     settings = train("monitor=acc", "mode=best", "seed=-1", "+trainer.num_nodes=2", "preflight=maybe")
     for words in (
         "must name the stage too",
@@ -143,7 +143,7 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
         "trainer.num_nodes",
         "preflight must be true",
     ):
-        assert words in settings.json("status.json")["error"]
+        assert words in settings.error
 
 
 def test_preflight_changes_nothing(train):
@@ -172,7 +172,7 @@ def test_too_little_disk_or_memory_is_said_before_the_first_epoch(train, monkeyp
     monkeypatch.setattr(patched, lambda *_: usage if "disk" in patched else 5)
     run = train()
     assert run.exit_code == 1
-    assert words in run.json("status.json")["error"]
+    assert words in run.error
 
 
 def test_a_network_that_keeps_state_outside_of_its_buffers_is_refused(train, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_network_that_keeps_state_outside_of_its_buffers_is_refused(train, tmp
     monkeypatch.chdir(tmp_path)
     run = train("model.net._target_=forgetful.Forgetful")
     assert run.exit_code == 1
-    assert "saved and loaded gives other logits" in run.json("status.json")["error"]
+    assert "saved and loaded gives other logits" in run.error
 
 
 def test_a_replay_is_compared(train, command, tmp_path):

@@ -315,7 +315,7 @@ def test_other_batches_are_refused_within_an_epoch_and_said_between_two(of_plain
         refused = resumed(command, middle, override)
         assert refused.exit_code == 1
         name, value = override.split("=")
-        assert "from the middle of epoch 1 (batch 2), and the batches that follow would differ" in refused.output
+        assert "from the middle of epoch 2 (batch 2), and the batches that follow would differ" in refused.output
         assert re.search(rf"{name}: \w+, now {value}", refused.output)
         assert content_of(middle) == before
         if number is not None:

@@ -114,7 +114,7 @@ def test_own_networks_may_use_view(train, tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     refused = train(*words, "model.channels_last=true")
     assert refused.exit_code == 1
-    assert "type model.channels_last=false" in refused.output
+    assert "Type model.channels_last=false" in refused.output
 
 
 def test_what_an_optimizer_has_kept_follows_the_layout_of_the_weights(train, command):

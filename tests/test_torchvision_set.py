@@ -26,7 +26,7 @@ def test_without_network_it_is_said_what_to_do(command, tmp_path, monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     run = command("train", "experiment=example", f"data.data_dir={tmp_path}/none")
     assert run.exit_code == 1
-    error = run.json("status.json")["error"]
+    error = run.error
     for words in (
         "MNIST could not be downloaded",
         f"below {tmp_path}/none/MNIST",

@@ -222,6 +222,7 @@ def test_monitor_and_its_alias_are_one_setting(train):
 def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
     run = command("train", f"data.data_dir={colours}", "model=tiny_net", "data.image_size=16", "debug=fdr")
     assert run.exit_code == 0
+    assert "WARNING" not in run.output  # nothing is logged, saved or learnt in one batch, and nobody expects it
     assert not (run.dir / "checkpoints").exists()
     assert run.json("reports/metrics_test.json")["n"] == 15
     assert (run.dir / "debug.log").exists()

@@ -86,9 +86,15 @@ def user_error_in(error: BaseException | None) -> UserError | None:
     return error
 
 
-NO_DATA = """No data was chosen. Type one of
-  python src/train.py data.data_dir=PATH       (PATH: class folders, or train/ val/ test/ of class folders)
-  python src/train.py experiment=digits        (embedded handwritten digits: nothing to download)"""
+def no_data(program: str = "ml-train") -> str:
+    """Message for a command without data; `program` is the command as it was typed."""
+    lines = [
+        (f"{program} data.data_dir=PATH", "(PATH: class folders, or train/ val/ test/ of class folders)"),
+        (f"{program} experiment=digits", "(embedded handwritten digits: nothing to download)"),
+    ]
+    return "\n".join(["No data was chosen. Type one of", *(f"  {typed:<44} {what}" for typed, what in lines)])
+
+
 NO_DATASET = """No data set was chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)

@@ -13,11 +13,14 @@ from omegaconf import DictConfig
 
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
+from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint
 from imago.config.invocation import Invocation
 from imago.config.root import KeptRoot
 from imago.errors import UserError
 from imago.run.folder import RunFolder
+
+FORMATS = ("safetensors",)
 
 
 @dataclass
@@ -31,8 +34,7 @@ class ExportRoot(KeptRoot):
 def check_export(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work, before anything is made."""
     check_from_checkpoint(cfg, invocation, needs_data=False)
-    if cfg.format != "safetensors":
-        raise UserError(f"format={cfg.format} is not supported yet; available: safetensors.")
+    check_choice("format", cfg.format, FORMATS)
     if cfg.model.get("forward_fn") is not None:
         raise UserError(
             "model.forward_fn is part of this network, but the export contains the weights of model.net only. Use the "
@@ -73,6 +75,7 @@ main = Command(
     check_export,
     root=ExportRoot,
     arguments=resolve_checkpoint_args,
+    choices={"format": FORMATS},
     one_process=True,
 )
 """Command line of `ml-export`."""

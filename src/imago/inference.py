@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
+from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TTA = ("none", "flip", "five_crop", "ten_crop")
-
-FORMATS = ("csv", "jsonl")
+CHOICES = {"tta": ("none", "flip", "five_crop", "ten_crop"), "format": ("csv", "jsonl")}
 
 SOURCE = "source"
 
@@ -75,9 +74,8 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
         raise UserError(
             f"{of_each[0]}: the checkpoints of an ensemble set their own networks and image sizes. Remove it."
         )
-    for option, choices in (("tta", TTA), ("format", FORMATS)):
-        if cfg[option] not in choices:
-            raise UserError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}, got {cfg[option]}.")
+    for option, choices in CHOICES.items():
+        check_choice(option, cfg[option], choices)
     if cfg.calibrated and cfg.tta != "none":
         raise UserError(
             "calibrated=true does not apply to test-time augmentation, without which it was fitted. Type tta=none."
@@ -221,6 +219,7 @@ main = Command(
     check_inference,
     root=InferenceRoot,
     arguments=partial(resolve_checkpoint_args, several=True),
+    choices=CHOICES,
 )
 """Command line of `ml-inference`."""
 

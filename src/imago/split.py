@@ -18,7 +18,7 @@ from rich.table import Table
 from imago.config.invocation import for_hydra
 from imago.errors import UserError
 from imago.files import atomic_folder, atomic_write
-from imago.terminal import console
+from imago.terminal import closed_pipe_allowed, console
 
 if TYPE_CHECKING:
     from imago.data.folder_images import FolderImages
@@ -34,7 +34,8 @@ EXAMPLES = """examples:
 def main() -> None:
     """Command line of `ml-split`."""
     try:
-        split(_arguments())
+        with closed_pipe_allowed():
+            split(_arguments())
     except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
 

@@ -7,9 +7,7 @@ ml-status logs/train/multiruns --json
 
 import argparse
 import json
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from itertools import compress
 from operator import not_
@@ -22,7 +20,7 @@ from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
 from imago.files import strict
 from imago.run.overview import Overview, find_runs, true_state
-from imago.terminal import console, fail, plain, say, shortened
+from imago.terminal import closed_pipe_allowed, console, fail, plain, say, shortened
 
 __all__ = ["main", "true_state"]
 
@@ -33,13 +31,11 @@ def main() -> None:
     folder: Path = arguments.folder
     if not folder.is_dir():
         fail(f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
-    try:
-        _show(folder, arguments)
-        sys.stdout.flush()
-    except UserError as error:
-        fail(str(error))
-    except BrokenPipeError:  # … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with closed_pipe_allowed():
+        try:
+            _show(folder, arguments)
+        except UserError as error:
+            fail(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,12 @@
 """Plain text for the terminal: names of files, classes and runs may be untrusted and contain control sequences."""
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.masking import masked
@@ -63,3 +66,28 @@ def shortened(items: Iterable[Any], most: int = 5) -> str:
     """Join the first `most` items with commas, and append the number of the rest."""
     items = list(items)
     return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def typed_program(command: str) -> str:
+    """The program that was started, as it is typed: `ml-train`, `python src/train.py` or `python -m imago.train`.
+
+    Where Python code calls a command, this is the console script of `command`.
+    """
+    script = Path(sys.argv[0])
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if script.suffix != ".py":
+        return script.stem if script.stem.startswith("ml-") else f"ml-{command}"
+    is_module = spec is not None and spec.origin is not None and Path(spec.origin) == script
+    return f"python -m {spec.name}" if is_module and spec is not None else f"python {script}"
+
+
+@contextmanager
+def closed_pipe_allowed() -> Iterator[None]:
+    """End the program silently, with status 0, if the reader of its output goes away, as `| head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it exits
+        sys.exit(0)

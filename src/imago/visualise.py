@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.cli.entry import Command
+from imago.cli.typed_words import check_choice
 from imago.config.checks import VIEWS, check_settings
 from imago.config.invocation import Invocation
 from imago.config.root import KeptRoot
@@ -31,8 +32,7 @@ class VisualiseRoot(KeptRoot):
 
 def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work. Only `mode=samples` needs data."""
-    if cfg.mode not in VIEWS:
-        raise UserError(f"mode must be {', '.join(VIEWS[:-1])} or {VIEWS[-1]}, got {cfg.mode}.")
+    check_choice("mode", cfg.mode, VIEWS)
     for option, value, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
         if value < least:
             raise UserError(f"{option} must be {least} or more, got {value}.")
@@ -96,7 +96,14 @@ def _report(folder: Path, path: Path, plots: PlotOptions) -> list[Path]:
     return [write_report(folder)]
 
 
-main = Command("visualise", visualise_from_config, check_visualise, root=VisualiseRoot, one_process=True)
+main = Command(
+    "visualise",
+    visualise_from_config,
+    check_visualise,
+    root=VisualiseRoot,
+    choices={"mode": VIEWS},
+    one_process=True,
+)
 """Command line of `ml-visualise`."""
 
 

@@ -44,7 +44,9 @@ def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, 
     draws = {"val": (entry["drawn_val"], data.sets.drawn_val), "test": (entry.get("drawn_test"), data.sets.drawn_test)}
     for split, (drawn, now) in draws.items():
         if drawn is not None and now is not None and drawn != now:
-            what = f"{which} was trained with a different {split} split drawn from train and has seen images of this one. "
+            what = (
+                f"{which} was trained with a different {split} split drawn from train and has seen images of this one. "
+            )
             if drawn.get("by") != now.get("by"):
                 raise UserError(
                     f"{what}It was written by an earlier Imago. Train again, or use data with a {split} split."

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes
 from imago.cli.processes import other_processes, process_count
-from imago.config.checks import own_targets
+from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
@@ -72,7 +72,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
         one_process: Devices do not matter.
 
     Raises:
-        UserError: The run folder cannot be had.
+        UserError: The settings cannot work, or the run folder cannot be had; no folder is left.
         TaskError: The check or the task failed.
         KeyboardInterrupt, SystemExit: Ctrl-C, or a signal, has ended the run.
     """
@@ -89,6 +89,8 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
     if not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
     allow_imports(own_targets(cfg, invocation), Path.cwd())
+    if invocation.sweep_dir is None and not (cfg.resume or cfg.auto_resume):
+        _refuse_early(cfg, invocation, check, one_process)
     run = _claim(cfg, invocation)
     try:
         changed = _resume_settings(run, cfg)
@@ -117,6 +119,29 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
 def objective(result: Any) -> float | None:
     """The value that a sweep optimises: `objective` of the task's result, or the result itself."""
     return getattr(result, "objective", result)
+
+
+def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool) -> None:
+    """Raise UserError for what cannot work, before there is a run folder to record it in.
+
+    Jobs of a sweep, and runs that are resumed, are checked in their folders alone: the sweeper decides what a failed
+    job means, and a run that is finished has nothing left to check.
+    """
+    logging.disable()  # what the check has to say is said when it is repeated, with a log to write to
+    try:
+        tried = copy.deepcopy(cfg)
+        check(tried, invocation)
+        check_paths(tried)
+        if not one_process:
+            process_count(tried.trainer)
+    except UserError:
+        with suppress(OSError):
+            Path(invocation.output_dir).rmdir()  # the resolver of its name has made it
+        raise
+    except Exception as error:  # raised again in the run, which has a log for its traceback
+        log.debug("%s", error)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
@@ -169,7 +194,7 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
     run.start()
     if cfg.seed is None:
         cfg.seed = random.SystemRandom().randrange(2**31)
-        log.info("seed=null: the seed of this run is %d", cfg.seed)
+        log.info("seed=null: drew seed=%d", cfg.seed)
     run.write_when_accepted(partial(_write_config, run, copy.deepcopy(cfg)))  # the task completes it
     before_check = yaml_of(cfg)
     check(cfg, run.invocation)

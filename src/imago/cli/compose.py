@@ -1,5 +1,7 @@
 """Configs that are composed besides that of the command."""
 
+import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,12 @@ def own_folder(typed: list[str]) -> Path | None:
     folder = next((b for a, b in pairwise([*typed, ""]) if a in ("--config-dir", "-cd")), None)
     folder = next((word.partition("=")[2] for word in typed if word.startswith("--config-dir=")), folder)
     return Path(folder) if folder else None
+
+
+def own_folders(typed: Sequence[str]) -> list[Path]:
+    """The folders of configs that --config-dir and hydra.searchpath name."""
+    paths = [Path(path) for word in typed if "searchpath" in word for path in re.findall(r"file://([^,\]'\"]+)", word)]
+    return [folder for folder in (own_folder(list(typed)), *paths) if folder is not None]
 
 
 def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:

@@ -2,12 +2,11 @@
 
 import functools
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,25 +18,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.command import Check, Task, TaskError, execute, objective
-from imago.cli.compose import own_folder
+from imago.cli.compose import own_folders
+from imago.cli.environment import prepare_shell
+from imago.cli.help import page_for
 from imago.cli.hydra_errors import explain_hydra_error, yaml_message
 from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.start_from import Arguments, plain_args
 from imago.cli.sweep import reported_sweep
+from imago.cli.typed_words import check_choices, check_words, flags_first
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
 from imago.config.resolvers import register
-from imago.config.root import CONFIG_DIR, KeptRoot
+from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
 from imago.errors import UserError, cause_of, user_error_in
 from imago.masking import masked
-from imago.terminal import fail, plain
-
-FLAGS_WITH_VALUE = (
-    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c"),
-    *("--package", "-p", "--info", "-i"),
-)
+from imago.terminal import closed_pipe_allowed, fail, plain, typed_program
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ class Command:
         root: What the root of the config may have besides `Root`; the config starts from `NAME_schema`.
         arguments: Replaces words of the command line by what they stand for.
         complete: May choose settings that nobody has.
+        choices: Setting -> valid values, checked before a checkpoint is read.
         one_process: Devices do not matter.
     """
 
@@ -61,18 +59,26 @@ class Command:
     root: type[KeptRoot] | None = None
     arguments: Callable[[list[str]], Arguments] = plain_args
     complete: Callable[[DictConfig, Invocation], DictConfig] = lambda cfg, _: cfg
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     one_process: bool = False
 
     def __call__(self) -> Any:
         """Does what was typed. Lets people type `-m` between the overrides, explains what cannot be composed, and ends
         without a traceback."""
-        sys.argv[1:] = _flags_first(sys.argv[1:])
         asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
-        with errors_raised(), config_store_not_copied():
+        program = typed_program(self.name)
+        with closed_pipe_allowed(), errors_raised(), config_store_not_copied():
             try:
-                return self._from_shell()
+                page = page_for(sys.argv[1:], self.name, program)
+                if page is not None:
+                    print(page)
+                    return None
+                prepare_shell()
+                return self._from_shell(program)
             except KeyboardInterrupt:
                 _leave(INTERRUPTED)
+            except BrokenPipeError:
+                raise
             except TaskError:  # it has been said
                 _leave(1)
             except yaml.YAMLError as error:
@@ -80,7 +86,7 @@ class Command:
             except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
                 if asks_for_traceback:
                     raise
-                fail(describe_error(error, self.name, sys.argv[1:]))
+                fail(describe_error(error, self.name, sys.argv[1:], program))
 
     def call(self, *words: str) -> tuple[Any, Path]:
         """Does in this process what would be done if `words` were typed.
@@ -106,11 +112,12 @@ class Command:
         errors: list[BaseException] = []
         _check_words(words)
         try:
+            check_words(words, self.name, self._settings())
             arguments, config_name = self._prepare(list(words))
 
             def job(cfg: DictConfig) -> None:
                 try:  # Hydra would print what is raised in here
-                    invocation = Invocation.from_hydra(arguments.own_checkpoint)
+                    invocation = Invocation.from_hydra(arguments.own_checkpoint, f"ml-{self.name}")
                     results.append(then(self.complete(cfg, invocation), invocation))
                 except BaseException as error:
                     errors.append(error)
@@ -131,27 +138,31 @@ class Command:
         except yaml.YAMLError as error:
             raise UserError(yaml_message(error)) from error
         except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-            raise _readable(UserError(describe_error(error, self.name, list(words), source="override"))) from error
+            raise _readable(UserError(describe_error(error, self.name, list(words)))) from error
         return results[0]
 
     def _prepare(self, words: list[str]) -> tuple[Arguments, str]:
         """The words with what they stand for, and the name of the config that is composed."""
         self.register()
         check_own_options(words)
+        check_choices(words, self.choices)
         arguments = self.arguments(words)
         if arguments.words[:1] == ["--config-name"]:
             return Arguments(arguments.words[2:], arguments.own_checkpoint), arguments.words[1]
         return arguments, self.name
 
-    def _from_shell(self) -> Any:
+    def _from_shell(self, program: str) -> Any:
         self.register()
-        check_own_options(sys.argv[1:])
-        arguments = self.arguments(sys.argv[1:])
+        check_words(sys.argv[1:], self.name, self._settings(), program)
+        words = flags_first(sys.argv[1:])
+        check_own_options(words)
+        check_choices(words, self.choices)
+        arguments = self.arguments(words)
         sys.argv[1:] = arguments.words
 
         @functools.wraps(self.task)
         def job(cfg: DictConfig) -> Any:
-            invocation = Invocation.from_hydra(arguments.own_checkpoint)
+            invocation = Invocation.from_hydra(arguments.own_checkpoint, program)
             try:
                 return objective(self._execute(self.complete(cfg, invocation), invocation))
             except KeyboardInterrupt:
@@ -165,6 +176,10 @@ class Command:
 
         with reported_sweep():
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
+
+    def _settings(self) -> list[str]:
+        """Keys at the root of the config."""
+        return [entry.name for entry in fields(self.root or Root)]
 
     def _execute(self, cfg: DictConfig, invocation: Invocation) -> Any:
         return execute(self.task, cfg, invocation, self.check, self.one_process)
@@ -201,20 +216,19 @@ def _resolved(cfg: DictConfig, _: Invocation) -> DictConfig:
     return cfg
 
 
-def describe_error(error: BaseException, config_name: str, words: list[str], source: str = "command line") -> str:
-    """The message for what cannot be composed; `words` came from `source`."""
+def describe_error(error: BaseException, config_name: str, words: list[str], program: str = "") -> str:
+    """The message for what cannot be composed; `program` is the command as it was typed, empty in Python."""
     if (ours := user_error_in(error)) is not None:
         return str(ours)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # only Hydra's own work raises it here
         return f"The run folder cannot be created: {error}. Type another hydra.run.dir= or paths.log_dir="
     assert isinstance(error, Exception)
-    return explain_hydra_error(error, config_name, words, source)
+    return explain_hydra_error(error, config_name, words, program)
 
 
 def check_own_options(words: list[str]) -> None:
     """Raises UserError for files of one's own in --config-dir that a shipped option of that name would replace."""
-    paths = [Path(path) for word in words if "searchpath" in word for path in re.findall(r"file://([^,\]'\"]+)", word)]
-    folders = [folder for folder in (own_folder(words), *paths) if folder is not None and folder.is_dir()]
+    folders = [folder for folder in own_folders(words) if folder.is_dir()]
     own = [(folder, file.relative_to(folder)) for folder in folders for file in sorted(folder.rglob("*.yaml"))]
     shipped = [
         (f, file) for f, file in own if f.resolve() != Path(CONFIG_DIR).resolve() and (CONFIG_DIR / file).is_file()
@@ -225,18 +239,6 @@ def check_own_options(words: list[str]) -> None:
             f"{folder / taken} has the name of a shipped option, which would be used instead of it. Rename it, for "
             f"example to {folder / taken.with_stem(f'my_{name}')}, and type {group}=my_{name}"
         )
-
-
-def _flags_first(words: list[str]) -> list[str]:
-    """argparse wants what starts with a dash, and its value, before all overrides and not between them."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    before = ""
-    for word in words:
-        is_flag = word.startswith("-") or before in FLAGS_WITH_VALUE
-        (flags if is_flag else overrides).append(word)
-        before = "" if before in FLAGS_WITH_VALUE else word
-    return flags + overrides
 
 
 def _leave(status: int) -> NoReturn:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,16 +12,28 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.compose import compose_base, own_folder
+from imago.cli.help import option_with
+from imago.cli.start_from import RUN_OPTION
+from imago.cli.typed_words import Finding, describe
+from imago.config.carried import OPTION
+from imago.config.combinations import NOT_OF_THE_TRAINER
+from imago.config.foreign_words import EXAMPLES, WORDS, meaning
+from imago.config.invocation import override_key, override_value
 from imago.config.root import CONFIG_DIR
-from imago.config.schema import shipped
+from imago.config.schema import closest, shipped
 from imago.errors import INTERNAL, interpolation_message
 
 SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
+"""Settings of Hydra that people type."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
-def explain_hydra_error(error: Exception, config_name: str, typed: list[str], source: str = "command line") -> str:
-    """The message for an error that came while composing `config_name` with the overrides `typed`, from `source`."""
+def explain_hydra_error(error: Exception, config_name: str, typed: list[str], program: str = "") -> str:
+    """The message for an error that came while composing `config_name` with the overrides `typed`.
+
+    `program` is the command as it was typed, empty where Python called it.
+    """
     if (file := _without_package(typed)) is not None:
         return f"{file} is not an experiment yet: its first line must be\n  # @package _global_"
     text = "\n".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
@@ -30,23 +42,27 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], so
     if "--multirun" in text:
         return _sweep(text, typed)
     if isinstance(error, MissingConfigException):
-        return _no_such_option(error)
+        return _no_such_option(error, program)
     if variable := interpolation_message(text):
         word = next((word for word in typed if "${" in word), None)
         return variable + (f" (in {word})" if word is not None else "")
     if match := re.search(r"An item is already at '([^']*)'", text):
         return f"{match.group(1)} already exists: remove the +"
+    if match := re.search(
+        r"Error merging override (\S+?)=(\S+)\s+Invalid value assigned: \w+ is not a ListConfig", text
+    ):
+        return f"{match[1]} must be a list, for example {shlex.quote(f'{match[1]}=[{match[2]}]')}; got {match[2]}."
     if "Config group override must be a string" in text:
         return _null_group(typed)
     group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
     if group is not None:
-        return _no_such_key(group.group(1), config_name, typed, source)
+        return _no_such_key(group.group(1), config_name, typed, program)
     key = re.search(r"full_key: (\S+)", text)
     override = re.search(r"Could not (?:override|append to config) '([^']*)'", text)
     if "not in struct" in text or re.search(r"not in '\w+'", text):
         where = re.search(r"In '([^']*)'", text)
         named = max((match.group(1) for match in (key, override) if match is not None), key=len)
-        return _no_such_key(named, config_name, typed, f"in {where.group(1)}.yaml" if where is not None else source)
+        return _no_such_key(named, config_name, typed, program, where.group(1) if where is not None else None)
     if key is not None:
         match = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
         if match is not None:
@@ -80,12 +96,12 @@ def _unreadable(override: str, typed: list[str]) -> str:
     if "=" not in override:
         after = typed[typed.index(override) + 1] if override in typed[:-1] else ""
         if after and "=" not in after and Path(CONFIG_DIR, override).is_dir():
-            return f"{override!r} is not KEY=VALUE. Did you mean {override}={after}?"
+            return f'"{override}" is not KEY=VALUE. Did you mean {override}={after}?'
         before = typed[typed.index(override) - 1] if override in typed and typed.index(override) else ""
         if "=" in before:
             whole = _quoted(f"{before} {override}")
-            return f"{override!r} is not KEY=VALUE. A value with spaces needs quotes:\n  {whole}"
-        return f"{override!r} is not KEY=VALUE. See --help."
+            return f'"{override}" is not KEY=VALUE. A value with spaces needs quotes:\n  {whole}'
+        return f'"{override}" is not KEY=VALUE. See --help.'
     return (
         f"Hydra cannot parse {override}\n"
         "A value with spaces or characters such as ( ) , = { ~ needs quotes inside quotes:\n"
@@ -109,8 +125,9 @@ def _quoted(override: str) -> str:
     return shlex.quote(f"{key}='{value}'") if "'" in value else f"\"{key}='{value}'\""
 
 
-def _no_such_option(error: MissingConfigException) -> str:
-    path, options = error.missing_cfg_file or "", [str(option) for option in error.options or []]
+def _no_such_option(error: MissingConfigException, program: str) -> str:
+    path = error.missing_cfg_file or ""
+    options = [str(option) for option in error.options or [] if option not in (OPTION, RUN_OPTION)]
     group, _, option = path.rpartition("/")
     if path in SWEEPERS:
         return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
@@ -118,7 +135,9 @@ def _no_such_option(error: MissingConfigException) -> str:
         return str(error).splitlines()[0]
     close = difflib.get_close_matches(option, options, n=1)
     meant = f"\nDid you mean {group}={close[0]}?" if close else ""
-    return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
+    if len(options) <= 8:
+        return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
+    return f"Unknown option {group}={option}. {closest(option, options, f'{program} --help'.strip())}{meant}"
 
 
 def _null_group(typed: list[str]) -> str:
@@ -128,37 +147,87 @@ def _null_group(typed: list[str]) -> str:
     return f"{word}: a config group cannot be null. {instead}"
 
 
-def _no_such_key(key: str, config_name: str, typed: list[str], source: str) -> str:
+def _no_such_key(key: str, config_name: str, typed: list[str], program: str, file: str | None = None) -> str:
+    is_typed = any(override_key(word) == key for word in typed)
+    source = "command line" if program else "override"
+    where = f" (in {file}.yaml)" if file is not None else f" ({source})" if is_typed else ""
+    help_all = f"{program or f'ml-{config_name}'} --help-all"
+    message = f"Unknown setting {key}{where}."
+    if is_typed and "/" in key and (refusal := _kept_group(key, typed)) is not None:
+        return refusal
+    if key.removeprefix("trainer.") in NOT_OF_THE_TRAINER and key.startswith("trainer."):
+        return NOT_OF_THE_TRAINER[key.removeprefix("trainer.")]
     base = compose_base(config_name, typed)
-    message = f"Unknown setting {key} ({source})."
     if base is None:
         return message
     node, last = _parent(base, key)
     replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
     if replaced is not None:
         return f"Unknown setting {key}. To replace all settings of a group, type ++{replaced.partition('=')[0]}={{…}}"
-    if node is not None and node.get("_target_") in shipped() and last in shipped()[node._target_]["properties"]:
+    schema = shipped().get(str(node.get("_target_"))) if node is not None else None
+    if node is not None and schema is not None and last in schema["properties"]:
         return f"{message} It is an argument of {node._target_}: to add it, type +{key}="
-    meant = _closest(key, list(_keys(base)))
-    if meant:
+    known = [*_keys(base), *HYDRA_KEYS]
+    if (sibling := _sibling(key, known)) is not None:
+        return f"{message} Did you mean {sibling}?"
+    if file is not None and (hint := meaning(key, EXAMPLES.get(key, ""))) is not None and hint.words:
+        return f"{message} Imago calls it {' and '.join(map(override_key, hint.words))}."
+    if (option := option_with(key)) is not None:
+        return f"{message} It is a setting of {option}: type that too."
+    if is_typed and (findings := list(_foreign(typed, known))):
+        return describe(findings)
+    if meant := _elsewhere(key, known):
         return f"{message} Did you mean {' or '.join(meant)}?"
-    add = f"To add it, type +{key}=" if "." in key else f"Put variables of your own below params: params.{key}"
-    return f"{message} {add}"
+    if schema is not None and not schema["additionalProperties"]:
+        return f"{message} {closest(last, list(schema['properties']), help_all)}"
+    if node is not None and "." in key:
+        return f"{message} To add it, type +{key}="
+    add = "params." if file is not None else "+params."
+    own = "" if "." in key else f" Put variables of your own below params: {add}{key}"
+    return f"{message} {closest(key, known, help_all)}{own}"
 
 
-def _closest(key: str, known: list[str]) -> list[str]:
+def _kept_group(group: str, typed: list[str]) -> str | None:
+    """Why an option of a group within another one cannot be chosen where the settings are those of a run."""
+    for word in typed:
+        name = override_key(word)
+        if name == "resume":
+            return (
+                f"{word} continues with the optimizer and scheduler of that run, so {group} cannot be chosen. To start "
+                f"a new run from its weights, type model.init_from=RUN {group}=OPTION and the other settings."
+            )
+        if name in ("replay", "ckpt_path"):
+            return f"{word} has its own {group.replace('/', '.')}. Remove {group}="
+    return None
+
+
+def _foreign(typed: list[str], known: list[str]) -> Iterator[Finding]:
+    """The typed settings that do not exist, and that other trainers have."""
+    for word in typed:
+        key, value = override_key(word), override_value(word)
+        if "=" in word and "/" not in key and key not in known and not key.startswith("hydra."):
+            hint = meaning(key, value)
+            if hint is not None:
+                yield Finding(word, f"Unknown setting {key}.", hint)
+
+
+def _sibling(key: str, known: list[str]) -> str | None:
+    """The setting beside `key` that is spelled alike."""
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
+    cutoff = 0.6 if key.rpartition(".")[2] not in WORDS else 0.85
+    close = difflib.get_close_matches(key.rpartition(".")[2], siblings, n=1, cutoff=cutoff)
+    return siblings[close[0]] if close else None
+
+
+def _elsewhere(key: str, known: list[str]) -> list[str]:
+    """Settings of that name, or almost, in other groups."""
     last = key.rpartition(".")[2]
-    siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    names = {name.rpartition(".")[2]: name for name in siblings}
-    if close := difflib.get_close_matches(last, names, n=1, cutoff=0.6):
-        return [names[close[0]]]
-    parent = key.rpartition(".")[0]
-    if parent in known:
+    if key.rpartition(".")[0] in known:
         return []
     if elsewhere := [name for name in known if name.rpartition(".")[2] == last]:
         return elsewhere[:3]
     ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.75)]
+    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
 
 
 def _parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:

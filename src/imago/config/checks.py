@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.config.allow_list import TRANSFORMS, check_targets
 from imago.config.carried import GROUPS, OPTION, leave_out_training
-from imago.config.combinations import REFUSED, checkpoint_problems, lightning_name, refused_callback
+from imago.config.combinations import (
+    REFUSED,
+    checkpoint_problems,
+    launcher_refusal,
+    lightning_name,
+    refused_callback,
+    trainer_problems,
+)
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
@@ -23,7 +31,7 @@ from imago.config.setting_source import is_inherited, origin_of
 from imago.config.targets import check_name, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLITS
-from imago.errors import NO_DATA, NO_DATASET, UserError
+from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +42,14 @@ NAMED = (
 """Groups whose entries each make an object."""
 MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
 """Nodes that a run completes."""
+PATHS = {  # setting -> what to say if the file or folder that it names does not exist
+    "data.data_dir": "does not exist. Type a folder of class folders, or of train/ val/ test/.",
+    "data.split_file": "does not exist. Make it with: ml-split PATH --output {}",
+    "data.exclude": "does not exist. ml-doctor data.data_dir=PATH writes one.",
+    "ckpt_path": "does not exist.",
+    "model.init_from": "does not exist.",
+    "source": "does not exist. Type an image, a folder, a glob, or a .txt or .csv list.",
+}
 PLOTS = ("png", "svg", "pdf")
 VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 
@@ -108,6 +124,17 @@ def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = T
     _raise_all(*_problems(cfg, invocation, needs_data))
 
 
+def check_paths(cfg: DictConfig) -> None:
+    """Raise MissingFileError for a file or folder that a setting names and that does not exist; none is read."""
+    for key, sentence in PATHS.items():
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if key == "data.data_dir" and cfg.data.get("_target_") != "imago.data.ImageFolderDataModule":
+            continue  # for other kinds of data it is where they are downloaded to
+        is_path = isinstance(value, str) and value not in ("", "latest") and not re.search(r"[*?\[]|://", value)
+        if is_path and not os.path.lexists(os.path.expanduser(value)):
+            raise MissingFileError(f"{key}={value} {sentence.format(value)}")
+
+
 def _raise_all(*problems: str) -> None:
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -117,7 +144,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     _check_root(cfg, invocation)  # the other checks need the root's keys
     has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
     if needs_data and "data_dir" in cfg.data and not has_data:
-        yield NO_DATA
+        yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
     yield from _argument_problems(cfg, invocation)
@@ -126,6 +153,8 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     yield from _plot_problems(cfg.plots)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
+    yield from trainer_problems(cfg)
+    yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from _monitor_problems(cfg, invocation.keys)
 
@@ -180,14 +209,12 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
                 f"Unknown setting {key}. The top-level settings are {', '.join(known)}. "
                 f"Put variables of your own below params: +params.{key}"
             )
-    for key in ("data", "model", "trainer", "strategy"):
-        if cfg.get(key) is None:
+    for key in ("data", "model", "trainer", "strategy", "report", "plots"):
+        if cfg.get(key) is None and key not in ("report", "plots"):
             raise UserError(f"{key} is missing. Remove ~{key}, or choose an option with {key}=…")
-        if not isinstance(cfg[key], DictConfig):
-            raise UserError(
-                f"{key} must be a group of settings, got {cfg[key]}{_in_file(key, invocation)}. "
-                f"Choose an option with {key}=…"
-            )
+        if not isinstance(cfg[key], DictConfig | None):
+            instead = f"Choose an option with {key}=…" if Path(CONFIG_DIR, key).is_dir() else f"Type {key}.KEY=VALUE"
+            raise UserError(f"{key} must be a group of settings, got {cfg[key]}{_in_file(key, invocation)}. {instead}")
 
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:

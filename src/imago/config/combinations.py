@@ -49,10 +49,25 @@ BASES = {
     "Checkpoint": "it is a base class. Write a subclass (docs/extend/callback.md).",
     "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
+NO_LIMIT = "0 or more, -1 for no limit, or null"
+LEAST = {  # option of the Trainer -> smallest valid number, all valid values
+    "max_epochs": (-1, NO_LIMIT),
+    "max_steps": (-1, NO_LIMIT),
+    "min_epochs": (0, "0 or more, or null"),
+    "min_steps": (0, "0 or more, or null"),
+}
+LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
+NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
+    "num_nodes": "trainer.num_nodes must be 1: a run uses the devices of one machine. Type trainer.devices= alone.",
+    "logger": "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
+    "callbacks": "trainer.callbacks is not supported: callbacks have a config group. Type callbacks=none for none.",
+    "plugins": "trainer.plugins is not supported: Imago writes checkpoints with a plugin of its own, and "
+    "trainer.precision= chooses the others. Remove it.",
+}
 REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     (
         lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1,
-        "trainer.num_nodes must be 1: a run uses the devices of one machine. Type trainer.devices= alone.",
+        NOT_OF_THE_TRAINER["num_nodes"],
     ),
     (
         lambda cfg, _: cfg.trainer.get("strategy", "auto") not in ("auto", "ddp", "ddp_find_unused_parameters_true"),
@@ -60,21 +75,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
     (
         lambda cfg, _: "logger" in cfg.trainer,
-        "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
+        NOT_OF_THE_TRAINER["logger"],
     ),
     (
         lambda cfg, _: "callbacks" in cfg.trainer,
-        "trainer.callbacks is not supported: callbacks have a config group. Type callbacks=none for none.",
-    ),
-    (
-        lambda cfg, _: bool(os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}),
-        "This process was started as one of several (by torchrun?). Start a single one: Imago starts the others "
-        "itself, for example with trainer=ddp trainer.devices=4.",
-    ),
-    (
-        lambda cfg, _: "SLURM_PROCID" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1",
-        "Slurm starts this command several times, and each would be a separate run. Set #SBATCH --ntasks=1 (or srun "
-        "--ntasks=1): Imago starts the other processes itself, for example with trainer=ddp trainer.devices=4.",
+        NOT_OF_THE_TRAINER["callbacks"],
     ),
     (
         lambda cfg, _: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
@@ -169,8 +174,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
     (
         lambda cfg, _: bool(cfg.trainer.get("plugins")),
-        "trainer.plugins is not supported: Imago writes checkpoints with a plugin of its own, and trainer.precision= "
-        "chooses the others. Remove it.",
+        NOT_OF_THE_TRAINER["plugins"],
     ),
     (
         lambda cfg, _: not cfg.logger and any(lightning_name(target) in NEED_A_LOGGER for target in _callbacks(cfg)),
@@ -186,6 +190,30 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
 )
 """Tests of the config and its invocation, and the messages for those that are true."""
+
+
+def trainer_problems(cfg: DictConfig) -> Iterator[str]:
+    """Numbers of the Trainer that are out of range; Lightning would refuse them once the data are read."""
+    for option, (least, valid) in LEAST.items():
+        value = cfg.trainer.get(option)
+        if value is not None and _number(value) < least:
+            yield f"trainer.{option} must be {valid}; got {value}."
+    for option in LIMITS:
+        value = cfg.trainer.get(option)
+        if value is not None and (_number(value) < 0 or (isinstance(value, float) and value > 1)):
+            yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
+
+
+def launcher_refusal() -> str | None:
+    """Why a command cannot run in a process that torchrun or Slurm started; None where it can."""
+    own = "Imago starts the other processes itself, for example with trainer=ddp trainer.devices=4."
+    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}:
+        return f"This process was started as one of several (by torchrun?). Start a single one. {own}"
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
+    if tasks != "1" and ("SLURM_PROCID" in os.environ or not is_interactive):
+        return f"SLURM_NTASKS={tasks}: a run must be one task of Slurm. Set #SBATCH --ntasks=1 (srun --ntasks=1). {own}"
+    return None
 
 
 def refused_callback(name: str, is_itself: bool = True) -> str | None:

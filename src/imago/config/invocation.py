@@ -28,6 +28,7 @@ class Invocation:
         verbose: `hydra.verbose`.
         hydra: All of Hydra's own settings, as YAML.
         own_checkpoint: Checkpoint that the config was read from, if this user's key signed it.
+        program: The command as it is typed, `python src/train.py` for example.
     """
 
     config_name: str
@@ -42,9 +43,10 @@ class Invocation:
     verbose: bool = False
     hydra: str = ""
     own_checkpoint: str | None = None
+    program: str = "ml-train"
 
     @classmethod
-    def from_hydra(cls, own_checkpoint: str | None = None) -> "Invocation":
+    def from_hydra(cls, own_checkpoint: str | None = None, program: str = "ml-train") -> "Invocation":
         """Read the invocation from Hydra; possible only within its job."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -65,6 +67,7 @@ class Invocation:
             verbose=bool(hydra.verbose),
             hydra=OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra})),
             own_checkpoint=own_checkpoint,
+            program=program,
         )
 
     @classmethod

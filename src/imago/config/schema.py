@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.config.foreign_words import meaning
 from imago.config.invocation import override_key
 from imago.config.root import CONFIG_DIR
 from imago.config.targets import families_of
@@ -63,9 +64,7 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
                 if words is not None:
                     yield Problem(key, _wrong_type(key, _shown(node, name), words), is_type=True)
             elif not schema["additionalProperties"]:
-                close = difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.5)
-                hint = f"Did you mean {path}.{close[0]}?" if close else f"It has {', '.join(schema['properties'])}."
-                yield Problem(key, f" is not an argument of {node._target_}. {hint}")
+                yield Problem(key, f" is not an argument of {node._target_}. {_instead(path, name, node, schema)}")
 
 
 def _wrong_type(key: str, value: str, words: str) -> str:
@@ -74,6 +73,29 @@ def _wrong_type(key: str, value: str, words: str) -> str:
         option = value if value in options else "|".join(options)
         return f" holds several settings. Choose an option with {key.replace('.', '/')}={option}"
     return f" must be {words}, got {value}."
+
+
+def _instead(path: str, name: str, node: DictConfig, schema: Schema) -> str:
+    """What to type instead of an argument that a target does not take."""
+    if close := difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.6):
+        return f"Did you mean {path}.{close[0]}?"
+    if (hint := meaning(f"{path}.{name}", _shown(node, name))) is not None:
+        return str(hint)
+    return closest(name, list(schema["properties"]), "--help-all")
+
+
+def closest(name: str, known: Sequence[str], where: str) -> str:
+    """The five of the `known` names that are most alike, and `where` all of them are listed."""
+    chosen = sorted(known, key=lambda other: -_likeness(name, other))[:5]
+    if len(known) <= len(chosen):
+        return f"It takes {', '.join(known)}."
+    return f"The closest are {', '.join(chosen)} ({where} lists all)."
+
+
+def _likeness(name: str, other: str) -> float:
+    """How alike two names are, or their last parts."""
+    ends = name.rpartition(".")[2], other.rpartition(".")[2]
+    return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((name, other), ends))
 
 
 def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:

@@ -164,6 +164,8 @@ def check_name(name: str) -> None:
     """Raise UserError, with the closest names, unless torchvision has the classification model `name`."""
     known = torchvision_names()
     if name not in known:
-        close = sorted(difflib.get_close_matches(name, known, n=8, cutoff=0.7))
-        offered = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(known)}"
-        raise UserError(f"model.net.name={name} is not a classification model of torchvision; {offered}.")
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=5, cutoff=0)
+        raise UserError(
+            f"model.net.name={name} is not a classification model of torchvision. The closest are {', '.join(close)} "
+            "(ml-train --networks lists all)."
+        )

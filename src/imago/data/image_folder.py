@@ -12,7 +12,7 @@ from imago.data.relabel import is_of_run
 from imago.data.split_files import listed_paths, read_split_file
 from imago.data.transforms import ImageTransform
 from imago.definitions import TestRatio, ValRatio
-from imago.errors import NO_DATA, UserError
+from imago.errors import UserError, no_data
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -84,7 +84,7 @@ def _image_sets(
         return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed, test_ratio)
     if folder is None:
         if source is None:
-            raise UserError(NO_DATA)
+            raise UserError(no_data())
         folder = source()
     return read_tree(folder, val_ratio, seed, test_ratio)
 

@@ -1,0 +1,263 @@
+"""Settings of other trainers, and the settings of Imago that they mean: one table.
+
+The words are those of Ultralytics, timm, fastai, Keras, Hugging Face's Trainer, lightning-hydra-template, ml_core,
+nnClassification and plain argparse scripts. Messages read it, and docs/coming_from.md is written from it. To teach
+Imago a word, add it to a row of `ROWS`; the tests compose what each row offers.
+"""
+
+from imago.config.hints import (
+    AMP,
+    Hint,
+    Translate,
+    batch_hint,
+    cache_hint,
+    dataset_hint,
+    device_hint,
+    devices_hint,
+    freeze_hint,
+    gpus_hint,
+    logger_hint,
+    model_hint,
+    monitor_hint,
+    optimizer_hint,
+    precision_hint,
+    pretrained_hint,
+    resume_hint,
+    says,
+    scheduler_hint,
+    switch,
+    types,
+    types_path,
+)
+
+LEAVE = "Leave it out"
+CLASSES = f"{LEAVE}: the number of classes comes from the data."
+AUGMENTATION = (
+    "Crops and flips are on by default: data.train_transform.* in --help-all. Further ones: docs/extend/transform.md."
+)
+NO_AUGMENTATION = Hint(
+    ("data.train_transform.box=${data.eval_transform.box}", "data.train_transform.batch.flip=null"),
+    "This trains on the images as they are scored.",
+)
+EXTEND = "docs/extend/transform.md shows how to add it."
+ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value, what to type
+    # duration
+    (
+        "epochs epoch n_epoch n_epochs num_epochs max_epochs num_train_epochs total_epochs",
+        "5",
+        types("trainer.max_epochs={}"),
+    ),
+    ("max_steps num_steps steps total_steps max_iters", "100", types("trainer.max_steps={}")),
+    ("time max_time", "00:01:00:00", types("trainer.max_time='{}'", note="The form is DD:HH:MM:SS.")),
+    ("patience early_stopping_patience early_stop_patience", "5", types("callbacks.early_stopping.patience={}")),
+    ("early_stopping early_stop", "false", switch(Hint(note="It is on by default."), "callbacks.early_stopping=null")),
+    ("fast_dev_run dev_run dry_run debug_mode", "true", switch("debug=fdr", Hint(note=f"{LEAVE}."))),
+    # images and batches
+    ("imgsz img_size image_size imsize input_size img resolution size", "64", types("data.image_size={}")),
+    ("batch bs batch_size batchsize train_batch_size b", "64", batch_hint),
+    (
+        "per_device_train_batch_size per_gpu_train_batch_size",
+        "64",
+        types("data.batch_size={}", note="It counts the images of all devices together."),
+    ),
+    (
+        "eval_batch_size per_device_eval_batch_size val_batch_size test_batch_size validation_batch_size",
+        "64",
+        says("Scoring uses data.batch_size= as well."),
+    ),
+    ("workers num_workers nw n_workers dataloader_num_workers j", "4", types("data.num_workers={}")),
+    ("pin_mem dataloader_pin_memory", "true", types("data.pin_memory={}")),
+    (
+        "val_split validation_split valid_pct val_pct valid_ratio val_size train_val_split",
+        "0.2",
+        types("data.val_ratio={}"),
+    ),
+    (
+        "fraction max_train_samples",
+        "0.5",
+        types("trainer.limit_train_batches={}", note="A fraction, or a number of batches."),
+    ),
+    (
+        "augment augmentation aug transforms train_transforms use_augmentation data_augmentation",
+        "false",
+        switch(Hint(note=AUGMENTATION), NO_AUGMENTATION),
+    ),
+    ("fliplr hflip horizontal_flip flip", "0.5", types("data.train_transform.batch.flip.p={}")),
+    ("crop_pct", "0.875", types("data.eval_transform.box.share={}")),
+    ("mean", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.mean={}")),
+    ("std", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.std={}")),
+    ("mixup cutmix mixup_alpha", "0.2", says("Soft labels, as of MixUp and CutMix, are not supported.")),
+    (
+        "auto_augment aa item_tfms batch_tfms color_jitter reprob erasing randaugment vflip flipud degrees hsv_h",
+        "0.4",
+        says(EXTEND),
+    ),
+    ("cache", "true", cache_hint),
+    (
+        "data_dir dataset_dir data_path dataset_path train_dir data_root root data.root data.path data.dir folder "
+        "images path directory input_dir image_dir img_dir source train_folder",
+        "PATH",
+        types_path("data.data_dir={}"),
+    ),
+    ("datamodule", "mnist", types("data={}")),
+    ("dataset dataset_name data_name data.name data_set data.dataset", "mnist", dataset_hint),
+    # network
+    (
+        "arch architecture network backbone encoder net model_name model_name_or_path model_type model.name "
+        "model.net.arch a base_model model.net model_arch",
+        "resnet50",
+        model_hint,
+    ),
+    ("pretrained use_pretrained imagenet from_pretrained", "false", pretrained_hint),
+    ("weights init_weights pretrained_weights", "imagenet", pretrained_hint),
+    ("nc num_classes n_classes num_labels n_out classes num_class nb_classes", "10", says(CLASSES)),
+    (
+        "in_chans in_channels color_mode",
+        "3",
+        says(f"{LEAVE}: networks take colour images, and grey ones are converted."),
+    ),
+    ("include_top global_pool", "false", says(f"{LEAVE}: the head fits the classes of the data.")),
+    ("freeze freeze_backbone freeze_encoder feature_extract linear_probe freeze_epochs", "true", freeze_hint),
+    ("unfreeze fine_tune trainable", "true", switch("model.freeze=null", "model.freeze=backbone")),
+    ("initial_checkpoint load_weights finetune_from", "best.ckpt", types_path("model.init_from={}")),
+    ("torchcompile torch_compile use_compile", "true", types("model.compile={}")),
+    ("drop dropout drop_rate drop_path", "0.2", says("model=simple_cnn has model.net.dropout=.")),
+    # optimizer, schedule, loss
+    ("lr lr0 learning_rate base_lr lr_max max_lr init_lr eta0", "0.1", types("model.optimizer.lr={}")),
+    ("wd weight_decay", "0.01", types("model.optimizer.weight_decay={}")),
+    (
+        "momentum mom",
+        "0.9",
+        types("model/optimizer=sgd", "model.optimizer.momentum={}", note="The other optimizers have none."),
+    ),
+    (
+        "optimizer opt optim optim_name opt_func optimizer_name optimizer.name model.optimizer model.optim",
+        "sgd",
+        optimizer_hint,
+    ),
+    (
+        "scheduler sched lr_scheduler lr_scheduler_type scheduler_name scheduler.name lr_schedule model.scheduler",
+        "cosine",
+        scheduler_hint,
+    ),
+    ("cos_lr cosine", "true", switch("model/scheduler=cosine", "model.scheduler=null")),
+    ("lrf", "0.01", types("model/scheduler=cosine", "model.scheduler.floor={}")),
+    ("warmup_ratio", "0.1", types("model.scheduler.warmup={}")),
+    ("warmup_epochs warmup_steps warmup", "3", says("Type model.scheduler.warmup=0.05: a fraction of all steps.")),
+    (
+        "scheduler.step_size step_size lr_step_size decay_epochs",
+        "7",
+        types("model/scheduler=step", "model.scheduler.step_size={}"),
+    ),
+    (
+        "scheduler.gamma gamma lr_gamma decay_rate lr_decay",
+        "0.1",
+        types("model/scheduler=step", "model.scheduler.gamma={}"),
+    ),
+    ("scheduler.patience", "5", types("model/scheduler=plateau", "model.scheduler.patience={}")),
+    ("scheduler.factor", "0.1", types("model/scheduler=plateau", "model.scheduler.factor={}")),
+    (
+        "label_smoothing smoothing label_smoothing_factor",
+        "0.1",
+        types("model.criterions.criterions.ce.label_smoothing={}"),
+    ),
+    ("class_weights class_weight", "balanced", switch("model.class_weights=auto", "model.class_weights=null")),
+    (
+        "loss criterion loss_fn loss_func",
+        "focal",
+        says("Cross-entropy is the default. Another loss: docs/extend/loss.md."),
+    ),
+    ("metrics metric", "accuracy", says("Accuracy, F1, precision and recall are on. Another: docs/extend/metric.md.")),
+    (
+        "clip_grad grad_clip max_grad_norm gradient_clip_val gradient_clip clipnorm",
+        "1.0",
+        types("trainer.gradient_clip_val={}"),
+    ),
+    (
+        "accumulate grad_accum_steps accumulate_grad_batches gradient_accumulation_steps grad_accum",
+        "2",
+        types("trainer.accumulate_grad_batches={}"),
+    ),
+    # devices
+    ("device", "cpu", device_hint),
+    ("gpus n_gpus num_gpus n_gpu nproc_per_node", "1", gpus_hint),
+    ("gpu gpu_ids gpu_id cuda", "0", device_hint),
+    ("no_cuda use_cpu cpu", "true", switch("trainer=cpu", "trainer=default")),
+    ("devices", "2", devices_hint),
+    ("accelerator", "cpu", types("trainer.accelerator={}")),
+    ("amp half use_amp mixed_precision native_amp", "true", switch(AMP, "trainer.precision=32-true")),
+    ("fp16 to_fp16", "true", switch("trainer.precision=16-mixed", "trainer.precision=32-true")),
+    ("bf16", "true", switch("trainer.precision=bf16-mixed", "trainer.precision=32-true")),
+    ("precision", "16", precision_hint),
+    # runs
+    ("random_seed manual_seed random_state rand_seed seed_everything", "1", types("seed={}")),
+    ("project save_root log_root logs_dir log_dir logdir", "runs", types_path("paths.log_dir={}")),
+    (
+        "output_dir run_dir out_dir save_dir work_dir save_path exp_dir checkpoint_dir default_root_dir output o",
+        "runs/first",
+        types_path("hydra.run.dir={}"),
+    ),
+    ("exp_name experiment_name run_name exp run_id", "first", types("name={}")),
+    ("resume resume_from_checkpoint resume_from resume_path", "true", resume_hint),
+    ("checkpoint ckpt ckpt_file checkpoint_path load_from", "best.ckpt", types_path("ckpt_path={}")),
+    ("report_to loggers log_with", "wandb", logger_hint),
+    ("wandb use_wandb log_wandb", "true", switch("logger=wandb", "logger=tensorboard")),
+    ("log_interval logging_steps log_every", "10", types("trainer.log_every_n_steps={}")),
+    ("metric_for_best_model eval_metric best_metric objective", "accuracy", monitor_hint),
+    ("eval_every eval_interval val_interval", "2", types("trainer.check_val_every_n_epoch={}")),
+    (
+        "save_every save_interval save_steps save_strategy save_freq save_period save_total_limit save_top_k",
+        "5",
+        says("best.ckpt and last.ckpt are always kept. More often: callbacks.resume.every_n_train_steps=."),
+    ),
+    ("verbose", "true", switch("hydra.verbose=true", Hint(note=f"{LEAVE}."))),
+    ("profile profiler", "true", switch("debug=profiler", Hint(note=f"{LEAVE}."))),
+    ("shuffle", "true", says(f"{LEAVE}: train is shuffled in each epoch, val and test never are.")),
+    ("task val plots prefetcher", "true", says(f"{LEAVE}.")),
+    (
+        "evaluation_strategy eval_strategy load_best_model_at_end",
+        "epoch",
+        says(f"{LEAVE}: val is scored after each epoch, and the best checkpoint at the end."),
+    ),
+    ("exist_ok overwrite_output_dir", "true", says(f"{LEAVE}: each run has a folder of its own.")),
+    (
+        "eval_only evaluate test_only do_eval do_predict predict_only",
+        "true",
+        says("Scoring is a command of its own: ml-eval ckpt_path=RUN."),
+    ),
+    ("do_train train_only", "true", says(f"{LEAVE}: ml-train trains.")),
+    ("find_lr lr_find auto_lr_find", "true", says("A sweep compares rates: -m model.optimizer.lr=0.01,0.001.")),
+    ("model_ema ema", "true", says("docs/callbacks.md shows EMAWeightAveraging, a callback of Lightning.")),
+    (
+        "config config_file cfg_file yaml",
+        "mine.yaml",
+        says("A file of settings is an experiment: --config-dir DIR experiment=NAME (docs/configuration.md)."),
+    ),
+    ("dp_epsilon epsilon target_epsilon", "3", types("strategy=dp", "strategy.target_epsilon={}")),
+)
+WORDS: dict[str, Translate] = {name: translate for names, _, translate in ROWS for name in names.split()}
+EXAMPLES: dict[str, str] = {name: example for names, example, _ in ROWS for name in names.split()}
+"""Foreign word -> a value that people give it."""
+PREFIXES = {
+    "datamodule.": "data.",
+    "optimizer.": "model.optimizer.",
+    "optim.": "model.optimizer.",
+    "scheduler.": "model.scheduler.",
+    "lr_scheduler.": "model.scheduler.",
+}
+"""Foreign beginning of a key -> ours."""
+
+
+def meaning(key: str, value: str) -> Hint | None:
+    """The hint for a foreign setting, such as `epochs` or `training.lr`, with its value; None for unknown words.
+
+    A prefix, as in `trainer.gpus` or `hparams.lr`, is ignored unless the whole name is in the table.
+    """
+    name = key.lower().replace("-", "_")
+    value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+    translate = WORDS.get(name)
+    for theirs, ours in PREFIXES.items():
+        if translate is None and name.startswith(theirs):
+            return Hint((f"{ours}{key[len(theirs) :]}={value}",))
+    translate = translate or WORDS.get(name.rpartition(".")[2])
+    return translate(value) if translate is not None else None

@@ -1,0 +1,206 @@
+"""Functions from the value of a foreign setting to what to type: the right column of the table in foreign_words.py."""
+
+import difflib
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from imago.config.invocation import for_hydra
+from imago.config.targets import MEMORY_SETS, torchvision_names
+
+YES = ("true", "yes", "on", "1")
+NO = ("false", "no", "off", "0", "none", "null")
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
+"""Suffixes of files with weights."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What to type instead of a foreign word: overrides, a remark, or both."""
+
+    words: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        typed = f"Type {' '.join(map(shlex.quote, self.words))}" if self.words else ""
+        return " ".join(filter(None, [typed + ("." if typed and self.note else ""), self.note]))
+
+
+NETWORKS = {  # pattern of names in timm and on hubs -> name in torchvision
+    r"vit_base_patch(16|32)_.*": r"vit_b_\1",
+    r"vit_large_patch(16|32)_.*": r"vit_l_\1",
+    r"(resnet|densenet|vgg)_?(\d+).*": r"\1\2",
+    r"(?:tf_)?efficientnet_?(b\d).*": r"efficientnet_\1",
+    r"mobilenet_?v2.*": "mobilenet_v2",
+    r"mobilenet_?v3_(large|small).*": r"mobilenet_v3_\1",
+    r"(convnext_(?:tiny|small|base|large)).*": r"\1",
+    r"swin_(t|s|b)(?:iny|mall|ase)?_.*": r"swin_\1",
+}
+Translate = Callable[[str], Hint]
+AMP = Hint(("trainer=amp",))
+
+
+def types(*templates: str, note: str = "") -> Translate:
+    """Type these, with the value in place of {}."""
+    return lambda value: Hint(tuple(template.replace("{}", value) for template in templates), note)
+
+
+def types_path(*templates: str, note: str = "") -> Translate:
+    """Type these, with a path in place of {}."""
+    return lambda value: types(*templates, note=note)(for_hydra(value))
+
+
+def says(note: str) -> Translate:
+    """Say `note` whatever the value."""
+    return lambda value: Hint(note=note)
+
+
+def switch(on: str | Hint, off: str | Hint) -> Translate:
+    """Type `on` or `off`, as the value says."""
+
+    def translate(value: str) -> Hint:
+        chosen = off if value.lower() in NO else on
+        return chosen if isinstance(chosen, Hint) else Hint((chosen,))
+
+    return translate
+
+
+def device_hint(value: str) -> Hint:
+    """`cpu`, `0`, `cuda:1` or `0,1`: one device or several, by number."""
+    name = value.lower().strip("[]'\"")
+    if name in ("cpu", "mps"):
+        return Hint((f"trainer={name}",))
+    if name in ("auto", "", "null"):
+        return Hint(note="Leave it out: a GPU is used where there is one.")
+    numbers = re.findall(r"-?\d+", name)
+    if len(numbers) > 1:
+        return Hint(("trainer=ddp", f"trainer.devices=[{','.join(numbers)}]"))
+    if numbers and numbers[0] not in ("0", "-1"):
+        return Hint(("trainer=gpu", f"trainer.devices=[{numbers[0]}]"))
+    return Hint(("trainer=gpu",))
+
+
+def gpus_hint(value: str) -> Hint:
+    """A number of GPUs, 0 for the CPU, or a list of their numbers."""
+    if value.startswith("[") or "," in value:
+        return device_hint(value)
+    if value.lower() in NO:
+        return Hint(("trainer=cpu",))
+    return Hint(("trainer=gpu",)) if value in ("1", "true") else Hint(("trainer=ddp", f"trainer.devices={value}"))
+
+
+def devices_hint(value: str) -> Hint:
+    """A number of devices, or a list of their numbers."""
+    return Hint((f"trainer.devices={value}",)) if value in ("1", "auto") else gpus_hint(value)
+
+
+def batch_hint(value: str) -> Hint:
+    """A number of images."""
+    if not value.isdigit():
+        return Hint(note="The batch size is a whole number: data.batch_size=32.")
+    return Hint((f"data.batch_size={value}",))
+
+
+def model_hint(value: str) -> Hint:
+    """The name of a network, perhaps of another library or hub, or a file of weights."""
+    if Path(value).suffix in WEIGHTS:
+        return Hint((f"model.init_from={for_hydra(value)}",), "A network is chosen by model.net.name=.")
+    hub = value.rpartition("/")[2].partition(".")[0].lower().replace("-", "_")  # microsoft/resnet-50, resnet50.a1_in1k
+    for pattern, ours in NETWORKS.items():
+        if re.fullmatch(pattern, hub):
+            hub = re.sub(pattern, ours, hub)
+            break
+    known = torchvision_names()
+    if hub in known:
+        return Hint((f"model.net.name={hub}",))
+    close = ", ".join(difflib.get_close_matches(hub, known, n=5, cutoff=0))
+    return Hint(note=f"{value} is not a network of torchvision. The closest are model.net.name={close}.")
+
+
+def dataset_hint(value: str) -> Hint:
+    """The name of a public data set."""
+    name = value.rpartition("/")[2].lower()
+    if name in ("digits", "hymenoptera", "mnist"):
+        return Hint((f"data={name}",))
+    for known in MEMORY_SETS:
+        if name.replace("-", "").replace("_", "") == known.lower():
+            return Hint(("data=mnist", f"data.dataset._target_=torchvision.datasets.{known}"), "See docs/data.md.")
+    return Hint(("data=hugging_face", f"data.dataset.path={value}"), "A folder: data.data_dir=PATH.")
+
+
+def optimizer_hint(value: str) -> Hint:
+    """The name of an optimizer, in any spelling."""
+    name = value.lower().removesuffix("_torch").removesuffix("_torch_fused").removesuffix("w_hf")
+    if name in ("adam", "adamw", "sgd"):
+        return Hint((f"model/optimizer={name}",))
+    if name in ("momentum", "nesterov"):  # timm's sgd variants
+        return Hint(("model/optimizer=sgd",))
+    proper = {entry.lower(): entry for entry in ("RMSprop", "NAdam", "RAdam", "Adagrad", "Adamax", "Adadelta", "ASGD")}
+    if name in proper:
+        words = ("model/optimizer=adam", f"model.optimizer._target_=torch.optim.{proper[name]}")
+        return Hint(words, "Short names: model/optimizer=adamw, adam, sgd.")
+    return Hint(note="Choose model/optimizer=adamw, adam or sgd. Any other: docs/extend/optimizer.md.")
+
+
+def scheduler_hint(value: str) -> Hint:
+    """The name of a schedule, in any spelling."""
+    name = value.lower()
+    if name in NO or name == "constant":
+        return Hint(("model.scheduler=null",))
+    for sign, option in (("cos", "cosine"), ("step", "step"), ("plateau", "plateau")):
+        if sign in name and "multi" not in name:
+            return Hint((f"model/scheduler={option}",))
+    return Hint(note="Choose model/scheduler=cosine, step or plateau. Any other: docs/extend/optimizer.md.")
+
+
+def pretrained_hint(value: str) -> Hint:
+    """Whether to start from pretrained weights, or a file of them."""
+    if value.lower() in (*YES, "imagenet", "auto"):
+        return Hint(("model.net.weights=auto",), "This is the default.")
+    if value.lower() in NO:
+        return Hint(("model.net.weights=null",))
+    return Hint((f"model.init_from={for_hydra(value)}",))
+
+
+def freeze_hint(value: str) -> Hint:
+    """Whether to train the head only; Ultralytics gives a number of layers."""
+    if value.isdigit() and int(value) > 1:
+        return Hint(("model.freeze=backbone",), "Single layers: a callback of your own (docs/extend/callback.md).")
+    return switch("model.freeze=backbone", "model.freeze=null")(value)
+
+
+def precision_hint(value: str) -> Hint:
+    """Lightning's words for a precision, or those of others."""
+    name = value.lower().strip("'\"")
+    known = {"16": "16-mixed", "fp16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "fp32": "32-true"}
+    return AMP if name in ("amp", "auto") else Hint((f"trainer.precision={known.get(name, value)}",))
+
+
+def cache_hint(value: str) -> Hint:
+    """Where decoded images are kept."""
+    return Hint((f"data.cache={({'true': 'ram', 'false': 'none'}).get(value.lower(), value)}",))
+
+
+def logger_hint(value: str) -> Hint:
+    """The name of a logger, or none."""
+    name = value.lower()
+    known = ("tensorboard", "csv", "wandb", "mlflow")
+    if name in NO or name == "[]":
+        return Hint(("logger=[]",))
+    return Hint((f"logger={name}",)) if name in known else Hint(note=f"There are logger={', '.join(known)}.")
+
+
+def monitor_hint(value: str) -> Hint:
+    """A metric, with its stage or without: `val_accuracy`, `eval_loss`, `top1`."""
+    stage, _, metric = value.lower().replace("eval_", "val_").replace("/", "_").partition("_")
+    if stage not in ("train", "val"):
+        stage, metric = "val", value.lower()
+    known = {"accuracy": "acc", "top1": "acc", "error_rate": "acc", "valid_loss": "loss", "f1_score": "f1"}
+    return Hint((f"monitor={stage}/{known.get(metric, metric)}",))
+
+
+def resume_hint(value: str) -> Hint:
+    """The newest run, or a folder."""
+    return Hint(("resume=latest",)) if value.lower() in YES else Hint((f"resume={for_hydra(value)}",))

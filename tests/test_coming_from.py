@@ -1,0 +1,243 @@
+"""Words of other trainers: what is printed for them composes, and docs/coming_from.md says the same (`make docs`)."""
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from helpers import REPO
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from test_configs import composed
+
+from imago.cli.typed_words import Typed, check_words, examine
+from imago.config.foreign_words import EXAMPLES, meaning
+from imago.config.hints import Hint
+from imago.config.root import Root
+from imago.config.schema import problems, shipped
+from imago.errors import UserError
+
+PAGE = REPO / "docs" / "coming_from.md"
+SETTINGS = [entry.name for entry in fields(Root)]
+PROJECTS = {
+    "Ultralytics": (
+        *("data=PATH", "epochs=5", "imgsz=64", "batch=16", "workers=4", "device=0", "device=0,1", "device=cpu"),
+        *("optimizer=SGD", "lr0=0.01", "momentum=0.9", "weight_decay=0.01", "cos_lr=True", "label_smoothing=0.1"),
+        *("patience=5", "pretrained=False", "freeze=10", "dropout=0.2", "augment=False", "fliplr=0.5", "cache=ram"),
+        *("amp=True", "fraction=0.5", "time=00:01:00:00", "resume=True", "project=runs", "exist_ok=True"),
+    ),
+    "timm": (
+        *("--data-dir PATH", "--model resnet50", "--pretrained", "--num-classes 10", "--img-size 64", "--epochs 5"),
+        *("-b 64", "-j 4", "--lr 0.1", "--opt sgd", "--momentum 0.9", "--weight-decay 0.01", "--sched cosine"),
+        *("--warmup-epochs 3", "--smoothing 0.1", "--clip-grad 1.0", "--grad-accum-steps 2", "--hflip 0.5"),
+        *("--crop-pct 0.9", "--mixup 0.2", "--model-ema", "--amp", "--initial-checkpoint best.ckpt", "--log-wandb"),
+        *("--eval-metric top1", "--output runs/first", "--experiment first"),
+    ),
+    "fastai": (
+        *("path=PATH", "arch=resnet34", "bs=64", "size=64", "n_epoch=5", "lr_max=0.001", "wd=0.01", "valid_pct=0.2"),
+        *("pretrained=True", "freeze_epochs=1", "n_out=10", "to_fp16=True", "metrics=accuracy", "lr_find=True"),
+    ),
+    "Keras": (
+        *("directory=PATH", "epochs=5", "batch_size=64", "image_size=64", "validation_split=0.2", "optimizer=adam"),
+        *("learning_rate=0.001", "loss=categorical_crossentropy", "metrics=accuracy", "weights=imagenet"),
+        *("trainable=False", "class_weight=balanced", "clipnorm=1.0", "shuffle=True", "verbose=1"),
+    ),
+    "Hugging Face": (
+        *("--train_dir PATH", "--model_name_or_path microsoft/resnet-50", "--num_train_epochs 5"),
+        *("--per_device_train_batch_size 64", "--per_device_eval_batch_size 64", "--learning_rate 0.001"),
+        *("--weight_decay 0.01", "--lr_scheduler_type cosine", "--warmup_ratio 0.1", "--optim adamw_torch", "--fp16"),
+        *("--gradient_accumulation_steps 2", "--dataloader_num_workers 4", "--train_val_split 0.2", "--max_steps 100"),
+        *("--metric_for_best_model eval_accuracy", "--report_to none", "--output_dir runs/first", "--do_train"),
+        *("--do_eval", "--save_strategy epoch", "--resume_from_checkpoint True"),
+    ),
+    "lightning-hydra-template": (
+        *("datamodule.batch_size=64", "data_dir=PATH", "optimizer.lr=0.1", "model.optimizer=sgd", "trainer.gpus=1"),
+        *("trainer=ddp_spawn", "strategy=ddp", "logger=none", "trainer.resume_from_checkpoint=RUN"),
+    ),
+    "ml_core, nnClassification": (
+        *("model.architecture=resnet50", "model.num_classes=10", "n_classes=10", "num_epochs=5", "batch_size=64"),
+        *("optimizer.name=sgd", "optimizer.lr=0.1", "scheduler.step_size=7", "scheduler.gamma=0.1", "gpus=1"),
+        *("augment=false", "data_dir=PATH", "run_dir=runs/first", "pretrained=true"),
+    ),
+}
+INTRODUCTION = """# Coming from other trainers
+
+Settings of other trainers, and what Imago calls them. The tests write this page from the table in
+`src/imago/config/foreign_words.py` (`make docs`), which the error messages read, too. If you type a word of the left
+column, the message has that of the right one, with your value. Settings that Imago calls the same are left out.
+
+Imago's commands take `KEY=VALUE` without dashes. `GROUP=OPTION` chooses a file in `configs/GROUP/`.
+"""
+
+
+@pytest.fixture(autouse=True)
+def hydra_config_is_put_back(monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+
+
+def hint_for(typed: str, command: str = "train") -> Hint:
+    """What is printed for words that were typed."""
+    for _, finding in examine(shlex.split(typed), Typed(command, SETTINGS)):
+        if finding is not None:
+            return finding.hint
+    key, _, value = typed.partition("=")  # below one of our groups: the message comes once Hydra does not know it
+    hint = meaning(key, value)
+    assert hint is not None, typed
+    return hint
+
+
+def tables() -> Iterator[str]:
+    for project, words in PROJECTS.items():
+        yield f"\n## {project}\n\n| {project} | Imago |\n| --- | --- |"
+        for typed in words:
+            hint = hint_for(typed.replace("PATH", "./PATH") if typed == "data=PATH" else typed)
+            ours = f"`{' '.join(hint.words).replace('./', '')}`" if hint.words else ""
+            yield f"| `{typed}` | {'. '.join(filter(None, [ours, hint.note]))} |"
+
+
+def test_the_page_is_what_is_printed():
+    text = INTRODUCTION + "\n".join(tables()) + "\n"
+    if os.environ.get("WRITE_DOCS"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text, "type make docs"
+
+
+def keys_of(words: Sequence[str]) -> list[str]:
+    return [word.partition("=")[0].replace("/", ".") for word in words]
+
+
+def batches(hints: Sequence[Hint]) -> list[list[str]]:
+    """The overrides of the hints, packed so that no two set the same thing: composing takes its time."""
+    packed: list[list[str]] = []
+    alone: list[list[str]] = []
+    for words in dict.fromkeys(hint.words for hint in hints if hint.words):
+        if {"debug", "strategy"} & {*keys_of(words)}:  # these set further settings
+            alone.append([*words])
+            continue
+        for batch in packed:
+            pairs = [(f"{a}.", f"{b}.") for a in keys_of(words) for b in keys_of(batch)]
+            if not any(a.startswith(b) or b.startswith(a) for a, b in pairs):
+                batch += words
+                break
+        else:
+            packed.append([*words])
+    return packed + alone
+
+
+@pytest.mark.quick
+def test_every_setting_that_is_offered_exists_and_takes_the_value():
+    hints = [hint for name, value in EXAMPLES.items() if (hint := meaning(name, value)) is not None]
+    hints += [hint_for(typed.replace("=PATH", "=./PATH")) for words in PROJECTS.values() for typed in words]
+    hints += [meaning(name, value) for name in ("device", "gpus") for value in ("0", "1", "2", "0,1", "cuda:1", "-1")]
+    hints += [meaning(name, value) for name in ("freeze", "amp", "fp16", "cos_lr", "wandb") for value in ("0", "1")]
+    hints += [meaning("optimizer", value) for value in ("Adam", "RMSprop", "adamw_torch", "nadam", "lamb")]
+    hints += [meaning("scheduler", value) for value in ("StepLR", "none", "reduce_on_plateau", "onecycle")]
+    for words in batches(hints):
+        cfg = composed(*words)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        found = [f"{problem.key}{problem.what}" for problem in problems(cfg, shipped())]
+        assert found == [], words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epochs=5"], "Unknown setting epochs. Type trainer.max_epochs=5"),
+        (["--lr", "0.1"], "--lr 0.1 is not a flag of Imago. Type model.optimizer.lr=0.1"),
+        (["--model.net.name", "resnet34"], "Type model.net.name=resnet34"),
+        (["model=resnet50"], "resnet50 is a network of torchvision. Type model.net.name=resnet50"),
+        (["experiment=digits", "model=resnet50"], "Type model=torchvision model.net.name=resnet50"),
+        (["model.optimizer=sgd"], "model.optimizer holds several settings. Type model/optimizer=sgd"),
+        (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
+        (["help"], '"help" is not KEY=VALUE. See --help.'),
+        (["predict"], "Predicting is ml-inference ckpt_path=RUN source=PATH."),
+        (["--data", "FOLDER"], "Type data.data_dir=FOLDER"),
+        (["data=FOLDER"], "data= chooses a kind of data. A folder has a setting of its own. Type data.data_dir=FOLDER"),
+        (["FOLDER"], "Type data.data_dir=FOLDER"),
+        (["RUN"], "Type resume=RUN. To score it: ml-eval ckpt_path=RUN."),
+        (["best.ckpt"], "Type ckpt_path=best.ckpt. This trains on from it."),
+        (["./FOLDR"], "./FOLDR does not exist, either. Images: data.data_dir=PATH."),
+    ],
+)
+def test_the_first_answer_is_the_right_one(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER").mkdir()
+    Path("RUN").mkdir()
+    Path("RUN/status.json").touch()
+    with pytest.raises(UserError) as raised:
+        check_words(words, "train", SETTINGS, "ml-train")
+    assert message in str(raised.value)
+
+
+def test_several_words_are_answered_at_once_with_the_whole_command():
+    with pytest.raises(UserError) as raised:
+        check_words(["--epochs", "5", "imgsz=64", "seed=3", "-m"], "train", SETTINGS, "ml-train")
+    lines = str(raised.value).splitlines()
+    assert lines[1:3] == ["  --epochs 5  Type trainer.max_epochs=5", "  imgsz=64    Type data.image_size=64"]
+    assert lines[-1] == "  ml-train trainer.max_epochs=5 data.image_size=64 seed=3 -m"
+
+
+@pytest.mark.parametrize(
+    "words", [["seed=1"], ["-m", "seed=1,2"], ["~model.scheduler"], ["--cfg", "job"], ["-cn", "x"]]
+)
+def test_our_own_words_pass(words):
+    check_words(words, "train", SETTINGS, "ml-train")
+
+
+def test_options_and_groups_of_own_configs_pass(tmp_path):
+    for name in ("model/resnet50.yaml", "epochs/long.yaml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    check_words([f"--config-dir={tmp_path}", "model=resnet50", "+epochs=long"], "train", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.net.pretrained=true"], "Unknown setting model.net.pretrained. Type model.net.weights=auto."),
+        (
+            ["+model.net.pretrained=true"],
+            "model.net.pretrained is not an argument of imago.model.torchvision_net. Type",
+        ),
+        (
+            ["data.bs=64", "model.lr=0.1"],
+            "  data.bs=64    Type data.batch_size=64\n  model.lr=0.1  Type model.optimizer.lr=0.1",
+        ),
+        (["model.optimizer.momentum=0.9"], "It is a setting of model/optimizer=sgd: type that too."),
+        (["experiment=digits", "model.net.name=vgg11"], "It is a setting of model=torchvision: type that too."),
+        (["trainer.foo=1"], "The closest are "),
+        (["trainer.max_epochs=-3"], "trainer.max_epochs must be 0 or more, -1 for no limit, or null; got -3."),
+        (["trainer.limit_val_batches=1.5"], "must be a fraction (0.0 to 1.0) or a whole number of batches, got 1.5."),
+        (["model.net.name=resnet81"], "(ml-train --networks lists all)."),
+        (["data.data_dir=/nowhere"], "data.data_dir=/nowhere does not exist."),
+        (["ckpt_path=/nowhere.ckpt"], "ckpt_path=/nowhere.ckpt does not exist."),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(command, colours, words, message):
+    data = (
+        [] if any(word.startswith(("experiment", "data.data_dir")) for word in words) else [f"data.data_dir={colours}"]
+    )
+    run = command("train", *data, *words)
+    assert run.exit_code == 1
+    assert message in run.error
+    assert not run.dir.exists()
+    assert "+trainer" not in run.error
+
+
+def test_a_resumed_run_keeps_its_optimizer(command, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / ".hydra").mkdir(parents=True)
+    (run_dir / "status.json").write_text('{"status": "dead"}')
+    for name in (".hydra/config.yaml", "config.yaml"):
+        (run_dir / name).write_text("task_name: train\n")
+    run = command("train", f"resume={run_dir}", "model/optimizer=sgd", folder=run_dir)
+    assert "continues with the optimizer and scheduler of that run, so model/optimizer cannot be chosen" in run.output
+    assert "model.init_from=RUN model/optimizer=OPTION" in run.output
+
+
+def test_the_command_in_a_message_is_the_one_that_was_typed(command):
+    typed = command("train", "data=image_folder")
+    assert "  python src/train.py data.data_dir=PATH " in typed.error
