@@ -63,7 +63,7 @@ def draw_run(folder: Path, class_names: Sequence[str], images: int = 4) -> Path:
             csv.writer(file).writerows([["label", *class_names], *([name, *row] for name, row in rows)])
     counts = dict.fromkeys(class_names, images)
     facts = {"root": "/photos", "fingerprint": "f", "class_names": list(class_names), "notes": [], "skipped": []}
-    excluded = {"excluded": ["train/#old.jpg"]}
+    excluded = {"excluded": ["train/#old.jpg"], "corrections": {"train/corrected.jpg": class_names[0]}}
     write_json(reports / "data.json", facts | excluded | {"counts": dict.fromkeys(("train", "val", "test"), counts)})
     status = {"status": "completed", "error": None, "started": "then", "heartbeat": "now", "best_epoch": BEST_EPOCH}
     write_json(folder / "status.json", status)

@@ -73,8 +73,8 @@ def test_what_works_is_not_refused(train, words):
 
 HEADER = "# @package _global_\n"
 FILES = {
-    "data: {image_size: 3}\n": "is not an experiment yet: its first line must be",
-    f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "is not an experiment yet",
+    "data: {image_size: 3}\n": "needs its package: the first line of an experiment must be",
+    f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "needs its package",
     f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "odd.yaml, line 3). Did you mean "
     "callbacks.early_stopping?",
     f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Add logger=wandb",

@@ -86,7 +86,9 @@ def workplace(data_dir: Path, trained: Run, weights: Path, tmp_path: Path, monke
     """A current folder with the files that the pages show, a run, pretrained weights, and photographs."""
     for page in PAGES:
         for name, code in re.findall(
-            r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", page.read_text(), re.DOTALL
+            r"```(?:python|yaml)\n(?=(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n)(.*?)```",
+            page.read_text(),
+            re.DOTALL,
         ):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(code)

@@ -106,7 +106,7 @@ def test_a_batch_with_a_bad_loss_is_skipped_if_that_is_asked_for(train, tmp_path
     monkeypatch.chdir(tmp_path)
     run = train(breaks, "model.on_bad_loss=skip", "trainer.max_epochs=3", "logger=csv")
     assert run.exit_code == 0, run.output
-    assert "The loss became nan in epoch 1, batch 2 (step 7): skipping the batch" in run.output
+    assert "The loss became nan in epoch 2, batch 3 (step 7): skipping the batch" in run.output
     assert "batches skipped (loss not finite)" in run.text("summary.txt")
     assert all(value == value for row in run.history for value in row.values())  # no NaN
     refused = train(breaks, "model.on_bad_loss=skip", "trainer=ddp_sim")

@@ -375,7 +375,11 @@ def test_ticks_become_files_under_the_policy(tmp_path):
     assert found["exclude"].splitlines() == ["train/#old.jpg", other]
     (tmp_path / "exclude.txt").write_text(found["first"]["exclude"])
     assert listed_paths(tmp_path / "exclude.txt") == {"train/#old.jpg", leave, other}
-    assert list(csv.reader(found["first"]["relabel"].splitlines())) == [["path", "label"], [change, "x, y"]]
+    assert list(csv.reader(found["first"]["relabel"].splitlines())) == [
+        ["path", "label"],
+        ["train/corrected.jpg", HOSTILE[0]],  # of the run before
+        [change, "x, y"],
+    ]
     assert found["relabel"] == ""
 
 

@@ -240,9 +240,9 @@ def test_legacy_weights_name_nothing_but_tensors(tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     check_legacy(tmp_path / "old.pth")
     (tmp_path / "bomb.pth").write_bytes(b"\x80\x02cbuiltins\nbytearray\n(J\x00\xca\x9a;tR." * 5)
-    with pytest.raises(ValueError, match=r"holds builtins\.bytearray"):
+    with pytest.raises(ValueError, match=r"contains builtins\.bytearray"):
         check_legacy(tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match=r"holds builtins\.bytearray"):
+    with pytest.raises(ValueError, match=r"contains builtins\.bytearray"):
         read_weights(tmp_path / "bomb.pth")
 
 

@@ -180,7 +180,8 @@ def test_slow_loading_is_said_with_what_to_type(train):
     slow = "+data.train_transform.pixels.slow._target_=test_speed.Slow"
     run = train(slow, "trainer.max_epochs=3", "test=false", "data.cache=none")
     assert run.exit_code == 0, run.output
-    (line,) = [line for line in run.output.splitlines() if "was spent waiting for images" in line]
+    line, repeated = [line for line in run.output.splitlines() if "was spent waiting for images" in line]
+    assert repeated.strip(" -") in line  # below "Warnings", at the end
     assert "of epoch 2" in line
     assert "data.cache=auto" in line
     assert "data.num_workers=" in line

@@ -108,5 +108,5 @@ def test_a_box_that_inherits_from_ours_may_draw_from_any_generator():
 
 
 def test_a_share_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"share=1\.5"):
+    with pytest.raises(ValueError, match=r"share must be above 0 and at most 1, got 1\.5"):
         CenterBox(1.5)

@@ -29,7 +29,7 @@ def test_without_network_it_is_said_what_to_do(command, tmp_path, monkeypatch):
     error = run.error
     for words in (
         "MNIST could not be downloaded",
-        f"below {tmp_path}/none/MNIST",
+        f"in {tmp_path}/none/MNIST",
         "data.data_dir=PATH",
         "experiment=digits",
     ):

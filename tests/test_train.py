@@ -121,7 +121,7 @@ def test_the_history_adds_up(trained):
     assert val["acc"] == pytest.approx(top["val/acc"], abs=1e-6)
     assert val["loss"] == pytest.approx(top["val/loss"], rel=1e-4)
     for name, scores in val["per_class"].items():
-        assert scores["f1"] == pytest.approx(top[f"vectors/val/f1_per_class/{name}"], abs=1e-6)
+        assert scores["f1"] == pytest.approx(top[f"val/f1_per_class/{name}"], abs=1e-6)
 
 
 @pytest.mark.quick
@@ -222,7 +222,8 @@ def test_monitor_and_its_alias_are_one_setting(train):
 def test_debug_fdr_runs_one_batch_and_keeps_nothing(command, colours):
     run = command("train", f"data.data_dir={colours}", "model=tiny_net", "data.image_size=16", "debug=fdr")
     assert run.exit_code == 0
-    assert "WARNING" not in run.output  # nothing is logged, saved or learnt in one batch, and nobody expects it
+    warnings = [line for line in run.output.splitlines() if "WARNING" in line]
+    assert all("no test split" in line for line in warnings)  # one batch logs, saves and teaches nothing, as expected
     assert not (run.dir / "checkpoints").exists()
     assert run.json("reports/metrics_test.json")["n"] == 15
     assert (run.dir / "debug.log").exists()
@@ -285,7 +286,7 @@ def test_weights_of_imagenet_start_the_ants(command, hymenoptera):
         "report.splits=[test]",
     )
     assert run.exit_code == 0, run.output
-    assert "Loaded the auto weights of resnet18; new: fc.bias, fc.weight" in run.output
+    assert "Loaded the auto weights of resnet18; newly initialised: fc.bias, fc.weight" in run.output
     assert "imageNotFound.gif" in run.text("summary.txt")
     metrics = run.json("reports/metrics_test.json")
     assert (metrics["split"], metrics["n"]) == ("val", 153)

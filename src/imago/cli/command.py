@@ -38,10 +38,7 @@ log = logging.getLogger(__name__)
 
 RESULT_KEYS = ("data.", "model.", "seed ", "strategy.")
 NEUTRAL_KEYS = ("data.num_workers", "data.cache", "data.data_dir")
-EXTENDING_KEYS = (
-    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "callbacks.early_stopping"),
-    "strategy.target_epsilon",
-)
+EXTENDING_KEYS = ("trainer.max_", "callbacks.early_stopping", "strategy.target_epsilon")
 """Settings that give a finished run something to do."""
 DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
 """That of a Timer gives it something to do, too."""
@@ -130,6 +127,7 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
     logging.disable()  # what the check has to say is said when it is repeated, with a log to write to
     try:
         tried = copy.deepcopy(cfg)
+        tried.seed = 0 if cfg.seed is None else cfg.seed  # it is drawn when there is a record of it
         check(tried, invocation)
         check_paths(tried)
         if not one_process:

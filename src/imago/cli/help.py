@@ -28,6 +28,7 @@ FIRST = {  # command -> inherited settings without which it does little
 COMMON = {  # command -> further inherited settings that most people type
     "train": (
         *("data.data_dir", "data.image_size", "data.batch_size", "data.num_workers", "data.val_ratio"),
+        "data.test_ratio",
         *("model.net.name", "model.net.weights", "model.freeze", "model.init_from", "model.optimizer.lr"),
         *("trainer.max_epochs", "trainer.devices", "callbacks.early_stopping.patience"),
     ),
@@ -137,13 +138,13 @@ def _examples(footer: str, name: str, program: str) -> str:
 
 def option_with(key: str) -> str | None:
     """The option of a group whose file has the setting: `model.optimizer.momentum` -> `model/optimizer=sgd`."""
-    found = []
+    options = []
     for file in Path(CONFIG_DIR).rglob("*.yaml"):
         group = file.parent.relative_to(CONFIG_DIR).as_posix()
         is_searched = group not in (".", "experiment", "debug", "hydra", "paths", "local")
         if is_searched and any(setting.key == key for setting in file_settings(file, group.replace("/", "."))):
-            found.append(f"{group}={file.stem}")
-    return max(found, default=None)  # model=torchvision, not model=resnet18
+            options.append(f"{group}={file.stem}")
+    return max(options, default=None)  # model=torchvision, not model=resnet18
 
 
 def file_settings(file: Path, package: str = "") -> Iterator[Setting]:
@@ -168,13 +169,13 @@ def file_settings(file: Path, package: str = "") -> Iterator[Setting]:
 
 def _inherited(content: dict[str, Any]) -> Iterator[Setting]:
     """The settings of the files that a config starts from; later files win, and keep the explanations."""
-    found: dict[str, Setting] = {}
+    merged: dict[str, Setting] = {}
     for file, package in _files(content.get("defaults") or [], ""):
         for setting in file_settings(file, package):
-            before = found.get(setting.key)
+            before = merged.get(setting.key)
             text = setting.text or (before.text if before is not None else "")
-            found[setting.key] = Setting(setting.key, setting.default, text)
-    yield from found.values()
+            merged[setting.key] = Setting(setting.key, setting.default, text)
+    yield from merged.values()
 
 
 def _files(defaults: Sequence[Any], group: str) -> Iterator[tuple[Path, str]]:
@@ -232,7 +233,7 @@ def _is_group(path: Path) -> bool:
 
 
 def _rows(settings: Sequence[Setting], *more: tuple[str, str]) -> str:
-    return _table([*((f"{each.key}={each.default}", each.text) for each in settings), *more])
+    return _table([*((f"{setting.key}={setting.default}", setting.text) for setting in settings), *more])
 
 
 def _width() -> int:

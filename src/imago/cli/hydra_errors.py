@@ -35,7 +35,7 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
     `program` is the command as it was typed, empty where Python called it.
     """
     if (file := _without_package(typed)) is not None:
-        return f"{file} is not an experiment yet: its first line must be\n  # @package _global_"
+        return f"{file} needs its package: the first line of an experiment must be\n  # @package _global_"
     text = "\n".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, typed)

@@ -101,11 +101,11 @@ class Columns:
         keys = dict.fromkeys(key for run in self.runs for key in run.settings)
         by_title = [key for key, title in self.titles.items() if title == name]
         ends = [key for key in keys if key.replace("/", ".").endswith(f".{name}")]
-        found = [key for key in keys if key == name] or by_title or ends
-        if len(found) == 1:
-            return self.setting(found[0])
-        if found:
-            raise UserError(f"{name} is the end of several settings: {shortened(found, 10)}. Type one of them.")
+        matches = [key for key in keys if key == name] or by_title or ends
+        if len(matches) == 1:
+            return self.setting(matches[0])
+        if matches:
+            raise UserError(f"{name} is the end of several settings: {shortened(matches, 10)}. Type one of them.")
         metrics = sorted({metric for run in self.runs for metric in run.metrics})
         if name in metrics:
             return _metric(name)

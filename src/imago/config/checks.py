@@ -43,7 +43,7 @@ NAMED = (
 MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
 """Nodes that a run completes."""
 PATHS = {  # setting -> what to say if the file or folder that it names does not exist
-    "data.data_dir": "does not exist. Type a folder of class folders, or of train/ val/ test/.",
+    "data.data_dir": "does not exist. It must be a folder with class folders, or with train/ val/ test/.",
     "data.split_file": "does not exist. Make it with: ml-split PATH --output {}",
     "data.exclude": "does not exist. ml-doctor data.data_dir=PATH writes one.",
     "ckpt_path": "does not exist.",
@@ -128,10 +128,10 @@ def check_paths(cfg: DictConfig) -> None:
     """Raise MissingFileError for a file or folder that a setting names and that does not exist; none is read."""
     for key, sentence in PATHS.items():
         value = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if key == "data.data_dir" and cfg.data.get("_target_") != "imago.data.ImageFolderDataModule":
-            continue  # for other kinds of data it is where they are downloaded to
+        is_download = key == "data.data_dir" and cfg.data.get("_target_") != "imago.data.ImageFolderDataModule"
+        is_unused = is_download or (key == "model.init_from" and cfg.get("ckpt_path") is not None)
         is_path = isinstance(value, str) and value not in ("", "latest") and not re.search(r"[*?\[]|://", value)
-        if is_path and not os.path.lexists(os.path.expanduser(value)):
+        if is_path and not is_unused and not os.path.lexists(os.path.expanduser(value)):
             raise MissingFileError(f"{key}={value} {sentence.format(value)}")
 
 

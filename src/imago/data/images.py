@@ -166,6 +166,8 @@ class ImageSets:
     """`test_ratio`, `seed` and the key of the draw, if test was drawn from train."""
     relabelled: dict[str, Any] | None = None
     """`file`, number of `images` and `digest` of the corrected labels, if `data.relabel` was applied."""
+    corrections: dict[str, str] = field(default_factory=dict)
+    """Path -> class, as `data.relabel` has them."""
 
     def draw_splits(self, val_ratio: float, seed: int, test_ratio: float | None = None) -> None:
         """Draw from train a test split, unless `test_ratio` is None or 0, and then the val split, if there is none.

@@ -69,6 +69,7 @@ def relabel(sets: ImageSets, file: Path) -> None:
     sets.notes.append(f"relabelled {changed} of {total} images ({file}){others}")
     lines = sorted(f"{path}\0{sets.class_names[entry.label]}" for path, entry in corrected.items())
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    sets.corrections = {path: sets.class_names[entry.label] for path, entry in corrected.items()}
     sets.relabelled = {"file": str(file.absolute()), "images": changed, "digest": digest}
 
 

@@ -30,12 +30,13 @@ class Result:
     scores: dict[str, Score] = field(default_factory=dict)
     checkpoint: Path | None = None
     best_value: float | None = None
+    was_trained: bool = False
 
     @property
     def objective(self) -> float | None:
-        """Objective of a sweep: the best value, or, if nothing was trained, the first accuracy."""
+        """Objective of a sweep: the best value of the monitor, or, if nothing was trained, the first accuracy."""
         accuracies = (score.metrics["acc"] for score in self.scores.values())
-        return self.best_value if self.best_value is not None else next(accuracies, None)
+        return self.best_value if self.was_trained else next(accuracies, None)
 
     @property
     def weights(self) -> str:

@@ -100,7 +100,9 @@ def note_data(run: RunFolder, data: ImageDataModule) -> None:
 
 
 def _write_data(folder: Path, data: ImageDataModule) -> None:
-    left_out = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    left_out: dict[str, Any] = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    if data.sets.corrections:
+        left_out["corrections"] = data.sets.corrections
     facts = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
     write_json(folder / "reports" / "data.json", facts)
 

@@ -155,12 +155,12 @@ def _of_array(image: NDArray[Any] | Tensor, decoding: Decoding) -> Tensor:
         dtype = image.dtype.name
     what = f"{'An' if kind == 'array' else 'A'} {kind} of shape {shape} and type {dtype}"
     first, last = (shape[0], shape[-1]) if len(shape) == 3 else (1, 1)
-    given, other = (last, first) if kind == "array" else (first, last)
+    channels, other = (last, first) if kind == "array" else (first, last)
     if len(shape) == 1 and dtype == "uint8":
         raise BadImageError(f"{what} is not an image. If it holds the bytes of a file, give {TO_BYTES[kind]}.")
-    if len(shape) not in (2, 3) or (given not in CHANNELS and other not in CHANNELS) or 0 in shape:
+    if len(shape) not in (2, 3) or (channels not in CHANNELS and other not in CHANNELS) or 0 in shape:
         raise BadImageError(f"{what} is not an image: its shape must be {SHAPES[kind]}.")
-    if given not in CHANNELS:
+    if channels not in CHANNELS:
         turned = {
             "array": "has its channels first: give image.transpose(1, 2, 0).",
             "tensor": "has its channels last: give image.permute(2, 0, 1).",
@@ -174,10 +174,10 @@ def _of_array(image: NDArray[Any] | Tensor, decoding: Decoding) -> Tensor:
         except (RuntimeError, TypeError) as error:  # a sparse one, one without data
             raise BadImageError(f"{what} has no pixels that can be read: {error}") from error
     values = np.array(image, dtype=dtype, order="C")  # a copy: writable, and without negative strides
-    if dtype == "uint16" and given != 1:  # decoders of files also keep the upper eight bits of colours
+    if dtype == "uint16" and channels != 1:  # decoders of files also keep the upper eight bits of colours
         values = (values >> 8).astype(np.uint8)
-    if values.dtype == np.uint16 or given == 4:  # as in a file
-        grey = values if given == 4 else values.reshape(values.shape[:2])
+    if values.dtype == np.uint16 or channels == 4:  # as in a file
+        grey = values if channels == 4 else values.reshape(values.shape[:2])
         return pil_pixels(Image.fromarray(grey), what, decoding)
     return torch.from_numpy(np.atleast_3d(values)).permute(2, 0, 1)
 

@@ -102,11 +102,11 @@ def _pairs(names: list[str], counts: NDArray[np.int64]) -> list[dict[str, Any]]:
 
 def _groups(names: list[str], counts: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Groups with the share of their images that is right, and that is right up to the group."""
-    found = []
+    groups = []
     for group in confused_groups(counts)[:GROUPS]:
         images = max(int(counts[group].sum()), 1)
         inside = counts[np.ix_(group, group)]
-        found.append(
+        groups.append(
             {
                 "names": [names[index] for index in group[:NAMES_OF_GROUP]],
                 "more": max(0, len(group) - NAMES_OF_GROUP),
@@ -115,4 +115,4 @@ def _groups(names: list[str], counts: NDArray[np.int64]) -> list[dict[str, Any]]
                 "within": float(inside.sum() / images),
             }
         )
-    return found
+    return groups

@@ -48,6 +48,7 @@ DATA = {
     "class_names!": [str],
     "counts!": {"*": {"*": int}},
     **{key: [str] for key in ("notes!", "skipped!", "excluded!")},
+    "corrections": {"*": str},
 }
 PRIVACY = {
     "epsilon!": (str, *NUMBER),

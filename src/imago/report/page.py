@@ -92,6 +92,7 @@ def gathered(folder: Path) -> dict[str, Any]:
         "epochs": len(rows),
         "labels": list(dict.fromkeys(name for score in scores.values() for name in score["per_class"])),
         "excluded": [quoted_path(path) for path in data.get("excluded", [])],
+        "corrections": list(data.get("corrections", {}).items()),
         "most_rows": MOST_ROWS,
         "data": data,
         "samples": read_pictures(read_report(folder, "reports/samples.json", [SAMPLE]) or []),

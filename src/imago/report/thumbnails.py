@@ -101,5 +101,5 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
             "image": data_uri(thumbnail(images, index, largest=LARGE)),
         }
 
-    found = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
-    return found | ({"highest_loss": [entry(i) for i in highest.tolist()]} if label_errors else {})
+    entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
+    return entries | ({"highest_loss": [entry(i) for i in highest.tolist()]} if label_errors else {})

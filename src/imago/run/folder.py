@@ -238,7 +238,9 @@ def _section(title: str, lines: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    text = str(value)
+    if isinstance(value, float):
+        text = f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.4g}"
     return text.replace("\n", "\n" + " " * 6)
 
 

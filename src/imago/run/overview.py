@@ -154,7 +154,7 @@ class Overview:
 
 def find_runs(folder: Path) -> list[Overview]:
     """Read the runs below `folder`, in the order in which they began."""
-    runs = [Overview.read(found) for found in _run_folders(folder)]
+    runs = [Overview.read(run_folder) for run_folder in _run_folders(folder)]
     return sorted(runs, key=lambda run: (str(run.status.get("started") or ""), str(run.folder)))
 
 
@@ -191,8 +191,8 @@ def differing_settings(runs: Sequence[Overview]) -> list[str]:
     """
     known = [run for run in runs if run.settings]
     typed = dict.fromkeys(override_key(word) for run in known for word in run.overrides)
-    if found := _differing(known, typed):
-        return found
+    if differing := _differing(known, typed):
+        return differing
     return _differing(known, dict.fromkeys(key for run in known for key in run.settings))
 
 

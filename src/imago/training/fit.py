@@ -61,7 +61,7 @@ def train(
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
     run.sections["Best"] = {monitor: best, "checkpoint": checkpoint_file}
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
-    result.best_value = best
+    result.best_value, result.was_trained = best, True
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
         log.warning(

@@ -74,21 +74,23 @@ function update() {
   const entries = all(".actions");
   const leave = unique(entries.filter((each) => each.querySelector(".leave").checked).map((each) => each.dataset.line));
   const known = new Set(all("#class-names option").map((each) => each.value));
-  const rows = [];
+  const rows = new Map();
   for (const each of entries) {
     const label = each.querySelector(".label"), wanted = each.querySelector(".change").checked;
     label.setCustomValidity(!wanted || known.has(label.value) ? "" : "Not a class of this run");
-    if (wanted && known.has(label.value)) rows.push(`${quoted(each.dataset.path)},${quoted(label.value)}`);
+    if (wanted && known.has(label.value)) rows.set(each.dataset.path, label.value);
   }
   const before = JSON.parse(selection.dataset.before);
-  const text = { exclude: leave.length ? unique([...before, ...leave]) : [], relabel: rows.length ? ["path,label", ...unique(rows)] : [] };
+  const text = { exclude: leave.length ? unique([...before, ...leave]) : [], relabel: [] };
+  if (rows.size) // with the corrections that this run had, of which the new ones win
+    text.relabel = ["path,label", ...[...new Map([...JSON.parse(selection.dataset.corrections), ...rows])].map((row) => row.map(quoted).join(","))];
   for (const [kind, lines] of Object.entries(text)) {
     document.getElementById(kind).value = lines.map((line) => `${line}\n`).join("");
     document.getElementById(`save-${kind}`).disabled = !lines.length;
   }
-  const files = [leave.length ? "data.exclude=exclude.txt" : "", rows.length ? "data.relabel=relabel.csv" : ""];
+  const files = [leave.length ? "data.exclude=exclude.txt" : "", rows.size ? "data.relabel=relabel.csv" : ""];
   document.getElementById("settings").textContent = files.filter(Boolean).join(" ");
-  document.getElementById("counts").textContent = `${leave.length} to leave out, ${unique(rows).length} to relabel`;
+  document.getElementById("counts").textContent = `${leave.length} to leave out, ${rows.size} to relabel`;
   selection.hidden = !leave.length && !entries.some((each) => each.querySelector(".change").checked);
 }
 if (selection) {
