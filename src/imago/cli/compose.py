@@ -17,7 +17,6 @@ from imago.cli.hydra_internals import composed_again, forget_application
 from imago.config.invocation import Invocation
 from imago.config.root import CONFIG_DIR
 from imago.config.tree import leaves
-from imago.errors import UserError
 from imago.masking import masked_config
 from imago.terminal import say
 
@@ -57,12 +56,9 @@ def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, An
 
 def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     """`cfg`, with the embedded digits where no data is chosen."""
-    if isinstance(cfg.data, str):
-        raise UserError(
-            f"data: {cfg.data} sets a value. To choose an option, write in the file of the experiment\n"
-            f"  defaults:\n    - override /data: {cfg.data}\nor type data={cfg.data}"
-        )
-    is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source")) if cfg.data else True
+    if not isinstance(cfg.data, DictConfig):  # the check of the settings says what a group is
+        return cfg
+    is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
     asked = bool(invocation.keys & {"data", "data.data_dir"})
     if is_chosen or asked or "data_dir" not in cfg.data:
         return cfg
