@@ -23,6 +23,7 @@ EXPECTED = (
     ".*overriding `LightningModule.optimizer_",  # our hook is meant to run per step
     "`training_step` returned `None`",  # model.on_bad_loss=skip, which logs it itself
     "Found .* in eval mode at the start of training",  # model.freeze
+    "GPU available but not used",  # trainer=cpu was typed
 )
 """Warnings of Lightning about what is intended."""
 
