@@ -50,10 +50,12 @@ def csv_rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
 
 
-def show_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def show_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object, width: int = 100
+) -> str:
     monkeypatch.setattr(sys, "argv", ["ml-status", *map(str, words)])
     monkeypatch.setattr("rich._console", None)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(width))
     capsys.readouterr()
     status()
     return capsys.readouterr().out
@@ -86,9 +88,10 @@ def test_a_sweep_ends_with_one_table(train, monkeypatch, capsys, tmp_path):
 
     shown = show_status(monkeypatch, capsys, tmp_path / "logs", "--sort", "val/acc")
     lines = table_rows(shown)
-    values = [float(line.split()[3]) for line in lines]
+    values = [float(line.split()[2]) for line in lines[:4]]
     assert values == sorted(values, reverse=True)
-    assert len(lines) == 4
+    assert [line[:9] for line in lines[4:]] == ["mean ± sd"] * 2
+    assert all("2 seeds" in line for line in lines[4:])
     found = json.loads(show_status(monkeypatch, capsys, tmp_path / "logs", "--json"))
     assert [(entry["settings"]["seed"], entry["state"], entry["task"]) for entry in found][:2] == [
         (1, "completed", "train"),
@@ -189,3 +192,51 @@ def test_scoring_runs_are_named_after_their_run(trained, command, monkeypatch, c
     assert "No training has begun" in shown
     assert "Hidden: 2 of commands that train nothing. Show them with --all" in shown
     assert len(table_rows(show_status(monkeypatch, capsys, tmp_path / "logs", "--all"))) == 2
+
+
+def write_run(folder: Path, overrides: list[str], model: str, optimizer: str, lr: float) -> None:
+    """What `ml-status` reads of a run of 75 seconds."""
+    (folder / ".hydra").mkdir(parents=True)
+    times = {"started": "2026-11-26T20:50:00+00:00", "heartbeat": "2026-11-26T20:51:15+00:00"}
+    status = {"status": "completed", "epoch": 3, "best_value": 0.9 + lr, **times}
+    (folder / "status.json").write_text(json.dumps(status))
+    config = {"monitor": "val/acc", "model": {"optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": lr}}}
+    choices = {"hydra": {"runtime": {"choices": {"model": model, "model/optimizer": "sgd"}}}}
+    for name, content in (("config", config), ("overrides", overrides), ("hydra", choices)):
+        OmegaConf.save(OmegaConf.create(content), folder / ".hydra" / f"{name}.yaml")
+
+
+@pytest.mark.quick
+def test_status_shows_when_a_run_was_and_what_differs(monkeypatch, capsys, tmp_path):
+    runs = tmp_path / "logs" / "train" / "runs"
+    name = "2026-11-26_20-5{}-37_digits_max_epochs_3_accelerator_cpu_devices_1_{}"
+    target, lr = "model.optimizer._target_=torch.optim.RMSprop", "model.optimizer.lr=0.05"
+    write_run(runs / name.format(0, "base"), [], "simple_cnn", "AdamW", 0.003)
+    write_run(runs / name.format(1, "optimizer_RMSprop"), [target], "simple_cnn", "RMSprop", 0.003)
+    write_run(runs / name.format(2, "sgd_lr_0.05"), ["model/optimizer=sgd", lr], "simple_cnn", "SGD", 0.05)
+    write_run(runs / name.format(3, "resnet18"), ["model=resnet18"], "resnet18", "AdamW", 0.003)
+    for width in (80, 100, 140):
+        shown = show_status(monkeypatch, capsys, tmp_path / "logs", width=width)
+        header = next(line for line in shown.splitlines() if line.startswith("run "))
+        assert header.split()[:7] == ["run", "state", "best", "val/acc", "optimizer", "lr", "model"]
+        lines = table_rows(shown)
+        assert [line[:19] for line in lines] == [f"2026-11-26_20-5{number}-37" for number in range(4)]
+        assert all(len(line) <= width for line in lines)
+        expected = [("AdamW", "0.003", "simple_cnn"), ("RMSprop", "0.003", "simple_cnn")]
+        expected += [("SGD", "0.05", "simple_cnn"), ("AdamW", "0.003", "resnet18")]
+        assert [tuple(line.split()[3:6]) for line in lines] == expected
+        assert "_target_" not in shown
+    assert header.split()[-3:] == ["epoch", "duration", "updated"]
+    assert all("1 min 15 s" in line for line in lines)
+    assert lines[2].split()[0].endswith("lr_0.05")
+
+
+def test_names_of_runs_are_cut_in_the_middle():
+    name = "2026-11-26_20-50-37_digits_max_epochs_3_lr_0.01"
+    assert run_table.cut_name(name, 60) == name
+    assert run_table.cut_name(name, 27) == "2026-11-26_20-50-37…lr_0.01"
+    assert run_table.cut_name(name, 20) == "2026-11-26_20-50-37…"
+    assert run_table.cut_name(name, 25) == "2026-11-26_20-50-37…"  # the end would be a piece of a word
+    assert run_table.cut_name("runs/" + name, 27) == "2026-11-26_20-50-37…lr_0.01"
+    assert run_table.cut_name("multiruns/2026-11-26_20-50-37/03_lr_0.01", 25) == "2026-11-26_20-50-37/03…"
+    assert run_table.cut_name("03_weight_decay_0.1_lr_0.01", 21) == "03_weig…y_0.1_lr_0.01"

@@ -14,7 +14,7 @@ from operator import not_
 from pathlib import Path
 
 from imago.cli.run_columns import Columns, sort_runs
-from imago.cli.run_table import common_folder, run_table
+from imago.cli.run_table import common_folder, grouped_by_seed, run_table
 from imago.config.invocation import for_hydra
 from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ml-status",
         description=(__doc__ or "").splitlines()[0],
-        epilog="A column is state, epoch, step, best, acc, loss, started, updated, error, a metric such as val/loss, "
-        "or a setting such as lr or model.optimizer.lr.",
+        epilog="A column is state, epoch, step, best, acc, loss, started, duration, updated, error, a metric such "
+        "as val/loss, or a setting such as lr or model.optimizer.lr.",
     )
     logs = PROJECT_ROOT / "logs"
     parser.add_argument("folder", nargs="?", type=Path, default=logs, help="folder with runs; default: logs")
@@ -83,14 +83,18 @@ def _show(folder: Path, arguments: argparse.Namespace) -> None:
 
 def _print_table(runs: list[Overview], folder: Path, arguments: argparse.Namespace) -> None:
     columns = Columns(runs)
-    always, settings = columns.defaults()
+    always, settings, optional = columns.defaults()
     if arguments.columns is not None:
         names = [name.strip() for name in arguments.columns.split(",") if name.strip()]
         always, settings = [columns.named(name) for name in names], []
+        optional = []
     if arguments.sort is not None:
         runs = sort_runs(runs, columns.named(arguments.sort))
     below = common_folder(runs, folder)
-    table, left_out = run_table(runs, below, always, settings)
+    is_sweep = arguments.columns is None and (below / "multirun.yaml").is_file()
+    groups = grouped_by_seed(runs, columns.differing) if is_sweep else []
+    seeds = [group for group in groups if len(group.runs) > 1]
+    table, left_out = run_table(runs, below, always, settings, seeds, optional)
     say(f"Runs below {below}")
     with console().capture() as drawn:
         console().print(table)

@@ -68,6 +68,11 @@ def shortened(items: Iterable[Any], most: int = 5) -> str:
     return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Number and noun, as in `1 image` and `2 images`; `plural` is for nouns that take more than an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def typed_program(command: str) -> str:
     """The program that was started, as it is typed: `ml-train`, `python src/train.py` or `python -m imago.train`.
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from imago.definitions import best_mode
 from imago.errors import UserError
-from imago.run.overview import Overview, differing_settings, first_line, seconds_since, short_names
+from imago.run.overview import TARGET, Overview, differing_settings, first_line, seconds_since, short_names
 from imago.terminal import shortened
 
 STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
@@ -58,6 +58,7 @@ class Columns:
             self._best(),
             Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
             Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
+            Column("duration", "duration", lambda run: run.seconds, lambda run: _duration(run.seconds), is_number=True),
             Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
             Column("updated", "updated", lambda run: seconds_since(run.status.get("heartbeat")), _updated),
             Column("error", "error", lambda run: first_line(run.status.get("error")) or None),
@@ -65,11 +66,13 @@ class Columns:
         self.fixed = {column.name: column for column in fixed}
         self.titles = short_names(self.differing)
 
-    def defaults(self) -> tuple[list[Column], list[Column]]:
-        """The columns that are shown if none are asked for: those of every table, and the settings that differ."""
-        last = _updated_and_error() if self._known("error") else self.fixed["updated"]
-        always = [self.fixed["state"], *self._known("epoch", "best", "acc"), last]
-        return always, [self.setting(key) for key in self.differing]
+    def defaults(self) -> tuple[list[Column], list[Column], list[Column]]:
+        """The columns that are shown if none are asked for: those of every table, the settings that differ, and
+        further ones, the most important first."""
+        last = [_updated_and_error()] if self._known("error") else []
+        always = [self.fixed["state"], *self._known("best"), *last]
+        optional = [*self._known("acc"), *([] if last else [self.fixed["updated"]]), *self._known("epoch", "duration")]
+        return always, [self.setting(key) for key in self.differing], optional
 
     def of_sweep(self) -> tuple[list[Column], list[Column]]:
         """The columns at the end of a sweep: its state only where that is news."""
@@ -119,10 +122,15 @@ class Columns:
 
     def setting(self, key: str) -> Column:
         """The column of a setting."""
-        return Column(key, self.titles.get(key, key), lambda run: run.settings.get(key), is_number=self._counts(key))
+
+        def text(run: Overview) -> str:
+            value = as_text(run.setting(key))
+            return value.rpartition(".")[2] if key.endswith(TARGET) else value
+
+        return Column(key, self.titles.get(key, key), lambda run: run.setting(key), text, is_number=self._counts(key))
 
     def _counts(self, key: str) -> bool:
-        return all(isinstance(run.settings.get(key), int | float | None) for run in self.runs)
+        return all(isinstance(run.setting(key), int | float | None) for run in self.runs)
 
     def _best(self) -> Column:
         def text(run: Overview) -> str:
@@ -178,6 +186,15 @@ def _of_test(name: str) -> Callable[[Overview], str]:
 
 def _started(run: Overview) -> str | None:
     return run.status.get("started")
+
+
+def _duration(seconds: float | None) -> str:
+    """Show a duration in hours, minutes and seconds: `1 h 02 min`, `3 min 20 s`, `45 s`."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _updated(run: Overview) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,19 @@ from rich.text import Text
 
 from imago.cli.run_columns import ERRORS, SHORTEST_ERROR, Column, metric_text
 from imago.run.overview import Overview
-from imago.terminal import console
+from imago.terminal import console, counted
 
 WIDTH = 100
 """Width of a table that is printed to no terminal, in characters."""
 MOST_SETTINGS = 6
 SHORTEST_NAME = 20
-"""Length to which the names of runs are cut, if there is no more space for them."""
+"""Length to which the names of runs are cut, if there is no more space for them: that of a date and a time, and `…`."""
+SHORTEST_END = 6
+STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(/\d+)?")
+"""Date and time in the name of a run, and the number of a job of a sweep."""
 SCORES = ("best", "acc", "loss")
+ORDER = ("state", "best", "acc", "epoch", "duration", "updated", *ERRORS)
+"""Order of the columns of every table."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Group:
         if column.name in SCORES:
             return Text(mean_and_deviation([column.value(run) for run in self.runs]))
         if column.name == "seed":
-            return Text(f"{len(self.runs)} seed{'s' * (len(self.runs) > 1)}")
-        return Text("") if column.name in ("state", "error") else column.cell(self.runs[0])
+            return Text(counted(len(self.runs), "seed"))
+        return Text("") if column.name in (*ORDER, "error") else column.cell(self.runs[0])
 
 
 def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[Group]:
@@ -46,7 +52,7 @@ def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[G
     groups: dict[str, list[Overview]] = {}
     for run in runs:
         if run.state == "completed" and run.best is not None:
-            values = [run.settings.get(key) for key in settings if key != "seed"]
+            values = [run.setting(key) for key in settings if key != "seed"]
             groups.setdefault(json.dumps(values, default=str), []).append(run)
     return [Group(group) for group in groups.values()] if any(len(group) > 1 for group in groups.values()) else []
 
@@ -65,25 +71,38 @@ def run_table(
     always: Sequence[Column],
     settings: Sequence[Column],
     groups: Sequence[Group] = (),
+    optional: Sequence[Column] = (),
 ) -> tuple[Table, list[str]]:
-    """Table of `runs` with the columns `always`, and as many of `settings` as fit; `groups` are rows at its end.
+    """Table of `runs` with the columns `always`, as many of `settings` as fit, and as many of `optional` as still fit;
+    `groups` are rows at its end.
 
     Returns:
         The table, and the names of the settings that did not fit.
     """
     width, most = screen_width(), min(len(settings), MOST_SETTINGS)
+    stamps = [stamp.group() for run in runs if (stamp := STAMP.search(_name(run, folder))) is not None]
+    shortest = max([SHORTEST_NAME, *(len(stamp) + 1 for stamp in stamps)])
     widest = console().options.update(width=10_000, max_width=10_000)
+
+    def left_by(columns: Sequence[Column]) -> int:
+        return width - Measurement.get(console(), widest, _table(runs, folder, columns, groups, shortest)).maximum
+
     for count in range(most, -1, -1):
-        columns = _ordered(always, settings[:count])
-        table = _table(runs, folder, columns, groups)
-        if (left := width - Measurement.get(console(), widest, table).maximum) >= 0:
+        columns = _ordered(always, settings[:count], ())
+        if left_by(columns) >= 0:
             break
+    chosen: list[Column] = []
+    for column in optional:
+        if left_by(_ordered(always, settings[:count], [*chosen, column])) >= 0:
+            chosen.append(column)
+    columns = _ordered(always, settings[:count], chosen)
+    left = left_by(columns)
     has_errors = any(column.name in ERRORS for column in columns)
-    needed = max(len(_name(run, folder)) for run in runs) - SHORTEST_NAME
+    needed = max(len(_name(run, folder)) for run in runs) - shortest
     more = min(max(left, 0) // (2 if has_errors else 1), max(needed, 0))
     longest_error = max(SHORTEST_ERROR // 2, SHORTEST_ERROR + left - more)
-    table = _table(runs, folder, columns, groups, SHORTEST_NAME + more, longest_error)
-    return table, [column.name for column in settings[count:]]
+    table = _table(runs, folder, columns, groups, shortest + more, longest_error)
+    return table, [column.title for column in settings[count:]]
 
 
 def screen_width() -> int:
@@ -104,8 +123,13 @@ def common_folder(runs: Sequence[Overview], folder: Path) -> Path:
 
 
 def cut_name(name: str, most: int) -> str:
-    """Cut the beginning of the name of a run to `most` characters: its end tells it from others."""
-    return name if len(name) <= most else f"…{name[len(name) - most + 1 :]}"
+    """Cut the middle of the name of a run to `most` characters: date and time, or its first part, and its end stay."""
+    if len(name) <= most:
+        return name
+    stamp = STAMP.search(name)
+    start = stamp.group() if stamp is not None else name[: most // 3]
+    end = most - len(start) - 1
+    return f"{start}…{name[len(name) - end :] if end >= SHORTEST_END else ''}"[:most]
 
 
 def _name(run: Overview, folder: Path) -> str:
@@ -117,7 +141,7 @@ def _table(
     folder: Path,
     columns: Sequence[Column],
     groups: Sequence[Group],
-    longest_name: int = SHORTEST_NAME,
+    longest_name: int,
     longest_error: int = SHORTEST_ERROR,
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
@@ -136,6 +160,9 @@ def _table(
     return table
 
 
-def _ordered(always: Sequence[Column], settings: Sequence[Column]) -> list[Column]:
-    last = [column for column in always if column.name in ("updated", *ERRORS)]
-    return [*(column for column in always if column not in last), *settings, *last]
+def _ordered(always: Sequence[Column], settings: Sequence[Column], optional: Sequence[Column]) -> list[Column]:
+    """All columns, in their order: the settings after the best value, an error at the end."""
+    columns = [*always, *optional]
+    columns.sort(key=lambda column: ORDER.index(column.name) if column.name in ORDER else len(ORDER))
+    at = 1 + max((index for index, column in enumerate(columns) if column.name in ("state", "best")), default=-1)
+    return [*columns[:at], *settings, *columns[at:]]

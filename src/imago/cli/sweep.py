@@ -21,7 +21,7 @@ from imago.config.resolvers import remember_sweep
 from imago.files import write_text
 from imago.masking import masked_override
 from imago.run.overview import Overview, first_line
-from imago.terminal import console, plain, say, shortened
+from imago.terminal import console, counted, plain, say, shortened
 
 FILE = "sweep.csv"
 
@@ -93,7 +93,8 @@ def report(sweep: Sweep) -> None:
     if (missing := sweep.jobs - len(runs)) > 0:
         say(f"{missing} of {sweep.jobs} jobs did not begin.")
     if running := [run for run in runs if run.state == "running"]:
-        say(f"{len(running)} jobs have not ended yet: ml-status {sweep.folder} shows them later.")
+        verb = "has" if len(running) == 1 else "have"
+        say(f"{counted(len(running), 'job')} {verb} not ended yet: ml-status {sweep.folder} shows them later.")
     try:
         write_text(sweep.folder / FILE, csv_of(runs, columns.differing))
     except OSError as error:
@@ -117,7 +118,7 @@ def csv_of(runs: list[Overview], settings: list[str]) -> str:
     for run in runs:
         scores = [run.test.get(name) for name in ("split", "acc", "f1", "loss")]
         row = [run.folder.name, run.state, run.status.get("epoch"), run.monitor or None, run.best, *scores]
-        row += [run.settings.get(key) for key in settings]
+        row += [run.setting(key) for key in settings]
         writer.writerow([*row, plain(first_line(run.status.get("error")))])
     return text.getvalue()
 

@@ -44,6 +44,8 @@ def _part_of_name(override: str) -> str | None:
     if is_secret(key) or key in ("name", "ckpt_path", *COMMAND_KEYS) or key.startswith(("hydra", "paths")):
         return None
     value = value.rstrip("/").split("/")[-1]
+    if key.endswith("._target_"):  # optimizer_SGD
+        key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
     with suppress(ValueError):
         value = f"{float(value):.4g}" if len(value) > LONGEST_NUMBER else value
     return value if key == "experiment" else f"{key.split('.')[-1].split('/')[-1]}_{value}"

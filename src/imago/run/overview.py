@@ -30,6 +30,7 @@ LARGEST = 16 * MEGABYTE
 SCORE = {"split": str, "n": int, "acc": NUMBER, "f1": NUMBER, "loss": NUMBER}
 NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
 """Keys that say where or how a run is made, not what it trains."""
+TARGET = "._target_"
 DEEPEST = 20
 """Levels of the value of a setting that are shown in JSON."""
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
@@ -91,6 +92,24 @@ class Overview:
         words = [word for word in self.overrides if "=" in word and not word.startswith("~")]
         typed = {override_key(word): override_value(word) for word in words}
         return {key: value for key, value in (typed | of_config).items() if key.partition(".")[0] not in NO_SETTINGS}
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """Group -> option, as Hydra composed them; empty if they cannot be read."""
+        content: Any = _read_yaml(self.folder / ".hydra" / "hydra.yaml")
+        for key in ("hydra", "runtime", "choices"):
+            content = content.get(key) if isinstance(content, dict) else None
+        return content if isinstance(content, dict) else {}
+
+    def setting(self, key: str) -> Any:
+        """Value of a setting, or the option of a group even if it was not typed; None if it is not known."""
+        return self.settings[key] if key in self.settings else self.choices.get(key)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from the start to the last sign of life."""
+        started, last = (seconds_since(self.status.get(key)) for key in ("started", "heartbeat"))
+        return started - last if math.isfinite(started) and last <= started else None
 
     @property
     def monitor(self) -> str:
@@ -197,21 +216,31 @@ def differing_settings(runs: Sequence[Overview]) -> list[str]:
 
 
 def _differing(runs: Sequence[Overview], keys: Iterable[str]) -> list[str]:
-    def differs(key: str) -> bool:
-        return len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1
+    def kinds(*keys: str) -> int:
+        return len({json.dumps([run.setting(key) for key in keys], default=str) for run in runs})
 
-    return [key for key in keys if differs(key)]
+    differing = [key for key in keys if kinds(key) > 1]
+    makers = {key.removesuffix(TARGET): key for key in differing if key.endswith(TARGET)}
+    said = [
+        group
+        for group in differing
+        if (maker := makers.get(group.replace("/", "."))) is not None and kinds(maker) == kinds(maker, group)
+    ]
+    return [key for key in differing if key not in said]
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> its last parts, as few as tell it from the others: `model.optimizer.lr` -> `lr`."""
+    """Key -> its last parts, as few as tell it from the others: `model.optimizer.lr` -> `lr`.
+
+    A `_target_` has the name of what it makes: `model.optimizer._target_` -> `optimizer`.
+    """
     names: dict[str, str] = {}
+    dotted = {key: key.removesuffix(TARGET).replace("/", ".") for key in keys}
     for key in keys:
-        parts = key.replace("/", ".").split(".")
+        parts = dotted[key].split(".")
         for count in range(1, len(parts) + 1):
             names[key] = ".".join(parts[-count:])
-            others = (f".{other.replace('/', '.')}" for other in keys if other != key)
-            if not any(other.endswith(f".{names[key]}") for other in others):
+            if not any(f".{dotted[other]}".endswith(f".{names[key]}") for other in keys if other != key):
                 break
     return names
 
