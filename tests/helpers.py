@@ -261,3 +261,13 @@ def swapped_profile() -> bytes:
     """A colour profile that takes red for green."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return srgb.replace(b"rXYZ", b"XXXX").replace(b"gXYZ", b"rXYZ").replace(b"XXXX", b"gXYZ")
+
+
+def damaged_jpeg() -> bytes:
+    """A photograph that decoders read with wrong pixels from its middle on."""
+    file = io.BytesIO()
+    photograph(1).save(file, "JPEG")
+    content = bytearray(file.getvalue())
+    middle = len(content) * 2 // 3
+    content[middle : middle + 4] = b"\xff\xd0\xff\xd0"
+    return bytes(content)

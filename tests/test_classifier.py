@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import draw_classes, photograph, swapped_profile
+from helpers import damaged_jpeg, draw_classes, photograph, swapped_profile
 from PIL import Image
 from torchvision.transforms.v2 import RandomErasing
 
@@ -313,14 +314,26 @@ def test_random_transforms_repeat_and_leave_the_generators_alone(trained):
         assert all(result == one for result in pool.map(classifier.predict, [arrays] * 16))
 
 
-def test_damaged_images_are_warned_about(classifier, caplog):
-    content = bytearray(encoded(photograph(1), "JPEG"))
-    middle = len(content) * 2 // 3
-    content[middle : middle + 4] = b"\xff\xd0\xff\xd0"
+def test_damaged_images_have_a_warning(classifier, caplog):
+    """In threads as well: two files of one size have one name."""
+    good, damaged = CONTENTS["jpeg"], damaged_jpeg()
+    assert len(good) == len(damaged)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        classifier.predict(bytes(content))
-    assert "is damaged inside, and read with wrong pixels" in caplog.text
+        prediction = classifier.predict(damaged)
+    assert prediction.warning.startswith("damaged inside, and read with wrong pixels: ")
+    assert f"an image of {len(damaged)} bytes is {prediction.warning}" in caplog.text
+    assert repr(prediction).endswith(f", warning={prediction.warning!r})")
+    assert "damaged inside" in prediction._repr_html_()
+    with ThreadPoolExecutor(8) as pool:
+        warned = [each.warning is not None for each in pool.map(classifier.predict, [good, damaged] * 20)]
+    assert warned == [False, True] * 20
+
+
+def test_a_truncated_image_is_said_once(classifier, caplog):
+    prediction = classifier.predict(CUT, on_error="return")
+    assert "image file is truncated" in prediction.error
+    assert (prediction.warning, caplog.text) == (None, "")
 
 
 def test_a_prediction_shows_itself(classifier, files):
@@ -332,6 +345,24 @@ def test_a_prediction_shows_itself(classifier, files):
     flagged = Prediction("cat", 0.5, {"cat": 0.5, "dog": 0.5}, [("cat", 0.5)], accepted=False, set=["cat", "dog"])
     assert repr(flagged) == "Prediction('cat', 0.5000, accepted=False, set=['cat', 'dog'])"
     assert "Flagged for review" in flagged._repr_html_()
+
+
+def test_a_classifier_shows_itself(classifier, trained):
+    best = trained.dir / "checkpoints" / "best.ckpt"
+    assert repr(classifier) == f"Classifier(TinyNet, 3 classes (blue, green, red), images of 16x16, cpu, {best})"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (None, "takes one path: a run folder, a checkpoint, a .safetensors file of ml-export, or 'latest'. Got None"),
+        (["a.ckpt", "b.ckpt"], "For an ensemble, load each of them, or type ml-inference 'ckpt_path=[A,B]'"),
+        (3, "Got 3 (int)."),
+    ],
+)
+def test_what_is_not_a_path_is_said(path, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        imago.load_classifier(path)
 
 
 def test_a_device_that_is_not_there_is_said(trained):

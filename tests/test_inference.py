@@ -2,18 +2,20 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, draw_classes, type_command, write_mnist
+from helpers import REPO, SMALL, damaged_jpeg, draw_classes, photograph, type_command, write_mnist
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import imago
+from imago.data.decode import read_image
 from imago.model.networks import TinyNet
 
 NAMES = ("blue", "green", "red")
@@ -94,13 +96,24 @@ def test_files_globs_and_lists(infer, photos, tmp_path):
 
 def test_a_bad_file_is_a_row_with_its_error_and_an_exit_status(infer, photos):
     (photos / "deep" / "red" / "bad.png").write_bytes(b"")
+    (photos / "deep" / "red" / "damaged.jpg").write_bytes(damaged_jpeg())
+    truncated = photos / "deep" / "red" / "truncated.jpg"
+    photograph(1).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-200])
     run = infer(f"source={photos}")
     assert run.exit_code == 1
-    assert "1 of the images could not be read. All others were predicted" in run.output
+    assert "2 images could not be read. All others were predicted" in run.output
+    assert run.json("status.json")["status"] == "completed"  # it has done its work, and says what is missing
     assert "bad.png: the file is empty" in run.error
     assert "bad.png" in run.text("summary.txt")
     found = {row["path"]: row for row in rows(run)}
-    assert len(found) == 7
+    assert len(found) == 9
+    warnings = {path: row["warning"] for path, row in found.items() if row["warning"]}
+    assert list(warnings) == ["deep/red/damaged.jpg"]
+    assert warnings["deep/red/damaged.jpg"].startswith("damaged inside, and read with wrong pixels: ")
+    assert found["deep/red/damaged.jpg"]["prediction"]
+    assert "truncated" in found["deep/red/truncated.jpg"]["error"]
+    assert "truncated.jpg is damaged inside" not in run.output  # an error says enough
     assert "the file is empty" in found["deep/red/bad.png"]["error"]
     assert found["deep/red/bad.png"]["prediction"] == found["deep/red/bad.png"]["prob_red"] == ""
     assert found["deep/red/000.png"]["error"] == ""
@@ -203,6 +216,9 @@ def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, traine
         assert {name: float(row[f"prob_{name}"]) for name in NAMES} == prediction.probabilities
         assert (int(row["accepted"]), row["set"].split(" | ")) == (prediction.accepted, prediction.set)
     assert {prediction.accepted for prediction in predictions} == {True, False}
+    export = tmp_path / "server.safetensors"
+    assert command("export", f"ckpt_path={copy}", f"output={export}").exit_code == 0
+    assert imago.load_classifier(export, calibrated=True).predict(files, batch_size=8) == predictions
     with pytest.raises(ValueError, match="There is no calibration"):
         imago.load_classifier(copy / "checkpoints" / "last.ckpt", calibrated=True)
 
@@ -269,7 +285,7 @@ def test_grey_networks_see_grey_images(command, tmp_path, photos):
 
 
 @pytest.mark.quick
-def test_exported_weights_stand_alone(command, trained):
+def test_exported_weights_stand_alone(command, trained, tmp_path, monkeypatch):
     run = command("export", f"ckpt_path={trained.dir}")
     assert run.exit_code == 0, run.output
     path = run.dir / "model_only.safetensors"
@@ -292,6 +308,80 @@ def test_exported_weights_stand_alone(command, trained):
     refused = command("eval", f"ckpt_path={path}")
     assert "model.net.weights=" in refused.output
     assert refused.exit_code == 1
+    _the_code_of_the_docs_gives_the_same(path, trained.dir, tmp_path, monkeypatch)
+
+
+def _the_code_of_the_docs_gives_the_same(export, run, folder, monkeypatch) -> None:
+    """That of docs/inference.md for a server without Imago."""
+    code = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "inference.md").read_text(), re.DOTALL)[-1]
+    photos = draw_classes(folder / "PHOTOS", {"red": 5})
+    photograph(3, 131).crop((0, 0, 131, 96)).save(photos / "red" / "wide.png")
+    exif = Image.Exif()
+    exif[274] = 6  # orientation
+    photograph(4, 90).crop((0, 0, 45, 90)).save(photos / "red" / "turned.jpg", exif=exif)
+    shutil.copy(export, folder / "model_only.safetensors")
+    monkeypatch.chdir(folder)
+    server: dict = {"TinyNet": TinyNet}
+    exec(code.replace("torchvision.models.resnet18(num_classes=len(", "TinyNet(num_classes=len("), server)
+    classifier = imago.load_classifier(run)
+    for file in sorted(photos.rglob("*.*")):
+        ours = classifier.transform([read_image(file)], classifier.image_size)["image"][0]
+        theirs = server["preprocess"](str(file))
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6), file
+    expected = list(classifier.predict(photos / "red" / "000.png").probabilities.values())
+    assert server["probabilities"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_export_predicts_as_its_checkpoint_does(command, infer, trained, photos, tmp_path):
+    """To the bit, and it tells nothing of the data."""
+    export = tmp_path / "server" / "red.safetensors"
+    assert command("export", f"ckpt_path={trained.dir}", f"output={export}").exit_code == 0
+    files = sorted(photos.rglob("[!.]*.png"))
+    predictions = imago.load_classifier(export).predict(files)
+    assert predictions == imago.load_classifier(trained.dir).predict(files)
+    with safe_open(export, "pt") as file:
+        text = json.dumps(file.metadata())
+    for secret in (str(trained.dir), str(tmp_path), trained.checkpoint("best")["imago"]["data"]["fingerprint"]):
+        assert secret not in text
+    run = infer(f"source={photos}", ckpt_path=export)
+    assert run.exit_code == 0, run.output
+    assert [list(each.probabilities.values()) for each in predictions] == probabilities(run).tolist()
+    refused = infer("split=val", ckpt_path=export)
+    assert (refused.exit_code, "is an export, which does not say where its data are" in refused.output) == (1, True)
+    with pytest.raises(ValueError, match=r"There is no calibration in .*red\.safetensors"):
+        imago.load_classifier(export, calibrated=True)
+
+
+def test_exports_of_strangers_execute_nothing(command, trained, tmp_path, monkeypatch):
+    export, changed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert command("export", f"ckpt_path={trained.dir}", f"output={export}").exit_code == 0
+    weights = load_file(export)
+    with safe_open(export, "pt") as file:
+        metadata = file.metadata()
+    monkeypatch.setattr("os.system", lambda *_: pytest.fail("it was executed"))
+
+    def refusal(**entries: str) -> str:
+        save_file(weights, changed, {key: value for key, value in (metadata | entries).items() if value})
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            imago.load_classifier(changed)
+        return str(error.value)
+
+    entry = json.loads(metadata["imago"])
+    evil = entry["config"].replace("imago.model.TinyNet", "os.system")
+    assert "os.system (model.net), which is not on the allow-list" in refusal(
+        imago=json.dumps(entry | {"config": evil})
+    )
+    assert "its class names are not a list" in refusal(class_names='"ant"')
+    assert "has control characters" in refusal(class_names='["a\\u001b[2J", "b", "c"]')
+    assert "its metadata are not JSON" in refusal(imago="{")
+    assert "has no config" in refusal(imago="[]")
+    assert "its config is not text" in refusal(imago=json.dumps(entry | {"config": None}))
+    assert "install a newer one" in refusal(imago=json.dumps(entry | {"schema": 99}))
+    assert "contains weights only" in refusal(imago="")
+    assert "does not fit the network" in refusal(class_names='["a", "b", "c", "d"]')
+    changed.write_bytes(export.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="is damaged, or not a safetensors file"):
+        imago.load_classifier(changed)
 
 
 def test_exported_weights_can_be_trained_on(train, command, tmp_path):
@@ -333,4 +423,4 @@ def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, train
     run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}/list.csv")
     assert [row["label"] for row in rows(run)] == ["red", ""]
     assert "list.csv: 'Rouge': not a class of the checkpoint" in run.output
-    assert "of the 1 images whose label is a class" in run.output
+    assert "of the 1 image with a label that is a class" in run.output

@@ -302,7 +302,7 @@ def test_the_python_of_inference_runs(page, workplace, capsys):
 
 def test_the_web_service_of_the_docs_answers(workplace):
     testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI and httpx are not installed")
-    _, code = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "inference.md").read_text(), re.DOTALL)
+    _, code, _ = re.findall(r"```python\n(.*?)```", (REPO / "docs" / "inference.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 12
     service: dict[str, Any] = {}
     exec(code, service)

@@ -9,7 +9,7 @@ __all__, __getattr__ = lazy_exports(
         "checkpoint.read": ["read_checkpoint"],
         "cli.command": ["TaskError"],
         "errors": ["UserError"],
-        "evaluation.classifier": ["load_classifier"],
+        "evaluation.loading": ["load_classifier"],
         "evaluation.functions": ["classification_report", "confusion_matrix"],
         "train": [],  # a module that can be called
     },

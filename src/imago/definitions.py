@@ -10,6 +10,8 @@ __version__ = "0.2.0"
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Signals by which job schedulers stop a run; Ctrl-C is handled separately."""
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, as in shells
+EXPORT_SUFFIX = ".safetensors"
+"""Suffix of the file of `ml-export`."""
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Batch = dict[str, Any]

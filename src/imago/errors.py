@@ -25,6 +25,10 @@ class DivergenceError(UserError, FloatingPointError):
     """The loss is no longer finite."""
 
 
+class IncompleteError(UserError):
+    """A command has done its work, but not for everything: its run is `completed`, and its exit status is 1."""
+
+
 TOO_SMALL = "The images are too small for this network. Type a larger data.image_size="
 REMEDIES = {  # part of a library's message -> what to type
     "OutOfMemoryError": "The device is out of memory. Type a smaller data.batch_size=, or trainer=amp",

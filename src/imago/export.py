@@ -4,8 +4,8 @@ ml-export ckpt_path=RUN
 ml-export ckpt_path=latest output=ants.safetensors
 """
 
-import json
-from dataclasses import dataclass
+import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from omegaconf import DictConfig
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
 from imago.cli.typed_words import check_choice
+from imago.config.carried import prediction_config
 from imago.config.checks import check_from_checkpoint
 from imago.config.invocation import Invocation
 from imago.config.root import KeptRoot
 from imago.errors import UserError
 from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("safetensors",)
 
@@ -46,13 +49,12 @@ def check_export(cfg: DictConfig, invocation: Invocation) -> None:
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Write the network's own tensors, under its own names, and what is needed to use them as metadata."""
-    from safetensors.torch import save_file
-
+    from imago.checkpoint.exported import export_entry, write_export
     from imago.checkpoint.read import read_checkpoint
-    from imago.evaluation.classifier import Classifier, check_own_code
+    from imago.evaluation.classifier import Classifier
     from imago.evaluation.console import show_written
     from imago.evaluation.from_config import seen_images
-    from imago.files import atomic_write
+    from imago.evaluation.loading import check_own_code
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
     classifier = Classifier.from_config(cfg, checkpoint, cfg.ckpt_path, check_own_code(checkpoint))
@@ -62,11 +64,23 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         "versions": classifier.checkpoint["versions"],
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
+    metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), _calibration(cfg, checkpoint))
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
-    tensors = {name: tensor.contiguous().clone() for name, tensor in classifier.model.net.state_dict().items()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+    write_export(classifier.model.net.state_dict(), metadata, path)
     show_written(path)
+
+
+def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The calibration of the checkpoint, as plain types; None if it has none, or one for another transform."""
+    from imago.evaluation.calibration import calibration_of, file_beside
+
+    if not file_beside(Path(cfg.ckpt_path)).is_file():
+        return None
+    try:
+        return asdict(calibration_of(checkpoint["imago"], cfg.data, Path(cfg.ckpt_path)))
+    except UserError as error:
+        log.warning("The export has no calibration: %s", error)
+        return None
 
 
 main = Command(

@@ -19,8 +19,10 @@ from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
-from imago.errors import UserError
+from imago.definitions import EXPORT_SUFFIX
+from imago.errors import IncompleteError, UserError
 from imago.run.folder import RunFolder
+from imago.terminal import counted
 
 if TYPE_CHECKING:
     from imago.data.images import Images
@@ -55,6 +57,9 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
         raise UserError(f"source={cfg.source} and split={cfg.split}: type only one of them.")
+    exports = [path for path in (cfg.ckpt_path if several else [cfg.ckpt_path]) if Path(path).suffix == EXPORT_SUFFIX]
+    if cfg.source is None and exports:
+        raise UserError(f"{exports[0]} is an export, which does not say where its data are. Type source=PHOTOS.")
     if cfg.source is not None and cfg.data.get("relabel") is not None and "data.relabel" in invocation.keys:
         raise UserError(
             f"data.relabel={cfg.data.relabel} is for the splits of the data. With source=, labels come from the "
@@ -91,14 +96,14 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
 
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Load the checkpoints, predict, and write `predictions.csv` (for a split, `predictions_<split>.csv`)."""
-    from imago.data.decode import BadImageError
+    from imago.evaluation.calibration import calibration_of
     from imago.evaluation.console import show_predictions, show_written
     from imago.evaluation.predict import predict
     from imago.training.build import build_predictor
 
     files = [Path(path) for path in (cfg.ckpt_path if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path])]
     members = _members(cfg, files)
-    calibration = _calibration(cfg, files[0], members[0]) if cfg.calibrated else None
+    calibration = calibration_of(members[0].checkpoint, cfg.data, files[0]) if cfg.calibrated else None
     trainer = build_predictor(cfg, run)
     bad: dict[str, str] = {}
     for name, images in _images(cfg, members, files, run.invocation).items():
@@ -117,10 +122,10 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
             for file in written:
                 show_written(file)
     if bad:
-        run.sections["Results"] = {"unreadable": f"{len(bad)} images\n" + "\n".join(bad.values())}
+        run.sections["Results"] = {"unreadable": f"{counted(len(bad), 'image')}\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
-            raise BadImageError(
-                f"{len(bad)} of the images could not be read. All others were predicted.\n  "
+            raise IncompleteError(
+                f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  "
                 + "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
                 + "\nTo end with exit status 0 in spite of this, type data.on_bad_image=skip"
             )
@@ -128,11 +133,12 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
     """Make one classifier from the composed config, with the typed settings; several from their own configs."""
-    from imago.checkpoint.read import read_checkpoint
-    from imago.evaluation.classifier import Classifier, check_own_code, of_checkpoint
+    from imago.checkpoint.exported import read_model
+    from imago.evaluation.classifier import Classifier
+    from imago.evaluation.loading import check_own_code, of_checkpoint
 
     if len(files) == 1:
-        checkpoint = read_checkpoint(files[0])
+        checkpoint = read_model(files[0])
         return [Classifier.from_config(cfg, checkpoint, files[0], check_own_code(checkpoint))]
     members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
     names = members[0].class_names
@@ -163,12 +169,6 @@ def _images(
         check_data(member.checkpoint, data, file)
         data.leave_out_trained(member.checkpoint)
     return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}
-
-
-def _calibration(cfg: DictConfig, file: Path, member: "Classifier") -> Any:
-    from imago.evaluation.calibration import file_beside, key_of, read
-
-    return read(file_beside(file), key_of(member.checkpoint["timestamp"], cfg.data))
 
 
 def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> list[Path]:
@@ -208,9 +208,10 @@ def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Class
     if not known or predictions.accuracy is None:
         return
     seen = {digest for digests in known for digest in digests.tolist()}
-    count, what = sum(digest in seen for digest in digests_of(images)), "the accuracy is too good"
-    if count:
-        log.warning("The checkpoint was trained on %d of the %d images: %s", count, len(images), what)
+    known_images = sum(digest in seen for digest in digests_of(images))
+    if known_images:
+        of = f"{known_images} of the {counted(len(images), 'image')}"
+        log.warning("The checkpoint was trained on %s: the accuracy is too good", of)
 
 
 main = Command(
@@ -218,7 +219,7 @@ main = Command(
     infer_from_config,
     check_inference,
     root=InferenceRoot,
-    arguments=partial(resolve_checkpoint_args, several=True),
+    arguments=partial(resolve_checkpoint_args, predicts=True),
     choices=CHOICES,
 )
 """Command line of `ml-inference`."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from imago.checkpoint.guard import ForeignError, look_over
+from imago.definitions import EXPORT_SUFFIX
 from imago.errors import MissingFileError, UserError
 from imago.files import MISFIT, fitting
 from imago.run.folder import LATEST, find_run
@@ -26,7 +27,8 @@ RESUMABLE = (LAST, PREVIOUS, "best.ckpt")
 REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy", "progress")
 URL = re.compile(r"\w+://")
 OTHERS = {  # suffix of a foreign file -> what it is
-    ".safetensors": "contains weights only. To train with them, type model.net.weights=PATH",
+    EXPORT_SUFFIX: "contains weights only. To predict with an export of ml-export, type ml-inference, or use "
+    "imago.load_classifier. To train with the weights, type model.net.weights=PATH",
     ".onnx": "is an ONNX model",
     ".h5": "is a Keras model",
     ".keras": "is a Keras model",
@@ -58,7 +60,8 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
         return path
     best = path / BEST
     if not best.is_file():
-        there = ", ".join(str(file) for file in sorted(path.rglob("*.ckpt"))[:5])
+        files = sorted([*path.rglob("*.ckpt"), *path.rglob(f"*{EXPORT_SUFFIX}")])
+        there = ", ".join(map(str, files[:5]))
         raise UserError(
             f"{key}={path} is a folder without checkpoints/best.ckpt. Type a run folder or a file"
             + (f"; it has {there}" if there else "")
@@ -89,7 +92,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False, key: str = KEY) -> Che
         raise UserError(f"{key}={path} {_what_it_is(path, str(error))}") from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "imago"} <= checkpoint.keys():
         raise UserError(f"{key}={path} is not a checkpoint of Imago: it {_whose(checkpoint)}")
-    _check_entry(checkpoint, f"{key}={path}")
+    check_entry(checkpoint, f"{key}={path}")
     weights = checkpoint["state_dict"]
     if fitting(getattr(weights, "_metadata", {}), {"*": {"*": (int, str)}}) is MISFIT:  # the versions of layers
         checkpoint["state_dict"] = dict(weights)
@@ -120,7 +123,7 @@ def last_readable(folder: Path) -> Path | None:
     return None
 
 
-def _check_entry(checkpoint: Checkpoint, where: str) -> None:
+def check_entry(checkpoint: Checkpoint, where: str) -> None:
     """Raise ValueError unless the entry `imago` has the expected types. It may come from a stranger."""
     entry, weights = checkpoint["imago"], checkpoint["state_dict"]
     schema = entry.get("schema") if isinstance(entry, dict) else None

@@ -27,12 +27,12 @@ from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.definitions import STOPPING, TERMINATED
-from imago.errors import UserError, message_of
+from imago.errors import IncompleteError, UserError, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
 from imago.run.logs import logging_to
-from imago.terminal import plain, say
+from imago.terminal import counted, plain, say
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
             "Type another folder: hydra.run.dir=, or hydra.sweep.dir= with -m."
         )
     say(
-        f"{run.path} contains a finished run ({run.former.get('epoch')} epochs): nothing to do. "
+        f"{run.path} contains a finished run ({counted(run.former.get('epoch', 0), 'epoch')}): nothing to do. "
         f"For more epochs type {_resume_word(run)} trainer.max_epochs="
     )
     return FinishedRun(run.path, run.former.get("best_value"))
@@ -234,7 +234,7 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
         raise KeyboardInterrupt from error
     log.debug("The run failed", exc_info=error)
     message = f"The program exited: {error.code}" if isinstance(error, SystemExit) else message_of(error)
-    _record(run, "failed", message)
+    _record(run, "completed" if isinstance(error, IncompleteError) else "failed", message)
     raise TaskError(masked(plain(message))) from error
 
 

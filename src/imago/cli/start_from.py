@@ -55,10 +55,10 @@ def plain_args(words: list[str]) -> Arguments:
     return Arguments(words)
 
 
-def resolve_checkpoint_args(words: list[str], several: bool = False) -> Arguments:
+def resolve_checkpoint_args(words: list[str], predicts: bool = False) -> Arguments:
     """The command line with the files that `ckpt_path=` stands for; their config is made an option of each group.
 
-    With `several`, a list of them may be typed; the first one's config is taken.
+    For a command that `predicts`, it may be an export, or a list, of which the first one's config is taken.
 
     Raises:
         ValueError: There is no `ckpt_path=`, or nothing that can be read.
@@ -81,12 +81,13 @@ def resolve_checkpoint_args(words: list[str], several: bool = False) -> Argument
             "For an ensemble use ml-inference 'ckpt_path=[A,B]'"
         )
     value = override.value()
-    if isinstance(value, list) and not several:
+    if isinstance(value, list) and not predicts:
         raise UserError(f"ckpt_path must be one checkpoint, got {words[at]}. For an ensemble use ml-inference.")
     names = [str(name) for name in value] if isinstance(value, list) else [str(value)]
     if value in (None, []) or "" in names:
         raise UserError("ckpt_path is missing. Type ckpt_path=RUN (a run folder), ckpt_path=latest, or a file")
 
+    from imago.checkpoint.exported import read_model
     from imago.checkpoint.read import find_checkpoint, read_checkpoint
     from imago.checkpoint.signing import is_signed
 
@@ -94,7 +95,7 @@ def resolve_checkpoint_args(words: list[str], several: bool = False) -> Argument
     files = [find_checkpoint(name, log_dir) for name in names]
     if LATEST in names:
         say(f"ckpt_path=latest: {files[names.index(LATEST)]}")
-    checkpoint = read_checkpoint(files[0])
+    checkpoint = read_model(files[0]) if predicts else read_checkpoint(files[0])
     own = is_signed(checkpoint)
     register_checkpoint_options(read_checkpoint_config(checkpoint["imago"].get("config"), files[0], own))
     quoted = [for_hydra(str(file)) for file in files]

@@ -1,5 +1,6 @@
 """The config in a checkpoint: written as text, and read as possibly untrusted text."""
 
+import copy
 import logging
 import re
 from collections.abc import Sequence
@@ -39,6 +40,15 @@ OF_THE_MACHINE: dict[str, dict[str, Any]] = {
 """Settings that an untrusted config cannot change."""
 FOR_SCORING = ("imago.callbacks.MetricsCallback", "imago.callbacks.progress_bar")
 """Callbacks that evaluation needs."""
+FOR_PREDICTION = (
+    *("image_size", "fit", "fill", "range", "icc", "eval_transform", "transform"),
+    *("batch_size", "num_workers", "on_bad_image"),
+)
+"""Settings of the data group that prediction needs."""
+PLAIN_LOSS = {
+    "_target_": "imago.model.CriterionsComposition",
+    "criterions": {"ce": {"_target_": "torch.nn.CrossEntropyLoss"}},
+}
 RESERVED = ("defaults", "hydra")
 """Keys that Hydra interprets while it composes."""
 KEY = re.compile(r"[^@/$\x00-\x1f\x7f]+")
@@ -57,6 +67,22 @@ def checkpoint_config(cfg: DictConfig) -> str:
     kept = {key: content[key] for key in (*GROUPS, *ROOT_KEYS) if content.get(key) is not None}
     kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in TRAINER_COMMAND_KEYS}
     return OmegaConf.to_yaml(OmegaConf.create(_portable(cfg, kept, "")))
+
+
+def prediction_config(cfg: DictConfig) -> str:
+    """Return the YAML text of what `cfg` needs to predict: network, preprocessing and batch size. The losses are plain,
+    and the folders of the data are not in it."""
+    kept = copy.deepcopy(cfg)
+    OmegaConf.set_struct(kept, False)
+    for group in ("data", "model", "callbacks"):
+        OmegaConf.resolve(kept[group])
+    kept.data = {key: kept.data[key] for key in FOR_PREDICTION if key in kept.data}
+    kept.model.update({"criterions": PLAIN_LOSS, "class_weights": None, "init_from": None})
+    kept.trainer.default_root_dir = "${paths.output_dir}"
+    kept.params, kept.report = {}, {}
+    if "metrics" in kept.callbacks:
+        del kept.callbacks["metrics"]
+    return checkpoint_config(kept)
 
 
 def _portable(cfg: DictConfig, value: Any, key: str) -> Any:

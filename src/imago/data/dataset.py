@@ -19,8 +19,8 @@ from imago.randomness import derive_seed, seeded
 class ImageDataset(Dataset[Batch]):
     """Dataset of the images of a split, indexed by (epoch, index).
 
-    With `keep_bad`, an unreadable image is black, and its `bad` says why. `draw_key` makes the 64-bit key of an image's
-    random numbers from ("augmentation", seed, epoch, number of the image).
+    With `keep_bad`, an unreadable image is black, and its `bad` says why; `damage` says what is damaged inside a JPEG.
+    `draw_key` makes the 64-bit key of an image's random numbers from ("augmentation", seed, epoch, image number).
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ImageDataset(Dataset[Batch]):
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
         if damaged := damaged_files():
             sample["damaged"] = damaged
-        return sample | ({"bad": error} if self.keep_bad else {})
+        return sample | ({"bad": error, "damage": "; ".join(damaged.values())} if self.keep_bad else {})
 
     def augmented(self, index: int, draw_key: int) -> Tensor:
         """Return the image after crop and pixel stages, (channels, height, width); `draw_key` seeds generators."""
@@ -113,15 +113,15 @@ def bad_image(error: str) -> BadImageError:
 def collate(samples: list[Batch] | Batch) -> Batch:
     """Make a batch: `image` uint8 (n, channels, height, width), `label`, `index` int64 (n,), and `epoch`; or `error`.
 
-    If bad images are kept, `bad` has a text for each image, empty for a good one; `damaged` tells the loader which
-    files are damaged inside.
+    If bad images are kept, `bad` and `damage` have a text for each image: why it cannot be read, and what is damaged
+    inside one that can; empty for a good one. `damaged` tells the loader which files are damaged inside.
     """
     if isinstance(samples, dict):
         return samples  # already a whole batch
     for sample in samples:
         if "error" in sample:
             return sample
-    extras: Batch = {"bad": [sample["bad"] for sample in samples]} if "bad" in samples[0] else {}
+    extras: Batch = {key: [sample[key] for sample in samples] for key in ("bad", "damage") if key in samples[0]}
     if damaged := {path: what for sample in samples for path, what in sample.get("damaged", {}).items()}:
         extras["damaged"] = damaged
     return extras | {

@@ -40,20 +40,26 @@ class NotDecodedError(UserError):
     """No decoder of `FORMATS` knows the file; the message says what it is."""
 
 
-def read_image(source: str | Path | BinaryIO, name: str | None = None, decoding: Decoding = PLAIN) -> Tensor:
+def read_image(
+    source: str | Path | BinaryIO,
+    name: str | None = None,
+    decoding: Decoding = PLAIN,
+    damage: dict[str, str] = _damaged,
+) -> Tensor:
     """Read an image file as uint8 (3, height, width) in sRGB, upright by its EXIF orientation.
 
     Grey, palette and CMYK images are converted, 16-bit ones scaled to 8 bits, transparent ones laid on white, and
     colours converted by the file's colour profile.
 
-    `name` is the name of the image in messages.
+    `name` is the name of the image in messages. If a JPEG is damaged inside, `damage` gets its name -> what is wrong;
+    by default, `damaged_files` will return that.
 
     Raises:
         BadImageError: The file is empty, truncated, too large, no image, or has pixels that decoders read wrongly.
     """
     name = name or str(source)
-    with naming_errors(source, name), open_regular_file(source) as file, open_image(file) as image:
-        pixels = _jpeg(file, image, name, decoding)
+    with naming_errors(source, name, damage), open_regular_file(source) as file, open_image(file) as image:
+        pixels = _jpeg(file, image, name, decoding, damage=damage)
         return pixels if pixels is not None else _pixels(file, image, decoding)
 
 
@@ -111,7 +117,14 @@ def _is_usual_jpeg(image: Image.Image) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
-def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, part: int = 1) -> Tensor | None:
+def _jpeg(
+    file: BinaryIO,
+    image: Image.Image,
+    name: str,
+    decoding: Decoding,
+    part: int = 1,
+    damage: dict[str, str] = _damaged,
+) -> Tensor | None:
     """Decode a JPEG whose header Pillow accepts: bit-identical to Pillow, in less time; with `part` 2, 4 or 8, to one
     of every `part` x `part` pixels.
 
@@ -128,7 +141,7 @@ def _jpeg(file: BinaryIO, image: Image.Image, name: str, decoding: Decoding, par
         pixels = simplejpeg.decode_jpeg(content, "RGB", **sizes)
     except ValueError as error:
         if _is_damaged_inside(content):
-            _damaged[name] = str(error)
+            damage[name] = str(error)
         return None
     if "icc_profile" in image.info and decoding.icc:
         grey = image.mode == "L"
@@ -161,11 +174,6 @@ def damage(content: bytes) -> str:
 def note_damage(found: dict[str, str]) -> None:
     """Add to the files that `damaged_files` will return."""
     _damaged.update(found)
-
-
-def pop_damage(name: str) -> str:
-    """Return what is damaged inside the JPEG `name` that was decoded last, once; empty if nothing is."""
-    return _damaged.pop(name, "")
 
 
 def damaged_files() -> dict[str, str]:
@@ -233,13 +241,17 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 
 @contextmanager
-def naming_errors(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
-    """Turn every error inside the context into a BadImageError that names `name`; `source` is the file."""
+def naming_errors(source: str | Path | BinaryIO, name: str, damage: dict[str, str] = _damaged) -> Iterator[None]:
+    """Turn every error inside the context into a BadImageError that names `name`; `source` is the file.
+
+    What was noted of the file in `damage` is removed: the error says enough.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise _bad(name, "no such file") from error
     except Exception as error:  # Pillow's decoders raise errors of any type on damaged files
+        damage.pop(name, None)
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
         passing &= not _leads_nowhere(source)
         raise _bad(name, str(error) or type(error).__name__, lasting=not passing) from error

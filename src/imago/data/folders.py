@@ -9,7 +9,7 @@ from imago.data.images import ImageSets
 from imago.data.tree import SUFFIXES, class_name, files_below, is_image, subfolders, walk
 from imago.definitions import SPLIT_NAMES
 from imago.errors import MissingFileError, UserError
-from imago.terminal import shortened
+from imago.terminal import counted, shortened
 
 MOST_LISTED = 20  # names in a message
 
@@ -73,9 +73,8 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
             count = sum(is_image(file.name) for name in unknown for file in files_below(classes[name]))
             tree.no_class[split] = count
             meant = _meant(unknown, class_names)
-            tree.notes.append(
-                f"{count} images of {split} are in folders that are not a class: {_listed(unknown)}.{meant}"
-            )
+            are = f"{counted(count, 'image')} of {split} {'is' if count == 1 else 'are'}"
+            tree.notes.append(f"{are} in folders that are not a class: {_listed(unknown)}.{meant}")
     if not classes_of:
         there = sorted({path.name for folder in (root, *_named_splits(root).values()) for path in subfolders(folder)})
         raise UserError(

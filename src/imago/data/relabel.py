@@ -14,7 +14,7 @@ from typing import Any
 from imago.data.images import ImageSets, class_counts
 from imago.data.tree import class_name
 from imago.errors import MissingFileError, UserError
-from imago.terminal import shortened
+from imago.terminal import counted, shortened
 
 MOST_LISTED = 20  # classes in a message
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # spreadsheets call it "Unicode text"
@@ -166,7 +166,7 @@ def _unknown_path(sets: ImageSets, file: Path, line: int, path: str, count: int)
     by_path = [other for other in known if f"/{other}".endswith(asked) or asked.endswith(f"/{other}")]
     alike = by_path or [other for other in known if PurePosixPath(other).name == PurePosixPath(asked).name]
     meant = f" Did you mean {alike[0]}?" if len(alike) == 1 else ""
-    more = f" ({count - 1} more such lines)" if count > 1 else ""
+    more = f" ({counted(count - 1, 'more such line')})" if count > 1 else ""
     return (
         f"data.relabel={file}, line {line}: {path} is not an image of {sets.root}{more}.{meant} Give paths as in "
         f"reports/predictions_train.csv of a run.{_hint(path)}"

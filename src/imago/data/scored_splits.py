@@ -12,7 +12,7 @@ from imago.data.images import Images, ImageSets, class_counts, digests_of, most_
 from imago.data.transfer import CopyingDataModule
 from imago.definitions import SPLITS
 from imago.errors import UserError
-from imago.terminal import CONTROL, shortened
+from imago.terminal import CONTROL, counted, shortened
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ScoredSplits(CopyingDataModule):
             ("{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)),
         ):
             if paths:
-                files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
+                files = counted(len(paths), "file")
                 notes.append(f"{what.format(files)}: {shortened(paths)}")
         return notes
 

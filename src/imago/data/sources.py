@@ -14,7 +14,7 @@ from imago.data.decode import read_image
 from imago.data.images import Images, file_digest
 from imago.data.tree import SUFFIXES, files_below, folders_of_class, is_image, label_of
 from imago.errors import MissingFileError, UserError
-from imago.terminal import shortened
+from imago.terminal import counted, shortened
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 def _say_others(source: str, paths: Sequence[str]) -> None:
     if paths:
-        files = f"{len(paths)} file{'s' if len(paths) > 1 else ''}"
+        files = counted(len(paths), "file")
         log.warning("source=%s: skipped %s (not an image, or hidden): %s", source, files, shortened(paths, MOST_NAMED))
 
 

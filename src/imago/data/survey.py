@@ -24,7 +24,7 @@ from imago.data.transforms import ImageTransform
 from imago.errors import UserError
 from imago.files import write_text
 from imago.resources import usable_cores
-from imago.terminal import shortened
+from imago.terminal import counted, shortened
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,9 @@ def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     """Leave the unreadable images out of `sets`; return their errors, sorted."""
     errors: list[str] = []
     for name, images in sets.splits.items():
-        log.info("data.on_bad_image=skip: checking the %d images of %s for unreadable ones", len(images), name)
+        log.info(
+            "data.on_bad_image=skip: checking the %s of %s for unreadable ones", counted(len(images), "image"), name
+        )
         reasons = _cached_scan("bad_images", sets.root, images, cache_dir, _reason)
         errors += reasons.values()
         if reasons:
@@ -54,7 +56,7 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
         errors += _cached_scan("headers", sets.root, images, cache_dir, look).values()
     if errors:
         raise BadImageError(
-            f"{len(errors)} files cannot be used as images:\n  "
+            f"{counted(len(errors), 'file')} cannot be used as {'an image' if len(errors) == 1 else 'images'}:\n  "
             + "\n  ".join(sorted(errors)[:MOST_NAMED])
             + (f"\n  and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else "")
             + "\nRepair or remove them, or skip them with data.on_bad_image=skip. "
@@ -108,10 +110,11 @@ def chosen_range(sets: ImageSets, cache_dir: Path) -> int:
     greatest = range_of(max((int(value.partition(" ")[0]) for value in values.values()), default=65535))
     of_colours = [path for path, value in values.items() if value.endswith(COLOURS)]
     if greatest < 65535 and of_colours:
+        have = f"{counted(len(of_colours), 'image')} {'has' if len(of_colours) == 1 else 'have'}"
         raise UserError(
-            f"{len(of_colours)} images have 16 bits per colour, of which 8 are read, but their largest value is "
-            f"{greatest} of 65535 ({shortened(of_colours)}): they would be nearly black. Convert them to 8 bits, "
-            "scaled to the full range. To use them as they are, type data.range=65535"
+            f"{have} 16 bits per colour, of which 8 are read, but the largest value is {greatest} of 65535 "
+            f"({shortened(of_colours)}): they would be nearly black. Convert them to 8 bits, scaled to the full range. "
+            "To use them as they are, type data.range=65535"
         )
     return greatest
 

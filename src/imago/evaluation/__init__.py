@@ -7,7 +7,8 @@ __all__, __getattr__ = lazy_exports(
     {
         "score": ["Predictions", "Score"],
         "calibration": ["Calibration"],
-        "classifier": ["Classifier", "load_classifier"],
+        "classifier": ["Classifier"],
+        "loading": ["load_classifier"],
         "prediction": ["Prediction"],
         "functions": ["classification_report", "confusion_matrix"],
         "evaluate": ["Result"],

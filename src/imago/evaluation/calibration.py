@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from scipy.optimize import minimize_scalar
 
+from imago.checkpoint.exported import is_export
 from imago.errors import UserError
 from imago.evaluation.from_config import looks
-from imago.files import NUMBER, read_json, write_json
+from imago.files import MISFIT, NUMBER, fitting, read_json, write_json
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +154,8 @@ def _helpful_temperature(log_probabilities: Floats, labels: Ints) -> tuple[float
     n, mistakes = len(labels), int((log_probabilities.argmax(axis=1) != labels).sum())
     if mistakes < LEAST_MISTAKES:
         wanted = math.ceil(LEAST_MISTAKES * (n + 2) / (mistakes + 1) / 10) * 10
-        why = f"{mistakes} mistakes on {n} images are too few to fit one; about {wanted} images are needed"
+        few = f"{counted(mistakes, 'mistake')} on {counted(n, 'image')} are too few to fit one"
+        why = f"{few}; about {wanted} images are needed"
         return 1.0, {}, why
     calibrated = np.empty_like(log_probabilities)
     for fold in range(FOLDS):
@@ -231,6 +235,22 @@ def write(calibration: Calibration, path: Path) -> None:
     write_json(path, asdict(calibration))
 
 
+def calibration_of(entry: Mapping[str, Any], data: DictConfig, checkpoint: Path) -> Calibration:
+    """Read the calibration of a checkpoint with the entry `imago` and the settings `data`: that in an export, or the
+    file beside the checkpoint.
+
+    Raises:
+        ValueError: There is none, or it is for another checkpoint or transform.
+    """
+    key = key_of(entry["timestamp"], data)
+    if not is_export(checkpoint):
+        return read(file_beside(checkpoint), key)
+    how = "Type ml-eval ckpt_path=RUN calibrate=true, and then ml-export ckpt_path=RUN again."
+    if entry.get("calibration") is None:
+        raise UserError(f"There is no calibration in {checkpoint}. {how}")
+    return _checked(fitting(entry["calibration"], SHAPE), checkpoint, key, how)
+
+
 def read(path: Path, checkpoint: str) -> Calibration:
     """Read the calibration in a file, for the checkpoint with that `key_of`.
 
@@ -242,9 +262,16 @@ def read(path: Path, checkpoint: str) -> Calibration:
     if not path.is_file():
         raise UserError(f"There is no calibration at {path}. {how}")
     try:
-        calibration = Calibration(**read_json(path, SHAPE))
-    except (OSError, ValueError, TypeError) as error:
+        content = read_json(path, SHAPE)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a calibration ({error}). {how}") from error
+    return _checked(content, path, checkpoint, how)
+
+
+def _checked(content: Any, path: Path, checkpoint: str, how: str) -> Calibration:
+    if content is MISFIT:
+        raise UserError(f"The calibration in {path} is damaged. {how}")
+    calibration = Calibration(**content)
     if calibration.checkpoint != checkpoint:
         raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
     if calibration.why_not is not None:

@@ -3,38 +3,35 @@
 import logging
 import random
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 from torch import Tensor
 
 from imago.checkpoint.fits import check_weights
-from imago.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
-from imago.checkpoint.signing import is_signed
-from imago.config.allow_list import TRANSFORMS, check_targets
-from imago.config.carried import leave_out_training, read_checkpoint_config, without_pretrained
-from imago.config.own_code import allow_imports, is_writable_by_others
-from imago.config.root import PROJECT_ROOT
+from imago.checkpoint.read import Checkpoint
+from imago.config.carried import without_pretrained
 from imago.data.colour import PLAIN, Decoding
-from imago.data.crops import Size
+from imago.data.crops import Size, pair
 from imago.data.decode import BadImageError
 from imago.data.transforms import ImageTransform
-from imago.errors import UserError, message_of
+from imago.errors import UserError
 from imago.evaluation.bounds import check_cost
 from imago.evaluation.from_config import decoding_of, eval_transform_of, image_size_of, make_model
-from imago.evaluation.pixels import FileLike, ImageLike, is_several, read_pixels
+from imago.evaluation.pixels import DAMAGED, FileLike, ImageLike, is_several, read_pixels
 from imago.evaluation.prediction import Prediction
 from imago.model.module import DictModule
+from imago.model.origin import name_of
 from imago.randomness import derive_seed, seeded
+from imago.terminal import counted, shortened
 
 if TYPE_CHECKING:
     from imago.evaluation.calibration import Calibration
@@ -59,6 +56,7 @@ class Classifier:
         checkpoint: The entry `imago` of the checkpoint, which describes its run.
         decoding: How files are decoded.
         calibration: How probabilities are calibrated; None leaves them as the network gives them.
+        file: The checkpoint, for `repr`.
     """
 
     def __init__(
@@ -69,6 +67,7 @@ class Classifier:
         checkpoint: dict[str, Any],
         decoding: Decoding = PLAIN,
         calibration: "Calibration | None" = None,
+        file: str | Path | None = None,
     ) -> None:
         self.model = model.eval()
         self.transform = transform
@@ -76,6 +75,14 @@ class Classifier:
         self.checkpoint = checkpoint
         self.decoding = decoding
         self.calibration = calibration
+        self.file = file
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, pair(self.image_size)))
+        names = f"{counted(len(self.class_names), 'class', 'classes')} ({shortened(self.class_names)})"
+        what = [name_of(self.model.net), names, f"images of {size}", str(self.model.device)]
+        what += ["calibrated"] * (self.calibration is not None) + ([str(self.file)] if self.file is not None else [])
+        return f"Classifier({', '.join(what)})"
 
     @classmethod
     def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint, path: str | Path, is_own: bool) -> "Classifier":
@@ -92,7 +99,7 @@ class Classifier:
         model = make_model(cfg.model, entry["class_names"])
         check_weights(checkpoint, model, path)
         model.load_state_dict(checkpoint["state_dict"])
-        return cls(model, eval_transform_of(cfg.data), size, entry, decoding_of(cfg.data))
+        return cls(model, eval_transform_of(cfg.data), size, entry, decoding_of(cfg.data), file=path)
 
     @property
     def class_names(self) -> list[str]:
@@ -162,19 +169,22 @@ class Classifier:
             predictions += self._predict(batch, len(predictions), top)
         return predictions if several else predictions[0]
 
-    def _read(self, numbered: Iterator[tuple[int, Any]], several: bool, on_error: str) -> list[Tensor | str]:
+    def _read(self, numbered: Iterator[tuple[int, Any]], several: bool, on_error: str) -> list["_Image"]:
         """Read images one by one: uint8 (channels, *image_size), or the message of an error."""
-        read: list[Tensor | str] = []
+        images: list[_Image] = []
         for number, image in numbered:
+            damage: dict[str, str] = {}
             try:
-                read.append(self._seen(read_pixels(image, self.channels, self.decoding), number))
+                pixels = self._seen(read_pixels(image, self.channels, self.decoding, damage), number)
             except BadImageError as error:
                 named = not several or isinstance(image, str | Path)
                 message = str(error) if named else f"images[{number}]: {error}"
                 if on_error == "raise":
                     raise BadImageError(message) from error
-                read.append(message)
-        return read
+                images.append(_Image(None, error=message))
+            else:
+                images.append(_Image(pixels, warning=next((DAMAGED % what for what in damage.values()), None)))
+        return images
 
     def _seen(self, pixels: Tensor, number: int) -> Tensor:
         """Apply the crop and pixel stages to an image, as `ml-inference` does to the image at that position."""
@@ -192,13 +202,13 @@ class Classifier:
         return _repeatable(derive_seed("augmentation", 0, 0, number))
 
     @torch.inference_mode()
-    def _predict(self, batch: list[Tensor | str], first: int, top: int) -> list[Prediction]:
+    def _predict(self, batch: list["_Image"], first: int, top: int) -> list[Prediction]:
         """Predict a batch of images. Unreadable ones keep their place in it, as the bits of the other predictions may
         depend on the size of the batch."""
-        if all(isinstance(image, str) for image in batch):
-            return [Prediction(None, None, error=str(message)) for message in batch]
-        images = [self._black(first + n) if isinstance(image, str) else image for n, image in enumerate(batch)]
-        output = self.model(self.transform.to_batch(images, first, device=self.model.device))
+        if all(image.pixels is None for image in batch):
+            return [Prediction(None, None, error=image.error) for image in batch]
+        pixels = [self._black(first + n) if image.pixels is None else image.pixels for n, image in enumerate(batch)]
+        output = self.model(self.transform.to_batch(pixels, first, device=self.model.device))
         log_probabilities = torch.log_softmax(output["logits"].cpu().double(), dim=1).numpy()
         names = self.class_names
         extra: list[dict[str, Any]] = [{} for _ in batch]
@@ -209,16 +219,25 @@ class Classifier:
             extra = [{"accepted": accepts, "set": inside} for accepts, inside in zip(accepted, sets, strict=True)]
         predictions = []
         for image, best, row, more in zip(batch, output["prediction"].tolist(), log_probabilities, extra, strict=True):
-            if isinstance(image, str):
-                predictions.append(Prediction(None, None, error=image))
+            if image.pixels is None:
+                predictions.append(Prediction(None, None, error=image.error))
                 continue
             shares = np.exp(row).tolist()
             order = np.argsort(-row, kind="stable")[:top].tolist()
             ranked = [(names[index], shares[index]) for index in order]
+            probabilities = dict(zip(names, shares, strict=True))
             predictions.append(
-                Prediction(names[best], shares[best], dict(zip(names, shares, strict=True)), ranked, **more)
+                Prediction(names[best], shares[best], probabilities, ranked, warning=image.warning, **more)
             )
         return predictions
+
+
+class _Image(NamedTuple):
+    """An image after crop and pixel stages, uint8 (channels, *image_size), or why it could not be read."""
+
+    pixels: Tensor | None
+    error: str | None = None
+    warning: str | None = None
 
 
 @contextmanager
@@ -232,74 +251,3 @@ def _repeatable(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def check_own_code(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is the user's own. Its code may then be imported from where it was in training."""
-    if not is_signed(checkpoint):
-        return False
-    for name, folder in checkpoint["imago"].get("own_code", {}).items():
-        if is_writable_by_others(Path(folder)):
-            log.warning(
-                "%s, where %s was imported from in training, can be written by others: it is not used", folder, name
-            )
-        else:
-            allow_imports([name], Path(folder))
-    return True
-
-
-def load_classifier(
-    path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = (), calibrated: bool = False
-) -> Classifier:
-    """Load the classifier in a checkpoint, executing nothing in the file and making only what is known to be harmless.
-
-    Args:
-        path: A checkpoint, a run folder (its best checkpoint), or `latest` (of the runs in logs/).
-        device: Device of the network: `cpu`, `cuda`, …
-        trusted_targets: Prefixes of names in your own code that the config of the checkpoint may use, `["my_net."]`.
-        calibrated: Calibrate the probabilities as `ml-inference calibrated=true` does. Predictions then have `accepted`
-            and `set`. Needs `ml-eval ckpt_path=… calibrate=true` before.
-
-    Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It is not a checkpoint, its config makes something else, it has no calibration, or there is no such
-            device.
-    """
-    file = find_checkpoint(str(path), PROJECT_ROOT / "logs")
-    classifier = of_checkpoint(file, trusted_targets, calibrated)
-    try:
-        classifier.model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device={device!r}: {reason}. It must be cpu, cuda, cuda:0, mps, …") from error
-    return classifier
-
-
-def of_checkpoint(file: Path, trusted_targets: Sequence[str] = (), calibrated: bool = False) -> Classifier:
-    """Make the classifier from the checkpoint's own config, with the calibration beside it if `calibrated`."""
-    from imago.config.resolvers import register_functions  # which imports Hydra, as `make` does
-
-    register_functions()
-    checkpoint = read_checkpoint(file)
-    allow_imports(trusted_targets, Path.cwd())
-    is_own = check_own_code(checkpoint)
-    try:
-        cfg = OmegaConf.create(read_checkpoint_config(checkpoint["imago"].get("config"), file, is_own))
-        leave_out_training(cfg, ("model",))
-        if not is_own:
-            check_targets(cfg, ("model", *TRANSFORMS), trusted_targets)
-            OmegaConf.set_struct(cfg, False)
-            cfg.data.batch_size = None  # `predict` has its own
-            cfg.trusted_targets = list(trusted_targets)
-        calibration = _calibration(cfg, checkpoint, file) if calibrated else None
-        classifier = Classifier.from_config(cfg, checkpoint, file, is_own)
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
-    classifier.calibration = calibration
-    return classifier
-
-
-def _calibration(cfg: DictConfig, checkpoint: Checkpoint, file: Path) -> "Calibration":
-    from imago.evaluation.calibration import file_beside, key_of, read
-
-    return read(file_beside(file), key_of(checkpoint["imago"]["timestamp"], cfg.data))

@@ -72,7 +72,8 @@ def _check_complete(trainer: Trainer, split: str, index: list[int], images: int)
 class Rows:
     """Outputs for n images, in the order of `index`: `prediction` int64 (n,), `logits` (n, classes).
 
-    `losses` are means over the images. `bad` says of each image why it could not be read, or is empty.
+    `losses` are means over the images. Of each image, `bad` says why it could not be read, and `damage` what is damaged
+    inside; empty for good ones.
     """
 
     index: list[int]
@@ -80,6 +81,7 @@ class Rows:
     logits: torch.Tensor
     losses: dict[str, float]
     bad: list[str]
+    damage: list[str]
 
 
 class Collector(Callback):
@@ -87,7 +89,7 @@ class Collector(Callback):
     Trainer that scores or predicts has one."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[str]]] = []
+        self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[list[str]]]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.batches = []
@@ -99,7 +101,8 @@ class Collector(Callback):
     ) -> None:
         index, prediction, logits = (outputs[key].cpu() for key in ("index", "prediction", "logits"))
         losses = {name: float(value) for name, value in outputs["losses"].items()}
-        self.batches.append((index, prediction, logits, losses, outputs.get("bad") or [""] * len(index)))
+        texts = [outputs.get(key) or [""] * len(index) for key in ("bad", "damage")]
+        self.batches.append((index, prediction, logits, losses, texts))
 
     on_predict_batch_end = on_test_batch_end
 
@@ -111,7 +114,8 @@ class Collector(Callback):
         index, prediction, logits = (torch.cat(column) for column in list(zip(*batches, strict=True))[:3])
         means = {name: sum(len(batch[0]) * batch[3][name] for batch in batches) / len(index) for name in batches[0][3]}
         losses = {"loss" if name == "total" else f"loss/{name}": mean for name, mean in means.items()}
-        return Rows(index.tolist(), prediction, logits, losses, [reason for batch in batches for reason in batch[4]])
+        bad, damage = ([text for batch in batches for text in batch[4][column]] for column in range(2))
+        return Rows(index.tolist(), prediction, logits, losses, bad, damage)
 
 
 def collected_rows(trainer: Trainer) -> Rows:

@@ -26,7 +26,7 @@ from imago.files import strict
 from imago.report.content import SCORED_AGAIN
 from imago.report.page import refresh_report
 from imago.run.folder import RunFolder, now
-from imago.terminal import console, shortened
+from imago.terminal import console, counted, shortened
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
         console().print(_table(result))
     for name, score in result.scores.items():
         if score.no_class:
-            of = f"of the {len(score.labels)} images in class folders; {score.no_class} others are not in one"
+            of = f"of the {counted(len(score.labels), 'image')} in class folders; {score.no_class} more not in one"
             console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
             console().print(f"{name}: {describe_calibration(score.metrics['calibrated'])}", highlight=False)
@@ -104,7 +104,7 @@ def show_predictions(answers: Predictions, rows: int, calibration: Calibration |
     """Print the first rows, the accuracy if labels are known, the images of each class, and the speed."""
     if rows:
         shown = list(islice(prediction_rows(answers, calibration), rows))
-        table = Table(title=f"The first {len(shown)} of {len(answers.paths)} predictions")
+        table = Table(title=f"The first {len(shown)} of {counted(len(answers.paths), 'prediction')}")
         for column in ("path", "label", "prediction", "probability"):
             table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
         for row in shown:
@@ -116,7 +116,8 @@ def show_predictions(answers: Predictions, rows: int, calibration: Calibration |
         console().print(table)
     if answers.accuracy is not None:
         labelled = int((answers.is_good & (answers.labels != UNKNOWN)).sum())
-        of = f" of the {labelled} images whose label is a class" if labelled < len(answers.paths) else ""
+        those = f" of the {counted(labelled, 'image')} with a label that is a class"
+        of = those if labelled < len(answers.paths) else ""
         _print(f"accuracy {answers.accuracy:.4f}{of}")
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(answers.log_probabilities))[answers.is_good]
@@ -128,7 +129,8 @@ def show_predictions(answers: Predictions, rows: int, calibration: Calibration |
         _print(f"Predicted: {shortened((f'{name} {count}' for name, count in predicted), MOST_COUNTS)}")
     total, bad = len(answers.paths), int((~answers.is_good).sum())
     unreadable = f"; {bad} could not be read" if bad else ""
-    _print(f"{total} images in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} images per second{unreadable}")
+    speed = f"{seconds:.1f} s, {total / max(seconds, 1e-9):.1f} images per second"
+    _print(f"{counted(total, 'image')} in {speed}{unreadable}")
 
 
 def show_written(path: Path) -> None:
@@ -138,7 +140,9 @@ def show_written(path: Path) -> None:
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
     """Print the calibration that was fitted on val."""
-    lines = [f"Fitted on the {len(val.labels)} images of {val.split}: temperature {calibration.temperature:.4f}"]
+    lines = [
+        f"Fitted on the {counted(len(val.labels), 'image')} of {val.split}: temperature {calibration.temperature:.4f}"
+    ]
     if calibration.why_not is not None:
         lines[0] = f"Probabilities are not changed (temperature 1): {calibration.why_not}"
     if held := calibration.held_out:

@@ -19,6 +19,7 @@ from imago.evaluation.outputs import note_data, show_hyperparameters, write_repo
 from imago.evaluation.score import Score
 from imago.model.module import DictModule
 from imago.run.folder import RunFolder
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ class _Scores:
         run_as = "test" if self.data.scored_split(split) == self.test_is else split
         if run_as not in self._done:
             also = " (also as test)" if run_as == "test" and self.test_is != "test" else ""
-            images = len(self.data.split(split))
-            log.info("Scoring %s%s: %d images", self.data.scored_split(split), also, images)
+            images = counted(len(self.data.split(split)), "image")
+            log.info("Scoring %s%s: %s", self.data.scored_split(split), also, images)
             self._done[run_as] = score(self.trainer, self.model, self.data, run_as)
         return replace(self._done[run_as], asked=split)
 

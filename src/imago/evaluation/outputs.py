@@ -21,6 +21,7 @@ from imago.report.tensorboard import SCORES, show_in_tensorboard
 from imago.report.thumbnails import noteworthy_images, samples, thumbnail
 from imago.run.folder import PNG_WITH_TITLE, PlotOptions, RunFolder, now
 from imago.run.provenance import environment
+from imago.terminal import counted
 
 SHEET = 96  # images of a contact sheet
 LABELS_CHECKED = ("train", "val")
@@ -45,7 +46,7 @@ def write_reports(
     split = score.asked
     title = split if score.split == split else f"{split} (scored on {score.split})"
     absent = f"\nnot in this split: {', '.join(score.absent)}\n" if score.absent else ""
-    report = f"{title}: {len(score.labels)} images, {weights}\n\n{score.report()}{absent}"
+    report = f"{title}: {counted(len(score.labels), 'image')}, {weights}\n\n{score.report()}{absent}"
     write_text(reports / f"classification_report_{split}.txt", report)
     write_json(reports / f"classification_report_{split}.json", score.report(as_dict=True))
     write_json(reports / f"metrics_{split}.json", score.metrics)
@@ -70,7 +71,7 @@ def write_reports(
         return
     first = [thumbnail(scored, index) for index in range(min(len(scored), SHEET // 6))]
     sheet = gallery_figure(
-        first, captions(score, range(len(first))), f"{title}: the first {len(first)} of {len(scored)} images"
+        first, captions(score, range(len(first))), f"{title}: the first {len(first)} of {counted(len(scored), 'image')}"
     )
     show_in_tensorboard(loggers, f"predictions_{split}", sheet, step)
 
@@ -134,6 +135,7 @@ def write_gallery(answers: Predictions, images: Images, path: Path) -> None:
     """Write a contact sheet of the least certain images, with their names, classes, predictions and probabilities."""
     confidence = np.where(answers.is_good, answers.log_probabilities.max(axis=1), np.inf)  # unreadable ones come last
     shown = np.argsort(confidence, kind="stable")[:SHEET].tolist()
-    number = f"{len(shown)} images" if len(shown) == len(images) else f"{len(shown)} of {len(images)} images"
+    total = counted(len(images), "image")
+    number = total if len(shown) == len(images) else f"{len(shown)} of {total}"
     pictures = [thumbnail(images, index) for index in shown]
     save(gallery_figure(pictures, captions(answers, shown), f"{number}, lowest confidence first"), path)

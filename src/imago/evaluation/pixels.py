@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.data.colour import Decoding
-from imago.data.decode import BadImageError, naming_errors, pil_pixels, pop_damage, read_image
+from imago.data.decode import BadImageError, naming_errors, pil_pixels, read_image
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ SHAPES = {
 }
 TO_BYTES = {"array": "image.tobytes()", "tensor": "image.numpy().tobytes()"}
 CHANNELS = (1, 3, 4)
+DAMAGED = "damaged inside, and read with wrong pixels: %s"
+"""The warning on a JPEG whose data are damaged, but can be decoded, with the decoder's message."""
 LONGEST = 80  # characters of a path that a message shows
 URL = re.compile(r"[A-Za-z][\w+.-]*://")
 
@@ -48,7 +50,7 @@ def is_several(images: Any) -> bool:
     return isinstance(images, Iterable) and not isinstance(images, one) and not hasattr(images, "read")
 
 
-def read_pixels(image: Any, channels: int, decoding: Decoding) -> Tensor:
+def read_pixels(image: Any, channels: int, decoding: Decoding, damage: dict[str, str] | None = None) -> Tensor:
     """Read an image from anything in `ImageLike`: uint8 (channels, height, width), sRGB or grey.
 
     Args:
@@ -56,6 +58,7 @@ def read_pixels(image: Any, channels: int, decoding: Decoding) -> Tensor:
             is.
         channels: 3, or 1 for grey.
         decoding: Decoding settings that files do not contain; also the white value of 16-bit arrays.
+        damage: Gets name -> what is wrong, if the image is a JPEG that is damaged inside.
 
     Raises:
         BadImageError: It cannot be used as an image. The message says what was given, and what is taken.
@@ -66,12 +69,10 @@ def read_pixels(image: Any, channels: int, decoding: Decoding) -> Tensor:
         pixels = pil_pixels(image, getattr(image, "filename", "") or f"a PIL image of mode {image.mode}", decoding)
     else:
         source, name = _file(image)
-        try:
-            pixels = read_image(source, name, decoding)
-        finally:
-            damage = pop_damage(name)
-        if damage:
-            log.warning("%s is damaged inside, and read with wrong pixels: %s", name, damage)
+        damage = {} if damage is None else damage
+        pixels = read_image(source, name, decoding, damage)
+        for what in damage.values():
+            log.warning(f"%s is {DAMAGED}", name, what)
     pixels = pixels.expand(3, -1, -1)
     return F.rgb_to_grayscale(pixels) if channels == 1 else pixels
 

@@ -19,6 +19,7 @@ from imago.data.tta import views
 from imago.definitions import Batch
 from imago.evaluation.classifier import Classifier
 from imago.evaluation.collect import Rows, collected_rows
+from imago.evaluation.pixels import DAMAGED
 from imago.evaluation.score import Predictions
 from imago.resources import workers
 
@@ -56,7 +57,7 @@ class PredictData(CopyingDataModule):
 
 def _log_damage(damage: dict[str, str]) -> None:
     for path, what in damage.items():
-        log.warning("%s is damaged inside and decodes to wrong pixels: %s", path, what)
+        log.warning(f"%s is {DAMAGED}", path, what)
 
 
 def predict(
@@ -89,6 +90,7 @@ def predict(
         predictions=(rows.prediction if alone else total.argmax(dim=1)).numpy(),
         log_probabilities=log_probabilities.numpy(),
         bad=rows.bad,
+        warnings=[DAMAGED % what if what else "" for what in rows.damage],
     )
 
 

@@ -16,6 +16,7 @@ class Prediction:
         error: The reason why the image could not be read; None for a readable one.
         accepted: Only of a calibrated classifier: False if the prediction is flagged for review.
         set: Only of a calibrated classifier: the classes of the conformal prediction set.
+        warning: What is wrong with a file that could be read all the same, such as a JPEG that is damaged inside.
     """
 
     class_name: str | None
@@ -25,12 +26,14 @@ class Prediction:
     error: str | None = None
     accepted: bool | None = None
     set: list[str] | None = None
+    warning: str | None = None
 
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Prediction(error={self.error!r})"
         calibrated = "" if self.accepted is None else f", accepted={self.accepted}, set={self.set}"
-        return f"Prediction({self.class_name!r}, {self.probability:.4f}{calibrated})"
+        warning = "" if self.warning is None else f", warning={self.warning!r}"
+        return f"Prediction({self.class_name!r}, {self.probability:.4f}{calibrated}{warning})"
 
     def _repr_html_(self) -> str:
         """Return a table of the most likely classes, as notebooks show it."""
@@ -39,4 +42,5 @@ class Prediction:
         bar = '<td><meter min="0" max="1" value="{0:.4f}"></meter></td><td>{0:.4f}</td>'
         rows = "".join(f"<tr><th>{escape(name)}</th>{bar.format(share)}</tr>" for name, share in self.top)
         note = "<p>Flagged for review</p>" if self.accepted is False else ""
+        note += f"<p>{escape(self.warning)}</p>" if self.warning is not None else ""
         return f"<table><tbody>{rows}</tbody></table>{note}"

@@ -27,8 +27,9 @@ def prediction_rows(answers: Score | Predictions, calibration: Calibration | Non
     """Yield a row per image, with plain values; None for unknown ones.
 
     The probabilities are `prob_NAME` for each class or, with many classes, `class_1` and `prob_1` to 5 of the most
-    likely. If images could not be read, each row has `error`. With a `calibration`, the probabilities are calibrated,
-    and each row has `accepted` (0: leave it to a person) and `set`, the classes of the conformal set.
+    likely. If images could not be read, each row has `error`; if some are damaged inside, `warning`. With a
+    `calibration`, the probabilities are calibrated, and each row has `accepted` (0: leave it to a person) and `set`,
+    the classes of the conformal set.
     """
     log_probabilities = answers.log_probabilities
     extra: list[list[Any]] = []
@@ -37,8 +38,9 @@ def prediction_rows(answers: Score | Predictions, calibration: Calibration | Non
         names = np.array(answers.class_names)
         sets = [" | ".join(names[row]) for row in calibration.sets(log_probabilities)]
         extra = [calibration.accepts(log_probabilities).astype(int).tolist(), sets]
-    bad = answers.bad if isinstance(answers, Predictions) else []
+    bad, warnings = (answers.bad, answers.warnings) if isinstance(answers, Predictions) else ([], [])
     columns = zip(answers.paths, answers.labels.tolist(), answers.predictions.tolist(), strict=True)
+    has_warnings, has_errors = any(warnings), any(bad)
     for index, (path, label, prediction) in enumerate(columns):
         reason = bad[index] if bad else ""
         known = label != UNKNOWN
@@ -55,7 +57,8 @@ def prediction_rows(answers: Score | Predictions, calibration: Calibration | Non
                 name: None if reason else column[index]
                 for name, column in zip(("accepted", "set"), extra, strict=False)
             },
-            **({"error": reason or None} if any(bad) else {}),
+            **({"warning": warnings[index] or None} if has_warnings else {}),
+            **({"error": reason or None} if has_errors else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -169,7 +169,8 @@ def baseline_of(majority: Sequence[int], labels: Sequence[int]) -> float:
 class Predictions:
     """Predictions for n images: `labels` and `predictions` are int64 (n,), `log_probabilities` float64 (n, classes).
 
-    A label is UNKNOWN if there is none, and an entry of `bad` is empty if the image could be read.
+    A label is UNKNOWN if there is none. An entry of `bad` is empty if the image could be read, one of `warnings` if
+    nothing is wrong with it.
     """
 
     class_names: list[str]
@@ -178,6 +179,7 @@ class Predictions:
     predictions: NDArray[np.int64]
     log_probabilities: NDArray[np.float64]
     bad: list[str]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def is_good(self) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from imago.data.tree import is_image
 from imago.files import write_json, write_text
 from imago.inspection.issues import KINDS, UNUSABLE, Findings, Issue
 from imago.report.thumbnails import data_uri, thumbnail
-from imago.terminal import console
+from imago.terminal import console, counted
 
 PICTURES = 12  # of each kind
 NAMED = 3  # files of each kind in the table
@@ -25,7 +25,7 @@ def show(findings: Findings, folder: Path) -> None:
     """Print the table of faults, and where the full report is."""
     sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
     classes = len(findings.counts.get("train", {}))
-    title = f"{findings.root}: {findings.images} images ({sizes}), {classes} classes"
+    title = f"{findings.root}: {counted(findings.images, 'image')} ({sizes}), {counted(classes, 'class', 'classes')}"
     by_kind = findings.of_kind()
     if not by_kind:
         console().print(f"{title}: no problems found.", soft_wrap=True, highlight=False, markup=False)
@@ -60,7 +60,7 @@ def write(findings: Findings, folder: Path) -> None:
             "exclude": excluded,
         },
     )
-    lines = [f"# {findings.root}", "", f"{findings.images} images.", ""]
+    lines = [f"# {findings.root}", "", f"{counted(findings.images, 'image')}.", ""]
     for kind, faults in by_kind.items():
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
         lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]

@@ -21,6 +21,7 @@ from imago.data.headers import shape_of
 from imago.data.tree import is_hidden, is_image, walk
 from imago.inspection.duplicates import difference_hash, exact_duplicates, mean_blocks, near_duplicates
 from imago.inspection.issues import Findings, ImageFacts, Issue
+from imago.terminal import counted
 
 TINY, IMBALANCED = 10, 10.0
 MOST_CUT, MUCH_CUT = SEEN, SEEN / 2  # fractions of a picture that is seen
@@ -129,11 +130,11 @@ def _class_faults(
         yield from (Issue("missing class", f"{split}/{name}") for name in filled if name not in known[split])
     for name, count in filled.items():
         if count < TINY:
-            yield Issue("tiny class", f"train/{name}", f"{count} images")
+            yield Issue("tiny class", f"train/{name}", counted(count, "image"))
     if filled and max(filled.values()) / min(filled.values()) > IMBALANCED:
         most, least = max(filled, key=filled.__getitem__), min(filled, key=filled.__getitem__)
         ratio = filled[most] / filled[least]
-        detail = f"{filled[most]} images, {ratio:.0f} times the {filled[least]} of {least}"
+        detail = f"{counted(filled[most], 'image')}, {ratio:.0f} times the {filled[least]} of {least}"
         yield Issue("imbalance", f"train/{most}", detail)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from imago.checkpoint.exported import NET
 from imago.checkpoint.read import find_checkpoint, read_checkpoint
 from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
@@ -14,8 +15,6 @@ from imago.model.torchvision import WEIGHT_FILES, StateDict, read_weights
 from imago.terminal import shortened
 
 log = logging.getLogger(__name__)
-
-NET = "net."  # prefix of the network's weights in a checkpoint
 
 
 def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[str]) -> Tensor | None:

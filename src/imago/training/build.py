@@ -45,9 +45,9 @@ from imago.data.samplers import Placement
 from imago.distributed import divide_threads
 from imago.errors import UserError, message_of
 from imago.evaluation.bounds import MetaMemory, check_cost
-from imago.evaluation.classifier import check_own_code
 from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import make_model, seen_images
+from imago.evaluation.loading import check_own_code
 from imago.evaluation.outputs import write_facts
 from imago.evaluation.rows import bytes_of_predictions
 from imago.lightning_internals import drop_own_log_handlers

@@ -20,6 +20,7 @@ from imago.evaluation.evaluate import Result, evaluate
 from imago.lightning_internals import callbacks_of, log_every, option_of
 from imago.model.module import DictModule
 from imago.run.folder import RunFolder
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +94,14 @@ def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
 def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs_before: int | None) -> None:
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping) and stopping.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-            reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+            reason = f"{stopping.monitor} did not improve for {counted(stopping.patience, 'epoch')}"
             if stopping.stopping_reason != EarlyStoppingReason.PATIENCE_EXHAUSTED:
                 reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
     timers = callbacks_of(trainer, Timer)
     if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
-        reason = f"trainer.max_time was reached after {trainer.current_epoch} epochs"
+        reason = f"trainer.max_time was reached after {counted(trainer.current_epoch, 'epoch')}"
         log.info("Training ended: %s", reason)
         run.sections.setdefault("Progress", {})["ended"] = reason
         run.update(reason=reason)

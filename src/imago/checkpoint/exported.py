@@ -1,0 +1,87 @@
+"""The file of `ml-export`: weights as safetensors, and in its metadata what is needed to predict with them.
+
+It is read like a stranger's checkpoint, wherever it comes from: it has no signature.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from imago.checkpoint.read import SCHEMA, Checkpoint, check_entry, read_checkpoint
+from imago.definitions import EXPORT_SUFFIX
+from imago.errors import MissingFileError, UserError
+from imago.files import atomic_write, strict
+
+NET = "net."
+"""Prefix of the network's tensors in a checkpoint."""
+NOT_RECORDED: dict[str, Any] = {
+    "data": {"fingerprint": "", "counts": {}},
+    "drawn_val": None,
+    "history": [],
+    "progress": {},
+    "strategy": {},
+}
+"""Entries of a checkpoint that an export lacks."""
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path is that of an export, by its suffix."""
+    return Path(path).suffix == EXPORT_SUFFIX
+
+
+def write_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
+    """Write the network's tensors under their own names, and each entry of `metadata` as JSON."""
+    from safetensors.torch import save_file
+
+    own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(own, temporary, {name: json.dumps(strict(value)) for name, value in metadata.items()})
+
+
+def read_model(path: str | Path) -> Checkpoint:
+    """Read a checkpoint to predict with: one of a training, or an export. Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is neither, is damaged, or is from a newer version.
+    """
+    return _read_export(Path(path).expanduser()) if is_export(path) else read_checkpoint(path)
+
+
+def _read_export(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    where = f"ckpt_path={path}"
+    if not path.is_file():
+        raise MissingFileError(f"{where} does not exist.")
+    try:
+        with safe_open(path, "pt") as file:
+            texts = file.metadata() or {}
+            weights = {f"{NET}{name}": file.get_tensor(name) for name in list(file.keys())}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where} is damaged, or not a safetensors file: {error}") from error
+    if "imago" not in texts:
+        raise UserError(
+            f"{where} contains weights only. Type ml-export again to predict with them, or model.net.weights={path} to "
+            "train with them."
+        )
+    try:
+        entry, names, versions = (json.loads(texts.get(key, "null")) for key in ("imago", "class_names", "versions"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: its metadata are not JSON.") from error
+    if isinstance(entry, dict):
+        entry = NOT_RECORDED | entry | {"class_names": names, "versions": versions}
+    checkpoint = {"state_dict": weights, "imago": entry}
+    check_entry(checkpoint, where)
+    return checkpoint
+
+
+def export_entry(entry: Mapping[str, Any], config: str, calibration: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Make the entry `imago` of an export from that of its checkpoint. Nothing in it tells of the data: not even class
+    counts and fingerprint, which differential privacy does not cover."""
+    if calibration is not None:
+        calibration = {**calibration, "fingerprint": ""}
+    return {"schema": SCHEMA, "timestamp": entry["timestamp"], "config": config, "calibration": calibration}

@@ -1,0 +1,94 @@
+"""Classifiers from checkpoints and exports: `imago.load_classifier`."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from imago.checkpoint.exported import read_model
+from imago.checkpoint.read import Checkpoint, find_checkpoint
+from imago.checkpoint.signing import is_signed
+from imago.config.allow_list import TRANSFORMS, check_targets
+from imago.config.carried import leave_out_training, read_checkpoint_config
+from imago.config.own_code import allow_imports, is_writable_by_others
+from imago.config.root import PROJECT_ROOT
+from imago.errors import UserError, message_of
+from imago.evaluation.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+
+def check_own_code(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is the user's own. Its code may then be imported from where it was in training."""
+    if not is_signed(checkpoint):
+        return False
+    for name, folder in checkpoint["imago"].get("own_code", {}).items():
+        if is_writable_by_others(Path(folder)):
+            log.warning(
+                "%s, where %s was imported from in training, can be written by others: it is not used", folder, name
+            )
+        else:
+            allow_imports([name], Path(folder))
+    return True
+
+
+def load_classifier(
+    path: str | Path, device: str = "cpu", trusted_targets: Sequence[str] = (), calibrated: bool = False
+) -> Classifier:
+    """Load the classifier in a checkpoint, executing nothing in the file and making only what is known to be harmless.
+
+    Args:
+        path: A run folder (its best checkpoint), a checkpoint, a `.safetensors` file of `ml-export`, or `latest` (of
+            the runs in logs/).
+        device: Device of the network: `cpu`, `cuda`, …
+        trusted_targets: Prefixes of names in your own code that the config of the checkpoint may use, `["my_net."]`.
+        calibrated: Calibrate the probabilities as `ml-inference calibrated=true` does. Predictions then have `accepted`
+            and `set`. Needs `ml-eval ckpt_path=… calibrate=true` before.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It is not a checkpoint, its config makes something else, it has no calibration, or there is no such
+            device.
+    """
+    if not isinstance(path, str | os.PathLike):
+        several = " For an ensemble, load each of them, or type ml-inference 'ckpt_path=[A,B]'."
+        raise UserError(
+            "load_classifier takes one path: a run folder, a checkpoint, a .safetensors file of ml-export, or 'latest'."
+            f" Got {path!r} ({type(path).__name__}).{several if isinstance(path, list | tuple) else ''}"
+        )
+    file = find_checkpoint(os.fspath(path), PROJECT_ROOT / "logs")
+    classifier = of_checkpoint(file, trusted_targets, calibrated)
+    try:
+        classifier.model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"device={device!r}: {reason}. It must be cpu, cuda, cuda:0, mps, …") from error
+    return classifier
+
+
+def of_checkpoint(file: Path, trusted_targets: Sequence[str] = (), calibrated: bool = False) -> Classifier:
+    """Make the classifier from the checkpoint's own config, with the calibration beside it if `calibrated`."""
+    from imago.config.resolvers import register_functions  # which imports Hydra, as `make` does
+    from imago.evaluation.calibration import calibration_of
+
+    register_functions()
+    checkpoint = read_model(file)
+    allow_imports(trusted_targets, Path.cwd())
+    is_own = check_own_code(checkpoint)
+    try:
+        cfg = OmegaConf.create(read_checkpoint_config(checkpoint["imago"].get("config"), file, is_own))
+        leave_out_training(cfg, ("model",))
+        if not is_own:
+            check_targets(cfg, ("model", *TRANSFORMS), trusted_targets)
+            OmegaConf.set_struct(cfg, False)
+            cfg.data.batch_size = None  # `predict` has its own
+            cfg.trusted_targets = list(trusted_targets)
+        calibration = calibration_of(checkpoint["imago"], cfg.data, file) if calibrated else None
+        classifier = Classifier.from_config(cfg, checkpoint, file, is_own)
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+        raise UserError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
+    classifier.calibration = calibration
+    return classifier
