@@ -398,6 +398,9 @@ def test_exported_weights_can_be_trained_on(train, command, tmp_path):
     assert exported.exit_code == 0, exported.output
     again = train(*words, f"model.net.weights={tmp_path}/own.safetensors")
     assert again.exit_code == 0, again.output
+    classifier = imago.load_classifier(tmp_path / "own.safetensors")
+    assert repr(classifier).startswith("Classifier(mobilenet_v3_small, 3 classes")
+    assert classifier.predict(photograph(1)) == imago.load_classifier(run.dir).predict(photograph(1))
 
 
 def test_an_image_has_the_label_that_training_would_give_it(tmp_path, trained, command):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import composed_overrides
 from imago.config.root import COMMAND_KEYS, PROJECT_ROOT, Root
-from imago.definitions import best_mode
+from imago.definitions import EXPORT_SUFFIX, best_mode
 from imago.errors import UserError
 from imago.masking import is_secret, learn_secrets, masked, masked_override
 
@@ -56,7 +56,8 @@ def _source_name(value: str) -> str:
     paths = [Path(path.strip().strip("'\"")) for path in value.strip("[]").split(",")]
     first = paths[0]
     in_run = first.parent.name == "checkpoints"
-    name = first.parent.parent.name if in_run else first.stem if first.suffix == ".ckpt" else first.name
+    is_file = first.suffix in (".ckpt", EXPORT_SUFFIX)
+    name = first.parent.parent.name if in_run else first.stem if is_file else first.name
     which = f"_{first.stem}" if in_run and first.stem != "best" else ""
     return f"{name}{which}" + (f"_and_{len(paths) - 1}_more" if len(paths) > 1 else "")
 
