@@ -10,11 +10,14 @@ import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import SMALL, same, type_in_subprocess
+from lightning.pytorch.trainer.states import TrainerFn
 
+from imago.callbacks.memory import memory_advice
 from imago.checkpoint.write import WholeFileCheckpointIO
 from imago.run import lock as run_lock
 from imago.run.folder import RunFolder
@@ -164,7 +167,10 @@ def test_preflight_alone_trains_nothing(command):
     ("patched", "words"),
     [
         ("imago.callbacks.preflight.shutil.disk_usage", "MB are free. Remove something"),
-        ("imago.callbacks.preflight._free_memory", "of memory, 0.0 MB are free: type a smaller data.batch_size="),
+        (
+            "imago.callbacks.preflight._free_memory",
+            "0.0 MB are free. Type data.batch_size=1 trainer.accumulate",
+        ),
     ],
 )
 def test_too_little_disk_or_memory_is_said_before_the_first_epoch(train, monkeypatch, patched, words):
@@ -173,6 +179,65 @@ def test_too_little_disk_or_memory_is_said_before_the_first_epoch(train, monkeyp
     run = train()
     assert run.exit_code == 1
     assert words in run.error
+
+
+HUNGRY = """
+import torch
+class Hungry(torch.nn.Sequential):
+    def __init__(self, num_classes, most, first_step=0):
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(768, num_classes))
+        self.most, self.first_step, self.steps = most, first_step, 0
+    def forward(self, image):
+        self.steps += 1
+        if len(image) > self.most and self.steps > self.first_step:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which "
+                "15.38 GiB is free. Of the allocated memory 63.09 GiB is allocated by PyTorch, and 29.92 MiB is "
+                "reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting "
+                "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation"
+            )
+        return super().forward(image)
+"""
+
+
+@pytest.mark.parametrize("most", [4, 2])
+def test_what_to_type_when_a_batch_does_not_fit_into_memory(train, tmp_path, monkeypatch, most):
+    """In training, and, before it, in the preflight."""
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    monkeypatch.chdir(tmp_path)
+    net = ["model.net._target_=hungry.Hungry", f"+model.net.most={most}", "trainer.max_epochs=1"]
+    in_training = ["preflight=false", "+model.net.first_step=2"]
+    run = train(*net, "trainer.accumulate_grad_batches=3", *(in_training if most == 4 else []))
+    assert run.exit_code == 1
+    assert run.error == (
+        "The CPU is out of memory with data.batch_size=8 (CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has "
+        "a total capacity of 79.18 GiB of which 15.38 GiB is free.). "
+        "Type data.batch_size=4 trainer.accumulate_grad_batches=6, or trainer=amp, or a smaller data.image_size=."
+    )
+    if most == 4:
+        typed = train(*net, "data.batch_size=4", "trainer.accumulate_grad_batches=6")
+        assert typed.exit_code == 0, typed.output
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("processes", "batch_size", "smaller", "precision", "strategy", "advice"),
+    [
+        (2, 6, 3, "32-true", {}, "data.batch_size=2 trainer.accumulate_grad_batches=3, or trainer.precision=auto"),
+        (1, 64, 4, "bf16-mixed", {}, "data.batch_size=4 trainer.accumulate_grad_batches=16, or a smaller data.image"),
+        (1, 1, 0, "bf16-mixed", {}, "a smaller data.image_size=."),
+        (1, 64, 32, "32-true", {"physical_batch_size": 16}, "strategy.physical_batch_size=8, which changes no result"),
+    ],
+)
+def test_advice_about_memory_fits_the_run(processes, batch_size, smaller, precision, strategy, advice):
+    trainer = SimpleNamespace(world_size=processes, precision=precision, accumulate_grad_batches=1)
+    trainer.state = SimpleNamespace(fn=TrainerFn.FITTING)
+    most = strategy.get("physical_batch_size", batch_size)
+    model = SimpleNamespace(strategy=SimpleNamespace(microbatch_size=lambda images: min(images, most), **strategy))
+    assert memory_advice(trainer, model, batch_size, smaller).startswith(f"Type {advice}")
+    trainer.state.fn = TrainerFn.PREDICTING  # nothing to accumulate
+    amp = {"32-true": ", or trainer=amp" if processes == 1 else ", or trainer.precision=auto-mixed"}.get(precision, "")
+    assert memory_advice(trainer, model, 8, 4) == f"Type data.batch_size=4{amp}."
 
 
 def test_a_network_that_keeps_state_outside_of_its_buffers_is_refused(train, tmp_path, monkeypatch):

@@ -17,6 +17,10 @@ class DiskError(UserError, OSError):
     """A file cannot be written to, or read from, the disk."""
 
 
+class OutOfMemoryError(UserError, MemoryError):
+    """A batch does not fit into the memory of the device."""
+
+
 class DownloadError(UserError, ConnectionError):
     """A download failed."""
 

@@ -15,10 +15,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
+from imago.callbacks.memory import memory_advice, memory_errors_explained
 from imago.callbacks.metrics import MetricsCallback
 from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
-from imago.errors import DiskError, UserError, message_of
+from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
@@ -75,10 +76,13 @@ class Preflight(Callback):
             self._check_memory,
         )
         problems: list[str] = []
+        batch_size = _data(trainer).batch_size
+        tried = _trial_images(trainer, model) * trainer.world_size
         with seeded_scope("preflight"):
             for check in checks:
                 try:
-                    check(trainer, model)
+                    with memory_errors_explained(trainer, model, batch_size, tried):
+                        check(trainer, model)
                 except Exception as error:
                     log.debug("Preflight", exc_info=True)
                     message = message_of(error)
@@ -164,9 +168,12 @@ class Preflight(Callback):
         images = model.strategy.microbatch_size(-(-data.batch_size // trainer.world_size))
         needed, free = int(self._saved_bytes * images + 3 * weights), _free_memory(model.device)
         if free is not None and needed > free:
-            raise MemoryError(
-                f"A step on {images} images needs about {_shown(needed)} of memory, {_shown(free)} are free: "
-                "type a smaller data.batch_size= (and trainer.accumulate_grad_batches=), or trainer=amp"
+            fitting = images
+            while fitting > 1 and self._saved_bytes * fitting + 3 * weights > free:
+                fitting //= 2
+            raise OutOfMemoryError(
+                f"A step on {images} images needs about {_shown(needed)} of memory, {_shown(free)} are free. "
+                + memory_advice(trainer, model, data.batch_size, fitting * trainer.world_size)
             )
         if free is not None:
             log.debug("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
@@ -184,9 +191,7 @@ class Preflight(Callback):
 
     def _batch(self, trainer: Trainer, model: DictModule, split: str) -> dict[str, Any]:
         data = _data(trainer)
-        compiled = any(module._compiled_call_impl is not None for module in model.net.modules())
-        per_process = -(-data.batch_size // trainer.world_size)
-        return data.some_images(split, per_process if compiled else min(per_process, MOST_IMAGES), model.device)
+        return data.some_images(split, _trial_images(trainer, model), model.device)
 
 
 def _check_monitors(trainer: Trainer, model: DictModule) -> None:
@@ -248,6 +253,13 @@ def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+
+
+def _trial_images(trainer: Trainer, model: DictModule) -> int:
+    """Number of images of a trial batch: that of a process if the network is compiled, which would compile twice."""
+    compiled = any(module._compiled_call_impl is not None for module in model.net.modules())
+    per_process = -(-_data(trainer).batch_size // trainer.world_size)
+    return per_process if compiled else min(per_process, MOST_IMAGES)
 
 
 def _data(trainer: Trainer) -> ImageDataModule:

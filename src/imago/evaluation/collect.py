@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
 from imago.distributed import all_gather_objects
@@ -25,11 +26,13 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
     try:
         if split == "test":
             at_least_one_batch(trainer, "test", data.test_dataloader())
-            trainer.test(model, datamodule=data, verbose=False)
+            with memory_errors_explained(trainer, model, data.batch_size):
+                trainer.test(model, datamodule=data, verbose=False)
         else:
             data.predict_split = split
             at_least_one_batch(trainer, "predict", data.predict_dataloader())
-            trainer.predict(model, datamodule=data, return_predictions=False)
+            with memory_errors_explained(trainer, model, data.batch_size):
+                trainer.predict(model, datamodule=data, return_predictions=False)
     finally:
         trainer.limit_predict_batches = limit
     images = data.split(split)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
+from imago.callbacks.memory import memory_errors_explained
 from imago.data.crops import Size
 from imago.data.dataset import ImageDataset
 from imago.data.images import Images
@@ -41,6 +42,7 @@ class PredictData(CopyingDataModule):
     ) -> None:
         super().__init__()
         self.transform = transform
+        self.batch_size = batch_size
         dataset = ImageDataset(images, transform, image_size, seed=0, keep_bad=True)
         sampler = EvalBatchSampler(len(images), batch_size, rank, processes)
         self.loader = Loader(dataset, sampler, workers(num_workers, processes), on_damage=_log_damage)
@@ -95,7 +97,8 @@ def predict(
 
 
 def _pass(trainer: Trainer, member: Classifier, data: PredictData) -> Rows:
-    trainer.predict(member.model, datamodule=data, return_predictions=False)
+    with memory_errors_explained(trainer, member.model, data.batch_size):
+        trainer.predict(member.model, datamodule=data, return_predictions=False)
     rows = collected_rows(trainer)
     if rows.index != list(range(len(data.loader.dataset))):
         raise RuntimeError(f"{len(rows.index)} of {len(data.loader.dataset)} images were predicted")

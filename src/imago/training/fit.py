@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
@@ -55,7 +56,8 @@ def train(
     at_least_one_batch(trainer, "train", data.train_dataloader())
     at_least_one_batch(trainer, "val", data.val_dataloader())
     _cap_logging_interval(trainer, len(data.train_dataloader()))
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    with memory_errors_explained(trainer, model, data.batch_size):
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
     best, checkpoint_file = callbacks_of(trainer, EpochLog)[0].best, _best_checkpoint(trainer, monitor)
     if not option_of(trainer, "fast_dev_run"):  # which keeps nothing, and logs no metric
