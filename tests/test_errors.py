@@ -181,6 +181,7 @@ def printed() -> dict[str, str]:
 def test_the_message_is_short_and_last_and_the_exit_status_is_not_0(mistake, command, tmp_path, monkeypatch, printed):
     if "GPU" in mistake.title and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    monkeypatch.setattr("torch.version.cuda", "13.0")  # a build without CUDA has a message of its own
     if mistake.title == "A package that is not installed":
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     mistake.prepare(tmp_path)

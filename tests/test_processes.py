@@ -13,8 +13,10 @@ from helpers import REPO, rows, same
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 
-from imago.cli.processes import ProcessError, other_processes, process_count
+from imago.cli.devices import process_count
+from imago.cli.processes import ProcessError, other_processes
 from imago.config.invocation import Invocation
+from imago.errors import UserError
 from imago.run.folder import RunFolder
 
 
@@ -155,28 +157,69 @@ def test_what_cannot_be_divided_is_refused(train, words, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("trainer", ["gpu", "ddp", "mps"])
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "mps", "default"])
 def test_devices_that_are_not_there_are_refused(command, colours, trainer):
     run = command("train", f"trainer={trainer}", f"data.data_dir={colours}", "trainer.devices=4")
     assert run.exit_code == 1
-    assert "trainer.devices=4: this machine has no GPU. Type trainer=cpu" in run.error
+    assert "trainer.devices=4: this machine has no GPU. Type trainer=cpu trainer.devices=1, or" in run.error
+    assert "trainer=ddp_sim, which tries DDP in processes on the CPU" in run.error
+    assert not run.dir.exists()
 
 
-def test_a_process_that_torchrun_started_is_refused(train, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "0")
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("trainer", "gpus", "environment", "message"),
+    [
+        (("auto", 8), 2, {}, "this machine has 2 GPUs, numbers 0 to 1. Type trainer.devices=2, or"),
+        (("gpu", [1]), 1, {}, "this machine has 1 GPU, number 0. Type trainer.devices=1, or"),
+        (("gpu", 2), 1, {"CUDA_VISIBLE_DEVICES": "3"}, r"number 0 \(CUDA_VISIBLE_DEVICES=3\)"),
+        (("gpu", 1), 0, {"SLURM_JOB_ID": "7"}, r"no GPU\. Type trainer=cpu\. The Slurm job has no GPU: .*--gres=gpu:1"),
+        (("gpu", -1), 0, {"CUDA": ""}, r"PyTorch 2\S+ was built without CUDA .* install a build with CUDA"),
+    ],
+)
+def test_messages_say_how_many_gpus_there_are_and_why(monkeypatch, trainer, gpus, environment, message):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.version.cuda", None if "CUDA" in environment else "13.0")
+    monkeypatch.setattr("torch.version.hip", None)
+    cfg = OmegaConf.create({"accelerator": trainer[0], "devices": trainer[1], "strategy": "auto"})
+    with pytest.raises(UserError, match=message):
+        process_count(cfg)
+
+
+@pytest.mark.parametrize(
+    ("launched", "said"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "WORLD_SIZE=2: torchrun, or another launcher, started"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0: torchrun, or another launcher, started"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2: torchrun, or another launcher, started"),
+    ],
+)
+def test_a_process_that_torchrun_started_is_refused(train, monkeypatch, launched, said):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     first = train()
-    assert "Imago starts the other processes itself" in first.error
+    assert first.error.startswith(said)
+    count = launched.get("WORLD_SIZE", "4")
+    assert f"Type python src/train.py instead of torchrun, with trainer=ddp trainer.devices={count}." in first.error
     assert not first.dir.exists()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    second = train()
+    for name in launched.keys() & {"LOCAL_RANK", "RANK"}:
+        monkeypatch.setenv(name, "1")
+    second = train()  # the first has said it
     assert (second.exit_code, second.output, second.dir.exists()) == (1, "", False)
 
 
 def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert "SLURM_NTASKS=2: Slurm starts this command 2 times" in train().error
+    assert "trainer=ddp trainer.devices=2" in train().error
     assert "Set #SBATCH --ntasks=1" in train().error  # without srun, which Lightning refuses once the data are read
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert "Set #SBATCH --ntasks=1" in train().error
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert train().output == ""
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     monkeypatch.delenv("SLURM_PROCID")
     assert "No data was chosen" in train("data.data_dir=").error  # typed in an interactive job

@@ -38,7 +38,27 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
     }
 
 
+def watch_gpu_memory(trainer: Trainer) -> None:
+    """Begin to measure what `gpu_memory` returns."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+
+
+def gpu_memory(trainer: Trainer) -> str | None:
+    """Most memory that this process has reserved on its GPU, as nvidia-smi counts it; None without a GPU."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    return f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} of {_memory(device) / 2**30:.1f} GiB"
+
+
+def _memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def _device(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    name = f"{device.type} ({platform.machine()})"
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} ({_memory(device) / 2**30:.0f} GiB)"
     return f"{trainer.world_size} x {name}" if trainer.world_size > 1 else name

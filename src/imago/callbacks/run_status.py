@@ -1,16 +1,20 @@
 """Status of a training: `status.json`, `summary.txt` and the report, rewritten every epoch."""
 
 import logging
+import math
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from imago.callbacks.epoch_log import EpochLog
-from imago.callbacks.run_card import run_card
+from imago.callbacks.pace import format_duration
+from imago.callbacks.run_card import gpu_memory, run_card, watch_gpu_memory
 from imago.callbacks.timing import Timing
 from imago.files import log_write_errors
+from imago.lightning_internals import position
 from imago.model.module import DictModule
+from imago.model.optimizers import planned_steps
 from imago.model.origin import name_of
 from imago.report.content import card_rows
 from imago.report.page import refresh_report
@@ -46,6 +50,7 @@ class RunStatus(Callback):
         self._has_written = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        watch_gpu_memory(trainer)
         card = run_card(trainer, pl_module, name_of(pl_module.net), self.weights)
         rows = card_rows(card)
         self.run.status["card"] = card
@@ -54,6 +59,8 @@ class RunStatus(Callback):
             log.info("%s", ", ".join(CARD_LINE.get(key, "{}").format(value) for key, value in rows.items()))
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            log.info("%s", self._resumed(trainer))
         self.write(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -65,6 +72,8 @@ class RunStatus(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not self._has_written:  # no epoch was left to train
             self.write(trainer)
+        if trainer.is_global_zero and (memory := gpu_memory(trainer)) is not None:
+            log.info("GPU memory: at most %s were reserved", memory)
         if trainer.is_global_zero and pl_module.strategy.report():
             pl_module.strategy.write_report(self.run.path / "reports", is_final=True)
             refresh_report(self.run.path)
@@ -72,6 +81,17 @@ class RunStatus(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self.write(trainer)
+
+    def _resumed(self, trainer: Trainer) -> str:
+        """Line about the checkpoint of a resumed run: where training continues, and how long it has taken so far."""
+        epoch, batch = position(trainer)
+        epochs, steps = trainer.max_epochs, planned_steps(trainer)
+        where = f"epoch {epoch + 1}" + (f" of {epochs}" if epochs is not None and epochs >= 0 else "")
+        if batch:
+            where += f", batch {batch + 1} of {trainer.num_training_batches:g}"
+        done = f"{trainer.global_step}" + ("" if math.isinf(steps) else f" of {steps:g}")
+        spent = f", in {format_duration(self.timing.before)}" if self.timing.before else ""
+        return f"Resumed at {where}, from {trainer.ckpt_path}: {done} steps were done{spent}"
 
     def write(self, trainer: Trainer) -> None:
         """Rewrite `status.json`, `summary.txt`, the strategy's report and `report.html`."""
@@ -92,6 +112,8 @@ class RunStatus(Callback):
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
         self.run.sections["Progress"] = {"epochs": f"{len(history)} of {epochs}", "steps": trainer.global_step}
         model = cast(DictModule, trainer.lightning_module)
+        if (memory := gpu_memory(trainer)) is not None:
+            self.run.sections["Progress"]["GPU memory, at most"] = memory
         if model.skipped_batches:
             self.run.sections["Progress"]["batches skipped (loss not finite)"] = model.skipped_batches
         if history:

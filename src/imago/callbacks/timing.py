@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
@@ -26,6 +27,8 @@ class Timing(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run = run
         self.clock = Clock()
+        self.before = self.clock.restore(run.former.get("timing", {})) if run.resume_from is not None else 0.0
+        """Seconds of training before the run was resumed."""
         self._has_advised = False
         self._first_epoch = 0  # of this process
 
@@ -95,6 +98,14 @@ class Clock:
         self._kind = "other"
         self._since = 0.0
         self._before_epoch = dict(self.spent)
+
+    def restore(self, seconds: Mapping[str, float]) -> float:
+        """Continue from what `seconds()` returned in an earlier process; returns the sum of its seconds."""
+        self.spent = {kind: float(seconds.get(kind) or 0.0) for kind in self.spent}
+        busy = self.spent["data"] + self.spent["compute"]
+        self.images = round(busy * float(seconds.get("images_per_second") or 0.0))
+        self._before_epoch = dict(self.spent)
+        return sum(self.spent.values())
 
     def start(self) -> None:
         self._since = time.perf_counter()

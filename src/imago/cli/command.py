@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes
-from imago.cli.processes import other_processes, process_count
+from imago.cli.devices import process_count
+from imago.cli.processes import other_processes
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports

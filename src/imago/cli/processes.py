@@ -46,43 +46,6 @@ class ProcessError(UserError):
     """What went wrong in another process than rank 0."""
 
 
-def process_count(trainer: DictConfig) -> int:
-    """How many processes `trainer.devices` asks for, one for each device.
-
-    Raises:
-        ValueError: This machine does not have them.
-    """
-    accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
-    if accelerator == "cpu":
-        return 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
-    import torch
-
-    mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
-    here = 1 if mps else torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
-    wanted = list(range(max(here, 1))) if str(devices) in ("auto", "-1") else _device_numbers(devices)
-    if accelerator in ("gpu", "cuda", "mps") and max(wanted) >= here:
-        there = f"this machine has {here} GPU{'s' if here > 1 else ''}" if here else "this machine has no GPU"
-        what = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
-        raise UserError(f"{what}: {there}. Type trainer=cpu{f', or trainer.devices={here}' if here else ''}")
-    return len(wanted)
-
-
-def _device_numbers(devices: Any) -> list[int]:
-    """`4` -> the first four, `"0,2"` or `[0, 2]` -> these two."""
-    try:
-        if isinstance(devices, str) and "," in devices:
-            numbers = [int(number) for number in devices.split(",") if number.strip()]
-        else:
-            numbers = (
-                list(range(int(devices))) if isinstance(devices, int | str) else [int(number) for number in devices]
-            )
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise UserError(f"trainer.devices must be a number (1 or more), a list such as [0,2], or auto; got {devices}.")
-    return numbers
-
-
 @contextmanager
 def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> Iterator[None]:
     """Starts ranks 1 and up of `run`, with the same `task` and config; none of them outlives the block.

@@ -204,16 +204,33 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
 
 
+ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
+
+
 def launcher_refusal() -> str | None:
     """Why a command cannot run in a process that torchrun or Slurm started; None where it can."""
-    own = "Imago starts the other processes itself, for example with trainer=ddp trainer.devices=4."
-    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}:
-        return f"This process was started as one of several (by torchrun?). Start a single one. {own}"
+    world_size = os.environ.get("WORLD_SIZE")
+    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"} or world_size not in (None, "0", "1"):
+        names = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+        name = next(name for name in names if name in os.environ)
+        return (
+            f"{name}={os.environ[name]}: torchrun, or another launcher, started this process. {ONE_PROCESS} "
+            f"Type python src/train.py instead of torchrun, with {_all_devices(world_size)}. Without a launcher, type "
+            f"unset {' '.join(name for name in (*names, 'RANK') if name in os.environ)}."
+        )
     tasks = os.environ.get("SLURM_NTASKS", "1")
     is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
     if tasks != "1" and ("SLURM_PROCID" in os.environ or not is_interactive):
-        return f"SLURM_NTASKS={tasks}: a run must be one task of Slurm. Set #SBATCH --ntasks=1 (srun --ntasks=1). {own}"
+        return (
+            f"SLURM_NTASKS={tasks}: Slurm starts this command {tasks} times. {ONE_PROCESS} "
+            f"Set #SBATCH --ntasks=1 (srun --ntasks=1), and type {_all_devices(tasks)}."
+        )
     return None
+
+
+def _all_devices(processes: str | None) -> str:
+    count = processes if processes is not None and processes.isdigit() and int(processes) > 1 else "4"
+    return f"trainer=ddp trainer.devices={count}"
 
 
 def refused_callback(name: str, is_itself: bool = True) -> str | None:

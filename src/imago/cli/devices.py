@@ -1,0 +1,69 @@
+"""The devices that `trainer.devices` names, and messages about those that this machine does not have."""
+
+import os
+from typing import Any
+
+from omegaconf import DictConfig
+
+from imago.errors import UserError
+
+
+def process_count(trainer: DictConfig) -> int:
+    """How many processes `trainer.devices` asks for, one for each device.
+
+    Raises:
+        ValueError: This machine does not have them.
+    """
+    accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
+    if accelerator == "cpu":
+        return 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
+    import torch
+
+    mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")
+    here = 1 if mps else torch.cuda.device_count() if accelerator in ("auto", "gpu", "cuda") else 0
+    numbers = list(range(max(here, 1))) if str(devices) in ("auto", "-1") else _device_numbers(devices)
+    least = 1 if accelerator == "auto" else 0  # the CPU of a machine without GPUs
+    if accelerator in ("auto", "gpu", "cuda", "mps") and max(numbers) >= max(here, least):
+        raise UserError(_too_few_gpus(trainer, here))
+    return len(numbers)
+
+
+def _too_few_gpus(trainer: DictConfig, here: int) -> str:
+    """Message for `trainer.devices` that this machine does not have: `here` is the number of its GPUs."""
+    import torch
+
+    accelerator, devices = str(trainer.get("accelerator", "auto")), str(trainer.get("devices", "auto"))
+    what = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limit = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None and accelerator != "mps" else ""
+    if here:
+        numbered = "number 0" if here == 1 else f"numbers 0 to {here - 1}"
+        count = f"{here} GPU{'s' if here > 1 else ''}, {numbered}"
+        return f"{what}: this machine has {count}{limit}. Type trainer.devices={here}, or trainer=cpu."
+    one = "trainer=cpu" if devices in ("1", "-1", "auto") else "trainer=cpu trainer.devices=1"
+    several = "" if devices == "1" else ", or trainer=ddp_sim, which tries DDP in processes on the CPU"
+    message = f"{what}: this machine has no GPU{limit}. Type {one}{several}."
+    if accelerator != "mps" and torch.version.cuda is None and torch.version.hip is None:
+        message += (
+            f" PyTorch {torch.__version__} was built without CUDA and would not see one: install a build with CUDA "
+            "(https://pytorch.org/get-started)."
+        )
+    elif "SLURM_JOB_ID" in os.environ:
+        message += " The Slurm job has no GPU: ask for one with sbatch --gres=gpu:1."
+    return message
+
+
+def _device_numbers(devices: Any) -> list[int]:
+    """`4` -> the first four, `"0,2"` or `[0, 2]` -> these two."""
+    try:
+        if isinstance(devices, str) and "," in devices:
+            numbers = [int(number) for number in devices.split(",") if number.strip()]
+        else:
+            numbers = (
+                list(range(int(devices))) if isinstance(devices, int | str) else [int(number) for number in devices]
+            )
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise UserError(f"trainer.devices must be a number (1 or more), a list such as [0,2], or auto; got {devices}.")
+    return numbers
