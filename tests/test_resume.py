@@ -151,12 +151,16 @@ def test_transforms_of_batches_and_of_pythons_generator_are_keyed_too(snapshots,
 def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, command):
     run = train("trainer.max_epochs=2", NO_STOPPING, "logger=tensorboard", "model.scheduler=null")
     before = {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()}
+    run_timing = run.json("status.json")["timing"]
     again = command("train", f"resume={run.dir}", folder=run.dir)
     assert again.exit_code == 0
     assert "contains a finished run (2 epochs): nothing to do" in again.output
     assert {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()} == before
     more = command("train", f"resume={run.dir}", "trainer.max_epochs=4", folder=run.dir)
     assert "Settings changed since the run began: trainer.max_epochs 2 -> 4" in more.output
+    said = rf"Resumed at epoch 3 of 4, from {run.dir}/checkpoints/last.ckpt: 10 of 20 steps were done, in 0:\d\d"
+    assert re.search(said, more.text("train.log"))
+    assert more.json("status.json")["timing"]["compute"] > run_timing["compute"]
     assert [row["epoch"] for row in more.history] == [0, 1, 2, 3]
     assert more.history == train("trainer.max_epochs=4", NO_STOPPING, "model.scheduler=null").history
     (board,) = {path.parent for path in more.dir.rglob("events.out.tfevents.*")}
@@ -415,16 +419,22 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(
 
 
 def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
-    """`srun` and `scontrol` are stand-ins; SIGUSR1 is what Slurm sends before the time limit."""
+    """`srun` and `scontrol` are stand-ins; SIGUSR1 is what Slurm sends before the time limit. The job is a task of an
+    array, and `%a` its number."""
     (tmp_path / "bin").mkdir()
-    for name, does in (("srun", 'exec "$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/queued')):
+    for name, does in (
+        ("srun", 'SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 exec "$@"'),
+        ("scontrol", f'echo "$@" >> {tmp_path}/queued'),
+    ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "src").symlink_to(REPO / "src")
     send = ["+callbacks.signal._target_=snapshots.Signal", f"+callbacks.signal.number={int(signal.SIGUSR1)}"]
     words = [f"data.data_dir={colours}", *SMALL, NO_STOPPING, *send, "+callbacks.signal.batch=6"]
-    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    words.append("seed=%a")
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "imago"}
+    environment |= {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_NTASKS": "1"}
     environment |= {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
     statuses = []
     for _ in range(2):
@@ -432,9 +442,20 @@ def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
         done = subprocess.run(job, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True)
         statuses.append(done.returncode)
     assert statuses == [143, 0], done.stdout + done.stderr
-    assert (tmp_path / "queued").read_text() == "requeue 4711\n"
-    status = json.loads((tmp_path / "logs" / "slurm" / "4711" / "status.json").read_text())
+    assert (tmp_path / "queued").read_text() == "requeue 4711_3\n"
+    folder = tmp_path / "logs" / "slurm" / "4711_3"
+    assert "Resumed at epoch 2 of 2, batch 3 of 5, from" in done.stdout
+    assert "seed: 3\n" in (folder / "config.yaml").read_text()
+    status = json.loads((folder / "status.json").read_text())
     assert (status["status"], status["times_resumed"], status["epoch"]) == ("completed", 1, 2)
+
+
+def test_the_page_explains_each_line_of_the_slurm_script():
+    script = (REPO / "scripts" / "train.slurm").read_text()
+    page = (REPO / "docs" / "devices.md").read_text()
+    options = re.findall(r"^#SBATCH (--\S+)", script, re.MULTILINE)
+    assert len(options) > 5
+    assert [option for option in options if f"`{option}`" not in page] == []
 
 
 def test_a_second_signal_does_not_hide_how_the_run_ended(tmp_path, colours):

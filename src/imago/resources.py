@@ -6,14 +6,15 @@ from pathlib import Path
 
 
 def workers(num_workers: int | None, processes: int) -> int:
-    """The number of loader workers for one of `processes`; None divides the cores among them."""
-    return max(1, usable_cores() // processes) if num_workers is None else num_workers
+    """The number of loader workers for one of `processes`; None divides the cores among them, at most 8 for each."""
+    return max(1, usable_cores(8 * processes) // processes) if num_workers is None else num_workers
 
 
-def usable_cores() -> int:
-    """The number of cores that this process may use; at most 8, beyond which disks do not keep up."""
+def usable_cores(most: int = 8) -> int:
+    """The number of cores that this process may use; at most `most`: with more than 8, disks do not keep up with one
+    device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return min(cores, most)
 
 
 def free_memory() -> int:

@@ -44,7 +44,7 @@ class ImageDataModule(ScoredSplits):
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         image_size: Input size of the network in pixels: the side of a square, or [height, width].
         batch_size: Images per training step of the whole run.
-        num_workers: Processes that load images; None uses the cores available to this process, at most 8.
+        num_workers: Processes that load images; None divides the cores among the run's processes, at most 8 for each.
         on_bad_image: `error` stops at an unreadable image, most of them at the start; `skip` decodes all images
             once before the run and leaves unreadable ones out.
         seed: Seed of the order and the augmentations.
