@@ -1,23 +1,28 @@
 """Words of other trainers: what is printed for them composes, and docs/coming_from.md says the same (`make docs`)."""
 
+import importlib.util
 import os
+import random
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from helpers import REPO
+from helpers import REPO, write_mnist
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from test_configs import composed
 
-from imago.cli.typed_words import Typed, check_words, examine
+from imago.cli.experiment_words import FILES, check_file
+from imago.cli.typed_words import check_words
+from imago.cli.word_hints import Typed, examine
 from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.hints import Hint
-from imago.config.root import Root
+from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import problems, shipped
 from imago.errors import UserError
+from imago.train import main
 
 PAGE = REPO / "docs" / "coming_from.md"
 SETTINGS = [entry.name for entry in fields(Root)]
@@ -27,6 +32,7 @@ PROJECTS = {
         *("optimizer=SGD", "lr0=0.01", "momentum=0.9", "weight_decay=0.01", "cos_lr=True", "label_smoothing=0.1"),
         *("patience=5", "pretrained=False", "freeze=10", "dropout=0.2", "augment=False", "fliplr=0.5", "cache=ram"),
         *("amp=True", "fraction=0.5", "time=00:01:00:00", "resume=True", "project=runs", "exist_ok=True"),
+        *("model=yolo11n-cls.pt", "plots=True", "val=True"),
     ),
     "timm": (
         *("--data-dir PATH", "--model resnet50", "--pretrained", "--num-classes 10", "--img-size 64", "--epochs 5"),
@@ -54,7 +60,9 @@ PROJECTS = {
     ),
     "lightning-hydra-template": (
         *("datamodule.batch_size=64", "data_dir=PATH", "optimizer.lr=0.1", "model.optimizer=sgd", "trainer.gpus=1"),
-        *("trainer=ddp_spawn", "strategy=ddp", "logger=none", "trainer.resume_from_checkpoint=RUN"),
+        *("datamodule=mnist", "trainer=ddp_spawn", "strategy=ddp", "logger=none", "logger=many_loggers"),
+        *("hparams_search=mnist_optuna", "callbacks=rich_progress_bar", "extras.print_config=False", "tags=mnist"),
+        *("trainer.resume_from_checkpoint=RUN",),
     ),
     "ml_core, nnClassification": (
         *("model.architecture=resnet50", "model.num_classes=10", "n_classes=10", "num_epochs=5", "batch_size=64"),
@@ -69,6 +77,72 @@ Settings of other trainers, and what Imago calls them. The tests write this page
 column, the message has that of the right one, with your value. Settings that Imago calls the same are left out.
 
 Imago's commands take `KEY=VALUE` without dashes. `GROUP=OPTION` chooses a file in `configs/GROUP/`.
+"""
+
+BEFORE = """# @package _global_
+defaults:
+  - override /datamodule: mnist.yaml
+  - override /model: mnist.yaml
+  - override /callbacks: default.yaml
+  - override /trainer: default.yaml
+
+tags: ["mnist", "simple_dense_net"]
+seed: 12345
+trainer:
+  min_epochs: 10
+  max_epochs: 10
+  gradient_clip_val: 0.5
+model:
+  optimizer:
+    lr: 0.002
+  net:
+    lin1_size: 128
+    lin2_size: 256
+    lin3_size: 64
+datamodule:
+  batch_size: 64
+logger:
+  wandb:
+    tags: ${tags}
+    group: "mnist"
+"""
+AFTER = """# @package _global_
+defaults:
+  - override /data: mnist            # was /datamodule
+  - override /model: mnist
+  - override /callbacks: default
+  - override /trainer: default
+
+tags: ["mnist", "simple_dense_net"]  # a logger takes them from here
+seed: 12345
+trainer:
+  min_epochs: 10
+  max_epochs: 10
+  gradient_clip_val: 0.5
+model:
+  optimizer:
+    lr: 0.002
+  net:
+    hidden: [128, 256, 64]           # was lin1_size, lin2_size, lin3_size
+data:                                # was datamodule
+  batch_size: 64
+"""
+FILES_OF_THE_TEMPLATE = f"""
+An experiment file of the template, which stands in `configs/experiment/`:
+
+```yaml
+{BEFORE}```
+
+The same experiment for Imago. `--config-dir FOLDER experiment=NAME` chooses `FOLDER/experiment/NAME.yaml`, so that your
+files stay in your own folder. A logger is chosen on the command line (`logger=wandb logger.wandb.group=mnist`) or by
+`override /logger: wandb` in the defaults, and only then has settings.
+
+```yaml
+{AFTER}```
+
+If a file of the template is chosen as it is, the message names each line and what to write there. `override` needs the
+slash: `override /model: mnist`. `extras` and `logger=many_loggers` have become `--cfg job` and `logger=many`, and
+`hparams_search=mnist_optuna` is `-m hparams_search=optuna`.
 """
 
 
@@ -95,6 +169,8 @@ def tables() -> Iterator[str]:
             hint = hint_for(typed.replace("PATH", "./PATH") if typed == "data=PATH" else typed)
             ours = f"`{' '.join(hint.words).replace('./', '')}`" if hint.words else ""
             yield f"| `{typed}` | {'. '.join(filter(None, [ours, hint.note]))} |"
+        if project == "lightning-hydra-template":
+            yield FILES_OF_THE_TEMPLATE.rstrip()
 
 
 def test_the_page_is_what_is_printed():
@@ -112,8 +188,8 @@ def batches(hints: Sequence[Hint]) -> list[list[str]]:
     """The overrides of the hints, packed so that no two set the same thing: composing takes its time."""
     packed: list[list[str]] = []
     alone: list[list[str]] = []
-    for words in dict.fromkeys(hint.words for hint in hints if hint.words):
-        if {"debug", "strategy"} & {*keys_of(words)}:  # these set further settings
+    for words in dict.fromkeys(tuple(word for word in hint.words if word != "-m") for hint in hints if hint.words):
+        if {"debug", "strategy", "hparams_search"} & {*keys_of(words)}:  # these set further settings
             alone.append([*words])
             continue
         for batch in packed:
@@ -130,6 +206,7 @@ def batches(hints: Sequence[Hint]) -> list[list[str]]:
 def test_every_setting_that_is_offered_exists_and_takes_the_value():
     hints = [hint for name, value in EXAMPLES.items() if (hint := meaning(name, value)) is not None]
     hints += [hint_for(typed.replace("=PATH", "=./PATH")) for words in PROJECTS.values() for typed in words]
+    hints = [hint for hint in hints if "hparams_search=optuna" not in hint.words]  # needs a package
     hints += [meaning(name, value) for name in ("device", "gpus") for value in ("0", "1", "2", "0,1", "cuda:1", "-1")]
     hints += [meaning(name, value) for name in ("freeze", "amp", "fp16", "cos_lr", "wandb") for value in ("0", "1")]
     hints += [meaning("optimizer", value) for value in ("Adam", "RMSprop", "adamw_torch", "nadam", "lamb")]
@@ -153,13 +230,13 @@ def test_every_setting_that_is_offered_exists_and_takes_the_value():
         (["model.optimizer=sgd"], "model.optimizer holds several settings. Type model/optimizer=sgd"),
         (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
         (["help"], '"help" is not KEY=VALUE. See --help.'),
-        (["predict"], "Predicting is ml-inference ckpt_path=RUN source=PATH."),
+        (["predict"], "To predict, type ml-inference ckpt_path=RUN source=PATH."),
         (["--data", "FOLDER"], "Type data.data_dir=FOLDER"),
         (["data=FOLDER"], "data= chooses a kind of data. A folder has a setting of its own. Type data.data_dir=FOLDER"),
         (["FOLDER"], "Type data.data_dir=FOLDER"),
-        (["RUN"], "Type resume=RUN. To score it: ml-eval ckpt_path=RUN."),
+        (["RUN"], "Type resume=RUN. To score it, type ml-eval ckpt_path=RUN."),
         (["best.ckpt"], "Type ckpt_path=best.ckpt. This trains on from it."),
-        (["./FOLDR"], "./FOLDR does not exist, either. Images: data.data_dir=PATH."),
+        (["./FOLDR"], "./FOLDR does not exist either. To choose a folder of images, type data.data_dir=PATH."),
     ],
 )
 def test_the_first_answer_is_the_right_one(tmp_path, monkeypatch, words, message):
@@ -172,12 +249,137 @@ def test_the_first_answer_is_the_right_one(tmp_path, monkeypatch, words, message
     assert message in str(raised.value)
 
 
-def test_several_words_are_answered_at_once_with_the_whole_command():
+def refusal(*words: str) -> list[str]:
     with pytest.raises(UserError) as raised:
-        check_words(["--epochs", "5", "imgsz=64", "seed=3", "-m"], "train", SETTINGS, "ml-train")
-    lines = str(raised.value).splitlines()
+        check_words(words, "train", SETTINGS, "ml-train")
+    return str(raised.value).splitlines()
+
+
+def test_several_words_are_answered_at_once_with_the_whole_command():
+    main.register()
+    lines = refusal("--epochs", "5", "imgsz=64", "seed=3", "-m")
     assert lines[1:3] == ["  --epochs 5  Type trainer.max_epochs=5", "  imgsz=64    Type data.image_size=64"]
     assert lines[-1] == "  ml-train trainer.max_epochs=5 data.image_size=64 seed=3 -m"
+
+
+PASTED = {
+    "yolo classify train data=PATH model=yolo11n-cls.pt epochs=5 imgsz=64 plots=True val=True": (
+        "data.data_dir=PATH trainer.max_epochs=5 data.image_size=64"
+    ),
+    "--model resnet50 --data-dir PATH --batch-size 32 -b 32 --lr 0.1 --epochs 5 --pretrained --input-size 3 96 96": (
+        "model.net.name=resnet50 data.data_dir=PATH data.batch_size=32 model.optimizer.lr=0.1 trainer.max_epochs=5 "
+        "model.net.weights=auto data.image_size=96"
+    ),
+    "--model_name_or_path google/vit-base-patch16-224-in21k --train_dir PATH --output_dir out --do_train --do_eval "
+    "--remove_unused_columns False --learning_rate 2e-5 --num_train_epochs 5 --per_device_train_batch_size 8 "
+    "--save_strategy epoch --load_best_model_at_end True --save_total_limit 3 --seed 1337 --report_to wandb": (
+        "model.net.name=vit_b_16 data.data_dir=PATH hydra.run.dir=out model.optimizer.lr=2e-5 trainer.max_epochs=5 "
+        "data.batch_size=8 seed=1337 logger=wandb"
+    ),
+    "path=PATH arch=resnet34 bs=64 valid_pct=0.2 n_epoch=5 base_lr=0.002 metrics=error_rate": (
+        "data.data_dir=PATH model.net.name=resnet34 data.batch_size=64 data.val_ratio=0.2 trainer.max_epochs=5 "
+        "model.optimizer.lr=0.002"
+    ),
+    "directory=PATH 'image_size=(180, 180)' batch_size=32 validation_split=0.2 optimizer=adam epochs=10 verbose=2": (
+        "data.data_dir=PATH data.image_size=180 data.batch_size=32 data.val_ratio=0.2 model/optimizer=adam "
+        "trainer.max_epochs=10 hydra.verbose=true"
+    ),
+    "datamodule.batch_size=64 logger=many_loggers trainer.gpus=1 hparams_search=mnist_optuna extras.print_config=true "
+    "callbacks.rich_progress_bar.refresh_rate=1 tags=mnist": (
+        "data.batch_size=64 logger=many trainer=gpu -m hparams_search=optuna 'tags=[mnist]'"
+    ),
+    "--lr 0.1 --momentum 0.9 --opt adam test_ratio=0.2 -e 5 data.batchsize=4 seed 3 --wd": (
+        "model.optimizer.lr=0.1 model/optimizer=adam data.test_ratio=0.2 trainer.max_epochs=5 data.batch_size=4 seed=3"
+    ),
+}
+
+
+@pytest.mark.parametrize("pasted", PASTED)
+def test_a_pasted_command_becomes_one_that_starts(pasted, tmp_path, monkeypatch):
+    main.register()
+    monkeypatch.chdir(tmp_path)
+    Path("PATH").mkdir()
+    lines = refusal(*shlex.split(pasted))
+    if "hparams_search" not in pasted or importlib.util.find_spec("hydra_plugins") is not None:
+        assert lines[-1] == f"  ml-train {PASTED[pasted]}"
+
+
+def test_the_corrected_command_of_any_words_starts():
+    """All words of the table, and some with a wrong value, in commands of 150: none is dropped without a word."""
+    main.register()
+    words = [f"{name}={value}" for name, value in EXAMPLES.items() if not name.startswith("resume")]
+    words += ["epochs=many", "cos_lr=False", "lr=fast", "scheduler.factor=high"]
+    random.Random(0).shuffle(words)
+    for command in (words[start : start + 150] for start in range(0, len(words), 150)):
+        lines = refusal(*command, "trainer.min_epoch=1")
+        named = [line.split()[0] for line in lines[1:-2]]
+        assert {word for word in command if examined(word)} <= {*named}
+        assert lines[-2] == "Together:"
+        together = shlex.split(lines[-1])[1:]
+        check_words(together, "train", SETTINGS, "ml-train")
+        cfg = composed(*together)
+        OmegaConf.set_struct(cfg, False)
+        cfg.pop("hydra")
+        assert [f"{problem.key}{problem.what}" for problem in problems(cfg, shipped())] == []
+
+
+def examined(word: str) -> bool:
+    """Whether a word is answered before anything is composed."""
+    return next(examine([word], Typed("train", SETTINGS)))[1] is not None
+
+
+THEIRS = """# @package _global_
+defaults:
+  - override /datamodule: mnist
+  - override model: mnist
+  - override /callbacks: default
+  - override /logger: many_loggers
+  - override /extras: default
+tags: [mnist, simple_dense_net]
+seed: 12345
+trainer:
+  gpus: 1
+  max_epochs: 10
+datamodule:
+  batch_size: 64
+callbacks:
+  rich_progress_bar:
+    refresh_rate: 5
+"""
+
+
+def test_a_file_of_the_template_is_answered_with_its_lines(tmp_path):
+    file = tmp_path / "experiment" / "theirs.yaml"
+    file.parent.mkdir()
+    file.write_text(THEIRS)
+    with pytest.raises(UserError) as raised:
+        check_words([f"--config-dir={tmp_path}", "experiment=theirs"], "train", SETTINGS)
+    assert str(raised.value).replace(f"{file}, ", "").splitlines() == [
+        'line 3: Write "override /data: mnist" in place of "override /datamodule: mnist".',
+        'line 4: Write "override /model: mnist" in place of "override model: mnist".',
+        'line 6: Write "override /logger: many" in place of "override /logger: many_loggers".',
+        'line 7: "override /extras: default" chooses an option of a group that does not exist. It has no counterpart: '
+        "--cfg job prints the settings, and nothing asks for tags.",
+        'line 11: Unknown setting trainer.gpus. Write "override /trainer: gpu" in the defaults.',
+        'line 13: Write "data:" in place of "datamodule:".',
+        "line 16: Unknown setting callbacks.rich_progress_bar. The progress bar is callbacks.progress_bar, and "
+        "callbacks.progress_bar=null removes it.",
+    ]
+
+
+@pytest.mark.parametrize("file", [file for group in FILES for file in Path(CONFIG_DIR, group).glob("*.yaml")])
+def test_our_own_files_pass(file):
+    check_file(file, Typed("train", SETTINGS))
+
+
+def test_the_experiment_of_the_page_trains(command, tmp_path):
+    write_mnist(tmp_path / "sets")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "first.yaml").write_text(AFTER)
+    words = [f"data.data_dir={tmp_path}/sets", "trainer.min_epochs=1", "trainer.max_epochs=1", "trainer=cpu"]
+    run = command("train", f"--config-dir={tmp_path}/mine", "experiment=first", *words, "logger=csv", "test=false")
+    assert run.exit_code == 0, run.output
+    assert len(run.history) == 1
 
 
 @pytest.mark.parametrize(
@@ -197,7 +399,10 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.net.pretrained=true"], "Unknown setting model.net.pretrained. Type model.net.weights=auto."),
+        (
+            ["model.net.pretrained=true"],
+            "Unknown setting model.net.pretrained (command line). Type model.net.weights=auto.",
+        ),
         (
             ["+model.net.pretrained=true"],
             "model.net.pretrained is not an argument of imago.model.torchvision_net. Type",
@@ -208,6 +413,12 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
         ),
         (["model.optimizer.momentum=0.9"], "It is a setting of model/optimizer=sgd: type that too."),
         (["experiment=digits", "model.net.name=vgg11"], "It is a setting of model=torchvision: type that too."),
+        (
+            ["data.batchsize=4", "model.optimzer.lr=1", "trainer.max_epoch=3"],
+            "  data.batchsize=4     Did you mean data.batch_size?\n"
+            "  model.optimzer.lr=1  Type model.optimizer.lr=1\n"
+            "  trainer.max_epoch=3  Did you mean trainer.max_epochs?\nTogether:\n",
+        ),
         (["trainer.foo=1"], "The closest are "),
         (["trainer.max_epochs=-3"], "trainer.max_epochs must be 0 or more, -1 for no limit, or null; got -3."),
         (["trainer.limit_val_batches=1.5"], "must be a fraction (0.0 to 1.0) or a whole number of batches, got 1.5."),

@@ -11,7 +11,7 @@ from helpers import SMALL
         (["name='${nope}'"], "${nope} refers to an unknown setting: nope"),
         (["name='${oc.env:NOT_SET_HERE}'"], "The environment variable NOT_SET_HERE is not set"),
         (["+trainer.max_epochs=3"], "trainer.max_epochs already exists: remove the +"),
-        (["experiment", "digits"], '"experiment" is not KEY=VALUE. Did you mean experiment=digits?'),
+        (["experiment", "digits"], '"experiment digits" is not KEY=VALUE. Type experiment=digits'),
         (["data.data_dir=/a", "b/c"], "\"data.data_dir='/a b/c'\""),
         (["hydra.run.dirr=x"], "Unknown setting hydra.run.dirr (command line)."),
         (["deterministic=maybe"], "deterministic must be true or false, got maybe."),

@@ -8,13 +8,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.hydra_internals import composed_again, forget_application
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, for_hydra
 from imago.config.root import CONFIG_DIR
 from imago.config.tree import leaves
 from imago.masking import masked_config
@@ -85,20 +85,65 @@ def own_folders(typed: Sequence[str]) -> list[Path]:
 
 def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:
     """The config with the groups that were typed alone: one of the remaining overrides is the mistake."""
-    folder = own_folder(typed)
-    groups = [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
+    cfg = compose_groups(config_name, typed)
+    return cfg if cfg is not None else _composed(config_name, [])
+
+
+def compose_groups(config_name: str, typed: Sequence[str]) -> DictConfig | None:
+    """The config with the groups that were typed and without further settings; None where it cannot be composed."""
+    groups = search_path(typed)
     for word in typed:
-        try:
-            override = OverridesParser.create().parse_overrides([word])[0]
-        except HydraException:
-            continue
-        if Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir() and not override.is_sweep_override():
+        override = _parsed(word)
+        is_group = override is not None and Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir()
+        if is_group and not is_sweep(word):
             groups.append(word)
-    for overrides in (groups, []):
-        forget_application()
-        try:
-            with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-                return compose(config_name, overrides)
-        except (HydraException, OmegaConfBaseException, ValueError):
-            continue
-    return None
+    return _composed(config_name, groups)
+
+
+def composes(config_name: str, typed: Sequence[str]) -> bool:
+    """Whether Hydra accepts a command line; the values of a sweep are not tried."""
+    words = [word for word in typed if ("=" in word or word.startswith("~")) and not word.startswith("-")]
+    if any(_parsed(word) is None for word in words):
+        return False
+    return _composed(config_name, [*search_path(typed), *(word for word in words if not is_sweep(word))]) is not None
+
+
+def search_path(typed: Sequence[str]) -> list[str]:
+    """The override by which the folders of own configs are found without a flag."""
+    folder = own_folder(list(typed))
+    return [f"hydra.searchpath=['file://{folder.resolve()}']"] if folder is not None else []
+
+
+def is_sweep(word: str) -> bool:
+    """Whether an override has several values, of which a sweep takes one after the other."""
+    override = _parsed(word)
+    return override is not None and override.is_sweep_override()
+
+
+def typed_value(word: str) -> Any:
+    """The value of an override, as Hydra reads it."""
+    override = _parsed(word)
+    value = override.value() if override is not None else None
+    return str(value) if isinstance(value, QuotedString) else value
+
+
+def readable(word: str) -> str:
+    """An override as it is, or with its value in quotes where Hydra cannot read it: a path with spaces."""
+    key, sign, value = word.partition("=")
+    return word if not sign or word.startswith("-") or _parsed(word) is not None else f"{key}={for_hydra(value)}"
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except HydraException:
+        return None
+
+
+def _composed(config_name: str, words: Sequence[str]) -> DictConfig | None:
+    forget_application()
+    try:
+        with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+            return compose(config_name, list(words))
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None

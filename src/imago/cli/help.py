@@ -147,6 +147,14 @@ def option_with(key: str) -> str | None:
     return max(options, default=None)  # model=torchvision, not model=resnet18
 
 
+def settings_named(name: str, command: str) -> list[str]:
+    """The settings of a command whose last part is `name`: `test_ratio` -> `data.test_ratio`."""
+    file = Path(CONFIG_DIR, f"{command}.yaml")
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    keys = {setting.key for setting in (*file_settings(file), *_inherited(content))}
+    return sorted(key for key in keys if key.rpartition(".")[2] == name)
+
+
 def file_settings(file: Path, package: str = "") -> Iterator[Setting]:
     """The settings of one file, in its order; a list of several lines is left out."""
     text = file.read_text(encoding="utf-8")

@@ -3,29 +3,25 @@
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
 
-from imago.cli.compose import compose_base, own_folder
-from imago.cli.help import option_with
+from imago.cli.compose import compose_base, own_folder, own_folders
+from imago.cli.corrected import corrected_parts, describe
 from imago.cli.start_from import RUN_OPTION
-from imago.cli.typed_words import Finding, describe
+from imago.cli.unknown_settings import known_settings, sibling_of, unknown_setting
+from imago.cli.word_hints import Typed, examine
 from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
-from imago.config.foreign_words import EXAMPLES, WORDS, meaning
+from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.invocation import override_key, override_value
 from imago.config.root import CONFIG_DIR
-from imago.config.schema import closest, shipped
+from imago.config.schema import closest
 from imago.errors import INTERNAL, interpolation_message
 
 SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
-HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
-"""Settings of Hydra that people type."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
@@ -155,36 +151,25 @@ def _no_such_key(key: str, config_name: str, typed: list[str], program: str, fil
     message = f"Unknown setting {key}{where}."
     if is_typed and "/" in key and (refusal := _kept_group(key, typed)) is not None:
         return refusal
-    if key.removeprefix("trainer.") in NOT_OF_THE_TRAINER and key.startswith("trainer."):
-        return NOT_OF_THE_TRAINER[key.removeprefix("trainer.")]
     base = compose_base(config_name, typed)
     if base is None:
         return message
-    node, last = _parent(base, key)
+    typed_words = Typed(config_name, list(map(str, base)), own_folders(typed))
+    if is_typed:
+        parts = corrected_parts(list(examine(typed, typed_words)), typed_words, program)
+        if sum(finding is not None for _, finding in parts) > 1:
+            return describe(parts, typed_words, program)
     replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
     if replaced is not None:
         return f"Unknown setting {key}. To replace all settings of a group, type ++{replaced.partition('=')[0]}={{…}}"
-    schema = shipped().get(str(node.get("_target_"))) if node is not None else None
-    if node is not None and schema is not None and last in schema["properties"]:
-        return f"{message} It is an argument of {node._target_}: to add it, type +{key}="
-    known = [*_keys(base), *HYDRA_KEYS]
-    if (sibling := _sibling(key, known)) is not None:
-        return f"{message} Did you mean {sibling}?"
-    if file is not None and (hint := meaning(key, EXAMPLES.get(key, ""))) is not None and hint.words:
-        return f"{message} Imago calls it {' and '.join(map(override_key, hint.words))}."
-    if (option := option_with(key)) is not None:
-        return f"{message} It is a setting of {option}: type that too."
-    if is_typed and (findings := list(_foreign(typed, known))):
-        return describe(findings)
-    if meant := _elsewhere(key, known):
-        return f"{message} Did you mean {' or '.join(meant)}?"
-    if schema is not None and not schema["additionalProperties"]:
-        return f"{message} {closest(last, list(schema['properties']), help_all)}"
-    if node is not None and "." in key:
-        return f"{message} To add it, type +{key}="
-    add = "params." if file is not None else "+params."
-    own = "" if "." in key else f" Put variables of your own below params: {add}{key}"
-    return f"{message} {closest(key, known, help_all)}{own}"
+    if file is not None and sibling_of(key, known_settings(base)) is None:
+        hint = meaning(key, EXAMPLES.get(key, ""))
+        if hint is not None and hint.words:
+            return f"{message} Imago calls it {' and '.join(map(override_key, hint.words))}."
+    value = next((override_value(word) for word in typed if override_key(word) == key), "")
+    hint, _ = unknown_setting(key, value, base, typed, help_all)
+    note = str(hint) if file is None else str(hint).replace("+params.", "params.")
+    return note if key.removeprefix("trainer.") in NOT_OF_THE_TRAINER else f"{message} {note}"
 
 
 def _kept_group(group: str, typed: list[str]) -> str | None:
@@ -199,49 +184,3 @@ def _kept_group(group: str, typed: list[str]) -> str | None:
         if name in ("replay", "ckpt_path"):
             return f"{word} has its own {group.replace('/', '.')}. Remove {group}="
     return None
-
-
-def _foreign(typed: list[str], known: list[str]) -> Iterator[Finding]:
-    """The typed settings that do not exist, and that other trainers have."""
-    for word in typed:
-        key, value = override_key(word), override_value(word)
-        if "=" in word and "/" not in key and key not in known and not key.startswith("hydra."):
-            hint = meaning(key, value)
-            if hint is not None:
-                yield Finding(word, f"Unknown setting {key}.", hint)
-
-
-def _sibling(key: str, known: list[str]) -> str | None:
-    """The setting beside `key` that is spelled alike."""
-    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
-    cutoff = 0.6 if key.rpartition(".")[2] not in WORDS else 0.85
-    close = difflib.get_close_matches(key.rpartition(".")[2], siblings, n=1, cutoff=cutoff)
-    return siblings[close[0]] if close else None
-
-
-def _elsewhere(key: str, known: list[str]) -> list[str]:
-    """Settings of that name, or almost, in other groups."""
-    last = key.rpartition(".")[2]
-    if key.rpartition(".")[0] in known:
-        return []
-    if elsewhere := [name for name in known if name.rpartition(".")[2] == last]:
-        return elsewhere[:3]
-    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
-
-
-def _parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent) if parent else None
-    return (node if isinstance(node, DictConfig) else None), last
-
-
-def _keys(cfg: Any, path: str = "") -> Iterable[str]:
-    content = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
-    if not isinstance(content, dict):
-        return
-    for name, value in cast(dict[str, Any], content).items():
-        if not str(name).startswith("_"):
-            key = f"{path}.{name}" if path else str(name)
-            yield key
-            yield from _keys(value, key)

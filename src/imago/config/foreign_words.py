@@ -5,6 +5,7 @@ nnClassification and plain argparse scripts. Messages read it, and docs/coming_f
 Imago a word, add it to a row of `ROWS`; the tests compose what each row offers.
 """
 
+from imago.config.foreign_remarks import LEAVE, REMARKS
 from imago.config.hints import (
     AMP,
     Hint,
@@ -14,8 +15,11 @@ from imago.config.hints import (
     dataset_hint,
     device_hint,
     devices_hint,
+    dropout_hint,
+    evaluate_hint,
     freeze_hint,
     gpus_hint,
+    image_size_hint,
     logger_hint,
     model_hint,
     monitor_hint,
@@ -23,23 +27,20 @@ from imago.config.hints import (
     precision_hint,
     pretrained_hint,
     resume_hint,
-    says,
     scheduler_hint,
     switch,
     types,
     types_path,
 )
 
-LEAVE = "Leave it out"
-CLASSES = f"{LEAVE}: the number of classes comes from the data."
 AUGMENTATION = (
-    "Crops and flips are on by default: data.train_transform.* in --help-all. Further ones: docs/extend/transform.md."
+    f"{LEAVE}: crops and flips are on by default (data.train_transform.* in --help-all), and docs/extend/transform.md "
+    "shows how to add others."
 )
 NO_AUGMENTATION = Hint(
     ("data.train_transform.box=${data.eval_transform.box}", "data.train_transform.batch.flip=null"),
     "This trains on the images as they are scored.",
 )
-EXTEND = "docs/extend/transform.md shows how to add it."
 ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value, what to type
     # duration
     (
@@ -50,20 +51,19 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ("max_steps num_steps steps total_steps max_iters", "100", types("trainer.max_steps={}")),
     ("time max_time", "00:01:00:00", types("trainer.max_time='{}'", note="The form is DD:HH:MM:SS.")),
     ("patience early_stopping_patience early_stop_patience", "5", types("callbacks.early_stopping.patience={}")),
-    ("early_stopping early_stop", "false", switch(Hint(note="It is on by default."), "callbacks.early_stopping=null")),
+    (
+        "early_stopping early_stop",
+        "false",
+        switch(Hint(note=f"{LEAVE}: it is on by default."), "callbacks.early_stopping=null"),
+    ),
     ("fast_dev_run dev_run dry_run debug_mode", "true", switch("debug=fdr", Hint(note=f"{LEAVE}."))),
     # images and batches
-    ("imgsz img_size image_size imsize input_size img resolution size", "64", types("data.image_size={}")),
+    ("imgsz img_size image_size imsize input_size input_shape target_size img resolution size", "64", image_size_hint),
     ("batch bs batch_size batchsize train_batch_size b", "64", batch_hint),
     (
         "per_device_train_batch_size per_gpu_train_batch_size",
         "64",
         types("data.batch_size={}", note="It counts the images of all devices together."),
-    ),
-    (
-        "eval_batch_size per_device_eval_batch_size val_batch_size test_batch_size validation_batch_size",
-        "64",
-        says("Scoring uses data.batch_size= as well."),
     ),
     ("workers num_workers nw n_workers dataloader_num_workers j", "4", types("data.num_workers={}")),
     ("pin_mem dataloader_pin_memory", "true", types("data.pin_memory={}")),
@@ -73,9 +73,9 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         types("data.val_ratio={}"),
     ),
     (
-        "fraction max_train_samples",
+        "fraction",
         "0.5",
-        types("trainer.limit_train_batches={}", note="A fraction, or a number of batches."),
+        types("trainer.limit_train_batches={}", note="It is a fraction of the batches, or their number."),
     ),
     (
         "augment augmentation aug transforms train_transforms use_augmentation data_augmentation",
@@ -86,12 +86,6 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ("crop_pct", "0.875", types("data.eval_transform.box.share={}")),
     ("mean", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.mean={}")),
     ("std", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.std={}")),
-    ("mixup cutmix mixup_alpha", "0.2", says("Soft labels, as of MixUp and CutMix, are not supported.")),
-    (
-        "auto_augment aa item_tfms batch_tfms color_jitter reprob erasing randaugment vflip flipud degrees hsv_h",
-        "0.4",
-        says(EXTEND),
-    ),
     ("cache", "true", cache_hint),
     (
         "data_dir dataset_dir data_path dataset_path train_dir data_root root data.root data.path data.dir folder "
@@ -99,6 +93,10 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         "PATH",
         types_path("data.data_dir={}"),
     ),
+    ("steps_per_epoch", "100", types("trainer.limit_train_batches={}")),
+    ("validation_steps", "10", types("trainer.limit_val_batches={}")),
+    ("image_column_name", "image", types("data=hugging_face", "data.image_column={}")),
+    ("label_column_name", "label", types("data=hugging_face", "data.label_column={}")),
     ("datamodule", "mnist", types("data={}")),
     ("dataset dataset_name data_name data.name data_set data.dataset", "mnist", dataset_hint),
     # network
@@ -110,25 +108,18 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ),
     ("pretrained use_pretrained imagenet from_pretrained", "false", pretrained_hint),
     ("weights init_weights pretrained_weights", "imagenet", pretrained_hint),
-    ("nc num_classes n_classes num_labels n_out classes num_class nb_classes", "10", says(CLASSES)),
-    (
-        "in_chans in_channels color_mode",
-        "3",
-        says(f"{LEAVE}: networks take colour images, and grey ones are converted."),
-    ),
-    ("include_top global_pool", "false", says(f"{LEAVE}: the head fits the classes of the data.")),
     ("freeze freeze_backbone freeze_encoder feature_extract linear_probe freeze_epochs", "true", freeze_hint),
     ("unfreeze fine_tune trainable", "true", switch("model.freeze=null", "model.freeze=backbone")),
     ("initial_checkpoint load_weights finetune_from", "best.ckpt", types_path("model.init_from={}")),
     ("torchcompile torch_compile use_compile", "true", types("model.compile={}")),
-    ("drop dropout drop_rate drop_path", "0.2", says("model=simple_cnn has model.net.dropout=.")),
+    ("drop dropout drop_rate dropout_rate drop_path", "0.2", dropout_hint),
     # optimizer, schedule, loss
     ("lr lr0 learning_rate base_lr lr_max max_lr init_lr eta0", "0.1", types("model.optimizer.lr={}")),
     ("wd weight_decay", "0.01", types("model.optimizer.weight_decay={}")),
     (
         "momentum mom",
         "0.9",
-        types("model/optimizer=sgd", "model.optimizer.momentum={}", note="The other optimizers have none."),
+        types("model/optimizer=sgd", "model.optimizer.momentum={}", note="The other optimizers have no momentum."),
     ),
     (
         "optimizer opt optim optim_name opt_func optimizer_name optimizer.name model.optimizer model.optim",
@@ -141,9 +132,9 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         scheduler_hint,
     ),
     ("cos_lr cosine", "true", switch("model/scheduler=cosine", "model.scheduler=null")),
+    ("opt_eps adam_epsilon", "0.000001", types("+model.optimizer.eps={}")),
     ("lrf", "0.01", types("model/scheduler=cosine", "model.scheduler.floor={}")),
     ("warmup_ratio", "0.1", types("model.scheduler.warmup={}")),
-    ("warmup_epochs warmup_steps warmup", "3", says("Type model.scheduler.warmup=0.05: a fraction of all steps.")),
     (
         "scheduler.step_size step_size lr_step_size decay_epochs",
         "7",
@@ -162,12 +153,6 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         types("model.criterions.criterions.ce.label_smoothing={}"),
     ),
     ("class_weights class_weight", "balanced", switch("model.class_weights=auto", "model.class_weights=null")),
-    (
-        "loss criterion loss_fn loss_func",
-        "focal",
-        says("Cross-entropy is the default. Another loss: docs/extend/loss.md."),
-    ),
-    ("metrics metric", "accuracy", says("Accuracy, F1, precision and recall are on. Another: docs/extend/metric.md.")),
     (
         "clip_grad grad_clip max_grad_norm gradient_clip_val gradient_clip clipnorm",
         "1.0",
@@ -205,38 +190,23 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ("log_interval logging_steps log_every", "10", types("trainer.log_every_n_steps={}")),
     ("metric_for_best_model eval_metric best_metric objective", "accuracy", monitor_hint),
     ("eval_every eval_interval val_interval", "2", types("trainer.check_val_every_n_epoch={}")),
-    (
-        "save_every save_interval save_steps save_strategy save_freq save_period save_total_limit save_top_k",
-        "5",
-        says("best.ckpt and last.ckpt are always kept. More often: callbacks.resume.every_n_train_steps=."),
-    ),
     ("verbose", "true", switch("hydra.verbose=true", Hint(note=f"{LEAVE}."))),
     ("profile profiler", "true", switch("debug=profiler", Hint(note=f"{LEAVE}."))),
-    ("shuffle", "true", says(f"{LEAVE}: train is shuffled in each epoch, val and test never are.")),
-    ("task val plots prefetcher", "true", says(f"{LEAVE}.")),
+    # lightning-hydra-template
     (
-        "evaluation_strategy eval_strategy load_best_model_at_end",
-        "epoch",
-        says(f"{LEAVE}: val is scored after each epoch, and the best checkpoint at the end."),
+        "weights_summary",
+        "top",
+        types("callbacks=[default,model_summary]"),
     ),
-    ("exist_ok overwrite_output_dir", "true", says(f"{LEAVE}: each run has a folder of its own.")),
     (
-        "eval_only evaluate test_only do_eval do_predict predict_only",
-        "true",
-        says("Scoring is a command of its own: ml-eval ckpt_path=RUN."),
-    ),
-    ("do_train train_only", "true", says(f"{LEAVE}: ml-train trains.")),
-    ("find_lr lr_find auto_lr_find", "true", says("A sweep compares rates: -m model.optimizer.lr=0.01,0.001.")),
-    ("model_ema ema", "true", says("docs/callbacks.md shows EMAWeightAveraging, a callback of Lightning.")),
-    (
-        "config config_file cfg_file yaml",
-        "mine.yaml",
-        says("A file of settings is an experiment: --config-dir DIR experiment=NAME (docs/configuration.md)."),
+        "e",
+        "5",
+        evaluate_hint,
     ),
     ("dp_epsilon epsilon target_epsilon", "3", types("strategy=dp", "strategy.target_epsilon={}")),
 )
-WORDS: dict[str, Translate] = {name: translate for names, _, translate in ROWS for name in names.split()}
-EXAMPLES: dict[str, str] = {name: example for names, example, _ in ROWS for name in names.split()}
+WORDS: dict[str, Translate] = {name: translate for names, _, translate in (*ROWS, *REMARKS) for name in names.split()}
+EXAMPLES: dict[str, str] = {name: example for names, example, _ in (*ROWS, *REMARKS) for name in names.split()}
 """Foreign word -> a value that people give it."""
 PREFIXES = {
     "datamodule.": "data.",

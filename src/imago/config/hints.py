@@ -39,7 +39,8 @@ NETWORKS = {  # pattern of names in timm and on hubs -> name in torchvision
     r"swin_(t|s|b)(?:iny|mall|ase)?_.*": r"swin_\1",
 }
 Translate = Callable[[str], Hint]
-AMP = Hint(("trainer=amp",))
+AMP = Hint(("trainer.precision=auto-mixed",))
+"""Not `trainer=amp`, which another option of the trainer would replace."""
 
 
 def types(*templates: str, note: str = "") -> Translate:
@@ -55,6 +56,11 @@ def types_path(*templates: str, note: str = "") -> Translate:
 def says(note: str) -> Translate:
     """Say `note` whatever the value."""
     return lambda value: Hint(note=note)
+
+
+def no_counterpart(why: str) -> Translate:
+    """Say that Imago has nothing of the kind, and why it needs none."""
+    return says(f"It has no counterpart: {why}.")
 
 
 def switch(on: str | Hint, off: str | Hint) -> Translate:
@@ -99,14 +105,52 @@ def devices_hint(value: str) -> Hint:
 def batch_hint(value: str) -> Hint:
     """A number of images."""
     if not value.isdigit():
-        return Hint(note="The batch size is a whole number: data.batch_size=32.")
+        return Hint(note="The batch size is a whole number: type data.batch_size=32, for example.")
     return Hint((f"data.batch_size={value}",))
+
+
+def image_size_hint(value: str) -> Hint:
+    """A number of pixels, or a shape: `(64,64)`, `3 224 224`."""
+    sizes = re.findall(r"\d+", value) if re.fullmatch(r"[\d\s,x()\[\]]+", value) else []
+    if len(sizes) == 3:  # the channels are first or last
+        sizes = sizes[1:] if sizes[0] in ("1", "3") else sizes[:2]
+    if len(sizes) not in (1, 2):
+        return Hint(note="The size is a number of pixels: type data.image_size=224, for example.")
+    return Hint((f"data.image_size={sizes[0]}" if len({*sizes}) == 1 else f"data.image_size=[{','.join(sizes)}]",))
+
+
+def is_ultralytics(value: str) -> bool:
+    """Whether this is a network of Ultralytics, or a file of its weights: `yolo11n-cls.pt`."""
+    return re.match(r"yolo|rtdetr", Path(value).name.lower()) is not None
+
+
+def weights_hint(value: str) -> Hint:
+    """A file of weights: those of Ultralytics fit no network of ours."""
+    if is_ultralytics(value):
+        network = "the networks are those of torchvision, and model.net.name=resnet18 is the default (--networks)"
+        return Hint(note=f"The network of {value} has no counterpart: {network}.")
+    return Hint((f"model.init_from={for_hydra(value)}",))
+
+
+def dropout_hint(value: str) -> Hint:
+    """A rate, which one network has."""
+    return Hint(
+        note=f"Only model=simple_cnn takes a dropout rate: model.net.dropout={value}. The others have their own."
+    )
+
+
+def evaluate_hint(value: str) -> Hint:
+    """`-e`: the number of epochs, or in PyTorch's ImageNet example whether to evaluate."""
+    if value.isdigit():
+        return Hint((f"trainer.max_epochs={value}",))
+    return Hint(note="To score a run, type ml-eval ckpt_path=RUN.")
 
 
 def model_hint(value: str) -> Hint:
     """The name of a network, perhaps of another library or hub, or a file of weights."""
-    if Path(value).suffix in WEIGHTS:
-        return Hint((f"model.init_from={for_hydra(value)}",), "A network is chosen by model.net.name=.")
+    if Path(value).suffix in WEIGHTS or is_ultralytics(value):
+        hint = weights_hint(value)
+        return Hint(hint.words, "model.net.name chooses the network.") if hint.words else hint
     hub = value.rpartition("/")[2].partition(".")[0].lower().replace("-", "_")  # microsoft/resnet-50, resnet50.a1_in1k
     for pattern, ours in NETWORKS.items():
         if re.fullmatch(pattern, hub):
@@ -127,7 +171,7 @@ def dataset_hint(value: str) -> Hint:
     for known in MEMORY_SETS:
         if name.replace("-", "").replace("_", "") == known.lower():
             return Hint(("data=mnist", f"data.dataset._target_=torchvision.datasets.{known}"), "See docs/data.md.")
-    return Hint(("data=hugging_face", f"data.dataset.path={value}"), "A folder: data.data_dir=PATH.")
+    return Hint(("data=hugging_face", f"data.dataset.path={value}"), "A folder of images is data.data_dir=PATH.")
 
 
 def optimizer_hint(value: str) -> Hint:
@@ -140,8 +184,8 @@ def optimizer_hint(value: str) -> Hint:
     proper = {entry.lower(): entry for entry in ("RMSprop", "NAdam", "RAdam", "Adagrad", "Adamax", "Adadelta", "ASGD")}
     if name in proper:
         words = ("model/optimizer=adam", f"model.optimizer._target_=torch.optim.{proper[name]}")
-        return Hint(words, "Short names: model/optimizer=adamw, adam, sgd.")
-    return Hint(note="Choose model/optimizer=adamw, adam or sgd. Any other: docs/extend/optimizer.md.")
+        return Hint(words, "The options of model/optimizer are adamw, adam and sgd.")
+    return Hint(note="Choose model/optimizer=adamw, adam or sgd. docs/extend/optimizer.md shows how to use another.")
 
 
 def scheduler_hint(value: str) -> Hint:
@@ -152,7 +196,9 @@ def scheduler_hint(value: str) -> Hint:
     for sign, option in (("cos", "cosine"), ("step", "step"), ("plateau", "plateau")):
         if sign in name and "multi" not in name:
             return Hint((f"model/scheduler={option}",))
-    return Hint(note="Choose model/scheduler=cosine, step or plateau. Any other: docs/extend/optimizer.md.")
+    return Hint(
+        note="Choose model/scheduler=cosine, step or plateau. docs/extend/optimizer.md shows how to use another."
+    )
 
 
 def pretrained_hint(value: str) -> Hint:
@@ -161,13 +207,13 @@ def pretrained_hint(value: str) -> Hint:
         return Hint(("model.net.weights=auto",), "This is the default.")
     if value.lower() in NO:
         return Hint(("model.net.weights=null",))
-    return Hint((f"model.init_from={for_hydra(value)}",))
+    return weights_hint(value)
 
 
 def freeze_hint(value: str) -> Hint:
     """Whether to train the head only; Ultralytics gives a number of layers."""
     if value.isdigit() and int(value) > 1:
-        return Hint(("model.freeze=backbone",), "Single layers: a callback of your own (docs/extend/callback.md).")
+        return Hint(("model.freeze=backbone",), "To freeze single layers, write a callback (docs/extend/callback.md).")
     return switch("model.freeze=backbone", "model.freeze=null")(value)
 
 
@@ -185,11 +231,13 @@ def cache_hint(value: str) -> Hint:
 
 def logger_hint(value: str) -> Hint:
     """The name of a logger, or none."""
-    name = value.lower()
-    known = ("tensorboard", "csv", "wandb", "mlflow")
-    if name in NO or name == "[]":
+    names = re.findall(r"\w+", value.lower())
+    known = ("tensorboard", "csv", "wandb", "mlflow", "many")
+    if not names or names[0] in NO:
         return Hint(("logger=[]",))
-    return Hint((f"logger={name}",)) if name in known else Hint(note=f"There are logger={', '.join(known)}.")
+    if all(name in known for name in names):
+        return Hint((f"logger={names[0] if len(names) == 1 else '[' + ','.join(names) + ']'}",))
+    return Hint(note=f"The options of logger are {', '.join(known[:-1])} and {known[-1]}.")
 
 
 def monitor_hint(value: str) -> Hint:

@@ -1,0 +1,103 @@
+"""What is meant by a setting that the composed config does not have."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.cli.help import option_with
+from imago.config.combinations import NOT_OF_THE_TRAINER
+from imago.config.foreign_words import WORDS, meaning
+from imago.config.hints import Hint
+from imago.config.invocation import override_key
+from imago.config.schema import Schema, closest, shipped
+
+HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
+"""Settings of Hydra that people type."""
+
+
+def known_settings(base: DictConfig) -> list[str]:
+    """All settings of a config, and those of Hydra that people type."""
+    return [*_keys(base), *HYDRA_KEYS]
+
+
+def unknown_setting(
+    key: str, value: str, base: DictConfig, typed: Sequence[str], help_all: str
+) -> tuple[Hint, tuple[str, ...]]:
+    """The hint for a setting that is not in `base`, and what to type in its place where there is one answer.
+
+    Args:
+        key: The setting.
+        value: Its value, as typed.
+        base: The config with the groups that were typed.
+        typed: All words that were typed.
+        help_all: Command that lists all settings.
+    """
+    if key.startswith("trainer.") and (why := NOT_OF_THE_TRAINER.get(key.removeprefix("trainer."))) is not None:
+        return Hint(note=why), ()
+    node, last = parent(base, key)
+    schema = schema_of(node)
+    if node is not None and schema is not None and last in schema["properties"]:
+        added = f"+{key}={value}"
+        return Hint(note=f"It is an argument of {node._target_}: to add it, type +{key}="), (added,)
+    known = known_settings(base)
+    if (sibling := sibling_of(key, known)) is not None:
+        return Hint(note=f"Did you mean {sibling}?"), (f"{sibling}={value}",)
+    if (option := option_with(key)) is not None:
+        is_chosen = any(override_key(word) == override_key(option) for word in typed)
+        also = () if is_chosen else (option, f"{key}={value}")
+        return Hint(note=f"It is a setting of {option}: type that too."), also
+    if (hint := meaning(key, value)) is not None:
+        return hint, ()
+    if meant := _elsewhere(key, known):
+        return Hint(note=f"Did you mean {' or '.join(meant)}?"), (f"{meant[0]}={value}",) if len(meant) == 1 else ()
+    if schema is not None and not schema["additionalProperties"]:
+        return Hint(note=closest(last, list(schema["properties"]), help_all)), ()
+    if node is not None and "." in key:
+        return Hint(note=f"To add it, type +{key}="), (f"+{key}={value}",)
+    own = "" if "." in key else f" Put variables of your own below params: +params.{key}"
+    return Hint(note=f"{closest(key, known, help_all)}{own}"), ()
+
+
+def parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:
+    """The node that holds a setting, and the name of the setting there."""
+    path, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, path) if path else None
+    return (node if isinstance(node, DictConfig) else None), last
+
+
+def schema_of(node: DictConfig | None) -> Schema | None:
+    """The schema of the target of a node."""
+    return shipped().get(str(node.get("_target_"))) if node is not None else None
+
+
+def sibling_of(key: str, known: Sequence[str]) -> str | None:
+    """The setting beside `key` that is spelled alike."""
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
+    cutoff = 0.6 if key.rpartition(".")[2] not in WORDS else 0.85
+    close = difflib.get_close_matches(key.rpartition(".")[2], siblings, n=1, cutoff=cutoff)
+    return siblings[close[0]] if close else None
+
+
+def _elsewhere(key: str, known: Sequence[str]) -> list[str]:
+    """Settings of that name, or almost, in other groups, or in a group whose name is spelled alike."""
+    group, _, last = key.rpartition(".")
+    if group in known:
+        return []
+    if elsewhere := [name for name in known if name.rpartition(".")[2] == last]:
+        alike = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)
+        return alike or elsewhere[:3]
+    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
+    return [ends[close] for close in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
+
+
+def _keys(cfg: Any, path: str = "") -> Iterable[str]:
+    content = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else cfg
+    if not isinstance(content, dict):
+        return
+    for name, value in cast(dict[str, Any], content).items():
+        if not str(name).startswith("_"):
+            key = f"{path}.{name}" if path else str(name)
+            yield key
+            yield from _keys(value, key)

@@ -1,0 +1,319 @@
+"""What to type instead of a word that no command of Imago takes; nothing is composed for it."""
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imago.cli.help import option_with, settings_named
+from imago.config.checks import VIEWS
+from imago.config.foreign_options import NODES, OPTIONS, TASKS
+from imago.config.foreign_words import EXAMPLES, WORDS, meaning
+from imago.config.hints import (
+    NO,
+    WEIGHTS,
+    YES,
+    Hint,
+    dataset_hint,
+    is_ultralytics,
+    model_hint,
+    monitor_hint,
+    weights_hint,
+)
+from imago.config.invocation import for_hydra, override_key, override_value
+from imago.config.root import CONFIG_DIR
+from imago.config.schema import shipped
+from imago.config.targets import MEMORY_SETS, torchvision_names
+from imago.masking import is_secret
+
+FLAGS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c"),
+    *("--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--experimental-rerun"),
+)
+FLAGS = (
+    *("--help", "-h", "--help-all", "--hydra-help", "--version", "--networks", "--resolve", "--run", "-r"),
+    *("--multirun", "-m", *FLAGS_WITH_VALUE),
+)
+NOT_FILES = ("from_run", "from_checkpoint")  # options that Imago makes
+FROM_CHECKPOINT = ("eval", "inference", "export")
+UNKNOWN = Hint(note="This setting does not exist. --help-all lists all settings.")
+NO_FLAG = Hint(note="This setting does not exist. Settings are typed as KEY=VALUE (--help).")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """The command for which words were typed.
+
+    `settings` are the keys at the root of its config, `folders` those of own configs; `experiment` says whether one was
+    typed.
+    """
+
+    command: str
+    settings: Collection[str]
+    folders: Sequence[Path] = ()
+    experiment: bool = False
+
+    def has_option(self, group: str, value: str) -> bool:
+        """Whether a file is that option of a group."""
+        name = value.removesuffix(".yaml")
+        return any(Path(folder, group, f"{name}.yaml").is_file() for folder in (Path(CONFIG_DIR), *self.folders))
+
+    def is_group(self, key: str) -> bool:
+        """Whether options of that group can be chosen."""
+        return any(Path(folder, key).is_dir() for folder in (Path(CONFIG_DIR), *self.folders))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A word that no command of Imago takes, as it was typed, and the hint for it.
+
+    `is_unknown` where other trainers do not take it either: the error of Hydra is as good, where it is the only one.
+    `meant` are the words in its place where the hint only asks whether they are meant.
+    """
+
+    typed: str
+    what: str
+    hint: Hint
+    is_unknown: bool = False
+    meant: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words in its place."""
+        return self.hint.words or self.meant
+
+
+Part = tuple[list[str], Finding | None]
+"""Words that belong together, such as a flag and its value, and what is wrong with them."""
+
+
+def examine(words: Sequence[str], typed: Typed) -> Iterator[Part]:
+    """Each word, with the value of a flag, and what is wrong with it."""
+    rest = list(words)
+    while rest:
+        part = _pop_part(rest, typed)
+        yield part, _finding(part, not rest, typed)
+
+
+def _pop_part(rest: list[str], typed: Typed) -> list[str]:
+    """Take the first word, and what belongs to it, from `rest`."""
+    word = rest.pop(0)
+    part = [word]
+    if word in FLAGS_WITH_VALUE:
+        part += [rest.pop(0)] if rest else []
+    elif word.startswith("-") and not _is_flag(word):
+        while "=" not in word and rest and _is_value(rest[0], typed) and (len(part) == 1 or _is_number(rest[0])):
+            part.append(rest.pop(0))
+    elif rest and not word.startswith(("-", "~")):
+        after = rest[0]
+        if "=" not in word and after.startswith("="):  # `seed = 1` and `seed =1`
+            part += [rest.pop(0) for _ in rest[: 2 if after == "=" else 1]]
+        elif not after.startswith("-") and "=" not in after and _takes(word, after, typed):
+            part.append(rest.pop(0))
+    return part
+
+
+def _takes(word: str, after: str, typed: Typed) -> bool:
+    """Whether a word without a dash is the value of the one before it: `seed= 1`, `seed 1`, `experiment digits`."""
+    if "=" in word:
+        return word.endswith("=") or Path(f"{override_value(word)} {after}").exists()  # a path with a space
+    if Path(word).exists() or (word in TASKS and not typed.is_group(word)):
+        return False
+    return word in (*typed.settings, *WORDS) or typed.has_option(word, after)
+
+
+def _finding(part: list[str], is_last: bool, typed: Typed) -> Finding | None:
+    word = part[0]
+    if word.startswith("-") and word not in FLAGS_WITH_VALUE and not _is_flag(word):
+        return _flag(part, typed)
+    if word.startswith(("-", "~")):
+        return None
+    if len(part) > 1:
+        return _with_spaces(part, typed)
+    return _setting(word, typed) if "=" in word else _bare(word, is_last, typed)
+
+
+def _is_flag(word: str) -> bool:
+    """Whether Hydra takes a flag; it takes abbreviations too."""
+    name = word.partition("=")[0]
+    return name in FLAGS or (len(name) > 3 and sum(flag.startswith(name) for flag in FLAGS[:-1]) == 1)
+
+
+def _is_value(word: str, typed: Typed) -> bool:
+    """Whether the word after a flag is its value, and not the next flag or setting."""
+    if word.startswith("-") and not _is_number(word):
+        return False
+    return not ("=" in word and override_key(word).partition(".")[0].partition("/")[0] in {*typed.settings, "hydra"})
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+(e-?\d+)?", word) is not None
+
+
+def _flag(words: Sequence[str], typed: Typed) -> Finding:
+    name, _, value = words[0].partition("=")
+    name = name.lstrip("-").replace("-", "_")
+    shown = f"--{name} ***" if is_secret(name) else " ".join(words)
+    value = words[1] if len(words) == 2 else f"[{','.join(words[1:])}]" if len(words) > 2 else value
+    value = value or ("true" if EXAMPLES.get(name, "true") in ("true", "false") else "VALUE")
+    if name.startswith("no_") and meaning(name, value) is None:
+        name, value = name[3:], "false" if value == "true" else value
+    word = f"{name}={_quoted(value)}"
+    if name == "experiment" and not typed.has_option(name, value):
+        word = f"name={_quoted(value)}"
+    finding = _setting(word, typed)
+    if finding is None and override_key(word).partition(".")[0] in {*typed.settings, "hydra"}:
+        known = "." not in name or option_with(name) is not None
+        finding = Finding(shown, "", (None if known else meaning(name, value)) or Hint((word,)))
+    if finding is None and typed.is_group(name):
+        finding = Finding(shown, "", Hint((word,)))
+    is_unknown = finding is None or finding.is_unknown
+    hint = NO_FLAG if finding is None or is_unknown else finding.hint
+    return Finding(shown, f"{shown} is not a flag of Imago.", hint)
+
+
+def _with_spaces(part: list[str], typed: Typed) -> Finding:
+    """A setting and its value as words of their own."""
+    shown = " ".join(part)
+    key, _, start = part[0].partition("=")
+    value = " ".join(filter(None, [start, *part[1:]])).removeprefix("=").strip()
+    word = f"{key}={_quoted(value)}"
+    inner = _setting(word, typed)
+    hint = inner.hint if inner is not None else Hint((word,))
+    return Finding(shown, f'"{shown}" is not KEY=VALUE.', hint, inner is not None and inner.is_unknown)
+
+
+def _bare(word: str, is_last: bool, typed: Typed) -> Finding:
+    """A word without `=`: a folder, a file, the name of an option, or what other command lines begin with."""
+    path = Path(word).expanduser()
+    what = f'"{word}" is not KEY=VALUE.'
+    hint: Hint | None = None
+    if path.suffix in WEIGHTS or (path / "status.json").is_file():
+        hint = _file("resume", word, typed.command)
+    elif path.is_dir() and (word not in TASKS or is_last):
+        hint = _folder(word, typed.command)
+    elif path.is_file() and typed.command == "inference":
+        hint = Hint((f"source={for_hydra(word)}",))
+    elif word in TASKS and not Path(CONFIG_DIR, word).is_dir():
+        hint = Hint(note=TASKS[word])
+    elif word.startswith(("/", "./", "../", "~/")) or word.endswith("/"):
+        images = _folder("PATH", typed.command).words[0]
+        hint = Hint(note=f"{word} does not exist either. To choose a folder of images, type {images}.")
+    elif Path(CONFIG_DIR, "experiment", f"{word}.yaml").is_file():
+        hint = Hint((f"experiment={word}",))
+    elif word in torchvision_names() and typed.command == "train":
+        hint = Hint((f"model.net.name={word}",))
+    elif word == "latest":
+        hint = Hint(({"train": "resume=latest", "visualise": "run=latest"}.get(typed.command, "ckpt_path=latest"),))
+    elif word in VIEWS and typed.command == "visualise":
+        hint = Hint((f"mode={word}",))
+    elif word == "help":
+        hint = Hint(note="See --help.")
+    return Finding(word, what, hint or Hint(note="Settings are typed as KEY=VALUE (--help)."), hint is None)
+
+
+def _setting(word: str, typed: Typed) -> Finding | None:
+    key, value = override_key(word), override_value(word)
+    plain = value.strip("'\"")
+    root, _, last = key.partition(".")
+    if root == "hydra" or "@" in key:
+        return None
+    if "/" in key or typed.is_group(key):
+        return _option(word, key, plain, typed)
+    what = f"Unknown setting {key}."
+    hint: Hint | None = None
+    if key == "resume" and (plain.lower() in YES or Path(plain).suffix in WEIGHTS):
+        hint = Hint(("resume=latest",)) if plain.lower() in YES else _file("resume", plain, typed.command)
+        what = f"{word}: resume takes a run folder, or latest."
+    elif key == "weights" and typed.command in FROM_CHECKPOINT and Path(plain).suffix in WEIGHTS:
+        hint, what = _file("weights", plain, typed.command), f"{word} names a checkpoint."
+    elif key == "mode" and plain in TASKS and typed.command != "visualise":
+        hint, what = Hint(note=TASKS[plain]), f"{word}: each mode is a command."
+    elif key == "plots" and not plain.startswith(("{", "$")):
+        hint, what = meaning(key, plain), f"{key} holds several settings."
+    elif key == "tags" and not plain.startswith(("[", "$")):
+        hint, what = Hint((f"tags=[{value}]",)), "tags is a list."
+    elif key in ("monitor", "optimized_metric") and re.fullmatch(r"\w+_\w+", plain):
+        hint, what = Hint((monitor_hint(plain).words[0],)), f"{word}: the name of a metric begins with its stage."
+    elif root == "trainer" and last not in shipped()["lightning.pytorch.Trainer"]["properties"]:
+        hint = meaning(key, value)
+    elif key in ("model.net", "model.optimizer", "model.scheduler", "data.dataset"):
+        is_name = re.fullmatch(r"\w+", plain) is not None and plain.lower() != "null"
+        hint, what = meaning(key, plain) if is_name else None, f"{key} holds several settings."
+    elif root not in typed.settings:
+        return _foreign(word, typed)
+    else:
+        hint = next((hint for node, hint in NODES.items() if f"{key}.".startswith(f"{node}.")), None)
+    return Finding(word, what, hint) if hint is not None else None
+
+
+def _foreign(word: str, typed: Typed) -> Finding | None:
+    """A setting whose first part Imago does not have: one of another trainer, or one without the name of its group."""
+    key, value = override_key(word), override_value(word)
+    plain = value.strip("'\"")
+    root = key.partition(".")[0]
+    what = f"Unknown setting {key}."
+    is_folder = root in ("data", "dataset", "source") and Path(plain).expanduser().is_dir()
+    hint = _folder(plain, typed.command) if is_folder else meaning(key, value)
+    if hint is None and key.startswith("extras."):
+        hint = meaning("extras", value)
+    if hint == Hint((f"model.init_from={for_hydra(plain)}",)) and typed.command != "train":
+        hint = _file("model", plain, typed.command)
+    if hint is None and "." not in key and len(named := settings_named(key, typed.command)) == 1:
+        hint = Hint((f"{named[0]}={value}",))
+    return Finding(word, what, hint or UNKNOWN, hint is None)
+
+
+def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
+    """A foreign value of a group: a folder for `data`, the name of a network for `model`."""
+    is_file = not (value in ("null", *NOT_FILES) or value.startswith(("[", "{", "$")) or "," in value)
+    if not is_file or typed.has_option(group, value):
+        return None
+    what = f"{word}: {group} has no option {value}."
+    hint = OPTIONS.get((group, value.lower()))
+    path = Path(value).expanduser()
+    if group == "data" and (path.is_dir() or value.startswith(("/", "./", "../", "~"))):
+        hint, what = _folder(value, typed.command), "data= chooses a kind of data. A folder has a setting of its own."
+    elif group == "data" and value.lower() in map(str.lower, MEMORY_SETS):
+        hint = dataset_hint(value)
+    elif group == "model" and path.suffix in WEIGHTS:
+        hint = _file("model", value, typed.command)
+        what = "model= chooses a kind of network. A file of weights has a setting of its own."
+    elif group == "model" and ((chosen := model_hint(value)).words or is_ultralytics(value)):
+        of_experiment = ("model=torchvision",) if typed.experiment and chosen.words else ()  # another kind of network
+        hint = Hint((*of_experiment, *chosen.words), chosen.note)
+        what = f"{word}: {chosen.words[0].rpartition('=')[2]} is a network of torchvision." if chosen.words else what
+    if hint is not None:
+        return Finding(word, what, hint)
+    if not typed.is_group(group):
+        return Finding(word, f"Unknown setting {group}.", meaning(group, value) or UNKNOWN, True)
+    options = ", ".join(sorted(file.stem for file in Path(CONFIG_DIR, group).glob("*.yaml")))
+    return Finding(word, what, Hint(note=f"There is no such option: the options of {group} are {options}."), True)
+
+
+def _folder(value: str, command: str) -> Hint:
+    if command == "inference":
+        labels = f"If it has a folder for each class, type data.data_dir={for_hydra(value)}"
+        return Hint((f"source={for_hydra(value)}",), labels)
+    return Hint((f"data.data_dir={for_hydra(value)}",))
+
+
+def _file(name: str, value: str, command: str) -> Hint:
+    """A run folder, a checkpoint or a file of weights."""
+    quoted = for_hydra(value)
+    if command in FROM_CHECKPOINT:
+        return Hint((f"ckpt_path={quoted}",))
+    if command == "visualise":
+        return Hint((f"run={quoted}",))
+    if name == "resume" and Path(value).suffix in ("", ".ckpt"):
+        folder = Path(value).parent.parent if Path(value).suffix else Path(value)
+        if (folder / "status.json").is_file():
+            return Hint((f"resume={for_hydra(str(folder))}",), "To score it, type ml-eval ckpt_path=RUN.")
+        return Hint((f"ckpt_path={quoted}",), "This trains on from it.")
+    return weights_hint(value)
+
+
+def _quoted(value: str) -> str:
+    """The value of a flag as an override needs it."""
+    is_plain = value.lower() in (*YES, *NO) or value.startswith(("[", "{", "$"))
+    return value if is_plain else for_hydra(value)
