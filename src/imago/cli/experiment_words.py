@@ -114,7 +114,7 @@ def _in_yaml(hint: Hint) -> str:
     """A hint for a file: settings as they are named there, options as they are chosen there."""
     words = [(override_key(word), override_value(word)) for word in hint.words if "=" in word]
     chosen = [f'"override /{key}: {value}"' for key, value in words if Path(CONFIG_DIR, key).is_dir()]
-    named = [f"{key}: {value}" for key, value in words if not Path(CONFIG_DIR, key).is_dir()]
+    named = [f"{key}={value}" for key, value in words if not Path(CONFIG_DIR, key).is_dir()]
     sentences = [f"Write {' and '.join(chosen)} in the defaults." if chosen else ""]
     sentences.append(f"Imago calls it {' and '.join(named)}." if named else "")
     return " ".join(filter(None, [*sentences, hint.note]))

@@ -2,7 +2,8 @@
 
 The words are those of Ultralytics, timm, fastai, Keras, Hugging Face's Trainer, lightning-hydra-template, ml_core,
 nnClassification and plain argparse scripts. Messages read it, and docs/coming_from.md is written from it. To teach
-Imago a word, add it to a row of `ROWS`; the tests compose what each row offers.
+Imago a word, add it to a row of `ROWS`, or of `REMARKS` in foreign_remarks.py where there is nothing to type; the tests
+compose what each row offers.
 """
 
 from imago.config.foreign_remarks import LEAVE, REMARKS
