@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from test_configs import composed
 
 from imago.cli.experiment_words import FILES, check_file
+from imago.cli.findings import Typed
 from imago.cli.typed_words import check_words
-from imago.cli.word_hints import Typed, examine
+from imago.cli.word_hints import examine
 from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.hints import Hint
 from imago.config.root import CONFIG_DIR, Root
@@ -288,6 +289,7 @@ PASTED = {
     "callbacks.rich_progress_bar.refresh_rate=1 tags=mnist": (
         "data.batch_size=64 logger=many trainer=gpu -m hparams_search=optuna 'tags=[mnist]'"
     ),
+    "-m --lr 0.1,0.01 data.batchsize=3,4": "-m model.optimizer.lr=0.1,0.01 data.batch_size=3,4",
     "--lr 0.1 --momentum 0.9 --opt adam test_ratio=0.2 -e 5 data.batchsize=4 seed 3 --wd": (
         "model.optimizer.lr=0.1 model/optimizer=adam data.test_ratio=0.2 trainer.max_epochs=5 data.batch_size=4 seed=3"
     ),

@@ -8,9 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.cli.compose import compose_groups, composes, is_sweep, readable, typed_value
+from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with
 from imago.cli.unknown_settings import known_settings, parent, schema_of, unknown_setting
-from imago.cli.word_hints import FROM_CHECKPOINT, UNKNOWN, Finding, Part, Typed
+from imago.cli.word_hints import FROM_CHECKPOINT, UNKNOWN
 from imago.config.hints import Hint
 from imago.config.invocation import override_key, override_value
 from imago.config.root import CONFIG_DIR

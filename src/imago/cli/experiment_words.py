@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from imago.cli.word_hints import Typed
+from imago.cli.findings import Typed
 from imago.config.foreign_options import GROUPS, NODES, OPTIONS
 from imago.config.foreign_words import meaning
 from imago.config.hints import Hint

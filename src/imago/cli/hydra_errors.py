@@ -10,9 +10,10 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from imago.cli.compose import compose_base, own_folder, own_folders
 from imago.cli.corrected import corrected_parts, describe
+from imago.cli.findings import Typed
 from imago.cli.start_from import RUN_OPTION
 from imago.cli.unknown_settings import known_settings, sibling_of, unknown_setting
-from imago.cli.word_hints import Typed, examine
+from imago.cli.word_hints import examine
 from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import EXAMPLES, meaning

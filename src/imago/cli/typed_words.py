@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from imago.cli.compose import own_folders
 from imago.cli.corrected import corrected_parts, describe
 from imago.cli.experiment_words import check_files
-from imago.cli.word_hints import FLAGS_WITH_VALUE, Typed, examine
+from imago.cli.findings import Typed
+from imago.cli.word_hints import FLAGS_WITH_VALUE, examine
 from imago.config.invocation import override_key, override_value
 from imago.errors import UserError
 
@@ -22,7 +23,8 @@ def check_words(words: Sequence[str], command: str, settings: Collection[str], p
     folders = [folder for folder in own_folders(words) if folder.is_dir()]
     groups = [entry.name for folder in folders for entry in folder.iterdir()]
     experiment = any(override_key(word) == "experiment" for word in words)
-    typed = Typed(command, {*settings, *groups}, folders, experiment)
+    sweep = any(word in ("-m", "--multirun") for word in words)
+    typed = Typed(command, {*settings, *groups}, folders, experiment, sweep)
     parts = list(examine(words, typed))
     if any(finding is not None and not finding.is_unknown for _, finding in parts):  # Hydra refuses unknown words
         raise UserError(describe(corrected_parts(parts, typed, program), typed, program))

@@ -1,10 +1,10 @@
 """What to type instead of a word that no command of Imago takes; nothing is composed for it."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with, settings_named
 from imago.config.checks import VIEWS
 from imago.config.foreign_options import NODES, OPTIONS, TASKS
@@ -38,53 +38,6 @@ NOT_FILES = ("from_run", "from_checkpoint")  # options that Imago makes
 FROM_CHECKPOINT = ("eval", "inference", "export")
 UNKNOWN = Hint(note="This setting does not exist. --help-all lists all settings.")
 NO_FLAG = Hint(note="This setting does not exist. Settings are typed as KEY=VALUE (--help).")
-
-
-@dataclass(frozen=True)
-class Typed:
-    """The command for which words were typed.
-
-    `settings` are the keys at the root of its config, `folders` those of own configs; `experiment` says whether one was
-    typed.
-    """
-
-    command: str
-    settings: Collection[str]
-    folders: Sequence[Path] = ()
-    experiment: bool = False
-
-    def has_option(self, group: str, value: str) -> bool:
-        """Whether a file is that option of a group."""
-        name = value.removesuffix(".yaml")
-        return any(Path(folder, group, f"{name}.yaml").is_file() for folder in (Path(CONFIG_DIR), *self.folders))
-
-    def is_group(self, key: str) -> bool:
-        """Whether options of that group can be chosen."""
-        return any(Path(folder, key).is_dir() for folder in (Path(CONFIG_DIR), *self.folders))
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A word that no command of Imago takes, as it was typed, and the hint for it.
-
-    `is_unknown` where other trainers do not take it either: the error of Hydra is as good, where it is the only one.
-    `meant` are the words in its place where the hint only asks whether they are meant.
-    """
-
-    typed: str
-    what: str
-    hint: Hint
-    is_unknown: bool = False
-    meant: tuple[str, ...] = ()
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words in its place."""
-        return self.hint.words or self.meant
-
-
-Part = tuple[list[str], Finding | None]
-"""Words that belong together, such as a flag and its value, and what is wrong with them."""
 
 
 def examine(words: Sequence[str], typed: Typed) -> Iterator[Part]:
@@ -158,9 +111,9 @@ def _flag(words: Sequence[str], typed: Typed) -> Finding:
     value = value or ("true" if EXAMPLES.get(name, "true") in ("true", "false") else "VALUE")
     if name.startswith("no_") and meaning(name, value) is None:
         name, value = name[3:], "false" if value == "true" else value
-    word = f"{name}={_quoted(value)}"
+    word = f"{name}={_quoted(value, typed)}"
     if name == "experiment" and not typed.has_option(name, value):
-        word = f"name={_quoted(value)}"
+        word = f"name={_quoted(value, typed)}"
     finding = _setting(word, typed)
     if finding is None and override_key(word).partition(".")[0] in {*typed.settings, "hydra"}:
         known = "." not in name or option_with(name) is not None
@@ -177,7 +130,7 @@ def _with_spaces(part: list[str], typed: Typed) -> Finding:
     shown = " ".join(part)
     key, _, start = part[0].partition("=")
     value = " ".join(filter(None, [start, *part[1:]])).removeprefix("=").strip()
-    word = f"{key}={_quoted(value)}"
+    word = f"{key}={_quoted(value, typed)}"
     inner = _setting(word, typed)
     hint = inner.hint if inner is not None else Hint((word,))
     return Finding(shown, f'"{shown}" is not KEY=VALUE.', hint, inner is not None and inner.is_unknown)
@@ -287,8 +240,8 @@ def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
         return Finding(word, what, hint)
     if not typed.is_group(group):
         return Finding(word, f"Unknown setting {group}.", meaning(group, value) or UNKNOWN, True)
-    options = ", ".join(sorted(file.stem for file in Path(CONFIG_DIR, group).glob("*.yaml")))
-    return Finding(word, what, Hint(note=f"There is no such option: the options of {group} are {options}."), True)
+    note = f"There is no such option: the options of {group} are {', '.join(typed.options(group))}."
+    return Finding(word, what, Hint(note=note), True)
 
 
 def _folder(value: str, command: str) -> Hint:
@@ -313,7 +266,7 @@ def _file(name: str, value: str, command: str) -> Hint:
     return weights_hint(value)
 
 
-def _quoted(value: str) -> str:
-    """The value of a flag as an override needs it."""
-    is_plain = value.lower() in (*YES, *NO) or value.startswith(("[", "{", "$"))
+def _quoted(value: str, typed: Typed) -> str:
+    """The value of a flag as an override needs it; a comma separates the values of a sweep."""
+    is_plain = value.lower() in (*YES, *NO) or value.startswith(("[", "{", "$")) or (typed.sweep and "," in value)
     return value if is_plain else for_hydra(value)
