@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import sys
@@ -13,20 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL, Run, type_command, type_in_new_interpreter, type_in_subprocess
+from helpers import SMALL, Run, draw_classes, type_command, type_in_new_interpreter, type_in_subprocess
 from lightning.pytorch.callbacks import Callback
 from opacus import GradSampleModule
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.validators import ModuleValidator
+from safetensors import safe_open
 from scipy.stats import binom, chisquare, kstest, norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from imago.definitions import rounded_up
 from imago.dp.accounting import Ledger, accountant_of, epsilon, noise_for, steps_within
 from imago.dp.budget import LEDGER
 from imago.dp.clipping import Adaptive, Clipping, PerLayer
-from imago.dp.report import most_hits, rounded_up
+from imago.dp.published import privacy_of
+from imago.dp.report import most_hits
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import DifferentialPrivacy
 from imago.dp.tape import Tape
@@ -308,10 +312,11 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
     assert told["sample_rate"] == 8 / 39
     for epoch, row in enumerate(run.history, 1):
         wanted = spent(watch.draws * epoch // (3 * PARAMETERS), 1.1, 8 / 39, 1e-3, kind)
-        assert abs(row["privacy/epsilon"] - wanted) < 1e-9
-    assert abs(told["epsilon"] - run.history[-1]["privacy/epsilon"]) < 1e-9
-    assert f"{told['epsilon']:.4f}" in run.text("summary.txt")
-    assert "the choice of the best checkpoint" in run.text("reports/privacy.md")
+        assert abs(row["privacy/epsilon"] - float(rounded_up(wanted))) < 1e-9
+    assert abs(told["epsilon"] - wanted) < 1e-9
+    for page in ("summary.txt", "report.html", "report.md", "reports/privacy.md"):
+        assert rounded_up(told["epsilon"]) in run.text(page)
+    assert "private validation images: they choose the best checkpoint" in run.text("reports/privacy.md")
 
 
 def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
@@ -424,14 +429,14 @@ def test_a_run_goes_on_with_what_it_has_spent(train, finished):
     first = finished
     rest = train(*DP, "trainer.max_epochs=4", "test=false", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
     assert rest.json("reports/privacy.json")["steps"] == 4 * STEPS
-    assert abs(rest.history[-1]["privacy/epsilon"] - spent(4 * STEPS, 1.1, 8 / 39, 1e-3)) < 1e-9
+    assert abs(rest.json("reports/privacy.json")["epsilon"] - spent(4 * STEPS, 1.1, 8 / 39, 1e-3)) < 1e-9
     louder = train(
         *DP, "trainer.max_epochs=4", "test=false", "strategy.noise_multiplier=2",
         f"ckpt_path={first.dir}/checkpoints/last.ckpt",
     )  # fmt: skip
     both = PRVAccountant()
     both.history = [(1.1, 8 / 39, 2 * STEPS), (2.0, 8 / 39, 2 * STEPS)]
-    assert abs(louder.history[-1]["privacy/epsilon"] - both.get_epsilon(1e-3)) < 1e-9
+    assert abs(louder.json("reports/privacy.json")["epsilon"] - both.get_epsilon(1e-3)) < 1e-9
 
 
 def test_a_ledger_with_missing_lines_is_refused(private, command):
@@ -524,7 +529,7 @@ def test_however_a_run_dies_its_report_says_no_less_than_its_files(tmp_path, col
     assert len((tmp_path / "run" / LEDGER).read_text().splitlines()) == 10
     assert report["steps"] == 10  # to the end of the second epoch
     assert report["epsilon"] == pytest.approx(spent(10, 1.1, 8 / 39, 1e-3))
-    assert f"{report['epsilon']:.4f}" in (tmp_path / "run/summary.txt").read_text()
+    assert rounded_up(report["epsilon"]) in (tmp_path / "run/summary.txt").read_text()
 
 
 def test_what_no_accountant_can_say_ends_before_the_first_step(train):
@@ -553,7 +558,7 @@ def test_epsilon_is_never_negative_and_infinity_is_said(train):
 def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
     run = train(*DP, "logger=tensorboard")
     page, report = run.text("reports/privacy.md"), run.json("reports/privacy.json")
-    guarantee = f"({rounded_up(report['epsilon'], 4)}, 0.001)-differentially private for adding or removing one image"
+    guarantee = f"({rounded_up(report['epsilon'])}, 0.001)-differentially private for adding or removing one image"
     assert guarantee in page
     assert f"at most {rounded_up(100 * most_hits(report['epsilon'], 1e-3, 0.01), 2)}% of the members" in run.text(
         "summary.txt"
@@ -561,10 +566,50 @@ def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
     assert "Publish the output of `ml-export`" in page
     assert "We trained with DP-SGD (Abadi et al. 2016) on 39 images: 10 steps" in page
     assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
+    budget = f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image."
+    assert f"{budget} Publish the output of ml-export, not the run folder (docs/privacy.md)\n" in run.output
+    assert f"  ml-export ckpt_path={run.dir}\n" in run.output
+    assert "because strategy=dp sets report.pictures=false" in run.text("report.html")
     assert not list((run.dir / "reports").glob("*train*"))
-    for again in (run, command("eval", f"ckpt_path={run.dir}", "logger=[]")):
-        assert "data:image" not in again.text("report.html")
-        assert not (again.dir / "reports" / "samples.json").exists()
+    for file in filter(Path.is_file, run.dir.rglob("*")):
+        assert not re.search(rb"train/\w+/\d+\.png", file.read_bytes()), f"{file} names a train image"
+    again = command("eval", f"ckpt_path={run.dir}", "logger=[]", "split=[train,test]")
+    assert "list path, label and loss of each train image" in again.output
+    assert "Pictures are left out (report.pictures=false)" in again.text("report.html")
+    for page in (run, again):
+        assert "data:image" not in page.text("report.html")
+        assert not (page.dir / "reports" / "samples.json").exists()
+
+
+def test_what_is_exported_says_what_was_spent(finished, trained, command):
+    run = command("export", f"ckpt_path={finished.dir}")
+    report = finished.json("reports/privacy.json")
+    with safe_open(run.dir / "model_only.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["privacy"])
+    assert told == {"epsilon": float(rounded_up(report["epsilon"])), "delta": 1e-3, "unit": "one image", "steps": 10}
+    for words in (run.output, run.text("export.log")):
+        assert f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image" in words
+    assert f"epsilon  {rounded_up(report['epsilon'])}" in run.text("summary.txt")
+    assert "BatchNorm" not in run.output  # no weights are lost here
+    with safe_open(command("export", f"ckpt_path={trained.dir}").dir / "model_only.safetensors", "pt") as file:
+        assert "privacy" not in file.metadata()
+
+
+def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
+    """It was chosen among those of all steps; by itself it knows its own only."""
+    first = finished.checkpoint("best")["imago"]
+    first["strategy"] |= {"history": [[1.1, 8 / 39, 5]], "epsilon": 1.0}
+    assert privacy_of(finished.dir / "checkpoints/best.ckpt", first)["steps"] == 10
+    assert privacy_of(tmp_path / "best.ckpt", first) == {
+        "epsilon": 1.0, "delta": 1e-3, "unit": "one image", "steps": 5
+    }  # fmt: skip
+    for odd in ({}, {"history": [["a"]], "epsilon": 1.0, "delta": 1.0}, [1]):
+        assert privacy_of(tmp_path / "best.ckpt", {"strategy": odd}) is None
+
+
+@pytest.mark.parametrize(("value", "text"), [(7.99451, "7.9946"), (0.1, "0.1001"), (3.0, "3.0000"), (1e-9, "0.0001")])
+def test_a_bound_is_rounded_up(value, text):
+    assert rounded_up(value) == text
 
 
 @pytest.mark.parametrize(("epsilon_", "delta"), [(0.5, 1e-5), (3.0, 1e-3), (9.0, 1e-6)])
@@ -594,9 +639,14 @@ def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train,
     assert score.json("reports/metrics_test.json")["acc"] == run.json("reports/metrics_test.json")["acc"]
 
 
-def test_a_frozen_backbone_keeps_its_batchnorm(train, trained):
+def test_a_frozen_backbone_keeps_its_batchnorm(train, command, trained, tmp_path):
+    """Its weights come from other images: about those of its own training there would be no guarantee."""
     start = ["model.freeze=backbone", f"model.init_from={trained.dir}"]
-    run = train(*DP, *start, "trainer.max_epochs=1", "test=false")
+    refused = train(*DP, *start)
+    assert "these weights were trained without privacy on 39 of the 39 train images" in refused.error
+    others = draw_classes(tmp_path / "others" / "train", {"blue": 9, "green": 9, "red": 9}, seed=7).parent
+    draw_classes(others / "val", {"blue": 3, "green": 3, "red": 3}, seed=8)
+    run = command("train", f"data.data_dir={others}", *SMALL, *DP, *start, "trainer.max_epochs=1", "test=false")
     assert run.exit_code == 0, run.output
     assert run.json("reports/privacy.json")["replaced"] == []
     assert "net.features.0.1.running_mean" in run.weights()
@@ -640,24 +690,61 @@ def test_noise_and_steps_for_a_target():
         (["monitor=train/loss"], "strategy=dp and a monitor of train/"),
         (["model/scheduler=plateau", "model.monitor=train/loss"], "strategy=dp and a monitor of train/"),
         (["trainer.precision=bf16-true"], "strategy=dp and trainer.precision"),
-        (["model.norm=null"], "BatchNorm normalises an image by the others"),
         (["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "Type trainer.devices=1"),
-        (["+model.criterions.criterions.ce.reduction=sum"], "a loss value per image is needed"),
         (["strategy.clipping=round"], "must be flat, per_layer or adaptive"),
         (["strategy.accountant=gdp"], "must be prv or rdp"),
-        (["strategy.target_delta=2.0"], "must be auto or a number between 0 and 1"),
+        (["strategy.target_delta=2.0"], "must be auto or a number (above 0, below 1)"),
         (["strategy.noise_multiplier=-1"], "must be a number (0 or more)"),
         (["strategy.noise_multiplier=0", "strategy.target_epsilon=3"], "Type more noise"),
-        (["strategy.physical_batch_size=0"], "must be a number above 0"),
-        (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "needs a run that ends"),
+        (["strategy.physical_batch_size=0"], "must be a whole number (1 or more) or null"),
+        (["strategy.target_epsilon=3", "trainer.max_epochs=-1", "model.scheduler=null"], "and this one has no end"),
         (["report.pictures=1"], "report.pictures must be true or false, got 1"),
+        (["strategy.target_epsilon=0"], "strategy.target_epsilon must be a number (above 0) or null, got 0."),
+        (["strategy.target_epsilon=-1"], "strategy.target_epsilon must be a number (above 0) or null, got -1."),
+        (["strategy.max_grad_norm=0.0"], "strategy.max_grad_norm must be a number (above 0), got 0.0."),
+        (["strategy.grad_sample_mode=fast"], "strategy.grad_sample_mode must be auto, hooks or ghost, got fast."),
+        (["trainer=ddp_sim"], "strategy=dp and trainer.devices"),
+        (["model.class_weights=auto"], "strategy=dp and model.class_weights=auto: the class frequencies"),
+        (["matmul_precision=high"], "strategy=dp and matmul_precision"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_combined_is_refused_before_the_first_step(train, words, said):
+def test_what_cannot_be_combined_is_refused_before_the_data_are_read(train, words, said):
+    run = train(*DP, "data.data_dir=/nowhere", *words)
+    assert run.exit_code == 1
+    assert said in run.output
+    assert not run.dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.norm=null"], "BatchNorm normalises an image by the others"),
+        (["+model.criterions.criterions.ce.reduction=sum"], "a loss value per image is needed"),
+        (["+callbacks.ema._target_=own_callback.Average"], "average weights (SWA, EMA)"),
+    ],
+)
+def test_what_the_settings_do_not_tell_is_refused_before_the_first_step(train, tmp_path, monkeypatch, words, said):
+    (tmp_path / "own_callback.py").write_text(
+        "from lightning.pytorch.callbacks import EMAWeightAveraging\nclass Average(EMAWeightAveraging): pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
     run = train(*DP, *words)
     assert run.exit_code == 1
     assert said in run.output
     assert not (run.dir / LEDGER).exists()
+
+
+def test_settings_that_write_private_images_are_warned_of(train):
+    words = ["report.pictures=true", "report.splits=[train]", "data.cache=disk", "trainer.max_epochs=1"]
+    run = train(*DP, *words)
+    for said in (
+        "report.pictures=true with strategy=dp: report.html and reports/ show private images",
+        "report.splits has train, with strategy=dp: reports/ list path, label and loss of each train image",
+        "data.cache=disk with strategy=dp: the decoded images are written to",
+    ):
+        assert said in run.output
+        assert said in run.text("summary.txt")
+    assert (run.dir / "reports/images_train.json").is_file()  # a setting that is typed counts
 
 
 def test_other_batches_are_refused(train, tmp_path, monkeypatch):

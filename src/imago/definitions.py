@@ -4,6 +4,7 @@ import importlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any
 
 __version__ = "0.2.0"
@@ -32,16 +33,37 @@ class AtMost:
     most: float
 
 
+@dataclass(frozen=True)
+class Above:
+    """Greatest number below all valid values."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class Below:
+    """Smallest number above all valid values."""
+
+    bound: float
+
+
 Positive = Annotated[int, AtLeast(1)]
 ZeroOrMore = Annotated[int, AtLeast(0)]
 ValRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
 TestRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)] | None
 ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]
+PositiveFloat = Annotated[float, Above(0.0)]
+Probability = Annotated[float, Above(0.0), Below(1.0)]
 
 
 def best_mode(metric: str) -> str:
     """Mode of a metric: `min` for losses, `max` for everything else."""
     return "min" if "loss" in metric else "max"
+
+
+def rounded_up(bound: float, digits: int = 4) -> str:
+    """Format an upper bound, such as an epsilon, with `digits` decimals: rounded up, so that it still holds."""
+    return str(Decimal(bound).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
 
 
 def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:

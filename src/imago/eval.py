@@ -4,6 +4,7 @@ python src/eval.py ckpt_path=RUN
 python src/eval.py ckpt_path=latest split=val data.data_dir=PATH
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from imago.evaluation.calibration import Calibration
     from imago.evaluation.evaluate import Result
     from imago.evaluation.score import Score
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +49,8 @@ def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
 
 def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
     """Makes the objects, loads the checkpoint, scores."""
+    from imago.checkpoint.read import read_checkpoint
+    from imago.dp.published import privacy_of
     from imago.evaluation.calibration import file_beside, fit, key_of, write
     from imago.evaluation.console import note_scored_again, show_calibration, show_results
     from imago.evaluation.evaluate import evaluate
@@ -62,6 +67,11 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
         return calibration
 
     splits = splits_of(cfg.split, cfg)
+    if "train" in splits and privacy_of(Path(cfg.ckpt_path), read_checkpoint(cfg.ckpt_path, mmap=True)["imago"]):
+        log.warning(
+            "The checkpoint was trained with strategy=dp, and split has train: reports/ will list path, label and loss "
+            "of each train image, which may be private"
+        )
     fit_on_val = calibrate if cfg.calibrate else None
     result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, fit_on_val, cfg.report.pictures)
     show_results(result, run)

@@ -51,8 +51,9 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Write the network's own tensors, under its own names, and what is needed to use them as metadata."""
     from imago.checkpoint.exported import export_entry, write_export
     from imago.checkpoint.read import read_checkpoint
+    from imago.dp.published import privacy_of
     from imago.evaluation.classifier import Classifier
-    from imago.evaluation.console import show_written
+    from imago.evaluation.console import show_privacy, show_written
     from imago.evaluation.from_config import seen_images
     from imago.evaluation.loading import check_own_code
 
@@ -65,8 +66,12 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
     metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), _calibration(cfg, checkpoint))
+    if (privacy := privacy_of(Path(cfg.ckpt_path), checkpoint["imago"])) is not None:
+        metadata["privacy"] = privacy
+        run.sections["Strategy"] = privacy
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
     write_export(classifier.model.net.state_dict(), metadata, path)
+    show_privacy(run, "This file may be published, within what docs/privacy.md says")
     show_written(path)
 
 

@@ -5,6 +5,7 @@ ml-visualise mode=samples experiment=digits
 ml-visualise mode=report run=RUN
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from imago.cli.entry import Command
 from imago.cli.typed_words import check_choice
 from imago.config.checks import VIEWS, check_settings
 from imago.config.invocation import Invocation
+from imago.config.private import is_private
 from imago.config.root import KeptRoot
 from imago.errors import UserError
 from imago.run.folder import PlotOptions, RunFolder, find_run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,6 +42,8 @@ def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
             raise UserError(f"{option} must be {least} or more, got {value}.")
     if cfg.mode == "samples":
         check_settings(cfg, invocation)
+        if is_private(cfg):
+            log.warning("mode=samples with strategy=dp: samples.png shows train images, which may be private")
 
 
 def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from imago.callbacks.pace import Pace, format_duration
+from imago.definitions import SPLITS
 from imago.lightning_internals import EpochBar, data_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class TimedBar(EpochBar):
         items = super().get_metrics(trainer, pl_module)
         left = self._pace.seconds_left(trainer, self._batches)
         eta = {"ETA": format_duration(left) if left is not None else "-:--"}
-        return eta | {name: value for name, value in items.items() if "/" not in name and name != "v_num"}
+        kept = {name: value for name, value in items.items() if name.partition("/")[0] not in (*SPLITS, "v_num")}
+        return eta | {name: f"{value:.4f}" if name.startswith("privacy/") else value for name, value in kept.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._pace.start(trainer)

@@ -25,6 +25,8 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.outputs import output_problems
+from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import is_inherited, origin_of
@@ -50,7 +52,6 @@ PATHS = {  # setting -> what to say if the file or folder that it names does not
     "model.init_from": "does not exist.",
     "source": "does not exist. Type an image, a folder, a glob, or a .txt or .csv list.",
 }
-PLOTS = ("png", "svg", "pdf")
 VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 
 
@@ -117,6 +118,8 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     _raise_all(*_problems(cfg, invocation), *_training_problems(cfg))
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
+    for text in private_warnings(cfg) if cfg.train else ():
+        log.warning("%s", text)
 
 
 def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
@@ -148,28 +151,13 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
     yield from _argument_problems(cfg, invocation)
-    if not isinstance((cfg.report or {}).get("pictures", True), bool):
-        yield f"report.pictures must be true or false, got {cfg.report.pictures}."
-    yield from _plot_problems(cfg.plots)
+    yield from output_problems(cfg)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from trainer_problems(cfg)
     yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from _monitor_problems(cfg, invocation.keys)
-
-
-def _plot_problems(plots: Any) -> Iterator[str]:
-    if not isinstance(plots, DictConfig):
-        yield f"plots holds several settings, got {plots}. Type plots.format=png for example."
-        return
-    formats = plots.get("format")
-    known = [formats] if isinstance(formats, str) else list(formats) if OmegaConf.is_list(formats) else []
-    if not known or any(form not in PLOTS for form in known):
-        names = f"{', '.join(PLOTS[:-1])} or {PLOTS[-1]}"
-        yield f"plots.format must be {names}, or a list of them such as 'plots.format=[pdf,svg]'; got {formats}."
-    if not isinstance(plots.get("title", True), bool):
-        yield f"plots.title must be true or false, got {plots.title}."
 
 
 def _training_problems(cfg: DictConfig) -> Iterator[str]:
@@ -186,6 +174,7 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
             except ValueError as error:
                 yield str(error)
     if cfg.train:
+        yield from private_problems(cfg)
         yield from checkpoint_problems(cfg)
         for key, node in nodes(cfg.callbacks, "callbacks"):
             name = lightning_name(str(node._target_))

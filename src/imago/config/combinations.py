@@ -87,11 +87,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
     ),
     (
-        lambda cfg, _: cfg.model.get("class_weights") == "auto" and _is_private(cfg),
-        "strategy=dp and model.class_weights=auto: the class frequencies would not be private. Type numbers that do "
-        "not come from these data: 'model.class_weights={NAME: 5}'.",
-    ),
-    (
         lambda cfg, _: cfg.auto_resume and cfg.resume is not None,
         "resume= and auto_resume=true: type only one of them.",
     ),
@@ -268,10 +263,6 @@ def _limit(value: Any) -> float:
 
 def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
-
-
-def _is_private(cfg: DictConfig) -> bool:
-    return str((cfg.strategy or {}).get("_target_")).startswith("imago.dp.")
 
 
 def _has_fixed_folder(invocation: Invocation) -> bool:

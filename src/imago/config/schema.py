@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def _fits(value: Any, schema: Schema) -> bool:
     }[kind]
     if not right:
         return False
-    if is_number and not schema.get("minimum", value) <= value <= schema.get("maximum", float("inf")):
+    if is_number and not schema.get("minimum", value) <= value <= schema.get("maximum", inf):
+        return False
+    if is_number and not schema.get("exclusiveMinimum", -inf) < value < schema.get("exclusiveMaximum", inf):
         return False
     items = schema.get("items", {})
     return kind != "array" or all(mismatch(item, items) is None for item in value)
@@ -168,10 +171,13 @@ def _fits(value: Any, schema: Schema) -> bool:
 
 def _words(schema: Schema) -> str:
     if "enum" in schema:
-        return " or ".join("null" if value is None else str(value).lower() for value in schema["enum"])
+        values = ["null" if value is None else str(value).lower() for value in schema["enum"]]
+        return " or ".join(filter(None, [", ".join(values[:-1]), values[-1]]))
     words = WORDS.get(schema.get("type", ""), "anything")
     limits = [f"{schema['minimum']:g} or more"] if "minimum" in schema else []
     limits += [f"at most {schema['maximum']:g}"] if "maximum" in schema else []
+    limits += [f"above {schema['exclusiveMinimum']:g}"] if "exclusiveMinimum" in schema else []
+    limits += [f"below {schema['exclusiveMaximum']:g}"] if "exclusiveMaximum" in schema else []
     return f"{words} ({', '.join(limits)})" if limits else words
 
 

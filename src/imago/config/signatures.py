@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import Schema
-from imago.definitions import AtLeast, AtMost
+from imago.definitions import Above, AtLeast, AtMost, Below
 from imago.files import write_text
 
 FOLDER = Path(CONFIG_DIR, "schema")
@@ -112,6 +112,10 @@ def _range(hint: Any) -> dict[str, Any]:
             bounds["minimum"] = mark.least
         if isinstance(mark, AtMost):
             bounds["maximum"] = mark.most
+        if isinstance(mark, Above):
+            bounds["exclusiveMinimum"] = mark.bound
+        if isinstance(mark, Below):
+            bounds["exclusiveMaximum"] = mark.bound
     return bounds
 
 

@@ -101,12 +101,14 @@ class Cache:
         folder: Parent folder of the caches on the disk.
         budget: Bytes that the pixels of a split may take; None allows a quarter of the free space.
         processes: Number of processes of the run. They do not share memory, so with several `auto` takes the disk.
+        is_private: Whether `auto` writes nothing to the disk.
     """
 
     kind: str
     folder: Path
     budget: int | None = None
     processes: int = 1
+    is_private: bool = False
 
     def keep(self, source: Images, name: str, key: str, decode: Callable[[int], Tensor], build: bool = True) -> Images:
         """Return `source` with its images decoded by `decode`; unchanged where `auto` finds no place for the pixels.
@@ -124,6 +126,8 @@ class Cache:
             OSError: The disk cannot hold the pixels.
         """
         kinds = [self.kind] if self.kind != "auto" else ["disk"] if self.processes > 1 else ["ram", "disk"]
+        if self.kind == "auto" and self.is_private:
+            kinds = ["ram"]
         place = self._place(source, key) if self.kind != "ram" else self.folder
         if self.kind != "ram" and (cached := _opened(source, place)) is not None:
             return cached

@@ -36,7 +36,8 @@ class DecodedImages:
         Raises:
             BadImageError: An image cannot be read.
         """
-        cache = Cache(self.kind, self.folder, self.budget, data.placement.processes)
+        is_private = not data.strategy.shows_train_images
+        cache = Cache(self.kind, self.folder, self.budget, data.placement.processes, is_private)
         size, box, root, build = data.image_size, transform.box, data.sets.root, self._is_read_often(data.trainer)
         if not build and self.kind != "disk":
             return self._kept.get(split, images), transform

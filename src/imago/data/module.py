@@ -218,7 +218,8 @@ class ImageDataModule(ScoredSplits):
             if self.cache == "none":
                 advice.append("data.cache=auto")
             elif images.decode == "exact":
-                advice.append("data.cache=disk with a larger data.cache_gb (the decoded images were not kept)")
+                kind = "disk" if self.strategy.shows_train_images else "ram"  # which leaves no private image behind
+                advice.append(f"data.cache={kind} with a larger data.cache_gb (the decoded images were not kept)")
             if isinstance(images, FolderImages) and images.decode == "exact":
                 advice.append("data.decode=fast (large JPEGs)")
         if not advice:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from imago.config.private import REASONS
 from imago.dp.accounting import Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
 from imago.dp.clipping import Adaptive, Clipping
 from imago.errors import UserError
@@ -145,10 +146,7 @@ class PrivacyBudget(Strategy):
             return
         if self.noise_multiplier is None:
             if math.isinf(planned):
-                raise UserError(
-                    "strategy.target_epsilon= needs a run that ends: add trainer.max_epochs=, or "
-                    "strategy.noise_multiplier=."
-                )
+                raise UserError(f"strategy=dp and {REASONS['no_end']}.")
             self.noise_multiplier = noise_for(
                 self.target_epsilon, self.delta, self.sample_rate, int(planned), self.accountant
             )

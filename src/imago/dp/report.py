@@ -2,25 +2,29 @@
 
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from imago.definitions import rounded_up
 from imago.dp.accounting import Steps, epsilon
 from imago.dp.clipping import Clipping
 from imago.files import write_json, write_text
 
 UNIT = "one image"
 NOT_COVERED = (
-    "a person with several images, or duplicates: k images have about k times the epsilon (group privacy)",
-    "the choice of the best checkpoint, if the validation images are private",
-    "other runs on the same images: a search over settings spends the budget of each",
-    "the learning rate and the end of training, if they depend on private validation images",
+    "a person with several images, or duplicates: k images have k times the epsilon, and a larger delta",
+    "private validation images: they choose the best checkpoint, the end, and a learning rate that follows a plateau",
+    "a temperature and thresholds that are fitted on private validation images (calibrate=true)",
+    "other runs on the same images: a search over settings spends the budget of each, and so does your choice",
+    "corrections that look at train images: lists of data.exclude and data.relabel, above all those of another run",
+    "the paths in these lists, which the report and reports/data.json repeat",
+    "the class names, which are treated as public",
     "the draw of val from train, without a val folder: one more image of a small class may move another one",
     "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
     "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
     "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
-    "the losses and metrics of training and validation, in the logs, the checkpoints and the reports",
+    "the losses and metrics of training and validation, and later scores, in logs, checkpoints and reports",
     "reports about the train and val images: predictions, worst mistakes, and thumbnails if they are turned on",
-    "decoded images in the cache folder (data.cache=disk)",
+    "decoded images in the cache folder (data.cache=disk), and its lists of damaged files",
     "pretrained weights, class weights, normalisation and the range of 16-bit images, which are treated as public",
     "timing of steps, and attacks on floating-point noise unless secure_rng is true",
 )
@@ -33,8 +37,8 @@ class PrivateTraining(Protocol):
 
     accountant: str
     clipping: Clipping
-    clipping_name: str
-    grad_sample_mode: str
+    clipping_name: Literal["flat", "per_layer", "adaptive"]
+    grad_sample_mode: Literal["auto", "hooks", "ghost"]
     ignored: int
     noise_multiplier: float | None
     num_examples: int
@@ -102,7 +106,7 @@ def describe_guarantee(dp: PrivateTraining) -> str:
         return f"no guarantee: epsilon is {_number(dp, value)}"
     rate = most_hits(value, dp.delta, 0.01)
     return (
-        f"({rounded_up(value, 4)}, {dp.delta:g})-differentially private for adding or removing one image: a membership "
+        f"({rounded_up(value)}, {dp.delta:g})-differentially private for adding or removing one image: a membership "
         f"test with 1% false positives finds at most {rounded_up(100 * rate, 2)}% of the members"
     )
 
@@ -115,9 +119,11 @@ def most_hits(epsilon: float, delta: float, false_alarms: float) -> float:
     return max(0.0, min(1.0, above, below))
 
 
-def rounded_up(value: float, digits: int) -> str:
-    """Format `value` with `digits` decimals, rounded up."""
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+def epsilon_text(epsilon: float | str) -> str:
+    """Format the `epsilon` of a report or checkpoint: rounded up, or in words where there is no bound."""
+    if isinstance(epsilon, str):
+        return epsilon
+    return rounded_up(epsilon) if math.isfinite(epsilon) else "infinite"
 
 
 def write_privacy_report(dp: PrivateTraining, folder: Path, is_final: bool = False) -> None:
@@ -131,7 +137,8 @@ def write_privacy_report(dp: PrivateTraining, folder: Path, is_final: bool = Fal
 
 def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
     value, delta = report["epsilon"], dp.delta
-    rows = "".join(f"| {name} | {entry} |\n" for name, entry in report.items() if not isinstance(entry, list | dict))
+    shown = report | {"epsilon": epsilon_text(value)}
+    rows = "".join(f"| {name} | {entry} |\n" for name, entry in shown.items() if not isinstance(entry, list | dict))
     sections = [f"# Privacy\n\n{_guarantee(value, delta)}\n"]
     if isinstance(value, float):
         hits = "".join(
@@ -148,7 +155,7 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
     )
     sections.append(f"| | |\n| --- | --- |\n{rows}")
     if is_final and isinstance(value, float):
-        table = "".join(f"| {name} | {entry} |\n" for name, entry in report["epsilon_by_delta"].items())
+        table = "".join(f"| {name} | {epsilon_text(entry)} |\n" for name, entry in report["epsilon_by_delta"].items())
         sections.append(f"## Epsilon for other deltas\n\n| delta | epsilon |\n| --- | --- |\n{table}")
         sections.append(f"## For a paper\n\n{_paragraph(dp, report)}\n")
     replaced = "".join(f"- {name}\n" for name in report["replaced"]) or "- nothing\n"
@@ -160,13 +167,14 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
 def _guarantee(value: Any, delta: float) -> str:
     if not isinstance(value, float):
         return f"There is no guarantee: epsilon is {value}."
-    epsilon = rounded_up(value, 4)
+    epsilon = rounded_up(value)
     return (
         f"The weights are ({epsilon}, {delta:g})-differentially private for adding or removing one image: for any two "
         f"sets of train images D and D' of which one has one more image, and any set S of weights, "
         f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. The number of train images is treated as public, "
-        "and so are the sample rate and the number of steps, which follow from it. For k images of one person, k "
-        "times this epsilon holds (with a larger delta)."
+        "and so are the sample rate and the number of steps, which follow from it. Taken together, k images "
+        f"of one person have an epsilon of k * {epsilon} and a delta of k * exp((k - 1) * {epsilon}) * {delta:g} at "
+        "most (group privacy)."
     )
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
+from imago.config.private import REASONS
 from imago.data.module import ImageDataModule
 from imago.data.samplers import TrainBatchSampler
-from imago.definitions import Batch
+from imago.definitions import Batch, Positive, PositiveFloat, Probability, ZeroOrMoreFloat, rounded_up
 from imago.dp.accounting import ACCOUNTANTS, Ledger
 from imago.dp.budget import PrivacyBudget
 from imago.dp.clipping import CLIPPINGS
 from imago.dp.combinations import check_combinations
 from imago.dp.parts import detach_batch, join_batches, mean_of_finite, slice_batch
-from imago.dp.report import describe_guarantee, privacy_report, write_privacy_report
+from imago.dp.report import describe_guarantee, epsilon_text, privacy_report, write_privacy_report
 from imago.dp.secret import PoissonBatchSampler, SecretDraws, secret_key, seed_from_entropy
 from imago.dp.tape import MODES, Tape
 from imago.dp.terms import GradTerm, WithNorms
@@ -56,14 +57,14 @@ class DifferentialPrivacy(PrivacyBudget):
 
     def __init__(
         self,
-        noise_multiplier: float | None = None,
-        target_epsilon: float | None = None,
-        max_grad_norm: float = 1.0,
-        target_delta: float | str = "auto",
-        accountant: str = "prv",
-        clipping: str = "flat",
-        grad_sample_mode: str = "auto",
-        physical_batch_size: int | None = None,
+        noise_multiplier: ZeroOrMoreFloat | None = None,
+        target_epsilon: PositiveFloat | None = None,
+        max_grad_norm: PositiveFloat = 1.0,
+        target_delta: Literal["auto"] | Probability = "auto",
+        accountant: Literal["prv", "rdp"] = "prv",
+        clipping: Literal["flat", "per_layer", "adaptive"] = "flat",
+        grad_sample_mode: Literal["auto", "hooks", "ghost"] = "auto",
+        physical_batch_size: Positive | None = None,
         secure_rng: bool = False,
     ) -> None:
         for option, choice, known in (
@@ -83,9 +84,7 @@ class DifferentialPrivacy(PrivacyBudget):
         if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
             raise UserError(f"strategy.noise_multiplier must be a number (0 or more), got {noise_multiplier}.")
         if noise_multiplier == 0 and target_epsilon is not None:
-            raise UserError(
-                "strategy.noise_multiplier=0 exceeds any strategy.target_epsilon= at once. Type more noise."
-            )
+            raise UserError(f"strategy=dp and {REASONS['no_noise']}.")
         if target_delta != "auto" and not (isinstance(target_delta, float) and 0 < target_delta < 1):
             raise UserError(f"strategy.target_delta must be auto or a number between 0 and 1, got {target_delta}.")
         super().__init__(CLIPPINGS[clipping](max_grad_norm), noise_multiplier, target_epsilon, target_delta, accountant)
@@ -221,7 +220,10 @@ class DifferentialPrivacy(PrivacyBudget):
         return min(images, self.physical_batch_size or images)
 
     def epoch_metrics(self) -> dict[str, float]:
-        return {"privacy/epsilon": self.epsilon()} if self._ledger is not None else {}
+        if self._ledger is None:
+            return {}
+        epsilon = self.epsilon()
+        return {"privacy/epsilon": float(rounded_up(epsilon)) if math.isfinite(epsilon) else epsilon}
 
     def report(self) -> dict[str, Any]:
         if self._ledger is None:  # training has not begun
@@ -229,8 +231,10 @@ class DifferentialPrivacy(PrivacyBudget):
         report = privacy_report(self)
         kept = ("epsilon", "delta", "unit", "steps", "counted", "noise_multiplier", "max_grad_norm", "sample_rate")
         return {name: report[name] for name in kept} | {
+            "epsilon": epsilon_text(report["epsilon"]),
             "accountant": report["accountant"],
             "guarantee": describe_guarantee(self),
+            "publish": "the output of ml-export, not this folder (docs/privacy.md)",
             "details": "reports/privacy.md",
         }
 

@@ -51,11 +51,21 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     if not quiet:
         _warn_about_baseline(result.scores)
+    show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
     _print(f"Run folder: {relative(run.path)}")
     _print("Report: ", run.path / "report.html")  # written when the run has ended
     commands = next_commands(result, run)
     for line in ["Next:", *(f"  {command}" for command in commands)] if commands else []:
         _print(line)
+
+
+def show_privacy(run: RunFolder, advice: str) -> None:
+    """Print what private training has spent, and `advice`; nothing where there was none."""
+    spent = run.sections.get("Strategy", {})
+    if {"epsilon", "delta", "unit"} <= spent.keys():
+        epsilon = spent["epsilon"] if isinstance(spent["epsilon"], str) else f"{spent['epsilon']:.4f}"
+        budget = f"epsilon {epsilon}, delta {spent['delta']:g}, unit: {spent['unit']}"
+        _print(f"Privacy: {budget}. {advice}")
 
 
 def _repeat_warnings(warnings: Sequence[str], folder: Path) -> None:
@@ -195,6 +205,8 @@ def next_commands(result: Result, run: RunFolder) -> list[str]:
         word = shlex.quote(f"ckpt_path={for_hydra(relative(run.path if is_best else result.checkpoint))}")
         is_clone = script.name == "train.py"  # which has files for training and evaluation
         evaluate = f"{python()} {shlex.quote(relative(script.with_name('eval.py')))}" if is_clone else "ml-eval"
+        if "epsilon" in run.sections.get("Strategy", {}):
+            commands.append(f"ml-export {word}")
         commands.append(f"ml-inference {word} source=PHOTOS")
         if any(run.path.glob("reports/images_*.json")):  # else there are no pictures to show
             commands.append(f"ml-visualise mode=predictions {shlex.quote(f'run={for_hydra(relative(run.path))}')}")

@@ -19,7 +19,7 @@ class Strategy:
     """`strategy=none`: plain training. Subclasses override what they need; nothing else knows which one is active."""
 
     shows_train_images = True
-    """Whether a checkpoint may record the images it was trained on."""
+    """Whether files may record the train images: digests in checkpoints, pixels where `data.cache=auto` chooses."""
 
     def train_batch_sampler(self, sampler: "Sampler[Any]") -> "Sampler[Any]":
         """Sampler of the train batches, given the default one. It yields lists of (epoch, index); `epoch` is set."""

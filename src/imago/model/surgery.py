@@ -1,7 +1,6 @@
 """Changes to networks: the head's tensors, group normalisation, frozen layers."""
 
 import inspect
-import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,8 +11,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from imago.errors import UserError
-
-log = logging.getLogger(__name__)
 
 LEAST_CHANNELS = 4  # per group
 Build = Callable[..., nn.Module]
@@ -54,13 +51,6 @@ def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
             groups //= 2
         groups = 1 if isinstance(layer, nn.BatchNorm1d) else groups
         net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
-    if norms:
-        log.warning(
-            "model.norm=group: replaced %d BatchNorm layers by GroupNorm, without their pretrained weights and "
-            "statistics: %s",
-            len(norms),
-            ", ".join(name for name, _ in norms),
-        )
     return [name for name, _ in norms]
 
 

@@ -3,14 +3,16 @@
 import base64
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
+from imago.definitions import rounded_up
 from imago.errors import UserError
 from imago.files import quoted_path, write_text
 from imago.report.content import (
@@ -77,7 +79,8 @@ def gathered(folder: Path) -> dict[str, Any]:
     }
     rows = history(folder)
     data = read_report(folder, "reports/data.json", DATA) or {}
-    changes = read_report(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}])
+    changes = read_report(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}]) or []
+    sections = [split_section(folder, split, scores[split]) for split in _with_section(scores)]
     return {
         "name": folder.name,
         "script": Markup(_script()),  # a file of Imago: nothing from data gets into it
@@ -87,7 +90,7 @@ def gathered(folder: Path) -> dict[str, Any]:
         "warnings": status.get("warnings", []),
         "scores": {split: score | {"interval": wilson(score["acc"], score["n"])} for split, score in scores.items()},
         "main": next(iter(scores), None),
-        "sections": [split_section(folder, split, scores[split]) for split in _with_section(scores)],
+        "sections": sections,
         "curves": curves_of(rows, best_epoch(folder)),
         "epochs": len(rows),
         "labels": list(dict.fromkeys(name for score in scores.values() for name in score["per_class"])),
@@ -96,7 +99,8 @@ def gathered(folder: Path) -> dict[str, Any]:
         "most_rows": MOST_ROWS,
         "data": data,
         "samples": read_pictures(read_report(folder, "reports/samples.json", [SAMPLE]) or []),
-        "changes": changes or [],
+        "changes": changes,
+        "no_pictures": _no_pictures(changes, sections),
         "time": _time(status.get("timing") or {}),
         "profile": status.get("profile") or {},
         "privacy": read_report(folder, "reports/privacy.json", PRIVACY) or {},
@@ -104,6 +108,19 @@ def gathered(folder: Path) -> dict[str, Any]:
         "environment": read_report(folder, "reports/environment.json", ENVIRONMENT) or {},
         "checkpoint": "checkpoints/best.ckpt" if (folder / "checkpoints/best.ckpt").is_file() else None,
     }
+
+
+def _no_pictures(changes: Sequence[Mapping[str, Any]], sections: Sequence[Mapping[str, Any]]) -> str:
+    """Why there are no pictures, and how to have them; empty unless they are turned off."""
+    values = {change["key"]: change["value"] for change in changes}
+    if values.get("report.pictures") is not False and all(section["has_pictures"] for section in sections):
+        return ""
+    if not str(values.get("strategy._target_")).startswith("imago.dp."):
+        return "Pictures are left out (report.pictures=false). Type report.pictures=true to show them."
+    return (
+        "Pictures are left out, because strategy=dp sets report.pictures=false: they would show private images. Type "
+        "report.pictures=true to show them to those who may see the images."
+    )
 
 
 def _with_section(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -133,6 +150,7 @@ def _templates(name: str) -> Environment:
         "percent": lambda fraction: f"{fraction:.1%}",
         "short": lambda value: NONE if value is None else value if isinstance(value, str) else f"{value:.4g}",
         "compact": _compact,
+        "bound": lambda value: value if isinstance(value, str) or not isfinite(value) else rounded_up(value),
         "yaml": format_yaml,
         "cell": _cell,
         "quoted_path": quoted_path,

@@ -24,6 +24,7 @@ def split_section(folder: Path, split: str, score: dict[str, Any]) -> dict[str, 
         **confusions_of(folder, split),
         "bins": reliability_bars(score),
         "images": images or NO_IMAGES,
+        "has_pictures": images is not None,
     }
 
 

@@ -20,6 +20,7 @@ ORDER = (
     "Status",
     "Results",
     "Warnings",
+    "Strategy",
     "Training",
     "Best",
     "Progress",
@@ -28,7 +29,6 @@ ORDER = (
     "Profile",
     "Run",
     "Data",
-    "Strategy",
     "Configuration",
 )
 LATEST = "latest"

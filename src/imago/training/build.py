@@ -58,7 +58,7 @@ from imago.run.folder import RunFolder
 from imago.terminal import shortened
 from imago.training.build_data import make_data, warn_of_test_on_val
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
-from imago.training.start_weights import check_frozen, find_initial_weights, start_weights
+from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
 from imago.training.trainer import build_trainer, instantiate_all
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def build(
     loggers = _build_loggers(cfg, run, start)
     callbacks = instantiate_all(cfg.callbacks)
     if is_training:
-        check_frozen(cfg, model, start_weights(cfg, run, model))
+        check_start_weights(cfg, run, model, None if strategy.shows_train_images else data)
         check_callbacks(callbacks)
         callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, data, model, strategy)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from imago.checkpoint.read import find_checkpoint
+from imago.checkpoint.read import find_checkpoint, read_checkpoint
 from imago.config.saved import save_config
+from imago.data.module import ImageDataModule
 from imago.errors import UserError
 from imago.model.module import DictModule
 from imago.model.origin import SCRATCH, name_of, weights_of
@@ -42,7 +43,57 @@ def start_weights(cfg: DictConfig, run: RunFolder, model: DictModule) -> str:
     return weights_of(model.net, str(node.get("_target_", "imago.")), arguments)
 
 
-def check_frozen(cfg: DictConfig, model: DictModule, weights: str) -> None:
+def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule, private: ImageDataModule | None) -> None:
+    """Check the weights that a training starts from, and log which of them `model.norm` has replaced.
+
+    `private` are the data of a training whose weights may tell nothing of them.
+
+    Raises:
+        UserError: `model.freeze` would freeze random weights, or the weights were trained on the private images.
+    """
+    weights = start_weights(cfg, run, model)
+    _check_frozen(cfg, model, weights)
+    if run.resume_from is not None or cfg.ckpt_path is not None:
+        return
+    _log_replaced_norms(model, weights)
+    if private is not None and cfg.model.get("init_from") is not None:
+        _check_private_start(str(cfg.model.init_from), model, private)
+
+
+def _log_replaced_norms(model: DictModule, weights: str) -> None:
+    """Log what `model.norm=group` has replaced: a warning where pretrained `weights` are lost."""
+    if not model.replaced_norms:
+        return
+    is_pretrained = weights.startswith("pretrained")
+    (log.warning if is_pretrained else log.info)(
+        "model.norm=group: replaced %d BatchNorm layers by GroupNorm%s: %s",
+        len(model.replaced_norms),
+        ", without their pretrained weights and statistics" if is_pretrained else "",
+        ", ".join(model.replaced_norms),
+    )
+
+
+def _check_private_start(source: str, model: DictModule, data: ImageDataModule) -> None:
+    """Refuse weights that were trained on the train images without privacy; warn of those trained with it."""
+    if model.seen_images is not None:
+        known, seen = data.train_digests.tolist(), set(model.seen_images.tolist())
+        if shared := sum(digest in seen for digest in known):
+            raise UserError(
+                f"strategy=dp and model.init_from={source}: these weights were trained without privacy on {shared} of "
+                f"the {len(data.split('train'))} train images, for which there would be no guarantee. Start from "
+                "weights of other images, or leave these images out (data.exclude=FILE)."
+            )
+    elif Path(source).suffix not in WEIGHT_FILES:
+        entry = read_checkpoint(source, mmap=True)["imago"]
+        if isinstance(entry["strategy"], dict) and entry["strategy"].get("history"):
+            log.warning(
+                "model.init_from=%s was trained with strategy=dp. If it saw images of this run, both epsilons add up "
+                "for these: the epsilon of this run covers its own steps only",
+                source,
+            )
+
+
+def _check_frozen(cfg: DictConfig, model: DictModule, weights: str) -> None:
     """Raise UserError if `model.freeze` would freeze random weights."""
     if cfg.model.get("freeze") is None or weights != SCRATCH:
         return

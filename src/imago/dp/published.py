@@ -1,0 +1,36 @@
+"""What was spent for weights that are published: by their checkpoint, and by the folder of its run."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from imago.dp.report import UNIT, epsilon_text
+from imago.files import MISFIT, NUMBER, UnreadableError, fitting, read_json
+
+STATE = {"epsilon!": NUMBER, "delta!": NUMBER, "history!": [[NUMBER]]}
+REPORT = {"epsilon!": (str, *NUMBER), "delta!": NUMBER, "steps!": int}
+LARGEST = 2**20  # bytes
+
+
+def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return epsilon (rounded up, or `infinite`), delta, unit and steps; None for weights trained without privacy.
+
+    The best checkpoint was chosen among those of all steps. So all steps of its run count, if `file` is in its folder.
+
+    Args:
+        file: The checkpoint.
+        entry: Its entry `imago`, perhaps a stranger's.
+    """
+    state = fitting(entry["strategy"], STATE)
+    if state is MISFIT:
+        return None
+    steps = sum(int(row[-1]) for row in state["history"])
+    spent = {"epsilon": state["epsilon"], "delta": state["delta"], "steps": steps}
+    with suppress(OSError, UnreadableError):
+        of_run = read_json(file.absolute().parent.parent / "reports" / "privacy.json", REPORT, LARGEST)
+        if of_run["delta"] == spent["delta"] and of_run["steps"] > spent["steps"]:
+            spent = of_run
+    epsilon = epsilon_text(spent["epsilon"])
+    epsilon = float(epsilon) if epsilon[0].isdigit() else epsilon
+    return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"]}
