@@ -241,6 +241,15 @@ def test_auto_goes_without_a_cache_where_its_folder_cannot_be_made(colours, tmp_
     assert Cache("auto", tmp_path / "file", processes=2).keep(source, "train", "whole", source.read) is source
 
 
+def test_auto_writes_no_private_images_to_the_disk(colours, tmp_path, monkeypatch):
+    monkeypatch.setattr("imago.data.cache._free", lambda kind, folder: 0 if kind == "ram" else 10**9)
+    source = images(colours)
+    assert Cache("auto", tmp_path, is_private=True).keep(source, "train", "whole", source.read) is source
+    assert not list(tmp_path.rglob("*.bin"))
+    assert Cache("auto", tmp_path).keep(source, "train", "whole", source.read) is not source
+    assert list(tmp_path.rglob("*.bin"))
+
+
 def test_a_cache_that_is_removed_while_it_is_used_stays_readable(colours, tmp_path):
     source, found = images(colours), keep(images(colours), tmp_path)
     assert len(clean(tmp_path)) == 1
