@@ -734,6 +734,12 @@ def test_what_the_settings_do_not_tell_is_refused_before_the_first_step(train, t
     assert not (run.dir / LEDGER).exists()
 
 
+def test_a_private_run_is_not_repeated(command, finished):
+    run = command("train", f"replay={finished.dir}")
+    assert "no run repeats another, and a second run spends an epsilon of its own" in run.error
+    assert not run.dir.exists()
+
+
 def test_settings_that_write_private_images_are_warned_of(train):
     words = ["report.pictures=true", "report.splits=[train]", "data.cache=disk", "trainer.max_epochs=1"]
     run = train(*DP, *words)

@@ -43,6 +43,8 @@ REASONS = {
     "lbfgs": "model.optimizer: LBFGS evaluates a batch several times per step. Type model/optimizer=adamw, or sgd",
     "least": "trainer.min_epochs or trainer.min_steps: the privacy budget may end training earlier. "
     "Type trainer.min_epochs=null trainer.min_steps=null",
+    "replay": "replay: batches and noise are secret and drawn anew, so that no run repeats another, and a second run "
+    "spends an epsilon of its own. Remove replay=",
     "no_noise": "strategy.noise_multiplier=0: it exceeds any strategy.target_epsilon= at once. Type more noise",
     "no_end": "strategy.target_epsilon: the noise that keeps a run within it follows from the number of steps, and "
     "this one has no end. Add trainer.max_epochs=, or strategy.noise_multiplier=",
@@ -69,6 +71,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("monitor", lambda cfg: any(str(name).startswith("train/") for name in _monitors(cfg))),
     ("lbfgs", lambda cfg: "torch.optim.LBFGS" in _targets(cfg, "model")),
     ("least", lambda cfg: bool(cfg.trainer.get("min_epochs") or cfg.trainer.get("min_steps"))),
+    ("replay", lambda cfg: cfg.replay is not None),
     (
         "no_noise",
         lambda cfg: cfg.strategy.get("noise_multiplier") == 0 and cfg.strategy.get("target_epsilon") is not None,

@@ -66,6 +66,7 @@ def show_privacy(run: RunFolder, advice: str) -> None:
         epsilon = spent["epsilon"] if isinstance(spent["epsilon"], str) else f"{spent['epsilon']:.4f}"
         budget = f"epsilon {epsilon}, delta {spent['delta']:g}, unit: {spent['unit']}"
         _print(f"Privacy: {budget}. {advice}")
+        log.debug("Privacy: %s", budget)  # for the log
 
 
 def _repeat_warnings(warnings: Sequence[str], folder: Path) -> None:
