@@ -603,13 +603,22 @@ def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
     assert privacy_of(tmp_path / "best.ckpt", first) == {
         "epsilon": 1.0, "delta": 1e-3, "unit": "one image", "steps": 5
     }  # fmt: skip
-    for odd in ({}, {"history": [["a"]], "epsilon": 1.0, "delta": 1.0}, [1]):
+    for odd in (
+        {},
+        {"history": [["a"]], "epsilon": 1.0, "delta": 1.0},
+        {"history": [], "epsilon": "", "delta": 1},
+        [1],
+    ):
         assert privacy_of(tmp_path / "best.ckpt", {"strategy": odd}) is None
 
 
-@pytest.mark.parametrize(("value", "text"), [(7.99451, "7.9946"), (0.1, "0.1001"), (3.0, "3.0000"), (1e-9, "0.0001")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(7.99451, "7.9946"), (0.1, "0.1001"), (3.0, "3.0000"), (1e-9, "0.0001"), (1e300, f"{int(1e300)}.0000")],
+)
 def test_a_bound_is_rounded_up(value, text):
     assert rounded_up(value) == text
+    assert rounded_up(1e300) == f"{int(1e300)}.0000"
 
 
 @pytest.mark.parametrize(("epsilon_", "delta"), [(0.5, 1e-5), (3.0, 1e-3), (9.0, 1e-6)])

@@ -15,7 +15,7 @@ from imago.config import signatures
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import mismatch, problems, shipped
 from imago.config.signatures import arguments_schema
-from imago.definitions import AtLeast, AtMost
+from imago.definitions import Above, AtLeast, AtMost, Below
 
 
 def example(
@@ -23,6 +23,8 @@ def example(
     share: Annotated[float, AtLeast(0), AtMost(1)],
     name: str | None,
     word: Literal["yes", "no"],
+    between: Annotated[float, Above(0), Below(1)] | None,
+    three: Literal["a", "b", "c"],
     flag: bool,
     some: Sequence[int],
     table: Mapping[str, float],
@@ -45,6 +47,8 @@ SCHEMA = arguments_schema(example)["properties"]
         ("share", [0, 0.5, 1], [1.1, -0.1, "half"], "a number (0 or more, at most 1)"),
         ("name", ["x", None], [3], "text or null"),
         ("word", ["yes"], ["maybe", None, True], "yes or no"),
+        ("between", [0.1, 0.9, None], [0, 0.0, 1, 2], "a number (above 0, below 1) or null"),
+        ("three", ["a", "c"], ["d"], "a, b or c"),
         ("flag", [True], [1, "true"], "true or false"),
         ("some", [[1, 2], []], ["12", [1, "x"]], "a list"),
         ("table", [{"a": 1}], [[1], "a"], "a group of settings"),

@@ -4,7 +4,7 @@ import importlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Annotated, Any
 
 __version__ = "0.2.0"
@@ -15,6 +15,7 @@ EXPORT_SUFFIX = ".safetensors"
 """Suffix of the file of `ml-export`."""
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+ALL_DIGITS = Context(prec=400)  # of any float
 Batch = dict[str, Any]
 SampleKey = tuple[int, int]  # epoch, index
 
@@ -63,7 +64,7 @@ def best_mode(metric: str) -> str:
 
 def rounded_up(bound: float, digits: int = 4) -> str:
     """Format an upper bound, such as an epsilon, with `digits` decimals: rounded up, so that it still holds."""
-    return str(Decimal(bound).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING))
+    return str(Decimal(bound).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, ALL_DIGITS))
 
 
 def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:

@@ -10,6 +10,7 @@ from imago.files import MISFIT, NUMBER, UnreadableError, fitting, read_json
 
 STATE = {"epsilon!": NUMBER, "delta!": NUMBER, "history!": [[NUMBER]]}
 REPORT = {"epsilon!": (str, *NUMBER), "delta!": NUMBER, "steps!": int}
+NO_BOUND = ("infinite", "unknown")
 LARGEST = 2**20  # bytes
 
 
@@ -25,12 +26,14 @@ def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     state = fitting(entry["strategy"], STATE)
     if state is MISFIT:
         return None
-    steps = sum(int(row[-1]) for row in state["history"])
+    steps = sum(row[-1] for row in state["history"] if row)
     spent = {"epsilon": state["epsilon"], "delta": state["delta"], "steps": steps}
     with suppress(OSError, UnreadableError):
         of_run = read_json(file.absolute().parent.parent / "reports" / "privacy.json", REPORT, LARGEST)
         if of_run["delta"] == spent["delta"] and of_run["steps"] > spent["steps"]:
             spent = of_run
-    epsilon = epsilon_text(spent["epsilon"])
-    epsilon = float(epsilon) if epsilon[0].isdigit() else epsilon
+    if spent["epsilon"] not in NO_BOUND and not isinstance(spent["epsilon"], int | float):
+        return None
+    text = epsilon_text(spent["epsilon"])
+    epsilon = float(text) if text[0].isdigit() else text
     return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"]}
