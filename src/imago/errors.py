@@ -1,6 +1,9 @@
 """Exceptions, and the messages that users read."""
 
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
@@ -11,6 +14,12 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A named file or folder does not exist."""
+
+
+class MissingKeyError(UserError, KeyError):
+    """A batch has no entry of that name."""
+
+    __str__ = Exception.__str__  # a KeyError shows quotation marks
 
 
 class DiskError(UserError, OSError):
@@ -78,13 +87,32 @@ def message_of(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     speaks = isinstance(error, UserError) and bool(text)
     kind = "" if speaks else f"{type(error).__name__}: "
-    where = f"\n(while creating {key})" if key is not None and not speaks else ""
+    creating = [f"while creating {key}"] if key is not None else []
+    places = [] if speaks else [*creating, *_notes(error), *place_in_own_code(error)]
+    where = f"\n({'; '.join(places)})" if places else ""
     if isinstance(error, OmegaConfBaseException):
         key = str(error.full_key) if error.full_key else None
         plain = "\n".join(line for line in text.splitlines() if not re.match(INTERNAL, line))
         return f"{f'{key}: ' if key else ''}{interpolation_message(text) or plain}"
     remedy = next((f"\n{words}" for sign, words in REMEDIES.items() if sign in kind + text and words not in text), "")
     return f"{kind}{text}{where}{remedy}"
+
+
+def _notes(error: BaseException) -> list[str]:
+    return [note for note in getattr(error, "__notes__", []) if note.startswith("while ")]
+
+
+def place_in_own_code(error: BaseException) -> list[str]:
+    """File, line and function of the user's code that raised `error`, or called what raised it; empty for none."""
+    paths = sysconfig.get_paths()
+    libraries = [Path(__file__).parent, *(Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        is_library = "site-packages" in file.parts or any(file.is_relative_to(folder) for folder in libraries)
+        if file.is_file() and not is_library:
+            shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+            return [f"{shown}, line {frame.lineno}, in {frame.name}"]
+    return []
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

@@ -1,12 +1,14 @@
 """Transforms of dictionaries: each reads keys of a batch and adds keys to it, so that independent parts compose."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from imago.definitions import Batch
-from imago.errors import UserError
+from imago.errors import MissingKeyError, UserError
 
 NET = "net"
 
@@ -26,15 +28,21 @@ class ComposeTransform(nn.Module):
         self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
 
     def forward(self, batch: Batch) -> Batch:
-        for step in self.steps.values():
-            batch = batch | step(batch)
+        for name, step in self.steps.items():
+            try:
+                batch = batch | step(batch)
+            except MissingKeyError as error:
+                raise MissingKeyError(f"{name}: {error}") from error
         return batch
 
     def bind(self, net: nn.Module) -> None:
         """Pass `net` to every step that asks for it with `transform: net`."""
-        for step in self.steps.values():
+        for name, step in self.steps.items():
             if isinstance(step, ComposeTransform | WrapTransform):
-                step.bind(net)
+                try:
+                    step.bind(net)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from error
 
 
 class WrapTransform(nn.Module):
@@ -66,6 +74,7 @@ class WrapTransform(nn.Module):
     def bind(self, net: nn.Module) -> None:
         """Use `net` if the config says `transform: net`."""
         if self.transform == NET:
+            _check_call(net, self.mapping)
             object.__setattr__(self, "transform", net)  # not a submodule: its owner saves the weights
 
 
@@ -105,12 +114,29 @@ def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
     """Return the entries of `batch` under the names of `mapping` (batch key -> argument).
 
     Raises:
-        KeyError: The batch lacks a key; the message says if the mapping seems to be reversed.
+        MissingKeyError: The batch lacks a key; the message says if the mapping seems to be reversed.
     """
     if missing := sorted(mapping.keys() - batch.keys()):
         hint = ""
         if set(mapping.values()) <= batch.keys():
             turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
             hint = f" A mapping goes from batch key to argument. Reversed, it would be {{{turned}}}."
-        raise KeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
+        elif close := difflib.get_close_matches(missing[0], batch, n=1):
+            hint = f" Did you mean {close[0]}?"
+        raise MissingKeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}
+
+
+def _check_call(net: nn.Module, mapping: Mapping[str, str]) -> None:
+    """Raise UserError if `net` does not take the arguments of `mapping`."""
+    try:
+        signature = inspect.signature(net.forward)
+        signature.bind(**dict.fromkeys(mapping.values()))
+    except ValueError:  # it has no signature
+        return
+    except TypeError as error:
+        names = ", ".join(signature.parameters)
+        raise UserError(
+            f"{type(net).__name__}.forward takes {names}, but is called with {', '.join(mapping.values())}. A mapping "
+            "goes from batch key to argument."
+        ) from error

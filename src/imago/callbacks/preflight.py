@@ -21,6 +21,7 @@ from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
+from imago.model.contract import check_logits, check_loss
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
 from imago.randomness import seeded_scope
@@ -110,7 +111,9 @@ class Preflight(Callback):
         try:
             with trainer.precision_plugin.train_step_context():
                 with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-                    loss = _losses_of(model, model(batch))["total"]
+                    batch = _forward(model, batch)
+                    loss = _losses_of(model, batch)["total"]
+                check_loss(loss)
                 loss.backward()
         finally:
             model.zero_grad(set_to_none=True)
@@ -183,7 +186,7 @@ class Preflight(Callback):
         model.eval()
         try:
             with torch.no_grad(), trainer.precision_plugin.val_step_context():
-                batch = model(batch)
+                batch = _forward(model, batch)
                 _losses_of(model, batch)
         finally:
             model.train()
@@ -242,6 +245,13 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
             accumulated,
             batches,
         )
+
+
+def _forward(model: DictModule, batch: dict[str, Any]) -> dict[str, Any]:
+    batch = model(batch)
+    maker = type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"
+    check_logits(maker, batch, len(model.class_names))
+    return batch
 
 
 def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:

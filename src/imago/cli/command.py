@@ -27,6 +27,7 @@ from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
+from imago.config.setting_source import with_places
 from imago.definitions import STOPPING, TERMINATED
 from imago.errors import IncompleteError, UserError, message_of
 from imago.files import write_json
@@ -235,6 +236,7 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
         raise KeyboardInterrupt from error
     log.debug("The run failed", exc_info=error)
     message = f"The program exited: {error.code}" if isinstance(error, SystemExit) else message_of(error)
+    message = with_places(message, run.invocation)
     _record(run, "completed" if isinstance(error, IncompleteError) else "failed", message)
     raise TaskError(masked(plain(message))) from error
 

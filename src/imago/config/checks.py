@@ -1,6 +1,5 @@
 """Checks of a config before anything heavy is imported or made."""
 
-import difflib
 import importlib.util
 import logging
 import os
@@ -25,11 +24,12 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.node_checks import node_problems
 from imago.config.outputs import output_problems
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
-from imago.config.setting_source import is_inherited, origin_of
+from imago.config.setting_source import in_file, is_inherited
 from imago.config.targets import check_name, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLITS
@@ -37,13 +37,6 @@ from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 
 log = logging.getLogger(__name__)
 
-NAMED = (
-    *("callbacks", "logger", "model.criterions.criterions"),
-    *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
-)
-"""Groups whose entries each make an object."""
-MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
-"""Nodes that a run completes."""
 PATHS = {  # setting -> what to say if the file or folder that it names does not exist
     "data.data_dir": "does not exist. It must be a folder with class folders, or with train/ val/ test/.",
     "data.split_file": "does not exist. Make it with: ml-split PATH --output {}",
@@ -150,7 +143,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
-    yield from _argument_problems(cfg, invocation)
+    yield from _argument_problems(cfg, invocation, needs_data)
     yield from output_problems(cfg)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
@@ -203,19 +196,18 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
             raise UserError(f"{key} is missing. Remove ~{key}, or choose an option with {key}=…")
         if not isinstance(cfg[key], DictConfig | None):
             instead = f"Choose an option with {key}=…" if Path(CONFIG_DIR, key).is_dir() else f"Type {key}.KEY=VALUE"
-            raise UserError(f"{key} must be a group of settings, got {cfg[key]}{_in_file(key, invocation)}. {instead}")
+            raise UserError(f"{key} must be a group of settings, got {cfg[key]}{in_file(key, invocation)}. {instead}")
 
 
-def _argument_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
     """Problems with the keys and types of all nodes whose targets are known."""
     drop_inherited(cfg, invocation.overrides, shipped())
     _drop_foreign_settings(cfg, invocation)
     for problem in problems(cfg, shipped()):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
         hint = " For class weights type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
-        yield f"{problem.key}{problem.what}{hint if is_weight else ''}{_in_file(problem.key, invocation)}"
-    yield from _target_problems(cfg, invocation)
-    yield from _maker_problems(cfg, invocation)
+        yield f"{problem.key}{problem.what}{hint if is_weight else ''}{in_file(problem.key, invocation)}"
+    yield from node_problems(cfg, invocation, needs_data)
     for key, node in nodes(cfg):
         for package, extra in [family.extra for family in families_of(node._target_) if family.extra is not None]:
             if importlib.util.find_spec(package) is None:
@@ -243,49 +235,6 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
             log.info("model.%s.%s=%s was set for another %s: dropped for %s", part, key, node[key], part, node._target_)
             OmegaConf.set_struct(node, False)
             del node[key]
-
-
-def _target_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Problems with named nodes that make nothing: a misspelt name, or one whose option was not chosen."""
-    for path in NAMED:
-        group = OmegaConf.select(cfg, path, throw_on_missing=False)
-        for name, node in ((str(key), group[key]) for key in group) if isinstance(group, DictConfig) else []:
-            if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
-                options = [file.stem for file in Path(CONFIG_DIR, path).glob("*.yaml")] if "." not in path else []
-                siblings = [str(sibling) for sibling in group if sibling != name]
-                close = difflib.get_close_matches(str(name), [*siblings, *options], n=1)
-                meant = f" Did you mean {path}.{close[0]}?" if close else ""
-                if name in options:
-                    meant = f" {'Add' if path == 'logger' else 'Choose it with'} {path}={name}"
-                yield f"{path}.{name} has no _target_{_in_file(f'{path}.{name}', invocation)}.{meant}"
-
-
-def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Problems with nodes that are completed later but lack `_partial_`, and with a model without a network."""
-    for key in MAKERS:
-        node = OmegaConf.select(cfg, key, throw_on_missing=False)
-        if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
-            yield f"{key} has no _target_ (the class or function to call){_in_file(key, invocation)}."
-        elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
-            part = "_partial_" if "_partial_" in node else "_target_"
-            where = _in_file(f"{key}.{part}", invocation)
-            yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
-    metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
-    for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
-        target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
-        if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
-            key = f"callbacks.metrics.metrics.metrics.{name!s}"
-            where = _in_file(f"{key}._target_", invocation)
-            yield f"{key} needs _partial_: true, because num_classes is added later{where}."
-    makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
-    if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
-        yield f"model.net is missing{_in_file('model.net', invocation)}. Choose a network, for example model=resnet18."
-
-
-def _in_file(key: str, invocation: Invocation) -> str:
-    """File that contains a setting, in brackets; empty if it was typed."""
-    origin = origin_of(key, invocation)
-    return f" ({origin})" if origin not in ("", "typed") else ""
 
 
 def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:

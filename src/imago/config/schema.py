@@ -80,7 +80,9 @@ def _instead(path: str, name: str, node: DictConfig, schema: Schema) -> str:
     """What to type instead of an argument that a target does not take."""
     if close := difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.6):
         return f"Did you mean {path}.{close[0]}?"
-    if (hint := meaning(f"{path}.{name}", _shown(node, name))) is not None:
+    if (hint := meaning(f"{path}.{name}", _shown(node, name))) is not None and (
+        f"{path}.{name}" not in map(override_key, hint.words)  # it is right for the class that stood there before
+    ):
         return str(hint)
     return closest(name, list(schema["properties"]), "--help-all")
 
@@ -88,6 +90,8 @@ def _instead(path: str, name: str, node: DictConfig, schema: Schema) -> str:
 def closest(name: str, known: Sequence[str], where: str) -> str:
     """The five of the `known` names that are most alike, and `where` all of them are listed."""
     chosen = sorted(known, key=lambda other: -_likeness(name, other))[:5]
+    if not known:
+        return "It takes no arguments."
     if len(known) <= len(chosen):
         return f"It takes {', '.join(known)}."
     return f"The closest are {', '.join(chosen)} ({where} lists all)."

@@ -26,6 +26,21 @@ def origin_of(key: str, invocation: Invocation) -> str:
     return f"in {_shown(path)}, line {_line(path, _parts(package, key))}"
 
 
+def in_file(key: str, invocation: Invocation) -> str:
+    """File and line of a setting, in brackets; empty if it was typed."""
+    origin = origin_of(key, invocation)
+    return f" ({origin})" if origin not in ("", "typed") else ""
+
+
+def with_places(message: str, invocation: Invocation) -> str:
+    """Add to each setting with which a line of `message` begins the file of the user's, and the line, that has it."""
+
+    def placed(match: re.Match[str]) -> str:
+        return match[0] + (in_file(match[1], invocation) if is_users_own(match[1], invocation) else "")
+
+    return re.sub(r"(?:^|while creating )([a-z_]+(?:\.\w+)+)(?=[:;)])", placed, message, flags=re.MULTILINE)
+
+
 def is_typed(key: str, invocation: Invocation) -> bool:
     """Whether a setting was typed on the command line."""
     return origin_of(key, invocation) == "typed"
@@ -61,7 +76,8 @@ def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
     )
     for group, option in [("", invocation.config_name), *chosen]:
         if not group.startswith("hydra"):
-            yield from _with_defaults(folders, group, option)
+            for name in re.findall(r"[^\[\]', ]+", option):  # a list: callbacks=[default,hook]
+                yield from _with_defaults(folders, group, name)
 
 
 def _with_defaults(folders: list[Path], group: str, option: str) -> Iterator[tuple[Path, str]]:

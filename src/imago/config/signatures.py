@@ -45,6 +45,8 @@ def arguments_schema(target: Callable[..., Any]) -> Schema:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # built-in functions such as torch.argmax
         return {"type": "object", "properties": {}, "patternProperties": {"^_": {}}, "additionalProperties": True}
+    if getattr(target, "__init__", None) is nn.Module.__init__:  # it takes anything, and raises for everything
+        parameters = types.MappingProxyType({})
     hints = _hints(target)
     named = [p for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     open_ended = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
@@ -56,6 +58,15 @@ def arguments_schema(target: Callable[..., Any]) -> Schema:
         "patternProperties": {"^_": {}},
         "additionalProperties": open_ended is not None and not shared,
     }
+
+
+def required_arguments(target: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that `target` cannot do without; empty if they are unknown."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _unpacked(hint: Any) -> dict[str, Any]:

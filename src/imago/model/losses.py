@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imago.definitions import Batch
-from imago.errors import DivergenceError, UserError
+from imago.errors import DivergenceError, MissingKeyError, UserError
 from imago.terminal import shortened
 from imago.wiring import arguments
 
@@ -79,8 +79,8 @@ class CriterionsComposition(nn.Module):
     def _arguments(self, name: str, batch: Batch) -> Batch:
         try:
             return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))
-        except KeyError as error:
-            raise KeyError(f"model.criterions.mapping.{name}: {error.args[0]}") from error
+        except MissingKeyError as error:
+            raise MissingKeyError(f"model.criterions.mapping.{name}: {error}") from error
 
     def _with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]

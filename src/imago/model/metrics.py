@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from imago.definitions import Batch
-from imago.errors import UserError
+from imago.errors import MissingKeyError, UserError
 from imago.wiring import arguments
 
 DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
@@ -63,8 +63,8 @@ class MetricsComposition(MetricCollection):
         for name in self._others:
             try:
                 inputs = arguments(batch, self.mapping[name])
-            except KeyError as error:
-                raise KeyError(f"callbacks.metrics.metrics.mapping.{name}: {error.args[0]}") from error
+            except MissingKeyError as error:
+                raise MissingKeyError(f"callbacks.metrics.metrics.mapping.{name}: {error}") from error
             self[name].update(**inputs)
 
     def compute(self) -> dict[str, Any]:

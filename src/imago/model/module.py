@@ -15,6 +15,7 @@ from imago.config.targets import is_channels_last
 from imago.definitions import Batch
 from imago.errors import DivergenceError, UserError
 from imago.lightning_internals import batches_so_far, option_of
+from imago.model.contract import bind_net, check_output, make_net, run_forward_fn
 from imago.model.epoch_losses import EpochLosses
 from imago.model.initial_weights import start_from
 from imago.model.losses import (
@@ -91,7 +92,7 @@ class DictModule(EpochLosses):
                 "model.net is missing. Choose a network, for example model=resnet18. model.forward_fn can replace it "
                 "if model.freeze and model.init_from are not set."
             )
-        self.net = net(num_classes=len(self.class_names)) if net is not None else nn.Identity()
+        self.net = make_net(net, len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
         if class_weights is not None:
             criterions.class_weights = class_weight_tensor(class_weights, self.class_names)
@@ -126,7 +127,7 @@ class DictModule(EpochLosses):
                 self.net, init_from, self.class_names, head_names(without_weights(net), len(self.class_names))
             )
         if forward_fn is not None:
-            forward_fn.bind(self.net)
+            bind_net(forward_fn, self.net)
         known = net is not None and is_channels_last(f"{type(self.net).__module__}.")
         self.channels_last = known if channels_last is None else channels_last
         if self.channels_last:
@@ -179,11 +180,9 @@ class DictModule(EpochLosses):
 
     def _forward(self, batch: Batch) -> Batch:
         if self.forward_fn is not None:
-            batch = self.forward_fn(batch)
-            if missing := {"logits", "prediction"} - batch.keys():
-                raise UserError(f"model.forward_fn does not add {' and '.join(sorted(missing))} to the batch.")
-            return batch
+            return run_forward_fn(self.forward_fn, batch)
         logits = self.net(batch["image"])
+        check_output(self.net, logits)
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Batch | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
@@ -35,9 +35,7 @@ from imago.config.carried import (
 )
 from imago.config.combinations import lightning_name, refused_callback
 from imago.config.own_code import OWN_CODE
-from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import is_users_own
-from imago.config.signatures import arguments_schema
 from imago.config.tree import nodes
 from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
@@ -58,13 +56,13 @@ from imago.run.folder import RunFolder
 from imago.terminal import shortened
 from imago.training.build_data import make_data, warn_of_test_on_val
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
+from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
 from imago.training.trainer import build_trainer, instantiate_all
 
 log = logging.getLogger(__name__)
 
 RESERVED = ("last", "previous", "on_exception")  # names of checkpoints that callbacks.resume writes
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 
 
 def build(
@@ -75,6 +73,7 @@ def build(
     `trained` is the entry `imago` of a checkpoint to score. In `cfg`, `latest` and `auto` become their values.
     """
     _seed(cfg)
+    check_own_parts(cfg, run.invocation)
     is_training = cfg.train and trained is None
     data = _build_data(cfg, run, trained)
     model = _build_model(cfg, run, data)
@@ -110,7 +109,6 @@ def _seed(cfg: DictConfig) -> None:
 
 def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None) -> ImageDataModule:
     data = make_data(cfg.data, trained, run.invocation.overrides)
-    check_own_targets(cfg, run.invocation.overrides)
     draws_val = data.sets.drawn_val is not None
     if cfg.train and trained is None and not draws_val and is_users_own("data.val_ratio", run.invocation):
         raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Remove it.")
@@ -284,18 +282,3 @@ def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
     divide_threads(run.processes)
     bars = [callback for callback in instantiate_all(cfg.callbacks) if isinstance(callback, ProgressBar)]
     return build_trainer(cfg, run, [*bars, Collector()], instantiate_all(cfg.logger))
-
-
-def check_own_targets(cfg: DictConfig, typed: Sequence[str]) -> None:
-    """Check the nodes whose targets Imago does not ship, which `check` could not know.
-
-    Raises:
-        UserError: A key is unknown, or a type is wrong (except in libraries, which take more than they annotate).
-    """
-    own = {node._target_ for _, node in nodes(cfg)} - shipped().keys()
-    schemas = {target: arguments_schema(get_object(target)) for target in own}
-    drop_inherited(cfg, typed, schemas)
-    for problem in problems(cfg, schemas):
-        target = OmegaConf.select(cfg, problem.key.rpartition(".")[0])._target_
-        if not (problem.is_type and target.partition(".")[0] in LIBRARIES):
-            raise UserError(f"{problem.key}{problem.what}")

@@ -1,0 +1,96 @@
+"""Checks of the nodes that make objects: what a file of one's own leaves out, or has too much of."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.invocation import Invocation
+from imago.config.root import CONFIG_DIR
+from imago.config.setting_source import in_file
+from imago.config.tree import nodes
+
+NAMED = (
+    *("callbacks", "logger", "model.criterions.criterions"),
+    *(f"data.{which}_transform.{stage}" for which in ("train", "eval") for stage in ("pixels", "batch")),
+)
+"""Groups whose entries each make an object."""
+MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "data.dataset", "callbacks.metrics.metrics")
+"""Nodes that a run completes."""
+NOT_OF_A_NODE = ("data.dataset.path",)
+"""Settings whose absence has a message of its own."""
+
+
+def node_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
+    """Problems with nodes that make nothing, make something else than their group needs, or lack a value."""
+    for path in NAMED:
+        group = OmegaConf.select(cfg, path, throw_on_missing=False)
+        if isinstance(group, DictConfig):
+            yield from _entry_problems(path, group, invocation)
+    yield from _maker_problems(cfg, invocation)
+    yield from _missing_values(cfg, invocation, needs_data)
+
+
+def _entry_problems(path: str, group: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with the entries of a group: one without a name, a misspelt one, or one whose option was not chosen."""
+    if "_target_" in group:
+        name = _entry_name(str(group._target_))
+        yield (
+            f"{path} holds entries with names, but _target_ stands at its top{in_file(f'{path}._target_', invocation)}."
+            f" Put a name of your choice above it, and indent the rest:\n  {name}:\n    _target_: {group._target_}"
+        )
+        return
+    for name, node in ((str(key), group[key]) for key in group if not OmegaConf.is_missing(group, key)):
+        key = f"{path}.{name}"
+        if not isinstance(node, DictConfig) or not len(node):
+            continue
+        if node.get("_target_") is None:
+            options = [file.stem for file in Path(CONFIG_DIR, path).glob("*.yaml")] if "." not in path else []
+            siblings = [str(sibling) for sibling in group if sibling != name]
+            close = difflib.get_close_matches(name, [*siblings, *options], n=1)
+            meant = f" Did you mean {path}.{close[0]}?" if close else ""
+            if name in options:
+                meant = f" {'Add' if path == 'logger' else 'Choose it with'} {path}={name}"
+            yield f"{key} has no _target_{in_file(key, invocation)}.{meant}"
+        elif node.get("_partial_") is True and "." not in path:
+            where = in_file(f"{key}._partial_", invocation)
+            yield f"{key}: remove _partial_: true{where}. Nothing is added to the arguments of {node._target_}."
+
+
+def _entry_name(target: str) -> str:
+    """Name for an entry in a file: `my_callbacks.HardestClass` -> `hardest_class`."""
+    last = target.rpartition(".")[2]
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in last).strip("_") or "name"
+
+
+def _missing_values(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
+    """Problems with values that a file leaves open with `???`."""
+    for path, node in nodes(cfg):
+        if not needs_data and path.partition(".")[0] == "data":
+            continue
+        for key in (f"{path}.{name}" for name in map(str, node) if OmegaConf.is_missing(node, name)):
+            if key not in NOT_OF_A_NODE:
+                yield f"{key} has no value: it is ???{in_file(key, invocation)}. Type {key}=VALUE"
+
+
+def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with nodes that are completed later but lack `_partial_`, and with a model without a network."""
+    for key in MAKERS:
+        node = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(node, DictConfig) and len(node) and node.get("_target_") is None:
+            yield f"{key} has no _target_ (the class or function to call){in_file(key, invocation)}."
+        elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
+            part = "_partial_" if "_partial_" in node else "_target_"
+            where = in_file(f"{key}.{part}", invocation)
+            yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
+    metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
+    for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
+        target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
+        if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
+            key = f"callbacks.metrics.metrics.metrics.{name!s}"
+            where = in_file(f"{key}._target_", invocation)
+            yield f"{key} needs _partial_: true, because num_classes is added later{where}."
+    makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
+    if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
+        yield f"model.net is missing{in_file('model.net', invocation)}. Choose a network, for example model=resnet18."

@@ -1,0 +1,72 @@
+"""The contract of networks, forward passes and losses of one's own, with a message for each way to break it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from imago.definitions import Batch
+from imago.errors import MissingKeyError, UserError
+from imago.wiring import ComposeTransform
+
+RESULTS = ("logits", "prediction")
+
+
+def make_net(net: Callable[..., nn.Module], num_classes: int) -> nn.Module:
+    """Make the network; what its constructor raises says so in a note."""
+    try:
+        return net(num_classes=num_classes)
+    except Exception as error:
+        error.add_note("while creating model.net")
+        raise
+
+
+def check_output(net: nn.Module, output: Any) -> None:
+    """Raise UserError unless a network returns a tensor."""
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"{type(net).__name__} returns a {type(output).__name__}. A network must return one tensor, the logits, of "
+            "shape (images, classes)."
+        )
+
+
+def bind_net(forward_fn: ComposeTransform, net: nn.Module) -> None:
+    """Pass `net` to the steps of `model.forward_fn`. Raises UserError, with the step, if it takes other arguments."""
+    try:
+        forward_fn.bind(net)
+    except UserError as error:
+        raise UserError(f"model.forward_fn.{error}") from error
+
+
+def run_forward_fn(forward_fn: ComposeTransform, batch: Batch) -> Batch:
+    """Run `model.forward_fn`. Raises UserError if a step lacks a key, or if logits and prediction are not added."""
+    try:
+        batch = forward_fn(batch)
+    except MissingKeyError as error:
+        raise MissingKeyError(f"model.forward_fn.{error}") from error
+    if missing := [key for key in RESULTS if key not in batch]:
+        raise UserError(
+            f"model.forward_fn: no step adds {' and '.join(missing)} to the batch, which has "
+            f"{', '.join(sorted(batch))}. Name the result of a step with new_key: {missing[0]}"
+        )
+    return batch
+
+
+def check_logits(maker: str, batch: Batch, num_classes: int) -> None:
+    """Raise UserError unless there is a logit per image and class; `maker` has computed them."""
+    shape, needed = tuple(batch["logits"].shape), (len(batch["label"]), num_classes)
+    if shape != needed:
+        raise UserError(
+            f"{maker} returns logits of shape {shape} for {needed[0]} images and {num_classes} classes. Their shape "
+            f"must be {needed}. A network is created with num_classes={num_classes}, the size of its last layer."
+        )
+
+
+def check_loss(loss: Tensor) -> None:
+    """Raise UserError unless a loss is one number that depends on the weights."""
+    if loss.numel() != 1:
+        raise UserError(
+            f"The loss has the shape {tuple(loss.shape)}. A loss must return one number, the mean over the batch."
+        )
+    if not loss.requires_grad:
+        raise UserError("The loss does not depend on the weights: it is detached, or computed from the prediction.")
