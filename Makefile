@@ -20,7 +20,7 @@ train: $(INSTALLED)  ## Train on the embedded digits and score the result; ARGS=
 test: $(WITH_TOOLS)  ## Run the tests; ARGS="-k data" selects some
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-test-quick: $(WITH_TOOLS)  ## Run one behaviour per room, in under three minutes
+test-quick: $(WITH_TOOLS)  ## Run a few tests of each part, in under three minutes
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m quick $(ARGS)
 
 test-gpu: $(WITH_TOOLS)  ## Run the tests that need a GPU
@@ -38,7 +38,7 @@ schema: $(WITH_TOOLS)  ## Write configs/schema/ from the signatures, for complet
 docs: $(WITH_TOOLS)  ## Write docs/errors.md, callbacks.md and coming_from.md from what the commands do
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_errors.py tests/test_callbacks.py tests/test_coming_from.py
 
-bench: $(WITH_TOOLS)  ## Run the benchmarks against named peers (benchmarks/README.md)
+bench: $(WITH_TOOLS)  ## Run the benchmarks, with ratios to other libraries (benchmarks/README.md)
 	for script in benchmarks/train_*.py; do $(BIN)/python $$script || exit 1; done
 
 wheel: $(WITH_TOOLS)  ## Build the package into dist/

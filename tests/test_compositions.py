@@ -38,6 +38,16 @@ def test_a_missing_key_is_named_with_those_that_are_there():
         WrapTransform(abs, {"pixels": "x"}, "y")({"image": 1, "label": 2})
 
 
+def test_a_step_is_named_with_the_closest_key():
+    steps = ComposeTransform(double=WrapTransform(lambda x: x * 2, {"imge": "x"}, "b"))
+    with pytest.raises(KeyError, match=r"^double: The batch has no imge; it has image. Did you mean image\?$"):
+        steps({"image": 1})
+    with pytest.raises(ValueError, match="odd returns a int. A transform of batches returns a dictionary"):
+        ComposeTransform(odd=lambda batch: 3)({"image": 1})
+    with pytest.raises(ValueError, match="logits: Linear.forward takes input, but is called with x"):
+        ComposeTransform(logits=WrapTransform("net", {"image": "x"}, "logits")).bind(nn.Linear(2, 2))
+
+
 def test_a_mapping_that_is_turned_round_is_said():
     with pytest.raises(KeyError, match=r"batch key to argument. Reversed, it would be {image: x}"):
         WrapTransform(abs, {"x": "image"}, "y")({"image": 1})

@@ -132,7 +132,11 @@ MISTAKES = [
         ],
         **GOOD,
     ),
-    Mistake("A frozen backbone without pretrained weights", [PHOTOS, *SMALL, "model.freeze=backbone"], **GOOD),
+    Mistake(
+        "A frozen backbone without pretrained weights",
+        [PHOTOS, *SMALL, "model=simple_cnn", "model.freeze=backbone"],
+        **GOOD,
+    ),
     Mistake("A monitor that does not exist", [PHOTOS, *SMALL, "monitor=val/acurracy"], **GOOD),
     Mistake("A monitor without its stage", [PHOTOS, *SMALL, "monitor=acc"], **GOOD),
     Mistake("A monitor with a value per class", [PHOTOS, *SMALL, "monitor=val/f1_per_class"], **GOOD),

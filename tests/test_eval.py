@@ -198,8 +198,8 @@ def older(path):
     ("write", "message"),
     [
         (None, "does not exist"),
-        (lambda path: path.touch(), "is damaged, or not a checkpoint of Imago"),
-        (lambda path: path.write_text("some text"), "is damaged, or not a checkpoint of Imago"),
+        (lambda path: path.touch(), "is damaged or not a checkpoint of Imago"),
+        (lambda path: path.write_text("some text"), "is damaged or not a checkpoint of Imago"),
         (
             lambda path: torch.save({"fc.weight": torch.zeros(2)}, path),
             "is a state dict of 1 tensors. To train with it",

@@ -1,7 +1,24 @@
 """Command lines that cannot be composed, beyond those of docs/errors.md; and some that a check must not refuse."""
 
+import copy
+import dataclasses
+import re
+import sys
+
 import pytest
+import torch
+import yaml
 from helpers import SMALL
+from omegaconf import OmegaConf
+from torch import nn
+
+from imago.config.invocation import override_key, override_value
+from imago.data.contract import check_module, check_sets
+from imago.data.images import Images, ImageSets
+from imago.errors import UserError
+from imago.model.contract import check_logits, check_loss, check_output
+from imago.train import main
+from imago.training.own_parts import check_own_parts
 
 
 @pytest.mark.quick
@@ -82,6 +99,10 @@ FILES = {
     f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not valid YAML: found character",
     f"{HEADER}model:\n  optimizer:\n    _partial_: false\n": "model.optimizer needs _partial_: true",
     f"{HEADER}model: {{net: null}}\n": "odd.yaml, line 2). Choose a network, for example model=resnet18",
+    f"{HEADER}callbacks:\n  mine: {{_target_: my.Mine, _partial_: true}}\n": "callbacks.mine: remove _partial_: true (",
+    f"{HEADER}model:\n  net:\n    width: ???\n": "model.net.width has no value: it is ??? (in",
+    f"{HEADER}callbacks:\n  _target_: my.MineOwn\n": "odd.yaml, line 3). Put a name of your choice above it, and "
+    "indent the rest:\n  mine_own:\n    _target_: my.MineOwn",
     f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not valid YAML: found duplicate key seed",
 }
 
@@ -96,3 +117,163 @@ def test_mistakes_in_files_are_said_with_their_place(command, colours, tmp_path,
     assert message in run.output
     assert "odd.yaml" in run.output
     assert "Traceback" not in run.output
+
+
+OWN = """
+from lightning.pytorch import Callback
+from torch import nn
+
+
+class Net(nn.Linear):
+    def __init__(self, num_classes, width): ...
+
+
+class NoClasses(nn.Linear):
+    def __init__(self, width=1): ...
+
+
+class Loss(nn.Module):
+    def forward(self, logits): ...
+
+
+class Hook(Callback):
+    def __init__(self, least=1): ...
+
+
+class Stray:
+    pass
+"""
+LOSS = "model.criterions.criterions.own={_target_: own_parts.Loss"
+HOOK = "callbacks.hook={_target_: own_parts"
+
+
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch):
+    (tmp_path / "own_parts.py").write_text(OWN)
+    (tmp_path / "own_broken.py").write_text("import no_such_package_here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("own_parts", "own_broken"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def digits_config():
+    """The config and invocation of `experiment=digits`."""
+    words = ("experiment=digits", "hydra.run.dir=.")
+
+    def resolved(cfg, invocation):
+        OmegaConf.set_struct(cfg, False)
+        OmegaConf.resolve(cfg)
+        return cfg, invocation
+
+    return main._compose(words, resolved)
+
+
+def with_words(composed, words):
+    """The config with further overrides, without composing it anew."""
+    cfg, invocation = copy.deepcopy(composed[0]), composed[1]
+    for word in words:
+        OmegaConf.update(cfg, override_key(word), yaml.safe_load(override_value(word)), force_add=True)
+    return cfg, dataclasses.replace(invocation, overrides=(*invocation.overrides, *words))
+
+
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            [f"+{LOSS}}}"],
+            "own_parts.Loss.forward takes logits, but is called with input, target. Map keys",
+        ),
+        ([f"+{LOSS}}}"], "below model.criterions:\n  mapping:\n    own: {logits: logits}"),
+        ([f"+{LOSS}}}", "model.criterions.mapping={own: {label: logit}}"], "criterions.mapping.own: own_parts.Loss."),
+        ([f"+{LOSS}, gamma: 2}}"], "criterions.own.gamma is not an argument of own_parts.Loss. It takes no arguments."),
+        (
+            [f"+{HOOK}.Hok}}"],
+            "hook._target_=own_parts.Hok: own_parts has no Hok. Did you mean own_parts.Hook?",
+        ),
+        ([f"+{HOOK}.Hook, leest: 2}}"], "Did you mean callbacks.hook.least?"),
+        ([f"+{HOOK}.Stray}}"], "own_parts.Stray must inherit from lightning.pytorch.callbacks.callback.Callback"),
+        (["+callbacks.hook={_target_: own_prts.Hook}"], "and none is installed. Did you mean own_parts?"),
+        (["+callbacks.hook={_target_: Hook}"], "a _target_ names its module too, for example my_module.Hook"),
+        (["+callbacks.hook={_target_: own_broken.Hook}"], "own_broken cannot be imported. ModuleNotFoundError"),
+        (["+callbacks.hook={_target_: own_broken.Hook}"], "(own_broken.py, line 1, in <module>)"),
+        (["model.net._target_=torch.nn.Lineer"], "torch.nn has no Lineer. Did you mean torch.nn.Linear"),
+        (["model.net._target_=own_parts.NoClasses"], "own_parts.NoClasses does not take num_classes"),
+        (["model.net._target_=own_parts.Net"], "own_parts.Net needs width. Type +model.net.width=VALUE"),
+        (
+            ["callbacks.metrics.metrics.mapping={acc: {logits: input}}"],
+            "update takes preds, target, but is called with input.",
+        ),
+    ],
+)
+def test_parts_of_ones_own_are_checked_before_they_are_made(digits_config, words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_own_parts(*with_words(digits_config, words))
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_parts_that_fit_are_not_refused(digits_config):
+    fitting = [f"+{LOSS}}}", "model.criterions.mapping={own: {logits: logits}}", f"+{HOOK}.Hook, least: 2}}"]
+    fitting += ["model.net._target_=own_parts.Net", "+model.net.width=3"]
+    check_own_parts(*with_words(digits_config, fitting))
+
+
+def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config(train, own_parts, monkeypatch):
+    raises = "class Raises(Net):\n    def __init__(self, num_classes):\n        1 / 0\n"
+    (own_parts / "own_parts.py").write_text(OWN + raises)
+    (own_parts / "mine" / "model").mkdir(parents=True)
+    (own_parts / "mine" / "model" / "raises.yaml").write_text(
+        "defaults: [default]\nnet:\n  _target_: own_parts.Raises\n  _partial_: true\n"
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    run = train("--config-dir=mine", "model=raises")
+    line = len((own_parts / "own_parts.py").read_text().splitlines())
+    places = f"while creating model.net (in mine/model/raises.yaml, line 2); own_parts.py, line {line}, in __init__"
+    assert run.error == f"ZeroDivisionError: division by zero\n({places})"
+
+
+def test_outputs_of_the_wrong_kind_are_named():
+    batch = {"logits": torch.zeros(4, 7), "label": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(UserError, match=r"MyNet returns logits of shape \(4, 7\) for 4 images and 3 classes"):
+        check_logits("MyNet", batch, 3)
+    check_logits("MyNet", batch, 7)
+    with pytest.raises(UserError, match="Identity returns a tuple. A network must return one tensor"):
+        check_output(nn.Identity(), (batch["logits"], None))
+    with pytest.raises(UserError, match=r"The loss has the shape \(4,\)"):
+        check_loss(torch.zeros(4, requires_grad=True))
+    with pytest.raises(UserError, match="does not depend on the weights"):
+        check_loss(torch.zeros(()))
+
+
+def test_data_of_ones_own_break_no_contract_unnoticed():
+    class Own(Images):
+        paths, labels, image = ["a", "b"], [0, 1], torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+        def read(self, index):
+            return self.image
+
+        def select(self, indices):
+            return self
+
+    sets = ImageSets("here", ["x", "y"], {"train": Own()})
+    check_sets(sets)
+    for name, value, message in [
+        (
+            "image",
+            torch.zeros(4, 4, 3, dtype=torch.uint8),
+            r"read returns uint8 \(4, 4, 3\). It must be uint8 \(3, height",
+        ),
+        ("image", torch.zeros(3, 4, 4), r"read returns float32 \(3, 4, 4\)"),
+        ("image", "a.png", "read returns a str"),
+        ("labels", ["x", "y"], "has the label 'x'. A label is the position of its class"),
+        ("labels", [0], "has 2 paths and 1 labels"),
+    ]:
+        images = Own()
+        setattr(images, name, value)
+        with pytest.raises(UserError, match=message):
+            check_sets(ImageSets("here", ["x", "y"], {"train": images}))
+    with pytest.raises(UserError, match=r"object does not call super\(\).__init__\(sets, \*\*loading\)"):
+        check_module(object())

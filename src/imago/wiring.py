@@ -30,9 +30,15 @@ class ComposeTransform(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         for name, step in self.steps.items():
             try:
-                batch = batch | step(batch)
+                added = step(batch)
             except MissingKeyError as error:
                 raise MissingKeyError(f"{name}: {error}") from error
+            if not isinstance(added, dict):
+                raise UserError(
+                    f"{name} returns a {type(added).__name__}. A transform of batches returns a dictionary with the "
+                    "entries that it adds or changes, for example {'image': image}."
+                )
+            batch = batch | added
         return batch
 
     def bind(self, net: nn.Module) -> None:

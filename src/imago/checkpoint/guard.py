@@ -105,19 +105,19 @@ def look_over(path: Path) -> None:
 def _look_over(path: Path, _: tuple[int, ...]) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise DamagedError("is damaged, or not a checkpoint of Imago: it is not a zip file.")
+            raise DamagedError("is damaged or not a checkpoint of Imago: it is not a zip file.")
         try:
             with zipfile.ZipFile(file) as archive:
                 sizes = _check_directory(archive, path.stat().st_size)
                 _check_sums(archive)
                 name, *further = [name for name in sizes if name.endswith("/data.pkl")] or [""]
                 if further or name.count("/") != 1:
-                    raise DamagedError("is damaged, or not a checkpoint of Imago: it must have exactly one data.pkl.")
+                    raise DamagedError("is damaged or not a checkpoint of Imago: it must have exactly one data.pkl.")
                 pickled = archive.read(name)
         except (DamagedError, ForeignError):
             raise
         except Exception as error:  # zipfile raises many types of errors on damaged files
-            raise DamagedError(f"is damaged, or not a checkpoint of Imago ({error}).") from error
+            raise DamagedError(f"is damaged or not a checkpoint of Imago ({error}).") from error
     prefix = name.removesuffix("data.pkl")
     records = {key.removeprefix(f"{prefix}data/"): size for key, size in sizes.items() if key.startswith(prefix)}
     check_pickle(pickled, records)
@@ -165,7 +165,7 @@ def check_pickle(pickled: bytes, records: dict[str, int]) -> None:
     except (DamagedError, ForeignError):
         raise
     except Exception as error:
-        raise DamagedError(f"is damaged, or not a checkpoint of Imago ({type(error).__name__}).") from error
+        raise DamagedError(f"is damaged or not a checkpoint of Imago ({type(error).__name__}).") from error
     if claimed > SHARED * sum(records.values()) + 2**20:
         raise ForeignError("has tensors that claim more memory than the file contains. It was not read.")
     _check_unfolded(content)
@@ -199,13 +199,13 @@ def _check_opcodes(opcodes: Iterable[Any], names: Iterable[str] = ()) -> int:
             if opcode.name == "GLOBAL" and argument not in GLOBALS:
                 raise ForeignError(_refusal(argument.replace(" ", ".")))
             if opcode.name not in known:
-                raise ForeignError(f"is damaged, or not a checkpoint of Imago (its pickle has {opcode.name}).")
+                raise ForeignError(f"is damaged or not a checkpoint of Imago (its pickle has {opcode.name}).")
             if opcode.name.endswith("BINPUT"):
                 most = max(most, argument)
     except (DamagedError, ForeignError):
         raise
     except Exception as error:  # a truncated pickle, or malformed numbers and strings
-        raise DamagedError(f"is damaged, or not a checkpoint of Imago ({error}).") from error
+        raise DamagedError(f"is damaged or not a checkpoint of Imago ({error}).") from error
     return most
 
 

@@ -40,7 +40,7 @@ def unknown_setting(
     schema = schema_of(node)
     if node is not None and schema is not None and last in schema["properties"]:
         added = f"+{key}={value}"
-        return Hint(note=f"It is an argument of {node._target_}: to add it, type +{key}="), (added,)
+        return Hint(note=f"It is an argument of {node._target_}: to add it, type {added}"), (added,)
     known = known_settings(base)
     if (sibling := sibling_of(key, known)) is not None:
         return Hint(note=f"Did you mean {sibling}?"), (f"{sibling}={value}",)
@@ -55,7 +55,7 @@ def unknown_setting(
     if schema is not None and not schema["additionalProperties"]:
         return Hint(note=closest(last, list(schema["properties"]), help_all)), ()
     if node is not None and "." in key:
-        return Hint(note=f"To add it, type +{key}="), (f"+{key}={value}",)
+        return Hint(note=f"To add it, type +{key}={value}"), (f"+{key}={value}",)
     own = "" if "." in key else f" Put variables of your own below params: +params.{key}"
     return Hint(note=f"{closest(key, known, help_all)}{own}"), ()
 

@@ -80,9 +80,8 @@ def _instead(path: str, name: str, node: DictConfig, schema: Schema) -> str:
     """What to type instead of an argument that a target does not take."""
     if close := difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.6):
         return f"Did you mean {path}.{close[0]}?"
-    if (hint := meaning(f"{path}.{name}", _shown(node, name))) is not None and (
-        f"{path}.{name}" not in map(override_key, hint.words)  # it is right for the class that stood there before
-    ):
+    hint = meaning(f"{path}.{name}", _shown(node, name)) if node._target_ in shipped() else None
+    if hint is not None:
         return str(hint)
     return closest(name, list(schema["properties"]), "--help-all")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from imago.config.invocation import Invocation, override_key
+from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 
 
@@ -71,13 +71,18 @@ def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
 def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
     """Chosen files and their defaults, with their packages; later ones win."""
     folders = [Path(folder) for folder in invocation.config_folders]
+    lists = [
+        (override_key(word), name)
+        for word in invocation.overrides
+        if override_value(word).startswith("[") and Path(CONFIG_DIR, override_key(word)).is_dir()
+        for name in re.findall(r"[^\[\]', ]+", override_value(word))
+    ]  # callbacks=[default,hook], which Hydra does not count among the choices
     chosen = sorted(
-        invocation.choices.items(), key=lambda choice: choice[0] in ("experiment", "hparams_search", "debug")
+        [*invocation.choices.items(), *lists], key=lambda choice: choice[0] in ("experiment", "hparams_search", "debug")
     )
     for group, option in [("", invocation.config_name), *chosen]:
         if not group.startswith("hydra"):
-            for name in re.findall(r"[^\[\]', ]+", option):  # a list: callbacks=[default,hook]
-                yield from _with_defaults(folders, group, name)
+            yield from _with_defaults(folders, group, option)
 
 
 def _with_defaults(folders: list[Path], group: str, option: str) -> Iterator[tuple[Path, str]]:

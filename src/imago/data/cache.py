@@ -150,11 +150,11 @@ class Cache:
         if self.kind != "auto":
             enough = math.ceil(1.2 * needed / 10**7) / 100
             raise TooLargeError(
-                f"data.cache={self.kind}: the decoded images of {name} need about {_megabytes(needed)}, but the limit "
-                f"is {_megabytes(budget)}. Type data.cache_gb={enough}, or "
+                f"data.cache={self.kind}: the decoded images of {name} need about {_size(needed)}, and the limit "
+                f"is {_size(budget)}. Type data.cache_gb={enough}, or "
                 f"data.cache={'disk, or data.cache=' if self.kind == 'ram' else ''}none."
             )
-        log.info("data.cache=auto: %s is not cached: it needs %s", name, _megabytes(needed))
+        log.info("data.cache=auto: %s is not cached: it needs %s", name, _size(needed))
         return source
 
     def _place(self, source: Images, key: str) -> Path:
@@ -187,7 +187,7 @@ def _in_memory(source: Images, name: str, decode: Callable[[int], Tensor], most:
     try:
         pixels = torch.empty(most, dtype=torch.uint8)  # memory is committed only where it is written
     except RuntimeError as error:
-        raise TooLargeError(f"{_megabytes(most)} of memory cannot be allocated") from error
+        raise TooLargeError(f"{_size(most)} of memory cannot be allocated") from error
 
     def write(image: np.ndarray, start: int) -> None:
         pixels[start : start + image.size] = torch.from_numpy(image.reshape(-1))
@@ -249,7 +249,7 @@ def _decoded(
         for part in _parts(len(source), f"Decoding {name}"):
             for index, image in zip(part, pool.map(decode, part), strict=True):
                 if used + image.numel() > most:
-                    raise TooLargeError(f"the decoded images of {name} need more than {_megabytes(most)}")
+                    raise TooLargeError(f"the decoded images of {name} need more than {_size(most)}")
                 write(image.permute(1, 2, 0).contiguous().numpy(), used)
                 used += image.numel()
                 sizes[index] = image.shape[1:]
@@ -266,8 +266,8 @@ def _parts(count: int, what: str) -> Iterator[range]:
         yield range(first, min(first + PART, count))
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 10**6:,.1f} MB"
+def _size(count: int) -> str:
+    return f"{count / 10**6:,.1f} MB" if count >= 10**5 else f"{count / 10**3:,.1f} kB" if count else "0"
 
 
 def _free(kind: str, folder: Path) -> int:

@@ -235,9 +235,9 @@ def _read_split(root: Path, tree: ImageSets, classes: dict[str, Path]) -> Folder
         images = [path for path in files if is_image(path.name)]
         tree.ignored.extend(str(path.relative_to(root)) for path in files if not is_image(path.name))
         if not images:
+            others = f", only {len(files)} other file{'s' if len(files) > 1 else ''}" if files else ""
             raise UserError(
-                f"{classes[name]} has no images ({', '.join(SUFFIXES)}), and {len(files)} other files. "
-                "Add images, or remove the folder."
+                f"{classes[name]} has no images ({', '.join(SUFFIXES)}){others}. Add images, or remove the folder."
             )
         paths.extend(path.relative_to(root).as_posix() for path in images)
         labels.extend([label] * len(images))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
+from imago.data.contract import check_pixels, check_sets
 from imago.data.crops import FILL, Size
 from imago.data.dataset import ImageDataset, bad_image, collate
 from imago.data.decoded import DecodedImages
@@ -88,6 +89,7 @@ class ImageDataModule(ScoredSplits):
         relabel: str | None = None,
     ) -> None:
         super().__init__(sets)
+        check_sets(sets)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"data.batch_size must be a whole number (1 or more), got {batch_size}.")
         if num_workers is not None and num_workers < 0:
@@ -147,6 +149,10 @@ class ImageDataModule(ScoredSplits):
         bad = next((sample["error"] for sample in samples if "error" in sample), None)
         if bad is not None:
             raise bad_image(bad)
+        for sample in samples[:1]:
+            check_pixels(
+                f"data.{'train' if training else 'eval'}_transform.pixels", sample["image"], dataset.images.channels
+            )
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate(samples).items()}
         return to_network(batch, transform.batch, self.trainer)
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from imago.checkpoint.fits import check_draw
 from imago.config.invocation import override_key
+from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
 from imago.errors import UserError
@@ -22,10 +23,11 @@ def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed:
     left out; `typed` overrides may choose any labelled images."""
     make_module = make(node, _partial_=True)
     if trained is None:
-        return make_module()
+        check_module(data := make_module())
+        return data
     is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
     takes_it = is_typed and "trained" in inspect.signature(make_module.func).parameters
-    data: ImageDataModule = make_module(trained=trained) if takes_it else make_module()
+    data = make_module(trained=trained) if takes_it else make_module()
     check_draw(trained, data, "")
     _check_test_ratio(node, trained, data, typed)
     if what := changed_labels(data.sets, trained):

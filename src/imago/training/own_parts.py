@@ -24,12 +24,13 @@ from imago.data.module import ImageDataModule
 from imago.errors import UserError, message_of
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
+METRICS = "callbacks.metrics.metrics.metrics."
 BASES = {  # key, or beginning of a key -> class from which the classes there inherit
     "data": ImageDataModule,
     "model.net": nn.Module,
     "callbacks.": Callback,
     "logger.": Logger,
-    "callbacks.metrics.metrics.metrics.": Metric,
+    METRICS: Metric,
 }
 COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",)}
 """Arguments that a run adds to those of a node."""
@@ -134,6 +135,8 @@ def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | No
     added = COMPLETED.get(path, ())
     if path == "model.net" and not schema["additionalProperties"] and "num_classes" not in schema["properties"]:
         return "does not take num_classes, the number of classes of the data. Add this argument to it"
+    if path.startswith(METRICS) and node.get("_partial_") is True and "num_classes" not in schema["properties"]:
+        return "does not take num_classes. Remove _partial_: true" if not schema["additionalProperties"] else None
     if "_args_" in node or (node.get("_partial_") is True and not added):
         return None
     required = [name for name in required_arguments(part) if name not in node and name not in added]
