@@ -36,7 +36,7 @@ def test_val_stands_in_for_a_missing_test_and_says_so(colours):
     data = module(colours)
     assert data.scored_split("test") == "val"
     assert data.split("test") == data.split("val")
-    assert any("val split is scored as test" in note for note in data.notes)
+    assert any("val split is scored as test" in text for text in data.warnings)
 
 
 def test_evaluation_goes_through_a_split_in_order(colours):
@@ -66,7 +66,7 @@ def test_skip_leaves_bad_images_out_counts_and_names_them(own_colours, tmp_path)
     data = module(own_colours, on_bad_image="skip", cache_dir=str(tmp_path / "cache"))
     assert data.sizes == {"train": 38, "val": 14}
     assert class_counts(data.split("train"), data.class_names) == {"blue": 14, "green": 12, "red": 12}
-    assert any("skipped 2 files" in note and "red/003.png" in note for note in data.notes)
+    assert any("skipped 2 files" in text and "red/003.png" in text for text in data.warnings)
     assert sum(len(batch["label"]) for batch in data.train_dataloader()) == 38
     assert snapshot(own_colours) == before
 

@@ -13,6 +13,7 @@ from imago.data.hugging_face import HuggingFaceDataModule
 from imago.data.images import ImageSets, class_counts
 from imago.data.split_files import read_split_file
 from imago.data.transforms import ImageTransform
+from imago.split import draw
 
 RATIO = "data.test_ratio=0.25"
 
@@ -39,11 +40,12 @@ def test_every_image_is_in_one_split_and_the_order_of_files_does_not_matter():
     splits = drawn(sets)
     assert list(splits) == ["train", "val", "test"]
     assert len(set.union(*splits.values())) == sum(map(len, splits.values())) == 100
-    assert 15 <= len(splits["test"]) <= 25
-    assert all(class_counts(sets.splits["test"], sets.class_names).values())
+    assert class_counts(sets.splits["test"], sets.class_names) == {"class0": 10, "class1": 6, "class2": 4}
+    assert class_counts(sets.splits["val"], sets.class_names) == {"class0": 5, "class1": 3, "class2": 2}
     assert drawn(sets_of([50, 30, 20], shuffled=True)) == splits
     assert drawn(sets_of([50, 30, 20]), seed=1)["test"] != splits["test"]
-    assert sets.drawn_test == {"test_ratio": 0.2, "seed": 0, "by": "path"}
+    assert sets.drawn_test is not None
+    assert {"test_ratio": 0.2, "seed": 0, "by": "ratio"}.items() <= sets.drawn_test.items()
 
 
 @pytest.mark.parametrize("test_ratio", [None, 0])
@@ -81,10 +83,37 @@ def test_small_classes_keep_an_image_to_train_on():
                 assert all(part <= whole // 2 for part, whole in zip(counts[split], (1, 2, 3, 4, 30), strict=True))
 
 
-def test_images_that_are_added_later_move_no_other_one():
+def test_images_that_are_added_later_move_no_other_one_of_a_checkpoint():
     for seed in range(30):
-        few, many = drawn(sets_of([60, 80]), seed=seed), drawn(sets_of([100, 120]), seed=seed)
-        assert all(few[split] <= many[split] for split in few)
+        few, many = sets_of([60, 80], shuffled=True), sets_of([100, 120])
+        before = drawn(few, seed=seed)
+        entry = {"drawn_val": few.drawn_val, "drawn_test": few.drawn_test}
+        many.draw_splits(0.1, seed, 0.2, entry)
+        assert all(paths <= set(many.splits[split].paths) for split, paths in before.items())
+        assert {"drawn_val": many.drawn_val, "drawn_test": many.drawn_test} == entry
+        many = sets_of([100, 120])
+        many.draw_splits(0.3, seed, 0.2, entry)
+        assert many.drawn_val != entry["drawn_val"]  # and is refused for the checkpoint
+
+
+@pytest.mark.quick
+def test_classes_that_are_far_from_their_share_are_named():
+    sets = sets_of([60, 1, 3])
+    drawn(sets, 0.2, test_ratio=None)
+    (note,), (warning,) = sets.notes, sets.warnings
+    assert "13 of the 64 train images (20%)" in note
+    assert "stratified" in note
+    assert note.endswith("class0 12 of 60, class1 0 of 1, class2 1 of 3")
+    assert warning == "the share of 1 class differs from data.val_ratio=0.2 by more than half of it: class2 1 of 3"
+
+
+def test_ml_split_draws_the_same_images():
+    for seed in range(5):
+        sets, images = sets_of([60, 41, 7, 2]), sets_of([60, 41, 7, 2]).splits["train"]
+        assert isinstance(images, FolderImages)
+        assert {name: set(part.paths) for name, part in draw(images, 0.15, 0.2, seed).items()} == drawn(
+            sets, 0.15, seed
+        )
 
 
 @pytest.mark.parametrize(

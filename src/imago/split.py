@@ -75,13 +75,17 @@ def _next(option: str, path: Path) -> None:
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:
-    """Draw stratified splits; `val` and `test` are fractions of all images. A split without images is left out."""
-    from imago.data.val_split import draw_sides
+    """Draw stratified splits, as `data.val_ratio` and `data.test_ratio` do; `val` and `test` are fractions of all
+    images. A split without images is left out."""
+    from imago.data.drawn_splits import draw_split
 
-    sides = draw_sides(images.paths, images.labels, {"val": val, "test": test}, seed)
-    chosen = {index for indices in sides.values() for index in indices}
-    sides = {"train": [index for index in range(len(images)) if index not in chosen]} | sides
-    return {name: images.select(indices) for name, indices in sides.items() if indices}
+    paths, labels = images.paths, images.labels
+    in_test = draw_split(paths, labels, test, seed, from_end=True).indices if test else []
+    in_val = draw_split(paths, labels, val, seed, taken=set(in_test)).indices if val else []
+    chosen = {*in_test, *in_val}
+    in_train = [index for index in range(len(images)) if index not in chosen]
+    splits = {"train": in_train, "val": in_val, "test": in_test}
+    return {name: images.select(indices) for name, indices in splits.items() if indices}
 
 
 def _arguments() -> argparse.Namespace:

@@ -52,6 +52,11 @@ def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, 
                     f"{what}It was written by an earlier Imago. Train again, or use data with a {split} split."
                 )
             ratio = f"{split}_ratio"
+            if all(drawn.get(key) == now.get(key) for key in (ratio, "seed")):
+                raise UserError(
+                    f"{what}The images have changed since. Make the data with recorded=, the entry `imago` of the "
+                    "checkpoint, which repeats its draw."
+                )
             raise UserError(f"{what}Type seed={drawn.get('seed')} data.{ratio}={drawn.get(ratio)}")
     if draws["test"][0] is None and draws["test"][1] is not None and entry.get("train_images") is None:
         raise UserError(

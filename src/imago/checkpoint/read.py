@@ -10,7 +10,7 @@ import torch
 from imago.checkpoint.guard import ForeignError, look_over
 from imago.definitions import EXPORT_SUFFIX
 from imago.errors import MissingFileError, UserError
-from imago.files import MISFIT, fitting
+from imago.files import MISFIT, NUMBER, fitting
 from imago.run.folder import LATEST, find_run
 from imago.terminal import CONTROL
 
@@ -154,7 +154,10 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
         raise UserError(f"{where} is damaged: it lacks {', '.join(missing)}.")
     if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
         raise UserError(f"{where} is damaged: its entry about the data is not valid.")
-    if not all(isinstance(entry.get(key), dict | None) for key in ("drawn_val", "drawn_test")):
+    draws = [entry.get(key) for key in ("drawn_val", "drawn_test")]
+    if not all(isinstance(draw, dict | None) for draw in draws) or any(
+        draw and fitting(draw.get("edges", {}), {"*": NUMBER}) is MISFIT for draw in draws
+    ):
         raise UserError(f"{where} is damaged: it does not say how its splits were drawn.")
     seen = entry.get("train_images")
     if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):

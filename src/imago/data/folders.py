@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from imago.data.folder_images import FolderImages
 from imago.data.images import ImageSets
@@ -14,13 +15,19 @@ from imago.terminal import counted, shortened
 MOST_LISTED = 20  # names in a message
 
 
-def read_tree(root: Path, val_ratio: float, seed: int, test_ratio: float | None = None) -> ImageSets:
+def read_tree(
+    root: Path,
+    val_ratio: float,
+    seed: int,
+    test_ratio: float | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> ImageSets:
     """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
     a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split; with
-    `test_ratio`, such a fraction becomes the test split. A `test` folder without class folders is left out, with a
-    note.
+    `test_ratio`, such a fraction becomes the test split; `recorded` repeats the draws of a checkpoint. A `test` folder
+    without class folders is left out, with a note.
     """
     folders, unlabelled = labelled_splits(root)
     classes_of = {name: class_folders(folder) for name, folder in folders.items()}
@@ -30,7 +37,7 @@ def read_tree(root: Path, val_ratio: float, seed: int, test_ratio: float | None 
         _note_unlabelled(tree, folder)
     _check_classes(root, folders, classes_of, class_names)
     _read_splits(root, tree, folders, classes_of)
-    tree.draw_splits(val_ratio, seed, test_ratio)
+    tree.draw_splits(val_ratio, seed, test_ratio, recorded)
     return tree
 
 
@@ -64,7 +71,7 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
     for split, folder in list(folders.items()):
         classes = class_folders(folder)
         for name in [name for name, path in classes.items() if not any(is_image(f.name) for f in files_below(path))]:
-            tree.notes.append(f"{classes.pop(name)} is not used, because it has no images")
+            tree.warnings.append(f"{classes.pop(name)} is not used, because it has no images")
         if not classes.keys() & set(class_names):
             _note_unlabelled(tree, folders.pop(split))
             continue
@@ -74,7 +81,7 @@ def read_labelled(root: Path, class_names: Sequence[str]) -> ImageSets:
             tree.no_class[split] = count
             meant = _meant(unknown, class_names)
             are = f"{counted(count, 'image')} of {split} {'is' if count == 1 else 'are'}"
-            tree.notes.append(f"{are} in folders that are not a class: {_listed(unknown)}.{meant}")
+            tree.warnings.append(f"{are} in folders that are not a class: {_listed(unknown)}.{meant}")
     if not classes_of:
         there = sorted({path.name for folder in (root, *_named_splits(root).values()) for path in subfolders(folder)})
         raise UserError(
@@ -92,7 +99,7 @@ def _read_splits(root: Path, tree: ImageSets, folders: dict[str, Path], classes_
     if root not in folders.values():
         unlabelled = [path for path in _named_splits(root).values() if path not in folders.values()]  # noted already
         unused = [path.name for path in subfolders(root) if path not in [*folders.values(), *unlabelled]]
-        tree.notes.extend(f"the folder {name} in {root} is not used, because it is not a split" for name in unused)
+        tree.warnings.extend(f"the folder {name} in {root} is not used, because it is not a split" for name in unused)
     for split, classes in classes_of.items():
         tree.splits[split] = _read_split(root, tree, classes)
 

@@ -1,7 +1,7 @@
 """Data sets of Hugging Face's `datasets`, from the hub or from local files."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -31,6 +31,8 @@ class HuggingFaceDataModule(ImageDataModule):
         test_ratio: Stratified fraction of train that becomes the test split; None draws none. The data set must not
             have a test split with labels.
         seed: Seed of the split, the order and the augmentations.
+        recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
+            split when the data grow.
         options: Those of ImageDataModule.
     """
 
@@ -44,10 +46,11 @@ class HuggingFaceDataModule(ImageDataModule):
         val_ratio: ValRatio = 0.1,
         seed: int = 42,
         test_ratio: TestRatio = None,
+        recorded: Mapping[str, Any] | None = None,
         **options: Unpack[FileOptions],
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
-        sets.draw_splits(val_ratio, seed, test_ratio)
+        sets.draw_splits(val_ratio, seed, test_ratio, recorded)
         super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
 
 

@@ -33,6 +33,8 @@ class ImageFolderDataModule(ImageDataModule):
             `image_size`; pixels differ by about a grey level.
         trained: Entry `imago` of a checkpoint that is scored: the folder may then hold any labelled images of some of
             its classes.
+        recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
+            split when the data grow.
         options: Those of ImageDataModule.
     """
 
@@ -49,10 +51,11 @@ class ImageFolderDataModule(ImageDataModule):
         decode: Literal["exact", "fast"] = "exact",
         trained: Mapping[str, Any] | None = None,
         test_ratio: TestRatio = None,
+        recorded: Mapping[str, Any] | None = None,
         **options: Unpack[FileOptions],
     ) -> None:
         try:
-            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio)
+            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio, recorded)
             sets.as_read = sets.fingerprint()
             is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:
@@ -62,7 +65,9 @@ class ImageFolderDataModule(ImageDataModule):
         if is_new and trained is not None and data_dir is not None and split_file is None:
             sets = read_labelled(Path(data_dir).expanduser(), trained["class_names"])
             if (file := options.get("relabel")) is not None and is_of_run(file, trained):
-                sets.notes.append(f"data.relabel={file} is for the data of the checkpoint: it is not applied to these")
+                sets.warnings.append(
+                    f"data.relabel={file} is for the data of the checkpoint: it is not applied to these"
+                )
                 options["relabel"] = None
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
@@ -78,15 +83,16 @@ def _image_sets(
     val_ratio: float,
     seed: int,
     test_ratio: float | None,
+    recorded: Mapping[str, Any] | None,
 ) -> ImageSets:
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if split_file is not None:
-        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed, test_ratio)
+        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed, test_ratio, recorded)
     if folder is None:
         if source is None:
             raise UserError(no_data())
         folder = source()
-    return read_tree(folder, val_ratio, seed, test_ratio)
+    return read_tree(folder, val_ratio, seed, test_ratio, recorded)
 
 
 def leave_out(sets: ImageSets, file: Path) -> None:
@@ -103,4 +109,4 @@ def leave_out(sets: ImageSets, file: Path) -> None:
             sets.leave_out(name, excluded)
             sets.excluded += sorted(excluded)
     if gone := len(listed) - len(sets.excluded):
-        sets.notes.append(f"{gone} of the {len(listed)} files in {file} are not among the images")
+        sets.warnings.append(f"{gone} of the {len(listed)} files in {file} are not among the images")

@@ -17,7 +17,14 @@ from torch import Tensor
 from imago.data.colour import PLAIN, Decoding
 from imago.data.crops import CropPolicy, Size, crop
 from imago.data.decode import BadImageError
-from imago.data.val_split import MOST_OF_TRAIN, draw_sides
+from imago.data.drawn_splits import (
+    BY_RATIO,
+    MOST_OF_TRAIN,
+    describe_draw,
+    draw_split,
+    is_repeatable,
+    recorded_rule,
+)
 from imago.errors import UserError
 
 BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
@@ -148,40 +155,47 @@ class Images(ABC):
 @dataclass
 class ImageSets:
     """The splits of a data set; `ignored` are files that were not used, `excluded` files left out on request, `notes`
-    facts that a user should know."""
+    facts about the data, `warnings` what may make results worse than they look."""
 
     root: str
     class_names: list[str]
     splits: dict[str, Images]
     ignored: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     excluded: list[str] = field(default_factory=list)
     no_class: dict[str, int] = field(default_factory=dict)
     """Split -> number of images not used because their folder is not a class."""
     as_read: str = ""
     """Fingerprint before images were left out."""
     drawn_val: dict[str, Any] | None = None
-    """`val_ratio`, `seed` and the key of the draw, if val was drawn from train."""
+    """`val_ratio`, `seed` and how images were drawn, if val was drawn from train."""
     drawn_test: dict[str, Any] | None = None
-    """`test_ratio`, `seed` and the key of the draw, if test was drawn from train."""
+    """`test_ratio`, `seed` and how images were drawn, if test was drawn from train."""
     relabelled: dict[str, Any] | None = None
     """`file`, number of `images` and `digest` of the corrected labels, if `data.relabel` was applied."""
     corrections: dict[str, str] = field(default_factory=dict)
     """Path -> class, as `data.relabel` has them."""
 
-    def draw_splits(self, val_ratio: float, seed: int, test_ratio: float | None = None) -> None:
+    def draw_splits(
+        self, val_ratio: float, seed: int, test_ratio: float | None = None, recorded: Mapping[str, Any] | None = None
+    ) -> None:
         """Draw from train a test split, unless `test_ratio` is None or 0, and then the val split, if there is none.
+
+        `recorded` is the entry `imago` of a checkpoint: its draws are repeated if they have these ratios and this seed,
+        so that images which were added later move no other one.
 
         Raises:
             ValueError: A fraction is out of range, train has too few images, or there is a test split already.
         """
+        recorded = recorded or {}
         if test_ratio:
-            self.draw_test(test_ratio, seed)
-        self.draw_val(val_ratio, seed)
+            self.draw_test(test_ratio, seed, recorded.get("drawn_test"))
+        self.draw_val(val_ratio, seed, recorded.get("drawn_val"))
         if test_ratio:
             self.splits["test"] = self.splits.pop("test")  # listed last, as elsewhere
 
-    def draw_test(self, test_ratio: float, seed: int) -> None:
+    def draw_test(self, test_ratio: float, seed: int, recorded: Mapping[str, Any] | None = None) -> None:
         """Make a stratified fraction of train the test split. It is drawn before val, so that `val_ratio` does not
         affect it, and from the other end of the range, so that it hardly affects val.
 
@@ -196,18 +210,9 @@ class ImageSets:
             )
         if not 0 < test_ratio <= MOST_OF_TRAIN:
             raise UserError(f"{setting}: must be above 0 and at most {MOST_OF_TRAIN}, or null for no test split.")
-        train = self.splits["train"]
-        chosen = draw_sides(train.paths, train.labels, {"test": test_ratio}, seed, from_end=True)["test"]
-        if not chosen:
-            raise UserError(
-                f"{setting}: {self.root} has too few images per class to draw a test split from train. Give three or "
-                "more of each."
-            )
-        self._move("test", chosen)
-        self.drawn_test = {"test_ratio": test_ratio, "seed": seed, "by": "path"}
-        self._note_draw("test", len(chosen), len(train), setting, seed)
+        self.drawn_test = self._draw("test", test_ratio, seed, recorded)
 
-    def draw_val(self, val_ratio: float, seed: int) -> None:
+    def draw_val(self, val_ratio: float, seed: int, recorded: Mapping[str, Any] | None = None) -> None:
         """Make a stratified fraction of train the val split, if there is none. A test split that was drawn before
         counts as part of train.
 
@@ -216,7 +221,6 @@ class ImageSets:
         """
         if "val" in self.splits:
             return
-        setting = f"data.val_ratio={val_ratio}"
         if not 0 < val_ratio <= MOST_OF_TRAIN:
             raise UserError(
                 f"data.val_ratio must be above 0 and at most {MOST_OF_TRAIN}, because {self.root} has no val split; "
@@ -224,31 +228,35 @@ class ImageSets:
             )
         test_ratio = self.drawn_test["test_ratio"] if self.drawn_test is not None else 0.0
         if val_ratio + test_ratio >= 1:
-            raise UserError(f"{setting} and data.test_ratio={test_ratio} leave nothing to train on. Type smaller ones.")
-        train = self.splits["train"]
-        whole = [train, self.splits["test"]] if test_ratio else [train]
-        paths, labels = [path for part in whole for path in part.paths], [n for part in whole for n in part.labels]
-        chosen = draw_sides(paths, labels, {"val": val_ratio}, seed, taken=range(len(train), len(paths)))["val"]
+            setting = f"data.val_ratio={val_ratio} and data.test_ratio={test_ratio}"
+            raise UserError(f"{setting} leave nothing to train on. Type smaller ones.")
+        self.drawn_val = self._draw("val", val_ratio, seed, recorded)
+
+    def _draw(self, split: str, ratio: float, seed: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Move a fraction of train to a new split. Returns the record of the draw."""
+        train, drawn_before = self.splits["train"], self.splits["test"] if self.drawn_test is not None else None
+        parts = [train] if drawn_before is None else [train, drawn_before]
+        paths, labels = [path for part in parts for path in part.paths], [n for part in parts for n in part.labels]
+        record = {f"{split}_ratio": ratio, "seed": seed}
+        repeated = recorded if is_repeatable(recorded, record) else None
+        rule, taken = recorded_rule(repeated, self.class_names), range(len(train), len(paths))
+        chosen, edges = draw_split(paths, labels, ratio, seed, taken, from_end=split == "test", rule=rule)
         if not chosen:
+            least = "three" if split == "test" or drawn_before is not None else "two"
             raise UserError(
-                f"{self.root} has too few images per class to draw a val split from train. At least "
-                f"{'three' if test_ratio else 'two'} per class are needed."
+                f"data.{split}_ratio={ratio}: {self.root} has too few images per class to draw a {split} split from "
+                f"train. At least {least} per class are needed."
             )
-        self._move("val", chosen)
-        self.drawn_val = {"val_ratio": val_ratio, "seed": seed, "by": "path"}
-        self._note_draw("val", len(chosen), len(paths), setting, seed)
-
-    def _move(self, split: str, indices: Sequence[int]) -> None:
-        """Move images of train to a new split."""
-        train, moved = self.splits["train"], set(indices)
+        moved = set(chosen)
         self.splits["train"] = train.select([index for index in range(len(train)) if index not in moved])
-        self.splits[split] = train.select(indices)
-
-    def _note_draw(self, split: str, count: int, total: int, setting: str, seed: int) -> None:
-        self.notes.append(
-            f"no {split} split in {self.root}: {count} of the {total} train images ({count / total:.0%}) were drawn as "
-            f"the {split} split ({setting}, stratified, by seed {seed} and path)"
-        )
+        self.splits[split] = train.select(chosen)
+        sizes, drawn = Counter(labels), Counter(self.splits[split].labels)
+        counts = {name: (drawn[n], sizes[n]) for n, name in enumerate(self.class_names) if n in sizes}
+        note, warning = describe_draw(split, record, counts, repeated is not None)
+        self.notes.append(f"no {split} split in {self.root}: {note}")
+        self.warnings += [warning] if warning is not None else []
+        named = {self.class_names[label]: edge for label, edge in edges.items()}
+        return dict(repeated) if repeated is not None else record | {"by": BY_RATIO, "edges": named}
 
     def leave_out(self, split: str, paths: Container[str], kind: str = "") -> None:
         """Remove images from a split; ValueError if a class of train, or the split, would be empty."""

@@ -58,24 +58,28 @@ class ScoredSplits(CopyingDataModule):
 
     @property
     def notes(self) -> list[str]:
-        """Facts that a user should know about the data."""
-        notes = list(self.sets.notes)
+        """Facts about the data."""
+        return [
+            *self.sets.notes,
+            *_files("skipped {}: not an image, or hidden", self.sets.ignored),
+            *_files("excluded {} (data.exclude)", self.sets.excluded),
+            *_files(
+                "{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)
+            ),
+        ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may make results worse than they look, or wrong."""
+        warnings = list(self.sets.warnings)
         if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
-            notes.append(f"no test split in {self.sets.root}: the val split is scored as test")
+            warnings.append(f"no test split in {self.sets.root}: the val split is scored as test")
         for split in self.sets.splits if "train" in self.sets.splits else ():
             counts = class_counts(self.sets.splits[split], self.class_names)
             if absent := [name for name, count in counts.items() if not count]:
-                notes.append(f"{split} lacks {len(absent)} of the {len(counts)} classes: {self._with_counts(absent)}")
-        for what, paths in (
-            ("skipped {}: not an image, or hidden", self.sets.ignored),
-            ("skipped {}: unreadable", self.skipped),
-            ("excluded {} (data.exclude)", self.sets.excluded),
-            ("{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)),
-        ):
-            if paths:
-                files = counted(len(paths), "file")
-                notes.append(f"{what.format(files)}: {shortened(paths)}")
-        return notes
+                what = f"{split} lacks {len(absent)} of the {len(counts)} classes"
+                warnings.append(f"{what}: {self._with_counts(absent)}")
+        return [*warnings, *_files("skipped {}: unreadable", self.skipped)]
 
     def _with_counts(self, names: Sequence[str]) -> str:
         """List classes with their number of train images."""
@@ -139,7 +143,7 @@ class ScoredSplits(CopyingDataModule):
         return torch.tensor(known, dtype=torch.int64)
 
     def log_shared_images(self) -> None:
-        """Note images of val and test whose content is also in train: scores on them are too good."""
+        """Warn of images of val and test whose content is also in train: scores on them are too good."""
         for split, count, paths in self._seen_before(set(self.train_digests.tolist())):
             what = f"{len(paths)} of the {count} images of {split} are also in train"
             self.say(f"{what}, which makes its scores too good: {shortened(paths)}")
@@ -153,20 +157,28 @@ class ScoredSplits(CopyingDataModule):
             if paths:
                 yield split, len(images), paths
 
-    def say(self, note: str) -> None:
-        """Add a note, and log it."""
-        self.sets.notes.append(note)
-        log.warning("%s", note)
+    def say(self, warning: str) -> None:
+        """Add a warning, and log it."""
+        self.sets.warnings.append(warning)
+        log.warning("%s", warning)
 
     def split(self, name: str) -> Images:
         """Return the images of the split that is scored as `name`."""
         return self.sets.splits[self.scored_split(name)]
 
     def log_sets(self) -> None:
-        """Log the sizes of the splits, and the notes on them."""
+        """Log the sizes of the splits, and the notes and warnings on them."""
         sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
         log.info("Data: %s: %d classes; %s images", self.sets.root, len(self.class_names), sizes)
         for split, images in self.sets.splits.items():
             log.debug("Class counts of %s: %s", split, class_counts(images, self.class_names))
         for note in self.notes:
-            log.warning("%s", note)
+            log.info("%s", note)
+        for warning in self.warnings:
+            log.warning("%s", warning)
+
+
+def _files(what: str, paths: Sequence[str]) -> list[str]:
+    """Sentence about files, if there are any."""
+    files = counted(len(paths), "file")
+    return [f"{what.format(files)}: {shortened(paths)}"] if paths else []

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from imago.data.folder_images import FolderImages
 from imago.data.images import ImageSets
@@ -17,7 +18,12 @@ SPLIT_FILE_HEADER = "# imago split: "
 
 
 def read_split_file(
-    file: Path, data_dir: Path | None, val_ratio: float, seed: int, test_ratio: float | None = None
+    file: Path,
+    data_dir: Path | None,
+    val_ratio: float,
+    seed: int,
+    test_ratio: float | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> ImageSets:
     """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
     columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV."""
@@ -54,7 +60,7 @@ def read_split_file(
         )
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
-    sets.draw_splits(val_ratio, seed, test_ratio)
+    sets.draw_splits(val_ratio, seed, test_ratio, recorded)
     return sets
 
 

@@ -1,7 +1,7 @@
 """Small torchvision data sets that keep their images in memory, such as MNIST."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -28,6 +28,8 @@ class TorchVisionDataModule(ImageDataModule):
         val_ratio: Stratified fraction of train that becomes the val split.
         test_ratio: None; these sets have a test split, so any fraction is an error.
         seed: Seed of the split, the order and the augmentations.
+        recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
+            split when the data grow.
         options: Those of ImageDataModule.
     """
 
@@ -40,13 +42,14 @@ class TorchVisionDataModule(ImageDataModule):
         val_ratio: ValRatio = 1 / 12,
         seed: int = 42,
         test_ratio: TestRatio = None,
+        recorded: Mapping[str, Any] | None = None,
         **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
             data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
         )
-        sets.draw_splits(val_ratio, seed, test_ratio)
+        sets.draw_splits(val_ratio, seed, test_ratio, recorded)
         usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
         super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
 

@@ -54,7 +54,7 @@ from imago.model.module import DictModule
 from imago.model.strategy import Strategy
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
-from imago.training.build_data import make_data, warn_of_test_on_val
+from imago.training.build_data import make_data, recorded_draws, warn_of_test_on_val
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
@@ -108,7 +108,7 @@ def _seed(cfg: DictConfig) -> None:
 
 
 def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None) -> ImageDataModule:
-    data = make_data(cfg.data, trained, run.invocation.overrides)
+    data = make_data(cfg.data, trained, run.invocation.overrides, recorded_draws(cfg, run))
     draws_val = data.sets.drawn_val is not None
     if cfg.train and trained is None and not draws_val and is_users_own("data.val_ratio", run.invocation):
         raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Remove it.")

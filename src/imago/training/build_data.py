@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from imago.checkpoint.fits import check_draw
+from imago.checkpoint.read import LAST, read_checkpoint
 from imago.config.invocation import override_key
 from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
@@ -16,24 +18,41 @@ from imago.data.relabel import changed_labels
 from imago.errors import UserError
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
+from imago.run.folder import RunFolder
 
 
-def make_data(node: DictConfig, trained: Mapping[str, Any] | None = None, typed: Sequence[str] = ()) -> ImageDataModule:
+def make_data(
+    node: DictConfig,
+    trained: Mapping[str, Any] | None = None,
+    typed: Sequence[str] = (),
+    recorded: Mapping[str, Any] | None = None,
+) -> ImageDataModule:
     """Make the data of a `data` node. To score a checkpoint whose entry `imago` is `trained`, its training images are
-    left out; `typed` overrides may choose any labelled images."""
+    left out; `typed` overrides may choose any labelled images. `recorded` is the entry of a checkpoint that is resumed
+    or scored, whose draws of val and test are repeated."""
     make_module = make(node, _partial_=True)
+    parameters = inspect.signature(make_module.func).parameters
+    recorded = recorded if trained is None else trained
+    options = {"recorded": recorded} if recorded is not None and "recorded" in parameters else {}
     if trained is None:
-        check_module(data := make_module())
+        check_module(data := make_module(**options))
         return data
     is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
-    takes_it = is_typed and "trained" in inspect.signature(make_module.func).parameters
-    data = make_module(trained=trained) if takes_it else make_module()
+    options |= {"trained": trained} if is_typed and "trained" in parameters else {}
+    data = make_module(**options)
     check_draw(trained, data, "")
     _check_test_ratio(node, trained, data, typed)
     if what := changed_labels(data.sets, trained):
         data.say(what)
     data.leave_out_trained(trained)
     return data
+
+
+def recorded_draws(cfg: DictConfig, run: RunFolder) -> Mapping[str, Any] | None:
+    """Entry `imago` of the checkpoint that the run starts from or replays, whose draws are repeated; None without."""
+    replayed = Path(cfg.replay) / "checkpoints" / LAST if cfg.get("replay") is not None else None
+    file = run.resume_from or cfg.get("ckpt_path") or replayed
+    return read_checkpoint(file, mmap=True)["imago"] if file is not None and Path(file).is_file() else None
 
 
 def warn_of_test_on_val(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> None:
