@@ -5,10 +5,12 @@ import json
 import logging
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from drawn_results import drawn_score
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from torch import nn
@@ -18,6 +20,7 @@ from imago.callbacks.pace import Pace, format_duration
 from imago.callbacks.progress import PlainProgress, TimedBar
 from imago.evaluation.console import next_commands, show_results
 from imago.evaluation.evaluate import Result
+from imago.files import write_json
 from imago.model.origin import mark, name_of, weights_of
 from imago.run.folder import RunFolder
 from imago.run.logs import logging_to
@@ -145,6 +148,7 @@ def test_warnings_are_repeated_above_the_scores_and_kept(trained):
     assert warning in trained.text("summary.txt").partition("Warnings")[2].partition("\n\n")[0]
     for page in ("report.html", "report.md"):
         assert warning in trained.text(page).partition("Warnings")[2]
+        assert trained.text(page).count(warning) == 1  # and not among the notes on the data
 
 
 def test_a_warning_is_kept_once_and_others_are_not(tmp_path):
@@ -261,3 +265,28 @@ def test_status_of_others_is_read_as_far_as_it_fits(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page.partition("<h2>Warnings</h2>")[2].partition("</ul>")[0]
+
+
+def test_the_warning_about_the_baseline_is_that_of_the_last_scoring(tmp_path):
+    run = RunFolder(tmp_path)
+    with logging_to(tmp_path / "train.log", warnings_list=run.warnings):
+        for right, expected in ((0, 2), (9, 1)):
+            score = drawn_score("val", ["a", "b"], 5, wrong=range(right, 10))
+            show_results(Result({"val": replace(score, baseline=0.5)}), run)
+            logging.getLogger("imago.x").warning("another")
+            run.update()
+            assert len(run.status["warnings"]) == len(run.sections["Warnings"]) == expected
+    assert run.warnings == ["another"]
+
+
+def test_the_end_says_how_many_labels_are_contradicted(tmp_path, capsys):
+    score = drawn_score("train", ["a", "b"], 20, wrong=[3, 25, 26])
+    result = Result({"train": score})
+    show_results(result, RunFolder(tmp_path))
+    assert "mislabelled" not in capsys.readouterr().out  # without pictures, there is no list
+    write_json(tmp_path / "reports/images_train.json", {})
+    show_results(result, RunFolder(tmp_path))
+    assert "Possibly mislabelled: 3 images of train. The report lists them" in capsys.readouterr().out
+    write_json(tmp_path / "reports/images_test.json", {})
+    show_results(Result({"test": drawn_score("test", ["a", "b"], 20, wrong=[3])}), RunFolder(tmp_path))
+    assert "mislabelled" not in capsys.readouterr().out

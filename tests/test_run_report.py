@@ -23,6 +23,7 @@ from imago.data.split_files import listed_paths
 from imago.report import page as run_report
 from imago.report.clusters import clustered_order, confused_groups
 from imago.report.curves import curves_of
+from imago.report.label_errors import confident_errors, self_confidence
 from imago.report.page import refresh_report, write_report
 from imago.report.split import wilson
 from imago.report.thumbnails import noteworthy_images
@@ -217,7 +218,7 @@ def test_epsilon_is_a_card(tmp_path):
 
 
 def test_wrong_labels_are_found(own_colours, train):
-    """The wrong labels are the highest losses of train and val; for test no list is made."""
+    """The wrong labels lead the lists of train and val; for test no list is made."""
     planted = {"train/red/wrong_0.png", "train/red/wrong_1.png", "val/green/wrong.png"}
     for source, target in zip(
         ("train/blue/000.png", "train/green/003.png", "val/red/001.png"), sorted(planted), strict=True
@@ -227,7 +228,7 @@ def test_wrong_labels_are_found(own_colours, train):
     assert run.exit_code == 0, run.output
     found = set()
     for split, count in (("train", 2), ("val", 1)):
-        found |= {entry["path"] for entry in run.json(f"reports/images_{split}.json")["highest_loss"][:count]}
+        found |= {entry["path"] for entry in run.json(f"reports/images_{split}.json")["possibly_mislabelled"][:count]}
     assert found == planted
     page = run.text("report.html")
     for path in planted:
@@ -241,10 +242,22 @@ def test_wrong_labels_are_found(own_colours, train):
 def test_wrong_labels_among_many_images():
     wrong = list(range(0, 500, 20))
     score = drawn_score("train", [f"class {n}" for n in range(10)], 120, wrong)
-    shown = noteworthy_images(score, DrawnImages(score.labels, score.paths), label_errors=True)["highest_loss"]
+    shown = noteworthy_images(score, DrawnImages(score.labels, score.paths), label_errors=True)["possibly_mislabelled"]
     assert len(shown) == 48
     assert {score.paths[index] for index in wrong} <= {entry["path"] for entry in shown}
-    assert "highest_loss" not in noteworthy_images(score, DrawnImages(score.labels, score.paths))
+    assert "possibly_mislabelled" not in noteworthy_images(score, DrawnImages(score.labels, score.paths))
+
+
+def test_a_hard_class_does_not_fill_the_list_of_wrong_labels():
+    """Of class 0 all labels have a probability of 0.3, of class 1 of 0.95, but for five wrong labels with 0.35. The
+    only image of class 2 is wrong as well."""
+    labels = np.repeat([0, 1, 2], [60, 60, 1])
+    of_label = np.concatenate([np.full(60, 0.3), np.full(55, 0.95), np.full(5, 0.35), [0.1]])
+    log_p = np.full((121, 3), np.log(0.01))
+    log_p[np.arange(121), (labels + 1) % 3] = np.log(0.99 - of_label)
+    log_p[np.arange(121), labels] = np.log(of_label)
+    assert set(np.argsort(self_confidence(labels, log_p))[:6]) == {115, 116, 117, 118, 119, 120}
+    assert np.flatnonzero(confident_errors(labels, log_p)).tolist() == [115, 116, 117, 118, 119, 120]
 
 
 def test_curves_mark_the_best_epoch_and_have_round_ticks():

@@ -196,6 +196,10 @@ def test_a_run_scores_images_that_it_neither_trained_nor_was_chosen_on(drawn_run
     splits = [paths(drawn_run, split) for split in ("train", "val", "test")]
     assert sum(map(len, splits)) == len(set.union(*splits)) == 58
     assert "were drawn as the test split (data.test_ratio=0.25, stratified" in drawn_run.text("summary.txt")
+    page, note = drawn_run.text("report.html"), "were drawn as the test split"
+    assert page.count(note) == 1
+    assert note in page.partition("<h3>Notes</h3>")[2]  # a fact, and no warning
+    assert not [text for text in drawn_run.json("status.json")["warnings"] if note in text]
     assert "scored as test" not in drawn_run.output
     assert "too good" not in drawn_run.output
     assert drawn_run.checkpoint()["imago"]["drawn_test"]["test_ratio"] == 0.25

@@ -20,10 +20,12 @@ from imago.config.invocation import for_hydra
 from imago.data.sources import UNKNOWN
 from imago.evaluation.calibration import Calibration, describe_calibration
 from imago.evaluation.evaluate import Result
+from imago.evaluation.outputs import LABELS_CHECKED
 from imago.evaluation.rows import prediction_rows
 from imago.evaluation.score import Predictions, Score
 from imago.files import strict
 from imago.report.content import SCORED_AGAIN
+from imago.report.label_errors import confident_errors
 from imago.report.page import refresh_report
 from imago.run.folder import RunFolder, now
 from imago.terminal import console, counted, shortened
@@ -31,13 +33,16 @@ from imago.terminal import console, counted, shortened
 log = logging.getLogger(__name__)
 
 MOST_WARNINGS, MOST_COUNTS = 10, 10
+BELOW_BASELINE = "is not above the majority-class baseline"
 
 
 def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
     """Print the warnings of the run, the table of scores, where things are, and the next commands.
 
-    Warns if the baseline is not beaten, unless `quiet`.
+    Warns if the baseline is not beaten, unless `quiet`. Such a warning of an earlier scoring of the run is removed.
     """
+    if result.scores:
+        run.warnings[:] = [text for text in run.warnings if BELOW_BASELINE not in text]
     _repeat_warnings(run.warnings, run.path)
     if result.scores:
         console().print(_table(result))
@@ -54,6 +59,8 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
     show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
     _print(f"Run folder: {relative(run.path)}")
     _print("Report: ", run.path / "report.html")  # written when the run has ended
+    if label_errors := describe_label_errors(result, run.path):
+        _print(label_errors)
     commands = next_commands(result, run)
     for line in ["Next:", *(f"  {command}" for command in commands)] if commands else []:
         _print(line)
@@ -189,12 +196,24 @@ def _table(result: Result) -> Table:
     return table
 
 
+def describe_label_errors(result: Result, folder: Path) -> str:
+    """Sentence with the number of confidently contradicted labels in the lists of the report; empty without any."""
+    counts = {
+        score.split: int(confident_errors(score.labels, score.log_probabilities).sum())
+        for score in result.scores.values()
+        if score.split in LABELS_CHECKED and (folder / f"reports/images_{score.asked}.json").is_file()
+    }
+    listed = ", ".join(f"{count} image{'s'[: count > 1]} of {split}" for split, count in counts.items() if count)
+    if not listed:
+        return ""
+    return f"Possibly mislabelled: {listed}. The report lists them; data.relabel= or data.exclude= corrects them"
+
+
 def _warn_about_baseline(scores: dict[str, Score]) -> None:
     for name, score in {score.split: score for score in scores.values()}.items():
         accuracy, baseline = score.metrics["acc"], score.baseline
         if name != "train" and accuracy <= baseline < 1:
-            what = "is not above the majority-class baseline"
-            log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, what, baseline)
+            log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, BELOW_BASELINE, baseline)
 
 
 def next_commands(result: Result, run: RunFolder) -> list[str]:

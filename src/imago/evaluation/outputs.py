@@ -25,7 +25,7 @@ from imago.terminal import counted
 
 SHEET = 96  # images of a contact sheet
 LABELS_CHECKED = ("train", "val")
-"""Splits whose highest losses are shown as possibly mislabelled. Images of test that a network finds hard are kept."""
+"""Splits with a list of possibly mislabelled images. Images of test that a network finds hard are kept."""
 
 
 def write_reports(

@@ -31,7 +31,7 @@ ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, 
 # What is shown of the files of a run. The folder may be a stranger's.
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "highest_loss": [PICTURE]}
+IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [PICTURE]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {
     **dict.fromkeys(("acc!", "f1!", "baseline_acc!"), NUMBER),
@@ -93,7 +93,7 @@ def best_epoch(folder: Path) -> int | None:
 
 
 def read_images(folder: Path, split: str) -> dict[str, list[dict[str, Any]]] | None:
-    """Pictures of `images_<split>.json` by kind: `mistakes`, `unsure`, `highest_loss`; None without any."""
+    """Pictures of `images_<split>.json` by kind: `mistakes`, `unsure`, `possibly_mislabelled`; None without any."""
     images = read_report(folder, f"reports/images_{split}.json", IMAGES)
     return {kind: read_pictures(images[kind]) for kind in images} if images is not None else None
 

@@ -88,6 +88,7 @@ def gathered(folder: Path) -> dict[str, Any]:
         "status": status,
         "card": card_rows(status.get("card", {})),
         "warnings": status.get("warnings", []),
+        "notes": [note for note in data.get("notes", []) if note not in status.get("warnings", [])],
         "scores": {split: score | {"interval": wilson(score["acc"], score["n"])} for split, score in scores.items()},
         "main": next(iter(scores), None),
         "sections": sections,

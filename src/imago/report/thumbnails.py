@@ -12,9 +12,10 @@ from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
+from imago.report.label_errors import self_confidence
 
 SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
-OF_EACH_KIND, OF_HIGHEST_LOSS = 12, 48
+OF_EACH_KIND, MOST_LABEL_ERRORS = 12, 48
 SAMPLES = 24
 
 
@@ -77,19 +78,16 @@ class Answers(Protocol):
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    With `label_errors` there is also `highest_loss`: right or wrong, up to 48 and a fifth of all, in which a person may
-    look for wrong labels. An entry has `path`, `label`, `prediction`, `probability`, `label_probability` and `image`;
-    `images` are those of `answers`, in the same order.
+    With `label_errors` there is also `possibly_mislabelled`: those of the lowest `self_confidence`, right or wrong, up
+    to 48 and a fifth of all, in which a person may look for wrong labels. An entry has `path`, `label`, `prediction`,
+    `probability`, `label_probability` and `image`; `images` are those of `answers`, in the same order.
     """
     probabilities = np.exp(answers.log_probabilities)
     sure = probabilities[np.arange(len(answers.labels)), answers.predictions]
-    log_of_label = answers.log_probabilities[np.arange(len(answers.labels)), answers.labels]
-    of_label = np.exp(log_of_label)
+    of_label = np.exp(answers.log_probabilities[np.arange(len(answers.labels)), answers.labels])
     wrong = np.flatnonzero(answers.predictions != answers.labels)
     mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
     unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
-    highest_losses = min(OF_HIGHEST_LOSS, max(OF_EACH_KIND, len(answers.labels) // 5))
-    highest = np.argsort(log_of_label, kind="stable")[:highest_losses]
 
     def entry(index: int) -> dict[str, Any]:
         return {
@@ -102,4 +100,8 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
         }
 
     entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
-    return entries | ({"highest_loss": [entry(i) for i in highest.tolist()]} if label_errors else {})
+    if label_errors:
+        order = np.argsort(self_confidence(answers.labels, answers.log_probabilities), kind="stable")
+        listed = min(MOST_LABEL_ERRORS, max(OF_EACH_KIND, len(order) // 5))
+        entries["possibly_mislabelled"] = [entry(i) for i in order[:listed].tolist()]
+    return entries

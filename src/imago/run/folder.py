@@ -153,6 +153,9 @@ class RunFolder:
             if self.warnings:
                 self.status["warnings"] = list(self.warnings)
                 self.sections["Warnings"] = {str(number): text for number, text in enumerate(self.warnings, 1)}
+            else:  # those of an earlier scoring may have been removed
+                self.status.pop("warnings", None)
+                self.sections.pop("Warnings", None)
             if self._pending is None:
                 self._beat()
                 write_text(self.path / "summary.txt", self._summary())
