@@ -3,10 +3,12 @@
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import SMALL, Command, Run, draw_classes, rows, type_command, write_mnist
 
+from imago.checkpoint.fits import check_draw
 from imago.data.crops import CenterBox
 from imago.data.folder_images import FolderImages
 from imago.data.hugging_face import HuggingFaceDataModule
@@ -93,7 +95,32 @@ def test_images_that_are_added_later_move_no_other_one_of_a_checkpoint():
         assert {"drawn_val": many.drawn_val, "drawn_test": many.drawn_test} == entry
         many = sets_of([100, 120])
         many.draw_splits(0.3, seed, 0.2, entry)
-        assert many.drawn_val != entry["drawn_val"]  # and is refused for the checkpoint
+        data = SimpleNamespace(sets=many, class_names=many.class_names)
+        with pytest.raises(ValueError, match=f"Type seed={seed} data.val_ratio=0.1"):
+            check_draw(entry, data, "run.ckpt")
+
+
+def test_a_data_module_that_does_not_pass_the_record_on_is_refused_when_images_were_added():
+    few, many = sets_of([60, 80]), sets_of([100, 120])
+    for sets in (few, many):
+        drawn(sets)
+    entry = {"drawn_val": few.drawn_val, "drawn_test": few.drawn_test}
+    check_draw(entry, SimpleNamespace(sets=few, class_names=few.class_names), "run.ckpt")
+    with pytest.raises(ValueError, match="The images have changed since. Make the data with recorded="):
+        check_draw(entry, SimpleNamespace(sets=many, class_names=many.class_names), "run.ckpt")
+
+
+def test_a_checkpoint_of_an_earlier_version_keeps_its_splits():
+    """Their record has no places: the images below the ratio are drawn, however many these are."""
+    entry = {f"drawn_{split}": {f"{split}_ratio": 0.2, "seed": 42, "by": "path"} for split in ("val", "test")}
+    sets, now = sets_of([200], shuffled=True), sets_of([200], shuffled=True)
+    now.draw_splits(0.2, 42, 0.2)
+    sets.draw_splits(0.2, 42, 0.2, entry)
+    assert {"drawn_val": sets.drawn_val, "drawn_test": sets.drawn_test} == entry
+    assert class_counts(sets.splits["test"], sets.class_names) == {"class0": 42}
+    assert "as the checkpoint records" in sets.notes[0]
+    with pytest.raises(ValueError, match="was written by an earlier Imago"):
+        check_draw(entry, SimpleNamespace(sets=now, class_names=now.class_names), "old.ckpt")
 
 
 @pytest.mark.quick
