@@ -23,7 +23,7 @@ from imago.data.split_files import listed_paths
 from imago.report import page as run_report
 from imago.report.clusters import clustered_order, confused_groups
 from imago.report.curves import curves_of
-from imago.report.label_errors import confident_errors, self_confidence
+from imago.report.label_errors import confident_errors, label_margin
 from imago.report.page import refresh_report, write_report
 from imago.report.split import wilson
 from imago.report.thumbnails import noteworthy_images
@@ -256,7 +256,7 @@ def test_a_hard_class_does_not_fill_the_list_of_wrong_labels():
     log_p = np.full((121, 3), np.log(0.01))
     log_p[np.arange(121), (labels + 1) % 3] = np.log(0.99 - of_label)
     log_p[np.arange(121), labels] = np.log(of_label)
-    assert set(np.argsort(self_confidence(labels, log_p))[:6]) == {115, 116, 117, 118, 119, 120}
+    assert set(np.argsort(label_margin(labels, log_p))[:6]) == {115, 116, 117, 118, 119, 120}
     assert np.flatnonzero(confident_errors(labels, log_p)).tolist() == [115, 116, 117, 118, 119, 120]
 
 

