@@ -369,6 +369,8 @@ def test_fitting_keeps_what_is_known():
     assert fitting({"a": True, "b": []}, shape) == {"b": []}
     assert fitting({"a": 1, "b": [1]}, shape) is MISFIT
     assert fitting([], shape) is MISFIT
+    assert fitting({"a": 1, "b": "any"}, {"a!": int, "*": object}) == {"a": 1, "b": "any"}
+    assert fitting({"a": "x", "b": "any"}, {"a!": int, "*": object}) is MISFIT
 
 
 def test_a_checkpoint_does_not_name_files_to_remove(train, tmp_path):

@@ -154,8 +154,8 @@ def fitting(value: Any, shape: Any) -> Any:
     """Return the part of `value` that fits `shape`, or MISFIT.
 
     A shape is a type or a tuple of types; `[shape]`, a list; `{"*": shape}`, a dictionary with any keys; or
-    `{name: shape}`, a dictionary whose other keys, and entries that do not fit, are dropped. If a name ends in `!`, the
-    whole is a misfit unless that entry fits.
+    `{name: shape}`, a dictionary whose other keys (without a `*`), and entries that do not fit, are dropped. If a name
+    ends in `!`, the whole is a misfit unless that entry fits.
     """
     if isinstance(shape, list):
         if not isinstance(value, list):
@@ -165,11 +165,14 @@ def fitting(value: Any, shape: Any) -> Any:
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return MISFIT
-        if "*" in shape:
-            pairs = {name: fitting(entry, shape["*"]) for name, entry in value.items()}
-            return MISFIT if any(entry is MISFIT for entry in pairs.values()) else pairs
-        kept: dict[str, Any] = {}
+        named = {key.removesuffix("!") for key in shape}
+        others = [name for name in value if name not in named] if "*" in shape else []
+        kept = {name: fitting(value[name], shape["*"]) for name in others}
+        if any(entry is MISFIT for entry in kept.values()):
+            return MISFIT
         for key, part in shape.items():
+            if key == "*":
+                continue
             name = key.removesuffix("!")
             entry = fitting(value[name], part) if name in value else MISFIT
             if entry is not MISFIT:

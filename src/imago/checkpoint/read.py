@@ -152,7 +152,9 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
         raise UserError(f"{where} is damaged: its versions or its timestamp are not text.")
     if missing := [name for name in REQUIRED if name not in entry]:
         raise UserError(f"{where} is damaged: it lacks {', '.join(missing)}.")
-    if fitting(entry["data"], {"fingerprint!": str, "counts": {"*": {"*": int}}, "*": object}) is MISFIT:
+    data = entry["data"]
+    shape = {"fingerprint!": str, "counts!": {"*": {"*": int}}, "*": object}
+    if not isinstance(data, dict) or fitting({"counts": {}} | data, shape) is MISFIT:
         raise UserError(f"{where} is damaged: its entry about the data is not valid.")
     draws = [entry.get(key) for key in ("drawn_val", "drawn_test")]
     if not all(isinstance(draw, dict | None) for draw in draws) or any(

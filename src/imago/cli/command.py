@@ -123,13 +123,12 @@ def objective(result: Any) -> float | None:
 def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool) -> None:
     """Raise UserError for what cannot work, before there is a run folder to record it in.
 
-    Jobs of a sweep, and runs that are resumed, are checked in their folders alone: the sweeper decides what a failed
-    job means, and a run that is finished has nothing left to check.
+    Jobs of a sweep (the sweeper decides what a failed one means) and resumed runs are checked in their folders alone.
     """
     logging.disable()  # what the check has to say is said when it is repeated, with a log to write to
     try:
         tried = copy.deepcopy(cfg)
-        tried.seed = 0 if cfg.seed is None else cfg.seed  # it is drawn when there is a record of it
+        tried.seed = cfg.seed or 0  # a random one is drawn when there is a record of it
         check(tried, invocation)
         check_paths(tried)
         if not one_process:
@@ -138,8 +137,8 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
         with suppress(OSError):
             Path(invocation.output_dir).rmdir()  # the resolver of its name has made it
         raise
-    except Exception as error:  # raised again in the run, which has a log for its traceback
-        log.debug("%s", error)
+    except Exception:  # raised again in the run, which has a log for its traceback
+        pass
     finally:
         logging.disable(logging.NOTSET)
 
