@@ -73,7 +73,7 @@ def test_callbacks_and_loggers_are_made(group, option, tmp_path):
 
 def test_our_defaults_are_those_of_the_classes():
     data, model = composed().data, composed().model
-    of_data = {"cache_dir", "seed", "data_dir", "trained"}  # the last is for commands that score a checkpoint
+    of_data = {"cache_dir", "seed", "data_dir", "trained", "recorded"}  # the last two come from a checkpoint
     for node, silent in ((data, of_data), (model, {"monitor"})):
         target = get_object(node._target_)
         parameters = [
