@@ -52,7 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Imago needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": type make PYTHON=python3.12, for example")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(INSTALL) .
+	$(INSTALL) '.[weights]'
 	@touch $@
 
 # what only developing needs: the tests' tools, and all that the extras bring

@@ -206,7 +206,7 @@ def test_hydra_is_as_we_know_it(tmp_path):
     assert where == invocation.output_dir == str(tmp_path), changed
     assert (invocation.config_name, invocation.overrides, invocation.choices["model"]) == (
         *("train", ("seed=3",)),
-        "resnet18",
+        "auto",
     ), changed
     assert Invocation.from_plain(json.loads(json.dumps(invocation.to_plain()))) == invocation, changed
     assert again.seed == 5, changed

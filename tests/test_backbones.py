@@ -10,11 +10,13 @@ from torch import nn
 from torchvision import models
 
 from imago.config.targets import torchvision_names
+from imago.model.efficientnet import efficientnet_lite0
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
 from imago.model.networks import SimpleCNN, SimpleDenseNet, TinyNet
 from imago.model.surgery import _WithoutMemory, head_names
-from imago.model.torchvision import _build, read_weights, torchvision_net
+from imago.model.torchvision import _build, torchvision_net
+from imago.model.weight_files import read_weights
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +148,7 @@ def test_unknown_names_get_the_closest():
         (partial(torchvision_net, name="regnet_y_400mf", weights=None), {"fc.weight", "fc.bias"}),
         (partial(torchvision_net, name="efficientnet_b0", weights=None), {"classifier.1.weight", "classifier.1.bias"}),
         (partial(torchvision_net, name="vit_b_16", weights=None), {"heads.head.weight", "heads.head.bias"}),
+        (partial(efficientnet_lite0, weights=None), {"fc.weight", "fc.bias"}),
         (SimpleCNN, {"head.weight", "head.bias"}),
     ],
 )

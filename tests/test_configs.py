@@ -11,6 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.start_from import register_checkpoint_options
+from imago.config.normalisation import choose_normalisation
 from imago.config.resolvers import best_mode, slug, unused_folder, without_stage
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.signatures import arguments_schema
@@ -28,6 +29,7 @@ def composed(*overrides: str, command: str = "train") -> DictConfig:
     import_module(f"imago.{command}").main.register()
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose(command, [*overrides, "hydra.runtime.output_dir=/out"], return_hydra_config=True)
+    choose_normalisation(cfg)
     HydraConfig.instance().set_config(cfg)
     return cfg
 
@@ -155,7 +157,7 @@ def test_monitor_is_defined_once():
 
 def test_defaults_are_those_for_photographs():
     cfg = composed()
-    assert (cfg.data.image_size, cfg.model.net.name, cfg.model.net.weights) == (224, "resnet18", "auto")
+    assert (cfg.data.image_size, cfg.model.net.weights) == (224, "auto")
     assert cfg.trainer.accelerator == "auto"
 
 

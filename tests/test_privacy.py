@@ -35,6 +35,7 @@ from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import DifferentialPrivacy
 from imago.dp.tape import Tape
 from imago.dp.terms import UnknownGradientError
+from imago.model.efficientnet import EfficientNetLite0
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
 from imago.model.networks import SimpleCNN, SimpleDenseNet, TinyNet
@@ -69,6 +70,7 @@ def network(name: str) -> nn.Module:
         "SimpleCNN": partial(SimpleCNN, CLASSES),
         "TinyNet": partial(TinyNet, CLASSES),
         "SimpleDenseNet": partial(SimpleDenseNet, CLASSES, 3 * 32 * 32, [8]),
+        "efficientnet_lite0": partial(EfficientNetLite0, CLASSES),
         "vit": partial(models.VisionTransformer, 32, 16, 2, 3, 48, 96, num_classes=CLASSES),  # b_16 with two layers
         "vgg11": narrow_vgg11,
     }
@@ -105,7 +107,7 @@ def taped(net: nn.Module, images: Tensor, labels: Tensor, mode: str = "auto") ->
     return tape
 
 
-@pytest.mark.parametrize("name", ["SimpleCNN", "TinyNet", "SimpleDenseNet", *TORCHVISION])
+@pytest.mark.parametrize("name", ["SimpleCNN", "TinyNet", "SimpleDenseNet", "efficientnet_lite0", *TORCHVISION])
 def test_norms_and_sums_are_those_of_images_one_by_one(name):
     net = network(name).double()
     images, labels = batch_of(3, 64 if name == "densenet121" else 32, torch.float64)

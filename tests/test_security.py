@@ -25,7 +25,7 @@ from imago.checkpoint.guard import check_legacy
 from imago.checkpoint.read import read_checkpoint
 from imago.checkpoint.signing import is_signed, key_file
 from imago.files import MISFIT, fitting
-from imago.model.torchvision import read_weights
+from imago.model.weight_files import read_weights
 from imago.run.provenance import git_state
 from imago.terminal import console
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from imago.cli.compose import with_data
+from imago.cli.compose import with_data_and_model
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_run_args
 from imago.errors import UserError
@@ -59,7 +59,7 @@ def _print_replay(before: Path, now: Path) -> None:
     print(describe_replay(replay))
 
 
-main = Command("train", train_from_config, arguments=resolve_run_args, complete=with_data)
+main = Command("train", train_from_config, arguments=resolve_run_args, complete=with_data_and_model)
 """The command line of training."""
 
 

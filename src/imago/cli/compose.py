@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
@@ -14,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.hydra_internals import composed_again, forget_application
+from imago.config.auto_model import AUTO, describe_choice
 from imago.config.invocation import Invocation, for_hydra
+from imago.config.normalisation import choose_normalisation
 from imago.config.root import CONFIG_DIR
 from imago.config.tree import leaves
 from imago.masking import masked_config
@@ -40,7 +43,7 @@ def _is_path_override(word: str) -> bool:
 def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, Any]]:
     """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
     try:
-        plain = composed_again(invocation.config_name, invocation.search_path)
+        plain = choose_normalisation(composed_again(invocation.config_name, invocation.search_path))
     except HydraException:  # a config of one's own that needs an override
         return []
     before, after = (
@@ -68,6 +71,15 @@ def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     cfg.data = digits.data
     OmegaConf.set_struct(cfg, True)
     return cfg
+
+
+def with_data_and_model(cfg: DictConfig, invocation: Invocation) -> DictConfig:
+    """`cfg`, with the embedded digits where no data is chosen. Says what `model=auto` has become."""
+    if HydraConfig.get().runtime.choices.get("model") == AUTO and (
+        line := describe_choice(invocation.choices["model"])
+    ):
+        say(line)
+    return with_data(cfg, invocation)
 
 
 def own_folder(typed: list[str]) -> Path | None:

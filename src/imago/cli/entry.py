@@ -27,8 +27,10 @@ from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.start_from import Arguments, plain_args
 from imago.cli.sweep import reported_sweep
 from imago.cli.typed_words import check_choices, check_words, flags_first
+from imago.config.auto_model import with_plain_model
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
+from imago.config.normalisation import choose_normalisation
 from imago.config.resolvers import register
 from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
@@ -117,8 +119,8 @@ class Command:
 
             def job(cfg: DictConfig) -> None:
                 try:  # Hydra would print what is raised in here
-                    invocation = Invocation.from_hydra(arguments.own_checkpoint, f"ml-{self.name}")
-                    results.append(then(self.complete(cfg, invocation), invocation))
+                    invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, f"ml-{self.name}"))
+                    results.append(then(self._completed(cfg, invocation), invocation))
                 except BaseException as error:
                     errors.append(error)
 
@@ -143,7 +145,7 @@ class Command:
 
     def _prepare(self, words: list[str]) -> tuple[Arguments, str]:
         """The words with what they stand for, and the name of the config that is composed."""
-        self.register()
+        self.register(words)
         check_own_options(words)
         check_choices(words, self.choices)
         arguments = self.arguments(words)
@@ -152,7 +154,7 @@ class Command:
         return arguments, self.name
 
     def _from_shell(self, program: str) -> Any:
-        self.register()
+        self.register(sys.argv[1:])
         check_words(sys.argv[1:], self.name, self._settings(), program)
         words = flags_first(sys.argv[1:])
         check_own_options(words)
@@ -162,9 +164,9 @@ class Command:
 
         @functools.wraps(self.task)
         def job(cfg: DictConfig) -> Any:
-            invocation = Invocation.from_hydra(arguments.own_checkpoint, program)
+            invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, program))
             try:
-                return objective(self._execute(self.complete(cfg, invocation), invocation))
+                return objective(self._execute(self._completed(cfg, invocation), invocation))
             except KeyboardInterrupt:
                 _leave(INTERRUPTED)
             except TaskError:
@@ -177,6 +179,9 @@ class Command:
         with reported_sweep():
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 
+    def _completed(self, cfg: DictConfig, invocation: Invocation) -> DictConfig:
+        return choose_normalisation(self.complete(cfg, invocation))
+
     def _settings(self) -> list[str]:
         """Keys at the root of the config."""
         return [entry.name for entry in fields(self.root or Root)]
@@ -184,9 +189,10 @@ class Command:
     def _execute(self, cfg: DictConfig, invocation: Invocation) -> Any:
         return execute(self.task, cfg, invocation, self.check, self.one_process)
 
-    def register(self) -> None:
-        """Makes what the config may hold and call known to Hydra; may be called again."""
-        register()
+    def register(self, words: Sequence[str] = ()) -> None:
+        """Makes what the config may hold and call known to Hydra, for the `words` of a command line; may be called
+        again."""
+        register(words, own_folders(words))
         if self.root is not None:
             ConfigStore.instance().store(name=f"{self.name}_schema", node=self.root())
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from imago.config.auto_model import AUTO, BY_NAME, PRETRAINED
 from imago.config.root import CONFIG_DIR
 from imago.config.targets import torchvision_names
 from imago.definitions import __version__
@@ -200,7 +201,7 @@ def _files(defaults: Sequence[Any], group: str) -> Iterator[tuple[Path, str]]:
             if key.startswith(("override ", "optional ")) or option in (None, "_self_") or key in replaced:
                 continue
             option = "default" if option == "from_checkpoint" and key != "" else option
-            options = option if isinstance(option, list) else [_default_option(key, option)]
+            options = option if isinstance(option, list) else _documented(key, option)
             for name in options:
                 place = "/".join(filter(None, [group, key]))
                 file = Path(CONFIG_DIR, place, f"{name}.yaml")
@@ -210,9 +211,12 @@ def _files(defaults: Sequence[Any], group: str) -> Iterator[tuple[Path, str]]:
                     yield file, place.replace("/", ".")
 
 
-def _default_option(group: str, option: str) -> str:
-    """What documents a group that comes from a checkpoint: the option of training."""
-    return {"data": "image_folder", "model": "resnet18"}.get(group, option) if option == "default" else option
+def _documented(group: str, option: str) -> tuple[str, ...]:
+    """The options that document a group: those of training for one that comes from a checkpoint, and those that
+    model=auto may become."""
+    if group == "model" and option in ("default", AUTO):
+        return PRETRAINED, BY_NAME
+    return ("image_folder" if group == "data" and option == "default" else option,)
 
 
 def _groups(command: str, content: dict[str, Any], every: bool) -> list[Setting]:

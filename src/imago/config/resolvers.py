@@ -10,8 +10,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from imago.config.auto_model import register_auto_model
 from imago.config.invocation import composed_overrides
-from imago.config.root import COMMAND_KEYS, PROJECT_ROOT, Root
+from imago.config.root import COMMAND_KEYS, CONFIG_DIR, PROJECT_ROOT, Root
 from imago.definitions import EXPORT_SUFFIX, best_mode
 from imago.errors import UserError
 from imago.masking import is_secret, learn_secrets, masked, masked_override
@@ -144,8 +145,12 @@ def _no_sweep() -> None:
     """Value of `${sweep:}` in a single run."""
 
 
-def register() -> None:
-    """Register the root schema and the resolvers with Hydra; may be called again."""
+def register(typed: Sequence[str] = (), folders: Sequence[Path] = ()) -> None:
+    """Register the root schema and the resolvers with Hydra; may be called again.
+
+    `typed` are the words of the command line, `folders` those of own configs.
+    """
+    register_auto_model(typed, [*folders, Path(CONFIG_DIR)])
     ConfigStore.instance().store(name="root_schema", node=Root)
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)

@@ -1,7 +1,7 @@
 """Source of a setting: the command line, or one of the YAML files that the config was composed of."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ import yaml
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 
+GLOBAL = ("experiment", "hparams_search", "debug")
+"""Groups that come last and set what belongs to others."""
+
 
 def origin_of(key: str, invocation: Invocation) -> str:
     """Source of a setting: `typed`, or `in configs/experiment/mine.yaml, line 3`; empty if unknown."""
@@ -19,7 +22,7 @@ def origin_of(key: str, invocation: Invocation) -> str:
         is_group = Path(CONFIG_DIR, override_key(override)).is_dir()
         if name == key or (key.startswith(f"{name}.") and not is_group):
             return "typed"
-    holders = [(path, package) for path, package in _files(invocation) if _holds(path, package, key)]
+    holders = [(path, package) for path, package in _files(invocation) if holds(path, package, key)]
     if not holders:
         return ""
     path, package = holders[-1]
@@ -50,7 +53,7 @@ def is_users_own(key: str, invocation: Invocation) -> bool:
     """Whether a setting was typed, or is in a file that Imago does not ship."""
     if is_typed(key, invocation):
         return True
-    holders = [path for path, package in _files(invocation) if _holds(path, package, key)]
+    holders = [path for path, package in _files(invocation) if holds(path, package, key)]
     return bool(holders) and not holders[-1].is_relative_to(CONFIG_DIR)
 
 
@@ -60,8 +63,7 @@ def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
         return False
     files = list(_files(invocation))
     of_key, of_target = (
-        [number for number, (path, package) in enumerate(files) if _holds(path, package, name)]
-        for name in (key, target)
+        [number for number, (path, package) in enumerate(files) if holds(path, package, name)] for name in (key, target)
     )
     if is_typed(target, invocation):
         return bool(of_key)
@@ -77,15 +79,18 @@ def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
         if override_value(word).startswith("[") and Path(CONFIG_DIR, override_key(word)).is_dir()
         for name in re.findall(r"[^\[\]', ]+", override_value(word))
     ]  # callbacks=[default,hook], which Hydra does not count among the choices
-    chosen = sorted(
-        [*invocation.choices.items(), *lists], key=lambda choice: choice[0] in ("experiment", "hparams_search", "debug")
-    )
-    for group, option in [("", invocation.config_name), *chosen]:
+    yield from _with_defaults(folders, "", invocation.config_name)
+    yield from chosen_files(folders, [*invocation.choices.items(), *lists])
+
+
+def chosen_files(folders: Sequence[Path], choices: Iterable[tuple[str, str]]) -> Iterator[tuple[Path, str]]:
+    """Files of the options (group, name) that were chosen, and their defaults, with their packages; later ones win."""
+    for group, option in sorted(choices, key=lambda choice: choice[0] in GLOBAL):
         if not group.startswith("hydra"):
             yield from _with_defaults(folders, group, option)
 
 
-def _with_defaults(folders: list[Path], group: str, option: str) -> Iterator[tuple[Path, str]]:
+def _with_defaults(folders: Sequence[Path], group: str, option: str) -> Iterator[tuple[Path, str]]:
     path = next((f / group / f"{option}.yaml" for f in folders if (f / group / f"{option}.yaml").is_file()), None)
     if path is None:
         return
@@ -97,7 +102,8 @@ def _with_defaults(folders: list[Path], group: str, option: str) -> Iterator[tup
     yield path, "" if is_global else group.replace("/", ".")
 
 
-def _holds(path: Path, package: str, key: str) -> bool:
+def holds(path: Path, package: str, key: str) -> bool:
+    """Whether a YAML file with the given package sets a key."""
     if package and not key.startswith(f"{package}."):
         return False
     value: Any = _read(path)[0]

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from imago.config.root import CONFIG_DIR
 from imago.errors import UserError
 
 SAFE_FILES = ("imagefolder", "parquet", "arrow")
@@ -65,6 +66,18 @@ def _is_callback(target: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Normalisation:
+    """Means and standard deviations of red, green and blue, in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Those that nearly all networks were trained with."""
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts about all targets whose name begins with `prefix`.
 
@@ -77,6 +90,7 @@ class Family:
         extra: Package that it needs, and the extra of Imago that installs it.
         channels_last: Whether its networks take images in channels-last memory format.
         is_network: It makes networks: options of another network are dropped where `_target_` is replaced.
+        normalisation: Mean and standard deviation that its pretrained weights expect; None for those of ImageNet.
     """
 
     prefix: str
@@ -87,6 +101,7 @@ class Family:
     extra: tuple[str, str] | None = None
     channels_last: bool = False
     is_network: bool = False
+    normalisation: Normalisation | None = None
 
 
 TARGETS = (
@@ -106,6 +121,13 @@ TARGETS = (
     Family("imago.model.DictModule", keys=("model",)),
     Family(
         "imago.model.torchvision_net", keys=("model.net",), downloads=("weights",), channels_last=True, is_network=True
+    ),
+    Family(
+        "imago.model.efficientnet_lite0",
+        keys=("model.net",),
+        downloads=("weights",),
+        is_network=True,
+        normalisation=Normalisation((0.498, 0.498, 0.498), (0.502, 0.502, 0.502)),
     ),
     Family("imago.model.SimpleCNN", is_network=True),
     Family("imago.model.SimpleDenseNet", is_network=True),
@@ -144,6 +166,11 @@ def is_channels_last(target: str) -> bool:
     return any(family.channels_last for family in families_of(target))
 
 
+def normalisation_of(target: str) -> Normalisation:
+    """Normalisation of the images for the networks that `target` makes."""
+    return next((family.normalisation for family in families_of(target) if family.normalisation is not None), IMAGENET)
+
+
 @cache
 def torchvision_names() -> list[str]:
     """Names that `torchvision.models.list_models(module=torchvision.models)` returns, read from its source."""
@@ -164,6 +191,8 @@ def check_name(name: str) -> None:
     """Raise UserError, with the closest names, unless torchvision has the classification model `name`."""
     known = torchvision_names()
     if name not in known:
+        if Path(CONFIG_DIR, "model", f"{name}.yaml").is_file():
+            raise UserError(f"model.net.name={name} is not a network of torchvision, but of Imago. Type model={name}")
         close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=5, cutoff=0)
         raise UserError(
             f"model.net.name={name} is not a classification model of torchvision. The closest are {', '.join(close)} "

@@ -11,7 +11,7 @@ from imago.checkpoint.exported import NET
 from imago.checkpoint.read import find_checkpoint, read_checkpoint
 from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
-from imago.model.torchvision import WEIGHT_FILES, StateDict, read_weights
+from imago.model.weight_files import WEIGHT_FILES, StateDict, read_weights
 from imago.terminal import shortened
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,7 @@ Another library of networks is a file like this one, an option in configs/model/
 """
 
 import logging
-import re
 import socket
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from imago.checkpoint.guard import ForeignError, check_legacy, look_over
 from imago.config.targets import check_name
-from imago.errors import DownloadError, MissingFileError, UserError
+from imago.errors import DownloadError, UserError
 from imago.model.origin import mark
 from imago.model.surgery import head_names
+from imago.model.weight_files import StateDict, load_weights, names_a_file, read_weights
 
 log = logging.getLogger(__name__)
-
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # in files from before torch 0.4
-WEIGHT_FILES = (".safetensors", ".pth", ".pt")
-StateDict = dict[str, Tensor]
 
 
 def torchvision_net(
@@ -63,41 +57,18 @@ def torchvision_net(
                 error.__cause__,
             )
             return net
-    elif Path(weights).suffix in WEIGHT_FILES or Path(weights).is_file():
+    elif names_a_file(weights):
         pretrained = read_weights(Path(weights))
     else:
         origin, pretrained = _named_weights(name, weights)
     if isinstance(net, VisionTransformer):
         pretrained = interpolate_embeddings(side, net.patch_size, OrderedDict(pretrained))
-    _load(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
+    load_weights(net, pretrained, head_names(build, num_classes), f"{weights} weights of {name}")
     mark(net, name, origin)
     if hasattr(net, "transform_input"):
         # googlenet and inception_v3 were trained with another normalisation, and undo ours
         net.transform_input = True  # type: ignore[assignment]
     return net
-
-
-def read_weights(path: Path, key: str = "model.net.weights") -> StateDict:
-    """Read the tensors of a .safetensors file or of a state dict saved by torch. Nothing in the file is executed.
-
-    `key` is the setting that names the file, for messages.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{key}={path} does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        look_over(path) if zipfile.is_zipfile(path) else check_legacy(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except ForeignError as error:
-        raise UserError(f"{key}={path} {error}") from error
-    except Exception as error:
-        raise UserError(f"{key}={path} has no weights that can be read safely: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{key}={path} is not a state dict (name -> tensor).")
-    return state
 
 
 def _side(name: str, image_size: Sequence[int]) -> int:
@@ -161,21 +132,3 @@ def _connecting_at_most(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _load(net: nn.Module, pretrained: StateDict, head: set[str], what: str) -> None:
-    own = net.state_dict()
-    renamed = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in pretrained.items()}
-    fits = {name: tensor for name, tensor in renamed.items() if name in own and tensor.shape == own[name].shape}
-    # files from before torch 0.4.1, torchvision's resnets among them, lack these counters
-    left_out = {name for name in own.keys() - fits.keys() if not name.endswith("num_batches_tracked")}
-    if not left_out <= head:
-        wrong = sorted(left_out - head)
-        raise UserError(
-            f"The {what} do not fit: besides the head, {len(wrong)} tensors are missing or of a different shape "
-            f"({', '.join(wrong[:3])}…). Use weights of the same network, or type model.net.weights=null."
-        )
-    state = OrderedDict(own | fits)
-    state._metadata = getattr(pretrained, "_metadata", None)  # type: ignore[attr-defined]  # mnasnet's version
-    net.load_state_dict(state)
-    log.info("Loaded the %s%s", what, f"; newly initialised: {', '.join(sorted(left_out))}" if left_out else "")

@@ -13,7 +13,7 @@ from imago.data.module import ImageDataModule
 from imago.errors import UserError
 from imago.model.module import DictModule
 from imago.model.origin import SCRATCH, name_of, weights_of
-from imago.model.torchvision import WEIGHT_FILES
+from imago.model.weight_files import WEIGHT_FILES
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
