@@ -26,7 +26,7 @@ OPTIONS = sorted(
 
 
 def composed(*overrides: str, command: str = "train") -> DictConfig:
-    import_module(f"imago.{command}").main.register()
+    import_module(f"imago.{command}").main.register(overrides)
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose(command, [*overrides, "hydra.runtime.output_dir=/out"], return_hydra_config=True)
     choose_normalisation(cfg)

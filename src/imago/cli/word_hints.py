@@ -233,9 +233,10 @@ def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
         hint = _file("model", value, typed.command)
         what = "model= chooses a kind of network. A file of weights has a setting of its own."
     elif group == "model" and ((chosen := model_hint(value)).words or is_ultralytics(value)):
-        of_experiment = ("model=torchvision",) if typed.experiment and chosen.words else ()  # another kind of network
+        of_torchvision = "model.net.name=" in str(chosen.words)
+        of_experiment = ("model=torchvision",) if typed.experiment and of_torchvision else ()  # another kind of network
         hint = Hint((*of_experiment, *chosen.words), chosen.note)
-        what = f"{word}: {chosen.words[0].rpartition('=')[2]} is a network of torchvision." if chosen.words else what
+        what = f"{word}: {chosen.words[0].rpartition('=')[2]} is a network of torchvision." if of_torchvision else what
     if hint is not None:
         return Finding(word, what, hint)
     if not typed.is_group(group):

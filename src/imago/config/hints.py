@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from imago.config.auto_model import PRETRAINED
 from imago.config.invocation import for_hydra
 from imago.config.targets import MEMORY_SETS, torchvision_names
 
@@ -156,6 +157,8 @@ def model_hint(value: str) -> Hint:
         if re.fullmatch(pattern, hub):
             hub = re.sub(pattern, ours, hub)
             break
+    if hub.removeprefix("tf_") == PRETRAINED:
+        return Hint((f"model={PRETRAINED}",))
     known = torchvision_names()
     if hub in known:
         return Hint((f"model.net.name={hub}",))
