@@ -17,7 +17,7 @@ import yaml
 
 from imago.config.auto_model import AUTO, BY_NAME, PRETRAINED
 from imago.config.root import CONFIG_DIR
-from imago.config.targets import torchvision_names
+from imago.config.targets import timm_names, torchvision_names
 from imago.definitions import __version__
 
 FIRST = {  # command -> inherited settings without which it does little
@@ -68,7 +68,7 @@ def page_for(words: Sequence[str], command: str, program: str) -> str | None:
     if "--version" in words:
         return version_line()
     if "--networks" in words:
-        return "\n".join(torchvision_names())
+        return "\n".join(timm_names() if "model=timm" in words else torchvision_names())
     if "--help-all" in words or "--help" in words or "-h" in words:
         return help_page(command, program, "--help-all" in words)
     return None
@@ -108,7 +108,7 @@ def help_page(command: str, program: str, every: bool = False) -> str:
     return "\n\n".join(part.rstrip() for part in parts if part.strip())
 
 
-NETWORKS = ("--networks", "List the networks of torchvision, for model.net.name=.")
+NETWORKS = ("--networks", "List the networks of torchvision, or with model=timm those of timm, for model.net.name=.")
 
 
 def _version(package: str) -> str:

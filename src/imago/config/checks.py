@@ -30,7 +30,7 @@ from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited
-from imago.config.targets import check_name, families_of
+from imago.config.targets import NETWORKS, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
@@ -212,9 +212,9 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool
         for package, extra in [family.extra for family in families_of(node._target_) if family.extra is not None]:
             if importlib.util.find_spec(package) is None:
                 yield f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
-    if cfg.model.get("net") is not None and cfg.model.net.get("_target_") == "imago.model.torchvision_net":
+    if (target := (cfg.model.get("net") or {}).get("_target_")) in NETWORKS:
         try:
-            check_name(cfg.model.net.name)
+            NETWORKS[target](cfg.model.net.name)
         except ValueError as error:
             yield str(error)
 

@@ -129,6 +129,15 @@ TARGETS = (
         is_network=True,
         normalisation=Normalisation((0.498, 0.498, 0.498), (0.502, 0.502, 0.502)),
     ),
+    Family(
+        "imago.model.timm_net",
+        keys=("model.net",),
+        downloads=("weights",),
+        extra=("timm", "timm"),
+        channels_last=True,
+        is_network=True,
+    ),
+    Family("timm.models.", keys=(), channels_last=True),  # what timm_net makes; no config names one
     Family("imago.model.SimpleCNN", is_network=True),
     Family("imago.model.SimpleDenseNet", is_network=True),
     Family("imago.model.TinyNet", is_network=True),
@@ -174,14 +183,26 @@ def normalisation_of(target: str) -> Normalisation:
 @cache
 def torchvision_names() -> list[str]:
     """Names that `torchvision.models.list_models(module=torchvision.models)` returns, read from its source."""
-    spec = importlib.util.find_spec("torchvision")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
+    return _registered("torchvision")
+
+
+@cache
+def timm_names() -> list[str]:
+    """Names that `timm.list_models()` returns, read from its source; none where timm is not installed."""
+    return _registered("timm")
+
+
+def _registered(package: str) -> list[str]:
+    """Names of the functions in the package's folder `models` that are decorated with `register_model`: to import the
+    package would take seconds."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        return []
     (folder,) = spec.submodule_search_locations
     names: list[str] = []
     for path in Path(folder, "models").glob("*.py"):
         registered = re.findall(
-            r"^@register_model\((.*?)\)\n(?:@.*\n|\w.*\n|\s+.*\n|\))*?def (\w+)", path.read_text(), re.M
+            r"^@register_model(?:\((.*?)\))?\s*\n(?:@.*\n|\w.*\n|\s+.*\n|\))*?def (\w+)", path.read_text("utf-8"), re.M
         )
         names += [alias.strip("\"'") or function for alias, function in registered]
     return sorted(names)
@@ -193,8 +214,30 @@ def check_name(name: str) -> None:
     if name not in known:
         if Path(CONFIG_DIR, "model", f"{name}.yaml").is_file():
             raise UserError(f"model.net.name={name} is not a network of torchvision, but of Imago. Type model={name}")
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=5, cutoff=0)
+        also = " timm has a network of this name: type model=timm." if name.partition(".")[0] in timm_names() else ""
         raise UserError(
-            f"model.net.name={name} is not a classification model of torchvision. The closest are {', '.join(close)} "
-            "(ml-train --networks lists all)."
+            f"model.net.name={name} is not a classification model of torchvision.{also} The closest are "
+            f"{_closest(name, known)} (ml-train --networks lists all)."
         )
+
+
+def check_timm_name(name: str) -> None:
+    """Raise UserError, with the closest names, if timm is installed and does not have the network `name`. It may end
+    with the tag of its weights: `resnet50.a1_in1k`."""
+    known, architecture = timm_names(), name.partition(".")[0]
+    if known and architecture not in known:
+        raise UserError(
+            f"model.net.name={name} is not a network of timm. The closest are {_closest(architecture, known)} "
+            "(ml-train model=timm --networks lists all)."
+        )
+
+
+def _closest(name: str, known: list[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name.lower().replace("-", "_"), known, n=5, cutoff=0))
+
+
+NETWORKS: dict[Any, Callable[[str], None]] = {
+    "imago.model.torchvision_net": check_name,
+    "imago.model.timm_net": check_timm_name,
+}
+"""Function that makes networks by name -> check of a name, which imports neither library."""

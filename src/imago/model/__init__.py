@@ -9,6 +9,7 @@ __all__, __getattr__ = lazy_exports(
         "losses": ["CriterionsComposition", "MeanLosses"],
         "metrics": ["ClassCounts", "MetricsComposition"],
         "torchvision": ["torchvision_net"],
+        "timm": ["timm_net"],
         "weight_files": ["read_weights"],
         "efficientnet": ["EfficientNetLite0", "efficientnet_lite0"],
         "networks": ["SimpleCNN", "SimpleDenseNet", "TinyNet"],
