@@ -9,7 +9,7 @@ import logging
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 
 Kind = TypeVar("Kind")
 
@@ -89,6 +89,22 @@ def forget_restart(trainer: Trainer) -> None:
 def train_no_epoch(trainer: Trainer) -> None:
     """Ends the training before its first epoch."""
     trainer.fit_loop.max_epochs = 0
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validates in `on_train_start`, as the loop does after an epoch; Lightning has a public way only before or after
+    `fit`, where the optimizer, the loggers' step and the checkpoint callbacks are not those of the training."""
+    connector = trainer._logger_connector
+    trainer.validating, first = True, connector._first_loop_iter
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training, connector._first_loop_iter = True, first
+
+
+def restart_averages(trainer: Trainer, module: LightningModule) -> None:
+    """Makes averages of weights, which begin as a copy from before `on_train_start`, begin at the present weights."""
+    for callback in callbacks_of(trainer, WeightAveraging):
+        if callback._average_model is not None:
+            callback._average_model.module.load_state_dict(module.state_dict())
 
 
 def rewind_to_epoch_start(fit_loop: dict[str, Any], validating: bool) -> None:

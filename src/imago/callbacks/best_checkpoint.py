@@ -29,6 +29,15 @@ class RunCheckpoint(ModelCheckpoint):
         """Path of best.ckpt; None while there is no best checkpoint."""
         return Path(self.best_model_path).with_name(Path(BEST).name) if self.best_model_path else None
 
+    def save_candidate(self, trainer: Trainer) -> bool:
+        """Save the present weights if their value of the monitored metric is known and the best so far. Returns whether
+        there is such a value."""
+        candidates = self._monitor_candidates(trainer)
+        if self.monitor not in candidates:
+            return False
+        self._save_topk_checkpoint(trainer, candidates)
+        return True
+
     def _save_monitor_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
         super()._save_monitor_checkpoint(trainer, monitor_candidates)
         best = Path(self.best_model_path)

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from imago.callbacks.epoch_table import EpochTable
 from imago.callbacks.pace import Pace
 from imago.files import log_write_errors, strict, write_text
+from imago.report.content import HEAD_EPOCH
 from imago.report.plots import curves_figure, save
 from imago.run.folder import RunFolder
 
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 class EpochLog(Callback):
     """Write `metrics.jsonl`, log a line per epoch, and plot `plots/curves.png` at the end; part of every training.
 
-    `history` has one row per epoch with all logged metrics, "epoch" and "step".
+    `history` has one row per epoch with all logged metrics, "epoch" and "step"; before them one of the head alone, if
+    it came first.
     """
 
     def __init__(self, run: RunFolder, monitor: str, mode: str) -> None:
@@ -42,9 +44,23 @@ class EpochLog(Callback):
         best = (row for row in self.history if self.best is not None and row.get(self.monitor) == self.best)
         return next((int(row["epoch"]) + 1 for row in best), None)
 
+    @property
+    def trained(self) -> int:
+        """Number of trained epochs."""
+        return sum(row["epoch"] != HEAD_EPOCH for row in self.history)
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._pace.start(trainer)
         self.write(trainer)
+
+    def add_head(self, trainer: Trainer, values: Mapping[str, float], seconds: float) -> None:
+        """Add the row of the head alone: its val metrics, and the seconds that it took."""
+        self.history = [{"epoch": HEAD_EPOCH, "step": trainer.global_step, **values}]
+        self.best = self.best_epoch = None  # its validation was noted as that of the first epoch
+        self._note_best(values.get(self.monitor), HEAD_EPOCH + 1)
+        self._pace.start(trainer)
+        self.write(trainer)
+        self._show(trainer, seconds, None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(self.monitor)
@@ -56,7 +72,7 @@ class EpochLog(Callback):
         self._note_best(self.history[-1].get(self.monitor), trainer.current_epoch + 1)
         self._log_epoch(trainer)
         self.write(trainer)
-        self._show_epoch(trainer)
+        self._show(trainer, *self._pace.end_epoch(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self.history and trainer.is_global_zero:
@@ -85,9 +101,8 @@ class EpochLog(Callback):
         if best != self.best:
             self.best, self.best_epoch = best, epoch
 
-    def _show_epoch(self, trainer: Trainer) -> None:
-        """Log the line of the epoch, and before the first one the header."""
-        seconds, left = self._pace.end_epoch(trainer)
+    def _show(self, trainer: Trainer, seconds: float, left: float | None) -> None:
+        """Log the line of the last row, and before the first one the header."""
         row, epochs = self.history[-1], trainer.max_epochs
         if self._table is None:
             self._table = EpochTable(self.monitor, row)

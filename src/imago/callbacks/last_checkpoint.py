@@ -78,7 +78,7 @@ class ResumeCheckpoint(Checkpoint):
             return
         if is_last_batch(trainer) or validation_is_due(trainer):
             return  # saved after the validation, or at the end of the epoch
-        self._save(trainer, pl_module)
+        self.save(trainer, pl_module)
         if asked:
             self._leave(trainer, asked)
 
@@ -86,12 +86,12 @@ class ResumeCheckpoint(Checkpoint):
         """Stop within a validation, which may take long; it is repeated when the run is resumed. A validation
         in the middle of a gradient accumulation is finished first: checkpoints hold no gradients."""
         if self._asked and trainer.world_size == 1 and not is_accumulating(trainer):
-            self._save(trainer, pl_module)
+            self.save(trainer, pl_module)
             self._leave(trainer, self._asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         asked, _ = self._agreed(trainer)
-        self._save(trainer, pl_module)
+        self.save(trainer, pl_module)
         if asked:
             self._leave(trainer, asked)
 
@@ -108,7 +108,8 @@ class ResumeCheckpoint(Checkpoint):
             with suppress(Exception):  # report the original exception
                 trainer.save_checkpoint(self.dirpath / ON_EXCEPTION)
 
-    def _save(self, trainer: Trainer, pl_module: Any) -> None:
+    def save(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save `last.ckpt`; all processes call this together."""
         if option_of(trainer, "fast_dev_run"):
             return
         pl_module.check_losses()  # on a GPU they are not checked after each step

@@ -110,17 +110,18 @@ class RunStatus(Callback):
         self._has_written = True
         history = self.epochs.history
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
-        self.run.sections["Progress"] = {"epochs": f"{len(history)} of {epochs}", "steps": trainer.global_step}
+        self.run.sections["Progress"] = {"epochs": f"{self.epochs.trained} of {epochs}", "steps": trainer.global_step}
         model = cast(DictModule, trainer.lightning_module)
         if (memory := gpu_memory(trainer)) is not None:
             self.run.sections["Progress"]["GPU memory, at most"] = memory
         if model.skipped_batches:
             self.run.sections["Progress"]["batches skipped (loss not finite)"] = model.skipped_batches
-        if history:
+        if self.epochs.trained:
             self.run.sections["Last epoch"] = {k: v for k, v in history[-1].items() if k.count("/") == 1}
         if model.strategy.report():
             model.strategy.write_report(self.run.path / "reports")
             self.run.sections["Strategy"] = model.strategy.report()  # as it was written
         best = {"best_epoch": self.epochs.best_epoch}
-        self.run.update(epoch=len(history), step=trainer.global_step, timing=self.timing.clock.seconds(), **best)
+        seconds = self.timing.clock.seconds()
+        self.run.update(epoch=self.epochs.trained, step=trainer.global_step, timing=seconds, **best)
         refresh_report(self.run.path)

@@ -165,11 +165,12 @@ class ImageDataModule(ScoredSplits):
     def predict_dataloader(self) -> Loader:
         return self.eval_dataloader(self.predict_split)
 
-    def eval_dataloader(self, split: str) -> Loader:
-        """Return a loader of a split in the order of its paths, with the evaluation transform."""
+    def eval_dataloader(self, split: str, cached: bool = True) -> Loader:
+        """Return a loader of a split in the order of its paths, with the evaluation transform. One that is not `cached`
+        is for a single pass: it keeps no decoded images."""
         split = self.scored_split(split)
         sampler = EvalBatchSampler(len(self.sets.splits[split]), self.batch_size, *self.placement)
-        return self._loader(split, split, self.eval_transform, sampler)
+        return self._loader(split, split, self.eval_transform, sampler, cached)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training:
@@ -182,7 +183,7 @@ class ImageDataModule(ScoredSplits):
         for loader in self._loaders.values():
             loader.close()
 
-    def _loader(self, name: str, split: str, transform: ImageTransform, sampler: Any) -> Loader:
+    def _loader(self, name: str, split: str, transform: ImageTransform, sampler: Any, cached: bool = True) -> Loader:
         """Make a new loader each time: Lightning asks again when something has changed."""
         if name in self._loaders:
             self._loaders[name].close()
@@ -191,7 +192,7 @@ class ImageDataModule(ScoredSplits):
             sampler,
             workers(self.num_workers, self.placement.processes),
             self._position if name == "training" else lambda: (0, 0),
-            partial(self._from_cache, name, split),
+            partial(self._from_cache, name, split, cached),
             self._note_damage,
             **self.loading,
         )
@@ -207,10 +208,12 @@ class ImageDataModule(ScoredSplits):
         draw_key = self.strategy.draw_key if name == "training" else derive_seed
         return ImageDataset(images, transform, self.image_size, self.seed, draw_key=draw_key)
 
-    def _from_cache(self, name: str, split: str, dataset: ImageDataset, num_workers: int) -> tuple[ImageDataset, int]:
+    def _from_cache(
+        self, name: str, split: str, cached: bool, dataset: ImageDataset, num_workers: int
+    ) -> tuple[ImageDataset, int]:
         """Return the dataset over decoded images, if they are cached; slices of memory need no workers."""
         images, transform = dataset.images, dataset.transform
-        if self.cache != "none" and images.read_many([0]) is None:  # else they are in memory already
+        if cached and self.cache != "none" and images.read_many([0]) is None:  # else they are in memory already
             images, transform = self._decoded.keep(self, split, images, transform)
         dataset = self._dataset(name, images, transform)
         return dataset, 0 if self.num_workers is None and dataset.is_sliced else num_workers

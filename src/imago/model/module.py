@@ -33,6 +33,7 @@ from imago.wiring import ComposeTransform
 log = logging.getLogger(__name__)
 
 ON_BAD_LOSS = ("error", "skip")
+PROBES = ("auto", True, False, "only")
 
 
 def _nothing() -> None:
@@ -63,6 +64,8 @@ class DictModule(EpochLosses):
             its batch. The pretrained weights and statistics of these layers are lost.
         monitor: The metric that a plateau scheduler watches.
         on_bad_loss: `error` stops if the loss of a train batch is not finite; `skip` leaves the batch out and logs it.
+        probe: Fit the head alone before the first epoch; `auto` if the network has pretrained weights, `only` trains
+            nothing else.
     """
 
     def __init__(
@@ -82,10 +85,14 @@ class DictModule(EpochLosses):
         norm: str | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
+        probe: bool | Literal["auto", "only"] = "auto",
     ) -> None:
         super().__init__([*criterions.criterions, "total"])
         if on_bad_loss not in ON_BAD_LOSS:
             raise UserError(f"model.on_bad_loss must be {' or '.join(ON_BAD_LOSS)}, got {on_bad_loss}.")
+        if probe not in PROBES:
+            raise UserError(f"model.probe must be auto, true, false or only, got {probe}.")
+        self.probe = probe
         self.class_names = list(class_names)
         if net is None and (forward_fn is None or freeze is not None or init_from is not None):
             raise UserError(

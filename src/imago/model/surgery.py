@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,14 @@ def with_group_norm(net: nn.Module, but: Sequence[nn.Module] = ()) -> list[str]:
         groups = 1 if isinstance(layer, nn.BatchNorm1d) else groups
         net.set_submodule(name, nn.GroupNorm(groups, layer.num_features, layer.eps, affine=layer.affine))
     return [name for name, _ in norms]
+
+
+def head_layer(net: nn.Module, names: Collection[str]) -> nn.Linear | None:
+    """The Linear of `net` whose weight and bias are all of `names`, the tensors of its head; None if there is none."""
+    path = next(iter(names), "").rpartition(".")[0]
+    layer = net.get_submodule(path)
+    is_whole = set(names) == {f"{path}.weight", f"{path}.bias"}
+    return layer if is_whole and isinstance(layer, nn.Linear) else None
 
 
 def freeze_layers(

@@ -58,6 +58,8 @@ PRIVACY = {
     **dict.fromkeys(("mechanism!", "accountant!", "unit!", "counted!"), str),
     "not_covered!": [str],
 }
+HEAD_EPOCH = -1
+"""The "epoch" of the row about the head alone: epochs count from 0 in files, and from 1 where they are shown."""
 HERE = {
     **dict.fromkeys(("command!", "folder!", "platform!", "time"), str),
     "versions!": {"*": str},
@@ -68,7 +70,7 @@ ENVIRONMENT = {**HERE, "resumed": [HERE]}
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """Rows of `metrics.jsonl`, one per epoch.
+    """Rows of `metrics.jsonl`, one per epoch; that of a head that was fitted before them has the epoch -1.
 
     Raises:
         ValueError: A row is damaged.

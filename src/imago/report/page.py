@@ -18,6 +18,7 @@ from imago.files import quoted_path, write_text
 from imago.report.content import (
     DATA,
     ENVIRONMENT,
+    HEAD_EPOCH,
     NONE,
     ODD,
     PRIVACY,
@@ -93,7 +94,8 @@ def gathered(folder: Path) -> dict[str, Any]:
         "main": next(iter(scores), None),
         "sections": sections,
         "curves": curves_of(rows, best_epoch(folder)),
-        "epochs": len(rows),
+        "epochs": sum(row["epoch"] != HEAD_EPOCH for row in rows),
+        "head": status.get("head", {}),
         "labels": list(dict.fromkeys(name for score in scores.values() for name in score["per_class"])),
         "excluded": [quoted_path(path) for path in data.get("excluded", [])],
         "corrections": list(data.get("corrections", {}).items()),

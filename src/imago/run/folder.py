@@ -22,6 +22,7 @@ ORDER = (
     "Warnings",
     "Strategy",
     "Training",
+    "Head alone",
     "Best",
     "Progress",
     "Last epoch",
@@ -275,6 +276,14 @@ CARD = {
     "classes": int,
 }
 """What a training is: the entry `card` of `status.json`."""
+HEAD = {
+    "monitor!": str,
+    **dict.fromkeys(("value!", "acc!"), (*NUMBER, type(None))),
+    **dict.fromkeys(("baseline_acc!", "C!"), NUMBER),
+    **dict.fromkeys(("folds!", "images!"), int),
+    "fine-tuning": str,
+}
+"""What is known of a head that was fitted first: the entry `head` of `status.json`."""
 STATUS = {
     **dict.fromkeys(("status", "started", "resumed", "heartbeat", "host", "reason"), str),
     **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
@@ -285,6 +294,7 @@ STATUS = {
     "loggers": {"*": str},
     "best_epoch": (int, type(None)),
     "card": CARD,
+    "head": HEAD,
     "warnings": [str],
 }
 """The content of `status.json`."""

@@ -55,6 +55,7 @@ from imago.model.strategy import Strategy
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
 from imago.training.build_data import make_data, recorded_draws, warn_of_test_on_val
+from imago.training.head_first import head_first
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
@@ -62,7 +63,7 @@ from imago.training.trainer import build_trainer, instantiate_all
 
 log = logging.getLogger(__name__)
 
-RESERVED = ("last", "previous", "on_exception")  # names of checkpoints that callbacks.resume writes
+RESERVED = ("last", "previous", "on_exception", "head", "finetuned")  # names of checkpoints that a run writes
 
 
 def build(
@@ -155,11 +156,12 @@ def _own_callbacks(
     """Callbacks of every training, besides those of its config, which come first: they log what these record."""
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
     carried = {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
-    epochs, timing = EpochLog(run, cfg.monitor, cfg.mode), Timing(run)
-    status = RunStatus(run, epochs, timing, start_weights(cfg, run, model))
+    epochs, timing, weights = EpochLog(run, cfg.monitor, cfg.mode), Timing(run), start_weights(cfg, run, model)
+    status = RunStatus(run, epochs, timing, weights)
     # no bound method: callbacks that average weights copy the model, and would copy the run with it
     model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy(strategy.report()))
-    return [CarriedState(run, epochs, carried), timing, epochs, status]
+    first = head_first(cfg, run, model, weights, epochs)
+    return [CarriedState(run, epochs, carried), timing, epochs, status, *([first] if first is not None else [])]
 
 
 def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:
