@@ -14,7 +14,7 @@ import torch
 from helpers import REPO
 from hydra.core.config_store import ConfigStore
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
@@ -220,6 +220,7 @@ class Probe(internals.LightModule):
         super().__init__()
         self.layer = nn.Linear(2, 1)
         self.seen: list[tuple] = []
+        self.validated = 0
 
     def training_step(self, batch, batch_idx):
         trainer = self.trainer
@@ -236,8 +237,13 @@ class Probe(internals.LightModule):
     def on_train_batch_end(self, *_):
         self.seen[-1] += (internals.is_last_batch(self.trainer), internals.validation_is_due(self.trainer))
 
+    def on_train_start(self):
+        internals.validate_now(self.trainer)
+        self.validated_first = (self.validated, self.trainer.training, self.trainer.global_step)
+        internals.restart_averages(self.trainer, self)
+
     def validation_step(self, batch, batch_idx):
-        return None
+        self.validated += 1
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -255,6 +261,9 @@ def test_lightning_is_as_we_know_it(tmp_path):
     internals.leave_signals_alone(trainer)
     trainer.fit(probe, loader, loader)
     changed = "Lightning has changed: read lightning_internals.py again"
+    assert probe.validated_first == (4, True, 0), changed
+    assert probe.validated == 12, changed
+    assert vars(EMAWeightAveraging())["_average_model"] is None, changed
     assert [each[0] for each in probe.seen] == [(e, b) for e in (0, 1) for b in (1, 2, 3, 4)], changed
     assert all(each[1] for each in probe.seen), changed
     assert [each[2] for each in probe.seen] == list(range(8)), changed

@@ -97,6 +97,9 @@ def test_every_experiment_runs_a_batch_of_everything(experiment, command, tmp_pa
     elif experiment == "resnet18_ants":
         photographs = request.getfixturevalue("hymenoptera")
         data = [f"data.data_dir={photographs}", "model.net.weights=null", "data.image_size=64"]
+    elif experiment == "linear_probe":
+        weights = request.getfixturevalue("trained").dir
+        data = [f"data.data_dir={request.getfixturevalue('colours')}", "model=tiny_net", f"model.init_from={weights}"]
     run = command("train", f"experiment={experiment}", "debug=fdr", "report.splits=[]", *data)
     assert run.exit_code == 0, run.output
 

@@ -74,6 +74,7 @@ MISTAKES = [
     Mistake("A class folder without images", [PHOTOS], class_without_images),
     Mistake("A class in val that is missing in train", [PHOTOS], unknown_class),
     Mistake("An image that cannot be read", [PHOTOS, *SMALL], cut_image),
+    Mistake("A head on a network without pretrained weights", [PHOTOS, *SMALL, "model.probe=only"], **GOOD),
     Mistake("A typo in a key", ["data.batchsize=64"], made_before_a_run=True),
     Mistake("A key without its group", ["batch_size=64"], made_before_a_run=True),
     Mistake(

@@ -229,7 +229,7 @@ class HeadFirst(Callback):
         if trainer.global_step == 0:  # what was logged at this step is logged again
             row = {name: value for name, value in self.epochs.history[0].items() if name.startswith("val/")}
             for logger in trainer.loggers:
-                logger.log_metrics(row, step=0)
+                logger.log_metrics({"epoch": trainer.current_epoch, **row}, step=0)
         self._publish(trainer)
 
     def _publish(self, trainer: Trainer) -> None:

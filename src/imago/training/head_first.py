@@ -53,6 +53,9 @@ def head_first(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str,
             "torchvision, model.init_from=RUN (a run, a checkpoint or a file of weights), or model.probe=false"
         )
     head = _head_of(cfg, model)
+    if cfg.trainer.get("fast_dev_run"):
+        log.info("No head first: trainer.fast_dev_run trains on one batch")
+        return None
     if (why := _why_not(cfg, model, head)) is not None:
         if asked != "auto":
             raise UserError(f"model.probe={_word(asked)}: {why}. Type model.probe=false")
@@ -80,7 +83,6 @@ def _why_not(cfg: DictConfig, model: DictModule, head: Collection[str]) -> str |
     tests = (
         (str(cfg.strategy.get("_target_")).startswith("imago.dp."), "strategy=dp would have to add noise to it"),
         (model.forward_fn is not None, "model.forward_fn replaces the head"),
-        (bool(cfg.trainer.get("fast_dev_run")), "trainer.fast_dev_run trains on one batch"),
         (bool(cfg.trainer.get("overfit_batches")), "trainer.overfit_batches trains on a few batches"),
         (bool(model.replaced_norms), "model.norm=group has replaced pretrained layers"),
         (not _is_cross_entropy(model.criterions), "it minimises the cross-entropy, and model.criterions does not"),
