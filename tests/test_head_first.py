@@ -181,7 +181,7 @@ def test_the_head_alone_is_an_ordinary_checkpoint(train, command, backbone, colo
         done = command(name, f"ckpt_path={run.dir}", *more)
         assert done.exit_code == 0, done.output
     again = command("train", f"resume={run.dir}", folder=run.dir)
-    assert "contains a finished run (no epochs): nothing to do" in again.output
+    assert "contains a finished run (0 epochs): nothing to do" in again.output
     tuned = command("train", f"resume={run.dir}", "model.probe=true", "trainer.max_epochs=1", folder=run.dir)
     assert tuned.exit_code == 0, tuned.output
     assert [row["epoch"] for row in tuned.history] == [-1, 0]
