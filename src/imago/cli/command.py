@@ -167,8 +167,7 @@ def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
     Raises:
         UserError: Its settings differ from those that were typed.
     """
-    has_trained = bool(run.former.get("epoch")) or "head" in run.former  # a head alone needs no epoch
-    is_finished = run.former.get("status") == "completed" and has_trained
+    is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch") or "head" in run.former)
     if not is_finished or any(change.startswith(EXTENDING_KEYS) or DURATION.match(change) for change in changed):
         return None
     if differing := [

@@ -91,10 +91,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "resume= and auto_resume=true: type only one of them.",
     ),
     (
-        lambda cfg, _: cfg.model.get("probe") in (True, "only") and _is_private(cfg),
-        "strategy=dp and model.probe: the head would see private images without noise. Type model.probe=false.",
-    ),
-    (
         lambda cfg, _: cfg.model.get("probe") in (True, "only") and cfg.model.get("forward_fn") is not None,
         "model.probe and model.forward_fn: a head is fitted first only where the network itself gives the logits. Type "
         "model.probe=false.",

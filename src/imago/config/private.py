@@ -25,6 +25,7 @@ REASONS = {
     "compile": "model.compile: a compiled network hides its layers. Type model.compile=false",
     "class_weights": "model.class_weights=auto: the class frequencies would not be private. Type numbers that do not "
     "come from these data: 'model.class_weights={NAME: 5}'",
+    "probe": "model.probe: the head would see private images without noise. Type model.probe=false",
     "on_bad_loss": "model.on_bad_loss=skip: which batches are skipped depends on private images. "
     "Type model.on_bad_loss=error",
     "mixing": "data.train_transform.batch has steps that may mix images (MixUp, CutMix): then a gradient does not "
@@ -64,6 +65,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("matmul_precision", lambda cfg: cfg.matmul_precision in ("high", "medium")),
     ("compile", lambda cfg: cfg.model.get("compile") is True),
     ("class_weights", lambda cfg: cfg.model.get("class_weights") == "auto"),
+    ("probe", lambda cfg: cfg.model.get("probe") in (True, "only")),
     ("on_bad_loss", lambda cfg: cfg.model.get("on_bad_loss") == "skip"),
     ("mixing", lambda cfg: any(MIXING.search(target) for target in _targets(cfg, "data"))),
     ("overfit_batches", lambda cfg: bool(cfg.trainer.get("overfit_batches"))),
