@@ -407,7 +407,7 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
         ),
         (
             ["+model.net.pretrained=true"],
-            "model.net.pretrained is not an argument of imago.model.torchvision_net. Type",
+            "model.net.pretrained is not an argument of imago.model.efficientnet_lite0. Type",
         ),
         (
             ["data.bs=64", "model.lr=0.1"],

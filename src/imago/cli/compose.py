@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.hydra_internals import composed_again, forget_application
-from imago.config.auto_model import AUTO, describe_choice
+from imago.config.auto_model import AUTO, describe_choice, register_auto_model
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.normalisation import choose_normalisation
 from imago.config.root import CONFIG_DIR
@@ -109,6 +109,7 @@ def compose_groups(config_name: str, typed: Sequence[str]) -> DictConfig | None:
         is_group = override is not None and Path(CONFIG_DIR, override.get_key_element().lstrip("+~")).is_dir()
         if is_group and not is_sweep(word):
             groups.append(word)
+    register_auto_model(typed, [*own_folders(typed), Path(CONFIG_DIR)])
     return _composed(config_name, groups)
 
 
@@ -117,6 +118,7 @@ def composes(config_name: str, typed: Sequence[str]) -> bool:
     words = [word for word in typed if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if any(_parsed(word) is None for word in words):
         return False
+    register_auto_model(typed, [*own_folders(typed), Path(CONFIG_DIR)])
     return _composed(config_name, [*search_path(typed), *(word for word in words if not is_sweep(word))]) is not None
 
 
