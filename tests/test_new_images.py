@@ -43,7 +43,7 @@ def test_test_alone_and_some_classes_and_others(trained, command, tmp_path, new)
     assert run.exit_code == 0, run.output
     assert accuracy(run)[1] == 10
     assert "3 images of test are in folders that are not a class: wasp" in run.output
-    assert "of the 10 images in class folders; 3 others are not in one" in " ".join(run.output.split())
+    assert "of the 10 images in class folders (outside of them: 3)" in " ".join(run.output.split())
 
 
 def test_another_order_and_spelling_of_classes_changes_nothing(trained, command, new, tmp_path):

@@ -32,7 +32,7 @@ def test_two_processes_make_one_run_and_score_every_image_once(train):
         expected = accuracy_score([r["label"] for r in predictions], [r["prediction"] for r in predictions])
         assert run.json(f"reports/metrics_{split}.json")["acc"] == pytest.approx(expected)
     assert [row["epoch"] for row in run.history] == [0, 1]  # early stopping ends all of them
-    assert "did not improve for 1 epochs" in run.text("summary.txt")
+    assert "did not improve for 1 epoch" in run.text("summary.txt")
     assert run.output.count(" 1/9 ") == 1
     assert run.text("train.log").count(" 2/9 ") == 1
     assert not [line for line in run.output.splitlines() if "WARNING" in line and "test split" not in line]

@@ -389,7 +389,7 @@ def test_label_smoothing_does_not_reach_the_cross_entropy(train):
 
 def test_early_stopping_says_so(train):
     run = train("callbacks.early_stopping.patience=1", "trainer.max_epochs=20", "monitor=train/loss", "mode=max")
-    words = "train/loss did not improve for 1 epochs"
+    words = "train/loss did not improve for 1 epoch"
     assert f"Early stopping after epoch 2: {words}" in run.output
     assert words in run.text("summary.txt")
 

@@ -48,7 +48,7 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
         console().print(_table(result))
     for name, score in result.scores.items():
         if score.no_class:
-            of = f"of the {counted(len(score.labels), 'image')} in class folders; {score.no_class} more not in one"
+            of = f"of the {counted(len(score.labels), 'image')} in class folders (outside of them: {score.no_class})"
             console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
             console().print(f"{name}: {describe_calibration(score.metrics['calibrated'])}", highlight=False)
