@@ -229,6 +229,11 @@ def test_every_setting_that_is_offered_exists_and_takes_the_value():
         (["model=resnet50"], "resnet50 is a network of torchvision. Type model.net.name=resnet50"),
         (["experiment=digits", "model=resnet50"], "Type model=torchvision model.net.name=resnet50"),
         (["model.optimizer=sgd"], "model.optimizer holds several settings. Type model/optimizer=sgd"),
+        (["-m", "optimizer=sgd,adam", "lr=0.1,0.01"], "optimizer=sgd,adam  Type model/optimizer=sgd,adam"),
+        (
+            ["-m", "experiment=example", "hparams_search=mnist_optuna"],
+            "Together:\n  ml-train -m experiment=example hparams_search=optuna",
+        ),
         (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
         (["help"], '"help" is not KEY=VALUE. See --help.'),
         (["predict"], "To predict, type ml-inference ckpt_path=RUN source=PATH."),
@@ -288,6 +293,10 @@ PASTED = {
     "datamodule.batch_size=64 logger=many_loggers trainer.gpus=1 hparams_search=mnist_optuna extras.print_config=true "
     "callbacks.rich_progress_bar.refresh_rate=1 tags=mnist": (
         "data.batch_size=64 logger=many trainer=gpu -m hparams_search=optuna 'tags=[mnist]'"
+    ),
+    "experiment=digits model.optimizer._target_=torch.optim.SGD model.optimizer.momentum=0.9 "
+    "model.optimizer.betas=[0.9,0.9] logger=none": (
+        "experiment=digits model.optimizer._target_=torch.optim.SGD +model.optimizer.momentum=0.9 'logger=[]'"
     ),
     "-m --lr 0.1,0.01 data.batchsize=3,4": "-m model.optimizer.lr=0.1,0.01 data.batch_size=3,4",
     "--lr 0.1 --momentum 0.9 --opt adam test_ratio=0.2 -e 5 data.batchsize=4 seed 3 --wd": (
@@ -420,6 +429,27 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
             "  data.batchsize=4     Did you mean data.batch_size?\n"
             "  model.optimzer.lr=1  Type model.optimizer.lr=1\n"
             "  trainer.max_epoch=3  Did you mean trainer.max_epochs?\nTogether:\n",
+        ),
+        (
+            ["experiment=digits", "model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.01", "logger=none"],
+            "logger=none: logger has no option none. Type 'logger=[]'",
+        ),
+        (
+            ["-m", "experiment=digits", "model.optimizer.lr=0.1,0.01", "model.optimizer=sgd,adam"],
+            "model.optimizer holds several settings. Type model/optimizer=sgd,adam",
+        ),
+        (
+            ["experiment=digits", "+callbacks.model_summary.max_depth=2"],
+            "Type 'callbacks=[default,model_summary]', or write \"override /callbacks: [default, model_summary]\"",
+        ),
+        (
+            ["experiment=digits", "callbacks=[default,lr_monitor]", "+callbacks.model_summary.max_depth=2"],
+            "Type 'callbacks=[default,lr_monitor,model_summary]'",
+        ),
+        (
+            ["experiment=example", "trainer.max_epochs=2"],
+            "example.yaml, line 18) is above trainer.max_epochs=2, where the run ends. Type a larger "
+            "trainer.max_epochs=, or trainer.min_epochs=null.",
         ),
         (["trainer.foo=1"], "The closest are "),
         (["trainer.max_epochs=-3"], "trainer.max_epochs must be 0 or more, -1 for no limit, or null; got -3."),

@@ -32,6 +32,11 @@ from imago.training.own_parts import check_own_parts
         (["data.data_dir=/a", "b/c"], "\"data.data_dir='/a b/c'\""),
         (["hydra.run.dirr=x"], "Unknown setting hydra.run.dirr (command line)."),
         (["deterministic=maybe"], "deterministic must be true or false, got maybe."),
+        (
+            ["debug=true"],
+            "Unknown option debug=true. The options are default, fdr, limit, overfit, preflight, profiler.",
+        ),
+        (["experiment=1"], "Unknown option experiment=1. The options are digits, "),
         (["seed=1,2"], "seed=1,2: a comma separates the values of a sweep."),
         (["experiment=digits", "-cn", "train", "seed=x"], "seed must be a whole number, got x."),
         (

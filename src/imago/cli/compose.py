@@ -11,14 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.hydra_internals import composed_again, forget_application
 from imago.config.auto_model import AUTO, describe_choice, register_auto_model
-from imago.config.invocation import Invocation, for_hydra
+from imago.config.invocation import Invocation, for_hydra, override_key
 from imago.config.normalisation import choose_normalisation
 from imago.config.root import CONFIG_DIR
+from imago.config.schema import shipped
 from imago.config.tree import leaves
 from imago.masking import masked_config
 from imago.terminal import say
@@ -102,7 +103,7 @@ def compose_base(config_name: str, typed: list[str]) -> DictConfig | None:
 
 
 def compose_groups(config_name: str, typed: Sequence[str]) -> DictConfig | None:
-    """The config with the groups that were typed and without further settings; None where it cannot be composed."""
+    """The config with the groups and targets that were typed and no further settings; None if it cannot be composed."""
     groups = search_path(typed)
     for word in typed:
         override = _parsed(word)
@@ -110,7 +111,25 @@ def compose_groups(config_name: str, typed: Sequence[str]) -> DictConfig | None:
         if is_group and not is_sweep(word):
             groups.append(word)
     register_auto_model(typed, [*own_folders(typed), Path(CONFIG_DIR)])
-    return _composed(config_name, groups)
+    cfg = _composed(config_name, groups)
+    if cfg is not None:
+        _choose_targets(cfg, typed)
+    return cfg
+
+
+def _choose_targets(cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Put each typed `_target_` in its node, without the arguments of the former one that it does not take."""
+    for word in typed:
+        path, _, last = override_key(word).rpartition(".")
+        node = OmegaConf.select(cfg, path) if last == "_target_" and not is_sweep(word) else None
+        if isinstance(node, DictConfig) and "_target_" in node:
+            node._target_ = typed_value(word)
+            schema = shipped().get(str(node._target_))
+            is_open = schema is None or schema["additionalProperties"]
+            taken = node if is_open or schema is None else {"_target_", "_partial_", *schema["properties"]}
+            with open_dict(node):
+                for name in [name for name in map(str, node) if name not in taken]:
+                    del node[name]
 
 
 def composes(config_name: str, typed: Sequence[str]) -> bool:

@@ -22,20 +22,26 @@ KEPT = Hint(note="A resumed run keeps its optimizer and schedule.")
 
 
 def describe(parts: Sequence[Part], typed: Typed, program: str = "") -> str:
-    """The message for one finding, or a table of several with the corrected command line.
+    """The message for one finding, or a table of several; with the corrected command line where words belong together.
 
     `parts` are those of `corrected_parts`.
     """
     findings = [finding for _, finding in parts if finding is not None]
     if len(findings) == 1:
-        return f"{findings[0].what} {findings[0].hint}"
+        alone = f"{findings[0].what} {findings[0].hint}"
+        is_flag = "-m" in findings[0].words and len(parts) > 1  # it applies to all words
+        return f"{alone}\n{_together(parts, program)}" if is_flag and program else alone
     width = min(max(len(finding.typed) for finding in findings), 30)
     lines = ["Words that Imago does not take:"]
     lines += [f"  {finding.typed:<{width}}  {finding.hint}" for finding in findings]
     words = corrected_words(parts)
     if program and words and (not _is_composable(words, typed) or composes(typed.command, words)):
-        lines += ["Together:", f"  {program} {' '.join(map(shlex.quote, words))}"]
+        lines.append(_together(parts, program))
     return "\n".join(lines)
+
+
+def _together(parts: Sequence[Part], program: str) -> str:
+    return f"Together:\n  {program} {' '.join(map(shlex.quote, corrected_words(parts)))}"
 
 
 def corrected_words(parts: Sequence[Part]) -> list[str]:
@@ -95,7 +101,9 @@ def _examined(
         known = known_settings(base)
         for word in settings if finding is None else part:
             key, value = override_key(word), override_value(word)
-            if key not in known and not word.startswith(("+", "~")):
+            node, last = parent(base, key)
+            is_known = key in known or (node is not None and last in node)  # `_target_` is not among the known
+            if not is_known and not word.startswith(("+", "~")):
                 hint, meant = unknown_setting(key, value, base, words, help_all)
                 return Finding(word, f"Unknown setting {key}.", hint, is_unknown=True, meant=meant)
         return finding

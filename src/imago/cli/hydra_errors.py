@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from imago.cli.compose import compose_base, own_folder, own_folders
+from imago.cli.compose import compose_base, own_folder, own_folders, typed_value
 from imago.cli.corrected import corrected_parts, describe
 from imago.cli.findings import Typed
 from imago.cli.start_from import RUN_OPTION
@@ -50,7 +50,7 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
     ):
         return f"{match[1]} must be a list, for example {shlex.quote(f'{match[1]}=[{match[2]}]')}; got {match[2]}."
     if "Config group override must be a string" in text:
-        return _null_group(typed)
+        return _no_string(typed, program)
     group = re.search(r"Could not override '([^']*)'\. *\n?(No match|Did you mean)", text)
     if group is not None:
         return _no_such_key(group.group(1), config_name, typed, program)
@@ -130,6 +130,10 @@ def _no_such_option(error: MissingConfigException, program: str) -> str:
         return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
     if not group:
         return str(error).splitlines()[0]
+    return _unknown_option(group, option, options, program)
+
+
+def _unknown_option(group: str, option: str, options: list[str], program: str) -> str:
     close = difflib.get_close_matches(option, options, n=1)
     meant = f"\nDid you mean {group}={close[0]}?" if close else ""
     if len(options) <= 8:
@@ -137,9 +141,14 @@ def _no_such_option(error: MissingConfigException, program: str) -> str:
     return f"Unknown option {group}={option}. {closest(option, options, f'{program} --help'.strip())}{meant}"
 
 
-def _null_group(typed: list[str]) -> str:
-    word = next((word for word in typed if word.endswith("=null") and "." not in word), "")
-    name = word.partition("=")[0]
+def _no_string(typed: list[str], program: str) -> str:
+    """The message for an option that Hydra reads as null, as a number or as a truth value."""
+    choices = Typed("", (), own_folders(typed))
+    words = [word for word in typed if choices.is_group(override_key(word)) and not isinstance(typed_value(word), str)]
+    word = next((word for word in words if not isinstance(typed_value(word), list)), "")
+    name = override_key(word)
+    if word and typed_value(word) is not None:
+        return _unknown_option(name, override_value(word), choices.options(name), program)
     instead = {"logger": "Type logger=[]", "callbacks": "Type callbacks=none"}.get(name, "Remove it")
     return f"{word}: a config group cannot be null. {instead}"
 

@@ -8,7 +8,7 @@ from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with, settings_named
 from imago.config.checks import VIEWS
 from imago.config.foreign_options import NODES, OPTIONS, TASKS
-from imago.config.foreign_words import EXAMPLES, WORDS, meaning
+from imago.config.foreign_words import EXAMPLES, WORDS, meaning, meaning_of_sweep
 from imago.config.hints import (
     NO,
     WEIGHTS,
@@ -191,8 +191,8 @@ def _setting(word: str, typed: Typed) -> Finding | None:
     elif root == "trainer" and last not in shipped()["lightning.pytorch.Trainer"]["properties"]:
         hint = meaning(key, value)
     elif key in ("model.net", "model.optimizer", "model.scheduler", "data.dataset"):
-        is_name = re.fullmatch(r"\w+", plain) is not None and plain.lower() != "null"
-        hint, what = meaning(key, plain) if is_name else None, f"{key} holds several settings."
+        is_name = re.fullmatch(r"\w+(,\w+)*" if typed.sweep else r"\w+", plain) is not None and plain.lower() != "null"
+        hint, what = _meaning(key, plain, typed) if is_name else None, f"{key} holds several settings."
     elif root not in typed.settings:
         return _foreign(word, typed)
     else:
@@ -207,7 +207,7 @@ def _foreign(word: str, typed: Typed) -> Finding | None:
     root = key.partition(".")[0]
     what = f"Unknown setting {key}."
     is_folder = root in ("data", "dataset", "source") and Path(plain).expanduser().is_dir()
-    hint = _folder(plain, typed.command) if is_folder else meaning(key, value)
+    hint = _folder(plain, typed.command) if is_folder else _meaning(key, value, typed)
     if hint is None and key.startswith("extras."):
         hint = meaning("extras", value)
     if hint == Hint((f"model.init_from={for_hydra(plain)}",)) and typed.command != "train":
@@ -215,6 +215,12 @@ def _foreign(word: str, typed: Typed) -> Finding | None:
     if hint is None and "." not in key and len(named := settings_named(key, typed.command)) == 1:
         hint = Hint((f"{named[0]}={value}",))
     return Finding(word, what, hint or UNKNOWN, hint is None)
+
+
+def _meaning(key: str, value: str, typed: Typed) -> Hint | None:
+    """The hint for a foreign setting, whose values in a sweep are separated by commas."""
+    is_swept = typed.sweep and re.fullmatch(r"[\w./-]+(,[\w./-]+)+", value) is not None
+    return (meaning_of_sweep(key, value) if is_swept else None) or meaning(key, value)
 
 
 def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:

@@ -147,7 +147,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     yield from output_problems(cfg)
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
-    yield from trainer_problems(cfg)
+    yield from trainer_problems(cfg, invocation)
     yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from _monitor_problems(cfg, invocation.keys)

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
-from imago.config.setting_source import is_typed
+from imago.config.setting_source import in_file, is_typed
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
@@ -158,14 +158,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "trainer.gradient_clip_algorithm has no effect without a value: add trainer.gradient_clip_val=1.",
     ),
     (
-        lambda cfg, _: (cfg.trainer.get("min_epochs") or 0) > _limit(cfg.trainer.get("max_epochs")),
-        "trainer.min_epochs is above trainer.max_epochs, where the run ends. Type a larger trainer.max_epochs=.",
-    ),
-    (
-        lambda cfg, _: (cfg.trainer.get("min_steps") or 0) > _limit(cfg.trainer.get("max_steps")),
-        "trainer.min_steps is above trainer.max_steps, where the run ends. Type a larger trainer.max_steps=.",
-    ),
-    (
         lambda cfg, _: cfg.trainer.get("enable_checkpointing") is False and bool(cfg.callbacks),
         "trainer.enable_checkpointing=false is not supported: checkpoints are callbacks. "
         "Type '~callbacks.model_checkpoint' '~callbacks.resume', or callbacks=none.",
@@ -198,8 +190,16 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
 """Tests of the config and its invocation, and the messages for those that are true."""
 
 
-def trainer_problems(cfg: DictConfig) -> Iterator[str]:
+def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     """Numbers of the Trainer that are out of range; Lightning would refuse them once the data are read."""
+    for unit in ("epochs", "steps"):
+        start, end = cfg.trainer.get(f"min_{unit}"), cfg.trainer.get(f"max_{unit}")
+        if isinstance(start, int) and start > _limit(end):
+            of_start, of_end = (in_file(f"trainer.{name}_{unit}", invocation) for name in ("min", "max"))
+            yield (
+                f"trainer.min_{unit}={start}{of_start} is above trainer.max_{unit}={end}{of_end}, where the run ends. "
+                f"Type a larger trainer.max_{unit}=, or trainer.min_{unit}=null."
+            )
     for option, (least, valid) in LEAST.items():
         value = cfg.trainer.get(option)
         if value is not None and _number(value) < least:

@@ -33,6 +33,7 @@ from imago.config.hints import (
     types,
     types_path,
 )
+from imago.config.invocation import override_key, override_value
 
 AUGMENTATION = (
     f"{LEAVE}: crops and flips are on by default (data.train_transform.* in --help-all), and docs/extend/transform.md "
@@ -232,3 +233,12 @@ def meaning(key: str, value: str) -> Hint | None:
             return Hint((f"{ours}{key[len(theirs) :]}={value}",))
     translate = translate or WORDS.get(name.rpartition(".")[2])
     return translate(value) if translate is not None else None
+
+
+def meaning_of_sweep(key: str, value: str) -> Hint | None:
+    """The hint for a foreign setting with several values, `sgd,adam`; None unless they are values of one of ours."""
+    hints = [meaning(key, single) for single in value.split(",")]
+    words = [hint.words[0] for hint in hints if hint is not None and len(hint.words) == 1]
+    if len(words) < len(hints) or len({*map(override_key, words)}) > 1:
+        return None
+    return Hint((f"{override_key(words[0])}={','.join(map(override_value, words))}",))

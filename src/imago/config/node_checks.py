@@ -1,12 +1,13 @@
 """Checks of the nodes that make objects: what a file of one's own leaves out, or has too much of."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import in_file
 from imago.config.tree import nodes
@@ -51,11 +52,20 @@ def _entry_problems(path: str, group: DictConfig, invocation: Invocation) -> Ite
             close = difflib.get_close_matches(name, [*siblings, *options], n=1)
             meant = f" Did you mean {path}.{close[0]}?" if close else ""
             if name in options:
-                meant = f" {'Add' if path == 'logger' else 'Choose it with'} {path}={name}"
+                meant = f" Add logger={name}" if path == "logger" else f" {_added(path, name, invocation)}"
             yield f"{key} has no _target_{in_file(key, invocation)}.{meant}"
         elif node.get("_partial_") is True and "." not in path:
             where = in_file(f"{key}._partial_", invocation)
             yield f"{key}: remove _partial_: true{where}. Nothing is added to the arguments of {node._target_}."
+
+
+def _added(group: str, option: str, invocation: Invocation) -> str:
+    """How to choose an option in addition to those of its group that are chosen."""
+    typed = next((override_value(word) for word in invocation.overrides if override_key(word) == group), None)
+    chosen = re.findall(r"[\w/-]+", typed or invocation.choices.get(group, "default"))
+    options = [*(name for name in chosen if name != "none"), option]
+    word = f"'{group}=[{','.join(options)}]'"
+    return f'Type {word}, or write "override /{group}: [{", ".join(options)}]" in the defaults of a file.'
 
 
 def _entry_name(target: str) -> str:
