@@ -234,6 +234,8 @@ def test_every_setting_that_is_offered_exists_and_takes_the_value():
             ["-m", "experiment=example", "hparams_search=mnist_optuna"],
             "Together:\n  ml-train -m experiment=example hparams_search=optuna",
         ),
+        (["strategy=opacus"], "Type strategy=dp"),
+        (["sampler=weighted"], "There is no setting for the sampler."),
         (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
         (["help"], '"help" is not KEY=VALUE. See --help.'),
         (["predict"], "To predict, type ml-inference ckpt_path=RUN source=PATH."),

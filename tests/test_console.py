@@ -7,17 +7,19 @@ import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from drawn_results import drawn_score
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch import nn
 
 from imago.callbacks.epoch_table import EpochTable
 from imago.callbacks.pace import Pace, format_duration
 from imago.callbacks.progress import PlainProgress, TimedBar
+from imago.callbacks.run_status import RunStatus
 from imago.evaluation.console import next_commands, show_results
 from imago.evaluation.evaluate import Result
 from imago.files import write_json
@@ -85,6 +87,21 @@ def test_columns_stay_aligned():
     assert header == "  epoch train/loss val/loss val/acc val/f1  best         time     ETA"
     assert line == " 99/100     0.4300   0.5200  0.7500 0.7400  0.7610 @87 12.3 s    0:12"
     assert table.line({**row, "epoch": 99}, 100, (None, None), 75, 0.0).endswith("  1:15")
+    private = EpochTable("val/acc", row | {"train/acc": 0.8, "privacy/epsilon": 2.6702})
+    header, line = private.header(100), private.line(row | {"privacy/epsilon": 2.6702}, 100, (0.761, 87), 12.3, 12.4)
+    assert header == "  epoch train/loss val/loss val/acc epsilon  best         time     ETA"
+    assert line == " 99/100     0.4300   0.5200  0.7500  2.6702  0.7610 @87 12.3 s    0:12"
+
+
+def test_a_private_run_that_is_stopped_says_its_epsilon(monkeypatch, caplog):
+    status = RunStatus(cast(Any, None), cast(Any, None), cast(Any, None), "")
+    monkeypatch.setattr(status, "write", lambda trainer: None)
+    trainer = trainer_of(state=SimpleNamespace(fn=TrainerFn.FITTING), is_global_zero=True)
+    for report in ({}, {"epsilon": "2.6702", "delta": 1e-5, "unit": "one image"}):
+        model = SimpleNamespace(strategy=SimpleNamespace(report=lambda report=report: report))
+        with caplog.at_level("INFO"):
+            status.on_exception(trainer, model, SystemExit())
+    assert caplog.messages == ["Privacy: epsilon so far 2.6702, delta 1e-05, unit: one image"]
 
 
 def test_the_time_left_is_that_of_the_whole_run(clock):

@@ -316,6 +316,9 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
         wanted = spent(watch.draws * epoch // (3 * PARAMETERS), 1.1, 8 / 39, 1e-3, kind)
         assert abs(row["privacy/epsilon"] - float(rounded_up(wanted))) < 1e-9
     assert abs(told["epsilon"] - wanted) < 1e-9
+    lines = [line for line in run.output.splitlines() if re.search(r" [123]/3 ", line)]
+    assert [f"{row['privacy/epsilon']:.4f}" in line for row, line in zip(run.history, lines, strict=True)] == [True] * 3
+    assert run.json("status.json")["epsilon"] == float(rounded_up(told["epsilon"]))
     for page in ("summary.txt", "report.html", "report.md", "reports/privacy.md"):
         assert rounded_up(told["epsilon"]) in run.text(page)
     assert "private validation images: they choose the best checkpoint" in run.text("reports/privacy.md")
@@ -532,6 +535,10 @@ def test_however_a_run_dies_its_report_says_no_less_than_its_files(tmp_path, col
     assert report["steps"] == 10  # to the end of the second epoch
     assert report["epsilon"] == pytest.approx(spent(10, 1.1, 8 / 39, 1e-3))
     assert rounded_up(report["epsilon"]) in (tmp_path / "run/summary.txt").read_text()
+    assert json.loads((tmp_path / "run/status.json").read_text())["epsilon"] == float(rounded_up(report["epsilon"]))
+    page = (tmp_path / "run/reports/privacy.md").read_text()
+    assert "The table is computed at the end of training." in page
+    assert f"The steps are counted {report['counted']}.\n\n> We trained with DP-SGD" in page
 
 
 def test_what_no_accountant_can_say_ends_before_the_first_step(train):
@@ -567,6 +574,8 @@ def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
     )
     assert "Publish the output of `ml-export`" in page
     assert "We trained with DP-SGD (Abadi et al. 2016) on 39 images: 10 steps" in page
+    assert "knows all other images, the code, the settings and the seed" in page
+    assert f"| 0.001 | {rounded_up(report['epsilon'])} |\n" in page
     assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
     budget = f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image."
     assert f"{budget} Publish the output of ml-export, not the run folder (docs/privacy.md)\n" in run.output

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from imago.callbacks.pace import format_duration
 
-LOSSES, ACCURACIES = ("train/loss", "val/loss"), ("train/acc", "val/acc")
+LOSSES, ACCURACIES, EPSILON = ("train/loss", "val/loss"), ("train/acc", "val/acc"), "privacy/epsilon"
 COLUMN, BEST, TIME, LEFT = 6, 10, 6, 7  # least widths; with the time of a log line, all fit 80 columns of a terminal
 
 
 class EpochTable:
-    """Lines about epochs: losses, accuracies (or `monitor` beside val/acc), the best value so far, time and ETA.
+    """Lines about epochs: losses, accuracies, the best value so far, time and ETA.
+
+    Another `monitor`, and epsilon in private training, take the place of train/acc.
 
     Args:
         monitor: The monitored metric.
@@ -19,12 +21,13 @@ class EpochTable:
     def __init__(self, monitor: str, row: Mapping[str, float]) -> None:
         accuracies = ACCURACIES if any(name in row for name in ACCURACIES) else ()
         self.names = [*LOSSES, *accuracies]
-        if monitor not in self.names and monitor in row:
-            self.names = [*LOSSES, *accuracies[1:], monitor]
+        further = [name for name in (monitor, EPSILON) if name not in self.names and name in row]
+        if further:
+            self.names = [*LOSSES, *(name for name in accuracies if name in (ACCURACIES[1], monitor)), *further]
 
     def header(self, epochs: int | None) -> str:
         """Names of the columns; `epochs` is the number of epochs of the run, if it has one."""
-        names = " ".join(f"{name:>{COLUMN}}" for name in self.names)
+        names = " ".join(f"{_title(name):>{COLUMN}}" for name in self.names)
         return f"{'epoch':>{_width(epochs)}} {names}  {'best':<{BEST}} {'time':>{TIME}} {'ETA':>{LEFT}}"
 
     def line(
@@ -46,11 +49,15 @@ class EpochTable:
         """
         number = int(row["epoch"]) + 1
         count = f"{number}/{epochs}" if _has_end(epochs) else str(number)
-        values = " ".join(f"{_format(row.get(name)):>{max(COLUMN, len(name))}}" for name in self.names)
+        values = " ".join(f"{_format(row.get(name)):>{max(COLUMN, len(_title(name)))}}" for name in self.names)
         took = f"{seconds:.1f} s" if seconds < 59.95 else format_duration(seconds)
         eta = format_duration(left) if left is not None and number != epochs else ""
         text = f"{count:>{_width(epochs)}} {values}  {_best(*best):<{BEST}} {took:>{TIME}} {eta:>{LEFT}}"
         return text.rstrip()
+
+
+def _title(name: str) -> str:
+    return name.removeprefix("privacy/")
 
 
 def _best(value: float | None, epoch: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
@@ -81,6 +82,10 @@ class RunStatus(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self.write(trainer)
+            report = pl_module.strategy.report()
+            if trainer.is_global_zero and {"epsilon", "delta", "unit"} <= report.keys():
+                values = report["epsilon"], report["delta"], report["unit"]
+                log.info("Privacy: epsilon so far %s, delta %g, unit: %s", *values)
 
     def _resumed(self, trainer: Trainer) -> str:
         """Line about the checkpoint of a resumed run: where training continues, and how long it has taken so far."""
@@ -103,7 +108,7 @@ class RunStatus(Callback):
         """Rewrite the strategy's section of the summary and the report, between the ends of two epochs."""
         self.run.sections["Strategy"] = report
         with log_write_errors("The record in the run folder"):
-            self.run.update()
+            self.run.update(**_spent(report))
             refresh_report(self.run.path)
 
     def _write(self, trainer: Trainer) -> None:
@@ -121,7 +126,18 @@ class RunStatus(Callback):
         if model.strategy.report():
             model.strategy.write_report(self.run.path / "reports")
             self.run.sections["Strategy"] = model.strategy.report()  # as it was written
+        spent = _spent(self.run.sections.get("Strategy", {}))
         best = {"best_epoch": self.epochs.best_epoch}
         seconds = self.timing.clock.seconds()
-        self.run.update(epoch=self.epochs.trained, step=trainer.global_step, timing=seconds, **best)
+        self.run.update(epoch=self.epochs.trained, step=trainer.global_step, timing=seconds, **best, **spent)
         refresh_report(self.run.path)
+
+
+def _spent(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry `epsilon` of `status.json`: what private training has spent, a number where it has a bound."""
+    if "epsilon" not in report:
+        return {}
+    try:
+        return {"epsilon": float(report["epsilon"])}
+    except ValueError:  # infinite, unknown
+        return {"epsilon": report["epsilon"]}

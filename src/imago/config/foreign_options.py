@@ -14,6 +14,7 @@ IN_DEFAULTS = Hint(note="Leave it out: it is among the default callbacks.")
 OPTIONS: dict[tuple[str, str], Hint] = {  # group and foreign option -> what to type
     ("strategy", "ddp"): Hint(("trainer=ddp",)),
     ("strategy", "auto"): Hint(note="Leave it out."),
+    **{("strategy", name): Hint(("strategy=dp",)) for name in ("opacus", "dpsgd", "dp_sgd")},
     ("logger", "false"): Hint(("logger=[]",)),
     ("logger", "none"): Hint(("logger=[]",)),
     ("logger", "many_loggers"): Hint(("logger=many",)),

@@ -61,7 +61,23 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         "5",
         says("best.ckpt and last.ckpt are always kept. callbacks.resume.every_n_train_steps=100 saves more often."),
     ),
-    ("shuffle", "true", says(f"{LEAVE}: train is shuffled in each epoch, val and test never are.")),
+    (
+        "shuffle",
+        "true",
+        says(
+            f"{LEAVE}: train batches are always drawn at random (shuffled in each epoch, or Poisson sampling with "
+            "strategy=dp), and val and test keep their order."
+        ),
+    ),
+    (
+        "sampler weighted_sampler use_weighted_sampler oversampling balanced_sampling",
+        "weighted",
+        says(
+            "There is no setting for the sampler. To give rare classes more weight, type model.class_weights=auto. "
+            "With strategy=dp, batches are drawn by Poisson sampling, and class weights are numbers: "
+            "'model.class_weights={NAME: 5}'."
+        ),
+    ),
     ("task prefetcher", "classify", says(f"{LEAVE}: Imago classifies images.")),
     ("plots visualize", "true", no_counterpart("the figures are always drawn, and plots.format chooses their format")),
     ("val", "true", no_counterpart("val is scored after each epoch")),

@@ -28,6 +28,7 @@ NOT_COVERED = (
     "pretrained weights, class weights, normalisation and the range of 16-bit images, which are treated as public",
     "timing of steps, and attacks on floating-point noise unless secure_rng is true",
 )
+LATER = "The table is computed at the end of training.\n"
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
 
@@ -127,7 +128,7 @@ def epsilon_text(epsilon: float | str) -> str:
 
 
 def write_privacy_report(dp: PrivateTraining, folder: Path, is_final: bool = False) -> None:
-    """Write both files; at the end of training with the table of epsilons and the paragraph for a paper."""
+    """Write both files; at the end of training with the epsilons for other deltas, which can take 20 s."""
     report = privacy_report(dp)
     if is_final:
         report["epsilon_by_delta"] = _by_delta(dp)
@@ -145,19 +146,19 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
             f"| {rate:.1%} | {rounded_up(100 * most_hits(value, delta, rate), 2)}% |\n" for rate in FALSE_ALARMS
         )
         sections.append(
-            "The adversary has the weights after every step, knows all other images, the code and the settings, and "
-            "tests whether one image was trained on:\n\n| false positive rate | true positive rate, at most |\n"
-            f"| --- | --- |\n{hits}"
+            "The adversary has the weights after every step, knows all other images, the code, the settings and the "
+            "seed, and tests whether one image was trained on:\n\n| false positive rate | true positive rate, at most "
+            f"|\n| --- | --- |\n{hits}"
         )
     sections.append(
         "The guarantee holds for the weights of all steps. Publish the output of `ml-export`, not the run folder or "
         "the checkpoints, which contain more about the data (see below).\n"
     )
     sections.append(f"| | |\n| --- | --- |\n{rows}")
-    if is_final and isinstance(value, float):
-        table = "".join(f"| {name} | {epsilon_text(entry)} |\n" for name, entry in report["epsilon_by_delta"].items())
-        sections.append(f"## Epsilon for other deltas\n\n| delta | epsilon |\n| --- | --- |\n{table}")
-        sections.append(f"## For a paper\n\n{_paragraph(dp, report)}\n")
+    if isinstance(value, float):
+        sections.append(f"## Epsilon for other deltas\n\n{_delta_table(report) if is_final else LATER}")
+        ahead = f"The steps are counted {report['counted']}.\n\n" if report["steps"] != dp.steps else ""
+        sections.append(f"## For a paper\n\n{ahead}{_paragraph(dp, report)}\n")
     replaced = "".join(f"- {name}\n" for name in report["replaced"]) or "- nothing\n"
     sections.append(f"## BatchNorm layers replaced by GroupNorm\n\n{replaced}")
     sections.append("## Not covered\n\n" + "".join(f"- {line}\n" for line in report["not_covered"]))
@@ -174,7 +175,7 @@ def _guarantee(value: Any, delta: float) -> str:
         f"P[M(D) in S] <= exp({epsilon}) P[M(D') in S] + {delta:g}. The number of train images is treated as public, "
         "and so are the sample rate and the number of steps, which follow from it. Taken together, k images "
         f"of one person have an epsilon of k * {epsilon} and a delta of k * exp((k - 1) * {epsilon}) * {delta:g} at "
-        "most (group privacy)."
+        "most (group privacy). The draw of val from train, and what else is listed below, is not covered."
     )
 
 
@@ -194,6 +195,11 @@ def _paragraph(dp: PrivateTraining, report: dict[str, Any]) -> str:
         f"addition or removal of one image, by the {ACCOUNTANTS[dp.accountant]} of Opacus. Validation images, the "
         "choice of settings and the choice of the checkpoint are not covered by this guarantee."
     )
+
+
+def _delta_table(report: dict[str, Any]) -> str:
+    rows = "".join(f"| {name} | {epsilon_text(entry)} |\n" for name, entry in report["epsilon_by_delta"].items())
+    return f"| delta | epsilon |\n| --- | --- |\n{rows}"
 
 
 def _by_delta(dp: PrivateTraining) -> dict[str, Any]:

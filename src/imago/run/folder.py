@@ -115,7 +115,11 @@ class RunFolder:
 
     def start(self) -> None:
         """Begin the run, or resume it."""
-        kept = {key: self.former[key] for key in ("started", "epoch", "step", "loggers", "card") if key in self.former}
+        kept = {
+            key: self.former[key]
+            for key in ("started", "epoch", "step", "epsilon", "loggers", "card")
+            if key in self.former
+        }
         self.status = {"started": now()} | kept
         self.warnings[:] = self.former.get("warnings", [])
         if self.former:
@@ -288,6 +292,7 @@ STATUS = {
     **dict.fromkeys(("status", "started", "resumed", "heartbeat", "host", "reason"), str),
     **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
     "error": TEXT,
+    "epsilon": (str, *NUMBER),
     "best_value": (*NUMBER, type(None)),
     "timing": {"*": (*NUMBER, type(None))},
     "profile": {"*": (str, *NUMBER)},
