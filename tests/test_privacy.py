@@ -900,7 +900,7 @@ def test_a_large_delta_is_warned_of(train):
 
 def test_photographs_of_ants_and_bees_to_the_end(command, hymenoptera):
     run = command(
-        "train", f"data.data_dir={hymenoptera}", *DP, "model.net.weights=null", "data.image_size=32",
+        "train", f"data.data_dir={hymenoptera}", *DP, "model=resnet18", "model.net.weights=null", "data.image_size=32",
         "trainer.max_epochs=1", "trainer.accelerator=cpu", "data.batch_size=64", "strategy.target_epsilon=8",
         "strategy.physical_batch_size=16", "report.splits=[test]", "trainer.limit_val_batches=1",
         "trainer.limit_test_batches=1", "strategy.accountant=rdp", "preflight=false",
