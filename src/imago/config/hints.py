@@ -128,7 +128,7 @@ def is_ultralytics(value: str) -> bool:
 def weights_hint(value: str) -> Hint:
     """A file of weights: those of Ultralytics fit no network of ours."""
     if is_ultralytics(value):
-        network = "the networks are those of torchvision, and model.net.name=resnet18 is the default (--networks)"
+        network = "model=auto is the default, and --networks lists those of torchvision"
         return Hint(note=f"The network of {value} has no counterpart: {network}.")
     return Hint((f"model.init_from={for_hydra(value)}",))
 
