@@ -203,7 +203,6 @@ class Upload:
         return b""
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("image", "words"),
     [
