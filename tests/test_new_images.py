@@ -248,7 +248,7 @@ def test_damage_inside_is_said_with_and_without_a_cache(train, command, tmp_path
         assert "val0a.jpg is damaged inside" in run.output
         assert "1 file damaged inside, with wrong pixels from some point on" in run.text("summary.txt")
     predicted = command("inference", f"ckpt_path={run.dir}", f"source={tmp_path}/jpegs/val")
-    assert "val0a.jpg is damaged inside: " in predicted.output
+    assert "val0a.jpg is damaged inside" in predicted.output
 
 
 def test_names_that_are_no_text_go_through_every_command(train, command, tmp_path):

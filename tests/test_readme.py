@@ -201,7 +201,8 @@ def test_runs_and_data_are_looked_at(line, workplace, trained, monkeypatch, caps
         assert (run.exit_code, (run.dir / "doctor.html").is_file()) == (0, looked), run.output
         return
     (workplace / "logs" / "train" / "runs").mkdir(parents=True)
-    shutil.copytree(trained.dir, workplace / "logs" / "train" / "runs" / "one", dirs_exist_ok=True)
+    for folder in ("train/runs/one", "slurm/17"):
+        shutil.copytree(trained.dir, workplace / "logs" / folder, dirs_exist_ok=True)
     monkeypatch.setattr("imago.status.PROJECT_ROOT", workplace)
     monkeypatch.setattr(sys, "argv", ["ml-status", *words])
     status.main()
