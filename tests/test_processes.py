@@ -238,5 +238,5 @@ def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path,
     started = time.monotonic()
     run = train("trainer=ddp_sim", "data.num_workers=2", "+callbacks.unwell={_target_: unwell.Unwell}")
     assert run.exit_code == 1
-    assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell"
+    assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell\n(unwell.py, line 5, in on_train_batch_start)"
     assert time.monotonic() - started < 90
