@@ -11,8 +11,6 @@ from imago.config.targets import IMAGENET, Normalisation, normalisation_of, timm
 from imago.config.tree import nodes
 
 NORMALIZE = "imago.data.Normalize"
-
-
 TIMM = "imago.model.timm_net"
 
 

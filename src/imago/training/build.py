@@ -109,7 +109,8 @@ def _seed(cfg: DictConfig) -> None:
 
 
 def _build_data(cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None) -> ImageDataModule:
-    data = make_data(cfg.data, trained, run.invocation.overrides, recorded_draws(cfg, run))
+    recorded = recorded_draws(cfg, run) if trained is None else None  # a checkpoint that is scored was read already
+    data = make_data(cfg.data, trained, run.invocation.overrides, recorded)
     draws_val = data.sets.drawn_val is not None
     if cfg.train and trained is None and not draws_val and is_users_own("data.val_ratio", run.invocation):
         raise UserError("data.val_ratio: the data have a val split, so none is drawn from train. Remove it.")
