@@ -118,15 +118,20 @@ draw_figure = Figure.savefig
 
 
 @functools.cache
-def _defaults_of(config_name: str) -> Any:
-    return composed_again(config_name, [])
+def _defaults_of_train() -> Any:
+    return composed_again("train", [])
 
 
 def _compose_once(patch: pytest.MonkeyPatch, overrides: Sequence[str]) -> None:
     """Hydra composes everything once more for `hydra.mode`, and Imago for the defaults: a quarter of a short run."""
     if not any(word.startswith(("-", "hydra", "hparams_search")) for word in overrides):
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-        patch.setattr("imago.cli.compose.composed_again", lambda n, w: composed_again(n, w) if w else _defaults_of(n))
+        patch.setattr("imago.cli.compose.composed_again", _composed_again)
+
+
+def _composed_again(config_name: str, words: Sequence[str]) -> Any:
+    """The defaults of other commands are those of a checkpoint, or of a run: not the same ones each time."""
+    return _defaults_of_train() if config_name == "train" and not words else composed_again(config_name, words)
 
 
 def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
