@@ -253,9 +253,15 @@ class Probe(internals.LightModule):
 def test_lightning_is_as_we_know_it(tmp_path):
     loader = DataLoader(torch.zeros(4, 2), batch_size=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    timer = Timer(duration="00:01:00:00")
+    timer, averaging = Timer(duration="00:01:00:00"), EMAWeightAveraging()
+    assert internals.average_of(averaging) is None
     trainer = Trainer(
-        max_epochs=2, accumulate_grad_batches=2, callbacks=[timer], default_root_dir=tmp_path, devices=1, **quiet
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        callbacks=[timer, averaging],
+        default_root_dir=tmp_path,
+        devices=1,
+        **quiet,
     )
     probe = Probe()
     internals.leave_signals_alone(trainer)
@@ -272,6 +278,7 @@ def test_lightning_is_as_we_know_it(tmp_path):
         (True, True)
     ], changed
     assert internals.callbacks_of(trainer, Timer) == [timer], changed
+    assert internals.average_of(averaging).n_averaged == 4, changed
     assert internals.option_of(trainer, "overfit_batches") == 0.0, changed
     assert internals.option_of(trainer, "log_every_n_steps") == 50, changed
     trainer.save_checkpoint(tmp_path / "end.ckpt")

@@ -36,7 +36,7 @@ WORKS = {
     "Callback": "does nothing by itself",
     "BasePredictionWriter": "a subclass of your own is called for each scored split",
     "DeviceStatsMonitor": "with a logger; on a CPU `cpu_stats: false`, or psutil installed",
-    "EMAWeightAveraging": "the average is validated, saved and scored",
+    "EMAWeightAveraging": "the average is validated, saved and scored; `callbacks=[default,ema]` can start it later",
     "EarlyStopping": "in addition to `callbacks.early_stopping`",
     "GradientAccumulationScheduler": "schedulers that step per batch count optimizer steps",
     "LambdaCallback": "",
@@ -249,9 +249,10 @@ def test_unfreezing_and_a_schedule_per_step_are_refused_together(train, tmp_path
     assert len(run.checkpoint()["optimizer_states"][0]["param_groups"]) == 2
 
 
-def test_an_average_that_never_starts_is_refused(train):
-    run = train(typed("EMAWeightAveraging", "decay: 0.9, update_starting_at_step: 1000"))
-    assert "EMAWeightAveraging starts at step 1000, and there are 10" in run.output
+def test_an_average_that_starts_late_is_refused_for_one_that_can(train):
+    run = train(typed("EMAWeightAveraging", "decay: 0.9, update_starting_at_step: 5"))
+    assert "until then its average is the untrained network" in run.output
+    assert "'callbacks=[default,ema]' callbacks.ema.start=0.5" in run.output
     assert run.exit_code == 1
 
 
@@ -275,6 +276,12 @@ def test_another_optimizer_cannot_go_on(train):
     assert "model.init_from=" in other.output
     for word in ("model/scheduler=step", "model.scheduler_interval=epoch"):
         assert "model.scheduler: the checkpoint was trained with" in train(*words, word).output
+    divided = train(*words, "model.head_lr=0.1").output
+    assert f"trained with {before}, and {before}, divided by model.head_lr cannot continue" in divided
+    assert (
+        "model.freeze_batch_norm: the checkpoint was trained with false, and true"
+        in train(*words, "model.freeze_batch_norm=true").output
+    )
     assert train(*words, "model.optimizer.lr=0.001").exit_code == 0
 
 

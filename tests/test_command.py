@@ -78,6 +78,8 @@ def test_without_data_three_lines_say_what_to_type(command):
         ),
         ("mode=best", "mode must be min or max, got best"),
         ("model.freeze=head", "model.freeze must be backbone"),
+        ("model.freeze_batch_norm=true", "model.freeze_batch_norm=true needs pretrained weights"),
+        ("callbacks.ema.start=2", "callbacks.ema.start must be a fraction of the run"),
         ("report.splits=[tset]", "Unknown split tset. The splits are train, val, test"),
         ("monitor=acc", "monitor must name the stage too, for example monitor=val/acc"),
         ("model.optimizer.lr=fast", "model.optimizer.lr must be a number, got fast"),
@@ -91,6 +93,7 @@ def test_mistakes_end_in_one_message_and_a_status(train, override, message):
     if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     net = ["model=torchvision", "model.net.weights=null"] if "net.name" in override else []
+    net += ["callbacks=[default,ema]"] if "ema" in override else []
     run = train(*net, "trainer.max_epochs=1", override)
     assert run.exit_code == 1
     assert message in run.error

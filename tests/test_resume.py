@@ -98,7 +98,8 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
     [
         [
             "+callbacks.gas={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 2}}",
-            "+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.9}",
+            *("callbacks=[default,ema]", "callbacks.ema.start=0.3", "callbacks.ema.decay=0.8"),
+            *("model.head_lr=0.02", "model.layer_decay=0.5", "model.decay_norms_and_biases=false"),
         ],
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
@@ -475,8 +476,9 @@ def test_a_second_signal_does_not_hide_how_the_run_ended(tmp_path, colours):
         (["trainer.val_check_interval=2"], 14),
         ([], 20),
         (["trainer.val_check_interval=5", "trainer.accumulate_grad_batches=3"], 6),
+        (["trainer.val_check_interval=2", "callbacks=[default,ema]"], 15),
     ],
-    ids=["in an epoch", "at its end", "in an accumulation"],
+    ids=["in an epoch", "at its end", "in an accumulation", "of averaged weights"],
 )
 def test_a_signal_in_a_validation_keeps_all_training(train, command, monkeypatch, overrides, step):
     monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))

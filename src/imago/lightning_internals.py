@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from torch.optim.swa_utils import AveragedModel
 
 Kind = TypeVar("Kind")
 
@@ -18,6 +19,11 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     """The callbacks of a Trainer that are of a kind; `Callback` gives all."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def average_of(callback: WeightAveraging) -> AveragedModel | None:
+    """The averaged model; None before `setup`, and outside of a training."""
+    return callback._average_model
 
 
 def option_of(trainer: Trainer, name: str) -> Any:

@@ -11,6 +11,7 @@ __all__, __getattr__ = lazy_exports(
         "last_checkpoint": ["ResumeCheckpoint"],
         "progress": ["PlainProgress", "TimedBar", "progress_bar"],
         "no_dropout": ["NoDropout"],
+        "ema": ["EMA"],
         "preflight": ["Preflight"],
         "run_status": ["RunStatus"],
         "carried_state": ["CarriedState"],

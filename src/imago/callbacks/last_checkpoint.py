@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from imago.checkpoint.read import LAST, PREVIOUS
 from imago.checkpoint.write import WholeFileCheckpointIO
 from imago.definitions import STOPPING, TERMINATED
 from imago.errors import UserError
-from imago.lightning_internals import is_accumulating, is_last_batch, option_of, validation_is_due
+from imago.lightning_internals import callbacks_of, is_accumulating, is_last_batch, option_of, validation_is_due
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,10 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         """Stop within a validation, which may take long; it is repeated when the run is resumed. A validation
-        in the middle of a gradient accumulation is finished first: checkpoints hold no gradients."""
-        if self._asked and trainer.world_size == 1 and not is_accumulating(trainer):
+        in the middle of a gradient accumulation is finished first: checkpoints hold no gradients. So is one of averaged
+        weights, which have changed places with the current ones."""
+        averages = bool(callbacks_of(trainer, WeightAveraging))
+        if self._asked and trainer.world_size == 1 and not is_accumulating(trainer) and not averages:
             self.save(trainer, pl_module)
             self._leave(trainer, self._asked)
 

@@ -226,10 +226,11 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
                 "Type model.scheduler=null, or model/scheduler=step, or plateau"
             )
         start = getattr(callback, "update_starting_at_step", None) if isinstance(callback, WeightAveraging) else None
-        if start is not None and start >= planned:
+        if start:
             raise UserError(
-                f"{type(callback).__name__} starts at step {start}, and there are {planned:g}: untrained weights would "
-                "be scored. Type a smaller update_starting_at_step"
+                f"{type(callback).__name__}.update_starting_at_step={start}: until then its average is the untrained "
+                "network, which would be validated and saved. Type 'callbacks=[default,ema]' "
+                f"callbacks.ema.start={start / planned:.2g}"
             )
     if (least := trainer.fit_loop.epoch_loop.min_steps or 0) > planned:
         raise UserError(f"trainer.min_steps={least}, and there are {planned:g}: type a larger trainer.max_epochs=")

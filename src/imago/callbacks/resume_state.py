@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
@@ -62,11 +62,17 @@ def check_resumable(trainer: Trainer, model: DictModule, data: ImageDataModule, 
     """Check the settings before anything is written: a run that is refused keeps its folder as it was.
 
     Raises:
-        UserError: The optimizer or the schedule is another one, the checkpoint is from the middle of an epoch that
-            would continue differently or has more epochs than are asked for, or the tracked metric is not logged.
+        UserError: The optimizer or the schedule is another one, weights are no longer averaged, the checkpoint is from
+            the middle of an epoch that would continue differently or has more epochs than are asked for, or the
+            tracked metric is not logged.
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_parts(progress, model)
+    if "current_model_state" in checkpoint and not callbacks_of(trainer, WeightAveraging):
+        raise UserError(
+            "The checkpoint has averaged weights, and this run does not average: it would be trained from the average. "
+            "Resume with the same callback (callbacks=[default,ema]), or start a new run with model.init_from="
+        )
     _check_settings(progress, _settings(trainer, data))
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
         raise UserError(
@@ -171,16 +177,18 @@ def _check_parts(progress: Progress, model: DictModule) -> None:
 
 
 def made_by(model: DictModule) -> dict[str, str | None]:
-    """Names of the classes or functions that make the optimizer and its schedule."""
+    """Names of the classes or functions that make the optimizer and its schedule, and what decides on its groups."""
     makers = {"optimizer": model.optimizer, "scheduler": model.scheduler}
     functions: dict[str, Any] = {part: getattr(maker, "func", maker) for part, maker in makers.items()}
-    names = {
+    names: dict[str, str | None] = {
         part: f"{function.__module__}.{function.__qualname__}" if hasattr(function, "__qualname__") else None
         for part, function in functions.items()
     }
     if model.scheduler is not None:
         names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}"
-    return names
+    if model.groups.settings:
+        names["optimizer"] = f"{names['optimizer']}, divided by {' and '.join(model.groups.settings)}"
+    return names | {part: str(value).lower() for part, value in model.frozen_parts.items()}
 
 
 def _check_settings(progress: Progress, now: dict[str, Any]) -> None:

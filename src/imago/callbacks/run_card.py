@@ -23,6 +23,8 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
     data = cast(ImageDataModule, data_of(trainer))
     groups = model.optimizer_settings.get("groups") or [{}]
     rate = groups[0].get("initial_lr", groups[0].get("lr"))  # a schedule may have lowered `lr` already
+    if len(groups) > 1:
+        rate = trainer.optimizers[0].defaults.get("lr")
     return {
         "network": network,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -30,6 +32,7 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
         "weights": weights,
         "optimizer": type(trainer.optimizers[0]).__name__,
         "learning_rate": float(rate) if rate is not None else None,
+        "head_learning_rate": model.groups.head_lr,
         "batch_size": data.batch_size,
         "device": _device(trainer),
         "precision": str(trainer.precision),

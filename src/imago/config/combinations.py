@@ -28,7 +28,7 @@ CHECKPOINT_KEYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("monitor", lambda value: value is None),
 )
 """Arguments of `callbacks.model_checkpoint` -> test for values that would make best.ckpt something else."""
-EMA = "'+callbacks.ema={_target_: lightning.pytorch.callbacks.EMAWeightAveraging, decay: 0.99}'"
+EMA = "'callbacks=[default,ema]'"
 CALLBACKS = {
     "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {EMA}, whose average is both.",
     "ModelPruning": "it changes the weights between validation and checkpoint, and no file keeps its masks. Prune the "
@@ -85,6 +85,21 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         lambda cfg, _: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
         "model.on_bad_loss=skip needs a single process: the others would wait for the gradients. "
         "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
+    ),
+    (
+        lambda cfg, _: cfg.model.get("freeze") is not None and cfg.model.get("layer_decay") is not None,
+        "model.layer_decay and model.freeze: only the head is trained, so there are no layers below it whose learning "
+        "rate could decay. Type model.layer_decay=null, or model.freeze=null.",
+    ),
+    (
+        lambda cfg, _: bool(cfg.model.get("freeze_batch_norm")) and cfg.model.get("norm") == "group",
+        "model.freeze_batch_norm=true and model.norm=group: frozen layers are not replaced. Type one of "
+        "model.freeze_batch_norm=false, model.norm=null.",
+    ),
+    (
+        lambda cfg, _: bool(cfg.trainer.get("sync_batchnorm")) and _freezes_norms(cfg),
+        "trainer.sync_batchnorm=true, and BatchNorm is frozen (model.freeze_batch_norm or model.freeze): there are no "
+        "statistics to synchronise. Remove trainer.sync_batchnorm.",
     ),
     (
         lambda cfg, _: cfg.auto_resume and cfg.resume is not None,
@@ -274,6 +289,10 @@ def _limit(value: Any) -> float:
 
 def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
+
+
+def _freezes_norms(cfg: DictConfig) -> bool:
+    return bool(cfg.model.get("freeze_batch_norm")) or cfg.model.get("freeze") is not None
 
 
 def _has_fixed_folder(invocation: Invocation) -> bool:

@@ -143,7 +143,6 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         "true",
         says("A sweep compares learning rates: -m model.optimizer.lr=0.01,0.001."),
     ),
-    ("model_ema ema", "true", says("docs/callbacks.md shows EMAWeightAveraging, a callback of Lightning.")),
     (
         "config config_file cfg_file yaml",
         "mine.yaml",

@@ -192,6 +192,11 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ("log_interval logging_steps log_every", "10", types("trainer.log_every_n_steps={}")),
     ("metric_for_best_model eval_metric best_metric objective", "accuracy", monitor_hint),
     ("eval_every eval_interval val_interval", "2", types("trainer.check_val_every_n_epoch={}")),
+    ("model_ema ema use_ema", "true", switch("callbacks=[default,ema]", Hint(note=f"{LEAVE}."))),
+    ("model_ema_decay ema_decay", "0.999", types("callbacks=[default,ema]", "callbacks.ema.decay={}")),
+    ("layer_decay layerwise_decay llrd", "0.75", types("model.layer_decay={}")),
+    ("filter_bias_and_bn", "true", switch("model.decay_norms_and_biases=false", "model.decay_norms_and_biases=true")),
+    ("freeze_bn norm_eval frozen_bn", "true", switch("model.freeze_batch_norm=true", "model.freeze_batch_norm=false")),
     ("verbose", "true", switch("hydra.verbose=true", Hint(note=f"{LEAVE}."))),
     ("profile profiler", "true", switch("debug=profiler", Hint(note=f"{LEAVE}."))),
     # lightning-hydra-template

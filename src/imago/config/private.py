@@ -51,7 +51,7 @@ REASONS = {
     "this one has no end. Add trainer.max_epochs=, or strategy.noise_multiplier=",
 }
 """Name -> what cannot be combined with strategy=dp, why, and what to type."""
-AVERAGES = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging")
+AVERAGES = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "imago.callbacks.EMA")
 HALF = re.compile(r"16($|-)|bf16-true|transformer-engine")
 MIXING = re.compile(r"\.(MixUp|CutMix)$")
 REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
@@ -123,7 +123,7 @@ def _several(devices: Any) -> bool:
 
 
 def _has(cfg: DictConfig, names: tuple[str, ...]) -> bool:
-    return any(lightning_name(target) in names for target in _targets(cfg, "callbacks"))
+    return any((lightning_name(target) or target) in names for target in _targets(cfg, "callbacks"))
 
 
 def _targets(cfg: DictConfig, group: str) -> list[str]:

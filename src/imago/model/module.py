@@ -26,8 +26,9 @@ from imago.model.losses import (
     class_weight_tensor,
 )
 from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings
+from imago.model.parameter_groups import ParameterGroups
 from imago.model.strategy import Strategy
-from imago.model.surgery import freeze_layers, head_names, with_group_norm, without_weights
+from imago.model.surgery import freeze_layers, head_names, to_channels_last, with_group_norm, without_weights
 from imago.wiring import ComposeTransform
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ class DictModule(EpochLosses):
         init_from: A run folder, `latest`, a checkpoint or a weights file to start from: tensors that fit are loaded,
             and the head is new if the classes differ.
         freeze: `backbone` trains the head only.
+        freeze_batch_norm: Keep all BatchNorms as they are: running statistics, scale and shift.
+        head_lr: Learning rate of the head; None: that of the optimizer.
+        layer_decay: Factor of the learning rate from each layer to the one below it, 0 to 1; None: one rate for all.
+        decay_norms_and_biases: Whether weight decay acts on norms and biases too.
         norm: `group` replaces each trainable BatchNorm by a GroupNorm, so that an image does not depend on the rest of
             its batch. The pretrained weights and statistics of these layers are lost.
         monitor: The metric that a plateau scheduler watches.
@@ -82,6 +87,10 @@ class DictModule(EpochLosses):
         compile: bool = False,
         channels_last: bool | None = None,
         freeze: str | None = None,
+        freeze_batch_norm: bool = False,
+        head_lr: float | None = None,
+        layer_decay: float | None = None,
+        decay_norms_and_biases: bool = True,
         norm: str | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
@@ -94,10 +103,12 @@ class DictModule(EpochLosses):
             raise UserError(f"model.probe must be auto, true, false or only, got {probe}.")
         self.probe = probe
         self.class_names = list(class_names)
-        if net is None and (forward_fn is None or freeze is not None or init_from is not None):
+        self.groups = ParameterGroups(head_lr, layer_decay, decay_norms_and_biases)
+        on_layers = self.groups.by_layer or freeze is not None or freeze_batch_norm or init_from is not None
+        if net is None and (forward_fn is None or on_layers):
             raise UserError(
                 "model.net is missing. Choose a network, for example model=resnet18. model.forward_fn can replace it "
-                "if model.freeze and model.init_from are not set."
+                "if model.freeze, freeze_batch_norm, init_from, head_lr and layer_decay are not set."
             )
         self.net = make_net(net, len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
@@ -118,9 +129,10 @@ class DictModule(EpochLosses):
         self.strategy = Strategy()
         self.seed: int | None = None
         self._folder, self._publish = Path(), _nothing
-        self.frozen = (
-            freeze_layers(self.net, net, freeze, self.class_names) if net is not None and freeze is not None else []
-        )
+        self.head = head_names(without_weights(net), len(self.class_names)) if net is not None and on_layers else set()
+        """Names of the head's tensors in the network, where a setting needs them."""
+        self.frozen = freeze_layers(self.net, freeze, freeze_batch_norm, self.head)
+        self.frozen_parts = {"freeze": freeze, "freeze_batch_norm": freeze_batch_norm}
         if self.frozen:
             self.train()  # all but the frozen layers
         if norm not in (None, "group"):
@@ -130,17 +142,13 @@ class DictModule(EpochLosses):
         self.seen_images: Tensor | None = None
         """Digests of the images that the initial weights were trained on, int64 (images,), if known."""
         if net is not None and init_from is not None:
-            self.seen_images = start_from(
-                self.net, init_from, self.class_names, head_names(without_weights(net), len(self.class_names))
-            )
+            self.seen_images = start_from(self.net, init_from, self.class_names, self.head)
         if forward_fn is not None:
             bind_net(forward_fn, self.net)
         known = net is not None and is_channels_last(f"{type(self.net).__module__}.")
         self.channels_last = known if channels_last is None else channels_last
         if self.channels_last:
-            for parameter in self.net.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            to_channels_last(self.net)
         self._is_to_be_compiled = compile
         if compile:
             whole.compile()  # in place: assigning torch.compile's result would rename every weight
@@ -230,12 +238,10 @@ class DictModule(EpochLosses):
         if self.seed is not None:
             self.strategy.seed_draws("step", self.seed, self.global_rank, self.current_epoch, batch_idx)
 
-    def on_validation_start(self) -> None:
+    def on_validation_epoch_start(self) -> None:
         if self.trainer.world_size > 1:  # each process has its own running statistics: use those of rank 0
             for buffer in self.net.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-
-    def on_validation_epoch_start(self) -> None:
         self.running_losses["val"].reset()
 
     def on_test_epoch_start(self) -> None:
@@ -266,10 +272,8 @@ class DictModule(EpochLosses):
         self._log_losses("test")
 
     def configure_optimizers(self) -> Any:
-        if self.optimizer is None:
-            raise UserError("model.optimizer=null: without an optimizer, the network can be scored but not trained.")
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(self.optimizer, trained, self.device, self.trainer)
+        parameters = self.groups.divide(self, self.net, self.head)
+        optimizer = make_optimizer(self.optimizer, parameters, self.device, self.trainer, self.groups)
         config = None
         if self.scheduler is not None:
             config = make_scheduler(self.scheduler, optimizer, self.interval, self.trainer, self.monitor)

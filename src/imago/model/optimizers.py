@@ -3,18 +3,18 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from imago.errors import UserError
 from imago.lightning_internals import callbacks_of
+from imago.model.parameter_groups import ParameterGroups
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # learning rates of an optimizer's groups, which schedulers change
 COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
@@ -43,18 +43,30 @@ def warmup_cosine(optimizer: Optimizer, total_steps: int, warmup: float = 0.05, 
 
 
 def make_optimizer(
-    make: Callable[..., Optimizer], parameters: Sequence[nn.Parameter], device: torch.device, trainer: Trainer
+    make: Callable[..., Optimizer] | None,
+    parameters: list[Any],
+    device: torch.device,
+    trainer: Trainer,
+    groups: ParameterGroups | None = None,
 ) -> Optimizer:
     """Create the optimizer of `parameters`, fused if it can be and no other implementation was chosen.
 
+    `parameters` is a plain list, or comes from `groups.divide`.
+
     Raises:
-        UserError: It refuses its settings.
+        UserError: There is none, or it refuses its settings.
     """
+    if make is None:
+        raise UserError("model.optimizer=null: without an optimizer, the network can be scored but not trained.")
     try:
-        return make(parameters, **_fused(make, device, trainer))
+        optimizer = make(parameters, **_fused(make, device, trainer))
     except (TypeError, ValueError) as error:
         settings = getattr(make, "keywords", {})
-        raise UserError(f"model.optimizer does not accept {settings}: {error}") from error
+        where = f" with {' and '.join(groups.settings)}" if groups is not None and groups.settings else ""
+        raise UserError(f"model.optimizer does not accept {settings}{where}: {error}") from error
+    if groups is not None:
+        groups.apply(optimizer)
+    return optimizer
 
 
 def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Trainer) -> dict[str, bool]:
@@ -71,10 +83,11 @@ def make_scheduler(
     """Create Lightning's configuration of the learning-rate scheduler, which gets the steps of the whole run.
 
     Raises:
-        UserError: The run has no end, or more steps than the schedule.
+        UserError: The run has no end, or more steps than the schedule, or the schedule sets one rate for all groups.
     """
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     planned = planned_steps(trainer) if interval == "step" else float(epochs or 0)
+    before = [group["lr"] for group in optimizer.param_groups]
     if takes_total_steps(make):
         if math.isinf(planned):
             raise UserError(
@@ -84,6 +97,12 @@ def make_scheduler(
         scheduler = make(optimizer, total_steps=int(planned))
     else:
         scheduler = make(optimizer)
+    after = [group["lr"] for group in optimizer.param_groups]
+    if any(not math.isclose(a * before[0], after[0] * b, rel_tol=1e-6) for a, b in zip(after, before, strict=True)):
+        raise UserError(
+            f"model.scheduler: {type(scheduler).__name__} sets one learning rate for all parameters, so model.head_lr "
+            "and model.layer_decay would have no effect. Type model/scheduler=cosine, step or plateau."
+        )
     if (steps := getattr(scheduler, "total_steps", None)) is not None and steps < planned:
         raise UserError(
             f"model.scheduler has {steps} steps, but it will be stepped {planned:g} times. Remove total_steps (or "

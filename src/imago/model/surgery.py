@@ -1,6 +1,7 @@
 """Changes to networks: the head's tensors, group normalisation, frozen layers."""
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -11,6 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from imago.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LEAST_CHANNELS = 4  # per group
 Build = Callable[..., nn.Module]
@@ -62,20 +65,37 @@ def head_layer(net: nn.Module, names: Collection[str]) -> nn.Linear | None:
     return layer if is_whole and isinstance(layer, nn.Linear) else None
 
 
-def freeze_layers(
-    net: nn.Module, make: Callable[..., nn.Module], freeze: str, class_names: Sequence[str]
-) -> list[nn.Module]:
-    """Freeze all of `net`, which `make` created, except its head. Returns the layers without trainable parameters.
+def freeze_layers(net: nn.Module, freeze: str | None, batch_norm: bool, head: Collection[str]) -> list[nn.Module]:
+    """Freeze layers of `net`. Returns those that have to stay in evaluation mode, so that they keep their statistics.
+
+    Args:
+        net: The network.
+        freeze: `backbone` freezes all tensors that are not in `head`; None freezes none of them.
+        batch_norm: Freeze scale and shift of each BatchNorm, as torchvision's FrozenBatchNorm2d does.
+        head: Names of the head's tensors.
 
     Raises:
-        UserError: `freeze` is not `backbone`.
+        UserError: `freeze` is neither `backbone` nor None.
     """
-    if freeze != "backbone":
+    if freeze not in (None, "backbone"):
         raise UserError(f"model.freeze must be backbone (train the head only) or null, got {freeze}.")
-    head = head_names(without_weights(make), len(class_names))
-    for name, parameter in net.named_parameters():
+    for name, parameter in net.named_parameters() if freeze is not None else []:
         parameter.requires_grad = name in head
-    return [module for module in net.modules() if is_frozen(module)]
+    frozen = [module for module in net.modules() if is_frozen(module)] if freeze is not None else []
+    norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if batch_norm and not norms:
+        log.warning("model.freeze_batch_norm=true: %s has no BatchNorm, so nothing is frozen", type(net).__name__)
+    for layer in norms if batch_norm else []:
+        layer.requires_grad_(False)
+        frozen.append(layer)
+    return frozen
+
+
+def to_channels_last(net: nn.Module) -> None:
+    """Lay out the weights of convolutions channels-last (NHWC)."""
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def without_weights(net: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -152,8 +152,7 @@ def card_rows(card: dict[str, Any]) -> dict[str, str]:
     if total is not None:
         part = f" ({format_count(trained)} trained)" if trained is not None and trained != total else ""
         rows["parameters"] = f"{format_count(total)}{part}"
-    if card.get("learning_rate") is not None:
-        rows["learning_rate"] = f"{card['learning_rate']:g}"
+    rows |= {name: f"{card[name]:g}" for name in ("learning_rate", "head_learning_rate") if name in rows}
     if "images" in card:
         rows["images"] = ", ".join(f"{split} {count}" for split, count in card["images"].items())
     return {name.replace("_", " "): text for name, text in rows.items()}

@@ -1,6 +1,6 @@
 """Curves of a run in the unit square, for the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
@@ -26,16 +26,25 @@ def curves_of(history: Sequence[Row], best_epoch: int | None = None) -> dict[str
         values = {split: [row.get(f"{split}/{kind}") for row in history] for split in ("train", "val")}
         if curve := _curve(kind, history, values, best_epoch):
             curves["folded" if kind in FOLDED else "shown"].append(curve)
-    if rates := _curve(LEARNING_RATE, history, {"lr": [learning_rate(row) for row in history]}, best_epoch):
+    if rates := _curve(LEARNING_RATE, history, learning_rates(history), best_epoch):
         curves["shown"].append(rates)
     return curves
 
 
-def learning_rate(row: Row) -> float | None:
-    """Greatest learning rate of all parameter groups; a logger is needed for it."""
+def learning_rates(history: Sequence[Row]) -> dict[str, list[float | None]]:
+    """Learning rate of each epoch, for which a logger is needed: the greatest of all parameter groups as `lr`; beside
+    it that of the head, if it is in a group by itself."""
     odd = ("-momentum", "-weight_decay")
-    rates = [value for key, value in row.items() if key.startswith("lr-") and not key.endswith(odd)]
-    return max((rate for rate in rates if rate is not None), default=None)
+    of_row = [
+        {key: value for key, value in row.items() if key.startswith("lr-") and not key.endswith(odd)} for row in history
+    ]
+    heads = {key for rates in of_row for key in rates if key.removesuffix("_no_decay").endswith("/head")}
+
+    def greatest(rates: Row, keys: Collection[str]) -> float | None:
+        return max((rate for key in keys if (rate := rates.get(key)) is not None), default=None)
+
+    curves = {"lr": [greatest(rates, rates.keys() - heads) for rates in of_row]}
+    return curves | ({"lr of the head": [greatest(rates, heads) for rates in of_row]} if heads else {})
 
 
 def _curve(

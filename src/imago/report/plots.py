@@ -20,7 +20,7 @@ from PIL import Image
 from imago.files import atomic_write
 from imago.randomness import seeded_scope
 from imago.report.clusters import clustered_order, shares_of
-from imago.report.curves import learning_rate
+from imago.report.curves import learning_rates
 from imago.run.folder import PNG_WITH_TITLE, PlotOptions
 
 Picture = NDArray[np.uint8]
@@ -98,9 +98,12 @@ def curves_figure(history: Sequence[Mapping[str, float]], best_epoch: int | None
         ]
         for kind in kinds
     }
-    rates = [(row["epoch"] + 1, rate) for row in history if (rate := learning_rate(row)) is not None]
-    if rates:
-        panels_of["learning rate"] = [("lr", "o-C2", rates)]
+    panels_of["learning rate"] = [
+        (name, style, [(row["epoch"] + 1, rate) for row, rate in zip(history, rates, strict=True) if rate is not None])
+        for (name, rates), style in zip(learning_rates(history).items(), ("o-C2", "o--C2"), strict=False)
+    ]
+    if not any(points for _, _, points in panels_of["learning rate"]):
+        del panels_of["learning rate"]
     columns = min(max(len(panels_of), 1), 3)
     rows = max(math.ceil(len(panels_of) / columns), 1)
     figure = NotebookFigure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")

@@ -273,6 +273,7 @@ CARD = {
     "weights": str,
     "optimizer": str,
     "learning_rate": (*NUMBER, type(None)),
+    "head_learning_rate": (*NUMBER, type(None)),
     "batch_size": int,
     "device": str,
     "precision": str,

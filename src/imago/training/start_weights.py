@@ -94,11 +94,13 @@ def _check_private_start(source: str, model: DictModule, data: ImageDataModule) 
 
 
 def _check_frozen(cfg: DictConfig, model: DictModule, weights: str) -> None:
-    """Raise UserError if `model.freeze` would freeze random weights."""
-    if cfg.model.get("freeze") is None or weights != SCRATCH:
+    """Raise UserError if `model.freeze` or `model.freeze_batch_norm` would freeze random weights."""
+    setting = "freeze" if cfg.model.get("freeze") is not None else "freeze_batch_norm"
+    if not cfg.model.get(setting) or weights != SCRATCH:
         return
     raise UserError(
-        f"model.freeze={cfg.model.freeze} needs pretrained weights: {name_of(model.net)} starts from scratch, and the "
-        "frozen layers would stay random. Type model.init_from=RUN (a run, a checkpoint or a file of weights), "
-        "model.net.weights=DEFAULT (or a file) for a network of torchvision, or leave model.freeze out"
+        f"model.{setting}={str(cfg.model[setting]).lower()} needs pretrained weights: {name_of(model.net)} starts from "
+        "scratch, and the frozen layers would stay random. Type model.init_from=RUN (a run, a checkpoint or a file of "
+        "weights), model.net.weights=DEFAULT (or a file) for a network of torchvision, or leave "
+        f"model.{setting} out"
     )
