@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CARD_LINE = {
     "parameters": "{} parameters",
     "learning rate": "lr {}",
+    "head learning rate": "lr of the head {}",
     "batch size": "batch size {}",
     "images": "images: {}",
     "classes": "{} classes",
