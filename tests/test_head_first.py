@@ -135,7 +135,8 @@ def backbone(trained):
 def test_the_head_is_epoch_0_and_is_kept_within_the_noise_of_val(train, command, backbone, tmp_path, monkeypatch):
     monkeypatch.setattr("imago.callbacks.head_first.paired_gain", lambda *_: (0.004, 0.013))
     watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={tmp_path}/snapshots"]
-    run = train(*backbone, "logger=csv", "callbacks.resume.every_n_train_steps=1", *watch)
+    average = ["callbacks=[default,ema]", "model.head_lr=0.02", "model.layer_decay=0.5", "model.freeze_batch_norm=true"]
+    run = train(*backbone, *average, "logger=csv", "callbacks.resume.every_n_train_steps=1", *watch)
     assert run.exit_code == 0, run.output
     head, *epochs = run.history
     assert (head["epoch"], head["step"], [row["epoch"] for row in epochs]) == (-1, 0, [0, 1])
@@ -171,7 +172,7 @@ def test_the_head_is_epoch_0_and_is_kept_within_the_noise_of_val(train, command,
 
 
 def test_the_head_alone_is_an_ordinary_checkpoint(train, command, backbone, colours, trained):
-    run = train(*backbone, "model.probe=only", "monitor=val/loss")
+    run = train(*backbone, "model.probe=only", "monitor=val/loss", "callbacks=[default,ema]", "model.head_lr=0.02")
     assert run.exit_code == 0, run.output
     assert [row["epoch"] for row in run.history] == [-1]
     assert run.json("status.json")["epoch"] == 0

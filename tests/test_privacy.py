@@ -705,6 +705,7 @@ def test_noise_and_steps_for_a_target():
         (["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging",
           "+callbacks.swa.swa_lrs=0.1"], "its average would be neither saved nor scored"),
         (["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"], "average weights (SWA, EMA)"),
+        (["callbacks=[default,ema]"], "average weights (SWA, EMA)"),
         (["model.optimizer._target_=torch.optim.LBFGS", "~model.optimizer.weight_decay"], "LBFGS evaluates a batch"),
         (["trainer.min_epochs=2"], "trainer.min_epochs or trainer.min_steps"),
         (["monitor=train/loss"], "strategy=dp and a monitor of train/"),
