@@ -16,7 +16,10 @@ from omegaconf import DictConfig
 
 from imago.cli.compose import with_data_and_model
 from imago.cli.entry import Command
+from imago.cli.recipe import with_recipe
 from imago.cli.start_from import resolve_run_args
+from imago.config.invocation import Invocation
+from imago.config.recipe import TrainFacts
 from imago.errors import UserError
 from imago.run.folder import RunFolder
 
@@ -59,7 +62,17 @@ def _print_replay(before: Path, now: Path) -> None:
     print(describe_replay(replay))
 
 
-main = Command("train", train_from_config, arguments=resolve_run_args, complete=with_data_and_model)
+def _complete(cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:
+    return with_recipe(with_data_and_model(cfg, invocation), invocation, _look)
+
+
+def _look(cfg: DictConfig) -> TrainFacts:
+    from imago.training.recipe import train_facts
+
+    return train_facts(cfg)
+
+
+main = Command("train", train_from_config, arguments=resolve_run_args, complete=_complete)
 """The command line of training."""
 
 

@@ -50,7 +50,7 @@ class Command:
         check: Raises UserError for settings that cannot work, before anything heavy is imported.
         root: What the root of the config may have besides `Root`; the config starts from `NAME_schema`.
         arguments: Replaces words of the command line by what they stand for.
-        complete: May choose settings that nobody has.
+        complete: May choose settings that nobody has, and the options that they belong to.
         choices: Setting -> valid values, checked before a checkpoint is read.
         one_process: Devices do not matter.
     """
@@ -60,7 +60,7 @@ class Command:
     check: Check = check_training
     root: type[KeptRoot] | None = None
     arguments: Callable[[list[str]], Arguments] = plain_args
-    complete: Callable[[DictConfig, Invocation], DictConfig] = lambda cfg, _: cfg
+    complete: Callable[[DictConfig, Invocation], tuple[DictConfig, Invocation]] = lambda *made: made
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     one_process: bool = False
 
@@ -120,7 +120,7 @@ class Command:
             def job(cfg: DictConfig) -> None:
                 try:  # Hydra would print what is raised in here
                     invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, f"ml-{self.name}"))
-                    results.append(then(self._completed(cfg, invocation), invocation))
+                    results.append(then(*self._completed(cfg, invocation)))
                 except BaseException as error:
                     errors.append(error)
 
@@ -166,7 +166,7 @@ class Command:
         def job(cfg: DictConfig) -> Any:
             invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, program))
             try:
-                return objective(self._execute(self._completed(cfg, invocation), invocation))
+                return objective(self._execute(*self._completed(cfg, invocation)))
             except KeyboardInterrupt:
                 _leave(INTERRUPTED)
             except TaskError:
@@ -179,8 +179,9 @@ class Command:
         with reported_sweep():
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 
-    def _completed(self, cfg: DictConfig, invocation: Invocation) -> DictConfig:
-        return choose_normalisation(self.complete(cfg, invocation))
+    def _completed(self, cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:
+        cfg, invocation = self.complete(cfg, invocation)
+        return choose_normalisation(cfg), invocation
 
     def _settings(self) -> list[str]:
         """Keys at the root of the config."""

@@ -18,7 +18,7 @@ from imago.config.root import CONFIG_DIR
 from imago.config.schema import shipped
 from imago.errors import UserError
 
-FILES = ("experiment", "hparams_search", "debug")
+FILES = ("recipe", "experiment", "hparams_search", "debug")
 """Groups whose files choose options of other groups, and set what they like."""
 ENTRY = re.compile(r"(?P<override>override +)?(?P<optional>optional +)?(?P<slash>/?)(?P<group>[\w/]+)")
 

@@ -142,7 +142,7 @@ def option_with(key: str) -> str | None:
     options = []
     for file in Path(CONFIG_DIR).rglob("*.yaml"):
         group = file.parent.relative_to(CONFIG_DIR).as_posix()
-        is_searched = group not in (".", "experiment", "debug", "hydra", "paths", "local")
+        is_searched = group not in (".", "recipe", "experiment", "debug", "hydra", "paths", "local")
         if is_searched and any(setting.key == key for setting in file_settings(file, group.replace("/", "."))):
             options.append(f"{group}={file.stem}")
     return max(options, default=None)  # model=torchvision, not model=resnet18

@@ -122,7 +122,7 @@ def resolve_run_args(words: list[str]) -> Arguments:
     if named_run in ("", "null"):
         return Arguments(words)
     keys = [override_key(word) for word in words]
-    for word in ("experiment", "debug", "hparams_search", "ckpt_path", *WORDS):
+    for word in ("recipe", "experiment", "debug", "hparams_search", "ckpt_path", *WORDS):
         if word in keys and word != key:
             raise UserError(f"{words[at]} uses the settings of that run: remove {word}=.")
     for word in ("-m", "--multirun", "--config-name", "-cn"):

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -56,9 +55,7 @@ def with_plain_model(invocation: Invocation) -> Invocation:
     if invocation.choices.get("model") != AUTO:
         return invocation
     chosen = chosen_model(invocation.overrides, invocation.choices, [Path(path) for path in invocation.config_folders])
-    hydra = OmegaConf.create(invocation.hydra)
-    OmegaConf.update(hydra, "hydra.runtime.choices.model", chosen)
-    return replace(invocation, choices={**invocation.choices, "model": chosen}, hydra=OmegaConf.to_yaml(hydra))
+    return invocation.with_choice("model", chosen)
 
 
 def describe_choice(chosen: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,6 +79,12 @@ class Invocation:
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain types, for another process of the run."""
         return asdict(self)
+
+    def with_choice(self, group: str, option: str) -> "Invocation":
+        """The invocation as if `option` had been chosen."""
+        hydra = OmegaConf.create(self.hydra)
+        OmegaConf.update(hydra, f"hydra.runtime.choices.{group}", option)
+        return replace(self, choices={**self.choices, group: option}, hydra=OmegaConf.to_yaml(hydra))
 
     @property
     def search_path(self) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ import yaml
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 
-GLOBAL = ("experiment", "hparams_search", "debug")
-"""Groups that come last and set what belongs to others."""
+GLOBAL = ("recipe", "experiment", "hparams_search", "debug")
+"""Groups that come last, in this order, and set what belongs to others."""
 
 
 def origin_of(key: str, invocation: Invocation) -> str:
@@ -57,6 +57,12 @@ def is_users_own(key: str, invocation: Invocation) -> bool:
     return bool(holders) and not holders[-1].is_relative_to(CONFIG_DIR)
 
 
+def is_of_group(key: str, group: str, invocation: Invocation) -> bool:
+    """Whether the value of a setting is that of the chosen option of `group`."""
+    holders = [path for path, package in _files(invocation) if holds(path, package, key)]
+    return not is_typed(key, invocation) and bool(holders) and holders[-1].parent.name == group
+
+
 def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
     """Whether a setting is in a file that comes before that of `target`: it was written for another target."""
     if is_typed(key, invocation):
@@ -85,7 +91,7 @@ def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
 
 def chosen_files(folders: Sequence[Path], choices: Iterable[tuple[str, str]]) -> Iterator[tuple[Path, str]]:
     """Files of the options (group, name) that were chosen, and their defaults, with their packages; later ones win."""
-    for group, option in sorted(choices, key=lambda choice: choice[0] in GLOBAL):
+    for group, option in sorted(choices, key=lambda choice: GLOBAL.index(choice[0]) if choice[0] in GLOBAL else -1):
         if not group.startswith("hydra"):
             yield from _with_defaults(folders, group, option)
 

@@ -24,7 +24,7 @@ from imago.run.overview import NO_SETTINGS
 TENSORBOARD = ("imago.training.TensorBoardLogger", "lightning.pytorch.loggers.TensorBoardLogger")
 WANDB = "lightning.pytorch.loggers.WandbLogger"
 MLFLOW = "lightning.pytorch.loggers.MLFlowLogger"
-WHOLE = ("experiment", "debug", "hparams_search")
+WHOLE = ("recipe", "experiment", "debug", "hparams_search")
 """Groups whose options set keys anywhere in the config."""
 WRITING = ("log_metrics", "log_hyperparams", "save", "finalize")
 
