@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
-from imago.config.setting_source import in_file, is_typed
+from imago.config.setting_source import in_file, is_of_group, is_typed
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
@@ -87,7 +87,22 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
     ),
     (
-        lambda cfg, _: cfg.model.get("freeze") is not None and cfg.model.get("layer_decay") is not None,
+        lambda cfg, invocation: (
+            cfg.model.get("freeze") is not None and is_of_group("model.layer_decay", "recipe", invocation)
+        ),
+        "model.freeze and the recipe contradict each other: recipes from small to large train all layers. Remove "
+        "model.freeze, or type recipe=none, or recipe=head for an exact head on frozen layers.",
+    ),
+    (
+        lambda cfg, invocation: invocation.choices.get("recipe") == "head" and cfg.model.get("probe") != "only",
+        "recipe=head and model.probe: the recipe is model.probe=only. Remove one of them.",
+    ),
+    (
+        lambda cfg, invocation: (
+            cfg.model.get("freeze") is not None
+            and cfg.model.get("layer_decay") is not None
+            and not is_of_group("model.layer_decay", "recipe", invocation)
+        ),
         "model.layer_decay and model.freeze: only the head is trained, so there are no layers below it whose learning "
         "rate could decay. Type model.layer_decay=null, or model.freeze=null.",
     ),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 AUTO, NONE, HEAD, SCRATCH = "auto", "none", "head", "scratch"
 """Options of the group `recipe`."""
+PRETRAINED = ("small", "medium", "large")
+"""Those that train all layers from pretrained weights."""
 LEAST_IMAGES, LEAST_OF_A_CLASS = 200, 10
 """With fewer, only the head is trained."""
 SIZES = (("small", 2_000), ("medium", 20_000))

@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.checkpoint.read import find_checkpoint, read_checkpoint
+from imago.config.recipe import PRETRAINED
 from imago.config.saved import save_config
 from imago.data.module import ImageDataModule
 from imago.errors import UserError
@@ -52,7 +53,7 @@ def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule, priv
         UserError: `model.freeze` would freeze random weights, or the weights were trained on the private images.
     """
     weights = start_weights(cfg, run, model)
-    _check_frozen(cfg, model, weights)
+    _check_frozen(cfg, run, model, weights)
     if run.resume_from is not None or cfg.ckpt_path is not None:
         return
     _log_replaced_norms(model, weights)
@@ -93,14 +94,17 @@ def _check_private_start(source: str, model: DictModule, data: ImageDataModule) 
             )
 
 
-def _check_frozen(cfg: DictConfig, model: DictModule, weights: str) -> None:
+def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str) -> None:
     """Raise UserError if `model.freeze` or `model.freeze_batch_norm` would freeze random weights."""
     setting = "freeze" if cfg.model.get("freeze") is not None else "freeze_batch_norm"
     if not cfg.model.get(setting) or weights != SCRATCH:
         return
+    recipe = run.invocation.choices.get("recipe", "none")
+    instead = (
+        f"type recipe=scratch instead of recipe={recipe}" if recipe in PRETRAINED else f"leave model.{setting} out"
+    )
     raise UserError(
         f"model.{setting}={str(cfg.model[setting]).lower()} needs pretrained weights: {name_of(model.net)} starts from "
         "scratch, and the frozen layers would stay random. Type model.init_from=RUN (a run, a checkpoint or a file of "
-        "weights), model.net.weights=DEFAULT (or a file) for a network of torchvision, or leave "
-        f"model.{setting} out"
+        f"weights), model.net.weights=DEFAULT (or a file) for a network of torchvision, or {instead}"
     )
