@@ -64,7 +64,6 @@ def test_a_recipe_trains_its_steps_with_groups_augmentation_and_an_average(train
     run = train("recipe=medium", f"model.init_from={trained.dir}", "trainer.max_epochs=-1", "trainer.max_steps=7")
     assert run.exit_code == 0, run.output
     assert run.json("status.json")["step"] == 7
-    assert "epoch 2: batch 2/5" in run.output
     checkpoint = run.checkpoint()
     assert {group["name"] for group in checkpoint["optimizer_states"][0]["param_groups"]} >= {"head", "depth_02"}
     assert "current_model_state" in checkpoint

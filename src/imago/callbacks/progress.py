@@ -124,7 +124,7 @@ class PlainProgress(ProgressBar):
         if now - self._last_line < self.seconds_between_lines:
             return
         self._last_line = now
-        batches = self.total_train_batches
+        batches = trainer.num_training_batches  # Lightning's total_train_batches shrinks with max_epochs=-1
         per_batch = (now - self._epoch_began) / (batch_idx + 1 - self._first_batch)
         if per_batch * (batches - batch_idx - 1) < self.seconds_between_lines:
             return
