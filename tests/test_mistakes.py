@@ -17,6 +17,7 @@ from imago.data.contract import check_module, check_sets
 from imago.data.images import Images, ImageSets
 from imago.errors import UserError
 from imago.model.contract import check_logits, check_loss, check_output
+from imago.model.losses import CriterionsComposition
 from imago.train import main
 from imago.training.own_parts import check_own_parts
 
@@ -37,6 +38,21 @@ from imago.training.own_parts import check_own_parts
             "Unknown option debug=true. The options are default, fdr, limit, overfit, preflight, profiler.",
         ),
         (["experiment=1"], "Unknown option experiment=1. The options are digits, "),
+        (["model.net._target_=my.Net", "model.net.width=32"], "Type +model.net.width=32."),
+        (["model.optimizer._target_=my.Opt", "model.optimizer.beta=1"], "Type +model.optimizer.beta=1."),
+        (
+            ["model.criterions.criterions.own._target_=my.Loss"],
+            "Type +model.criterions.criterions.own._target_=my.Loss.",
+        ),
+        (
+            ["+model.criterions.criterions.own._target_=my.Loss", "model.criterions.criterions.own.gamma=2"],
+            "Type +model.criterions.criterions.own.gamma=2.",
+        ),
+        (["model.criterions.conf._target_=my.Loss"], "Type +model.criterions.criterions.conf._target_=my.Loss. A loss"),
+        (
+            ["model.optimzer._target_=my.Opt", "model.optimzer.beta=1", "model.net._target_=my.Net", "epochs=2"],
+            "model.optimizer._target_=my.Opt +model.optimizer.beta=1 model.net._target_=my.Net trainer.max_epochs=2",
+        ),
         (["seed=1,2"], "seed=1,2: a comma separates the values of a sweep."),
         (["experiment=digits", "-cn", "train", "seed=x"], "seed must be a whole number, got x."),
         (
@@ -61,6 +77,24 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
         (["+nonsense.thing=3"], "Unknown setting nonsense. The top-level settings are data, model"),
         (["+trainer.logger=false"], "trainer.logger is not supported: loggers have a config group. Type logger=csv"),
         (["+trainer.callbacks=[]"], "trainer.callbacks is not supported: callbacks have a config group."),
+        (["+model.criterions.conf._target_=my.Loss"], "Type +model.criterions.criterions.conf._target_=my.Loss"),
+        (
+            ["+model.loss={_target_: my.Loss, gamma: 2}"],
+            "A loss goes below model.criterions.criterions. Type '+model.criterions.criterions.loss={_target_: my.Loss",
+        ),
+        (
+            ["+callbacks.metrics.metrics.top._target_=my.Top", "+callbacks.metrics.metrics.top.k=2"],
+            "Type +callbacks.metrics.metrics.metrics.top._target_=my.Top +callbacks.metrics.metrics.metrics.top.k=2",
+        ),
+        (["+metrics.top._target_=my.Top"], "Type +callbacks.metrics.metrics.metrics.top._target_=my.Top"),
+        (
+            ["+data.train_transform.invert._target_=my.Invert"],
+            "Type +data.train_transform.pixels.invert._target_=my.In",
+        ),
+        (
+            ["+data.transform.invert._target_=my.Invert"],
+            "A transform of single images goes below data.train_transform.",
+        ),
         (
             ["+model.criterions.criterions.ce.weight=[1,2]"],
             "ce.weight must be a group with a _target_ or null, got [1, 2].",
@@ -108,6 +142,10 @@ FILES = {
     f"{HEADER}model:\n  net:\n    width: ???\n": "model.net.width has no value: it is ??? (in",
     f"{HEADER}callbacks:\n  _target_: my.MineOwn\n": "odd.yaml, line 3). Put a name of your choice above it, and "
     "indent the rest:\n  mine_own:\n    _target_: my.MineOwn",
+    f"{HEADER}model: {{criterions: {{conf: {{_target_: my.Loss}}}}}}\n": "model.criterions.conf stands in the wrong "
+    "place. A loss goes below model.criterions.criterions: it is model.criterions.criterions.conf there. (in",
+    f"{HEADER}model:\n  net: null\n  _target_: my.Net\n  width: 3\n": "odd.yaml, line 4). A network goes below net:\n"
+    "  defaults:\n    - default\n\n  net:\n    _target_: my.Net\n    _partial_: true\n    width: 3",
     f"{HEADER}seed: 1\nseed: 2\n": "line 3, column 1 is not valid YAML: found duplicate key seed",
 }
 
@@ -125,8 +163,10 @@ def test_mistakes_in_files_are_said_with_their_place(command, colours, tmp_path,
 
 
 OWN = """
+from imago.data import ImageDataModule
 from lightning.pytorch import Callback
 from torch import nn
+from torchmetrics import Metric
 
 
 class Net(nn.Linear):
@@ -147,7 +187,28 @@ class Hook(Callback):
 
 class Stray:
     pass
+
+
+class Box:
+    def __call__(self, height, width): ...
+
+
+class Top(Metric):
+    def __init__(self, k=1): ...
+
+    def update(self, preds, target): ...
+
+    def compute(self): ...
+
+
+class PerClass(Top):
+    def __init__(self, num_classes): ...
+
+
+class Data(ImageDataModule):
+    def __init__(self, val_ratio=0.1, seed=1, **loading): ...
 """
+METRIC = "callbacks.metrics.metrics.metrics.own={_target_: own_parts"
 LOSS = "model.criterions.criterions.own={_target_: own_parts.Loss"
 HOOK = "callbacks.hook={_target_: own_parts"
 
@@ -200,7 +261,7 @@ def with_words(composed, words):
             "hook._target_=own_parts.Hok: own_parts has no Hok. Did you mean own_parts.Hook?",
         ),
         ([f"+{HOOK}.Hook, leest: 2}}"], "Did you mean callbacks.hook.least?"),
-        ([f"+{HOOK}.Stray}}"], "own_parts.Stray must inherit from lightning.pytorch.callbacks.callback.Callback"),
+        ([f"+{HOOK}.Stray}}"], "own_parts.Stray must inherit from lightning.pytorch.Callback"),
         (["+callbacks.hook={_target_: own_prts.Hook}"], "and none is installed. Did you mean own_parts?"),
         (["+callbacks.hook={_target_: Hook}"], "a _target_ names its module too, for example my_module.Hook"),
         (["+callbacks.hook={_target_: own_broken.Hook}"], "own_broken cannot be imported. ModuleNotFoundError"),
@@ -208,6 +269,25 @@ def with_words(composed, words):
         (["model.net._target_=torch.nn.Lineer"], "torch.nn has no Lineer. Did you mean torch.nn.Linear"),
         (["model.net._target_=own_parts.NoClasses"], "own_parts.NoClasses does not take num_classes"),
         (["model.net._target_=own_parts.Net"], "own_parts.Net needs width. Type +model.net.width=VALUE"),
+        (["model._target_=own_parts.Net"], "must inherit from imago.model.DictModule. A network goes below net:"),
+        ([f"+{LOSS}, _partial_: true}}"], "criterions.own: remove _partial_: true. Nothing is added to the arguments"),
+        (
+            ["+model.criterions.criterions.own={_target_: torch.nn.functional.nll_loss}"],
+            "nll_loss is a function, and needs _partial_: true: input, target are added when it is called",
+        ),
+        (
+            ["+data.train_transform.pixels.own={_target_: own_parts.Stray, _partial_: true}"],
+            "data.train_transform.pixels.own: remove _partial_: true",
+        ),
+        (
+            ["+callbacks.top={_target_: own_parts.Top}"],
+            "is a metric, and does not go there. A metric goes below callbacks.metrics.metrics.metrics. Type "
+            "+callbacks.metrics.metrics.metrics.top._target_=own_parts.Top",
+        ),
+        ([f"+{METRIC}.Top, _partial_: true}}"], "own_parts.Top does not take num_classes. Remove _partial_: true"),
+        ([f"+{METRIC}.PerClass}}"], "own_parts.PerClass needs _partial_: true, because num_classes is added later"),
+        (["data._target_=own_parts.Data"], "own_parts.Data does not take data_dir, split_file, test_ratio, exclude, "),
+        (["data._target_=own_parts.Data"], "Its file begins with defaults: [default], which has what all kinds share"),
         (
             ["callbacks.metrics.metrics.mapping={acc: {logits: input}}"],
             "update takes preds, target, but is called with input.",
@@ -223,6 +303,7 @@ def test_parts_of_ones_own_are_checked_before_they_are_made(digits_config, words
 def test_parts_that_fit_are_not_refused(digits_config):
     fitting = [f"+{LOSS}}}", "model.criterions.mapping={own: {logits: logits}}", f"+{HOOK}.Hook, least: 2}}"]
     fitting += ["model.net._target_=own_parts.Net", "+model.net.width=3"]
+    fitting += ["data.train_transform.box._target_=own_parts.Box"]
     check_own_parts(*with_words(digits_config, fitting))
 
 
@@ -242,13 +323,18 @@ def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config
 
 def test_outputs_of_the_wrong_kind_are_named():
     batch = {"logits": torch.zeros(4, 7), "label": torch.zeros(4, dtype=torch.int64)}
-    with pytest.raises(UserError, match=r"MyNet returns logits of shape \(4, 7\) for 4 images and 3 classes"):
+    with pytest.raises(UserError, match=r"MyNet returns 7 columns of logits .* the data have 3 classes"):
         check_logits("MyNet", batch, 3)
+    with pytest.raises(UserError, match=r"MyNet returns logits of shape \(4, 7, 1\) for 4 images and 7 classes"):
+        check_logits("MyNet", batch | {"logits": torch.zeros(4, 7, 1)}, 7)
     check_logits("MyNet", batch, 7)
     with pytest.raises(UserError, match="Identity returns a tuple. A network must return one tensor"):
         check_output(nn.Identity(), (batch["logits"], None))
     with pytest.raises(UserError, match=r"The loss has the shape \(4,\)"):
         check_loss(torch.zeros(4, requires_grad=True))
+    losses = CriterionsComposition({"ce": nn.CrossEntropyLoss(), "own": nn.CrossEntropyLoss(reduction="none")})
+    with pytest.raises(UserError, match=r"criterions.own returns a tensor of shape \(4,\). A loss returns one number"):
+        losses(batch)
     with pytest.raises(UserError, match="does not depend on the weights"):
         check_loss(torch.zeros(()))
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.hydra_internals import composed_again, forget_application
 from imago.config.auto_model import AUTO, describe_choice, register_auto_model
+from imago.config.checks import lacks_data
 from imago.config.invocation import Invocation, for_hydra, override_key
 from imago.config.normalisation import choose_normalisation
 from imago.config.root import CONFIG_DIR
@@ -62,9 +63,8 @@ def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:
     """`cfg`, with the embedded digits where no data is chosen."""
     if not isinstance(cfg.data, DictConfig):  # the check of the settings says what a group is
         return cfg
-    is_chosen = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
     asked = bool(invocation.keys & {"data", "data.data_dir"})
-    if is_chosen or asked or "data_dir" not in cfg.data:
+    if asked or not lacks_data(cfg.data):
         return cfg
     say("No data was chosen: using the embedded digits. To use your own folder type data.data_dir=PATH")
     digits = composed_again(invocation.config_name, ["data=digits", *invocation.search_path, *invocation.overrides])

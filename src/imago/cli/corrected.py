@@ -35,7 +35,8 @@ def describe(parts: Sequence[Part], typed: Typed, program: str = "") -> str:
     lines = ["Words that Imago does not take:"]
     lines += [f"  {finding.typed:<{width}}  {finding.hint}" for finding in findings]
     words = corrected_words(parts)
-    if program and words and (not _is_composable(words, typed) or composes(typed.command, words)):
+    is_whole = not any("_target_" in finding.typed and not finding.words for finding in findings)
+    if program and words and is_whole and (not _is_composable(words, typed) or composes(typed.command, words)):
         lines.append(_together(parts, program))
     return "\n".join(lines)
 

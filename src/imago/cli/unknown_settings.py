@@ -10,9 +10,13 @@ from imago.cli.help import option_with
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import WORDS, meaning
 from imago.config.hints import Hint
-from imago.config.invocation import override_key
+from imago.config.invocation import override_key, override_value
+from imago.config.node_checks import NAMED
+from imago.config.part_places import METRICS, moved_words, right_place
 from imago.config.schema import Schema, closest, shipped
 
+ENTRIES = (*NAMED, METRICS)
+"""Groups whose entries have names of the user's choice."""
 HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
 """Settings of Hydra that people type."""
 
@@ -37,6 +41,8 @@ def unknown_setting(
     if key.startswith("trainer.") and (why := NOT_OF_THE_TRAINER.get(key.removeprefix("trainer."))) is not None:
         return Hint(note=why), ()
     node, last = parent(base, key)
+    if (part := _of_own_part(key, value, base, typed)) is not None:
+        return part, part.words
     schema = schema_of(node)
     if node is not None and schema is not None and last in schema["properties"]:
         added = f"+{key}={value}"
@@ -50,6 +56,8 @@ def unknown_setting(
         return Hint(note=f"It is a setting of {option}: type that too."), also
     if (hint := meaning(key, value)) is not None:
         return hint, ()
+    if last == "_target_":
+        return Hint(note="Nothing is made there. docs/extend/README.md says where parts of your own go."), ()
     if meant := _elsewhere(key, known):
         return Hint(note=f"Did you mean {' or '.join(meant)}?"), (f"{meant[0]}={value}",) if len(meant) == 1 else ()
     if schema is not None and not schema["additionalProperties"]:
@@ -58,6 +66,39 @@ def unknown_setting(
         return Hint(note=f"To add it, type +{key}={value}"), (f"+{key}={value}",)
     own = "" if "." in key else f" Put variables of your own below params: +params.{key}"
     return Hint(note=f"{closest(key, known, help_all)}{own}"), ()
+
+
+def _of_own_part(key: str, value: str, base: DictConfig, typed: Sequence[str]) -> Hint | None:
+    """The hint for a part of one's own whose place is misspelt, wrong, or new, or for an argument of such a part."""
+    path, _, last = key.rpartition(".")
+    target = next((override_value(word) for word in typed if override_key(word) == f"{path}._target_"), None)
+    known = shipped().get(target or "", {"properties": {last: {}}})["properties"]
+    if target is None or last not in (*known, "_target_"):
+        return None
+    if (place := right_place(path)) is not None:
+        return Hint(moved_words(path, place[1], [f"+{key}={value}"]), f"{place[0]}.")
+    is_entry = path.rpartition(".")[0] in ENTRIES
+    meant = path if is_entry else _respelled(path, base)
+    node = OmegaConf.select(base, meant) if meant is not None else None
+    if isinstance(node, DictConfig) and last in node:
+        return Hint((f"{meant}.{last}={value}",), f"There is no {path}.") if meant != path else None
+    if last == "_target_":
+        return Hint((f"+{key}={value}",), "A new entry needs the +.") if is_entry else None
+    return Hint((f"+{meant or path}.{last}={value}",), "An argument that no config file has needs the +.")
+
+
+def _respelled(path: str, base: DictConfig) -> str | None:
+    """The group in `base` whose name, and the names above it, are spelled alike."""
+    node: Any = base
+    names: list[str] = []
+    for group in path.split("."):
+        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        close = difflib.get_close_matches(group, known, n=1, cutoff=0.75)
+        if not close:
+            return None
+        names.append(close[0])
+        node = node[close[0]]
+    return ".".join(names)
 
 
 def parent(cfg: DictConfig, key: str) -> tuple[DictConfig | None, str]:

@@ -26,6 +26,7 @@ from imago.config.combinations import (
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.node_checks import node_problems
 from imago.config.outputs import output_problems
+from imago.config.part_places import misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
@@ -120,6 +121,12 @@ def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = T
     _raise_all(*_problems(cfg, invocation, needs_data))
 
 
+def lacks_data(data: DictConfig) -> bool:
+    """Whether a `data` node reads a folder, and none was chosen; what a class of one's own needs is its own affair."""
+    is_chosen = any(data.get(key) for key in ("data_dir", "split_file", "source"))
+    return data.get("_target_") in (None, "imago.data.ImageFolderDataModule") and "data_dir" in data and not is_chosen
+
+
 def check_paths(cfg: DictConfig) -> None:
     """Raise MissingFileError for a file or folder that a setting names and that does not exist; none is read."""
     for key, sentence in PATHS.items():
@@ -138,8 +145,8 @@ def _raise_all(*problems: str) -> None:
 
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
     _check_root(cfg, invocation)  # the other checks need the root's keys
-    has_data = any(cfg.data.get(key) for key in ("data_dir", "split_file", "source"))
-    if needs_data and "data_dir" in cfg.data and not has_data:
+    _check_model(cfg, invocation)
+    if needs_data and lacks_data(cfg.data):
         yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
@@ -187,6 +194,8 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
     known = [field.name for field in fields(OmegaConf.get_type(cfg) or Root)]
     for key in map(str, cfg):
         if key not in known:
+            if (what := misplaced_part(key, cfg, invocation.overrides)) is not None:
+                raise UserError(f"Unknown setting {key}{in_file(key, invocation)}. {what}")
             raise UserError(
                 f"Unknown setting {key}. The top-level settings are {', '.join(known)}. "
                 f"Put variables of your own below params: +params.{key}"
@@ -199,6 +208,21 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
             raise UserError(f"{key} must be a group of settings, got {cfg[key]}{in_file(key, invocation)}. {instead}")
 
 
+def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
+    """Raise UserError for a network of one's own in the place of the model."""
+    target = str(cfg.model.get("_target_"))
+    if target in shipped() or cfg.model.get("net") is not None or cfg.model.get("_target_") is None:
+        return
+    of_model = shipped()["imago.model.DictModule"]["properties"]
+    own = {str(key): cfg.model[key] for key in cfg.model if key not in of_model and not str(key).startswith("_")}
+    lines = ["defaults:", "  - default", "", "net:", f"  _target_: {target}", "  _partial_: true"]
+    lines += [f"  {line}" for line in OmegaConf.to_yaml(OmegaConf.create(own)).splitlines() if own]
+    raise UserError(
+        f"model: {target} stands in the place of the whole model{in_file('model._target_', invocation)}. A network "
+        "goes below net:\n" + "\n".join(f"  {line}".rstrip() for line in lines)
+    )
+
+
 def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
     """Problems with the keys and types of all nodes whose targets are known."""
     drop_inherited(cfg, invocation.overrides, shipped())
@@ -206,7 +230,9 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool
     for problem in problems(cfg, shipped()):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
         hint = " For class weights type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
-        yield f"{problem.key}{problem.what}{hint if is_weight else ''}{in_file(problem.key, invocation)}"
+        part = misplaced_part(problem.key, cfg, invocation.overrides) if not problem.is_type else None
+        what = f" stands in the wrong place. {part}" if part is not None else problem.what
+        yield f"{problem.key}{what}{hint if is_weight else ''}{in_file(problem.key, invocation)}"
     yield from node_problems(cfg, invocation, needs_data)
     for key, node in nodes(cfg):
         for package, extra in [family.extra for family in families_of(node._target_) if family.extra is not None]:

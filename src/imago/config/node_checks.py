@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.part_places import misplaced_part
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import in_file
 from imago.config.tree import nodes
@@ -94,6 +95,8 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
             part = "_partial_" if "_partial_" in node else "_target_"
             where = in_file(f"{key}.{part}", invocation)
             yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
+    if (what := misplaced_part("data.transform", cfg, invocation.overrides)) is not None:
+        yield f"data.transform has no _target_{in_file('data.transform', invocation)}. {what}"
     metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
     for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
         target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""

@@ -33,6 +33,11 @@ WORDS = {
     "array": "a list",
     "object": "a group of settings",
 }
+REPLACEABLE = (
+    *("model.net", "model.optimizer", "model.scheduler"),
+    *("data.train_transform.box", "data.eval_transform.box"),
+)
+"""Nodes whose `_target_` people replace without their options."""
 
 
 @dataclass(frozen=True)
@@ -103,34 +108,36 @@ def _likeness(name: str, other: str) -> float:
 
 
 def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:
-    """Remove from network, optimizer and scheduler the options of shipped files that a new `_target_` does not have.
+    """Remove from network, optimizer, scheduler and boxes the options of shipped files that a new `_target_` does not
+    have.
 
     So `model.net._target_=my.module.MyNet` is enough. A typed option stays, and fails if it is unknown.
     """
     names = [override_key(override) for override in typed]
-    for part in ("net", "optimizer", "scheduler"):
-        node = cfg.model.get(part)
+    for path in REPLACEABLE:
+        node = OmegaConf.select(cfg, path, throw_on_missing=False)
         schema = schemas.get(node.get("_target_", "")) if isinstance(node, DictConfig) else None
         if schema is None or schema["additionalProperties"]:
             continue
-        ours = {name for target in shipped() if _is_a(target, part) for name in shipped()[target]["properties"]}
-        replaced = f"model.{part}" in names or f"model.{part}._target_" in names
+        ours = {name for target in shipped() if _is_a(target, path) for name in shipped()[target]["properties"]}
+        replaced = path in names or f"{path}._target_" in names
         if not (replaced or node._target_ not in shipped()):
             continue
         for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
-            if f"model.{part}.{option}" not in names:
-                log.info("%s has no argument %s: that option of the model group is dropped", node._target_, option)
+            if f"{path}.{option}" not in names:
+                log.info("%s has no argument %s: that option of the shipped file is dropped", node._target_, option)
                 OmegaConf.set_struct(node, False)
                 del node[option]
 
 
-def _is_a(target: str, part: str) -> bool:
+def _is_a(target: str, path: str) -> bool:
     is_scheduler = target.startswith(("torch.optim.lr_scheduler.", "imago.model.warmup_cosine"))
     return {
         "net": any(family.is_network for family in families_of(target)),
         "optimizer": target.startswith("torch.optim.") and not is_scheduler,
         "scheduler": is_scheduler,
-    }[part]
+        "box": target.startswith("imago.data.") and target.endswith("Box"),
+    }[path.rpartition(".")[2]]
 
 
 def mismatch(value: Any, schema: Schema) -> str | None:

@@ -55,6 +55,12 @@ def run_forward_fn(forward_fn: ComposeTransform, batch: Batch) -> Batch:
 def check_logits(maker: str, batch: Batch, num_classes: int) -> None:
     """Raise UserError unless there is a logit per image and class; `maker` has computed them."""
     shape, needed = tuple(batch["logits"].shape), (len(batch["label"]), num_classes)
+    if len(shape) == 2 and shape[0] == needed[0] and shape[1] != num_classes:
+        raise UserError(
+            f"{maker} returns {shape[1]} columns of logits (shape {shape}), and the data have {num_classes} classes. "
+            "There must be one column for each class: make the last layer of size num_classes, the argument that a "
+            f"network gets, for example nn.Linear(width, num_classes). Here it is {num_classes}."
+        )
     if shape != needed:
         raise UserError(
             f"{maker} returns logits of shape {shape} for {needed[0]} images and {num_classes} classes. Their shape "

@@ -59,7 +59,7 @@ class CriterionsComposition(nn.Module):
         if self.class_weights is not None:
             return {name: losses.mean() for name, losses in self.per_image(batch).items()}
         return self._with_total(
-            {name: criterion(**self._arguments(name, batch)) for name, criterion in self.criterions.items()}
+            {name: _scalar(name, loss(**self._arguments(name, batch))) for name, loss in self.criterions.items()}
         )
 
     def per_image(self, batch: Batch) -> dict[str, Tensor]:
@@ -85,6 +85,17 @@ class CriterionsComposition(nn.Module):
     def _with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.weights[name] * loss if name in self.weights else loss for name, loss in losses.items()]
         return losses | {"total": weighted[0] if len(weighted) == 1 else torch.stack(weighted).sum(dim=0)}
+
+
+def _scalar(name: str, loss: Any) -> Tensor:
+    """The value of a loss, without dimensions. Raises UserError if it is anything else than one number."""
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss if loss.ndim == 0 else loss.reshape(())
+    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise UserError(
+        f"model.criterions.criterions.{name} returns {given}. A loss returns one number (a scalar tensor), the mean "
+        "over the batch: with reduction=mean, or .mean() at its end."
+    )
 
 
 def _per_image(name: str, criterion: Any, inputs: Batch) -> Tensor:

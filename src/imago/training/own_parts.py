@@ -16,22 +16,26 @@ from torch import nn
 from torchmetrics import Metric
 
 from imago.config.invocation import Invocation
+from imago.config.part_places import A_METRIC, LOSSES, METRICS
 from imago.config.schema import Schema, drop_inherited, problems, shipped
-from imago.config.setting_source import in_file
+from imago.config.setting_source import in_file, is_users_own
 from imago.config.signatures import arguments_schema, required_arguments
 from imago.config.tree import nodes
 from imago.data.module import ImageDataModule
 from imago.errors import UserError, message_of
+from imago.model.module import DictModule
 
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
-METRICS = "callbacks.metrics.metrics.metrics."
-BASES = {  # key, or beginning of a key -> class from which the classes there inherit
-    "data": ImageDataModule,
-    "model.net": nn.Module,
-    "callbacks.": Callback,
-    "logger.": Logger,
-    METRICS: Metric,
+BASES = {  # key, or beginning of a key -> class from which the classes there inherit, and its public name
+    "data": (ImageDataModule, "imago.data.ImageDataModule"),
+    "model": (DictModule, "imago.model.DictModule"),
+    "model.net": (nn.Module, "torch.nn.Module"),
+    "callbacks.": (Callback, "lightning.pytorch.Callback"),
+    "logger.": (Logger, "lightning.pytorch.loggers.Logger"),
+    f"{METRICS}.": (Metric, "torchmetrics.Metric"),
 }
+CALLED = (f"{LOSSES}.", *(f"data.{which}_transform." for which in ("train", "eval")))
+"""Beginnings of the keys of objects that are called once they are made."""
 COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",)}
 """Arguments that a run adds to those of a node."""
 BATCH = ("image", "label", "index", "epoch", "logits", "prediction")
@@ -57,17 +61,28 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
     _raise_all(messages)
     schemas = {target: arguments_schema(part) for target, part in targets.items()}
     drop_inherited(cfg, invocation.overrides, schemas)
+    misplaced = {
+        path: what
+        for path, node in nodes(cfg)
+        if (
+            what := _misplaced(path, part := targets.get(node._target_))
+            or _of_another_kind(path, node, part, invocation)
+        )
+    }
     for problem in problems(cfg, schemas):
-        target = OmegaConf.select(cfg, problem.key.rpartition(".")[0])._target_
+        path = problem.key.rpartition(".")[0]
+        target = OmegaConf.select(cfg, path)._target_
+        if path in misplaced:
+            continue
         if not (problem.is_type and target.partition(".")[0] in LIBRARIES):
             messages.append(f"{problem.key}{problem.what}{in_file(problem.key, invocation)}")
     for path, node in nodes(cfg):
         if node._target_ in targets:
-            what = _misplaced(path, targets[node._target_]) or _lacking(
-                path, node, schemas[node._target_], targets[node._target_]
-            )
+            part = targets[node._target_]
+            what = misplaced.get(path) or _lacking(path, node, schemas[node._target_], part)
             if what is not None:
                 messages.append(f"{path}: {node._target_} {what}{in_file(f'{path}._target_', invocation)}")
+    messages += _partial_problems(cfg, invocation)
     messages += _call_problems(cfg, "model.criterions", "criterions", "forward", ("input", "target"), invocation)
     messages += _call_problems(cfg, "callbacks.metrics.metrics", "metrics", "update", ("preds", "target"), invocation)
     _raise_all(messages)
@@ -122,12 +137,44 @@ def _name_of(part: Any) -> str:
 
 def _misplaced(path: str, part: Any) -> str | None:
     """What is wrong with a class that does not inherit from what its place in the config asks for."""
-    inner = {key: base for key, base in BASES.items() if path == key or (key[-1] == "." and path.startswith(key))}
-    for key, base in inner.items():
-        is_entry = path.removeprefix(key).count(".") == 0
-        if is_entry and inspect.isclass(part) and not issubclass(part, base):
-            return f"must inherit from {base.__module__.removesuffix('.module')}.{base.__name__}"
+    if not inspect.isclass(part):
+        return None
+    name = path.rpartition(".")[2]
+    if issubclass(part, Metric) and path.startswith(("callbacks.", LOSSES)) and not path.startswith(f"{METRICS}."):
+        word = f"+{METRICS}.{name}._target_={part.__module__}.{part.__qualname__}"
+        return f"is a metric, and does not go there. {A_METRIC}. Type {word}"
+    for key, (base, base_name) in BASES.items():
+        is_there = path == key or (key[-1] == "." and path.startswith(key) and "." not in path.removeprefix(key))
+        if is_there and not issubclass(part, base):
+            net = " A network goes below net: (model.net._target_)" if key == "model" else ""
+            return f"must inherit from {base_name}.{net}" if net else f"must inherit from {base_name}"
     return None
+
+
+def _of_another_kind(path: str, node: DictConfig, part: Any, invocation: Invocation) -> str | None:
+    """What is wrong with data of one's own whose file starts from that of another kind, and has its options too."""
+    if path != "data" or not inspect.isclass(part):
+        return None
+    known = {name for parent in part.__mro__ for name in arguments_schema(parent)["properties"]}
+    others = [str(name) for name in node if not str(name).startswith("_") and str(name) not in known]
+    inherited = [name for name in others if not is_users_own(f"data.{name}", invocation)]
+    if not inherited:
+        return None
+    return (
+        f"does not take {', '.join(inherited)}, which belong to another kind of data. Its file begins with "
+        "defaults: [default], which has what all kinds share"
+    )
+
+
+def _partial_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with classes that would be made by the call that is meant for their objects."""
+    for path, node in nodes(cfg):
+        is_partial = path.startswith(CALLED) and node.get("_partial_") is True
+        if is_partial and inspect.isclass(load_target(node._target_)):
+            yield (
+                f"{path}: remove _partial_: true{in_file(f'{path}._partial_', invocation)}. Nothing is added to the "
+                f"arguments of {node._target_}: its objects are called, not the class."
+            )
 
 
 def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | None:
@@ -135,13 +182,17 @@ def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | No
     added = COMPLETED.get(path, ())
     if path == "model.net" and not schema["additionalProperties"] and "num_classes" not in schema["properties"]:
         return "does not take num_classes, the number of classes of the data. Add this argument to it"
-    if path.startswith(METRICS) and node.get("_partial_") is True and "num_classes" not in schema["properties"]:
+    if path.startswith(f"{METRICS}.") and node.get("_partial_") is True and "num_classes" not in schema["properties"]:
         return "does not take num_classes. Remove _partial_: true" if not schema["additionalProperties"] else None
     if "_args_" in node or (node.get("_partial_") is True and not added):
         return None
     required = [name for name in required_arguments(part) if name not in node and name not in added]
     if not required:
         return None
+    if path.startswith(CALLED) and not inspect.isclass(part):
+        return f"is a function, and needs _partial_: true: {', '.join(required)} are added when it is called"
+    if path.startswith(f"{METRICS}.") and "num_classes" in required:
+        return "needs _partial_: true, because num_classes is added later"
     return f"needs {' and '.join(required)}. Type +{path}.{required[0]}=VALUE, or add it to your file"
 
 
@@ -160,6 +211,8 @@ def _call_problems(
         part = load_target(node._target_)
         if not inspect.isclass(part) and node.get("_partial_") is not True:  # what it returns is called
             continue
+        if inspect.isclass(part) and node.get("_partial_") is True and entries == "criterions":
+            continue  # said already
         call = getattr(part, method, part.__call__) if inspect.isclass(part) else part
         owner = f"{node._target_}.{call.__name__}" if inspect.isclass(part) else node._target_
         parameters = _parameters(call, is_method=inspect.isclass(part))
