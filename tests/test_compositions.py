@@ -49,6 +49,8 @@ def test_a_step_is_named_with_the_closest_key():
 
 
 def test_a_mapping_that_is_turned_round_is_said():
+    with pytest.raises(KeyError, match=r"Did you mean image\?"):
+        RenameTransform({"imag": "image"})({"image": 1})  # a typo, not a reversed mapping
     with pytest.raises(KeyError, match=r"batch key to argument. Reversed, it would be {image: x}"):
         WrapTransform(abs, {"x": "image"}, "y")({"image": 1})
     criterions = CriterionsComposition(

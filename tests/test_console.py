@@ -60,7 +60,7 @@ def test_a_run_says_first_what_it_is(trained):
 
 def test_weights_have_a_name():
     net = nn.Linear(2, 2)
-    assert (name_of(net), weights_of(net, "my_nets.Net", {})) == ("Linear", "as my_nets.Net makes them")
+    assert (name_of(net), weights_of(net, "my_nets.Net", {})) == ("Linear", "weights made by my_nets.Net")
     assert weights_of(net, "torchvision.models.resnet18", {"weights": "DEFAULT"}) == "pretrained (DEFAULT)"
     assert weights_of(net, "torchvision.models.resnet18", {"weights": None}) == "from scratch"
     mark(net, "resnet18", "IMAGENET1K_V1")

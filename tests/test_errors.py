@@ -224,16 +224,16 @@ def readable(text: str, work: Path) -> str:
     text = re.sub(r"^\d\d:\d\d:\d\d ERROR   ", "", text).removeprefix("Error: ")
     text = re.sub(rf"{re.escape(str(work))}/run_\d+", "RUN", text)
     text = re.sub(r"\.photos\.?\w*", ".photos", text.replace(str(work), "WORK"))
-    text = re.sub(r"\(\d+ MB are free\)", "(… MB are free)", text)
-    return re.sub(r"pos \d+ vs \d+", "pos … vs …", text)
+    return re.sub(r"\(\d+ MB are free\)", "(… MB are free)", text)
 
 
 INTRODUCTION = """# Errors
 
 These are the messages for common mistakes, written by the tests (`make docs`). The exit status is not 0. Settings that
-cannot work are refused before a run folder is made. Otherwise `status.json` in the run folder says `failed` with the
-same message, and the log there has the traceback. WORK and RUN stand for folders. [Coming from other
-trainers](coming_from.md) lists the settings of other trainers.
+cannot work are refused before a run folder is made. Data, networks and [parts of your own](extend/README.md) are
+checked when the run has begun: `status.json` in its folder then says `failed` with the same message, and the log there
+has the traceback. WORK and RUN stand for folders. [Coming from other trainers](coming_from.md) lists the settings of
+other trainers.
 
 """
 

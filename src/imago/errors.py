@@ -51,6 +51,7 @@ REMEDIES = {  # part of a library's message -> what to type
     "divisible by partition size": "This network needs image sizes that are multiples of 224. Type data.image_size=224",
     "Expected more than 1 value per channel when training": TOO_SMALL,
     "view size is not compatible": "This network uses .view. Type model.channels_last=false, or use .flatten in it",
+    "'train_transform' and 'eval_transform'": "Write defaults: [default] at the top of its file, which has both",
     "No space left on device": "The disk is full. Free some space, or type another paths.log_dir=",
 }
 INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf's messages that do not help

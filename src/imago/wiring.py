@@ -124,11 +124,14 @@ def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
     """
     if missing := sorted(mapping.keys() - batch.keys()):
         hint = ""
-        if set(mapping.values()) <= batch.keys():
+        close = {key: next(iter(difflib.get_close_matches(key, batch, n=1, cutoff=0.75)), None) for key in missing}
+        if all(close.values()):
+            hint = f" Did you mean {', '.join(map(str, close.values()))}?"
+        elif set(mapping.values()) <= batch.keys():
             turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
             hint = f" A mapping goes from batch key to argument. Reversed, it would be {{{turned}}}."
-        elif close := difflib.get_close_matches(missing[0], batch, n=1):
-            hint = f" Did you mean {close[0]}?"
+        elif similar := difflib.get_close_matches(missing[0], batch, n=1):
+            hint = f" Did you mean {similar[0]}?"
         raise MissingKeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}
 

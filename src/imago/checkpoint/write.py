@@ -54,7 +54,10 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
                     _link(path, path.with_name(keep))
         except RuntimeError as error:  # the only type that torch's writer raises
             free = shutil.disk_usage(path.parent).free / 1e6
-            raise DiskError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {error}") from error
+            is_short = "unexpected pos" in str(error)  # fewer bytes were written than given
+            why = "the disk, or your share of it, is full. Free some space, or type another paths.log_dir="
+            why = why if is_short else str(error)
+            raise DiskError(f"The checkpoint {path} could not be written ({free:.0f} MB are free): {why}") from error
 
     def _sign(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that this user's commands recognise it as their own. Preflight has checked whether

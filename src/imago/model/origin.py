@@ -22,7 +22,7 @@ def name_of(net: nn.Module) -> str:
 
 def weights_of(net: nn.Module, target: str, arguments: dict[str, Any]) -> str:
     """What a network starts from: `pretrained (NAME)` or `from scratch`. Only the code of a network of one's own
-    knows: `as TARGET makes them`.
+    knows: `weights made by TARGET`.
 
     Args:
         net: The network.
@@ -33,7 +33,7 @@ def weights_of(net: nn.Module, target: str, arguments: dict[str, Any]) -> str:
     if origin is not None:
         return f"pretrained ({origin[1]})" if origin[1] is not None else SCRATCH
     if not target.startswith(("imago.", "torchvision.", "torch.")):
-        return f"as {target} makes them"
+        return f"weights made by {target}"
     downloads = [name for family in families_of(target) for name in family.downloads]
     named = [arguments[name] for name in downloads if arguments.get(name)]
     return f"pretrained ({named[0]})" if named else SCRATCH

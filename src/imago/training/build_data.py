@@ -1,7 +1,7 @@
 """Makes the data module of a `data` node, for training or to score a checkpoint."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,26 @@ def make_data(
     recorded = recorded if trained is None else trained
     options = {"recorded": recorded} if recorded is not None and "recorded" in parameters else {}
     if trained is None:
-        check_module(data := make_module(**options))
+        check_module(data := _made(make_module, options))
         return data
     is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
     options |= {"trained": trained} if is_typed and "trained" in parameters else {}
-    data = make_module(**options)
+    data = _made(make_module, options)
     check_draw(trained, data, "")
     _check_test_ratio(node, trained, data, typed)
     if what := changed_labels(data.sets, trained):
         data.say(what)
     data.leave_out_trained(trained)
     return data
+
+
+def _made(make_module: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Make the data module; what its constructor raises says so in a note."""
+    try:
+        return make_module(**options)
+    except Exception as error:
+        error.add_note("while creating data")
+        raise
 
 
 def recorded_draws(cfg: DictConfig, run: RunFolder) -> Mapping[str, Any] | None:
