@@ -54,7 +54,7 @@ def test_a_checkpoint_is_read(trained):
     assert checkpoint["imago"]["class_names"] == ["blue", "green", "red"]
     with pytest.raises(FileNotFoundError, match="does not exist"):
         imago.read_checkpoint("nowhere.ckpt")
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'. It has RunResult, "):
         imago.nothing  # noqa: B018
 
 

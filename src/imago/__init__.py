@@ -13,5 +13,14 @@ __all__, __getattr__ = lazy_exports(
         "evaluation.functions": ["classification_report", "confusion_matrix"],
         "train": [],  # a module that can be called
     },
+    instead={
+        **dict.fromkeys(
+            ("predict", "classify", "infer", "inference"), 'imago.load_classifier("RUN").predict("photo.jpg")'
+        ),
+        **dict.fromkeys(("load", "load_model", "Classifier", "load_checkpoint"), 'imago.load_classifier("RUN")'),
+        **dict.fromkeys(("fit", "run", "Trainer"), 'imago.train("experiment=digits")'),
+        **dict.fromkeys(("test", "validate", "val", "score", "eval"), 'imago.evaluate("RUN")'),
+        **dict.fromkeys(("config", "get_config", "compose"), 'imago.load_config("experiment=digits")'),
+    },
 )
 __all__ += ["__version__", "train"]

@@ -1,5 +1,6 @@
 """Names and types that all packages share: version, splits, signals, batches, ranges of settings, lazy exports."""
 
+import difflib
 import importlib
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -67,11 +68,15 @@ def rounded_up(bound: float, digits: int = 4) -> str:
     return str(Decimal(bound).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, ALL_DIGITS))
 
 
-def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
+def lazy_exports(
+    package: str, places: Mapping[str, Sequence[str]], instead: Mapping[str, str] | None = None
+) -> tuple[list[str], Callable[[str], Any]]:
     """Return `__all__` and `__getattr__` (PEP 562) for a package whose names are imported on first use.
 
-    `places` maps the modules of the package to the names that they export. `import imago` alone stays light.
+    `places` maps the modules of the package to the names that they export, and `instead` names that people guess to
+    what there is. `import imago` alone stays light.
     """
+    instead = instead or {}
     module_of = {name: module for module, names in places.items() for name in names}
 
     def find(name: str) -> Any:
@@ -79,6 +84,10 @@ def lazy_exports(package: str, places: Mapping[str, Sequence[str]]) -> tuple[lis
             return importlib.import_module(f"{package}.{name}")
         if name in module_of:
             return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        known = sorted({*module_of, *(module for module in places if not places[module])})
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else f" It has {', '.join(known)}."
+        hint = f" Call {instead[name]}." if name in instead else hint
+        raise AttributeError(f"module {package!r} has no attribute {name!r}.{hint}")
 
     return sorted(module_of), find
