@@ -48,6 +48,10 @@ from imago.training.own_parts import check_own_parts
             ["+model.criterions.criterions.own._target_=my.Loss", "model.criterions.criterions.own.gamma=2"],
             "Type +model.criterions.criterions.own.gamma=2.",
         ),
+        (
+            ["loss._target_=my.Loss", "epochs=2"],
+            "+model.criterions.criterions.loss._target_=my.Loss trainer.max_epochs=2",
+        ),
         (["model.criterions.conf._target_=my.Loss"], "Type +model.criterions.criterions.conf._target_=my.Loss. A loss"),
         (
             ["model.optimzer._target_=my.Opt", "model.optimzer.beta=1", "model.net._target_=my.Net", "epochs=2"],

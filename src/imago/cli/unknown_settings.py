@@ -71,7 +71,8 @@ def unknown_setting(
 def _of_own_part(key: str, value: str, base: DictConfig, typed: Sequence[str]) -> Hint | None:
     """The hint for a part of one's own whose place is misspelt, wrong, or new, or for an argument of such a part."""
     path, _, last = key.rpartition(".")
-    target = next((override_value(word) for word in typed if override_key(word) == f"{path}._target_"), None)
+    targets = (override_value(word) for word in typed if override_key(word) == f"{path}._target_")
+    target = value if last == "_target_" else next(targets, None)
     known = shipped().get(target or "", {"properties": {last: {}}})["properties"]
     if target is None or last not in (*known, "_target_"):
         return None
