@@ -303,7 +303,7 @@ def test_the_end_says_how_many_labels_are_contradicted(tmp_path, capsys):
     assert "mislabelled" not in capsys.readouterr().out  # without pictures, there is no list
     write_json(tmp_path / "reports/images_train.json", {})
     show_results(result, RunFolder(tmp_path))
-    assert "Possibly mislabelled: 3 images of train. The report lists them" in capsys.readouterr().out
+    assert "Possibly mislabelled: 3 images of train. The report marks them" in capsys.readouterr().out
     write_json(tmp_path / "reports/images_test.json", {})
     show_results(Result({"test": drawn_score("test", ["a", "b"], 20, wrong=[3])}), RunFolder(tmp_path))
     assert "mislabelled" not in capsys.readouterr().out

@@ -22,8 +22,9 @@ from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin
 from imago.data.split_files import listed_paths
 from imago.report import page as run_report
 from imago.report.clusters import clustered_order, confused_groups
+from imago.report.content import describe_doubt, describe_label_errors
 from imago.report.curves import curves_of
-from imago.report.label_errors import confident_errors, label_margin
+from imago.report.label_errors import confident_errors, label_margin, likeliest_other, possible_label_errors
 from imago.report.page import refresh_report, write_report
 from imago.report.split import wilson
 from imago.report.thumbnails import noteworthy_images
@@ -245,7 +246,23 @@ def test_wrong_labels_among_many_images():
     shown = noteworthy_images(score, DrawnImages(score.labels, score.paths), label_errors=True)["possibly_mislabelled"]
     assert len(shown) == 48
     assert {score.paths[index] for index in wrong} <= {entry["path"] for entry in shown}
+    contradicted = int(confident_errors(score.labels, score.log_probabilities).sum())
+    assert sum(entry["contradicted"] for entry in shown) == contradicted
+    assert f"48 images to look at, {contradicted} of them contradicted" in describe_label_errors(shown)
     assert "possibly_mislabelled" not in noteworthy_images(score, DrawnImages(score.labels, score.paths))
+
+
+def test_answers_that_agree_are_listed_only_if_they_are_less_sure_than_usual():
+    """A network has learned the wrong label of image 3; 20 to 23 are sure, and fewer than a fifth of all are left."""
+    labels = np.repeat([0, 1], 12)
+    of_label = np.full(24, 0.9)
+    of_label[[3, 20, 21, 22]] = 0.6, 0.99, 0.99, 0.99
+    log_p = np.log(np.where(np.arange(2) == labels[:, None], of_label[:, None], 1 - of_label[:, None]))
+    listed = possible_label_errors(labels, log_p, least=12, most=48)
+    assert listed[0] == 3
+    assert not {20, 21, 22} & set(listed.tolist())
+    assert describe_doubt("ants", "ants", 0.6) == "ants; the network agrees, unsurely 60.0%"
+    assert likeliest_other(labels, log_p)[3] == 1
 
 
 def test_a_hard_class_does_not_fill_the_list_of_wrong_labels():

