@@ -163,6 +163,9 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
         (["--val", "0.6", "--test", "0.5", "--dry-run"], "must be fractions with a sum below 1"),
         ([], "Choose an output"),
         (["--output", "there.csv"], "there.csv already exists"),
+        (["data.test_ratio=20%", "--dry-run"], r"Type: ml-split \S+ --test 0.2 --dry-run"),
+        (["--test-ratio", "20", "--val=15", "seed=7"], r"Type: ml-split \S+ --test 0.2 --val=0.15 --seed 7"),
+        (["--ratio", "0.2"], "unrecognized arguments: --ratio 0.2. Type, for example: ml-split PHOTOS --val 0.1"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words, message):
@@ -171,6 +174,19 @@ def test_a_split_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, words,
     photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
     with pytest.raises(SystemExit, match=message):
         split_command(monkeypatch, capsys, photos, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere is not a folder. Type the folder that has one folder of images per class: ml-split"),
+        (["--dry-run"], "the folder is missing. Type, for example: ml-split PHOTOS"),
+        (["data.data_dir=my photos"], "Type: ml-split 'my photos'"),
+    ],
+)
+def test_a_split_of_no_folder_says_what_to_type(words, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match=message):
+        split_command(monkeypatch, capsys, *words)
 
 
 def test_a_folder_that_is_split_already_is_refused(colours, monkeypatch, capsys):

@@ -7,11 +7,13 @@ ml-split PATH --val 0.1 --test 0.2 --copy-to DIR --dry-run
 import argparse
 import csv
 import json
+import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.table import Table
 
@@ -23,6 +25,16 @@ from imago.terminal import closed_pipe_allowed, console
 if TYPE_CHECKING:
     from imago.data.folder_images import FolderImages
 
+OPTIONS = {
+    **dict.fromkeys(("val", "val_ratio", "valid", "validation", "validation_split"), "--val"),
+    **dict.fromkeys(("test", "test_ratio", "test_split", "test_size"), "--test"),
+    **dict.fromkeys(("output", "out", "split_file"), "--output"),
+    **dict.fromkeys(("folder", "data_dir", "data", "path", "source", "input"), ""),
+    "seed": "--seed",
+    "copy_to": "--copy-to",
+}
+"""Name that somebody may type, without dashes and `data.` -> the option; empty for the folder, which has none."""
+FRACTIONS = ("--val", "--test")
 EXAMPLES = """examples:
   ml-split photos --dry-run                              counts of each class and split
   ml-split photos --output splits.csv                    then: ml-train data.split_file=splits.csv
@@ -47,8 +59,16 @@ def split(options: argparse.Namespace) -> None:
         ValueError: The fractions leave nothing to train on, or the folder is already split.
         FileExistsError: A target exists.
     """
+    if not options.folder.is_dir():
+        raise UserError(
+            f"{options.folder} is not a folder. Type the folder that has one folder of images per class: "
+            "ml-split PHOTOS --dry-run"
+        )
     if min(options.val, options.test) < 0 or options.val + options.test >= 1:
-        raise UserError(f"--val and --test must be fractions with a sum below 1, got {options.val} and {options.test}.")
+        raise UserError(
+            f"--val and --test must be fractions with a sum below 1, got {options.val} and {options.test}. "
+            "The rest is train. For example: --val 0.1 --test 0.2"
+        )
     if options.output is None and options.copy_to is None and not options.dry_run:
         raise UserError("Choose an output: --output FILE, --copy-to DIR, or --dry-run to show the counts only.")
     for target in (options.output, options.copy_to):
@@ -88,8 +108,42 @@ def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str
     return {name: images.select(indices) for name, indices in splits.items() if indices}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage."""
+        missing = "the folder is missing" if message.endswith(" required: folder") else message
+        raise UserError(f"{missing}. Type, for example: ml-split PHOTOS --val 0.1 --test 0.2 --dry-run")
+
+
+def as_options(words: Sequence[str]) -> list[str]:
+    """Words as `ml-split` takes them: `data.test_ratio=20%` becomes `--test 0.2`; other words stay."""
+    corrected: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        option = OPTIONS.get(name.lstrip("-").removeprefix("data.").replace("-", "_"))
+        if option is None or not (equals or word.startswith("--")):
+            corrected.append(_fraction(word) if corrected and corrected[-1] in FRACTIONS else word)
+            continue
+        value = _fraction(value) if option in FRACTIONS else value
+        corrected += [f"{name}{equals}{value}"] if option == name else [part for part in (option, value) if part]
+    return corrected
+
+
+def _fraction(text: str) -> str:
+    """Write a percentage as a fraction: `20` and `20%` become `0.2`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
+    is_percentage = match is not None and (match[2] or 1 < float(match[1]) < 100)
+    return f"{float(match[1]) / 100:g}" if match is not None and is_percentage else text
+
+
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    words = sys.argv[1:]
+    corrected = as_options(words)
+    if corrected != words:
+        raise UserError(
+            f"ml-split takes the folder, options with dashes, and fractions. Type: ml-split {shlex.join(corrected)}"
+        )
+    parser = _Parser(
         prog="ml-split",
         description="Divide a folder of class folders into stratified train, val and test splits.",
         epilog=EXAMPLES,
@@ -106,7 +160,7 @@ def _arguments() -> argparse.Namespace:
         "--copy-to", type=Path, metavar="DIR", help="copy the images to train/, val/ and test/ in a new folder"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the counts without writing anything")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _table(splits: dict[str, "FolderImages"], class_names: list[str]) -> Table:
