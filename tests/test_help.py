@@ -33,6 +33,12 @@ def test_help_fits_100_columns_and_every_explanation_stands_alone(command, flag,
         assert not FRAGMENT.match(text.strip()), f"{setting}: {text.strip()}"
 
 
+def test_the_first_lines_say_what_to_type_for_a_folder_a_network_and_epochs():
+    first = "\n".join(help_page("train", "ml-train").splitlines()[:15])
+    for typed in ("data.data_dir=PATH ", "trainer.max_epochs=30", "model.net.name=efficientnet_b0", "resume=latest"):
+        assert f" {typed}" in first
+
+
 def test_own_settings_come_first_and_all_others_behind_help_all():
     short, long = (help_page("inference", "ml-inference", every) for every in (False, True))
     assert short.index("ckpt_path=null") < short.index("source=null") < short.index("data.batch_size=")

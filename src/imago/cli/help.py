@@ -7,8 +7,8 @@ import platform
 import re
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from imago.config.targets import timm_names, torchvision_names
 from imago.definitions import __version__
 
 FIRST = {  # command -> inherited settings without which it does little
+    "train": ("data.data_dir", "model.net.name", "trainer.max_epochs"),
     "eval": ("ckpt_path",),
     "inference": ("ckpt_path",),
     "export": ("ckpt_path",),
@@ -28,10 +29,9 @@ FIRST = {  # command -> inherited settings without which it does little
 }
 COMMON = {  # command -> further inherited settings that most people type
     "train": (
-        *("data.data_dir", "data.image_size", "data.batch_size", "data.num_workers", "data.val_ratio"),
-        "data.test_ratio",
-        *("model.net.name", "model.net.weights", "model.freeze", "model.init_from", "model.optimizer.lr"),
-        *("trainer.max_epochs", "trainer.devices", "callbacks.early_stopping.patience"),
+        *("data.image_size", "data.batch_size", "data.num_workers", "data.val_ratio", "data.test_ratio"),
+        *("model.net.weights", "model.freeze", "model.init_from", "model.optimizer.lr"),
+        *("trainer.devices", "callbacks.early_stopping.patience"),
     ),
     "eval": ("data.data_dir", "data.batch_size", "data.num_workers", "trusted_targets"),
     "inference": ("data.data_dir", "data.batch_size", "data.num_workers", "trusted_targets"),
@@ -93,7 +93,8 @@ def help_page(command: str, program: str, every: bool = False) -> str:
     parts = [
         str(words.get("header", "")),
         f"Usage: {program} [KEY=VALUE ...] [GROUP=OPTION ...] [FLAG ...]",
-        f"Settings and their defaults\n{_rows(own)}",
+        _examples(str(words.get("footer", "")), f"ml-{command}", program),
+        f"Settings and their defaults\n{_rows(own if every else map(_shown, own))}",
     ]
     if every:
         parts.append(f"Inherited settings{_whose(content)}\n{_rows(rest)}")
@@ -104,7 +105,6 @@ def help_page(command: str, program: str, every: bool = False) -> str:
     if rows := _groups(command, content, every):
         parts.append(f"Groups and their options\n{_rows(rows)}")
     parts.append("Flags\n" + _table([*FLAGS, *([NETWORKS] if command == "train" else [])]))
-    parts.append(_examples(str(words.get("footer", "")), f"ml-{command}", program))
     return "\n\n".join(part.rstrip() for part in parts if part.strip())
 
 
@@ -244,7 +244,12 @@ def _is_group(path: Path) -> bool:
     return path.is_dir() and path.name not in ("schema", "local", "hydra", "paths") and any(path.glob("*.yaml"))
 
 
-def _rows(settings: Sequence[Setting], *more: tuple[str, str]) -> str:
+def _shown(setting: Setting) -> Setting:
+    """The setting; with an ellipsis for a default that a function computes, whose explanation says how."""
+    return replace(setting, default=re.sub(r"\$\{[a-z_]+:.*\}$", "\N{HORIZONTAL ELLIPSIS}", setting.default))
+
+
+def _rows(settings: Iterable[Setting], *more: tuple[str, str]) -> str:
     return _table([*((f"{setting.key}={setting.default}", setting.text) for setting in settings), *more])
 
 
