@@ -242,6 +242,8 @@ def test_the_next_commands_have_the_names_of_the_installation(program, evaluate,
     ]
     assert "/opt" not in " ".join(commands)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/jupyter"])
+    from_python = next_commands(Result(checkpoint=run.path / "checkpoints" / "best.ckpt"), run)
+    assert [command.split()[0] for command in from_python] == ["ml-inference", "ml-visualise", "ml-eval", "tensorboard"]
     assert [command.split()[0] for command in next_commands(Result(), run)] == ["tensorboard"]
 
 

@@ -762,11 +762,11 @@ def test_a_private_run_is_not_repeated(command, finished):
 
 
 def test_settings_that_write_private_images_are_warned_of(train):
-    words = ["report.pictures=true", "report.splits=[train]", "data.cache=disk", "trainer.max_epochs=1"]
+    words = ["report.pictures=true", "report.splits=[train,val]", "data.cache=disk", "trainer.max_epochs=1"]
     run = train(*DP, *words)
     for said in (
         "report.pictures=true with strategy=dp: report.html and reports/ show private images",
-        "report.splits has train, with strategy=dp: reports/ list path, label and loss of each train image",
+        "report.splits has train and val, with strategy=dp: reports/ list path, label and loss of each train and val",
         "data.cache=disk with strategy=dp: the decoded images are written to",
     ):
         assert said in run.output

@@ -21,6 +21,7 @@ from imago.cli.hydra_internals import singletons_kept
 from imago.config.resolvers import register, remember_sweep, slug
 from imago.config.root import CONFIG_DIR
 from imago.run.folder import find_run
+from imago.run.overview import Overview
 from imago.status import main as status
 
 FAST = ("trainer.max_epochs=1", "callbacks.early_stopping=null", "preflight=false")
@@ -98,6 +99,17 @@ def test_a_sweep_ends_with_one_table(train, monkeypatch, capsys, tmp_path):
         (2, "completed", "train"),
     ]
     assert found[0]["best_value"] == float(rows[0]["best"])
+
+
+@pytest.mark.parametrize(
+    ("epsilons", "said"),
+    [([2.99, 2.99], "These 2 have epsilon 5.98"), ([2.0, "unknown"], "These 2 have no bound"), ([2.0, None], "")],
+)
+def test_what_private_jobs_spend_adds_up(epsilons, said):
+    runs = [Overview(Path("a"), {} if epsilon is None else {"epsilon": epsilon}) for epsilon in epsilons]
+    text = sweep.describe_spent(runs)
+    assert said in text
+    assert bool(text) == bool(said)
 
 
 def test_a_failed_job_is_in_the_table(train, monkeypatch):

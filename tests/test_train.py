@@ -58,6 +58,7 @@ def test_the_end_shows_scores_beside_the_baseline_and_what_to_type(trained):
     end = trained.output[trained.output.index("Run folder:") :].splitlines()
     assert end == [
         f"Run folder: {trained.dir}",
+        f"Checkpoint: {trained.dir}/checkpoints/best.ckpt",
         f"Report: {trained.dir}/report.html",
         "Next:",
         f"  ml-inference ckpt_path={trained.dir} source=PHOTOS",

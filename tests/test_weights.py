@@ -1,6 +1,8 @@
 """Weights of classes in the losses, and weights to start from."""
 
+import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ from helpers import draw_classes
 from torch import nn
 
 import imago
+from imago.model.initial_weights import start_from
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
+from imago.run.logs import logging_to
+from imago.training.start_weights import _check_private_start
 
 
 def model(**options) -> DictModule:
@@ -98,6 +103,23 @@ def test_a_run_starts_from_a_file_and_goes_on_without_it(train, command, tmp_pat
     assert command("eval", f"ckpt_path={run.dir}").exit_code == 0
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=2", folder=run.dir)
     assert again.exit_code == 0, again.output
+
+
+def test_an_export_is_known_with_its_classes_and_its_privacy(trained, command, tmp_path):
+    file = tmp_path / "ants.safetensors"
+    assert command("export", f"ckpt_path={trained.dir}", f"output={file}").exit_code == 0
+    classifier = imago.load_classifier(trained.dir)
+    net, trained_net = copy.deepcopy(classifier.model.net), classifier.model.net
+    head = {"head.weight", "head.bias"}
+    for class_names, is_kept in ((classifier.class_names, True), (["a", "b", "c"], False)):
+        nn.init.zeros_(net.head.weight)
+        assert start_from(net, str(file), class_names, head) is None
+        assert torch.equal(net.head.weight, trained_net.head.weight) == is_kept
+        assert torch.equal(net.features[0][0].weight, trained_net.features[0][0].weight)
+    with logging_to(tmp_path / "train.log"):
+        _check_private_start(str(file), SimpleNamespace(seen_images=None), None)
+    said = "was trained without privacy, and an export does not record its images"
+    assert said in (tmp_path / "train.log").read_text()
 
 
 def test_weights_of_another_network_are_refused(train):

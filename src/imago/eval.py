@@ -67,10 +67,13 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
         return calibration
 
     splits = splits_of(cfg.split, cfg)
-    if "train" in splits and privacy_of(Path(cfg.ckpt_path), read_checkpoint(cfg.ckpt_path, mmap=True)["imago"]):
+    listed = " and ".join(split for split in ("train", "val") if split in splits)
+    if listed and privacy_of(Path(cfg.ckpt_path), read_checkpoint(cfg.ckpt_path, mmap=True)["imago"]):
         log.warning(
-            "The checkpoint was trained with strategy=dp, and split has train: reports/ will list path, label and loss "
-            "of each train image, which may be private"
+            "The checkpoint was trained with strategy=dp, and split has %s: reports/ will list path, label and loss of "
+            "each %s image, which may be private",
+            listed,
+            listed,
         )
     fit_on_val = calibrate if cfg.calibrate else None
     result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, fit_on_val, cfg.report.pictures)

@@ -41,20 +41,36 @@ def write_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pat
         save_file(own, temporary, {name: json.dumps(strict(value)) for name, value in metadata.items()})
 
 
-def read_model(path: str | Path) -> Checkpoint:
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, JSON texts; empty for other files, and for those that are damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path).expanduser()
+    if not is_export(path) or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return {}
+
+
+def read_model(path: str | Path, key: str = "ckpt_path") -> Checkpoint:
     """Read a checkpoint to predict with: one of a training, or an export. Nothing in the file is executed.
+
+    `key` is the setting that names it, for messages.
 
     Raises:
         FileNotFoundError: It does not exist.
         ValueError: It is neither, is damaged, or is from a newer version.
     """
-    return _read_export(Path(path).expanduser()) if is_export(path) else read_checkpoint(path)
+    return _read_export(Path(path).expanduser(), key) if is_export(path) else read_checkpoint(path, key=key)
 
 
-def _read_export(path: Path) -> Checkpoint:
+def _read_export(path: Path, key: str) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
-    where = f"ckpt_path={path}"
+    where = f"{key}={path}"
     if not path.is_file():
         raise MissingFileError(f"{where} does not exist.")
     try:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from imago.config.invocation import override_key
 from imago.config.resolvers import remember_sweep
+from imago.definitions import rounded_up
 from imago.files import write_text
 from imago.masking import masked_override
 from imago.run.overview import Overview, first_line
@@ -90,6 +91,8 @@ def report(sweep: Sweep) -> None:
         say(f"Best {columns.monitor}: {best.best:.4f} in {best.folder.name}")
     if left_out:
         say(f"Settings that differ, too: {shortened(left_out)}")
+    if privacy := describe_spent(runs):
+        say(privacy)
     if (missing := sweep.jobs - len(runs)) > 0:
         say(f"{missing} of {sweep.jobs} jobs did not begin.")
     if running := [run for run in runs if run.state == "running"]:
@@ -101,6 +104,20 @@ def report(sweep: Sweep) -> None:
         say(f"{FILE} could not be written: {error}")
     else:
         say(f"Written: {sweep.folder / FILE}")
+
+
+def describe_spent(runs: Sequence[Overview]) -> str:
+    """Sentence with what private jobs spend together, empty for fewer than two of them: theorem 3.16 of Dwork and
+    Roth 2014."""
+    spent = [run.status["epsilon"] for run in runs if "epsilon" in run.status]
+    if len(spent) < 2:
+        return ""
+    has_bound = all(isinstance(epsilon, int | float) for epsilon in spent)
+    total = f"epsilon {rounded_up(sum(spent))}" if has_bound else "no bound"
+    return (
+        f"Privacy: epsilons and deltas of jobs on the same images add up, also of those that you discard. These "
+        f"{len(spent)} have {total} together (docs/privacy.md)"
+    )
 
 
 def jobs_of(folder: Path) -> list[Overview]:

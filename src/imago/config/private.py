@@ -104,9 +104,9 @@ def private_warnings(cfg: DictConfig) -> Iterator[str]:
             "report.pictures=true with strategy=dp: report.html and reports/ show private images, train images among "
             f"them. {PRIVATE_FOLDER}"
         )
-    if cfg.test and "train" in cfg.report.splits:
+    if cfg.test and (listed := " and ".join(split for split in ("train", "val") if split in cfg.report.splits)):
         yield (
-            "report.splits has train, with strategy=dp: reports/ list path, label and loss of each train image. "
+            f"report.splits has {listed}, with strategy=dp: reports/ list path, label and loss of each {listed} image. "
             f"{PRIVATE_FOLDER}"
         )
     if cfg.data.get("cache") == "disk":

@@ -59,6 +59,8 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
         _warn_about_baseline(result.scores)
     show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
     _print(f"Run folder: {relative(run.path)}")
+    if result.checkpoint is not None:
+        _print(f"Checkpoint: {relative(result.checkpoint)}")
     _print("Report: ", run.path / "report.html")  # written when the run has ended
     if label_errors := describe_label_errors(result, run.path):
         _print(label_errors)
@@ -224,10 +226,12 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
 
 
 def next_commands(result: Result, run: RunFolder) -> list[str]:
-    """Commands to type after a training, with the names under which they are installed; empty after other commands."""
+    """Commands to type after a training, with the names under which they are installed; after other commands only
+    that of TensorBoard."""
     script = Path(sys.argv[0])
     commands = []
-    if result.checkpoint is not None and script.name in ("ml-train", "train.py"):
+    is_training = script.name in ("ml-train", "train.py")
+    if result.checkpoint is not None and (is_training or result.checkpoint.is_relative_to(run.path)):  # or in Python
         is_best = result.checkpoint == run.path / "checkpoints" / "best.ckpt"
         word = shlex.quote(f"ckpt_path={for_hydra(relative(run.path if is_best else result.checkpoint))}")
         is_clone = script.name == "train.py"  # which has files for training and evaluation

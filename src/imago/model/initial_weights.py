@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from imago.checkpoint.exported import NET
-from imago.checkpoint.read import find_checkpoint, read_checkpoint
+from imago.checkpoint.exported import NET, metadata_of, read_model
+from imago.checkpoint.read import Checkpoint, find_checkpoint, read_checkpoint
 from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
 from imago.model.weight_files import WEIGHT_FILES, StateDict, read_weights
@@ -57,10 +57,17 @@ def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[
 
 def _weights(source: str) -> tuple[StateDict, list[str] | None, Tensor | None]:
     """Tensors of the network, and the class names and images that they were trained on, if known."""
+    if "imago" in metadata_of(source):
+        checkpoint = read_model(Path(source).expanduser(), "model.init_from")
+        return _of_net(checkpoint), list(checkpoint["imago"]["class_names"]), None
     if Path(source).suffix in WEIGHT_FILES:
         return read_weights(Path(source).expanduser(), "model.init_from"), None, None
     path = find_checkpoint(source, PROJECT_ROOT / "logs", "model.init_from")
     checkpoint = read_checkpoint(path, key="model.init_from")
-    weights: dict[str, Tensor] = checkpoint["state_dict"]
-    net_weights = {name.removeprefix(NET): tensor for name, tensor in weights.items() if name.startswith(NET)}
-    return net_weights, list(checkpoint["imago"]["class_names"]), checkpoint["imago"].get("train_images")
+    entry = checkpoint["imago"]
+    return _of_net(checkpoint), list(entry["class_names"]), entry.get("train_images")
+
+
+def _of_net(checkpoint: Checkpoint) -> StateDict:
+    weights: StateDict = checkpoint["state_dict"]
+    return {name.removeprefix(NET): tensor for name, tensor in weights.items() if name.startswith(NET)}

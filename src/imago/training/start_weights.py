@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from imago.checkpoint.exported import is_export, metadata_of
 from imago.checkpoint.read import find_checkpoint, read_checkpoint
 from imago.config.recipe import PRETRAINED
 from imago.config.saved import save_config
@@ -18,6 +19,11 @@ from imago.model.weight_files import WEIGHT_FILES
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+ADDS_UP = (
+    "model.init_from=%s was trained with strategy=dp. If it saw images of this run, both epsilons add up for these: "
+    "the epsilon of this run covers its own steps only"
+)
 
 
 def find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
@@ -84,14 +90,20 @@ def _check_private_start(source: str, model: DictModule, data: ImageDataModule) 
                 f"the {len(data.split('train'))} train images, for which there would be no guarantee. Start from "
                 "weights of other images, or leave these images out (data.exclude=FILE)."
             )
+    elif is_export(source):
+        texts = metadata_of(source)
+        if "privacy" in texts:
+            log.warning(ADDS_UP, source)
+        elif "imago" in texts:
+            log.warning(
+                "model.init_from=%s was trained without privacy, and an export does not record its images. If it saw "
+                "images of this run, nothing is guaranteed for these. model.init_from=RUN, its run, would be checked",
+                source,
+            )
     elif Path(source).suffix not in WEIGHT_FILES:
         entry = read_checkpoint(source, mmap=True)["imago"]
         if isinstance(entry["strategy"], dict) and entry["strategy"].get("history"):
-            log.warning(
-                "model.init_from=%s was trained with strategy=dp. If it saw images of this run, both epsilons add up "
-                "for these: the epsilon of this run covers its own steps only",
-                source,
-            )
+            log.warning(ADDS_UP, source)
 
 
 def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str) -> None:
