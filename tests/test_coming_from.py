@@ -128,6 +128,26 @@ model:
 data:                                # was datamodule
   batch_size: 64
 """
+MODEL_AFTER = """defaults:
+  - default                               # was _target_: src.models.mnist_module.MNISTLitModule
+  - override optimizer: adam              # was optimizer: _target_: torch.optim.Adam, _partial_: true
+  - override scheduler: plateau           # was scheduler: _target_: torch.optim.lr_scheduler.ReduceLROnPlateau
+
+optimizer:
+  lr: 0.001
+  weight_decay: 0.0
+scheduler:
+  factor: 0.1
+  mode: min                               # of the monitor below
+  patience: 10
+monitor: val/loss                         # was in configure_optimizers; the schedule follows it
+net:
+  _target_: imago.model.SimpleDenseNet    # was src.models.components.simple_dense_net.SimpleDenseNet
+  _partial_: true                         # the number of classes comes from the data: no output_size
+  in_features: 784                        # was input_size
+  hidden: [64, 128, 64]                   # was lin1_size, lin2_size, lin3_size
+compile: false
+"""
 FILES_OF_THE_TEMPLATE = f"""
 An experiment file of the template, which stands in `configs/experiment/`:
 
@@ -140,6 +160,16 @@ files stay in your own folder. A logger is chosen on the command line (`logger=w
 
 ```yaml
 {AFTER}```
+
+Their `model/mnist.yaml` becomes `FOLDER/model/their_mnist.yaml`, which `--config-dir FOLDER model=their_mnist` chooses:
+
+```yaml
+{MODEL_AFTER}```
+
+The LightningModule of the template is left out: Imago's has the loss, the metrics and the steps. A network of your own
+keeps its `_target_` and takes `num_classes` ([network](extend/network.md)). `callbacks.model_checkpoint` needs no
+`dirpath`, `filename` and `save_last`: `best.ckpt` and `last.ckpt` are always kept, and `monitor: val/acc` at the root
+says which is best. `logger: csv` becomes `override /logger: csv`.
 
 If a file of the template is chosen as it is, the message names each line and what to write there. `override` needs the
 slash: `override /model: mnist`. `extras` and `logger=many_loggers` have become `--cfg job` and `logger=many`, and
@@ -389,7 +419,10 @@ def test_the_experiment_of_the_page_trains(command, tmp_path):
     write_mnist(tmp_path / "sets")
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "first.yaml").write_text(AFTER)
+    (tmp_path / "mine" / "model").mkdir()
+    (tmp_path / "mine" / "model" / "their_mnist.yaml").write_text(MODEL_AFTER)
     words = [f"data.data_dir={tmp_path}/sets", "trainer.min_epochs=1", "trainer.max_epochs=1", "trainer=cpu"]
+    words.append("model=their_mnist")
     run = command("train", f"--config-dir={tmp_path}/mine", "experiment=first", *words, "logger=csv", "test=false")
     assert run.exit_code == 0, run.output
     assert len(run.history) == 1
