@@ -138,7 +138,6 @@ optimizer:
   weight_decay: 0.0
 scheduler:
   factor: 0.1
-  mode: min                               # of the monitor below
   patience: 10
 monitor: val/loss                         # was in configure_optimizers; the schedule follows it
 net:

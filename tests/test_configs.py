@@ -158,6 +158,18 @@ def test_monitor_is_defined_once():
     assert composed("mode=min").callbacks.early_stopping.mode == "min"
 
 
+@pytest.mark.quick
+def test_the_mode_is_that_of_what_is_watched():
+    callbacks = "callbacks.early_stopping.monitor=val/loss", "callbacks.metrics.tracked_metric_name=null"
+    cfg = composed(*callbacks, "model/scheduler=plateau", "model.monitor=val/loss")
+    assert (cfg.mode, cfg.callbacks.model_checkpoint.mode) == ("max", "max")
+    assert [node.mode for node in (cfg.callbacks.early_stopping, cfg.callbacks.metrics, cfg.model.scheduler)] == [
+        "min"
+    ] * 3
+    typed = composed(*callbacks[:1], "callbacks.early_stopping.mode=max", "model/scheduler=plateau", "mode=min")
+    assert (typed.callbacks.early_stopping.mode, typed.model.scheduler.mode) == ("max", "min")
+
+
 def test_defaults_are_those_for_photographs():
     cfg = composed()
     assert (cfg.data.image_size, cfg.model.net.weights) == (224, "auto")

@@ -27,7 +27,7 @@ TRAINER_COMMAND_KEYS = (
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "fast_dev_run"),
 )
 """Options of the Trainer that say where and how much a command runs: a checkpoint has none of them."""
-RESOLVERS = ("best_mode", "direction", "joined", "share_of_fit", "slug", "without_stage")
+RESOLVERS = ("best_mode", "direction", "joined", "mode_of", "share_of_fit", "slug", "without_stage")
 """Resolvers that any config may call: their results depend on their arguments alone."""
 PATHS = re.compile(r"(^|_)(dir|file|files|root|path|exclude|relabel)$")
 HARMLESS = re.compile(rf"\$\w|\$\{{\.*[A-Za-z_][\w.\[\]]*\}}|\$\{{(?:{'|'.join(RESOLVERS)}):")

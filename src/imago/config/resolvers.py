@@ -119,6 +119,11 @@ def share_of_fit(fit: str) -> float:
     return 0.875 if fit == "crop" else 1.0
 
 
+def mode_of(metric: str | None, monitor: str, mode: str) -> str:
+    """Mode of `metric`: `mode`, if it is the `monitor` of the run, and otherwise that of its name; None is the loss."""
+    return mode if metric == monitor else best_mode(metric or "loss")
+
+
 def direction(mode: str) -> str:
     """Optuna's name of `mode`: minimize or maximize."""
     return {"min": "minimize", "max": "maximize"}.get(mode, mode)
@@ -165,7 +170,8 @@ def register_functions(replace: bool = False) -> None:
 
     Without `replace`, a program's own functions of these names stay.
     """
-    functions = {function.__name__: function for function in (slug, best_mode, direction, share_of_fit, without_stage)}
+    callable_in_any = (slug, best_mode, direction, mode_of, share_of_fit, without_stage)
+    functions = {function.__name__: function for function in callable_in_any}
     for name, function in {**functions, "joined": ", ".join}.items():
         if replace or not OmegaConf.has_resolver(name):
             OmegaConf.register_new_resolver(name, function, replace=True)
