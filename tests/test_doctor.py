@@ -53,6 +53,7 @@ def sick(clean: Path) -> Path:
     shutil.copy(red / "002.png", blue / "also_red.png")
     (red / "._003.jpg").write_bytes(b"\0\5\26\7")
     (red / "readme.txt").write_text("hello")
+    (red / "IMG_0001.HEIC").write_bytes(b"....ftypheic")
     photograph(2).save(red / "really_a.png", format="jpeg")
     (red / "loop").symlink_to(red)
     (red / "up").symlink_to(clean)
@@ -116,6 +117,7 @@ def test_each_defect_is_found_and_named(sick):
         "unused folder": {"more"},
         "leak": {"train/red/001.png"},
         "dot-underscore file": {"train/red/._003.jpg"},
+        "format not read": {"train/red/IMG_0001.HEIC"},
         "ignored file": {"train/red/readme.txt"},
         "wrong suffix": {"train/red/really_a.png"},
         "link loop": {"train/red/loop", "train/red/up"},

@@ -121,6 +121,7 @@ def test_a_bad_file_is_a_row_with_its_error_and_an_exit_status(infer, photos):
     assert skipped.exit_code == 0, skipped.output
     assert skipped.text("predictions.csv") == run.text("predictions.csv")
     assert "bad.png" in skipped.text("summary.txt")
+    assert "The exit status is 0 because of data.on_bad_image=skip" in skipped.output
 
 
 def test_processes_and_precision_give_the_same_rows(infer, photos):
@@ -420,7 +421,7 @@ def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, train
     (photos / "red" / "000.png").rename(photos / "red" / "0.heic")
     Image.open(photos / "red" / "001.png").save(photos / "red" / "1.jfif", "JPEG")
     run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}")
-    assert "skipped 1 file (not an image, or hidden): red/0.heic" in run.output
+    assert "skipped 1 file (a format that is not read: convert to JPEG or PNG): red/0.heic" in run.output
     assert [row["path"] for row in rows(run)] == ["red/001.png", "red/1.jfif"]
     (photos / "list.csv").write_bytes("\ufeffpath,label\r\nred/001.png, red\r\nred/1.jfif,Rouge\r\n".encode())
     run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}/list.csv")

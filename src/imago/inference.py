@@ -123,12 +123,11 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
                 show_written(file)
     if bad:
         run.sections["Results"] = {"unreadable": f"{counted(len(bad), 'image')}\n" + "\n".join(bad.values())}
+        reasons = "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
+        unread = f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  {reasons}"
         if cfg.data.on_bad_image == "error":
-            raise IncompleteError(
-                f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  "
-                + "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
-                + "\nTo end with exit status 0 in spite of this, type data.on_bad_image=skip"
-            )
+            raise IncompleteError(f"{unread}\nTo end with exit status 0 in spite of this, type data.on_bad_image=skip")
+        log.warning("%s\nThe exit status is 0 because of data.on_bad_image=skip", unread)
 
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":

@@ -27,8 +27,15 @@ __all__ = ["main", "true_state"]
 
 def main() -> None:
     """Command line of `ml-status`."""
-    arguments = _parser().parse_args()
+    arguments, unknown = _parser().parse_known_args()
     folder: Path = arguments.folder
+    name, _, value = str(folder).partition("=")
+    if name in ("sort", "columns") and value:
+        fail(f"{folder} is not a folder. Type ml-status --{name} {shlex.quote(value)}")
+    if name == "paths.log_dir" and Path(value).is_dir():
+        folder = Path(value)
+    if unknown:
+        fail(f"Unknown: {' '.join(unknown)}. ml-status takes a FOLDER, --sort, --columns, --all and --json.")
     if not folder.is_dir():
         fail(f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
     with closed_pipe_allowed():

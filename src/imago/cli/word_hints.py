@@ -231,13 +231,14 @@ def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
     what = f"{word}: {group} has no option {value}."
     hint = OPTIONS.get((group, value.lower()))
     path = Path(value).expanduser()
+    is_run = typed.command in FROM_CHECKPOINT and (path.is_dir() or value == "latest")
     if group == "data" and (path.is_dir() or value.startswith(("/", "./", "../", "~"))):
         hint, what = _folder(value, typed.command), "data= chooses a kind of data. A folder has a setting of its own."
     elif group == "data" and value.lower() in map(str.lower, MEMORY_SETS):
         hint = dataset_hint(value)
-    elif group == "model" and path.suffix in WEIGHTS:
+    elif group == "model" and (path.suffix in WEIGHTS or is_run):
         hint = _file("model", value, typed.command)
-        what = "model= chooses a kind of network. A file of weights has a setting of its own."
+        what = f"model= chooses a kind of network. A {'run' if is_run else 'file of weights'} has a setting of its own."
     elif group == "model" and ((chosen := model_hint(value)).words or is_ultralytics(value)):
         of_torchvision = "model.net.name=" in str(chosen.words)
         of_experiment = ("model=torchvision",) if typed.experiment and of_torchvision else ()  # another kind of network

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
 from imago.data.images import Images, file_digest
-from imago.data.tree import SUFFIXES, files_below, folders_of_class, is_image, label_of
+from imago.data.tree import SUFFIXES, files_below, folders_of_class, is_image, is_photo_not_read, label_of
 from imago.errors import MissingFileError, UserError
 from imago.terminal import counted, shortened
 
@@ -95,9 +95,15 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 
 def _say_others(source: str, paths: Sequence[str]) -> None:
-    if paths:
-        files = counted(len(paths), "file")
-        log.warning("source=%s: skipped %s (not an image, or hidden): %s", source, files, shortened(paths, MOST_NAMED))
+    photos = [path for path in paths if is_photo_not_read(path)]
+    others = [path for path in paths if path not in photos]
+    for skipped, why in (
+        (photos, "a format that is not read: convert to JPEG or PNG"),
+        (others, "not an image, or hidden"),
+    ):
+        if skipped:
+            files = counted(len(skipped), "file")
+            log.warning("source=%s: skipped %s (%s): %s", source, files, why, shortened(skipped, MOST_NAMED))
 
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:

@@ -13,6 +13,11 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"),
     *((".avif",) if "AVIF" in FORMATS else ()),
 )
+NOT_READ = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+"""Photographs as telephones and cameras may save them, which no decoder here reads."""
 PLACEHOLDERS = ("imagenotfound.gif", "image_not_found.gif", "photo_unavailable.gif")
 """Files that some web sites send instead of a missing picture."""
 HIDDEN = (
@@ -84,6 +89,12 @@ def walk(folder: Path, loop: Callable[[Path], object], unreadable: Callable[[OSE
 def is_image(name: str) -> bool:
     """Whether a file name is that of an image: by its suffix, and not hidden."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".") and name.lower() not in PLACEHOLDERS
+
+
+def is_photo_not_read(path: str) -> bool:
+    """Whether a path is that of a photograph in a format that is not read."""
+    name = os.path.basename(path).lower()
+    return name.endswith(NOT_READ) and not name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def stat_fingerprint(path: Path) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "leak": (ERROR, "the same file in two splits, which makes scores too good"),
     "two labels": (ERROR, "the same file under two classes"),
     "dot-underscore file": (WARNING, "metadata files of macOS; not used"),
+    "format not read": (WARNING, "photographs that are skipped, for example HEIC: convert them to JPEG or PNG"),
     "ignored file": (
         WARNING,
         f"files outside class folders, or without one of {' '.join(SUFFIXES)}; not used",

@@ -18,7 +18,7 @@ from imago.data.decode import NO_FILE, NotDecodedError, damage, open_image
 from imago.data.folders import class_folders, labelled_splits, read_tree
 from imago.data.formats import check_kind, first_page
 from imago.data.headers import shape_of
-from imago.data.tree import is_hidden, is_image, walk
+from imago.data.tree import is_hidden, is_image, is_photo_not_read, walk
 from imago.inspection.duplicates import difference_hash, exact_duplicates, mean_blocks, near_duplicates
 from imago.inspection.issues import Findings, ImageFacts, Issue
 from imago.terminal import counted
@@ -97,6 +97,8 @@ def _is_unused(path: Path, folders: Mapping[str, Path]) -> bool:
 
 
 def _ignored(root: Path, path: Path) -> Issue:
+    if is_photo_not_read(path.name):
+        return Issue("format not read", _below(root, path))
     return Issue("dot-underscore file" if path.name.startswith("._") else "ignored file", _below(root, path))
 
 
