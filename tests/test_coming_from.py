@@ -286,6 +286,14 @@ def test_the_first_answer_is_the_right_one(tmp_path, monkeypatch, words, message
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("run", ["RUN", "latest", "RUN/best.pt"])
+def test_a_run_is_no_network_where_a_checkpoint_is_read(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    Path("RUN").mkdir()
+    with pytest.raises(UserError, match=rf"has a setting of its own\. Type ckpt_path={run}$"):
+        check_words([f"model={run}"], "eval", SETTINGS, "ml-eval")
+
+
 def refusal(*words: str) -> list[str]:
     with pytest.raises(UserError) as raised:
         check_words(words, "train", SETTINGS, "ml-train")
