@@ -166,6 +166,25 @@ def test_mistakes_in_files_are_said_with_their_place(command, colours, tmp_path,
     assert "Traceback" not in run.output
 
 
+PLATEAU = "_target_: torch.optim.lr_scheduler.ReduceLROnPlateau"
+PASSED = "data.data_dir=/nowhere does not exist."
+OPTION_FILES = [  # group, text of a file of one's own, message: paths are checked after all settings
+    ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, _partial_: true, factor: 0.1}}\n", PASSED),
+    ("model", "defaults: [resnet18]\ncriterions: {criterions: {ce: {_target_: torch.nn.MSELoss}}}\n", PASSED),
+    ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, warmup: 1}}\n", "odd.yaml, line 2)"),
+]
+
+
+@pytest.mark.parametrize(("group", "text", "message"), OPTION_FILES)
+def test_an_option_of_ones_own_is_checked(command, tmp_path, group, text, message):
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "odd.yaml").write_text(text)
+    run = command("train", f"--config-dir={tmp_path}/mine", f"{group}=odd", "data.data_dir=/nowhere")
+    assert run.exit_code == 1
+    assert message in run.error
+    assert not run.dir.exists()
+
+
 OWN = """
 from imago.data import ImageDataModule
 from lightning.pytorch import Callback

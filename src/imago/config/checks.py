@@ -225,8 +225,8 @@ def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
     """Problems with the keys and types of all nodes whose targets are known."""
-    drop_inherited(cfg, invocation.overrides, shipped())
     _drop_foreign_settings(cfg, invocation)
+    drop_inherited(cfg, invocation, shipped())
     for problem in problems(cfg, shipped()):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
         hint = " For class weights type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."

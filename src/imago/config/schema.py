@@ -16,8 +16,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.foreign_words import meaning
-from imago.config.invocation import override_key
+from imago.config.invocation import Invocation, override_key
 from imago.config.root import CONFIG_DIR
+from imago.config.setting_source import is_inherited, is_typed, is_users_own
 from imago.config.targets import families_of
 from imago.config.tree import nodes
 
@@ -107,13 +108,22 @@ def _likeness(name: str, other: str) -> float:
     return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((name, other), ends))
 
 
-def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, Schema]) -> None:
-    """Remove from network, optimizer, scheduler and boxes the options of shipped files that a new `_target_` does not
-    have.
+def drop_inherited(cfg: DictConfig, invocation: Invocation, schemas: Mapping[str, Schema]) -> None:
+    """Remove the arguments that a new `_target_` does not take and that stand in files written for a former one.
 
-    So `model.net._target_=my.module.MyNet` is enough. A typed option stays, and fails if it is unknown.
+    So `model.net._target_=my.module.MyNet` is enough, and so is the `_target_` in a file that begins with the defaults
+    of another. A typed option stays, and fails if it is unknown.
     """
-    names = [override_key(override) for override in typed]
+    for path, node in list(nodes(cfg)):
+        schema = schemas.get(node._target_)
+        if schema is None or schema["additionalProperties"]:
+            continue
+        for name in [name for name in map(str, node) if not name.startswith("_") and name not in schema["properties"]]:
+            key, target = f"{path}.{name}", f"{path}._target_"
+            is_kept = is_typed(target, invocation) and is_users_own(key, invocation)
+            if not is_kept and is_inherited(key, target, invocation):
+                _drop(node, name)
+    names = [override_key(override) for override in invocation.overrides]
     for path in REPLACEABLE:
         node = OmegaConf.select(cfg, path, throw_on_missing=False)
         schema = schemas.get(node.get("_target_", "")) if isinstance(node, DictConfig) else None
@@ -125,9 +135,13 @@ def drop_inherited(cfg: DictConfig, typed: Sequence[str], schemas: Mapping[str, 
             continue
         for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
             if f"{path}.{option}" not in names:
-                log.info("%s has no argument %s: that option of the shipped file is dropped", node._target_, option)
-                OmegaConf.set_struct(node, False)
-                del node[option]
+                _drop(node, option)
+
+
+def _drop(node: DictConfig, name: str) -> None:
+    log.info("%s has no argument %s: that of the former target is dropped", node._target_, name)
+    OmegaConf.set_struct(node, False)
+    del node[name]
 
 
 def _is_a(target: str, path: str) -> bool:

@@ -1,7 +1,7 @@
 """Source of a setting: the command line, or one of the YAML files that the config was composed of."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from imago.config.root import CONFIG_DIR
 
 GLOBAL = ("recipe", "experiment", "hparams_search", "debug")
 """Groups that come last, in this order, and set what belongs to others."""
+NOTHING = object()
+"""Value of a setting that a file does not have."""
 
 
 def origin_of(key: str, invocation: Invocation) -> str:
@@ -64,16 +66,18 @@ def is_of_group(key: str, group: str, invocation: Invocation) -> bool:
 
 
 def is_inherited(key: str, target: str, invocation: Invocation) -> bool:
-    """Whether a setting is in a file that comes before that of `target`: it was written for another target."""
+    """Whether a setting is in a file that comes before that of `target`, and was written for another target."""
     if is_typed(key, invocation):
         return False
     files = list(_files(invocation))
-    of_key, of_target = (
-        [number for number, (path, package) in enumerate(files) if holds(path, package, name)] for name in (key, target)
-    )
+    of_key = [number for number, (path, package) in enumerate(files) if holds(path, package, key)]
+    of_target = [number for number, (path, package) in enumerate(files) if holds(path, package, target)]
     if is_typed(target, invocation):
         return bool(of_key)
-    return bool(of_key and of_target) and of_key[-1] < of_target[-1]
+    if not of_key or not of_target or of_key[-1] >= of_target[-1]:
+        return False
+    former = [number for number in of_target if number <= of_key[-1]]
+    return not former or _value(*files[former[-1]], target) != _value(*files[of_target[-1]], target)
 
 
 def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
@@ -85,39 +89,60 @@ def _files(invocation: Invocation) -> Iterator[tuple[Path, str]]:
         if override_value(word).startswith("[") and Path(CONFIG_DIR, override_key(word)).is_dir()
         for name in re.findall(r"[^\[\]', ]+", override_value(word))
     ]  # callbacks=[default,hook], which Hydra does not count among the choices
-    yield from _with_defaults(folders, "", invocation.config_name)
+    yield from _with_defaults(folders, "", invocation.config_name, {}, set())
     yield from chosen_files(folders, [*invocation.choices.items(), *lists])
 
 
 def chosen_files(folders: Sequence[Path], choices: Iterable[tuple[str, str]]) -> Iterator[tuple[Path, str]]:
     """Files of the options (group, name) that were chosen, and their defaults, with their packages; later ones win."""
-    for group, option in sorted(choices, key=lambda choice: GLOBAL.index(choice[0]) if choice[0] in GLOBAL else -1):
-        if not group.startswith("hydra"):
-            yield from _with_defaults(folders, group, option)
+    choices = [(group, option) for group, option in choices if not group.startswith("hydra")]
+    nested: set[str] = set()  # they come where the defaults of another file name them
+    for group, option in sorted(choices, key=_rank):
+        if group not in nested:
+            yield from _with_defaults(folders, group, option, dict(choices), nested)
 
 
-def _with_defaults(folders: Sequence[Path], group: str, option: str) -> Iterator[tuple[Path, str]]:
+def _rank(choice: tuple[str, str]) -> tuple[int, int]:
+    group = choice[0]
+    return GLOBAL.index(group) if group in GLOBAL else -1, group.count("/")
+
+
+def _with_defaults(
+    folders: Sequence[Path], group: str, option: str, choices: Mapping[str, str], nested: set[str]
+) -> Iterator[tuple[Path, str]]:
     path = next((f / group / f"{option}.yaml" for f in folders if (f / group / f"{option}.yaml").is_file()), None)
     if path is None:
         return
     content, is_global = _read(path)
-    if group:
-        for entry in content.get("defaults") or []:
-            if isinstance(entry, str) and entry != "_self_":
-                yield from _with_defaults(folders, group, entry)
-    yield path, "" if is_global else group.replace("/", ".")
+    own = path, "" if is_global else group.replace("/", ".")
+    defaults = list(content.get("defaults") or []) if group else []
+    for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        if entry == "_self_":
+            yield own
+        elif isinstance(entry, str):
+            yield from _with_defaults(folders, group, entry, choices, nested)
+        elif isinstance(entry, dict) and not is_global:
+            for name, chosen in entry.items():
+                inner = f"{group}/{name}"
+                if re.fullmatch(r"\w+", str(name)) and inner not in nested:
+                    nested.add(inner)
+                    yield from _with_defaults(folders, inner, choices.get(inner, str(chosen)), choices, nested)
 
 
 def holds(path: Path, package: str, key: str) -> bool:
     """Whether a YAML file with the given package sets a key."""
+    return _value(path, package, key) is not NOTHING
+
+
+def _value(path: Path, package: str, key: str) -> Any:
     if package and not key.startswith(f"{package}."):
-        return False
+        return NOTHING
     value: Any = _read(path)[0]
     for part in _parts(package, key):
         if not isinstance(value, dict) or part not in value:
-            return False
+            return NOTHING
         value = value[part]
-    return True
+    return value
 
 
 def _parts(package: str, key: str) -> list[str]:

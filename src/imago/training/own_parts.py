@@ -60,7 +60,7 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
             messages.append(f"{path}._target_={node._target_}{where}: {error}")
     _raise_all(messages)
     schemas = {target: arguments_schema(part) for target, part in targets.items()}
-    drop_inherited(cfg, invocation.overrides, schemas)
+    drop_inherited(cfg, invocation, schemas)
     misplaced = {
         path: what
         for path, node in nodes(cfg)
