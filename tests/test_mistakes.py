@@ -172,6 +172,15 @@ OPTION_FILES = [  # group, text of a file of one's own, message: paths are check
     ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, _partial_: true, factor: 0.1}}\n", PASSED),
     ("model", "defaults: [resnet18]\ncriterions: {criterions: {ce: {_target_: torch.nn.MSELoss}}}\n", PASSED),
     ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, warmup: 1}}\n", "odd.yaml, line 2)"),
+    (
+        "callbacks",
+        "defaults:\n  - rich_progress_bar\n  - model_chekpoint\n",
+        "line 2: callbacks has no option rich_progress_bar. The progress bar is callbacks.progress_bar, and "
+        "callbacks.progress_bar=null removes it. The options are confusion_matrix, default, ",
+    ),
+    ("callbacks", "defaults:\n  - model_chekpoint\n", "line 2: callbacks has no option model_chekpoint. Did you mean"),
+    ("model", "defaults:\n  - default\n  - override optimizer: adm\n", "line 3: model/optimizer has no option adm."),
+    ("experiment", f"{HEADER}defaults:\n  - override /model: defualt\n", "line 3: model has no option defualt. Did"),
 ]
 
 

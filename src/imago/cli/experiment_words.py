@@ -1,8 +1,10 @@
-"""Check the words of an experiment file before it is composed: groups, options and settings of other trainers.
+"""Check the words of an experiment file, and the defaults of other options of one's own, before they are composed:
+groups, options and settings of other trainers.
 
 Hydra names neither the line nor, for a group that does not exist, the file.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import yaml
 
 from imago.cli.findings import Typed
+from imago.cli.start_from import RUN_OPTION
+from imago.config.carried import OPTION
 from imago.config.foreign_options import GROUPS, NODES, OPTIONS
 from imago.config.foreign_words import meaning
 from imago.config.hints import Hint
@@ -24,8 +28,11 @@ ENTRY = re.compile(r"(?P<override>override +)?(?P<optional>optional +)?(?P<slash
 
 
 def check_files(words: Sequence[str], typed: Typed) -> None:
-    """Raise UserError for the words of chosen experiment files that Imago does not take, all of a file at once."""
+    """Raise UserError for the words of chosen files that Imago does not take, all of a file at once."""
     for word in words:
+        if typed.is_group(override_key(word)) and override_key(word) not in FILES:
+            for name in re.findall(r"[\w./-]+", override_value(word)):
+                _check_defaults(override_key(word), name, typed)
         if override_key(word) in FILES:
             for name in re.findall(r"[\w./-]+", override_value(word)):
                 for file in [
@@ -38,13 +45,58 @@ def check_files(words: Sequence[str], typed: Typed) -> None:
 
 def check_file(file: Path, typed: Typed) -> None:
     """Raise UserError for the words of one experiment file."""
-    try:
-        content = yaml.compose(file.read_text(encoding="utf-8", errors="replace"))
-    except yaml.YAMLError:
-        return  # Hydra reads it next, and its error has the place
-    problems = list(_problems(content, file.parent.name, typed))
+    problems = list(_problems(_parsed(file), file.parent.name, typed))
     if problems:
         raise UserError("\n".join(f"{file}, line {node.start_mark.line + 1}: {what}" for node, what in problems))
+
+
+def _check_defaults(group: str, name: str, typed: Typed) -> None:
+    """Raise UserError for the defaults of an option of one's own that name options which do not exist."""
+    file = next((f for folder in typed.folders if (f := Path(folder, group, f"{name}.yaml")).is_file()), None)
+    content = _parsed(file) if file is not None else None
+    defaults = next((value for key, value in _entries(content) if key.value == "defaults"), None)
+    problems: list[Problem] = []
+    inner: list[tuple[str, str]] = []
+    for entry in defaults.value if isinstance(defaults, yaml.SequenceNode) else []:
+        pairs = [(group, entry)] if isinstance(entry, yaml.ScalarNode) else []
+        for key, value in _entries(entry):
+            match = ENTRY.fullmatch(key.value)
+            if match is not None and not match["optional"]:
+                pairs.append((match["group"] if match["slash"] else f"{group}/{match['group']}", value))
+        for of, node in pairs:
+            option = _text(node).removesuffix(".yaml")
+            if option in ("_self_", name) or of.startswith("hydra") or not _names_a_file(option):
+                continue
+            if not typed.has_option(of, option):
+                problems.append((node, no_option(of, option, typed)))
+            inner.append((of, option))
+    if problems:
+        raise UserError("\n".join(f"{file}, line {node.start_mark.line + 1}: {what}" for node, what in problems))
+    for of, option in inner:
+        _check_defaults(of, option, typed)
+
+
+def _names_a_file(option: str) -> bool:
+    return re.fullmatch(r"\w[\w-]*", option) is not None and option not in ("null", OPTION, RUN_OPTION)
+
+
+def no_option(group: str, option: str, typed: Typed) -> str:
+    """What to write in place of an option that a group does not have."""
+    if not typed.is_group(group):
+        return f"there is no group {group}. Remove the line, or write the settings below {group.rpartition('/')[2]}:"
+    options = typed.options(group)
+    close = difflib.get_close_matches(option, options, n=2)
+    meant = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = OPTIONS.get((group, option.lower()))
+    said = f" {_in_yaml(hint)}" if hint is not None else meant
+    return f"{group} has no option {option}.{said} The options are {', '.join(options)}."
+
+
+def _parsed(file: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(file.read_text(encoding="utf-8", errors="replace"))
+    except yaml.YAMLError:
+        return None  # Hydra reads it next, and its error has the place
 
 
 Problem = tuple[yaml.Node, str]
@@ -83,7 +135,11 @@ def _choice(name: str, option: yaml.Node, of_file: str, typed: Typed) -> str | N
         if chosen is None:
             return f'"{written}" chooses an option that does not exist. {hint}'
         value = chosen
+    elif _names_a_file(value) and not typed.has_option(ours, value):
+        return no_option(ours, value, typed)
     right = f"override /{ours}: {value}"
+    if not Path(CONFIG_DIR, ours, f"{value}.yaml").is_file():
+        _check_defaults(ours, value, typed)
     return None if right == re.sub(r" +", " ", written) else f'Write "{right}" in place of "{written}".'
 
 
