@@ -178,6 +178,12 @@ OPTION_FILES = [  # group, text of a file of one's own, message: paths are check
         "line 2: callbacks has no option rich_progress_bar. The progress bar is callbacks.progress_bar, and "
         "callbacks.progress_bar=null removes it. The options are confusion_matrix, default, ",
     ),
+    (
+        "model",
+        "_target_: src.models.mnist_module.MNISTLitModule\nnet: {_target_: src.models.components.simple_dense_net."
+        "SimpleDenseNet, input_size: 9, lin1_size: 8, output_size: 10}\n",
+        "odd.yaml, line 1): delete it (Imago has the LightningModule) and write\n  defaults:\n    - default",
+    ),
     ("callbacks", "defaults:\n  - model_chekpoint\n", "line 2: callbacks has no option model_chekpoint. Did you mean"),
     ("model", "defaults:\n  - default\n  - override optimizer: adm\n", "line 3: model/optimizer has no option adm."),
     ("experiment", f"{HEADER}defaults:\n  - override /model: defualt\n", "line 3: model has no option defualt. Did"),

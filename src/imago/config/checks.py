@@ -26,6 +26,7 @@ from imago.config.combinations import (
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.node_checks import node_problems
 from imago.config.outputs import output_problems
+from imago.config.own_code import inherits
 from imago.config.part_places import misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
@@ -211,7 +212,11 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
 def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise UserError for a network of one's own in the place of the model."""
     target = str(cfg.model.get("_target_"))
-    if target in shipped() or cfg.model.get("net") is not None or cfg.model.get("_target_") is None:
+    if target in shipped() or cfg.model.get("_target_") is None or invocation.choices.get("model") == OPTION:
+        return
+    if cfg.model.get("net") is not None:
+        if "criterions" not in cfg.model and not inherits(target, "imago.model.module.DictModule"):
+            raise UserError(_of_the_template(cfg.model, target, invocation))
         return
     of_model = shipped()["imago.model.DictModule"]["properties"]
     own = {str(key): cfg.model[key] for key in cfg.model if key not in of_model and not str(key).startswith("_")}
@@ -221,6 +226,28 @@ def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
         f"model: {target} stands in the place of the whole model{in_file('model._target_', invocation)}. A network "
         "goes below net:\n" + "\n".join(f"  {line}".rstrip() for line in lines)
     )
+
+
+def _of_the_template(model: DictConfig, target: str, invocation: Invocation) -> str:
+    """What to write in a model file of lightning-hydra-template, which names a LightningModule."""
+    lines = [
+        f"model._target_={target}{in_file('model._target_', invocation)}: delete it (Imago has the LightningModule) "
+        "and write\n  defaults:\n    - default"
+    ]
+    net, where = model.net, in_file("model.net", invocation)
+    if str(net.get("_target_")).endswith(".SimpleDenseNet") and net.get("_target_") not in shipped():
+        hidden = [net[key] for key in sorted(map(str, net)) if re.fullmatch(r"lin\d+_size", key)]
+        features = net.get("input_size", 784)
+        lines.append(
+            f"model.net{where}: write\n  net:\n    _target_: imago.model.SimpleDenseNet\n    _partial_: true\n"
+            f"    in_features: {features}\n    hidden: {hidden}"
+        )
+    elif net.get("_partial_") is not True:
+        lines.append(
+            f"model.net{where}: add _partial_: true, and delete output_size and the like: the number of classes comes "
+            "from the data, as num_classes."
+        )
+    return "\n".join(lines)
 
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
@@ -270,7 +297,8 @@ def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
             "Type monitor= alone."
         )
     if not cfg.monitor.startswith(("train/", "val/")):
-        yield f"monitor must name the stage too, for example monitor=val/acc; got {cfg.monitor}."
+        word = "optimized_metric" if "optimized_metric" in typed else "monitor"
+        yield f"{word} must name the stage too, for example {word}=val/acc; got {cfg.monitor}."
     if cfg.mode not in ("min", "max", *VIEWS):
         yield f"mode must be min or max, got {cfg.mode}."
 

@@ -4,6 +4,7 @@ The current folder is not on `sys.path`. It may hold untrusted files beside a da
 look for dozens of optional packages by name: any file named like one of them would run.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +79,16 @@ def allow_imports(targets: Iterable[str], folder: Path) -> None:
             OWN_CODE.folders[module] = folder.absolute()
     if OWN_CODE not in sys.meta_path:
         sys.meta_path.append(OWN_CODE)
+
+
+def inherits(target: str, base: str) -> bool:
+    """Whether the class that `target` names can be imported and inherits from the one that is defined as `base`."""
+    module, _, name = target.rpartition(".")
+    try:
+        part = getattr(importlib.import_module(module), name)
+    except Exception:  # whatever the module does
+        return False
+    return base in (f"{parent.__module__}.{parent.__qualname__}" for parent in getattr(part, "__mro__", ()))
 
 
 def is_writable_by_others(folder: Path) -> bool:
