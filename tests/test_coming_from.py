@@ -168,7 +168,8 @@ Their `model/mnist.yaml` becomes `FOLDER/model/their_mnist.yaml`, which `--confi
 The LightningModule of the template is left out: Imago's has the loss, the metrics and the steps. A network of your own
 keeps its `_target_` and takes `num_classes` ([network](extend/network.md)). `callbacks.model_checkpoint` needs no
 `dirpath`, `filename` and `save_last`: `best.ckpt` and `last.ckpt` are always kept, and `monitor: val/acc` at the root
-says which is best. `logger: csv` becomes `override /logger: csv`.
+says which is best. `logger: csv` becomes `override /logger: csv`. Defaults of a callbacks file of your own begin with
+`- default`, or have `- metrics`, which computes `val/acc`.
 
 If a file of the template is chosen as it is, the message names each line and what to write there. `override` needs the
 slash: `override /model: mnist`. `extras` and `logger=many_loggers` have become `--cfg job` and `logger=many`, and

@@ -184,6 +184,11 @@ OPTION_FILES = [  # group, text of a file of one's own, message: paths are check
         "SimpleDenseNet, input_size: 9, lin1_size: 8, output_size: 10}\n",
         "odd.yaml, line 1): delete it (Imago has the LightningModule) and write\n  defaults:\n    - default",
     ),
+    (
+        "callbacks",
+        "defaults:\n  - early_stopping\n",
+        "callbacks.early_stopping waits for val/acc, which callbacks.",
+    ),
     ("callbacks", "defaults:\n  - model_chekpoint\n", "line 2: callbacks has no option model_chekpoint. Did you mean"),
     ("model", "defaults:\n  - default\n  - override optimizer: adm\n", "line 3: model/optimizer has no option adm."),
     ("experiment", f"{HEADER}defaults:\n  - override /model: defualt\n", "line 3: model has no option defualt. Did"),

@@ -24,7 +24,7 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.node_checks import node_problems
+from imago.config.node_checks import node_problems, unlogged_monitors
 from imago.config.outputs import output_problems
 from imago.config.own_code import inherits
 from imago.config.part_places import misplaced_part
@@ -110,7 +110,7 @@ def splits_of(split: Any, cfg: DictConfig) -> list[str]:
 
 def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
-    _raise_all(*_problems(cfg, invocation), *_training_problems(cfg))
+    _raise_all(*_problems(cfg, invocation), *_training_problems(cfg, invocation))
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
     for text in private_warnings(cfg) if cfg.train else ():
@@ -161,7 +161,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     yield from _monitor_problems(cfg, invocation.keys)
 
 
-def _training_problems(cfg: DictConfig) -> Iterator[str]:
+def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     if cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto":
         yield (
             "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which is shared."
@@ -177,6 +177,7 @@ def _training_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.train:
         yield from private_problems(cfg)
         yield from checkpoint_problems(cfg)
+        yield from unlogged_monitors(cfg, invocation)
         for key, node in nodes(cfg.callbacks, "callbacks"):
             name = lightning_name(str(node._target_))
             if name is not None and (why := refused_callback(name)) is not None:

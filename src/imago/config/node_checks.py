@@ -107,3 +107,20 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
     if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
         yield f"model.net is missing{in_file('model.net', invocation)}. Choose a network, for example model=resnet18."
+
+
+def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with callbacks that wait for a metric where none computes any. One's own may log what they like."""
+    callbacks = {str(name): node for name, node in cfg.callbacks.items() if isinstance(node, DictConfig)}
+    targets = {str(node.get("_target_")) for node in callbacks.values()}
+    is_own = any(not target.startswith(("imago.", "lightning.")) for target in targets)
+    if is_own or "imago.callbacks.MetricsCallback" in targets or cfg.model.get("_target_") != "imago.model.DictModule":
+        return
+    for name, node in callbacks.items():
+        monitor = str(node.get("monitor"))
+        if re.match(r"(train|val)/(?!loss(/|$))", monitor):
+            yield (
+                f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes"
+                f"{in_file(f'callbacks.{name}.monitor', invocation)}. Begin the defaults of your callbacks with "
+                '"- metrics" or "- default", or type a list with it: \'callbacks=[metrics,…]\'.'
+            )
