@@ -119,8 +119,8 @@ def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     for name, node in callbacks.items():
         monitor = str(node.get("monitor"))
         if re.match(r"(train|val)/(?!loss(/|$))", monitor):
-            yield (
-                f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes"
-                f"{in_file(f'callbacks.{name}.monitor', invocation)}. Begin the defaults of your callbacks with "
-                '"- metrics" or "- default", or type a list with it: \'callbacks=[metrics,…]\'.'
-            )
+            option = f"callbacks/{invocation.choices.get('callbacks')}.yaml"
+            files = [Path(folder, option) for folder in invocation.config_folders if folder != str(CONFIG_DIR)]
+            own = next((f'Add "- metrics" to the defaults of {file}. ' for file in files if file.is_file()), "")
+            instead = own or _added("callbacks", "metrics", invocation)
+            yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}".rstrip()
