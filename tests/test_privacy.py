@@ -29,7 +29,7 @@ from imago.definitions import rounded_up
 from imago.dp.accounting import Ledger, accountant_of, epsilon, noise_for, steps_within
 from imago.dp.budget import LEDGER
 from imago.dp.clipping import Adaptive, Clipping, PerLayer
-from imago.dp.published import privacy_of
+from imago.dp.published import privacy_of, warn_before_publishing
 from imago.dp.report import most_hits
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import DifferentialPrivacy
@@ -606,6 +606,17 @@ def test_what_is_exported_says_what_was_spent(finished, trained, command):
         assert "privacy" not in file.metadata()
 
 
+def test_an_export_repeats_what_the_training_warned_of_and_loses_scores_of_val(tmp_path, caplog):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/privacy.json").write_text('{"warnings": ["target_delta=0.1 is not below 1 / 39"]}')
+    calibration = {"temperature": 1.5, "held_out": {"ece_before": 0.1}}
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    warn_before_publishing(file, calibration, file.with_suffix(".calibration.json"))
+    assert calibration == {"temperature": 1.5, "held_out": {}}
+    assert "determined them without noise" in caplog.messages[0]
+    assert caplog.messages[1:] == ["The training warned: target_delta=0.1 is not below 1 / 39"]
+
+
 def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
     """It was chosen among those of all steps; by itself it knows its own only."""
     first = finished.checkpoint("best")["imago"]
@@ -896,7 +907,9 @@ def test_an_epoch_has_as_many_steps_as_batches():
 
 
 def test_a_large_delta_is_warned_of(train):
-    assert "is not below 1 / 39" in train(*DP, "strategy.target_delta=0.1", "test=false", "trainer.max_epochs=1").output
+    run = train(*DP, "strategy.target_delta=0.1", "test=false", "trainer.max_epochs=1")
+    for words in (run.output, run.text("reports/privacy.md")):
+        assert "is not below 1 / 39" in words
 
 
 def test_photographs_of_ants_and_bees_to_the_end(command, hymenoptera):

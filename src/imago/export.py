@@ -51,7 +51,8 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Write the network's own tensors, under its own names, and what is needed to use them as metadata."""
     from imago.checkpoint.exported import export_entry, write_export
     from imago.checkpoint.read import read_checkpoint
-    from imago.dp.published import privacy_of
+    from imago.dp.published import privacy_of, warn_before_publishing
+    from imago.evaluation.calibration import file_beside
     from imago.evaluation.classifier import Classifier
     from imago.evaluation.console import show_privacy, show_written
     from imago.evaluation.from_config import seen_images
@@ -65,10 +66,12 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         "versions": classifier.checkpoint["versions"],
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
-    metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), _calibration(cfg, checkpoint))
+    calibration = _calibration(cfg, checkpoint)
     if (privacy := privacy_of(Path(cfg.ckpt_path), checkpoint["imago"])) is not None:
         metadata["privacy"] = privacy
         run.sections["Strategy"] = privacy
+        warn_before_publishing(Path(cfg.ckpt_path), calibration, file_beside(Path(cfg.ckpt_path)))
+    metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), calibration)
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
     write_export(classifier.model.net.state_dict(), metadata, path)
     show_privacy(run, "This file may be published, within what docs/privacy.md says")

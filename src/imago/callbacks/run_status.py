@@ -53,6 +53,7 @@ class RunStatus(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         watch_gpu_memory(trainer)
+        pl_module.strategy.warnings = self.run.warnings
         card = run_card(trainer, pl_module, name_of(pl_module.net), self.weights)
         rows = card_rows(card)
         self.run.status["card"] = card

@@ -1,5 +1,6 @@
 """What was spent for weights that are published: by their checkpoint, and by the folder of its run."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 from imago.dp.report import UNIT, epsilon_text
 from imago.files import MISFIT, NUMBER, UnreadableError, fitting, read_json
 
+log = logging.getLogger(__name__)
+
 STATE = {"epsilon!": NUMBER, "delta!": NUMBER, "history!": [[NUMBER]]}
 REPORT = {"epsilon!": (str, *NUMBER), "delta!": NUMBER, "steps!": int}
 NO_BOUND = ("infinite", "unknown")
+WARNED = {"warnings!": [str]}
 LARGEST = 2**20  # bytes
 
 
@@ -37,3 +41,18 @@ def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     text = epsilon_text(spent["epsilon"])
     epsilon = float(text) if text[0].isdigit() else text
     return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"]}
+
+
+def warn_before_publishing(file: Path, calibration: dict[str, Any] | None, calibration_file: Path) -> None:
+    """Warn of what the epsilon of the checkpoint `file` does not cover in its export: what its training warned of, and
+    its `calibration`, which loses the scores of the images that determined it."""
+    if calibration is not None:
+        calibration["held_out"] = {}
+        log.warning(
+            "The export contains temperature, threshold and quantile of %s, and the number of images that determined "
+            "them without noise. If these images are private, remove that file and export again",
+            calibration_file,
+        )
+    with suppress(OSError, UnreadableError):
+        for text in read_json(file.absolute().parent.parent / "reports" / "privacy.json", WARNED, LARGEST)["warnings"]:
+            log.warning("The training warned: %s", text)

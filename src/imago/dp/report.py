@@ -1,6 +1,7 @@
 """What a run with strategy=dp guarantees, and what it does not: `reports/privacy.json` and `.md`."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,7 +19,7 @@ NOT_COVERED = (
     "corrections that look at train images: lists of data.exclude and data.relabel, above all those of another run",
     "the paths in these lists, which the report and reports/data.json repeat",
     "the class names, which are treated as public",
-    "the draw of val from train, without a val folder: one more image of a small class may move another one",
+    "the draw of val or test from train: one more image of a small class may move another one",
     "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
     "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
     "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
@@ -48,6 +49,8 @@ class PrivateTraining(Protocol):
     sample_rate: float
     secure_rng: bool
     target_epsilon: float | None
+
+    warnings: Sequence[str]
 
     @property
     def counted(self) -> list[Steps]:
@@ -96,6 +99,7 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
             {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in history
         ],
         "replaced": dp.replaced,
+        "warnings": list(dp.warnings),
         "not_covered": list(NOT_COVERED),
     }
 
@@ -161,6 +165,9 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
         sections.append(f"## For a paper\n\n{ahead}{_paragraph(dp, report)}\n")
     replaced = "".join(f"- {name}\n" for name in report["replaced"]) or "- nothing\n"
     sections.append(f"## BatchNorm layers replaced by GroupNorm\n\n{replaced}")
+    if report["warnings"]:
+        lines = "".join(f"- {' '.join(text.split())}\n" for text in report["warnings"])
+        sections.append(f"## Warnings of the training\n\nSome may concern the guarantee.\n\n{lines}")
     sections.append("## Not covered\n\n" + "".join(f"- {line}\n" for line in report["not_covered"]))
     return "\n".join(sections)
 

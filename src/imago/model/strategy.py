@@ -1,6 +1,6 @@
 """Strategies of optimisation beyond the optimizer, and the points where they may take over."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ class Strategy:
 
     shows_train_images = True
     """Whether files may record the train images: digests in checkpoints, pixels where `data.cache=auto` chooses."""
+
+    warnings: Sequence[str] = ()
+    """Warnings of the run so far, for its report."""
 
     def train_batch_sampler(self, sampler: "Sampler[Any]") -> "Sampler[Any]":
         """Sampler of the train batches, given the default one. It yields lists of (epoch, index); `epoch` is set."""
