@@ -57,6 +57,9 @@ from imago.training.own_parts import check_own_parts
             ["model.optimzer._target_=my.Opt", "model.optimzer.beta=1", "model.net._target_=my.Net", "epochs=2"],
             "model.optimizer._target_=my.Opt +model.optimizer.beta=1 model.net._target_=my.Net trainer.max_epochs=2",
         ),
+        (["callbacks.hook=my.Hook"], "type +callbacks.hook._target_=my.Hook"),
+        (["strategy=my.Steps"], "For a class of your own, type strategy._target_=my.Steps"),
+        (["model/optimizr=sgd"], "Unknown setting model/optimizr (command line). Did you mean model/optimizer?"),
         (["seed=1,2"], "seed=1,2: a comma separates the values of a sweep."),
         (["experiment=digits", "-cn", "train", "seed=x"], "seed must be a whole number, got x."),
         (
@@ -106,6 +109,15 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
         (["~strategy"], "strategy is missing. Remove ~strategy"),
         (["model.optimizer=sgd"], "model.optimizer holds several settings."),
         (["model.scheduler=sine"], "model.scheduler holds several settings."),
+        (["model.net=my_nets.Net"], "got my_nets.Net. Type model.net._target_=my_nets.Net"),
+        (["model.optimizer=torch.optim.SGD"], "Type model.optimizer._target_=torch.optim.SGD"),
+        (["data.train_transform.box=my.Box"], "Type data.train_transform.box._target_=my.Box"),
+        (["+callbacks.hook=my.Hook"], "Type +callbacks.hook._target_=my.Hook"),
+        (
+            ["model.criterions=torch.nn.MultiMarginLoss"],
+            "Type model.criterions.criterions.ce=null "
+            "+model.criterions.criterions.multi_margin_loss._target_=torch.nn.MultiMarginLoss",
+        ),
     ],
 )
 def test_what_hydra_lets_through_is_refused(train, words, message):
@@ -203,6 +215,25 @@ def test_an_option_of_ones_own_is_checked(command, tmp_path, group, text, messag
     assert run.exit_code == 1
     assert message in run.error
     assert not run.dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Unknown option model=odd. mine/model/odd.yaml: add --config-dir mine"),
+        (["--config-dir=mine"], "mine/model/odd.yaml lacks the defaults of all models"),
+        (["--config-dir=mine", "model/optimizer=adamw"], "Put at its top\n  defaults:\n    - default"),
+        (["--config-dir=mine", "+model/optimizer=adamw"], "Put at its top\n  defaults:\n    - default"),
+    ],
+)
+def test_what_the_file_of_a_model_lacks_is_said(command, tmp_path, monkeypatch, words, message):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "odd.yaml").write_text("net: {_target_: my_nets.Net, _partial_: true}\n")
+    monkeypatch.chdir(tmp_path)
+    run = command("train", "experiment=digits", "model=odd", *words)
+    assert run.exit_code == 1
+    assert message in run.output
+    assert "params" not in run.output
 
 
 OWN = """

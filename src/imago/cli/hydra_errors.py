@@ -1,8 +1,10 @@
 """What to say when Hydra cannot compose a config: what was typed, what there is, what to type."""
 
 import difflib
+import os
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -18,11 +20,24 @@ from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.invocation import override_key, override_value
+from imago.config.model_files import has_defaults, lacks_default, own_model_file
+from imago.config.part_places import is_class
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import closest
 from imago.errors import INTERNAL, interpolation_message
 
 SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+OF_A_CLASS = {  # group -> what takes a class of one's own
+    "model": "model.net._target_",
+    "model/optimizer": "model.optimizer._target_",
+    "model/scheduler": "model.scheduler._target_",
+    "data": "data._target_",
+    "strategy": "strategy._target_",
+    "callbacks": "+callbacks.NAME._target_",
+    "logger": "+logger.NAME._target_",
+}
+MOST_FOLDERS = 200
+"""Entries of the current folder in which configs are looked for."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
@@ -136,9 +151,19 @@ def _no_such_option(error: MissingConfigException, program: str) -> str:
 def _unknown_option(group: str, option: str, options: list[str], program: str) -> str:
     close = difflib.get_close_matches(option, options, n=1)
     meant = f"\nDid you mean {group}={close[0]}?" if close else ""
+    if (folder := _folder_with(group, option)) is not None:
+        return f"Unknown option {group}={option}. {folder}/{group}/{option}.yaml: add --config-dir {folder}"
+    if group in OF_A_CLASS and is_class(option):
+        return f"Unknown option {group}={option}. For a class of your own, type {OF_A_CLASS[group]}={option}"
     if len(options) <= 8:
         return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
     return f"Unknown option {group}={option}. {closest(option, options, f'{program} --help'.strip())}{meant}"
+
+
+def _folder_with(group: str, option: str) -> str | None:
+    """The folder in the current one that has the file of an option, and was not named by --config-dir."""
+    folders = sorted(entry.name for entry in islice(os.scandir(), MOST_FOLDERS) if entry.is_dir())
+    return next((name for name in folders if Path(name, group, f"{option}.yaml").is_file()), None)
 
 
 def _no_string(typed: list[str], program: str) -> str:
@@ -169,6 +194,8 @@ def _no_such_key(key: str, config_name: str, typed: list[str], program: str, fil
         parts = corrected_parts(list(examine(typed, typed_words)), typed_words, program)
         if sum(finding is not None for _, finding in parts) > 1:
             return describe(parts, typed_words, program)
+    if is_typed and "/" in key:
+        return f"{message} {_no_such_group(key, typed)}"
     replaced = next((word for word in typed if key.startswith(word.partition("=")[0] + ".") and "={" in word), None)
     if replaced is not None:
         return f"Unknown setting {key}. To replace all settings of a group, type ++{replaced.partition('=')[0]}={{…}}"
@@ -180,6 +207,21 @@ def _no_such_key(key: str, config_name: str, typed: list[str], program: str, fil
     hint, _ = unknown_setting(key, value, base, typed, help_all)
     note = str(hint) if file is None else str(hint).replace("+params.", "params.")
     return note if key.removeprefix("trainer.") in NOT_OF_THE_TRAINER else f"{message} {note}"
+
+
+def _no_such_group(group: str, typed: list[str]) -> str:
+    """What to say of an option of a group such as model/optimizer that the config does not have."""
+    model = next((override_value(word) for word in typed if override_key(word) == "model"), "")
+    file = own_model_file(own_folders(typed), model)
+    if file is not None and group.startswith("model/") and not has_defaults(file):
+        return lacks_default(file)
+    if Path(CONFIG_DIR, group).is_dir():
+        word = next(word for word in typed if override_key(word) == group)
+        return f"The config has no {group} to replace. To add it, type +{word}"
+    known = [str(folder.relative_to(CONFIG_DIR)) for folder in Path(CONFIG_DIR).glob("[a-z]*/[a-z]*/")]
+    known = [name for name in known if Path(CONFIG_DIR, name).is_dir() and not name.startswith("hydra")]
+    close = difflib.get_close_matches(group, known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"The groups within others are {', '.join(sorted(known))}."
 
 
 def _kept_group(group: str, typed: list[str]) -> str | None:

@@ -12,7 +12,7 @@ from imago.config.foreign_words import WORDS, meaning
 from imago.config.hints import Hint
 from imago.config.invocation import override_key, override_value
 from imago.config.node_checks import NAMED
-from imago.config.part_places import METRICS, moved_words, right_place
+from imago.config.part_places import METRICS, is_class, moved_words, right_place
 from imago.config.schema import Schema, closest, shipped
 
 ENTRIES = (*NAMED, METRICS)
@@ -62,6 +62,9 @@ def unknown_setting(
         return Hint(note=f"Did you mean {' or '.join(meant)}?"), (f"{meant[0]}={value}",) if len(meant) == 1 else ()
     if schema is not None and not schema["additionalProperties"]:
         return Hint(note=closest(last, list(schema["properties"]), help_all)), ()
+    if key.rpartition(".")[0] in ENTRIES and is_class(value):
+        added = f"+{key}._target_={value}"
+        return Hint(note=f"To add it, type {added}"), (added,)
     if node is not None and "." in key:
         return Hint(note=f"To add it, type +{key}={value}"), (f"+{key}={value}",)
     own = "" if "." in key else f" Put variables of your own below params: +params.{key}"

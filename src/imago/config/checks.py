@@ -24,10 +24,11 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.node_checks import node_problems, unlogged_monitors
+from imago.config.model_files import lacks_default, own_model_file
+from imago.config.node_checks import class_problems, node_problems, unlogged_monitors
 from imago.config.outputs import output_problems
 from imago.config.own_code import inherits
-from imago.config.part_places import misplaced_part
+from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
@@ -146,6 +147,7 @@ def _raise_all(*problems: str) -> None:
 
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
     _check_root(cfg, invocation)  # the other checks need the root's keys
+    _raise_all(*class_problems(cfg, invocation))
     _check_model(cfg, invocation)
     if needs_data and lacks_data(cfg.data):
         yield no_data(invocation.program)
@@ -206,14 +208,25 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
         if cfg.get(key) is None and key not in ("report", "plots"):
             raise UserError(f"{key} is missing. Remove ~{key}, or choose an option with {key}=…")
         if not isinstance(cfg[key], DictConfig | None):
+            value = str(cfg[key])
+            path = "model.net" if key == "model" else key
+            if is_class(value) and key in ("data", "model", "strategy"):
+                raise UserError(f"{key} must be a group of settings, got {value}. Type {path}._target_={value}")
             instead = f"Choose an option with {key}=…" if Path(CONFIG_DIR, key).is_dir() else f"Type {key}.KEY=VALUE"
             raise UserError(f"{key} must be a group of settings, got {cfg[key]}{in_file(key, invocation)}. {instead}")
 
 
 def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
-    """Raise UserError for a network of one's own in the place of the model."""
+    """Raise UserError for a network of one's own in the place of the model, or alone in its file."""
+    if invocation.choices.get("model") == OPTION:
+        return
+    if cfg.model.get("_target_") is None:
+        file = own_model_file(invocation.config_folders, invocation.choices.get("model", ""))
+        raise UserError(
+            lacks_default(file) if file is not None else "model has no _target_. Choose a model with model=…"
+        )
     target = str(cfg.model.get("_target_"))
-    if target in shipped() or cfg.model.get("_target_") is None or invocation.choices.get("model") == OPTION:
+    if target in shipped():
         return
     if cfg.model.get("net") is not None:
         if "criterions" not in cfg.model and not inherits(target, "imago.model.module.DictModule"):

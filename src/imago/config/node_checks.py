@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.part_places import misplaced_part
+from imago.config.part_places import LOSSES, METRICS, NET, is_class, misplaced_part
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import in_file
 from imago.config.tree import nodes
@@ -22,6 +22,24 @@ MAKERS = ("model.net", "model.optimizer", "model.scheduler", "data.source", "dat
 """Nodes that a run completes."""
 NOT_OF_A_NODE = ("data.dataset.path",)
 """Settings whose absence has a message of its own."""
+
+
+CLASSES = (*MAKERS, "model.criterions", "data.train_transform.box", "data.eval_transform.box")
+"""Groups that make an object, and are not the name of its class."""
+
+
+def class_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with a class that stands where its group should: `model.net=my_nets.MyNet`, without `._target_`."""
+    groups = [(path, OmegaConf.select(cfg, path, throw_on_missing=False)) for path in (*NAMED, METRICS)]
+    entries = [f"{path}.{name}" for path, group in groups if isinstance(group, DictConfig) for name in map(str, group)]
+    for key in (*CLASSES, *(entry for entry in entries if not entry.rpartition(".")[2].startswith("_"))):
+        value = OmegaConf.select(cfg, key, throw_on_missing=False)
+        if isinstance(value, str) and (is_class(value) or key == NET):
+            word = f"{'+' if key in entries else ''}{key}._target_={value if is_class(value) else 'my_nets.MyNet'}"
+            if key == "model.criterions":
+                word = f"{LOSSES}.ce=null +{LOSSES}.{_entry_name(value)}._target_={value}"
+            other = "" if is_class(value) else f"model.net.name={value} for a network of torchvision, or "
+            yield f"{key} must be a group of settings, got {value}{in_file(key, invocation)}. Type {other}{word}"
 
 
 def node_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:

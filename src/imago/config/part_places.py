@@ -36,6 +36,11 @@ PLACES: tuple[tuple[str, str, str], ...] = (  # path of a part -> what is said, 
 )
 
 
+def is_class(value: str) -> bool:
+    """Whether a value looks like the name of a class or a function, with that of its module."""
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value) is not None
+
+
 def right_place(path: str) -> tuple[str, str] | None:
     """What to say of a part at `path`, and the path where it belongs; None for a path that is right, or unheard of."""
     for pattern, what, place in PLACES:
