@@ -95,7 +95,9 @@ def test_the_total_is_the_weighted_sum():
 
 
 def test_names_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="weights names cee, but the criterions are ce"):
+    with pytest.raises(
+        ValueError, match=r"model.criterions.weights names cee, but the criterions are ce\. Did you mean ce"
+    ):
         CriterionsComposition({"ce": nn.CrossEntropyLoss()}, weights={"cee": 1})
     with pytest.raises(ValueError, match="at least one criterion"):
         CriterionsComposition({"ce": None})

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import re
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +13,17 @@ import yaml
 from helpers import SMALL
 from omegaconf import OmegaConf
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
 
+from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import override_key, override_value
-from imago.data.contract import check_module, check_sets
+from imago.data.contract import check_module, check_sets, failed_step
 from imago.data.images import Images, ImageSets
-from imago.errors import UserError
-from imago.model.contract import check_logits, check_loss, check_output
+from imago.data.transforms import ImageTransform
+from imago.errors import UserError, message_of
+from imago.model.contract import check_logits, check_loss, check_output, failed_layer
 from imago.model.losses import CriterionsComposition
+from imago.model.metrics import MetricsComposition
 from imago.train import main
 from imago.training.own_parts import check_own_parts
 
@@ -411,6 +417,46 @@ def test_outputs_of_the_wrong_kind_are_named():
         losses(batch)
     with pytest.raises(UserError, match="does not depend on the weights"):
         check_loss(torch.zeros(()))
+
+
+def test_what_a_batch_cannot_be_used_for_is_found_before_training():
+    def entropy(logits):
+        return logits.mean()
+
+    batch = {"logits": torch.zeros(4, 3), "label": torch.zeros(4, dtype=torch.int64), "prediction": torch.zeros(4)}
+    losses = CriterionsComposition({"own": entropy}, mapping={"own": {"input": "logits"}})
+    with pytest.raises(UserError, match=r"mapping.own: The batch has no input; .* Here it is {logits: logits}"):
+        losses(batch)
+    mapping = {"acc": {"preds": "logits", "target": "label"}}
+    acc = partial(MulticlassAccuracy, average="micro")
+    callback = MetricsCallback(partial(MetricsComposition, {"acc": acc}, mapping))
+    callback.setup(SimpleNamespace(strategy=SimpleNamespace(root_device="cpu")), SimpleNamespace(class_names="abc"), "")
+    with pytest.raises(UserError, match=r"mapping.acc: The batch has no preds, target; it has label, logits"):
+        callback.try_batch(batch)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
+    with pytest.raises(RuntimeError) as caught:
+        net(torch.zeros(1, 2, 2))
+    assert failed_layer(net, caught.value) == "Sequential.1 (Linear)"
+
+
+@pytest.mark.parametrize(
+    ("stage", "other", "step", "message"),
+    [
+        (
+            "pixels",
+            "batch",
+            lambda batch: batch["image"],
+            r"pixels.own, which gets one image, .*; a step of batches goes",
+        ),
+        ("batch", "pixels", lambda image: 255 - image, r"batch.own, which gets the batch, .*; a step of single images"),
+    ],
+)
+def test_a_transform_in_the_wrong_stage_is_named(stage, other, step, message):
+    transform = ImageTransform(lambda height, width: (0, 0, height, width), **{stage: {"own": step}})
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises((IndexError, TypeError)) as caught, failed_step("data.train_transform", stage, other):
+        transform.to_batch([transform.resized(image, 4)])
+    assert re.search(rf"while running data.train_transform.{message}", message_of(caught.value))
 
 
 def test_data_of_ones_own_break_no_contract_unnoticed():

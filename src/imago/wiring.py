@@ -33,6 +33,9 @@ class ComposeTransform(nn.Module):
                 added = step(batch)
             except MissingKeyError as error:
                 raise MissingKeyError(f"{name}: {error}") from error
+            except Exception as error:
+                error.add_note(f"while running {name}, which gets the batch, a dictionary")
+                raise
             if not isinstance(added, dict):
                 raise UserError(
                     f"{name} returns a {type(added).__name__}. A transform of batches returns a dictionary with the "
@@ -116,8 +119,8 @@ class TorchVisionTransform(nn.Module):
         return {self.key: self.transform(arguments(batch, {self.key: "value"})["value"])}
 
 
-def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
-    """Return the entries of `batch` under the names of `mapping` (batch key -> argument).
+def arguments(batch: Batch, mapping: Mapping[str, str], call: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Return the entries of `batch` under the names of `mapping` (batch key -> argument) of `call`.
 
     Raises:
         MissingKeyError: The batch lacks a key; the message says if the mapping seems to be reversed.
@@ -128,12 +131,23 @@ def arguments(batch: Batch, mapping: Mapping[str, str]) -> dict[str, Any]:
         if all(close.values()):
             hint = f" Did you mean {', '.join(map(str, close.values()))}?"
         elif set(mapping.values()) <= batch.keys():
-            turned = ", ".join(f"{argument}: {key}" for key, argument in mapping.items())
-            hint = f" A mapping goes from batch key to argument. Reversed, it would be {{{turned}}}."
+            taken = _parameters(call)
+            is_known = taken is not None and set(mapping.values()) <= taken and not mapping.keys() <= taken
+            turned = ", ".join(f"{name}: {name if is_known else key}" for key, name in mapping.items())
+            what = "Here it is" if is_known else "Reversed, it would be"
+            hint = f" A mapping goes from batch key to argument. {what} {{{turned}}}."
         elif similar := difflib.get_close_matches(missing[0], batch, n=1):
             hint = f" Did you mean {similar[0]}?"
         raise MissingKeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}
+
+
+def _parameters(call: Callable[..., Any] | None) -> set[str] | None:
+    """Names of the arguments that a callable takes; None if they are unknown."""
+    try:
+        return set(inspect.signature(call).parameters) if call is not None else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _check_call(net: nn.Module, mapping: Mapping[str, str]) -> None:

@@ -120,6 +120,11 @@ class MetricsCallback(Callback):
                 f"{', '.join(names)}."
             )
 
+    def try_batch(self, batch: Batch) -> None:
+        """Update copies of the metrics with a val batch: what a metric or its mapping does not take is raised."""
+        with torch.no_grad():
+            self._stages["val"].clone().update(batch)
+
     def epoch_state(self) -> dict[str, Any]:
         """State that the train metrics have accumulated in the current epoch."""
         return self._stages["train"].state()

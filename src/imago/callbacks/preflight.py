@@ -21,7 +21,7 @@ from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
-from imago.model.contract import check_logits, check_loss
+from imago.model.contract import check_logits, check_loss, failed_layer
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
 from imago.randomness import seeded_scope
@@ -124,7 +124,10 @@ class Preflight(Callback):
         self._saved_bytes = max(0, sum(sizes.values()) - own) / len(batch["label"])
 
     def _try_val_batch(self, trainer: Trainer, model: DictModule) -> None:
-        self._logits = self._evaluated(trainer, model)
+        batch = self._evaluated_batch(trainer, model)
+        self._logits = batch["logits"]
+        for owner in callbacks_of(trainer, MetricsCallback):
+            owner.try_batch(batch)
 
     def _try_checkpoint(self, trainer: Trainer, model: DictModule) -> None:
         """Save, read and load a checkpoint: the logits must stay the same."""
@@ -182,6 +185,10 @@ class Preflight(Callback):
             log.debug("A step needs about %s of memory; %s are free", _shown(needed), _shown(free))
 
     def _evaluated(self, trainer: Trainer, model: DictModule) -> Tensor:
+        logits: Tensor = self._evaluated_batch(trainer, model)["logits"]
+        return logits
+
+    def _evaluated_batch(self, trainer: Trainer, model: DictModule) -> dict[str, Any]:
         batch = self._batch(trainer, model, "val")
         model.eval()
         try:
@@ -190,7 +197,7 @@ class Preflight(Callback):
                 _losses_of(model, batch)
         finally:
             model.train()
-        return batch["logits"]
+        return batch
 
     def _batch(self, trainer: Trainer, model: DictModule, split: str) -> dict[str, Any]:
         data = _data(trainer)
@@ -249,7 +256,13 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
 
 
 def _forward(model: DictModule, batch: dict[str, Any]) -> dict[str, Any]:
-    batch = model(batch)
+    shape = "x".join(map(str, batch["image"].shape[1:]))
+    try:
+        batch = model(batch)
+    except Exception as error:
+        if (layer := failed_layer(model.net, error)) is not None:
+            error.add_note(f"while calling {layer}; images here are {shape}")
+        raise
     maker = type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"
     check_logits(maker, batch, len(model.class_names))
     return batch

@@ -1,6 +1,7 @@
 """The contract of images, pixel transforms and data modules of one's own, with a message for each way to break it."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -41,6 +42,21 @@ def check_pixels(maker: str, image: Any, channels: int) -> None:
             f"{maker} returns {kind} {tuple(image.shape)}. It must be uint8 ({channels}, height, width), with values "
             "from 0 to 255."
         )
+
+
+@contextmanager
+def failed_step(key: str, stage: str, other: str) -> Iterator[None]:
+    """Name the setting of a step of `stage` that fails in this block, and the `other` stage, where it may belong."""
+    try:
+        yield
+    except Exception as error:
+        notes = getattr(error, "__notes__", [])
+        for number, note in enumerate(notes):
+            if note.startswith("while running "):
+                step = note.removeprefix("while running ").removeprefix(f"{stage}.")
+                where = f"a step of {'batches' if other == 'batch' else 'single images'} goes below {key}.{other}"
+                notes[number] = f"while running {key}.{stage}.{step}; {where}"
+        raise
 
 
 def check_module(data: Any) -> None:

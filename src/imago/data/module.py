@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
-from imago.data.contract import check_pixels, check_sets
+from imago.data.contract import check_pixels, check_sets, failed_step
 from imago.data.crops import FILL, Size
 from imago.data.dataset import ImageDataset, bad_image, collate
 from imago.data.decoded import DecodedImages
@@ -145,16 +145,17 @@ class ImageDataModule(ScoredSplits):
         training = split == "train"
         transform = self.train_transform if training else self.eval_transform
         dataset = ImageDataset(self.sets.splits[split], transform, self.image_size, self.seed)
-        samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
+        key = f"data.{'train' if training else 'eval'}_transform"
+        with failed_step(key, "pixels", "batch"):
+            samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
         bad = next((sample["error"] for sample in samples if "error" in sample), None)
         if bad is not None:
             raise bad_image(bad)
         for sample in samples[:1]:
-            check_pixels(
-                f"data.{'train' if training else 'eval'}_transform.pixels", sample["image"], dataset.images.channels
-            )
+            check_pixels(f"{key}.pixels", sample["image"], dataset.images.channels)
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate(samples).items()}
-        return to_network(batch, transform.batch, self.trainer)
+        with failed_step(key, "batch", "pixels"):
+            return to_network(batch, transform.batch, self.trainer)
 
     def val_dataloader(self) -> Loader:
         return self.eval_dataloader("val")
@@ -229,7 +230,8 @@ class ImageDataModule(ScoredSplits):
             elif images.decode == "exact":
                 kind = "disk" if self.strategy.shows_train_images else "ram"  # which leaves no private image behind
                 advice.append(f"data.cache={kind} with a larger data.cache_gb (the decoded images were not kept)")
-            if isinstance(images, FolderImages) and images.decode == "exact":
+            has_jpegs = any(path.lower().endswith((".jpg", ".jpeg")) for path in images.paths[:MOST_NAMED])
+            if isinstance(images, FolderImages) and images.decode == "exact" and has_jpegs:
                 advice.append("data.decode=fast (large JPEGs)")
         if not advice:
             return f"The loader uses all {used} cores, and decodes no more than it has to."

@@ -32,7 +32,8 @@ class ImageTransform:
         batch: Mapping[str, Callable[[Batch], Batch] | None] | None = None,
     ) -> None:
         self.box = box
-        self.pixels = [step for step in (pixels or {}).values() if step is not None]
+        named = {name: step for name, step in (pixels or {}).items() if step is not None}
+        self.pixels, self.pixel_names = list(named.values()), list(named)
         self.batch = ComposeTransform(**(batch or {}))
 
     @property
@@ -121,8 +122,12 @@ class ImageTransform:
             image = batch if image.ndim == 4 else batch[0]
         elif self.pixels:
             image = image.clone()  # steps may work in place, and the image may be part of a cache
-        for step in self.pixels:
-            image = step(image)
+        for name, step in zip(self.pixel_names, self.pixels, strict=True):
+            try:
+                image = step(image)
+            except Exception as error:
+                error.add_note(f"while running pixels.{name}, which gets one image, uint8 (channels, height, width)")
+                raise
         return image
 
 

@@ -1,5 +1,6 @@
 """The contract of networks, forward passes and losses of one's own, with a message for each way to break it."""
 
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,18 @@ def make_net(net: Callable[..., nn.Module], num_classes: int) -> nn.Module:
     except Exception as error:
         error.add_note("while creating model.net")
         raise
+
+
+def failed_layer(net: nn.Module, error: Exception) -> str | None:
+    """The innermost layer of `net` that was being called when `error` was raised: `MyNet.head (Linear)`; None if none
+    was."""
+    names = {id(module): name for name, module in net.named_modules()}
+    layers = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    layer = next((layer for layer in reversed(layers) if id(layer) in names), None)
+    if layer is None:
+        return None
+    name = names[id(layer)]
+    return f"{type(net).__name__}.{name} ({type(layer).__name__})" if name else type(net).__name__
 
 
 def check_output(net: nn.Module, output: Any) -> None:

@@ -43,7 +43,10 @@ class CriterionsComposition(nn.Module):
         for option, entries in (("weights", weights), ("mapping", mapping)):
             unknown = sorted(set(entries or {}) - set(criterions))
             if unknown:
-                raise UserError(f"{option} names {', '.join(unknown)}, but the criterions are {', '.join(criterions)}.")
+                close = difflib.get_close_matches(unknown[0], criterions, n=1)
+                meant = f" Did you mean {close[0]}?" if close else ""
+                what = f"{option} names {', '.join(unknown)}, but the criterions are {', '.join(criterions)}"
+                raise UserError(f"model.criterions.{what}.{meant}")
         if "total" in self.criterions or not self.criterions:
             raise UserError(
                 "There must be at least one criterion, and none may be named 'total', which is their weighted sum."
@@ -78,7 +81,9 @@ class CriterionsComposition(nn.Module):
 
     def _arguments(self, name: str, batch: Batch) -> Batch:
         try:
-            return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}))
+            loss = self.criterions[name]
+            call = loss.forward if isinstance(loss, nn.Module) else loss
+            return arguments(batch, self.mapping.get(name, {"logits": "input", "label": "target"}), call)
         except MissingKeyError as error:
             raise MissingKeyError(f"model.criterions.mapping.{name}: {error}") from error
 

@@ -1,5 +1,6 @@
 """A collection of torchmetrics that reads dictionaries."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -38,7 +39,10 @@ class MetricsComposition(MetricCollection):
     ) -> None:
         unknown = sorted(set(mapping or {}) - set(metrics))
         if unknown:
-            raise UserError(f"mapping names {', '.join(unknown)}, but the metrics are {', '.join(metrics)}.")
+            close = difflib.get_close_matches(unknown[0], metrics, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            what = f"mapping names {', '.join(unknown)}, but the metrics are {', '.join(metrics)}"
+            raise UserError(f"callbacks.metrics.metrics.{what}.{meant}")
         built: Any = {
             name: metric(num_classes=num_classes) if isinstance(metric, partial) else metric
             for name, metric in metrics.items()
@@ -62,7 +66,7 @@ class MetricsComposition(MetricCollection):
             self._counts.update(**arguments(batch, {"label": "label", "prediction": "prediction"}))
         for name in self._others:
             try:
-                inputs = arguments(batch, self.mapping[name])
+                inputs = arguments(batch, self.mapping[name], self[name].update)
             except MissingKeyError as error:
                 raise MissingKeyError(f"callbacks.metrics.metrics.mapping.{name}: {error}") from error
             self[name].update(**inputs)

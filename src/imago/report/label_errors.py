@@ -26,10 +26,12 @@ def label_margin(labels: NDArray[np.int64], log_probabilities: NDArray[np.float6
 
 def confident_errors(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether another class is at least as probable as it is, on average, for the images that have it as their label
-    (n,): the off-diagonal of the confident joint of the paper."""
+    (n,): the off-diagonal of the confident joint of the paper. None are, if it would be more than half of the images:
+    then it is the network that knows too little."""
     is_confident = log_probabilities >= _log_means(labels, log_probabilities)
     is_confident[np.arange(len(labels)), labels] = False
-    return np.asarray(is_confident.any(axis=1))
+    errors = np.asarray(is_confident.any(axis=1))
+    return errors if 2 * errors.sum() <= len(labels) else np.zeros_like(errors)
 
 
 def possible_label_errors(

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.memory import memory_errors_explained
+from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
@@ -60,7 +61,8 @@ def train(
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
     best, checkpoint_file = callbacks_of(trainer, EpochLog)[0].best, _best_checkpoint(trainer, monitor)
-    if not option_of(trainer, "fast_dev_run"):  # which keeps nothing, and logs no metric
+    only_tried = any(callback.only for callback in callbacks_of(trainer, Preflight))
+    if not option_of(trainer, "fast_dev_run") and not only_tried:  # which keeps nothing, and logs no metric
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
     run.sections["Best"] = {monitor: best, "checkpoint": checkpoint_file}
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
