@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,9 +50,10 @@ def with_recipe(
 def _composed(cfg: DictConfig, invocation: Invocation, chosen: str) -> DictConfig:
     words = [word for word in invocation.overrides if override_key(word) != GROUP]
     again = composed_again(invocation.config_name, [*invocation.search_path, *words, f"{GROUP}={chosen}"])
+    content: Any = OmegaConf.to_container(again, resolve=False)
     OmegaConf.set_struct(cfg, False)
     for key in cfg:
-        cfg[key] = again._get_node(key)
+        cfg[key] = content[key]
     OmegaConf.set_struct(cfg, True)
     return cfg
 

@@ -24,10 +24,9 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.model_files import lacks_default, own_model_file
+from imago.config.model_files import check_model_file
 from imago.config.node_checks import class_problems, node_problems, unlogged_monitors
 from imago.config.outputs import output_problems
-from imago.config.own_code import inherits
 from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
@@ -148,7 +147,7 @@ def _raise_all(*problems: str) -> None:
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
     _check_root(cfg, invocation)  # the other checks need the root's keys
     _raise_all(*class_problems(cfg, invocation))
-    _check_model(cfg, invocation)
+    check_model_file(cfg, invocation)
     if needs_data and lacks_data(cfg.data):
         yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
@@ -214,54 +213,6 @@ def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
                 raise UserError(f"{key} must be a group of settings, got {value}. Type {path}._target_={value}")
             instead = f"Choose an option with {key}=…" if Path(CONFIG_DIR, key).is_dir() else f"Type {key}.KEY=VALUE"
             raise UserError(f"{key} must be a group of settings, got {cfg[key]}{in_file(key, invocation)}. {instead}")
-
-
-def _check_model(cfg: DictConfig, invocation: Invocation) -> None:
-    """Raise UserError for a network of one's own in the place of the model, or alone in its file."""
-    if invocation.choices.get("model") == OPTION:
-        return
-    if cfg.model.get("_target_") is None:
-        file = own_model_file(invocation.config_folders, invocation.choices.get("model", ""))
-        raise UserError(
-            lacks_default(file) if file is not None else "model has no _target_. Choose a model with model=…"
-        )
-    target = str(cfg.model.get("_target_"))
-    if target in shipped():
-        return
-    if cfg.model.get("net") is not None:
-        if "criterions" not in cfg.model and not inherits(target, "imago.model.module.DictModule"):
-            raise UserError(_of_the_template(cfg.model, target, invocation))
-        return
-    of_model = shipped()["imago.model.DictModule"]["properties"]
-    own = {str(key): cfg.model[key] for key in cfg.model if key not in of_model and not str(key).startswith("_")}
-    lines = ["defaults:", "  - default", "", "net:", f"  _target_: {target}", "  _partial_: true"]
-    lines += [f"  {line}" for line in OmegaConf.to_yaml(OmegaConf.create(own)).splitlines() if own]
-    raise UserError(
-        f"model: {target} stands in the place of the whole model{in_file('model._target_', invocation)}. A network "
-        "goes below net:\n" + "\n".join(f"  {line}".rstrip() for line in lines)
-    )
-
-
-def _of_the_template(model: DictConfig, target: str, invocation: Invocation) -> str:
-    """What to write in a model file of lightning-hydra-template, which names a LightningModule."""
-    lines = [
-        f"model._target_={target}{in_file('model._target_', invocation)}: delete it (Imago has the LightningModule) "
-        "and write\n  defaults:\n    - default"
-    ]
-    net, where = model.net, in_file("model.net", invocation)
-    if str(net.get("_target_")).endswith(".SimpleDenseNet") and net.get("_target_") not in shipped():
-        hidden = [net[key] for key in sorted(map(str, net)) if re.fullmatch(r"lin\d+_size", key)]
-        features = net.get("input_size", 784)
-        lines.append(
-            f"model.net{where}: write\n  net:\n    _target_: imago.model.SimpleDenseNet\n    _partial_: true\n"
-            f"    in_features: {features}\n    hidden: {hidden}"
-        )
-    elif net.get("_partial_") is not True:
-        lines.append(
-            f"model.net{where}: add _partial_: true, and delete output_size and the like: the number of classes comes "
-            "from the data, as num_classes."
-        )
-    return "\n".join(lines)
 
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
