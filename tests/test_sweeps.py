@@ -103,10 +103,14 @@ def test_a_sweep_ends_with_one_table(train, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("epsilons", "said"),
-    [([2.99, 2.99], "These 2 have epsilon 5.98"), ([2.0, "unknown"], "These 2 have no bound"), ([2.0, None], "")],
+    [
+        ([3.0, 2.5], "These 2 have epsilon 5.5000, delta 2e-05 together"),
+        ([2.0, "unknown"], "These 2 have no bound"),
+        ([2.0, None], ""),
+    ],
 )
 def test_what_private_jobs_spend_adds_up(epsilons, said):
-    runs = [Overview(Path("a"), {} if epsilon is None else {"epsilon": epsilon}) for epsilon in epsilons]
+    runs = [Overview(Path("a"), {} if epsilon is None else {"epsilon": epsilon, "delta": 1e-5}) for epsilon in epsilons]
     text = sweep.describe_spent(runs)
     assert said in text
     assert bool(text) == bool(said)

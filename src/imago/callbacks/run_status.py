@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 from lightning.pytorch import Callback, Trainer
@@ -136,10 +137,9 @@ class RunStatus(Callback):
 
 
 def _spent(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry `epsilon` of `status.json`: what private training has spent, a number where it has a bound."""
-    if "epsilon" not in report:
-        return {}
-    try:
-        return {"epsilon": float(report["epsilon"])}
-    except ValueError:  # infinite, unknown
-        return {"epsilon": report["epsilon"]}
+    """The entries `epsilon` (a number where it has a bound) and `delta` of `status.json`: what private training has
+    spent."""
+    spent = {key: report[key] for key in ("epsilon", "delta") if key in report}
+    with suppress(KeyError, ValueError):  # infinite, unknown
+        spent["epsilon"] = float(spent["epsilon"])
+    return spent

@@ -114,6 +114,9 @@ def describe_spent(runs: Sequence[Overview]) -> str:
         return ""
     has_bound = all(isinstance(epsilon, int | float) for epsilon in spent)
     total = f"epsilon {rounded_up(sum(spent))}" if has_bound else "no bound"
+    deltas = [run.status["delta"] for run in runs if "epsilon" in run.status and "delta" in run.status]
+    if has_bound and len(deltas) == len(spent):  # runs of earlier versions did not record theirs
+        total += f", delta {sum(deltas):g}"
     return (
         f"Privacy: epsilons and deltas of jobs on the same images add up, also of those that you discard. These "
         f"{len(spent)} have {total} together (docs/privacy.md)"

@@ -117,7 +117,7 @@ class RunFolder:
         """Begin the run, or resume it."""
         kept = {
             key: self.former[key]
-            for key in ("started", "epoch", "step", "epsilon", "loggers", "card")
+            for key in ("started", "epoch", "step", "epsilon", "delta", "loggers", "card")
             if key in self.former
         }
         self.status = {"started": now()} | kept
@@ -294,6 +294,7 @@ STATUS = {
     **dict.fromkeys(("epoch", "step", "pid", "times_resumed"), int),
     "error": TEXT,
     "epsilon": (str, *NUMBER),
+    "delta": NUMBER,
     "best_value": (*NUMBER, type(None)),
     "timing": {"*": (*NUMBER, type(None))},
     "profile": {"*": (str, *NUMBER)},
