@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ml-status",
         description=(__doc__ or "").splitlines()[0],
-        epilog="A column is state, epoch, step, best, acc, loss, started, duration, updated, error, a metric such "
-        "as val/loss, or a setting such as lr or model.optimizer.lr.",
+        epilog="A column is state, epoch, step, best, acc, loss, epsilon, started, duration, updated, error, a metric "
+        "such as val/loss, or a setting such as lr or model.optimizer.lr.",
     )
     logs = PROJECT_ROOT / "logs"
     parser.add_argument("folder", nargs="?", type=Path, default=logs, help="folder with runs; default: logs")

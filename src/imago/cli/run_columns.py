@@ -58,6 +58,7 @@ class Columns:
             self._best(),
             Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
             Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
+            Column("epsilon", "epsilon", lambda run: run.status.get("epsilon"), is_number=True),
             Column("duration", "duration", lambda run: run.seconds, lambda run: _duration(run.seconds), is_number=True),
             Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
             Column("updated", "updated", lambda run: seconds_since(run.status.get("heartbeat")), _updated),
