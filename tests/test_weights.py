@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import draw_classes
 from torch import nn
 
 import imago
+from imago.errors import UserError
 from imago.model.initial_weights import start_from
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
@@ -122,11 +124,15 @@ def test_an_export_is_known_with_its_classes_and_its_privacy(trained, command, t
     assert said in (tmp_path / "train.log").read_text()
 
 
-def test_weights_of_another_network_are_refused(train):
+def test_weights_of_another_network_are_refused(train, tmp_path):
     first = train("trainer.max_epochs=1")
     other = train("model=simple_cnn", f"model.init_from={first.dir}")
     assert other.exit_code == 1
     assert f"model.init_from={first.dir}/checkpoints/best.ckpt has no weights that fit this network" in other.output
+    net = nn.Sequential(OrderedDict(head=nn.Linear(4, 3)))
+    torch.save({"head.weight": torch.zeros(3, 5), "head.bias": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"Shapes differ: head.weight \(3, 5\) instead of \(3, 4\)\. Type the model="):
+        start_from(net, str(tmp_path / "other.pth"), ["a", "b", "c"], {"head.weight", "head.bias"})
     absent = train("model.init_from=/nowhere/at/all.ckpt")
     assert "model.init_from=/nowhere/at/all.ckpt does not exist" in absent.output
 

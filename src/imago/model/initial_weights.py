@@ -38,8 +38,8 @@ def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[
     loaded = [name for name in fits if name not in head and not name.endswith("num_batches_tracked")]
     if not loaded:
         raise UserError(
-            f"model.init_from={name} has no weights that fit this network. It has {shortened(weights)}; the network "
-            f"has {shortened(own)}. Type the model= and model.net.name= of that run."
+            f"model.init_from={name} has no weights that fit this network. {_difference(weights, own)}. "
+            "Type the model= and model.net.name= of that run."
         )
     state = OrderedDict(own | fits)
     state._metadata = getattr(weights, "_metadata", None)  # type: ignore[attr-defined]
@@ -53,6 +53,20 @@ def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[
     if unused:
         log.info("Not used: %s", shortened(unused, 20))
     return seen
+
+
+def _difference(weights: StateDict, own: StateDict) -> str:
+    """Say why no tensor fits: by the shapes that differ, or by the names if none is in both."""
+    shapes = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in weights.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if shapes:
+        return f"Shapes differ: {shortened(shapes)}"
+    if weights.keys() & own.keys():
+        return "Both have only the head in common, and the classes differ, or are unknown"
+    return f"It has {shortened(weights)}; the network has {shortened(own)}"
 
 
 def _weights(source: str) -> tuple[StateDict, list[str] | None, Tensor | None]:
