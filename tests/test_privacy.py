@@ -414,11 +414,19 @@ def test_the_budget_ends_the_training_and_a_larger_one_goes_on(train, command):
     assert told["epsilon"] <= 8 < spent(told["steps"] + 1, 0.8, 8 / 39, 1e-3, RDPAccountant)
     assert "val/acc" in run.history[-1]  # the last, shorter epoch is validated
     assert run.checkpoint("best")["imago"]["strategy"]["history"]
+    idle = command("train", f"resume={run.dir}", folder=run.dir)
+    assert "nothing to do. Its privacy budget is spent: raise strategy.target_epsilon" in idle.output
+    less = command("train", f"resume={run.dir}", "strategy.target_epsilon=1", folder=run.dir)
+    assert less.exit_code == 1
+    said = f"strategy.target_epsilon=1: the run has already spent epsilon {status['epsilon']:.4f}. Type a larger one"
+    assert said in less.last_line
+    assert run.json("status.json")["reason"] == "privacy budget spent"
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=12", folder=run.dir)
     assert again.exit_code == 0, again.output
     assert "privacy budget spent" in again.output
     assert run.json("reports/privacy.json")["steps"] == told["steps"]
     more = command("train", f"resume={run.dir}", "strategy.target_epsilon=10", folder=run.dir)
+    assert re.search(r"The privacy budget is spent after \d+ more steps? \(", more.output)
     assert more.exit_code == 0, more.output
     assert 8 < run.json("reports/privacy.json")["epsilon"] <= 10
     assert run.json("reports/privacy.json")["steps"] > told["steps"]

@@ -58,6 +58,10 @@ PositiveFloat = Annotated[float, Above(0.0)]
 Probability = Annotated[float, Above(0.0), Below(1.0)]
 
 
+BUDGET_SPENT = "privacy budget spent"
+"""Reason in `status.json` of a run that its privacy budget has ended."""
+
+
 def best_mode(metric: str) -> str:
     """Mode of a metric: `min` for losses, `max` for everything else."""
     return "min" if "loss" in metric else "max"

@@ -7,7 +7,6 @@ import random
 import re
 import shlex
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes
 from imago.cli.devices import process_count
-from imago.cli.processes import other_processes
+from imago.cli.processes import free_port, other_processes
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
-from imago.definitions import STOPPING, TERMINATED
+from imago.definitions import BUDGET_SPENT, STOPPING, TERMINATED
 from imago.errors import IncompleteError, UserError, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
@@ -103,7 +102,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
             try:
                 _check(run, cfg, check, changed)
                 run.processes = 1 if one_process else process_count(cfg.trainer)
-                run.port = _free_port() if run.processes > 1 else 0
+                run.port = free_port() if run.processes > 1 else 0
                 with other_processes(task, cfg, run):
                     result = task(cfg, run)
             except BaseException as error:
@@ -177,10 +176,11 @@ def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
             f"{run.path} contains a finished run with other settings: {'; '.join(differing)}. "
             "Type another folder: hydra.run.dir=, or hydra.sweep.dir= with -m."
         )
-    say(
-        f"{run.path} contains a finished run ({counted(run.former.get('epoch', 0), 'epoch')}): nothing to do. "
-        f"For more epochs type {_resume_word(run)} trainer.max_epochs="
-    )
+    finished = f"{run.path} contains a finished run ({counted(run.former.get('epoch', 0), 'epoch')}): nothing to do. "
+    if run.former.get("reason") == BUDGET_SPENT:
+        say(f"{finished}Its privacy budget is spent: raise strategy.target_epsilon, with {_resume_word(run)}")
+    else:
+        say(f"{finished}For more epochs type {_resume_word(run)} trainer.max_epochs=")
     return FinishedRun(run.path, run.former.get("best_value"))
 
 
@@ -303,12 +303,6 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def _terminate(*_: Any) -> NoReturn:
     raise SystemExit(TERMINATED)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _resume_hint(run: RunFolder) -> str:

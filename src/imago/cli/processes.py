@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,13 @@ SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
 
 class ProcessError(UserError):
     """What went wrong in another process than rank 0."""
+
+
+def free_port() -> int:
+    """Port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager

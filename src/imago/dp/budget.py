@@ -8,15 +8,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from imago.config.private import REASONS
+from imago.definitions import BUDGET_SPENT, rounded_up
 from imago.dp.accounting import Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
 from imago.dp.clipping import Adaptive, Clipping
 from imago.errors import UserError
 from imago.model.strategy import Strategy
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
 LEDGER = "privacy_ledger.jsonl"
-SPENT = "privacy budget spent"
 NOISE = 1.1
 
 
@@ -48,7 +49,9 @@ class PrivacyBudget(Strategy):
         self._target_delta = target_delta
         self._ledger: Ledger | None = None
         self._state: dict[str, Any] | None = None
+        self._trainer: Trainer | None = None
         self._allowed: int | None = None  # steps in all
+        self._planned: float = math.inf  # steps in all
         self._ends_early = False
         self._counted_ahead = 0  # steps that the report on the disk covers, perhaps not taken yet
 
@@ -97,7 +100,8 @@ class PrivacyBudget(Strategy):
         self._state = state
 
     def stop_reason(self) -> str | None:
-        return SPENT if self._ends_early and self.steps == self._allowed else None
+        is_through = self._trainer is not None and self._trainer.global_step >= self._planned
+        return BUDGET_SPENT if self._ends_early and self.steps == self._allowed and not is_through else None
 
     def open_ledger(self, folder: Path, is_the_same_run: bool) -> Ledger:
         ledger = Ledger(folder / LEDGER)
@@ -134,7 +138,7 @@ class PrivacyBudget(Strategy):
 
     def settle_noise(self, trainer: Trainer) -> None:
         """Settle the noise multiplier, and the number of steps that may be taken in all."""
-        planned = trainer.estimated_stepping_batches
+        planned = self._planned = trainer.estimated_stepping_batches
         if self._state is not None:
             if isinstance(self.clipping, Adaptive):
                 self.clipping.norm = self._state["max_grad_norm"]
@@ -164,7 +168,13 @@ class PrivacyBudget(Strategy):
                 f"strategy.noise_multiplier={self.noise_multiplier}: a single step would spend more. "
                 "Type more noise, or a larger target."
             )
+        if left == 0 and (spent := self.epsilon()) > self.target_epsilon:
+            raise UserError(
+                f"strategy.target_epsilon={self.target_epsilon:g}: the run has already spent epsilon "
+                f"{rounded_up(spent) if math.isfinite(spent) else 'infinite'}. Type a larger one"
+            )
         if left == 0:
             trainer.should_stop = True
-        elif left < most and math.isfinite(planned):
-            log.info("The privacy budget is spent after %d steps of %d", left, most)
+        elif left < most - self.steps and math.isfinite(planned):
+            after = f"{counted(left, 'more step')} ({self._allowed} in all)" if self.steps else f"{left} steps"
+            log.info("The privacy budget is spent after %s of %d", after, most)

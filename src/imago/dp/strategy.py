@@ -96,7 +96,6 @@ class DifferentialPrivacy(PrivacyBudget):
         self.replaced: list[str] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._sums: dict[str, Tensor] = {}
-        self._trainer: Trainer | None = None
         self.ignored = 0
         """Number of train images, counted each time, whose gradient was not finite: nothing of them was used."""
         self._folder: Path | None = None
