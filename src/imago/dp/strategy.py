@@ -140,6 +140,7 @@ class DifferentialPrivacy(PrivacyBudget):
             )
         data = cast(ImageDataModule, data_of(trainer))
         try_transforms(data, model.device, self.physical_batch_size)
+        log.info("strategy=dp: testing that the network keeps images apart (may take a minute)")
         try_network(model, data, self.grad_sample_mode, self.physical_batch_size)
         log.info("strategy=dp: in a trial, no image changed the gradient of another. A trial is not a proof")
         self._tried_epoch = trainer.current_epoch
