@@ -195,7 +195,7 @@ def test_last_is_the_last_epoch_and_the_best_goes_along_into_the_folder_of_the_r
         ["model.net._target_=imago.model.SimpleCNN", "data.image_size=24"],
         ["model=torchvision", "model.net.name=mobilenet_v3_small", "model.net.weights=null", "data.image_size=32"],
         ["trainer=cpu", "trainer.max_epochs=1", "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2"],
-        ["strategy=none", "data.on_bad_image=skip", "test=false"],
+        ["strategy=none", "data.on_bad_image=skip", "test=false", "trainer=ddp_sim", "trainer=cpu"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -203,6 +203,8 @@ def test_overrides_that_people_know(train, overrides):
     run = train("trainer.max_epochs=1", *overrides)
     assert run.exit_code == 0, run.output
     assert run.json("status.json")["status"] == "completed"
+    typed_twice = "trainer=ddp_sim is replaced by trainer=cpu, which was typed after it" in run.output
+    assert typed_twice == ("trainer=ddp_sim" in overrides)
 
 
 def test_every_batch_can_be_logged(train):

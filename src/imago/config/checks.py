@@ -36,6 +36,7 @@ from imago.config.targets import NETWORKS, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
+from imago.masking import masked_override
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,12 @@ def splits_of(split: Any, cfg: DictConfig) -> list[str]:
 def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
     _raise_all(*_problems(cfg, invocation), *_training_problems(cfg, invocation))
+    typed: dict[str, str] = {}
+    for word in invocation.overrides:
+        key = override_key(word)
+        if key in typed and not word.startswith("~"):
+            log.warning("%s is replaced by %s, which was typed after it", *map(masked_override, (typed[key], word)))
+        typed[key] = word
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
     for text in private_warnings(cfg) if cfg.train else ():

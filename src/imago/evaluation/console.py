@@ -214,7 +214,7 @@ def describe_label_errors(result: Result, folder: Path) -> str:
         return ""
     is_cut = max(counts.values()) > MOST_LABEL_ERRORS
     them = "it" if sum(counts.values()) == 1 else f"{MOST_LABEL_ERRORS} of them" if is_cut else "them"
-    marked = f'marks {them} as "contradicted"'
+    marked = f'marks {them} as "contradicted", and lists more labels to check in {" and ".join(counts)}'
     return f"Possibly mislabelled: {listed}. The report {marked}; data.relabel= or data.exclude= corrects labels"
 
 
