@@ -58,7 +58,7 @@ class Columns:
             self._best(),
             Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
             Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
-            Column("epsilon", "epsilon", lambda run: run.status.get("epsilon"), is_number=True),
+            Column("epsilon", "epsilon", lambda run: run.status.get("epsilon"), _epsilon, is_number=True),
             Column("duration", "duration", lambda run: run.seconds, lambda run: _duration(run.seconds), is_number=True),
             Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
             Column("updated", "updated", lambda run: seconds_since(run.status.get("heartbeat")), _updated),
@@ -183,6 +183,11 @@ def _of_test(name: str) -> Callable[[Overview], str]:
         return metric_text(run.test.get(name)) + (f" ({split})" if split != "test" and name in run.test else "")
 
     return text
+
+
+def _epsilon(run: Overview) -> str:
+    value = run.status.get("epsilon")
+    return str(value) if isinstance(value, str) else metric_text(value)  # all its decimals: it was rounded up
 
 
 def _started(run: Overview) -> str | None:
