@@ -133,6 +133,9 @@ def test_weights_of_another_network_are_refused(train, tmp_path):
     torch.save({"head.weight": torch.zeros(3, 5), "head.bias": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"Shapes differ: head.weight \(3, 5\) instead of \(3, 4\)\. Type the model="):
         start_from(net, str(tmp_path / "other.pth"), ["a", "b", "c"], {"head.weight", "head.bias"})
+    with pytest.raises(UserError, match="Only tensors of the head, which depends on the classes, have the same"):
+        start_from(nn.Sequential(OrderedDict(head=nn.Linear(5, 3))), str(tmp_path / "other.pth"), ["a", "b", "c"],
+                   {"head.weight", "head.bias"})  # fmt: skip
     absent = train("model.init_from=/nowhere/at/all.ckpt")
     assert "model.init_from=/nowhere/at/all.ckpt does not exist" in absent.output
 

@@ -35,7 +35,8 @@ def start_from(net: nn.Module, name: str, class_names: Sequence[str], head: set[
         for name, tensor in weights.items()
         if name in own and tensor.shape == own[name].shape and (same or name not in head)
     }
-    loaded = [name for name in fits if name not in head and not name.endswith("num_batches_tracked")]
+    body = fits if own.keys() <= head else fits.keys() - head  # a network may be a head alone
+    loaded = [name for name in body if not name.endswith("num_batches_tracked")]
     if not loaded:
         raise UserError(
             f"model.init_from={name} has no weights that fit this network. {_difference(weights, own)}. "
@@ -65,7 +66,7 @@ def _difference(weights: StateDict, own: StateDict) -> str:
     if shapes:
         return f"Shapes differ: {shortened(shapes)}"
     if weights.keys() & own.keys():
-        return "Both have only the head in common, and the classes differ, or are unknown"
+        return "Only tensors of the head, which depends on the classes, have the same names and shapes"
     return f"It has {shortened(weights)}; the network has {shortened(own)}"
 
 
