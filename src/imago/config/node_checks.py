@@ -113,7 +113,9 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
             part = "_partial_" if "_partial_" in node else "_target_"
             where = in_file(f"{key}.{part}", invocation)
             yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
-    if (what := misplaced_part("data.transform", cfg, invocation.overrides)) is not None:
+    of_batches = OmegaConf.select(cfg, "data.transform", throw_on_missing=False)
+    lacks_target = isinstance(of_batches, DictConfig) and of_batches.get("_target_") is None
+    if lacks_target and (what := misplaced_part("data.transform", cfg, invocation.overrides)) is not None:
         yield f"data.transform has no _target_{in_file('data.transform', invocation)}. {what}"
     metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
     for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
