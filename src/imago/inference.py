@@ -112,7 +112,10 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
         began = time.monotonic()
         predictions = predict(trainer, members, cfg.weights, images, cfg.tta, **loading)
         seconds = time.monotonic() - began
-        bad |= {path: reason for path, reason in zip(predictions.paths, predictions.bad, strict=True) if reason}
+        unread = {path: reason for path, reason in zip(predictions.paths, predictions.bad, strict=True) if reason}
+        bad |= unread
+        if unread and cfg.data.on_bad_image != "error":
+            log.warning("%s\nThe exit status is 0 because of data.on_bad_image=skip", _describe_unread(unread))
         if run.rank == 0:
             path = run.path / f"{name}.{cfg.format}"
             written = _write(predictions, path, calibration, images, cfg.gallery)
@@ -123,11 +126,15 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
                 show_written(file)
     if bad:
         run.sections["Results"] = {"unreadable": f"{counted(len(bad), 'image')}\n" + "\n".join(bad.values())}
-        reasons = "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
-        unread = f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  {reasons}"
         if cfg.data.on_bad_image == "error":
-            raise IncompleteError(f"{unread}\nTo end with exit status 0 in spite of this, type data.on_bad_image=skip")
-        log.warning("%s\nThe exit status is 0 because of data.on_bad_image=skip", unread)
+            advice = "To end with exit status 0 in spite of this, type data.on_bad_image=skip"
+            raise IncompleteError(f"{_describe_unread(bad)}\n{advice}")
+
+
+def _describe_unread(bad: dict[str, str]) -> str:
+    """How many images could not be read, and why: the first ten."""
+    reasons = "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
+    return f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  {reasons}"
 
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":

@@ -131,7 +131,7 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     """Problems with callbacks that wait for a metric where none computes any. One's own may log what they like."""
-    callbacks = {str(name): node for name, node in cfg.callbacks.items() if isinstance(node, DictConfig)}
+    callbacks = {str(name): node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
     targets = {str(node.get("_target_")) for node in callbacks.values()}
     is_own = any(not target.startswith(("imago.", "lightning.")) for target in targets)
     if is_own or "imago.callbacks.MetricsCallback" in targets or cfg.model.get("_target_") != "imago.model.DictModule":
