@@ -116,7 +116,7 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     for word in invocation.overrides:
         key = override_key(word)
         if key in typed and key in invocation.choices and not word.startswith("~"):
-            log.warning("%s is replaced by %s, which was typed after it", *map(masked_override, (typed[key], word)))
+            log.info("%s is replaced by %s, which was typed after it", *map(masked_override, (typed[key], word)))
         typed[key] = word
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
