@@ -1,5 +1,6 @@
 """Metrics per stage, and the best value of the tracked metric."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -122,7 +123,8 @@ class MetricsCallback(Callback):
 
     def try_batch(self, batch: Batch) -> None:
         """Update copies of the metrics with a val batch: what a metric or its mapping does not take is raised."""
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a metric has to say of eight images means nothing
             self._stages["val"].clone().update(batch)
 
     def epoch_state(self) -> dict[str, Any]:
