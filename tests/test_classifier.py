@@ -298,8 +298,7 @@ def test_threads_get_the_results_of_one(trained):
 
 def test_random_transforms_repeat_and_leave_the_generators_alone(trained):
     classifier = imago.load_classifier(trained.dir)
-    transform = classifier.transform
-    transform.pixels, transform.pixel_names = [RandomErasing(p=1.0, scale=(0.3, 0.5))], ["erase"]
+    classifier.transform.pixels = {"erase": RandomErasing(p=1.0, scale=(0.3, 0.5))}
     given = [photograph(seed) for seed in range(8)]
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     before = [random.random(), np.random.rand(), torch.rand(1).item()]

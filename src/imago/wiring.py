@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -140,6 +140,14 @@ def arguments(batch: Batch, mapping: Mapping[str, str], call: Callable[..., Any]
             hint = f" Did you mean {similar[0]}?"
         raise MissingKeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}
+
+
+def check_names(setting: str, entries: Collection[str], known: Collection[str], kind: str) -> None:
+    """Raise UserError if the `entries` of a setting are not all `known` names, those of the `kind`."""
+    if unknown := sorted(set(entries) - set(known)):
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"{setting} names {', '.join(unknown)}, but the {kind} are {', '.join(known)}.{meant}")
 
 
 def _parameters(call: Callable[..., Any] | None) -> set[str] | None:

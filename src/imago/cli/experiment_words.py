@@ -81,7 +81,7 @@ def _names_a_file(option: str) -> bool:
 
 
 def no_option(group: str, option: str, typed: Typed) -> str:
-    """What to write in place of an option that a group does not have."""
+    """Message for an option that a group does not have, with the closest and all of its options."""
     if not typed.is_group(group):
         return f"there is no group {group}. Remove the line, or write the settings below {group.rpartition('/')[2]}:"
     options = typed.options(group)

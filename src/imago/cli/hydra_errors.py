@@ -20,7 +20,7 @@ from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.invocation import override_key, override_value
-from imago.config.model_files import has_defaults, lacks_default, own_model_file
+from imago.config.model_files import has_defaults, lacks_default, own_file
 from imago.config.part_places import is_class
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import closest
@@ -210,9 +210,9 @@ def _no_such_key(key: str, config_name: str, typed: list[str], program: str, fil
 
 
 def _no_such_group(group: str, typed: list[str]) -> str:
-    """What to say of an option of a group such as model/optimizer that the config does not have."""
+    """Advice on an option of a group such as model/optimizer that the config does not have."""
     model = next((override_value(word) for word in typed if override_key(word) == "model"), "")
-    file = own_model_file(own_folders(typed), model)
+    file = own_file(own_folders(typed), "model", model)
     if file is not None and group.startswith("model/") and not has_defaults(file):
         return lacks_default(file)
     if Path(CONFIG_DIR, group).is_dir():

@@ -112,16 +112,21 @@ def splits_of(split: Any, cfg: DictConfig) -> list[str]:
 def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
     _raise_all(*_problems(cfg, invocation), *_training_problems(cfg, invocation))
+    _log_replaced_options(invocation)
+    if not cfg.train and cfg.ckpt_path is None and cfg.test:
+        log.warning("train=false without ckpt_path=: scoring the untrained network")
+    for text in private_warnings(cfg) if cfg.train else ():
+        log.warning("%s", text)
+
+
+def _log_replaced_options(invocation: Invocation) -> None:
+    """Log each option of a group that a later word replaces: `trainer=ddp trainer=amp`."""
     typed: dict[str, str] = {}
     for word in invocation.overrides:
         key = override_key(word)
         if key in typed and key in invocation.choices and not word.startswith("~"):
             log.info("%s is replaced by %s, which was typed after it", *map(masked_override, (typed[key], word)))
         typed[key] = word
-    if not cfg.train and cfg.ckpt_path is None and cfg.test:
-        log.warning("train=false without ckpt_path=: scoring the untrained network")
-    for text in private_warnings(cfg) if cfg.train else ():
-        log.warning("%s", text)
 
 
 def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:

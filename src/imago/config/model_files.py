@@ -18,9 +18,9 @@ from imago.errors import UserError
 TOP = "  defaults:\n    - default"
 
 
-def own_model_file(folders: Iterable[str | Path], option: str) -> Path | None:
-    """The file of `model=option` in these folders of configs; None if Imago ships it, or there is none."""
-    own = [Path(folder, "model", f"{option}.yaml") for folder in folders if Path(folder) != Path(CONFIG_DIR)]
+def own_file(folders: Iterable[str | Path], group: str, option: str) -> Path | None:
+    """The file of `group=option` in these folders of configs; None if Imago ships it, or there is none."""
+    own = [Path(folder, group, f"{option}.yaml") for folder in folders if Path(folder) != Path(CONFIG_DIR)]
     return next((file for file in own if file.is_file()), None)
 
 
@@ -31,7 +31,7 @@ def has_defaults(file: Path) -> bool:
 
 
 def lacks_default(file: Path) -> str:
-    """What to say of the file of a model that takes over nothing from Imago's."""
+    """Message for the file of a model that takes over nothing from Imago's."""
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
     return f"{shown} lacks the defaults of all models: losses, optimizer and schedule. Put at its top\n{TOP}"
 
@@ -41,7 +41,7 @@ def check_model_file(cfg: DictConfig, invocation: Invocation) -> None:
     if invocation.choices.get("model") == OPTION:
         return
     if cfg.model.get("_target_") is None:
-        file = own_model_file(invocation.config_folders, invocation.choices.get("model", ""))
+        file = own_file(invocation.config_folders, "model", invocation.choices.get("model", ""))
         raise UserError(
             lacks_default(file) if file is not None else "model has no _target_. Choose a model with model=…"
         )
@@ -63,10 +63,10 @@ def check_model_file(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def _of_the_template(model: DictConfig, target: str, invocation: Invocation) -> str:
-    """What to write in a model file of lightning-hydra-template, which names a LightningModule."""
+    """Message for a model file of lightning-hydra-template, which names a LightningModule: the lines to write."""
     lines = [
         f"model._target_={target}{in_file('model._target_', invocation)}: delete it (Imago has the LightningModule) "
-        "and write\n  defaults:\n    - default"
+        f"and write\n{TOP}"
     ]
     net, where = model.net, in_file("model.net", invocation)
     if str(net.get("_target_")).endswith(".SimpleDenseNet") and net.get("_target_") not in shipped():

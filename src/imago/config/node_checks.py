@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.model_files import own_file
 from imago.config.part_places import LOSSES, METRICS, NET, is_class, misplaced_part
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import in_file
@@ -117,7 +118,7 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     lacks_target = isinstance(of_batches, DictConfig) and of_batches.get("_target_") is None
     if lacks_target and (what := misplaced_part("data.transform", cfg, invocation.overrides)) is not None:
         yield f"data.transform has no _target_{in_file('data.transform', invocation)}. {what}"
-    metrics = OmegaConf.select(cfg, "callbacks.metrics.metrics.metrics", throw_on_missing=False)
+    metrics = OmegaConf.select(cfg, METRICS, throw_on_missing=False)
     for name, node in metrics.items() if isinstance(metrics, DictConfig) else ():
         target = str(node.get("_target_")) if isinstance(node, DictConfig) else ""
         if target.startswith("torchmetrics.classification.Multiclass") and not {"_partial_", "num_classes"} & set(node):
@@ -139,8 +140,7 @@ def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     for name, node in callbacks.items():
         monitor = str(node.get("monitor"))
         if re.match(r"(train|val)/(?!loss(/|$))", monitor):
-            option = f"callbacks/{invocation.choices.get('callbacks')}.yaml"
-            files = [Path(folder, option) for folder in invocation.config_folders if folder != str(CONFIG_DIR)]
-            own = next((f'Add "- metrics" to the defaults of {file}. ' for file in files if file.is_file()), "")
+            file = own_file(invocation.config_folders, "callbacks", invocation.choices.get("callbacks", ""))
+            own = f'Add "- metrics" to the defaults of {file}.' if file is not None else ""
             instead = own or _added("callbacks", "metrics", invocation)
             yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}".rstrip()

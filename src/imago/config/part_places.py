@@ -42,7 +42,7 @@ def is_class(value: str) -> bool:
 
 
 def right_place(path: str) -> tuple[str, str] | None:
-    """What to say of a part at `path`, and the path where it belongs; None for a path that is right, or unheard of."""
+    """Rule that a part at `path` breaks, and where it belongs; None for a path that is right, or unheard of."""
     for pattern, what, place in PLACES:
         if (match := re.fullmatch(pattern, path)) is not None:
             which = match.groupdict().get("which") or "train_transform"
@@ -62,11 +62,11 @@ def moved_words(path: str, place: str, typed: Sequence[str]) -> tuple[str, ...]:
 
 
 def misplaced_part(key: str, cfg: DictConfig, typed: Sequence[str]) -> str | None:
-    """What to say of a setting that nothing takes, if a part was put there: where it goes, and what to type."""
+    """Message for a setting that nothing takes, if a part was put there: where it goes, and what to type."""
     path = next((path for path, _ in nodes(OmegaConf.select(cfg, key, throw_on_missing=False), key)), None)
-    found = right_place(path) if path is not None else None
-    if path is None or found is None:
+    rule = right_place(path) if path is not None else None
+    if path is None or rule is None:
         return None
-    what, place = found
+    what, place = rule
     words = moved_words(path, place, typed)
     return f"{what}. Type {' '.join(map(shlex.quote, words))}" if words else f"{what}: it is {place} there."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, train_counts
 from imago.data.transfer import CopyingDataModule
-from imago.data.tree import is_photo_not_read
+from imago.data.tree import divide_skipped
 from imago.definitions import SPLITS
 from imago.errors import UserError
 from imago.terminal import CONTROL, counted, shortened
@@ -62,10 +62,7 @@ class ScoredSplits(CopyingDataModule):
         """Facts about the data."""
         return [
             *self.sets.notes,
-            *_files(
-                "skipped {}: not an image, or hidden",
-                [path for path in self.sets.ignored if not is_photo_not_read(path)],
-            ),
+            *_files("skipped {}: not an image, or hidden", divide_skipped(self.sets.ignored)[1]),
             *_files("excluded {} (data.exclude)", self.sets.excluded),
             *_files(
                 "{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)
@@ -83,7 +80,7 @@ class ScoredSplits(CopyingDataModule):
             if absent := [name for name, count in counts.items() if not count]:
                 what = f"{split} lacks {len(absent)} of the {len(counts)} classes"
                 warnings.append(f"{what}: {self._with_counts(absent)}")
-        photos = [path for path in self.sets.ignored if is_photo_not_read(path)]
+        photos, _ = divide_skipped(self.sets.ignored)
         warnings += _files("skipped {} in a format that is not read (convert to JPEG or PNG)", photos)
         return [*warnings, *_files("skipped {}: unreadable", self.skipped)]
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
 from imago.data.images import Images, file_digest
-from imago.data.tree import SUFFIXES, files_below, folders_of_class, is_image, is_photo_not_read, label_of
+from imago.data.tree import SUFFIXES, divide_skipped, files_below, folders_of_class, is_image, label_of
 from imago.errors import MissingFileError, UserError
 from imago.terminal import counted, shortened
 
@@ -95,8 +95,7 @@ def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
 
 
 def _say_others(source: str, paths: Sequence[str]) -> None:
-    photos = [path for path in paths if is_photo_not_read(path)]
-    others = [path for path in paths if path not in photos]
+    photos, others = divide_skipped(paths)
     for skipped, why in (
         (photos, "a format that is not read: convert to JPEG or PNG"),
         (others, "not an image, or hidden"),

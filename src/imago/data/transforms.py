@@ -32,8 +32,7 @@ class ImageTransform:
         batch: Mapping[str, Callable[[Batch], Batch] | None] | None = None,
     ) -> None:
         self.box = box
-        named = {name: step for name, step in (pixels or {}).items() if step is not None}
-        self.pixels, self.pixel_names = list(named.values()), list(named)
+        self.pixels = {name: step for name, step in (pixels or {}).items() if step is not None}
         self.batch = ComposeTransform(**(batch or {}))
 
     @property
@@ -122,7 +121,7 @@ class ImageTransform:
             image = batch if image.ndim == 4 else batch[0]
         elif self.pixels:
             image = image.clone()  # steps may work in place, and the image may be part of a cache
-        for name, step in zip(self.pixel_names, self.pixels, strict=True):
+        for name, step in self.pixels.items():
             try:
                 image = step(image)
             except Exception as error:

@@ -91,6 +91,12 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".") and name.lower() not in PLACEHOLDERS
 
 
+def divide_skipped(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the paths of skipped files into those of photographs in a format that is not read, and the others."""
+    photos = [path for path in paths if is_photo_not_read(path)]
+    return photos, [path for path in paths if not is_photo_not_read(path)]
+
+
 def is_photo_not_read(path: str) -> bool:
     """Whether a path is that of a photograph in a format that is not read."""
     name = os.path.basename(path).lower()

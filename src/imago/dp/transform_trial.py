@@ -29,7 +29,7 @@ def try_transforms(data: ImageDataModule, device: torch.device, at_once: int | N
         ValueError: A result depends on other images, or on a generator of the transform's own.
     """
     transform, images = data.train_transform, data.sets.splits["train"]
-    stages = {"box": transform.box, **{f"pixels {n}": step for n, step in enumerate(transform.pixels)}}
+    stages = {"box": transform.box, **{f"pixels {n}": step for n, step in enumerate(transform.pixels.values())}}
     stages |= {f"batch {name}": step for name, step in transform.batch.steps.items()}
     for name, stage in stages.items():
         if GENERATOR in leaves(copied(stage)):

@@ -142,7 +142,7 @@ def _channels(transform: Any, size: int) -> int:
     channels = 3 if transform.normalisation is None else len(transform.normalisation.mean)
     image = torch.zeros(channels, size, size, dtype=torch.uint8)
     with _Largest(MOST_VALUES):
-        for step in transform.pixels:
+        for step in transform.pixels.values():
             image = step(image)
         batch: dict[str, Any] = {"image": image[None], "label": torch.zeros(1).long(), "index": torch.zeros(1).long()}
         transform.batch(batch | {"epoch": 0})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from imago.definitions import Batch
 from imago.errors import DivergenceError, MissingKeyError, UserError
 from imago.terminal import shortened
-from imago.wiring import arguments
+from imago.wiring import arguments, check_names
 
 DIVERGENCE_HINT = (
     "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1. "
@@ -41,12 +41,7 @@ class CriterionsComposition(nn.Module):
         self.criterions = {name: loss for name, loss in criterions.items() if loss is not None}
         self.registered = nn.ModuleList(loss for loss in self.criterions.values() if isinstance(loss, nn.Module))
         for option, entries in (("weights", weights), ("mapping", mapping)):
-            unknown = sorted(set(entries or {}) - set(criterions))
-            if unknown:
-                close = difflib.get_close_matches(unknown[0], criterions, n=1)
-                meant = f" Did you mean {close[0]}?" if close else ""
-                what = f"{option} names {', '.join(unknown)}, but the criterions are {', '.join(criterions)}"
-                raise UserError(f"model.criterions.{what}.{meant}")
+            check_names(f"model.criterions.{option}", entries or {}, criterions, "criterions")
         if "total" in self.criterions or not self.criterions:
             raise UserError(
                 "There must be at least one criterion, and none may be named 'total', which is their weighted sum."
@@ -96,9 +91,9 @@ def _scalar(name: str, loss: Any) -> Tensor:
     """The value of a loss, without dimensions. Raises UserError if it is anything else than one number."""
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss if loss.ndim == 0 else loss.reshape(())
-    given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
     raise UserError(
-        f"model.criterions.criterions.{name} returns {given}. A loss returns one number (a scalar tensor), the mean "
+        f"model.criterions.criterions.{name} returns {returned}. A loss returns one number (a scalar tensor), the mean "
         "over the batch: with reduction=mean, or .mean() at its end."
     )
 

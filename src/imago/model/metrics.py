@@ -1,6 +1,5 @@
 """A collection of torchmetrics that reads dictionaries."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,8 +10,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from imago.definitions import Batch
-from imago.errors import MissingKeyError, UserError
-from imago.wiring import arguments
+from imago.errors import MissingKeyError
+from imago.wiring import arguments, check_names
 
 DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
 
@@ -37,12 +36,7 @@ class MetricsComposition(MetricCollection):
         num_classes: int | None = None,
         prefix: str | None = None,
     ) -> None:
-        unknown = sorted(set(mapping or {}) - set(metrics))
-        if unknown:
-            close = difflib.get_close_matches(unknown[0], metrics, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
-            what = f"mapping names {', '.join(unknown)}, but the metrics are {', '.join(metrics)}"
-            raise UserError(f"callbacks.metrics.metrics.{what}.{meant}")
+        check_names("callbacks.metrics.metrics.mapping", mapping or {}, metrics, "metrics")
         built: Any = {
             name: metric(num_classes=num_classes) if isinstance(metric, partial) else metric
             for name, metric in metrics.items()

@@ -152,7 +152,7 @@ def _misplaced(path: str, part: Any) -> str | None:
 
 
 def _of_another_kind(path: str, node: DictConfig, part: Any, invocation: Invocation) -> str | None:
-    """What is wrong with data of one's own whose file starts from that of another kind, and has its options too."""
+    """Message for data of one's own whose file starts from that of another kind, and has its options too."""
     if path != "data" or not inspect.isclass(part):
         return None
     known = {name for parent in part.__mro__ for name in arguments_schema(parent)["properties"]}
