@@ -265,6 +265,9 @@ def test_every_setting_that_is_offered_exists_and_takes_the_value():
             "Together:\n  ml-train -m experiment=example hparams_search=optuna",
         ),
         (["strategy=opacus"], "Type strategy=dp"),
+        (["trainer=[ddp,amp]"], "trainer takes one option. Type trainer=ddp trainer.precision=auto-mixed"),
+        (["ckpt_path=none"], "Type ckpt_path=null"),
+        (["debug=None"], "Type debug=null"),
         (["sampler=weighted"], "There is no setting for the sampler."),
         (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
         (["help"], '"help" is not KEY=VALUE. See --help.'),
@@ -469,9 +472,9 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
         (["experiment=digits", "model.net.name=vgg11"], "It is a setting of model=torchvision: type that too."),
         (
             ["data.batchsize=4", "model.optimzer.lr=1", "trainer.max_epoch=3"],
-            "  data.batchsize=4     Did you mean data.batch_size?\n"
+            "  data.batchsize=4     Did you mean data.batch_size=4?\n"
             "  model.optimzer.lr=1  Type model.optimizer.lr=1\n"
-            "  trainer.max_epoch=3  Did you mean trainer.max_epochs?\nTogether:\n",
+            "  trainer.max_epoch=3  Did you mean trainer.max_epochs=3?\nTogether:\n",
         ),
         (
             ["experiment=digits", "model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.01", "logger=none"],
@@ -495,6 +498,11 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
             "trainer.max_epochs=, or trainer.min_epochs=null.",
         ),
         (["trainer.foo=1"], "The closest are "),
+        (["trainer.precision=fp16"], "bf16 or null, got fp16. Type trainer.precision=16-mixed"),
+        (["model.net.weights=none"], "model.net.weights=none is the text none. Type model.net.weights=null"),
+        (["model.layer_decay=None"], "must be a number or null, got None. Type model.layer_decay=null"),
+        (["trainer.max_time=5h"], "must be DD:HH:MM:SS or null, for example trainer.max_time='00:12:00:00'; got 5h."),
+        (["trainer=ddp,amp"], "Type trainer=ddp trainer.precision=auto-mixed. For a sweep over them add -m."),
         (["trainer.max_epochs=-3"], "trainer.max_epochs must be 0 or more, -1 for no limit, or null; got -3."),
         (["trainer.limit_val_batches=1.5"], "must be a fraction (0.0 to 1.0) or a whole number of batches, got 1.5."),
         (["model.net.name=resnet81"], "(ml-train --networks lists all)."),

@@ -84,7 +84,7 @@ def test_a_call_is_the_command_and_leaves_no_trace(overrides, train, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trainer.max_epoch=3"], "Unknown setting trainer.max_epoch (override). Did you mean trainer.max_epochs?"),
+        (["trainer.max_epoch=3"], "Unknown setting trainer.max_epoch (override). Did you mean trainer.max_epochs=3?"),
         (["experiment=nope"], "Unknown option experiment=nope. The options are digits"),
         (["model.optimizer.lr=x"], "model.optimizer.lr must be a number, got x."),
         (["data.data_dir=/nowhere"], "data.data_dir=/nowhere does not exist"),

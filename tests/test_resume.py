@@ -451,6 +451,17 @@ def test_a_job_that_slurm_ends_is_queued_again_and_goes_on(tmp_path, colours):
     assert (status["status"], status["times_resumed"], status["epoch"]) == ("completed", 1, 2)
 
 
+def test_the_slurm_script_says_what_to_type_where_slurm_has_not_started_it():
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    job = ["bash", "scripts/train.slurm", "experiment=digits"]
+    done = subprocess.run(job, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "This is a job script of Slurm. Type: sbatch scripts/train.slurm experiment=digits\n"
+        "Without Slurm, type: python src/train.py experiment=digits\n"
+    )
+
+
 def test_the_page_explains_each_line_of_the_slurm_script():
     script = (REPO / "scripts" / "train.slurm").read_text()
     page = (REPO / "docs" / "devices.md").read_text()

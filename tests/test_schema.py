@@ -70,7 +70,7 @@ def test_problems_name_key_and_what_is_valid():
         ("model.optimizer.lr", " must be a number, got fast."),
         (
             "model.optimizer.weight_deca",
-            " is not an argument of torch.optim.AdamW. Did you mean model.optimizer.weight_decay?",
+            " is not an argument of torch.optim.AdamW. Did you mean model.optimizer.weight_decay=1?",
         ),
     ]
 

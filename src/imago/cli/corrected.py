@@ -63,12 +63,13 @@ def corrected_parts(parts: Sequence[Part], typed: Typed, program: str = "") -> l
     if not _is_composable(words, typed):
         return parts
     help_all = f"{program or f'ml-{typed.command}'} --help-all"
+    targets = [word for part, _ in parts for word in part if "._target_=" in word]
     options: list[str] | None = None
     while options != (options := [word for word in words if _is_choice(word)]):  # a dropped finding may have chosen one
         base = compose_groups(typed.command, words)
         if base is None:  # an experiment with a mistake, or a package that is missing
             break
-        parts = [(part, _examined(part, finding, base, words, help_all)) for part, finding in parts]
+        parts = [(part, _examined(part, finding, base, [*words, *targets], help_all)) for part, finding in parts]
         words = corrected_words(parts)
     return parts
 

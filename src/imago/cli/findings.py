@@ -13,7 +13,7 @@ class Typed:
     """The command for which words were typed.
 
     `settings` are the keys at the root of its config, `folders` those of own configs; `experiment` and `sweep` say
-    whether one was typed.
+    whether one was typed; `parts` are the groups whose `_target_` was typed.
     """
 
     command: str
@@ -21,6 +21,7 @@ class Typed:
     folders: Sequence[Path] = ()
     experiment: bool = False
     sweep: bool = False
+    parts: Collection[str] = ()
 
     def has_option(self, group: str, value: str) -> bool:
         """Whether a file is that option of a group."""

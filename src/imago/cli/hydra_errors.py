@@ -15,7 +15,7 @@ from imago.cli.corrected import corrected_parts, describe
 from imago.cli.findings import Typed
 from imago.cli.start_from import RUN_OPTION
 from imago.cli.unknown_settings import known_settings, sibling_of, unknown_setting
-from imago.cli.word_hints import examine
+from imago.cli.word_hints import examine, one_option
 from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import EXAMPLES, meaning
@@ -36,6 +36,8 @@ OF_A_CLASS = {  # group -> what takes a class of one's own
     "callbacks": "+callbacks.NAME._target_",
     "logger": "+logger.NAME._target_",
 }
+OF_LISTS = ("callbacks", "logger")
+"""Groups of which several options can be chosen."""
 MOST_FOLDERS = 200
 """Entries of the current folder in which configs are looked for."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
@@ -124,6 +126,12 @@ def _unreadable(override: str, typed: list[str]) -> str:
 def _sweep(text: str, typed: list[str]) -> str:
     names = {name.partition("=")[0].strip() for quoted in re.findall(r"'([^']*)'", text) for name in quoted.split(",")}
     override = next((word for word in typed if word.lstrip("+").partition("=")[0] in names), "")
+    group, value = override_key(override), override_value(override)
+    hint = one_option(group, value, Typed("", (), own_folders(typed)))
+    if hint is not None:
+        return f"{override}: {group} takes one option. {hint}. For a sweep over them add -m."
+    if group in OF_LISTS:
+        return f"{override}: several options of {group} are a list. Type '{group}=[{value}]'. For a sweep add -m."
     return (
         f"{override}: a comma separates the values of a sweep. For a sweep add -m. For a single value type\n"
         f"  {_quoted(override)}"

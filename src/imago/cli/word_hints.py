@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import yaml
 
 from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with, settings_named
@@ -21,6 +24,7 @@ from imago.config.hints import (
     weights_hint,
 )
 from imago.config.invocation import for_hydra, override_key, override_value
+from imago.config.part_places import right_place
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import shipped
 from imago.config.targets import MEMORY_SETS, torchvision_names
@@ -36,6 +40,9 @@ FLAGS = (
 )
 NOT_FILES = ("from_run", "from_checkpoint")  # options that Imago makes
 FROM_CHECKPOINT = ("eval", "inference", "export")
+NULLABLE = ("ckpt_path", "debug", "experiment", "hparams_search", "replay", "resume", "seed")
+"""Settings of the root, and groups, that can be null."""
+OF_ONE_OPTION = ("data", "model", "model/optimizer", "model/scheduler", "strategy", "trainer")
 UNKNOWN = Hint(note="This setting does not exist. --help-all lists all settings.")
 NO_FLAG = Hint(note="This setting does not exist. Settings are typed as KEY=VALUE (--help).")
 
@@ -43,6 +50,8 @@ NO_FLAG = Hint(note="This setting does not exist. Settings are typed as KEY=VALU
 def examine(words: Sequence[str], typed: Typed) -> Iterator[Part]:
     """Each word, with the value of a flag, and what is wrong with it."""
     rest = list(words)
+    parts = [override_key(word).removesuffix("._target_") for word in words if "._target_=" in word]
+    typed = replace(typed, parts=parts)
     while rest:
         part = _pop_part(rest, typed)
         yield part, _finding(part, not rest, typed)
@@ -184,6 +193,8 @@ def _setting(word: str, typed: Typed) -> Finding | None:
         hint, what = Hint(note=TASKS[plain]), f"{word}: each mode is a command."
     elif key == "plots" and not plain.startswith(("{", "$")):
         hint, what = meaning(key, plain), f"{key} holds several settings."
+    elif key in NULLABLE and plain.lower() == "none":
+        hint, what = Hint((f"{key}=null",)), f"{word}: {plain} is a text here."
     elif key == "tags" and not plain.startswith(("[", "$")):
         hint, what = Hint((f"tags=[{value}]",)), "tags is a list."
     elif key in ("monitor", "optimized_metric") and re.fullmatch(r"\w+_\w+", plain):
@@ -206,6 +217,9 @@ def _foreign(word: str, typed: Typed) -> Finding | None:
     plain = value.strip("'\"")
     root = key.partition(".")[0]
     what = f"Unknown setting {key}."
+    of_part = key.rpartition(".")[0]
+    if of_part in typed.parts and right_place(of_part) is not None:  # an argument of that part
+        return Finding(word, what, UNKNOWN, True)
     is_folder = root in ("data", "dataset", "source") and Path(plain).expanduser().is_dir()
     hint = _folder(plain, typed.command) if is_folder else _meaning(key, value, typed)
     if hint is None and key.startswith("extras."):
@@ -224,12 +238,16 @@ def _meaning(key: str, value: str, typed: Typed) -> Hint | None:
 
 
 def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
-    """A foreign value of a group: a folder for `data`, the name of a network for `model`."""
+    """A foreign value of a group: a folder for `data`, the name of a network for `model`, or several options."""
+    if value.startswith("[") and (one := one_option(group, value, typed)) is not None:
+        return Finding(word, f"{word}: {group} takes one option.", one)
     is_file = not (value in ("null", *NOT_FILES) or value.startswith(("[", "{", "$")) or "," in value)
     if not is_file or typed.has_option(group, value):
         return None
     what = f"{word}: {group} has no option {value}."
     hint = OPTIONS.get((group, value.lower()))
+    if group in NULLABLE and value.lower() == "none":
+        hint = Hint((f"{group}=null",))
     path = Path(value).expanduser()
     is_run = typed.command in FROM_CHECKPOINT and (path.is_dir() or value == "latest")
     if group == "data" and (path.is_dir() or value.startswith(("/", "./", "../", "~"))):
@@ -250,6 +268,20 @@ def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
         return Finding(word, f"Unknown setting {group}.", meaning(group, value) or UNKNOWN, True)
     note = f"There is no such option: the options of {group} are {', '.join(typed.options(group))}."
     return Finding(word, what, Hint(note=note), True)
+
+
+def one_option(group: str, value: str, typed: Typed) -> Hint | None:
+    """The hint for several options of a group of which one can be chosen: the last would replace the others."""
+    first, *others = re.findall(r"[\w-]+", value) or [""]
+    if group not in OF_ONE_OPTION or not others:
+        return None
+    words = [f"{group}={first}"]
+    for name in others if group == "trainer" else ():
+        files = [Path(folder, group, f"{name}.yaml") for folder in (Path(CONFIG_DIR), *typed.folders)]
+        texts = (file.read_text(encoding="utf-8") for file in files if file.is_file())
+        content = yaml.safe_load(next(texts, "{}"))
+        words += [f"{group}.{key}={content[key]}" for key in content if key not in ("defaults", "_target_")]
+    return Hint(tuple(words))
 
 
 def _folder(value: str, command: str) -> Hint:

@@ -231,7 +231,7 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool
     """Problems with the keys and types of all nodes whose targets are known."""
     _drop_foreign_settings(cfg, invocation)
     drop_inherited(cfg, invocation, shipped())
-    for problem in problems(cfg, shipped()):
+    for problem in problems(cfg, shipped(), invocation.keys):
         is_weight = re.match(r"model\.criterions\.criterions\.[^.]+\.weight$", problem.key)
         hint = " For class weights type model.class_weights=auto, or 'model.class_weights={NAME: 5}'."
         part = misplaced_part(problem.key, cfg, invocation.overrides) if not problem.is_type else None

@@ -234,6 +234,9 @@ def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
         value = cfg.trainer.get(option)
         if value is not None and _number(value) < least:
             yield f"trainer.{option} must be {valid}; got {value}."
+    time = cfg.trainer.get("max_time")
+    if isinstance(time, str | int | float) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time)):
+        yield f"trainer.max_time must be DD:HH:MM:SS or null, for example trainer.max_time='00:12:00:00'; got {time}."
     for option in LIMITS:
         value = cfg.trainer.get(option)
         if value is not None and (_number(value) < 0 or (isinstance(value, float) and value > 1)):

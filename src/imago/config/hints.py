@@ -223,8 +223,10 @@ def freeze_hint(value: str) -> Hint:
 def precision_hint(value: str) -> Hint:
     """Lightning's words for a precision, or those of others."""
     name = value.lower().strip("'\"")
-    known = {"16": "16-mixed", "fp16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "fp32": "32-true"}
-    return AMP if name in ("amp", "auto") else Hint((f"trainer.precision={known.get(name, value)}",))
+    halves = dict.fromkeys(("16", "fp16", "float16", "half"), "16-mixed")
+    known = {**halves, **dict.fromkeys(("bf16", "bfloat16"), "bf16-mixed")}
+    known |= dict.fromkeys(("32", "fp32", "float32", "full"), "32-true")
+    return AMP if name in ("amp", "auto", "mixed") else Hint((f"trainer.precision={known.get(name, value)}",))
 
 
 def cache_hint(value: str) -> Hint:

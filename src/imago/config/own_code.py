@@ -13,6 +13,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class OwnCode(MetaPathFinder):
@@ -83,12 +84,17 @@ def allow_imports(targets: Iterable[str], folder: Path) -> None:
 
 def inherits(target: str, base: str) -> bool:
     """Whether the class that `target` names can be imported and inherits from the one that is defined as `base`."""
+    parents = getattr(imported(target), "__mro__", ())
+    return base in (f"{parent.__module__}.{parent.__qualname__}" for parent in parents)
+
+
+def imported(target: str) -> Any:
+    """The class or function that `target` names; None if it cannot be imported."""
     module, _, name = target.rpartition(".")
     try:
-        part = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except Exception:  # whatever the module does
-        return False
-    return base in (f"{parent.__module__}.{parent.__qualname__}" for parent in getattr(part, "__mro__", ()))
+        return None
 
 
 def is_writable_by_others(folder: Path) -> bool:

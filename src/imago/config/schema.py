@@ -6,17 +6,18 @@ The signatures of all shipped targets are in configs/schema/all.json, which `mak
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.foreign_words import meaning
-from imago.config.invocation import Invocation, override_key
+from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import is_inherited, is_typed, is_users_own
 from imago.config.targets import families_of
@@ -56,8 +57,9 @@ def shipped() -> dict[str, Schema]:
     return json.loads(Path(CONFIG_DIR, "schema", "all.json").read_text(encoding="utf-8"))["$defs"]
 
 
-def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem]:
-    """Arguments in `cfg` that their targets do not take; targets without a schema are skipped."""
+def problems(cfg: DictConfig, schemas: Mapping[str, Schema], typed: Collection[str] = ()) -> Iterator[Problem]:
+    """Arguments in `cfg` that their targets do not take, of which some keys were typed; targets without a schema are
+    skipped."""
     for path, node in nodes(cfg):
         schema = schemas.get(node._target_)
         if schema is None:
@@ -67,26 +69,51 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema]) -> Iterator[Problem
             if name.startswith("_") or OmegaConf.is_missing(node, name):
                 continue
             if name in schema["properties"]:
-                words = mismatch(_plain(node, name), schema["properties"][name])
+                value, kind = _plain(node, name), schema["properties"][name]
+                words = mismatch(value, kind)
                 if words is not None:
-                    yield Problem(key, _wrong_type(key, _shown(node, name), words), is_type=True)
+                    yield Problem(key, _wrong_type(key, _shown(node, name), words, kind), is_type=True)
+                elif is_word_for_null(value) and _takes_null(kind):
+                    yield Problem(key, f"={value} is the text {value}. Type {key}=null", is_type=True)
             elif not schema["additionalProperties"]:
-                yield Problem(key, f" is not an argument of {node._target_}. {_instead(path, name, node, schema)}")
+                yield Problem(
+                    key, f" is not an argument of {node._target_}. {_instead(key, node, schema, key in typed)}"
+                )
 
 
-def _wrong_type(key: str, value: str, words: str) -> str:
+def is_word_for_null(value: Any) -> bool:
+    """Whether a text is what Python calls null."""
+    return isinstance(value, str) and value.lower() == "none"
+
+
+def _takes_null(schema: Schema) -> bool:
+    """Whether null is valid, and the text `none` has no meaning of its own."""
+    choices = schema.get("anyOf", [schema])
+    return any(choice.get("type") == "null" for choice in choices) and not any(
+        is_word_for_null(value) for choice in choices for value in choice.get("enum", [])
+    )
+
+
+def _wrong_type(key: str, value: str, words: str, schema: Schema) -> str:
     options = sorted(file.stem for file in Path(CONFIG_DIR, *key.split(".")).glob("*.yaml"))
     if options:  # a config group, such as model.optimizer
         option = value if value in options else "|".join(options)
         return f" holds several settings. Choose an option with {key.replace('.', '/')}={option}"
-    return f" must be {words}, got {value}."
+    hint = meaning(key, value)
+    meant = [word for word in hint.words if override_key(word) == key] if hint is not None else []
+    if is_word_for_null(value) and _takes_null(schema):
+        meant = [f"{key}=null"]
+    is_valid = meant and mismatch(yaml.safe_load(override_value(meant[0])), schema) is None
+    return f" must be {words}, got {value}.{f' Type {meant[0]}' if is_valid else ''}"
 
 
-def _instead(path: str, name: str, node: DictConfig, schema: Schema) -> str:
+def _instead(key: str, node: DictConfig, schema: Schema, is_typed: bool) -> str:
     """What to type instead of an argument that a target does not take."""
+    path, _, name = key.rpartition(".")
     if close := difflib.get_close_matches(name, schema["properties"], n=1, cutoff=0.6):
-        return f"Did you mean {path}.{close[0]}?"
-    hint = meaning(f"{path}.{name}", _shown(node, name)) if node._target_ in shipped() else None
+        value = f"={_shown(node, name)}" if not OmegaConf.is_config(node[name]) else ""
+        return f"Did you mean {'+' if is_typed and close[0] not in node else ''}{path}.{close[0]}{value}?"
+    hint = meaning(key, _shown(node, name)) if node._target_ in shipped() else None
     if hint is not None:
         return str(hint)
     return closest(name, list(schema["properties"]), "--help-all")
@@ -159,7 +186,11 @@ def mismatch(value: Any, schema: Schema) -> str | None:
     choices = schema.get("anyOf", [schema])
     if any(_fits(value, choice) for choice in choices):
         return None
-    words = dict.fromkeys(_words(choice) for choice in choices)
+    named = {str(value): value for choice in choices for value in choice.get("enum", [])}  # 16 and "16" are one
+    if named and {"type": "null"} in choices:
+        named["null"] = None
+    kinds = [choice for choice in choices if "enum" not in choice and not (named and choice == {"type": "null"})]
+    words = dict.fromkeys(_words(choice) for choice in [*([{"enum": [*named.values()]}] if named else []), *kinds])
     if set(words) == {WORDS["object"], WORDS["null"]}:
         return "a group with a _target_ or null"
     if len(words) > 1:

@@ -36,6 +36,8 @@ PLAIN = {
 }
 ARRAYS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
 OBJECTS = (dict, collections.abc.Mapping)
+USUAL_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "auto-mixed")
+"""Those that a message names first; Imago adds the last one."""
 DEFAULTS = {"type": "array", "description": "Options that this file starts from"}
 
 
@@ -160,7 +162,8 @@ def _targets(cfg: Any) -> Iterator[str]:
 def all_schemas() -> dict[str, Any]:
     """File name -> content: `all.json` with a schema per target, and, for editors, a file per kind of YAML file."""
     targets = {name: arguments_schema(get_object(name)) for name in shipped_targets()}
-    targets["lightning.pytorch.Trainer"]["properties"]["precision"]["anyOf"].append({"enum": ["auto-mixed"]})
+    precision = targets["lightning.pytorch.Trainer"]["properties"]["precision"]
+    precision["anyOf"].insert(0, {"enum": [*USUAL_PRECISIONS]})
     known = [
         {"if": {"properties": {"_target_": {"const": name}}, "required": ["_target_"]}, "then": _as_node(name)}
         for name in targets

@@ -69,7 +69,7 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
             or _of_another_kind(path, node, part, invocation)
         )
     }
-    for problem in problems(cfg, schemas):
+    for problem in problems(cfg, schemas, invocation.keys):
         path = problem.key.rpartition(".")[0]
         target = OmegaConf.select(cfg, path)._target_
         if path in misplaced:
