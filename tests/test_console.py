@@ -245,6 +245,10 @@ def test_the_next_commands_have_the_names_of_the_installation(program, evaluate,
     from_python = next_commands(Result(checkpoint=run.path / "checkpoints" / "best.ckpt"), run)
     assert [command.split()[0] for command in from_python] == ["ml-inference", "ml-visualise", "ml-eval", "tensorboard"]
     assert [command.split()[0] for command in next_commands(Result(), run)] == ["tensorboard"]
+    trained = tmp_path / "trained with csv"
+    trained.mkdir()
+    (trained / "status.json").touch()
+    assert next_commands(Result(checkpoint=trained / "checkpoints" / "best.ckpt"), run) == []
 
 
 def test_the_report_is_a_link_on_a_terminal(tmp_path, monkeypatch):

@@ -116,6 +116,28 @@ def test_what_private_jobs_spend_adds_up(epsilons, said):
     assert bool(text) == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("drawn", "data_seed", "said"),
+    [
+        (["val"], "${seed}", "Each seed draws its own val split, which is part of the deviation. To keep one draw, type"),
+        (["val", "test"], "${seed}", "its own val and test splits,"),
+        (["val"], 42, ""),
+        ([], "${seed}", ""),
+    ],
+)
+def test_a_sweep_over_seeds_that_draw_their_own_val_split_says_so(tmp_path, drawn, data_seed, said):
+    for seed in (1, 2):
+        folder = tmp_path / f"0{seed}"
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / "reports").mkdir()
+        (folder / "reports" / "data.json").write_text(json.dumps({"drawn": drawn}))
+        OmegaConf.save({"seed": seed, "data": {"seed": data_seed}}, folder / ".hydra" / "config.yaml")
+        (folder / "status.json").write_text(json.dumps({"status": "completed", "best_value": 0.5}))
+    text = run_table.describe_drawn(run_table.grouped_by_seed(sweep.jobs_of(tmp_path), ["seed"]))
+    assert said in text
+    assert bool(text) == bool(said)
+
+
 def test_a_failed_job_is_in_the_table(train, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     run = train("-m", *FAST, "data.image_size=16,0", "test=false")

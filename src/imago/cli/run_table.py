@@ -26,6 +26,8 @@ SHORTEST_END = 6
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(/\d+)?")
 """Date and time in the name of a run, and the number of a job of a sweep."""
 SCORES = ("best", "acc", "loss")
+SEED = "${seed}"
+"""Value of `data.seed` where nobody sets it."""
 ORDER = ("state", "best", "acc", "epoch", "duration", "updated", *ERRORS)
 """Order of the columns of every table."""
 
@@ -55,6 +57,19 @@ def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[G
             values = [run.setting(key) for key in settings if key != "seed"]
             groups.setdefault(json.dumps(values, default=str), []).append(run)
     return [Group(group) for group in groups.values()] if any(len(group) > 1 for group in groups.values()) else []
+
+
+def describe_drawn(groups: Sequence[Group]) -> str:
+    """Sentence that says which splits the seeds of `groups` drew anew, and what keeps them; empty without any."""
+    drawing = [run for group in groups if len(group.runs) > 1 for run in group.runs if run.setting("data.seed") == SEED]
+    splits = [split for split in ("val", "test") if any(split in run.drawn for run in drawing)]
+    if not splits:
+        return ""
+    one = "splits" if len(splits) > 1 else "split"
+    return (
+        f"Each seed draws its own {' and '.join(splits)} {one}, which is part of the deviation. To keep one draw, type "
+        "data.seed=42 (which keeps order and augmentation, too), or write the splits to a file with ml-split"
+    )
 
 
 def mean_and_deviation(values: Sequence[float | None]) -> str:

@@ -77,16 +77,19 @@ def reported_sweep() -> Iterator[None]:
 def report(sweep: Sweep) -> None:
     """Print the table of the jobs of a sweep, and write it to `sweep.csv` in its folder."""
     from imago.cli.run_columns import Columns
-    from imago.cli.run_table import grouped_by_seed, run_table
+    from imago.cli.run_table import describe_drawn, grouped_by_seed, run_table
 
     runs = jobs_of(sweep.folder)
     if not runs:  # none of them began, and the error says why
         return
     columns = Columns(runs)
     always, settings = columns.of_sweep()
-    table, left_out = run_table(runs, sweep.folder, always, settings, grouped_by_seed(runs, columns.differing))
+    groups = grouped_by_seed(runs, columns.differing)
+    table, left_out = run_table(runs, sweep.folder, always, settings, groups)
     say(f"\nSweep: {sweep.folder}")
     console().print(table)
+    if drawn := describe_drawn(groups):
+        say(drawn)
     if best := columns.best_run():
         say(f"Best {columns.monitor}: {best.best:.4f} in {best.folder.name}")
     if left_out:

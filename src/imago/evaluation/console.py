@@ -227,7 +227,7 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
 
 def next_commands(result: Result, run: RunFolder) -> list[str]:
     """Commands to type after a training, with the names under which they are installed; after other commands only
-    that of TensorBoard."""
+    that of TensorBoard, if the training logged to it."""
     script = Path(sys.argv[0])
     commands = []
     is_training = script.name in ("ml-train", "train.py")
@@ -242,7 +242,9 @@ def next_commands(result: Result, run: RunFolder) -> list[str]:
         if any(run.path.glob("reports/images_*.json")):  # else there are no pictures to show
             commands.append(f"ml-visualise mode=predictions {shlex.quote(f'run={for_hydra(relative(run.path))}')}")
         commands.append(f"{evaluate} {word}")
-    if (run.path / "tensorboard").is_dir():
+    trained = result.checkpoint.parent.parent if result.checkpoint is not None else run.path
+    uses_board = not (trained / "status.json").is_file() or (trained / "tensorboard").is_dir()
+    if uses_board and (run.path / "tensorboard").is_dir():
         commands.append(f"tensorboard --logdir {shlex.quote(relative(run.path))}")
     return commands
 

@@ -102,6 +102,8 @@ def note_data(run: RunFolder, data: ImageDataModule) -> None:
 
 def _write_data(folder: Path, data: ImageDataModule) -> None:
     left_out: dict[str, Any] = {"skipped": data.skipped, "excluded": data.sets.excluded}
+    records = {"val": data.sets.drawn_val, "test": data.sets.drawn_test}
+    left_out["drawn"] = [split for split, record in records.items() if record is not None]
     if data.sets.corrections:
         left_out["corrections"] = data.sets.corrections
     facts = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out

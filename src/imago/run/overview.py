@@ -152,6 +152,14 @@ class Overview:
         except (OSError, UnreadableError):
             return {}
 
+    @cached_property
+    def drawn(self) -> list[str]:
+        """The splits that were drawn from train by a seed."""
+        try:
+            return list(read_json(self.folder / "reports" / "data.json", {"drawn": [str]}, LARGEST).get("drawn", []))
+        except (OSError, UnreadableError):
+            return []
+
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain types for JSON."""
         return {
