@@ -73,9 +73,12 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("ckpt_path=/nowhere.ckpt", "ckpt_path=/nowhere.ckpt does not exist"),
         (
             "monitor=val/acurracy",
-            "Unknown metric 'acurracy'. Type monitor=val/NAME, where NAME is one of acc, precision, recall, f1, loss, "
-            "loss/ce",
+            "monitor=val/acurracy: acurracy is not logged. Type monitor=val/NAME, where NAME is one of acc, "
+            "precision, recall, f1, loss, loss/ce.",
         ),
+        ("monitor=val/accuracy", "accuracy is not logged. Did you mean monitor=val/acc? Type"),
+        ("optimized_metric=val/acc_best", "acc_best is not logged. Did you mean optimized_metric=val/acc? Type"),
+        ("callbacks.early_stopping.monitor=val/los", "Did you mean callbacks.early_stopping.monitor=val/loss?"),
         ("mode=best", "mode must be min or max, got best"),
         ("model.freeze=head", "model.freeze must be backbone"),
         ("model.freeze_batch_norm=true", "model.freeze_batch_norm=true needs pretrained weights"),

@@ -119,7 +119,11 @@ def test_what_private_jobs_spend_adds_up(epsilons, said):
 @pytest.mark.parametrize(
     ("drawn", "data_seed", "said"),
     [
-        (["val"], "${seed}", "Each seed draws its own val split, which is part of the deviation. To keep one draw, type"),
+        (
+            ["val"],
+            "${seed}",
+            "Each seed draws its own val split, which is part of the deviation. To keep one",
+        ),
         (["val", "test"], "${seed}", "its own val and test splits,"),
         (["val"], 42, ""),
         ([], "${seed}", ""),

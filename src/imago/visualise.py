@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 
 from imago.cli.entry import Command
 from imago.cli.typed_words import check_choice
-from imago.config.checks import VIEWS, check_settings
+from imago.config.checks import check_settings
 from imago.config.invocation import Invocation
+from imago.config.monitors import VIEWS
 from imago.config.private import is_private
 from imago.config.root import KeptRoot
 from imago.errors import UserError

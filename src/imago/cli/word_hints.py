@@ -9,7 +9,6 @@ import yaml
 
 from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with, settings_named
-from imago.config.checks import VIEWS
 from imago.config.foreign_options import NODES, OPTIONS, TASKS
 from imago.config.foreign_words import EXAMPLES, WORDS, meaning, meaning_of_sweep
 from imago.config.hints import (
@@ -24,6 +23,7 @@ from imago.config.hints import (
     weights_hint,
 )
 from imago.config.invocation import for_hydra, override_key, override_value
+from imago.config.monitors import VIEWS
 from imago.config.part_places import right_place
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import shipped

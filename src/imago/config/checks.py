@@ -25,7 +25,8 @@ from imago.config.combinations import (
 )
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.model_files import check_model_file
-from imago.config.node_checks import class_problems, node_problems, unlogged_monitors
+from imago.config.monitors import monitor_problems, unlogged_monitors
+from imago.config.node_checks import class_problems, node_problems
 from imago.config.outputs import output_problems
 from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
@@ -48,7 +49,6 @@ PATHS = {  # setting -> what to say if the file or folder that it names does not
     "model.init_from": "does not exist.",
     "source": "does not exist. Type an image, a folder, a glob, or a .txt or .csv list.",
 }
-VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 
 
 def own_targets(cfg: DictConfig, invocation: Invocation) -> list[str]:
@@ -171,7 +171,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     yield from trainer_problems(cfg, invocation)
     yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
-    yield from _monitor_problems(cfg, invocation.keys)
+    yield from monitor_problems(cfg, invocation)
 
 
 def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
@@ -265,19 +265,6 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
             log.info("model.%s.%s=%s was set for another %s: dropped for %s", part, key, node[key], part, node._target_)
             OmegaConf.set_struct(node, False)
             del node[key]
-
-
-def _monitor_problems(cfg: DictConfig, typed: set[str]) -> Iterator[str]:
-    if "optimized_metric" in typed and cfg.monitor != cfg.optimized_metric:
-        yield (
-            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric} are two names of one setting. "
-            "Type monitor= alone."
-        )
-    if not cfg.monitor.startswith(("train/", "val/")):
-        word = "optimized_metric" if "optimized_metric" in typed else "monitor"
-        yield f"{word} must name the stage too, for example {word}=val/acc; got {cfg.monitor}."
-    if cfg.mode not in ("min", "max", *VIEWS):
-        yield f"mode must be min or max, got {cfg.mode}."
 
 
 def check_split(cfg: DictConfig, split: Any) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.model_files import own_file
 from imago.config.part_places import LOSSES, METRICS, NET, is_class, misplaced_part
 from imago.config.root import CONFIG_DIR
 from imago.config.setting_source import in_file
@@ -72,14 +71,14 @@ def _entry_problems(path: str, group: DictConfig, invocation: Invocation) -> Ite
             close = difflib.get_close_matches(name, [*siblings, *options], n=1)
             meant = f" Did you mean {path}.{close[0]}?" if close else ""
             if name in options:
-                meant = f" Add logger={name}" if path == "logger" else f" {_added(path, name, invocation)}"
+                meant = f" Add logger={name}" if path == "logger" else f" {added_option(path, name, invocation)}"
             yield f"{key} has no _target_{in_file(key, invocation)}.{meant}"
         elif node.get("_partial_") is True and "." not in path:
             where = in_file(f"{key}._partial_", invocation)
             yield f"{key}: remove _partial_: true{where}. Nothing is added to the arguments of {node._target_}."
 
 
-def _added(group: str, option: str, invocation: Invocation) -> str:
+def added_option(group: str, option: str, invocation: Invocation) -> str:
     """How to choose an option in addition to those of its group that are chosen."""
     typed = next((override_value(word) for word in invocation.overrides if override_key(word) == group), None)
     chosen = re.findall(r"[\w/-]+", typed or invocation.choices.get(group, "default"))
@@ -128,19 +127,3 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     makes_model = cfg.model.get("_target_") == "imago.model.DictModule"
     if makes_model and cfg.model.get("net") is None and cfg.model.get("forward_fn") is None:
         yield f"model.net is missing{in_file('model.net', invocation)}. Choose a network, for example model=resnet18."
-
-
-def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Problems with callbacks that wait for a metric where none computes any. One's own may log what they like."""
-    callbacks = {str(name): node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
-    targets = {str(node.get("_target_")) for node in callbacks.values()}
-    is_own = any(not target.startswith(("imago.", "lightning.")) for target in targets)
-    if is_own or "imago.callbacks.MetricsCallback" in targets or cfg.model.get("_target_") != "imago.model.DictModule":
-        return
-    for name, node in callbacks.items():
-        monitor = str(node.get("monitor"))
-        if re.match(r"(train|val)/(?!loss(/|$))", monitor):
-            file = own_file(invocation.config_folders, "callbacks", invocation.choices.get("callbacks", ""))
-            own = f'Add "- metrics" to the defaults of {file}.' if file is not None else ""
-            instead = own or _added("callbacks", "metrics", invocation)
-            yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}".rstrip()

@@ -1,0 +1,106 @@
+"""Checks of the metrics that a run waits for: the best checkpoint, early stopping, the plateau schedule."""
+
+import difflib
+import re
+from collections.abc import Iterator
+
+from omegaconf import DictConfig
+
+from imago.config.hints import monitor_hint
+from imago.config.invocation import Invocation
+from imago.config.model_files import own_file
+from imago.config.node_checks import added_option
+from imago.config.setting_source import in_file, is_users_own
+
+OWN = ("imago.", "lightning.")
+VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
+STAGES = ("train/", "val/")
+
+
+def monitor_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with the names of `monitor` and its mode, which every command takes."""
+    if "optimized_metric" in invocation.keys and cfg.monitor != cfg.optimized_metric:
+        yield (
+            f"monitor={cfg.monitor} and optimized_metric={cfg.optimized_metric} are two names of one setting. "
+            "Type monitor= alone."
+        )
+    if not cfg.monitor.startswith(STAGES):
+        word = _word(invocation)
+        yield f"{word} must name the stage too, for example {word}=val/acc; got {cfg.monitor}."
+    if cfg.mode not in ("min", "max", *VIEWS):
+        yield f"mode must be min or max, got {cfg.mode}."
+
+
+def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with callbacks that wait for a metric that nothing logs. One's own may log what they like."""
+    callbacks = {str(name): node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
+    targets = [str(node.get("_target_")) for node in callbacks.values()]
+    is_complete = all(name.startswith(OWN) for name in targets)
+    owners = [node for node in callbacks.values() if node.get("_target_") == "imago.callbacks.MetricsCallback"]
+    if owners:
+        yield from _unknown_metrics(cfg, owners[0], callbacks, is_complete, invocation)
+    elif is_complete and cfg.model.get("_target_") == "imago.model.DictModule":
+        yield from _without_metrics(callbacks, invocation)
+
+
+def _without_metrics(callbacks: dict[str, DictConfig], invocation: Invocation) -> Iterator[str]:
+    for name, node in callbacks.items():
+        monitor = str(node.get("monitor"))
+        if re.match(r"(train|val)/(?!loss(/|$))", monitor):
+            file = own_file(invocation.config_folders, "callbacks", invocation.choices.get("callbacks", ""))
+            own = f'Add "- metrics" to the defaults of {file}.' if file is not None else ""
+            instead = own or added_option("callbacks", "metrics", invocation)
+            yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}".rstrip()
+
+
+def _unknown_metrics(
+    cfg: DictConfig, owner: DictConfig, callbacks: dict[str, DictConfig], is_complete: bool, invocation: Invocation
+) -> Iterator[str]:
+    """Problems with the tracked metric, and with callbacks if none of one's own logs metrics (`is_complete`)."""
+    losses, metrics = _loss_names(cfg), _metric_names(owner)
+    if losses is None:
+        return
+    known = [*(name for name, is_single in metrics.items() if is_single), *losses]
+    tracked = str(owner.get("tracked_metric_name") or "loss")
+    waiting = {f"callbacks.{name}.monitor": str(node.get("monitor")) for name, node in callbacks.items()}
+    waiting = {key: value for key, value in waiting.items() if is_complete and value != cfg.monitor}
+    if cfg.monitor.startswith(STAGES) and tracked == cfg.monitor.partition("/")[2]:
+        waiting = {_word(invocation): cfg.monitor} | waiting
+    for key, monitor in waiting.items():
+        stage, _, name = monitor.partition("/")
+        is_best = name == f"{tracked}_best" and stage == "val" and key.startswith("callbacks.")
+        if f"{stage}/" not in STAGES or name in known or is_best:
+            continue
+        why = "has a value for each class" if name in metrics else "is not logged"
+        usual = monitor_hint(f"val_{name.removesuffix('_best')}").words[0].partition("/")[2]  # accuracy -> acc
+        close = difflib.get_close_matches(usual, known, n=1)
+        meant = f"Did you mean {key}={stage}/{close[0]}? " if close else ""
+        yield (
+            f"{key}={monitor}{in_file(key, invocation)}: {name} {why}. {meant}Type {key}={stage}/NAME, where NAME is "
+            f"one of {', '.join(known)}."
+        )
+
+
+def _loss_names(cfg: DictConfig) -> list[str] | None:
+    """Names under which the losses are logged; None where a class of one's own has them."""
+    node = cfg.model.get("criterions")
+    is_ours = cfg.model.get("_target_") == "imago.model.DictModule" and isinstance(node, DictConfig)
+    if not is_ours or node.get("_target_") != "imago.model.CriterionsComposition":
+        return None
+    return ["loss", *(f"loss/{name}" for name, loss in node.criterions.items() if loss is not None)]
+
+
+def _metric_names(owner: DictConfig) -> dict[str, bool]:
+    """Name of each metric, and whether it has a single value."""
+    node = owner.get("metrics")
+    metrics = node.get("metrics") if isinstance(node, DictConfig) else None
+    if not isinstance(metrics, DictConfig):
+        return {}
+    parts = {str(name): part for name, part in metrics.items() if isinstance(part, DictConfig)}
+    return {name: part.get("average", "macro") not in (None, "none") for name, part in parts.items()}
+
+
+def _word(invocation: Invocation) -> str:
+    """The name by which the user set `monitor`."""
+    is_theirs = is_users_own("optimized_metric", invocation) and not is_users_own("monitor", invocation)
+    return "optimized_metric" if is_theirs else "monitor"
