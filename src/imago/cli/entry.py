@@ -240,12 +240,13 @@ def check_own_options(words: list[str]) -> None:
     shipped = [
         (f, file) for f, file in own if f.resolve() != Path(CONFIG_DIR).resolve() and (CONFIG_DIR / file).is_file()
     ]
-    for folder, taken in shipped:
-        group, name = taken.parent.as_posix(), taken.stem
-        raise UserError(
-            f"{folder / taken} has the name of a shipped option, which would be used instead of it. Rename it, for "
-            f"example to {folder / taken.with_stem(f'my_{name}')}, and type {group}=my_{name}"
-        )
+    lines = [
+        f"{folder / taken} has the name of a shipped option, which would be used instead of it. Rename it, for example "
+        f"to {folder / taken.with_stem(f'my_{taken.stem}')}, and type {taken.parent.as_posix()}=my_{taken.stem}"
+        for folder, taken in shipped
+    ]
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def _leave(status: int) -> NoReturn:

@@ -6,7 +6,7 @@ Hydra names neither the line nor, for a group that does not exist, the file.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -28,36 +28,47 @@ ENTRY = re.compile(r"(?P<override>override +)?(?P<optional>optional +)?(?P<slash
 
 
 def check_files(words: Sequence[str], typed: Typed) -> None:
-    """Raise UserError for the words of chosen files that Imago does not take, all of a file at once."""
+    """Raise one UserError for the words of all chosen files that Imago does not take."""
+    lines: list[str] = []
     for word in words:
-        if typed.is_group(override_key(word)) and override_key(word) not in FILES:
-            for name in re.findall(r"[\w./-]+", override_value(word)):
-                _check_defaults(override_key(word), name, typed)
-        if override_key(word) in FILES:
-            for name in re.findall(r"[\w./-]+", override_value(word)):
-                for file in [
-                    Path(folder, override_key(word), f"{name}.yaml") for folder in (*typed.folders, Path(CONFIG_DIR))
-                ]:
-                    if file.is_file():
-                        check_file(file, typed)
-                        break
+        group = override_key(word)
+        names = re.findall(r"[\w./-]+", override_value(word)) if typed.is_group(group) or group in FILES else []
+        for name in names:
+            if group not in FILES:
+                lines += _of_defaults(group, name, typed)
+                continue
+            files = [Path(folder, group, f"{name}.yaml") for folder in (*typed.folders, Path(CONFIG_DIR))]
+            if (file := next((file for file in files if file.is_file()), None)) is not None:
+                lines += _of_file(file, typed)
+    _raise_all(lines)
 
 
 def check_file(file: Path, typed: Typed) -> None:
     """Raise UserError for the words of one experiment file."""
-    problems = list(_problems(_parsed(file), file.parent.name, typed))
-    if problems:
-        raise UserError("\n".join(f"{file}, line {node.start_mark.line + 1}: {what}" for node, what in problems))
+    _raise_all(_of_file(file, typed))
 
 
-def _check_defaults(group: str, name: str, typed: Typed) -> None:
-    """Raise UserError for the defaults of an option of one's own that name options which do not exist."""
+def _raise_all(lines: Iterable[str]) -> None:
+    if lines := [*dict.fromkeys(lines)]:
+        raise UserError("\n".join(lines))
+
+
+def _of_file(file: Path, typed: Typed) -> Iterator[str]:
+    """Problems with an experiment file, and with the defaults of the options that it chooses."""
+    content = _parsed(file)
+    yield from (_placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
+    for entry in _defaults(content):
+        for name, option in _entries(entry):
+            match = ENTRY.match(name.value)
+            if match is not None and typed.has_option(match["group"], _text(option)):
+                yield from _of_defaults(match["group"], _text(option), typed)
+
+
+def _of_defaults(group: str, name: str, typed: Typed) -> Iterator[str]:
+    """Problems with the defaults of an option of one's own that name options which do not exist."""
     file = next((f for folder in typed.folders if (f := Path(folder, group, f"{name}.yaml")).is_file()), None)
-    content = _parsed(file) if file is not None else None
-    defaults = next((value for key, value in _entries(content) if key.value == "defaults"), None)
-    problems: list[Problem] = []
     inner: list[tuple[str, str]] = []
-    for entry in defaults.value if isinstance(defaults, yaml.SequenceNode) else []:
+    for entry in _defaults(_parsed(file)) if file is not None else []:
         pairs = [(group, entry)] if isinstance(entry, yaml.ScalarNode) else []
         for key, value in _entries(entry):
             match = ENTRY.fullmatch(key.value)
@@ -67,13 +78,21 @@ def _check_defaults(group: str, name: str, typed: Typed) -> None:
             option = _text(node).removesuffix(".yaml")
             if option in ("_self_", name) or of.startswith("hydra") or not _names_a_file(option):
                 continue
-            if not typed.has_option(of, option):
-                problems.append((node, no_option(of, option, typed)))
+            if file is not None and not typed.has_option(of, option):
+                yield _placed(file, node, no_option(of, option, typed))
             inner.append((of, option))
-    if problems:
-        raise UserError("\n".join(f"{file}, line {node.start_mark.line + 1}: {what}" for node, what in problems))
     for of, option in inner:
-        _check_defaults(of, option, typed)
+        yield from _of_defaults(of, option, typed)
+
+
+def _placed(file: Path, node: yaml.Node, what: str) -> str:
+    return f"{file}, line {node.start_mark.line + 1}: {what}"
+
+
+def _defaults(content: yaml.Node | None) -> list[yaml.Node]:
+    """The list of defaults at the top of a file."""
+    node = next((value for key, value in _entries(content) if key.value == "defaults"), None)
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _names_a_file(option: str) -> bool:
@@ -103,13 +122,12 @@ Problem = tuple[yaml.Node, str]
 
 
 def _problems(content: yaml.Node | None, group: str, typed: Typed) -> Iterator[Problem]:
+    for entry in _defaults(content):
+        for name, option in _entries(entry):
+            if (what := _choice(name.value, option, group, typed)) is not None:
+                yield name, what
     for key, value in _entries(content):
-        if key.value == "defaults" and isinstance(value, yaml.SequenceNode):
-            for entry in value.value:
-                for name, option in _entries(entry):
-                    if (what := _choice(name.value, option, group, typed)) is not None:
-                        yield name, what
-        elif key.value not in ("defaults", "hydra"):
+        if key.value not in ("defaults", "hydra"):
             yield from _settings(key, value, "", typed)
 
 
@@ -138,8 +156,6 @@ def _choice(name: str, option: yaml.Node, of_file: str, typed: Typed) -> str | N
     elif _names_a_file(value) and not typed.has_option(ours, value):
         return no_option(ours, value, typed)
     right = f"override /{ours}: {value}"
-    if not Path(CONFIG_DIR, ours, f"{value}.yaml").is_file():
-        _check_defaults(ours, value, typed)
     return None if right == re.sub(r" +", " ", written) else f'Write "{right}" in place of "{written}".'
 
 
@@ -157,6 +173,8 @@ def _settings(key: yaml.Node, value: yaml.Node, path: str, typed: Typed) -> Iter
             yield key, f'Write "{ours}:" in place of "{name}:".' if "." not in ours else f"Imago calls {name} {ours}."
             return
         hint = meaning(name, text) if not isinstance(value, yaml.MappingNode) or name == "extras" else None
+        if hint is None and not path and not typed.is_group(name):
+            hint = _unknown(name, value, typed)
     if hint is not None:
         yield key, f"Unknown setting {name}. {_in_yaml(hint)}"
         return
@@ -164,6 +182,15 @@ def _settings(key: yaml.Node, value: yaml.Node, path: str, typed: Typed) -> Iter
     if root in ("trainer", "callbacks", "logger") and not is_own:
         for below, content in _entries(value):
             yield from _settings(below, content, f"{name}.", typed)
+
+
+def _unknown(name: str, value: yaml.Node, typed: Typed) -> Hint | None:
+    """The hint for a key at the root that no trainer takes; None for a part, whose place Hydra's error says."""
+    if any(key.value == "_target_" for key, _ in _entries(value)):
+        return None
+    if close := difflib.get_close_matches(name, typed.settings, n=1):
+        return Hint(note=f"Did you mean {close[0]}?")
+    return Hint(note="Put variables of your own below params:")
 
 
 def _in_yaml(hint: Hint) -> str:
