@@ -230,10 +230,10 @@ def readable(text: str, work: Path) -> str:
 INTRODUCTION = """# Errors
 
 These are the messages for common mistakes, written by the tests (`make docs`). The exit status is not 0. Settings that
-cannot work are refused before a run folder is made. Data, networks and [parts of your own](extend/README.md) are
-checked when the run has begun: `status.json` in its folder then says `failed` with the same message, and the log there
-has the traceback. WORK and RUN stand for folders. [Coming from other trainers](coming_from.md) lists the settings of
-other trainers.
+cannot work, and [parts of your own](extend/README.md) that do not fit, are refused before a run folder is made. Data
+and what networks, losses and transforms do with them are checked when the run has begun: `status.json` in its folder
+then says `failed` with the same message, and the log there has the traceback. WORK and RUN stand for folders. [Coming
+from other trainers](coming_from.md) lists the settings of other trainers.
 
 """
 

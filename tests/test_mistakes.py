@@ -216,6 +216,24 @@ OPTION_FILES = [  # group, text of a file of one's own, message: paths are check
         "defaults:\n  - early_stopping\n",
         "callbacks.early_stopping waits for val/acc, which callbacks.",
     ),
+    (
+        "callbacks",
+        "model_checkpoint: {monitor: val/acc}\n",
+        'odd.yaml, line 1). Put "- model_checkpoint" into the defaults at the top of ',
+    ),
+    ("trainer", "max_epochs: 3\n", "odd.yaml lacks the defaults of the Trainer: devices, precision and limits. Put at"),
+    (
+        "strategy",
+        "target_epsilon: 3\n",
+        "lacks the defaults of a strategy, and its _target_. Put at its top\n  defaults:",
+    ),
+    ("data", "data_dir: photos\n", "crops, batches and workers. Put at its top\n  defaults:\n    - image_folder"),
+    (
+        "model",
+        "defaults: [default]\n_target_: lightning.pytorch.LightningModule\n",
+        "odd.yaml, line 2): delete it. Imago has the LightningModule, with the losses, metrics, optimizer and schedule "
+        "of the config. Put its network below net: (docs/extend/network.md).",
+    ),
     ("callbacks", "defaults:\n  - model_chekpoint\n", "line 2: callbacks has no option model_chekpoint. Did you mean"),
     ("model", "defaults:\n  - default\n  - override optimizer: adm\n", "line 3: model/optimizer has no option adm."),
     ("experiment", f"{HEADER}defaults:\n  - override /model: defualt\n", "line 3: model has no option defualt. Did"),
@@ -229,6 +247,29 @@ def test_an_option_of_ones_own_is_checked(command, tmp_path, group, text, messag
     run = command("train", f"--config-dir={tmp_path}/mine", f"{group}=odd", "data.data_dir=/nowhere")
     assert run.exit_code == 1
     assert message in run.error
+    assert not run.dir.exists()
+
+
+def test_what_several_files_and_words_lack_is_said_at_once(command, tmp_path):
+    files = {
+        "trainer": "max_epochs: 3\n",
+        "data": "data_dir: photos\n",
+        "model": "net: {_target_: my_nets.Net, _partial_: true}\n",
+        "callbacks": "defaults:\n  - default\nearly_stoping: {patience: 3}\n",
+    }
+    for group, text in files.items():
+        (tmp_path / "mine" / group).mkdir(parents=True)
+        (tmp_path / "mine" / group / "odd.yaml").write_text(text)
+    words = [*(f"{group}=odd" for group in files), "seed=-1", "+stray._target_=my.Stray"]
+    run = command("train", f"--config-dir={tmp_path}/mine", *words, "monitor=acc")
+    messages = [f"{group}/odd.yaml lacks the defaults of" for group in ("model", "data", "trainer")]
+    messages += [
+        "callbacks.early_stoping has no _target_",
+        "seed must be",
+        "monitor must name",
+        "Unknown setting stray",
+    ]
+    assert [message for message in messages if message not in run.error] == []
     assert not run.dir.exists()
 
 
@@ -253,7 +294,7 @@ def test_what_the_file_of_a_model_lacks_is_said(command, tmp_path, monkeypatch, 
 
 OWN = """
 from imago.data import ImageDataModule
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from torchmetrics import Metric
 
@@ -280,6 +321,14 @@ class Stray:
 
 class Box:
     def __call__(self, height, width): ...
+
+
+class Pair:
+    def __call__(self, image, label): ...
+
+
+class Lightning(LightningModule):
+    def __init__(self, net=None, **kwargs): ...
 
 
 class Top(Metric):
@@ -376,6 +425,14 @@ def with_words(composed, words):
         ([f"+{METRIC}.Top, _partial_: true}}"], "own_parts.Top does not take num_classes. Remove _partial_: true"),
         ([f"+{METRIC}.PerClass}}"], "own_parts.PerClass needs _partial_: true, because num_classes is added later"),
         (["data._target_=own_parts.Data"], "own_parts.Data does not take data_dir, split_file, test_ratio, exclude, "),
+        (
+            ["+data.train_transform.pixels.own={_target_: own_parts.Pair}"],
+            "pixels.own: own_parts.Pair.__call__ takes image, label, but is called with one image.",
+        ),
+        (
+            ["+data.eval_transform.batch.own={_target_: own_parts.Stray}"],
+            "own_parts.Stray has no __call__, which gets the batch and returns it changed.",
+        ),
         (["data._target_=own_parts.Data"], "Its file begins with defaults: [default], which has what all kinds share"),
         (
             ["callbacks.metrics.metrics.mapping={acc: {logits: input}}"],

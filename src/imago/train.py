@@ -18,8 +18,11 @@ from imago.cli.compose import with_data_and_model
 from imago.cli.entry import Command
 from imago.cli.recipe import with_recipe
 from imago.cli.start_from import resolve_run_args
+from imago.config.checks import check as check_settings_of_training
 from imago.config.invocation import Invocation
 from imago.config.recipe import TrainFacts
+from imago.config.schema import shipped
+from imago.config.tree import nodes
 from imago.errors import UserError
 from imago.run.folder import RunFolder
 
@@ -62,6 +65,16 @@ def _print_replay(before: Path, now: Path) -> None:
     print(describe_replay(replay))
 
 
+def check(cfg: DictConfig, invocation: Invocation) -> None:
+    """Raises UserError for settings that cannot work, and for parts of one's own that do not fit where they are used.
+    Only for these is torch imported before there is a run folder."""
+    check_settings_of_training(cfg, invocation)
+    if any(node._target_ not in shipped() for _, node in nodes(cfg)):
+        from imago.training.own_parts import check_own_parts
+
+        check_own_parts(cfg, invocation)
+
+
 def _complete(cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:
     return with_recipe(with_data_and_model(cfg, invocation), invocation, _look)
 
@@ -72,7 +85,7 @@ def _look(cfg: DictConfig) -> TrainFacts:
     return train_facts(cfg)
 
 
-main = Command("train", train_from_config, arguments=resolve_run_args, complete=_complete)
+main = Command("train", train_from_config, check, arguments=resolve_run_args, complete=_complete)
 """The command line of training."""
 
 

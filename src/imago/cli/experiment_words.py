@@ -7,6 +7,7 @@ Hydra names neither the line nor, for a group that does not exist, the file.
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,7 @@ from imago.errors import UserError
 
 FILES = ("recipe", "experiment", "hparams_search", "debug")
 """Groups whose files choose options of other groups, and set what they like."""
+PACKAGE = re.compile(r"\s*#\s*@package\s+_global_")
 ENTRY = re.compile(r"(?P<override>override +)?(?P<optional>optional +)?(?P<slash>/?)(?P<group>[\w/]+)")
 
 
@@ -56,6 +58,8 @@ def _raise_all(lines: Iterable[str]) -> None:
 def _of_file(file: Path, typed: Typed) -> Iterator[str]:
     """Problems with an experiment file, and with the defaults of the options that it chooses."""
     content = _parsed(file)
+    if not PACKAGE.match(file.read_text(encoding="utf-8", errors="replace")):  # that it lacks one comes first
+        typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in _entries(content))})
     yield from (_placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
     for entry in _defaults(content):
         for name, option in _entries(entry):

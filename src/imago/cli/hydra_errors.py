@@ -20,7 +20,7 @@ from imago.config.carried import OPTION
 from imago.config.combinations import NOT_OF_THE_TRAINER
 from imago.config.foreign_words import EXAMPLES, meaning
 from imago.config.invocation import override_key, override_value
-from imago.config.model_files import has_defaults, lacks_default, own_file
+from imago.config.own_files import has_defaults, lacks_default, own_file
 from imago.config.part_places import is_class
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import closest

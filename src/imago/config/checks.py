@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.model_files import check_model_file
 from imago.config.monitors import monitor_problems, unlogged_monitors
 from imago.config.node_checks import class_problems, node_problems
 from imago.config.outputs import output_problems
+from imago.config.own_files import file_problems
 from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
@@ -38,6 +39,8 @@ from imago.config.tree import nodes
 from imago.definitions import SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 from imago.masking import masked_override
+
+GROUPS_OF_SETTINGS = ("data", "model", "trainer", "strategy")
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def splits_of(split: Any, cfg: DictConfig) -> list[str]:
 
 def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise one UserError for all settings of training that are missing, out of range or in conflict."""
-    _raise_all(*_problems(cfg, invocation), *_training_problems(cfg, invocation))
+    _raise_all(cfg, invocation, chain(_problems(cfg, invocation), _training_problems(cfg, invocation)))
     _log_replaced_options(invocation)
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
@@ -131,7 +134,7 @@ def _log_replaced_options(invocation: Invocation) -> None:
 
 def check_settings(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> None:
     """Check the settings that all commands share; raise one UserError for all problems."""
-    _raise_all(*_problems(cfg, invocation, needs_data))
+    _raise_all(cfg, invocation, _problems(cfg, invocation, needs_data))
 
 
 def lacks_data(data: DictConfig) -> bool:
@@ -151,15 +154,26 @@ def check_paths(cfg: DictConfig) -> None:
             raise MissingFileError(f"{key}={value} {sentence.format(value)}")
 
 
-def _raise_all(*problems: str) -> None:
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+def _raise_all(cfg: DictConfig, invocation: Invocation, problems: Iterator[str]) -> None:
+    """Raise one UserError for the problems of the root, of files of one's own, and `problems` with what is in these."""
+    first = [*_root_problems(cfg, invocation)]
+    if any(not isinstance(cfg.get(group), DictConfig) for group in GROUPS_OF_SETTINGS):
+        raise UserError("\n".join(first))  # the other checks look into these
+    first += class_problems(cfg, invocation)
+    incomplete = dict(file_problems(cfg, invocation))
+    said = {line.partition(" ")[0] for line in first}
+    rest: list[str] = []
+    try:
+        rest.extend(problems)
+    except Exception:  # what is wrong already may be what it stumbles over
+        if not (first or incomplete):
+            raise
+    rest = [line for line in rest if line.partition(".")[0] not in incomplete and line.partition(" ")[0] not in said]
+    if lines := [*first, *incomplete.values(), *rest]:
+        raise UserError("\n".join(dict.fromkeys(lines)))
 
 
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
-    _check_root(cfg, invocation)  # the other checks need the root's keys
-    _raise_all(*class_problems(cfg, invocation))
-    check_model_file(cfg, invocation)
     if needs_data and lacks_data(cfg.data):
         yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
@@ -204,27 +218,32 @@ def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
         yield f"ckpt_path must be one file or null, got {cfg.ckpt_path}."
 
 
-def _check_root(cfg: DictConfig, invocation: Invocation) -> None:
-    """Check the keys of the root: Hydra accepts `+KEY=` and `~KEY`."""
+def _root_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with the keys of the root: Hydra accepts `+KEY=` and `~KEY`."""
     known = [field.name for field in fields(OmegaConf.get_type(cfg) or Root)]
-    for key in map(str, cfg):
-        if key not in known:
-            if (what := misplaced_part(key, cfg, invocation.overrides)) is not None:
-                raise UserError(f"Unknown setting {key}{in_file(key, invocation)}. {what}")
-            raise UserError(
-                f"Unknown setting {key}. The top-level settings are {', '.join(known)}. "
-                f"Put variables of your own below params: +params.{key}"
-            )
-    for key in ("data", "model", "trainer", "strategy", "report", "plots"):
-        if cfg.get(key) is None and key not in ("report", "plots"):
-            raise UserError(f"{key} is missing. Remove ~{key}, or choose an option with {key}=…")
-        if not isinstance(cfg[key], DictConfig | None):
+    unknown: list[str] = []
+    for key in (key for key in map(str, cfg) if key not in known):
+        if (what := misplaced_part(key, cfg, invocation.overrides)) is not None:
+            yield f"Unknown setting {key}{in_file(key, invocation)}. {what}"
+        else:
+            unknown.append(key)
+    if unknown:
+        yield (
+            f"Unknown setting {', '.join(unknown)}. The top-level settings are {', '.join(known)}. "
+            f"Put variables of your own below params: +params.{unknown[0]}"
+        )
+    for key in (*GROUPS_OF_SETTINGS, "report", "plots"):
+        if cfg.get(key) is None:
+            if key in GROUPS_OF_SETTINGS:
+                yield f"{key} is missing. Remove ~{key}, or choose an option with {key}=…"
+        elif not isinstance(cfg[key], DictConfig):
             value = str(cfg[key])
             path = "model.net" if key == "model" else key
             if is_class(value) and key in ("data", "model", "strategy"):
-                raise UserError(f"{key} must be a group of settings, got {value}. Type {path}._target_={value}")
+                yield f"{key} must be a group of settings, got {value}. Type {path}._target_={value}"
+                continue
             instead = f"Choose an option with {key}=…" if Path(CONFIG_DIR, key).is_dir() else f"Type {key}.KEY=VALUE"
-            raise UserError(f"{key} must be a group of settings, got {cfg[key]}{in_file(key, invocation)}. {instead}")
+            yield f"{key} must be a group of settings, got {value}{in_file(key, invocation)}. {instead}"
 
 
 def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:
@@ -242,9 +261,10 @@ def _argument_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool
         for package, extra in [family.extra for family in families_of(node._target_) if family.extra is not None]:
             if importlib.util.find_spec(package) is None:
                 yield f"{key} needs the package {package}, which is not installed: pip install 'imago[{extra}]'"
-    if (target := (cfg.model.get("net") or {}).get("_target_")) in NETWORKS:
+    net = cfg.model.get("net")
+    if isinstance(net, DictConfig) and net.get("_target_") in NETWORKS:
         try:
-            NETWORKS[target](cfg.model.net.name)
+            NETWORKS[net._target_](net.name)
         except ValueError as error:
             yield str(error)
 

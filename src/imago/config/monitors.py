@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from imago.config.hints import monitor_hint
 from imago.config.invocation import Invocation
-from imago.config.model_files import own_file
 from imago.config.node_checks import added_option
 from imago.config.setting_source import in_file, is_users_own
 
@@ -47,10 +46,8 @@ def _without_metrics(callbacks: dict[str, DictConfig], invocation: Invocation) -
     for name, node in callbacks.items():
         monitor = str(node.get("monitor"))
         if re.match(r"(train|val)/(?!loss(/|$))", monitor):
-            file = own_file(invocation.config_folders, "callbacks", invocation.choices.get("callbacks", ""))
-            own = f'Add "- metrics" to the defaults of {file}.' if file is not None else ""
-            instead = own or added_option("callbacks", "metrics", invocation)
-            yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}".rstrip()
+            instead = added_option("callbacks", "metrics", invocation)
+            yield f"callbacks.{name} waits for {monitor}, which callbacks.metrics computes. {instead}"
 
 
 def _unknown_metrics(

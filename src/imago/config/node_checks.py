@@ -8,9 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.own_files import own_file
 from imago.config.part_places import LOSSES, METRICS, NET, is_class, misplaced_part
 from imago.config.root import CONFIG_DIR
-from imago.config.setting_source import in_file
+from imago.config.setting_source import in_file, shown_path
 from imago.config.tree import nodes
 
 NAMED = (
@@ -71,7 +72,7 @@ def _entry_problems(path: str, group: DictConfig, invocation: Invocation) -> Ite
             close = difflib.get_close_matches(name, [*siblings, *options], n=1)
             meant = f" Did you mean {path}.{close[0]}?" if close else ""
             if name in options:
-                meant = f" Add logger={name}" if path == "logger" else f" {added_option(path, name, invocation)}"
+                meant = f" {added_option(path, name, invocation)}"
             yield f"{key} has no _target_{in_file(key, invocation)}.{meant}"
         elif node.get("_partial_") is True and "." not in path:
             where = in_file(f"{key}._partial_", invocation)
@@ -80,6 +81,10 @@ def _entry_problems(path: str, group: DictConfig, invocation: Invocation) -> Ite
 
 def added_option(group: str, option: str, invocation: Invocation) -> str:
     """How to choose an option in addition to those of its group that are chosen."""
+    if (file := own_file(invocation.config_folders, group, invocation.choices.get(group, ""))) is not None:
+        return f'Put "- {option}" into the defaults at the top of {shown_path(file)}.'
+    if group == "logger":
+        return f"Add logger={option}"
     typed = next((override_value(word) for word in invocation.overrides if override_key(word) == group), None)
     chosen = re.findall(r"[\w/-]+", typed or invocation.choices.get(group, "default"))
     options = [*(name for name in chosen if name != "none"), option]

@@ -28,7 +28,7 @@ def origin_of(key: str, invocation: Invocation) -> str:
     if not holders:
         return ""
     path, package = holders[-1]
-    return f"in {_shown(path)}, line {_line(path, _parts(package, key))}"
+    return f"in {shown_path(path)}, line {_line(path, _parts(package, key))}"
 
 
 def in_file(key: str, invocation: Invocation) -> str:
@@ -176,6 +176,7 @@ def _read_once(path: Path, _: int) -> tuple[dict[str, Any], bool]:
     return content if isinstance(content, dict) else {}, is_global
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """A file as one would type it here."""
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return str(shown)

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,7 @@ BASES = {  # key, or beginning of a key -> class from which the classes there in
 }
 CALLED = (f"{LOSSES}.", *(f"data.{which}_transform." for which in ("train", "eval")))
 """Beginnings of the keys of objects that are called once they are made."""
+STEP = re.compile(r"data\.((train|eval)_transform\.(pixels|batch)\.\w+|transform)")
 COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",)}
 """Arguments that a run adds to those of a node."""
 BATCH = ("image", "label", "index", "epoch", "logits", "prediction")
@@ -83,6 +85,7 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
             if what is not None:
                 messages.append(f"{path}: {node._target_} {what}{in_file(f'{path}._target_', invocation)}")
     messages += _partial_problems(cfg, invocation)
+    messages += _step_problems(cfg, invocation)
     messages += _call_problems(cfg, "model.criterions", "criterions", "forward", ("input", "target"), invocation)
     messages += _call_problems(cfg, "callbacks.metrics.metrics", "metrics", "update", ("preds", "target"), invocation)
     _raise_all(messages)
@@ -146,8 +149,11 @@ def _misplaced(path: str, part: Any) -> str | None:
     for key, (base, base_name) in BASES.items():
         is_there = path == key or (key[-1] == "." and path.startswith(key) and "." not in path.removeprefix(key))
         if is_there and not issubclass(part, base):
-            net = " A network goes below net: (model.net._target_)" if key == "model" else ""
-            return f"must inherit from {base_name}.{net}" if net else f"must inherit from {base_name}"
+            more = {
+                "model": ". A network goes below net: (model.net._target_)",
+                "data": ", which no data module of another project does (docs/extend/dataset.md)",
+            }
+            return f"must inherit from {base_name}{more.get(key, '')}"
     return None
 
 
@@ -177,6 +183,29 @@ def _partial_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
             )
 
 
+def _step_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with transforms of one's own that cannot be called with an image, or a batch, alone."""
+    for path, node in nodes(cfg):
+        if not STEP.fullmatch(path) or node._target_ in shipped():
+            continue
+        part, called_with = load_target(node._target_), "one image" if ".pixels." in path else "the batch"
+        where = in_file(f"{path}._target_", invocation)
+        if inspect.isclass(part) and not any("__call__" in vars(parent) for parent in part.__mro__):
+            yield f"{path}{where}: {node._target_} has no __call__, which gets {called_with} and returns it changed."
+            continue
+        if not inspect.isclass(part) and node.get("_partial_") is not True:  # what it returns is called
+            continue
+        call = getattr(part, "forward", part.__call__) if inspect.isclass(part) else part
+        parameters = _parameters(call, is_method=inspect.isclass(part))
+        if parameters is None:
+            continue
+        missing = [name for name in _required(parameters) if inspect.isclass(part) or name not in node]
+        if len(missing) > 1 or not parameters:
+            owner = f"{node._target_}.{call.__name__}" if inspect.isclass(part) else node._target_
+            taken = ", ".join(parameters) or "nothing"
+            yield f"{path}{where}: {owner} takes {taken}, but is called with {called_with}."
+
+
 def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | None:
     """What a node lacks of the arguments that its target requires, or the target of those that a run adds."""
     added = COMPLETED.get(path, ())
@@ -193,6 +222,8 @@ def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | No
         return f"is a function, and needs _partial_: true: {', '.join(required)} are added when it is called"
     if path.startswith(f"{METRICS}.") and "num_classes" in required:
         return "needs _partial_: true, because num_classes is added later"
+    if path == "data" and {"train_transform", "eval_transform"} & {*required}:
+        return f"needs {' and '.join(required)}. Begin its file with defaults: [default], which has the transforms"
     return f"needs {' and '.join(required)}. Type +{path}.{required[0]}=VALUE, or add it to your file"
 
 
