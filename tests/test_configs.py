@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.start_from import register_checkpoint_options
-from imago.config.normalisation import choose_normalisation
+from imago.config.preprocessing import choose_preprocessing
 from imago.config.resolvers import best_mode, slug, unused_folder, without_stage
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.signatures import arguments_schema
@@ -29,7 +29,7 @@ def composed(*overrides: str, command: str = "train") -> DictConfig:
     import_module(f"imago.{command}").main.register(overrides)
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose(command, [*overrides, "hydra.runtime.output_dir=/out"], return_hydra_config=True)
-    choose_normalisation(cfg)
+    choose_preprocessing(cfg)
     HydraConfig.instance().set_config(cfg)
     return cfg
 

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 __version__ = "0.2.0"
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -17,6 +17,9 @@ EXPORT_SUFFIX = ".safetensors"
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALL_DIGITS = Context(prec=400)  # of any float
+Interpolation = Literal["bilinear", "bicubic"]
+INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+"""Ways to resize images; the first is the default."""
 Batch = dict[str, Any]
 SampleKey = tuple[int, int]  # epoch, index
 

@@ -18,7 +18,7 @@ from imago.cli.hydra_internals import composed_again, forget_application
 from imago.config.auto_model import AUTO, describe_choice, register_auto_model
 from imago.config.checks import lacks_data
 from imago.config.invocation import Invocation, for_hydra, override_key
-from imago.config.normalisation import choose_normalisation
+from imago.config.preprocessing import choose_preprocessing
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import shipped
 from imago.config.tree import leaves
@@ -45,7 +45,7 @@ def _is_path_override(word: str) -> bool:
 def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, Any]]:
     """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
     try:
-        plain = choose_normalisation(composed_again(invocation.config_name, invocation.search_path))
+        plain = choose_preprocessing(composed_again(invocation.config_name, invocation.search_path))
     except HydraException:  # a config of one's own that needs an override
         return []
     before, after = (

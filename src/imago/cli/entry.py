@@ -30,7 +30,7 @@ from imago.cli.typed_words import check_choices, check_words, flags_first
 from imago.config.auto_model import with_plain_model
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
-from imago.config.normalisation import choose_normalisation
+from imago.config.preprocessing import choose_preprocessing
 from imago.config.resolvers import register
 from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
@@ -181,7 +181,7 @@ class Command:
 
     def _completed(self, cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:
         cfg, invocation = self.complete(cfg, invocation)
-        return choose_normalisation(cfg), invocation
+        return choose_preprocessing(cfg), invocation
 
     def _settings(self) -> list[str]:
         """Keys at the root of the config."""

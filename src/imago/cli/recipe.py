@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from imago.cli.hydra_internals import composed_again
 from imago.config.checks import check, check_paths, own_targets
 from imago.config.invocation import Invocation, override_key
-from imago.config.normalisation import choose_normalisation
 from imago.config.own_code import allow_imports
+from imago.config.preprocessing import choose_preprocessing
 from imago.config.private import is_private
 from imago.config.recipe import AUTO, NONE, TrainFacts, choose_recipe
 from imago.config.setting_source import is_inherited, is_of_group
@@ -64,7 +64,7 @@ def _facts(cfg: DictConfig, invocation: Invocation, look: Callable[[DictConfig],
             "strategy=dp and recipe=auto: the choice would depend on private images. Type recipe=none, or the name of "
             "a recipe."
         )
-    tried = choose_normalisation(copy.deepcopy(cfg))
+    tried = choose_preprocessing(copy.deepcopy(cfg))
     tried.seed = cfg.seed or 0
     logging.disable()  # the run says it again
     try:

@@ -41,7 +41,7 @@ OF_THE_MACHINE: dict[str, dict[str, Any]] = {
 FOR_SCORING = ("imago.callbacks.MetricsCallback", "imago.callbacks.progress_bar")
 """Callbacks that evaluation needs."""
 FOR_PREDICTION = (
-    *("image_size", "fit", "fill", "range", "icc", "eval_transform", "transform"),
+    *("image_size", "fit", "fill", "interpolation", "range", "icc", "eval_transform", "transform"),
     *("batch_size", "num_workers", "on_bad_image"),
 )
 """Settings of the data group that prediction needs."""

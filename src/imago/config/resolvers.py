@@ -114,9 +114,10 @@ def unused_folder(path: str) -> str:
             raise UserError(f"The run folder cannot be created: {error}. Type another paths.log_dir=") from error
 
 
-def share_of_fit(fit: str) -> float:
-    """Fraction of the image for `data.eval_transform.box`: the usual 224 of 256 pixels for `crop`, otherwise 1."""
-    return 0.875 if fit == "crop" else 1.0
+def share_of_fit(fit: str, share: float = 0.875) -> float:
+    """Fraction of the image for `data.eval_transform.box`: `share` for `crop`, by default the usual 224 of 256 pixels,
+    otherwise 1."""
+    return share if fit == "crop" else 1.0
 
 
 def mode_of(metric: str | None, monitor: str, mode: str) -> str:

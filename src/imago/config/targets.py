@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.config.root import CONFIG_DIR
+from imago.definitions import INTERPOLATIONS
 from imago.errors import UserError
 
 SAFE_FILES = ("imagefolder", "parquet", "arrow")
@@ -66,15 +67,20 @@ def _is_callback(target: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """Means and standard deviations of red, green and blue, in [0, 1]."""
+class Preprocessing:
+    """Images as the weights of a network expect them.
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    Args:
+        mean: Means of red, green and blue, in [0, 1].
+        std: Standard deviations of red, green and blue, in [0, 1].
+        share: Side of the square crop in evaluation, as a fraction of the image's shorter side.
+        interpolation: How images are resized, one of `INTERPOLATIONS`.
+    """
 
-
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Those that nearly all networks were trained with."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    share: float = 0.875
+    interpolation: str = INTERPOLATIONS[0]
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Family:
         extra: Package that it needs, and the extra of Imago that installs it.
         channels_last: Whether its networks take images in channels-last memory format.
         is_network: It makes networks: options of another network are dropped where `_target_` is replaced.
-        normalisation: Mean and standard deviation that its pretrained weights expect; None for those of ImageNet.
+        preprocessing: Preprocessing that its pretrained weights expect.
     """
 
     prefix: str
@@ -101,7 +107,7 @@ class Family:
     extra: tuple[str, str] | None = None
     channels_last: bool = False
     is_network: bool = False
-    normalisation: Normalisation | None = None
+    preprocessing: Preprocessing | None = None
 
 
 TARGETS = (
@@ -127,7 +133,7 @@ TARGETS = (
         keys=("model.net",),
         downloads=("weights",),
         is_network=True,
-        normalisation=Normalisation((0.498, 0.498, 0.498), (0.502, 0.502, 0.502)),
+        preprocessing=Preprocessing((0.498, 0.498, 0.498), (0.502, 0.502, 0.502), interpolation="bicubic"),
     ),
     Family(
         "imago.model.timm_net",
@@ -175,9 +181,9 @@ def is_channels_last(target: str) -> bool:
     return any(family.channels_last for family in families_of(target))
 
 
-def normalisation_of(target: str) -> Normalisation:
-    """Normalisation of the images for the networks that `target` makes."""
-    return next((family.normalisation for family in families_of(target) if family.normalisation is not None), IMAGENET)
+def preprocessing_of(target: str) -> Preprocessing:
+    """Preprocessing of the images for the networks that `target` makes: by default that of most ImageNet weights."""
+    return next((family.preprocessing for family in families_of(target) if family.preprocessing), Preprocessing())
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
 from typing import Any
@@ -26,10 +26,12 @@ class Decoding:
     Args:
         greatest: Value that is white in 16-bit images.
         icc: Convert colours to sRGB by the profile in the file.
+        interpolation: How `decode=fast` resizes a JPEG that it has decoded at a part of its size.
     """
 
     greatest: int = 65535
     icc: bool = True
+    interpolation: str = field(default="bilinear", repr=False)  # whole images do not depend on it
 
     def __post_init__(self) -> None:
         if type(self.greatest) is not int or not 255 < self.greatest <= 65535:

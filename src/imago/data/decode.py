@@ -83,7 +83,7 @@ def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLA
             part = next((part for part in (8, 4, 2) if least >= part), 1)
             pixels = _jpeg(file, image, name, decoding, 1 if isinstance(chosen, PaddedCropBox) else part)
             if pixels is not None and pixels.shape[1:] != (height, width):
-                return _resized(pixels, chosen, (height, width), part, turn, (rows, columns))
+                return _resized(pixels, chosen, (height, width), part, turn, (rows, columns), decoding.interpolation)
             if pixels is not None:
                 return crop(pixels, chosen)
             box = _always(chosen)  # a random box is drawn only once
@@ -96,7 +96,13 @@ def _always(box: CropBox) -> CropPolicy:
 
 
 def _resized(
-    pixels: Tensor, box: CropBox, whole: tuple[int, int], part: int, orientation: int, size: tuple[int, int]
+    pixels: Tensor,
+    box: CropBox,
+    whole: tuple[int, int],
+    part: int,
+    orientation: int,
+    size: tuple[int, int],
+    interpolation: str,
 ) -> Tensor:
     """Resize the box of an image of which `pixels` has every `part`-th row and column. The last block may reach beyond
     the file's right and lower edges, which are different edges once the image is upright."""
@@ -110,7 +116,7 @@ def _resized(
         min((box.top + box.height + above) / part, height),
     )
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    return _tensor(image.resize(size[::-1], Image.Resampling.BILINEAR, box=region))
+    return _tensor(image.resize(size[::-1], Image.Resampling[interpolation.upper()], box=region))
 
 
 def _is_usual_jpeg(image: Image.Image) -> bool:

@@ -24,7 +24,7 @@ from imago.data.scored_splits import ScoredSplits
 from imago.data.survey import MOST_NAMED, check_headers, chosen_range, leave_out_bad_images, notes_on_pixels
 from imago.data.transfer import to_network
 from imago.data.transforms import ImageTransform
-from imago.definitions import Batch
+from imago.definitions import INTERPOLATIONS, Batch, Interpolation
 from imago.errors import UserError
 from imago.lightning_internals import position
 from imago.model.strategy import Strategy
@@ -56,6 +56,8 @@ class ImageDataModule(ScoredSplits):
         fit: How an image of another shape is fitted: `crop` crops its ends, `squash` changes its aspect ratio, `pad`
             adds margins of the colour `fill`.
         fill: Red, green and blue, from 0 to 255.
+        interpolation: How images are resized: `bilinear`, or the slower and sharper `bicubic`, which some pretrained
+            weights expect.
         transform: Transform of batch dictionaries for all splits, after their own batch stage.
         pin_memory: Load into pinned memory, from which a GPU copies faster; None does so if there is a GPU.
         prefetch_factor: Batches that each worker loads ahead; None takes torch's 2.
@@ -80,6 +82,7 @@ class ImageDataModule(ScoredSplits):
         cache_gb: float | None = None,
         fit: str = "crop",
         fill: Sequence[int] = FILL,
+        interpolation: Interpolation = INTERPOLATIONS[0],
         transform: Callable[[Batch], Batch] | None = None,
         pin_memory: bool | None = None,
         prefetch_factor: int | None = None,
@@ -100,8 +103,8 @@ class ImageDataModule(ScoredSplits):
             raise UserError(f"data.cache must be one of {', '.join(CACHES)}, got {cache}.")
         if relabel is not None:
             correct_labels(sets, Path(relabel).expanduser())
-        self.train_transform = train_transform.completed(image_size, fit, fill, transform)
-        self.eval_transform = eval_transform.completed(image_size, fit, fill, transform)
+        self.train_transform = train_transform.completed(image_size, fit, fill, transform, interpolation)
+        self.eval_transform = eval_transform.completed(image_size, fit, fill, transform, interpolation)
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -113,7 +116,7 @@ class ImageDataModule(ScoredSplits):
         self.fixed_order = False
         self.range = chosen_range(sets, Path(cache_dir)) if range == "auto" else range
         for images in sets.splits.values():
-            images.decoding = Decoding(self.range, icc)
+            images.decoding = Decoding(self.range, icc, interpolation)
         sets.notes += notes_on_pixels(sets, range, self.range, icc, self.eval_transform)
         if on_bad_image == "skip":
             self.skipped = leave_out_bad_images(sets, Path(cache_dir))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict
 
-from imago.definitions import Batch, Positive, ZeroOrMore, ZeroOrMoreFloat
+from imago.definitions import Batch, Interpolation, Positive, ZeroOrMore, ZeroOrMoreFloat
 
 
 class DataOptions(TypedDict, total=False):
@@ -18,6 +18,7 @@ class DataOptions(TypedDict, total=False):
     cache_gb: ZeroOrMoreFloat | None
     fit: Literal["crop", "squash", "pad"]
     fill: Sequence[int]
+    interpolation: Interpolation
     transform: Callable[[Batch], Batch] | None
     pin_memory: bool | None
     prefetch_factor: Positive | None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from imago.data.crops import FILL, FITS, CropPolicy, FittedBox, Randomness, Size, box_randomness, crop, pair
-from imago.definitions import Batch
+from imago.definitions import INTERPOLATIONS, Batch
 from imago.errors import UserError
 from imago.randomness import uniforms
 from imago.wiring import ComposeTransform
@@ -34,6 +34,7 @@ class ImageTransform:
         self.box = box
         self.pixels = {name: step for name, step in (pixels or {}).items() if step is not None}
         self.batch = ComposeTransform(**(batch or {}))
+        self.interpolation = INTERPOLATIONS[0]
 
     @property
     def normalisation(self) -> "Normalize | None":
@@ -62,18 +63,27 @@ class ImageTransform:
         return transform
 
     def completed(
-        self, size: Size, fit: str = "crop", fill: Sequence[int] = FILL, further: Callable[[Batch], Batch] | None = None
+        self,
+        size: Size,
+        fit: str = "crop",
+        fill: Sequence[int] = FILL,
+        further: Callable[[Batch], Batch] | None = None,
+        interpolation: str = INTERPOLATIONS[0],
     ) -> "ImageTransform":
-        """Return a copy with the settings of the data group: how images fit into `size`, and a `further` batch step.
+        """Return a copy with the settings of the data group: how images fit into `size`, a `further` batch step, and
+        how images are resized.
 
         Raises:
-            ValueError: There is no such fit, or `fill` is no colour.
+            ValueError: There is no such fit or interpolation, or `fill` is no colour.
         """
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(f"data.interpolation must be {' or '.join(INTERPOLATIONS)}, got {interpolation}.")
         if fit not in FITS:
             raise UserError(f"data.fit must be {', '.join(FITS[:-1])} or {FITS[-1]}, got {fit}.")
         if len(fill) != 3 or any(not isinstance(value, int) or not 0 <= value <= 255 for value in fill):
             raise UserError(f"data.fill must be red, green and blue, each from 0 to 255; got {list(fill)}.")
         transform, (height, width) = copy.copy(self), pair(size)
+        transform.interpolation = interpolation
         if fit != "crop" or height != width:
             red, green, blue = fill
             transform.box = FittedBox(self.box, (height, width), fit, (red, green, blue))
@@ -117,7 +127,7 @@ class ImageTransform:
         """Resize a crop, uint8 (3, height, width) or (n, 3, height, width), to `size`, and apply the pixel stage."""
         if image.shape[-2:] != pair(size):
             batch = (image if image.ndim == 4 else image[None]).contiguous(memory_format=torch.channels_last)
-            batch = interpolate(batch, pair(size), mode="bilinear", antialias=True)  # bit-identical to torchvision
+            batch = interpolate(batch, pair(size), mode=self.interpolation, antialias=True)  # as torchvision
             image = batch if image.ndim == 4 else batch[0]
         elif self.pixels:
             image = image.clone()  # steps may work in place, and the image may be part of a cache

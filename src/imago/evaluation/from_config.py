@@ -10,7 +10,7 @@ from imago.data.crops import FILL, Size, pair
 from imago.data.transforms import ImageTransform
 from imago.model.module import DictModule
 
-SEEN_KEYS = ("image_size", "fit", "fill", "range", "icc", "eval_transform", "transform")
+SEEN_KEYS = ("image_size", "fit", "fill", "interpolation", "range", "icc", "eval_transform", "transform")
 
 
 def make(node: DictConfig, **options: Any) -> Any:
@@ -48,7 +48,8 @@ def eval_transform_of(data: DictConfig) -> ImageTransform:
     transform: ImageTransform = make(data.eval_transform)
     further = make(data.transform) if data.get("transform") is not None else None
     fill = list(data.fill) if data.get("fill") is not None else FILL
-    return transform.completed(image_size_of(data), data.get("fit", "crop"), fill, further)
+    options = {key: data[key] for key in ("fit", "interpolation") if key in data}
+    return transform.completed(image_size_of(data), fill=fill, further=further, **options)
 
 
 def decoding_of(data: DictConfig) -> Decoding:
