@@ -1,3 +1,4 @@
+import importlib.util
 import inspect
 from importlib import import_module
 from pathlib import Path
@@ -75,7 +76,14 @@ def test_callbacks_and_loggers_are_made(group, option, tmp_path):
 
 def test_our_defaults_are_those_of_the_classes():
     data, model = composed().data, composed().model
-    of_data = {"cache_dir", "seed", "data_dir", "trained", "recorded"}  # the last two come from a checkpoint
+    of_data = {
+        "cache_dir",
+        "seed",
+        "data_dir",
+        "trained",
+        "recorded",
+        "interpolation",
+    }  # of a checkpoint, or its network
     for node, silent in ((data, of_data), (model, {"monitor"})):
         target = get_object(node._target_)
         parameters = [
@@ -168,6 +176,20 @@ def test_the_mode_is_that_of_what_is_watched():
     ] * 3
     typed = composed(*callbacks[:1], "callbacks.early_stopping.mode=max", "model/scheduler=plateau", "mode=min")
     assert (typed.callbacks.early_stopping.mode, typed.model.scheduler.mode) == ("max", "min")
+
+
+def test_the_preprocessing_is_that_of_the_weights():
+    def chosen(*words: str) -> tuple[float, str]:
+        data = composed(*words).data
+        return data.eval_transform.box.share, data.interpolation
+
+    assert chosen("model=efficientnet_lite0") == (0.875, "bicubic")
+    assert chosen("model=resnet18") == (0.875, "bilinear")
+    assert chosen("model=efficientnet_lite0", "data.fit=pad", "data.interpolation=bilinear") == (1.0, "bilinear")
+    assert chosen("model=efficientnet_lite0", "data.eval_transform.box.share=0.9") == (0.9, "bicubic")
+    if importlib.util.find_spec("timm") is not None:
+        assert chosen("model=timm", "model.net.name=convnext_atto", "data.fit=crop") == (0.875, "bicubic")
+        assert chosen("model=timm", "model.net.name=convnext_atto", "data.fit=squash") == (1.0, "bicubic")
 
 
 def test_defaults_are_those_for_photographs():

@@ -12,6 +12,7 @@ from imago.data.colour import Decoding
 from imago.data.crops import CropBox, crop
 from imago.data.decode import BadImageError, read_box, read_image
 from imago.data.transforms import ImageTransform
+from imago.definitions import INTERPOLATIONS
 
 RED = (255, 0, 0)
 
@@ -145,8 +146,9 @@ def photograph(path, height: int, width: int, **options) -> None:
     Image.fromarray(noisy[0].permute(1, 2, 0).byte().numpy()).save(path, quality=92, **options)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(("orientation", "part"), [(1, 1), (6, 0.6), (8, 0.3), (3, 0.05)])
-def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_path, orientation, part):
+def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_path, orientation, part, interpolation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photograph(tmp_path / "large.jpg", 1200, 1600, exif=exif)
@@ -158,10 +160,11 @@ def test_fast_decoding_is_close_and_leaves_out_what_would_be_shrunk_away(tmp_pat
         return CropBox(31, 45, side, side)
 
     whole = read_image(tmp_path / "large.jpg")
-    exact = ImageTransform(box).resized(crop(whole, box(*whole.shape[1:])), 112)
-    found = read_box(tmp_path / "large.jpg", box, 112)
+    transform = ImageTransform(box).completed(112, interpolation=interpolation)
+    exact = transform.resized(crop(whole, box(*whole.shape[1:])), 112)
+    found = read_box(tmp_path / "large.jpg", box, 112, Decoding(interpolation=interpolation))
     assert asked == [tuple(whole.shape[1:])] * 2  # a random box is drawn for the upright image, and once
-    fast = ImageTransform(box).resized(found, 112)
+    fast = transform.resized(found, 112)
     assert (exact.float() - fast.float()).abs().mean() < 1
     if part < 0.1:  # no more than the pixels that are asked for
         assert torch.equal(exact, fast)

@@ -6,6 +6,7 @@ from torchvision.transforms import v2
 
 from imago.data.crops import CenterBox, CropBox, RandomResizedBox
 from imago.data.transforms import ImageTransform, Normalize, RandomHorizontalFlip
+from imago.definitions import INTERPOLATIONS
 from imago.randomness import seeded_scope
 
 
@@ -35,13 +36,16 @@ def test_random_boxes_are_distributed_as_those_of_torchvision(height, width):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("side", "size"), [(8, 32), (300, 224), (224, 224)])
-def test_pixels_are_resized_to_the_bit_as_torchvision_does_it(channels, side, size):
+def test_pixels_are_resized_to_the_bit_as_torchvision_does_it(channels, side, size, interpolation):
+    transform = ImageTransform(CenterBox(1.0)).completed(size, interpolation=interpolation)
+    how = v2.InterpolationMode(interpolation)
     image = torch.randint(0, 256, (channels, side, side + 5), dtype=torch.uint8)
     for each in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1)):  # as tensors, and as decoders have them
-        ours = ImageTransform(CenterBox(1.0)).image(each, size)
-        theirs = v2.functional.resized_crop(image, *CenterBox(1.0)(side, side + 5), [size, size], antialias=True)
+        ours = transform.image(each, size)
+        theirs = v2.functional.resized_crop(image, *CenterBox(1.0)(side, side + 5), [size, size], how, antialias=True)
         assert torch.equal(ours, theirs)
 
 

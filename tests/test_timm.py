@@ -101,8 +101,13 @@ def test_a_run_on_timm_evaluates_resumes_and_exports(train, command, tmp_path):
     assert run.exit_code == 0, run.output
     assert "test_resnet" in run.text("summary.txt")
     assert "pretrained (" in run.text("summary.txt")
-    normalize = OmegaConf.load(run.dir / "config.yaml").data.eval_transform.batch.normalize
-    assert list(normalize.mean) == list(timm.get_pretrained_cfg("test_resnet").mean) == [0.5, 0.5, 0.5]
+    data, theirs = OmegaConf.load(run.dir / "config.yaml").data, timm.get_pretrained_cfg("test_resnet")
+    assert list(data.eval_transform.batch.normalize.mean) == list(theirs.mean) == [0.5, 0.5, 0.5]
+    assert (
+        (data.eval_transform.box.share, data.interpolation)
+        == (theirs.crop_pct, theirs.interpolation)
+        == (0.95, "bilinear")
+    )
     (tmp_path / "own.safetensors").unlink()
     scored = command("eval", f"ckpt_path={run.dir}")
     assert scored.exit_code == 0, scored.output

@@ -104,7 +104,6 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         "0",
         no_counterpart("a schedule is model/scheduler=cosine, step or plateau with the settings of --help-all"),
     ),
-    ("interpolation train_interpolation", "bicubic", no_counterpart("all images are resized in one way")),
     ("initial_epoch", "5", says("resume=RUN continues a run where it stopped.")),
     ("trust_remote_code", "true", no_counterpart("code that comes with a data set is not run")),
     (

@@ -86,6 +86,7 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     ),
     ("fliplr hflip horizontal_flip flip", "0.5", types("data.train_transform.batch.flip.p={}")),
     ("crop_pct", "0.875", types("data.eval_transform.box.share={}")),
+    ("interpolation train_interpolation", "bicubic", types("data.interpolation={}")),
     ("mean", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.mean={}")),
     ("std", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.std={}")),
     ("cache", "true", cache_hint),
