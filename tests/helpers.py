@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import struct
@@ -62,7 +63,7 @@ class Run:
         """What went wrong: in `status.json`, or on the console where it was refused before it had a folder."""
         if (self.dir / "status.json").is_file():
             return str(self.json("status.json")["error"])
-        return self.output.partition("Error: ")[2]
+        return re.split(r"Error: |ERROR +", self.output, maxsplit=1)[-1]
 
     def json(self, name: str) -> Any:
         return json.loads((self.dir / name).read_text())

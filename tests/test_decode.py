@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from imago.data.colour import Decoding
 from imago.data.crops import CropBox, crop
 from imago.data.decode import BadImageError, read_box, read_image
+from imago.data.headers import header_error
 from imago.data.transforms import ImageTransform
 from imago.definitions import INTERPOLATIONS
 
@@ -127,6 +128,19 @@ def test_bad_files_are_named_with_the_reason(tmp_path):
         with pytest.raises(BadImageError, match=reason) as error:
             read_image(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_file_without_its_end_is_decoded_before_a_run(tmp_path, suffix, monkeypatch):
+    file = tmp_path / f"photo.{suffix}"
+    photograph(file, 200, 200)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in str(header_error(file))
+    monkeypatch.setattr("imago.data.headers.read_image", lambda path: pytest.fail("a whole file is decoded"))
+    for content in (whole, whole + bytes(1000)):  # some cameras append a film
+        file.write_bytes(content)
+        assert header_error(file) is None
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

@@ -107,6 +107,15 @@ def test_a_table_of_another_kind_is_refused(colours, corrections, tmp_path):
         module(colours, tmp_path)
 
 
+def test_a_mistake_in_the_labels_leaves_no_run_folder(train, colours, corrections):
+    unknown = train(f"data.data_dir={colours}", f"data.relabel={corrections('train/red/000.png,bleu')}")
+    assert unknown.last_line.endswith("'bleu' is not a class. Did you mean 'blue'? The classes are blue, green, red.")
+    assert not unknown.dir.exists()
+    missing = train(f"data.data_dir={colours}", "data.relabel=labels.csv")
+    assert missing.last_line.startswith("Error: data.relabel=labels.csv does not exist. Give a CSV")
+    assert not missing.dir.exists()
+
+
 def test_what_is_left_out_stays_left_out(colours, corrections, tmp_path):
     (tmp_path / "exclude.txt").write_text("train/red/000.png\n")
     file = corrections("train/red/000.png,blue", "train/red/001.png,blue")

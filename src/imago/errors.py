@@ -42,6 +42,8 @@ class IncompleteError(UserError):
     """A command has done its work, but not for everything: its run is `completed`, and its exit status is 1."""
 
 
+CREATING_DATA = "while creating data"
+"""Note on an error that was raised while the images of a run were looked up."""
 TOO_SMALL = "The images are too small for this network. Type a larger data.image_size="
 REMEDIES = {  # part of a library's message -> what to type
     "OutOfMemoryError": "The device is out of memory. Type a smaller data.batch_size=, or trainer=amp",

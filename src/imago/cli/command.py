@@ -6,11 +6,12 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,14 @@ from omegaconf.errors import OmegaConfBaseException
 from imago.cli.compose import config_changes
 from imago.cli.devices import process_count
 from imago.cli.processes import free_port, other_processes
+from imago.cli.stop_signals import stopped_by_signals
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
 from imago.definitions import BUDGET_SPENT, STOPPING, TERMINATED
-from imago.errors import IncompleteError, UserError, message_of
+from imago.errors import CREATING_DATA, IncompleteError, UserError, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
@@ -95,7 +97,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
         if (finished := _finished(run, changed)) is not None:
             return finished
         with (
-            _stopped_by_signals(),
+            stopped_by_signals(),
             logging_to(run.path / f"{cfg.task_name}.log", invocation.verbose, run.warnings),
             run.beating(),
         ):
@@ -110,6 +112,10 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
             run.update(status="completed", best_value=objective(result))
             _report(run)
         return result
+    except TaskError as error:
+        if _is_refused(run, error.__cause__):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
     finally:
         run.release()
 
@@ -236,8 +242,18 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
     log.debug("The run failed", exc_info=error)
     message = f"The program exited: {error.code}" if isinstance(error, SystemExit) else message_of(error)
     message = with_places(message, run.invocation)
-    _record(run, "completed" if isinstance(error, IncompleteError) else "failed", message)
+    if _is_refused(run, error):
+        log.error("%s", plain(message))
+    else:
+        _record(run, "completed" if isinstance(error, IncompleteError) else "failed", message)
     raise TaskError(masked(plain(message))) from error
+
+
+def _is_refused(run: RunFolder, error: BaseException | None) -> bool:
+    """Whether the data of a new run cannot be used: as for settings that cannot work, no folder is left. Jobs of a
+    sweep keep theirs."""
+    of_data = isinstance(error, UserError) and CREATING_DATA in getattr(error, "__notes__", ())
+    return of_data and not run.former and run.invocation.sweep_dir is None
 
 
 def _record(run: RunFolder, status: str, error: str) -> None:
@@ -280,29 +296,6 @@ def _check_sweeper(invocation: Invocation, file: Path) -> None:
             "A swept option cannot change the sweeper (hydra/sweeper). Type the option that chooses it separately: "
             "-m hparams_search=optuna experiment=NAME"
         )
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED).
-
-    While a network is trained, callbacks/last_checkpoint.py answers them: it saves first.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPPING)}
-    for number in STOPPING:
-        signal.signal(number, _terminate)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not set in Python
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise SystemExit(TERMINATED)
 
 
 def _resume_hint(run: RunFolder) -> str:

@@ -48,6 +48,7 @@ PATHS = {  # setting -> what to say if the file or folder that it names does not
     "data.data_dir": "does not exist. It must be a folder with class folders, or with train/ val/ test/.",
     "data.split_file": "does not exist. Make it with: ml-split PATH --output {}",
     "data.exclude": "does not exist. ml-doctor data.data_dir=PATH writes one.",
+    "data.relabel": "does not exist. Give a CSV with the columns path and label, or type data.relabel=null.",
     "ckpt_path": "does not exist.",
     "model.init_from": "does not exist.",
     "source": "does not exist. Type an image, a folder, a glob, or a .txt or .csv list.",

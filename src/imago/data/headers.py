@@ -1,5 +1,6 @@
 """What the header of an image file says."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -8,18 +9,35 @@ import numpy as np
 from PIL import Image
 
 from imago.data.colour import profile_use
-from imago.data.decode import BadImageError, exif_orientation, naming_errors, open_image, open_regular_file
+from imago.data.decode import BadImageError, exif_orientation, naming_errors, open_image, open_regular_file, read_image
 from imago.data.formats import BITS, PNG, PNG_COLOURS, check_kind, tags
+
+END = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+"""The last bytes of a whole file."""
 
 
 def header_error(path: Path) -> BadImageError | None:
-    """Return the error of an image file, as far as its header shows it; the pixels are not decoded."""
+    """Return the error of an image file, as far as its header and its end show it. Pixels are decoded only if the end
+    is missing, as in a file that was copied in part."""
     try:
         with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
             check_kind(image)
+            is_whole = _has_end(file, END.get(str(image.format), b""))
+        if not is_whole:
+            read_image(path)
     except BadImageError as error:
         return without_frames(error)
     return None
+
+
+def _has_end(file: BinaryIO, end: bytes) -> bool:
+    """Whether `end` is at the end of the file, or behind its header: what a camera appends may follow it."""
+    after_header = file.tell()
+    file.seek(-len(end), os.SEEK_END)
+    if file.read() == end:
+        return True
+    file.seek(after_header)
+    return end in file.read()
 
 
 def profile_of(path: Path) -> str | None:

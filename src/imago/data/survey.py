@@ -49,11 +49,11 @@ def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
 
 
 def check_headers(sets: ImageSets, cache_dir: Path) -> None:
-    """Raise BadImageError with all files whose headers show that they are no images."""
+    """Raise BadImageError with all files whose header or end shows that they are no images."""
     errors: list[str] = []
     for images in sets.splits.values():
         look = type(images).fault
-        errors += _cached_scan("headers", sets.root, images, cache_dir, look).values()
+        errors += _cached_scan("faults", sets.root, images, cache_dir, look).values()
     if errors:
         raise BadImageError(
             f"{counted(len(errors), 'file')} cannot be used as {'an image' if len(errors) == 1 else 'images'}:\n  "

@@ -15,7 +15,7 @@ from imago.config.invocation import override_key
 from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
-from imago.errors import UserError
+from imago.errors import CREATING_DATA, UserError
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
 from imago.run.folder import RunFolder
@@ -53,7 +53,7 @@ def _made(make_module: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     try:
         return make_module(**options)
     except Exception as error:
-        error.add_note("while creating data")
+        error.add_note(CREATING_DATA)
         raise
 
 
