@@ -3,9 +3,11 @@
 import csv
 import gc
 import json
+import os
 import pickle
 import sys
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ from imago.cli import run_table, sweep
 from imago.cli.hydra_internals import singletons_kept
 from imago.config.resolvers import register, remember_sweep, slug
 from imago.config.root import CONFIG_DIR
-from imago.run.folder import find_run
+from imago.errors import UserError
+from imago.run.find import find_run
 from imago.run.overview import Overview
 from imago.status import main as status
 
@@ -42,7 +45,7 @@ def hydra_config(config):
 def table_rows(text: str, first: str = "run ") -> list[str]:
     """The rows of the last table in `text`."""
     lines = text[text.rindex(f"\n{first}") + 1 :].splitlines()
-    below = ("Best ", "Settings ", "Written", "Hidden", "Resume")
+    below = ("Best ", "Names ", "Settings ", "Written", "Hidden", "Resume")
     end = next((at for at, line in enumerate(lines) if line.startswith(below)), len(lines))
     return [line for line in lines[2:end] if line.strip()]
 
@@ -273,12 +276,56 @@ def test_status_shows_when_a_run_was_and_what_differs(monkeypatch, capsys, tmp_p
     assert lines[2].split()[0].endswith("lr_0.05")
 
 
-def test_names_of_runs_are_cut_in_the_middle():
-    name = "2026-11-26_20-50-37_digits_max_epochs_3_lr_0.01"
-    assert run_table.cut_name(name, 60) == name
-    assert run_table.cut_name(name, 27) == "2026-11-26_20-50-37…lr_0.01"
-    assert run_table.cut_name(name, 20) == "2026-11-26_20-50-37…"
-    assert run_table.cut_name(name, 25) == "2026-11-26_20-50-37…"  # the end would be a piece of a word
-    assert run_table.cut_name("runs/" + name, 27) == "2026-11-26_20-50-37…lr_0.01"
-    assert run_table.cut_name("multiruns/2026-11-26_20-50-37/03_lr_0.01", 25) == "2026-11-26_20-50-37/03…"
-    assert run_table.cut_name("03_weight_decay_0.1_lr_0.01", 21) == "03_weig…y_0.1_lr_0.01"
+@pytest.mark.quick
+def test_status_says_that_scores_are_of_different_images(monkeypatch, capsys, tmp_path):
+    for number, images in enumerate(("one", "one", "two")):
+        write_run(tmp_path / f"{number}", [], "simple_cnn", "AdamW", 0.001 * number)
+        status = json.loads((tmp_path / f"{number}" / "status.json").read_text())
+        status["card"] = {"stamps": {"val": images}}
+        (tmp_path / f"{number}" / "status.json").write_text(json.dumps(status))
+    sentence = "These runs have 2 different sets of images for val/acc. To compare them, score each"
+    for word in ("best", "val/acc"):
+        assert sentence in " ".join(show_status(monkeypatch, capsys, tmp_path, "--sort", word).split())
+    assert "different sets" not in show_status(monkeypatch, capsys, tmp_path, "--sort", "lr")
+    (tmp_path / "2" / "status.json").unlink()
+    assert "different sets" not in show_status(monkeypatch, capsys, tmp_path, "--sort", "best")
+
+
+@pytest.mark.parametrize(
+    ("names", "most", "cut"),
+    [
+        (["A_digits_max_epochs_3_lr_0.01"], 60, ["A_digits_max_epochs_3_lr_0.01"]),
+        (["A_digits_max_epochs_3_lr_0.01"], 27, ["A*lr_0.01"]),
+        (["A_digits_max_epochs_3_lr_0.01"], 25, ["A*"]),  # the end would be a piece of a word
+        (["A_digits_seed_1_on_a_node", "A_digits_seed_2_on_a_node"], 20, ["A*1_on_a_node", "A*2_on_a_node"]),
+        (["A_digits_lr_0.1", "A_digits_lr_0.01", "A_digits"], 20, ["A*.1", "A*01", "A*s"]),
+        (["runs/A_digits_max_epochs_3_lr_0.01"], 27, ["runs/A*"]),
+        (["multiruns/A/03_lr_0.01_and_more"], 25, ["multiruns/A/03*"]),
+        (["03_weight_decay_0.1_lr_0.01"], 21, ["03_weig*y_0.1_lr_0.01"]),
+        (["photos_of_ants_with_long_names", "photos_of_bees_with_long_names"], 20, ["p*ts_with_long_names"]),
+    ],
+)
+def test_names_of_runs_are_cut_to_patterns_of_one_run(names, most, cut):
+    names = [name.replace("A", "2026-11-26_20-50-37") for name in names]
+    shown = run_table.cut_names(names, most)
+    assert shown[: len(cut)] == [name.replace("A", "2026-11-26_20-50-37") for name in cut]
+    for name, pattern in zip(names, shown, strict=True):
+        assert [other for other in names if fnmatch(other, pattern)] == [name]
+
+
+def test_a_run_is_named_by_a_pattern(tmp_path):
+    for name in ("2026_ants", "2026_bees"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}")
+    assert find_run(f"{tmp_path}/2026*bees", tmp_path).name == "2026_bees"
+    with pytest.raises(UserError, match=r"2026\* matches 2 paths: .*ants, .*bees. Type one of them"):
+        find_run(f"{tmp_path}/2026*", tmp_path)
+
+
+def test_latest_may_be_a_job_of_slurm(tmp_path):
+    for number, name in enumerate(("train/runs/ants", "slurm/12_1", "slurm/13/0")):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        for file in ("status.json", "metrics.jsonl", ".hydra/config.yaml"):
+            (tmp_path / name / file).touch()
+        os.utime(tmp_path / name / ".hydra" / "config.yaml", (number, number))
+        assert find_run("latest", tmp_path) == tmp_path / name

@@ -106,6 +106,16 @@ def _print_table(runs: list[Overview], folder: Path, arguments: argparse.Namespa
     with console().capture() as drawn:
         console().print(table)
     print(drawn.get(), end="")  # rich would end the program where the reader of a pipe has left
+    if (cut := next((str(name) for name in table.columns[0].cells if "*" in str(name)), None)) is not None:
+        word = shlex.quote(f"ckpt_path={for_hydra(str(below / cut))}")
+        say(f"Names with a * can be typed as they are, in quotes: ml-eval {word}")
+    if arguments.sort is not None:
+        metric = columns.monitor if arguments.sort == "best" else arguments.sort
+        if (kinds := len({images for run in runs if (images := run.scored_images(metric)) is not None})) > 1:
+            say(
+                f"These runs have {kinds} different sets of images for {metric}. To compare them, score each on the "
+                "same ones: ml-eval ckpt_path=RUN data.data_dir=PATH"
+            )
     if left_out:
         say(f"Settings that differ, too: {shortened(left_out)}. Choose columns with --columns")
 

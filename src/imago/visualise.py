@@ -19,7 +19,8 @@ from imago.config.monitors import VIEWS
 from imago.config.private import is_private
 from imago.config.root import KeptRoot
 from imago.errors import UserError
-from imago.run.folder import PlotOptions, RunFolder, find_run
+from imago.run.find import find_run
+from imago.run.folder import PlotOptions, RunFolder
 
 log = logging.getLogger(__name__)
 

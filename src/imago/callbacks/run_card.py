@@ -37,6 +37,7 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
         "device": _device(trainer),
         "precision": str(trainer.precision),
         "images": data.sizes,
+        "stamps": {name: split.stamp()[:16] for name, split in data.sets.splits.items() if name != "train"},
         "classes": len(data.class_names),
     }
 

@@ -11,7 +11,7 @@ from imago.checkpoint.guard import ForeignError, look_over
 from imago.definitions import EXPORT_SUFFIX
 from imago.errors import MissingFileError, UserError
 from imago.files import MISFIT, NUMBER, fitting
-from imago.run.folder import LATEST, find_run
+from imago.run.find import LATEST, find_run, path_of
 from imago.terminal import CONTROL
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
         )
     if name == LATEST:
         return find_run(name, log_dir, holding=BEST) / BEST
-    path = Path(name).expanduser().absolute()
+    path = path_of(name)
     if not path.is_dir():
         return path
     best = path / BEST

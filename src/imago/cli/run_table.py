@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from rich import box
@@ -21,7 +22,7 @@ WIDTH = 100
 """Width of a table that is printed to no terminal, in characters."""
 MOST_SETTINGS = 6
 SHORTEST_NAME = 20
-"""Length to which the names of runs are cut, if there is no more space for them: that of a date and a time, and `…`."""
+"""Length to which the names of runs are cut, if there is no more space for them: that of a date and a time, and `*`."""
 SHORTEST_END = 6
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(/\d+)?")
 """Date and time in the name of a run, and the number of a job of a sweep."""
@@ -95,8 +96,8 @@ def run_table(
         The table, and the names of the settings that did not fit.
     """
     width, most = screen_width(), min(len(settings), MOST_SETTINGS)
-    stamps = [stamp.group() for run in runs if (stamp := STAMP.search(_name(run, folder))) is not None]
-    shortest = max([SHORTEST_NAME, *(len(stamp) + 1 for stamp in stamps)])
+    names = [_name(run, folder) for run in runs]
+    shortest = max(map(len, cut_names(names, SHORTEST_NAME)), default=SHORTEST_NAME)
     widest = console().options.update(width=10_000, max_width=10_000)
 
     def left_by(columns: Sequence[Column]) -> int:
@@ -113,7 +114,7 @@ def run_table(
     columns = _ordered(always, settings[:count], chosen)
     left = left_by(columns)
     has_errors = any(column.name in ERRORS for column in columns)
-    needed = max(len(_name(run, folder)) for run in runs) - shortest
+    needed = max(map(len, names)) - shortest
     more = min(max(left, 0) // (2 if has_errors else 1), max(needed, 0))
     longest_error = max(SHORTEST_ERROR // 2, SHORTEST_ERROR + left - more)
     table = _table(runs, folder, columns, groups, shortest + more, longest_error)
@@ -137,14 +138,52 @@ def common_folder(runs: Sequence[Overview], folder: Path) -> Path:
     return shared if shared.is_relative_to(folder) else folder
 
 
-def cut_name(name: str, most: int) -> str:
-    """Cut the middle of the name of a run to `most` characters: date and time, or its first part, and its end stay."""
+def cut_names(names: Sequence[str], most: int) -> list[str]:
+    """Cut names of runs to `most` characters, or to as many as tell them apart: date and time, or the first part, and
+    the end of a name stay. A `*` stands for what is left out, as in the shell, so that a name can still be typed."""
+    starts = [_start(name) for name in names]
+    prefixes = dict(zip(names, _unique(names), strict=True))
+    tails = {
+        name: length
+        for start in set(starts)
+        for group in [[name for name, own in zip(names, starts, strict=True) if own == start]]
+        for name, length in zip(group, _unique([name[::-1] for name in group]), strict=True)
+    }
+    return [
+        _cut_name(name, len(start), most, prefixes[name], tails[name])
+        for name, start in zip(names, starts, strict=True)
+    ]
+
+
+def _cut_name(name: str, start: int, most: int, prefix: int, tail: int) -> str:
+    """Cut a name that no other one has the first `prefix`, or the first `start` and the last `tail`, characters of."""
     if len(name) <= most:
         return name
+    start = start or max(0, min(most // 3, most - 1 - tail))
+    end = most - start - 1
+    by_start, by_end = f"{name[: max(prefix, start)]}*", f"{name[:start]}*{name[len(name) - tail :]}"
+    if end >= max(tail, SHORTEST_END):
+        return f"{name[:start]}*{name[len(name) - end :]}"
+    return min(by_start, by_end, name, key=len)
+
+
+def _start(name: str) -> str:
+    """The name up to its date and time; empty without these."""
     stamp = STAMP.search(name)
-    start = stamp.group() if stamp is not None else name[: most // 3]
-    end = most - len(start) - 1
-    return f"{start}…{name[len(name) - end :] if end >= SHORTEST_END else ''}"[:most]
+    return name[: stamp.end()] if stamp is not None else ""
+
+
+def _unique(words: Sequence[str]) -> list[int]:
+    """Length of the shortest start of each word that no other one has."""
+    ordered = sorted(words)
+    shared = [0, *(_shared(*pair) for pair in pairwise(ordered)), 0]
+    lengths = dict(zip(ordered, (1 + max(pair) for pair in pairwise(shared)), strict=True))
+    return [lengths[word] for word in words]
+
+
+def _shared(one: str, two: str) -> int:
+    """Number of characters with which both begin."""
+    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def _name(run: Overview, folder: Path) -> str:
@@ -160,14 +199,14 @@ def _table(
     longest_error: int = SHORTEST_ERROR,
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("run", no_wrap=True, overflow="ellipsis")
+    names = cut_names([_name(run, folder) for run in runs], longest_name)
+    table.add_column("run", no_wrap=True, min_width=max(map(len, names)))
     for column in columns:
         table.add_column(
             Text(column.title), justify="right" if column.is_number else "left", no_wrap=True, overflow="ellipsis"
         )
-    for run in runs:
-        cells = (column.cell(run, longest_error) for column in columns)
-        table.add_row(Text(cut_name(_name(run, folder), longest_name)), *cells)
+    for run, name in zip(runs, names, strict=True):
+        table.add_row(Text(name), *(column.cell(run, longest_error) for column in columns))
     if groups:
         table.add_section()
     for group in groups:

@@ -16,7 +16,7 @@ from imago.config.saved import read_yaml
 from imago.config.tree import leaves
 from imago.errors import UserError
 from imago.masking import MASK
-from imago.run.folder import LATEST, find_run
+from imago.run.find import LATEST, find_run
 from imago.terminal import say
 
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")

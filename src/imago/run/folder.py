@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from imago.config.invocation import Invocation
-from imago.errors import UserError
 from imago.files import NUMBER, TEXT, UnreadableError, read_json, write_json, write_text
 from imago.run import lock as run_lock
 
@@ -32,7 +31,6 @@ ORDER = (
     "Data",
     "Configuration",
 )
-LATEST = "latest"
 LEFT_OVER = ".*.tmp"  # files of a process that was killed while writing
 HEARTBEAT_SECONDS = 20
 
@@ -213,32 +211,6 @@ def _taken_by(former: dict[str, Any], path: Path) -> str | None:
     return None
 
 
-def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
-    """Find the run folder `name`; `latest` is the newest in `log_dir` that has the file `holding`.
-
-    Raises:
-        ValueError: There is none.
-    """
-    if name != LATEST:
-        folder = Path(name).expanduser().absolute()
-        if not (folder / "status.json").is_file():
-            raise UserError(f"{name} is not a run folder. Type the path of one (it contains status.json), or latest.")
-        return folder
-    runs = [*log_dir.glob("*/runs/*"), *log_dir.glob("*/multiruns/*/*")]
-    trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
-    if not trained:
-        raise UserError(f"latest: no run in {log_dir} has {holding}. Train first, or type the path of a run folder.")
-    return max(trained, key=_began)
-
-
-def _began(run: Path) -> float:
-    """Time when the run began and its config was written; 0 if unknown."""
-    try:
-        return (run / ".hydra" / "config.yaml").stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _section(title: str, lines: dict[str, Any]) -> str:
     width = max((len(str(key)) for key in lines), default=0)
     body = "".join(f"  {key:<{width}}  {_shown(value)}\n" for key, value in lines.items() if value is not None)
@@ -278,6 +250,7 @@ CARD = {
     "device": str,
     "precision": str,
     "images": {"*": int},
+    "stamps": {"*": str},
     "classes": int,
 }
 """What a training is: the entry `card` of `status.json`."""

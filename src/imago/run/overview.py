@@ -160,6 +160,12 @@ class Overview:
         except (OSError, UnreadableError):
             return []
 
+    def scored_images(self, metric: str) -> str | None:
+        """Fingerprint of the images that a metric is computed on, such as `val/acc`, or `acc` and `loss` of the test
+        split; None if it is not known."""
+        split = self.test.get("split") if metric in ("acc", "loss") else metric.partition("/")[0]
+        return self.status.get("card", {}).get("stamps", {}).get(split)
+
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain types for JSON."""
         return {
