@@ -210,6 +210,7 @@ class Upload:
         ("https://host/a.jpg", "https://host/a.jpg is a URL: download it first, and give the file or its bytes"),
         ("data:image/png;base64,AAAA", "is a data URL: give base64.b64decode("),
         ("FOLDER", "is a folder: give its files, or type ml-inference ckpt_path=RUN source="),
+        ("photos/*.jpg", "photos/*.jpg is a pattern, not a file: give sorted(glob.glob('photos/*.jpg')), or type ml-"),
         ("/dev/zero", "a device or a pipe, not a file"),
         ("", "'': no such file"),
         ("x" * 5000, "Is it a path?"),
@@ -327,6 +328,13 @@ def test_damaged_images_have_a_warning(classifier, caplog):
     with ThreadPoolExecutor(8) as pool:
         warned = [each.warning is not None for each in pool.map(classifier.predict, [good, damaged] * 20)]
     assert warned == [False, True] * 20
+
+
+def test_an_argument_of_another_library_is_answered(classifier):
+    with pytest.raises(
+        TypeError, match=r"predict has no argument top_k. Did you mean top=1\? The arguments are images"
+    ):
+        classifier.predict("a.jpg", top_k=1)
 
 
 def test_a_truncated_image_is_said_once(classifier, caplog):

@@ -16,16 +16,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch import nn
 
+from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.epoch_table import EpochTable
 from imago.callbacks.pace import Pace, format_duration
 from imago.callbacks.progress import PlainProgress, TimedBar
 from imago.callbacks.run_status import RunStatus
-from imago.evaluation.console import next_commands, show_results
+from imago.evaluation.console import after_export, next_commands, show_results
 from imago.evaluation.evaluate import Result
 from imago.files import write_json
 from imago.model.origin import mark, name_of, weights_of
 from imago.run.folder import RunFolder
 from imago.run.logs import logging_to
+from imago.training.fit import longer_training
 
 
 @pytest.fixture
@@ -249,6 +251,44 @@ def test_the_next_commands_have_the_names_of_the_installation(program, evaluate,
     trained.mkdir()
     (trained / "status.json").touch()
     assert next_commands(Result(checkpoint=trained / "checkpoints" / "best.ckpt"), run) == []
+
+
+def test_a_run_whose_last_epoch_was_the_best_may_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ml-train"])
+    run = RunFolder(tmp_path / "run")
+    result = Result(checkpoint=run.path / "checkpoints" / "best.ckpt", longer="trainer.max_epochs=20")
+    assert next_commands(result, run)[-1] == "ml-train resume=run trainer.max_epochs=20"
+    run.sections["Strategy"] = {"epsilon": 3.0}  # more epochs would spend more
+    assert not any("resume=" in command for command in next_commands(result, run))
+
+
+def test_more_epochs_help_if_the_last_one_was_the_best(tmp_path):
+    log = EpochLog(RunFolder(tmp_path), "val/acc", "max")
+    log.history, log.best_epoch = [{"epoch": 0}, {"epoch": 1}], 2
+    trainer = trainer_of(epochs=2, fast_dev_run=False, global_step=20)
+    trainer.callbacks, trainer.current_epoch = [log], 2
+    assert longer_training(trainer, "val/acc") == "trainer.max_epochs=4"
+    trainer.max_steps = 20
+    assert longer_training(trainer, "val/acc") == "trainer.max_steps=40"
+    trainer.max_steps, trainer.max_epochs = -1, 9  # early stopping, or a limit of time
+    assert longer_training(trainer, "val/acc") is None
+    log.best_epoch, trainer.max_epochs = 1, 2
+    assert longer_training(trainer, "val/acc") is None
+
+
+def test_after_a_calibration_it_is_said_how_to_use_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ml-eval"])
+    score = SimpleNamespace(calibration="fitted")
+    result = Result({"val": cast(Any, score)}, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert next_commands(result, RunFolder(tmp_path / "scored")) == [
+        "ml-inference ckpt_path=run source=PHOTOS calibrated=true",
+        "ml-export ckpt_path=run",
+    ]
+    assert after_export(tmp_path / "model_only.safetensors", is_calibrated=True) == [
+        "ml-inference ckpt_path=model_only.safetensors source=PHOTOS calibrated=true"
+    ]
 
 
 def test_the_report_is_a_link_on_a_terminal(tmp_path, monkeypatch):

@@ -307,7 +307,8 @@ def test_exported_weights_stand_alone(command, trained, tmp_path, monkeypatch):
         in command("export", f"ckpt_path={trained.dir}", "format=onnx").output
     )
     refused = command("eval", f"ckpt_path={path}")
-    assert "model.net.weights=" in refused.output
+    assert f"type ml-inference ckpt_path={path} source=PHOTOS" in refused.output
+    assert f"type model.init_from={path}" in refused.output
     assert refused.exit_code == 1
     _the_code_of_the_docs_gives_the_same(path, trained.dir, tmp_path, monkeypatch)
 
@@ -344,7 +345,7 @@ def test_an_export_predicts_as_its_checkpoint_does(command, infer, trained, phot
         text = json.dumps(file.metadata())
     for secret in (str(trained.dir), str(tmp_path), trained.checkpoint("best")["imago"]["data"]["fingerprint"]):
         assert secret not in text
-    run = infer(f"source={photos}", ckpt_path=export)
+    run = infer(f"source={photos}", ckpt_path=export.parent)  # its folder will do
     assert run.exit_code == 0, run.output
     assert [list(each.probabilities.values()) for each in predictions] == probabilities(run).tolist()
     refused = infer("split=val", ckpt_path=export)

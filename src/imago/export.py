@@ -54,7 +54,7 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.dp.published import privacy_of, warn_before_publishing
     from imago.evaluation.calibration import file_beside
     from imago.evaluation.classifier import Classifier
-    from imago.evaluation.console import show_privacy, show_written
+    from imago.evaluation.console import after_export, show_next, show_privacy, show_written
     from imago.evaluation.from_config import seen_images
     from imago.evaluation.loading import check_own_code
 
@@ -76,6 +76,7 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     write_export(classifier.model.net.state_dict(), metadata, path)
     show_privacy(run, "This file may be published, within what docs/privacy.md says")
     show_written(path)
+    show_next(after_export(path, calibration is not None))
 
 
 def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:

@@ -27,8 +27,9 @@ RESUMABLE = (LAST, PREVIOUS, "best.ckpt")
 REQUIRED = ("config", "history", "timestamp", "data", "drawn_val", "strategy", "progress")
 URL = re.compile(r"\w+://")
 OTHERS = {  # suffix of a foreign file -> what it is
-    EXPORT_SUFFIX: "contains weights only. To predict with an export of ml-export, type ml-inference, or use "
-    "imago.load_classifier. To train with the weights, type model.net.weights=PATH",
+    EXPORT_SUFFIX: "contains weights only. To predict with an export of ml-export, and to score it on photos in class "
+    "folders, type ml-inference ckpt_path={path} source=PHOTOS, or use imago.load_classifier. To train with the "
+    "weights, type model.init_from={path}",
     ".onnx": "is an ONNX model",
     ".h5": "is a Keras model",
     ".keras": "is a Keras model",
@@ -42,7 +43,7 @@ class OtherVersionError(UserError):
 
 
 def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
-    """Path of the checkpoint `name`: a file, the best of a run folder, or the best of the `latest` run.
+    """Path of the checkpoint `name`: a file, the best of a run folder or its export, or the best of the `latest` run.
 
     `key` is the setting that holds `name`, for messages.
 
@@ -60,6 +61,8 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
         return path
     best = path / BEST
     if not best.is_file():
+        if len(exports := list(path.glob(f"*{EXPORT_SUFFIX}"))) == 1:  # the folder of an ml-export
+            return exports[0]
         files = sorted([*path.rglob("*.ckpt"), *path.rglob(f"*{EXPORT_SUFFIX}")])
         there = ", ".join(map(str, files[:5]))
         raise UserError(
@@ -169,7 +172,7 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
 def _what_it_is(path: Path, error: str) -> str:
     """Describe a file that torch cannot load."""
     if path.suffix in OTHERS:
-        return f"is not a checkpoint of Imago: it {OTHERS[path.suffix]}."
+        return f"is not a checkpoint of Imago: it {OTHERS[path.suffix].format(path=path)}."
     return error if error.startswith("is ") else "is damaged, or not a checkpoint of Imago."
 
 

@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -134,6 +135,7 @@ class Classifier:
         *,
         top: int = 5,
         on_error: OnError = "raise",
+        **unknown: Any,
     ) -> Prediction | list[Prediction]:
         """Predict the class of an image, or of each of several images.
 
@@ -156,7 +158,12 @@ class Classifier:
         Raises:
             BadImageError: An image cannot be read, or is none of the above. It is a ValueError.
             UserError: Another argument cannot work. It is a ValueError.
+            TypeError: There is no such argument.
         """
+        for name, value in unknown.items():
+            names = ("images", "batch_size", "top", "on_error")
+            meant = "".join(f" Did you mean {close}={value!r}?" for close in get_close_matches(name, names, n=1))
+            raise TypeError(f"predict has no argument {name}.{meant} The arguments are {', '.join(names)}.")
         for name, value in (("batch_size", batch_size), ("top", top)):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise UserError(f"{name}={value!r}: must be an integer of 1 or more.")

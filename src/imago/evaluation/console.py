@@ -64,7 +64,11 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
     _print("Report: ", run.path / "report.html")  # written when the run has ended
     if label_errors := describe_label_errors(result, run.path):
         _print(label_errors)
-    commands = next_commands(result, run)
+    show_next(next_commands(result, run))
+
+
+def show_next(commands: Sequence[str]) -> None:
+    """Print the commands to type next."""
     for line in ["Next:", *(f"  {command}" for command in commands)] if commands else []:
         _print(line)
 
@@ -171,9 +175,8 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
             f"On held-out fifths of {val.split}: cross-entropy {held['cross_entropy_before']:.4f} -> "
             f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
         )
-    lines += [
-        f"Threshold for {calibration.target_accuracy:.1%} accuracy: {_or_none(calibration.threshold)}",
-    ]
+    use = " (column accepted of predictions with calibrated=true)" if calibration.threshold is not None else ""
+    lines.append(f"Threshold for {calibration.target_accuracy:.1%} accuracy: {_or_none(calibration.threshold)}{use}")
     for line in lines:
         _print(line)
     show_written(path)
@@ -226,27 +229,54 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
 
 
 def next_commands(result: Result, run: RunFolder) -> list[str]:
-    """Commands to type after a training, with the names under which they are installed; after other commands only
-    that of TensorBoard, if the training logged to it."""
+    """Commands to type after a training, with the names under which they are installed; after a calibration that which
+    uses it, and after other commands only that of TensorBoard, if the training logged to it."""
     script = Path(sys.argv[0])
     commands = []
     is_training = script.name in ("ml-train", "train.py")
     if result.checkpoint is not None and (is_training or result.checkpoint.is_relative_to(run.path)):  # or in Python
-        is_best = result.checkpoint == run.path / "checkpoints" / "best.ckpt"
-        word = shlex.quote(f"ckpt_path={for_hydra(relative(run.path if is_best else result.checkpoint))}")
-        is_clone = script.name == "train.py"  # which has files for training and evaluation
-        evaluate = f"{python()} {shlex.quote(relative(script.with_name('eval.py')))}" if is_clone else "ml-eval"
-        if "epsilon" in run.sections.get("Strategy", {}):
-            commands.append(f"ml-export {word}")
+        word = _checkpoint_word(result.checkpoint)
+        is_private = "epsilon" in run.sections.get("Strategy", {})
+        commands += [f"ml-export {word}"] * is_private
         commands.append(f"ml-inference {word} source=PHOTOS")
         if any(run.path.glob("reports/images_*.json")):  # else there are no pictures to show
-            commands.append(f"ml-visualise mode=predictions {shlex.quote(f'run={for_hydra(relative(run.path))}')}")
-        commands.append(f"{evaluate} {word}")
+            commands.append(f"ml-visualise mode=predictions {_word('run', run.path)}")
+        commands.append(f"{_program('eval', script)} {word}")
+        if result.longer is not None and not is_private:
+            commands.append(f"{_program('train', script)} {_word('resume', run.path)} {result.longer}")
+    elif result.checkpoint is not None and any(score.calibration is not None for score in result.scores.values()):
+        commands += after_calibration(result.checkpoint)
     trained = result.checkpoint.parent.parent if result.checkpoint is not None else run.path
     uses_board = not (trained / "status.json").is_file() or (trained / "tensorboard").is_dir()
     if uses_board and (run.path / "tensorboard").is_dir():
         commands.append(f"tensorboard --logdir {shlex.quote(relative(run.path))}")
     return commands
+
+
+def after_calibration(checkpoint: Path) -> list[str]:
+    """Commands that use the calibration of a checkpoint."""
+    word = _checkpoint_word(checkpoint)
+    return [f"ml-inference {word} source=PHOTOS calibrated=true", f"ml-export {word}"]
+
+
+def after_export(file: Path, is_calibrated: bool) -> list[str]:
+    """Command that predicts with an export."""
+    return [f"ml-inference {_word('ckpt_path', file)} source=PHOTOS{' calibrated=true' * is_calibrated}"]
+
+
+def _checkpoint_word(checkpoint: Path) -> str:
+    is_best = checkpoint.parts[-2:] == ("checkpoints", "best.ckpt")
+    return _word("ckpt_path", checkpoint.parents[1] if is_best else checkpoint)
+
+
+def _word(key: str, path: Path) -> str:
+    return shlex.quote(f"{key}={for_hydra(relative(path))}")
+
+
+def _program(name: str, script: Path) -> str:
+    """Word that starts a command: `ml-eval`, or `python src/eval.py` in a clone, which has files for two of them."""
+    is_clone = script.name == "train.py"
+    return f"{python()} {shlex.quote(relative(script.with_name(f'{name}.py')))}" if is_clone else f"ml-{name}"
 
 
 def python() -> str:

@@ -126,6 +126,11 @@ def _path(text: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, an unknown ~user, a null character
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         raise BadImageError(f"{shown}: {reason.rstrip('.')}. Is it a path?") from error
+    if "*" in text:
+        raise BadImageError(
+            f"{shown} is a pattern, not a file: give sorted(glob.glob({shown!r})), or type ml-inference ckpt_path=RUN "
+            f"source='{shown}'"
+        )
     raise BadImageError(f"{shown}: no such file")
 
 

@@ -150,7 +150,8 @@ def describe_answer(label: str, prediction: str, probability: float) -> str:
 
 def card_rows(card: dict[str, Any]) -> dict[str, str]:
     """Rows of the card of a run, the entry `card` of `status.json`, as far as its facts are there."""
-    rows = {name: str(card[name]) for name in CARD if card.get(name) is not None and name != "trained_parameters"}
+    shown = [name for name in CARD if name not in ("trained_parameters", "stamps")]
+    rows = {name: str(card[name]) for name in shown if card.get(name) is not None}
     total, trained = card.get("parameters"), card.get("trained_parameters")
     if total is not None:
         part = f" ({format_count(trained)} trained)" if trained is not None and trained != total else ""

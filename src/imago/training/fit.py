@@ -60,13 +60,14 @@ def train(
     with memory_errors_explained(trainer, model, data.batch_size):
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
+    longer = longer_training(trainer, monitor)
     best, checkpoint_file = callbacks_of(trainer, EpochLog)[0].best, _best_checkpoint(trainer, monitor)
     only_tried = any(callback.only for callback in callbacks_of(trainer, Preflight))
     if not option_of(trainer, "fast_dev_run") and not only_tried:  # which keeps nothing, and logs no metric
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
     run.sections["Best"] = {monitor: best, "checkpoint": checkpoint_file}
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
-    result.best_value, result.was_trained = best, True
+    result.best_value, result.was_trained, result.longer = best, True, longer
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
         log.warning(
@@ -121,6 +122,22 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
             "No epoch was trained: the checkpoint has %d already. Type a larger trainer.max_epochs=",
             trainer.current_epoch,
         )
+
+
+def longer_training(trainer: Trainer, monitor: str) -> str | None:
+    """Setting that trains twice as long, if the last epoch was the best; None if it was not, or time or patience was
+    over."""
+    epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
+    if epochs.best_epoch != epochs.trained or option_of(trainer, "fast_dev_run"):
+        return None
+    if 0 < trainer.max_steps <= trainer.global_step:
+        longer = f"trainer.max_steps={2 * trainer.max_steps}"
+    elif 0 < limit <= trainer.current_epoch:
+        longer = f"trainer.max_epochs={2 * limit}"
+    else:
+        return None
+    log.info("The last epoch has the best %s: more epochs may help", monitor)
+    return longer
 
 
 def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
