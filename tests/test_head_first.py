@@ -14,6 +14,7 @@ from imago.callbacks.head_first import describe_gain, paired_gain
 from imago.data.features import FEATURES, FeatureCache
 from imago.model.linear_head import fit_linear_head, stratified_folds
 from imago.model.networks import TinyNet
+from imago.run.overview import Overview
 
 NEVER = "callbacks.early_stopping=null"
 
@@ -147,8 +148,11 @@ def test_the_head_is_epoch_0_and_is_kept_within_the_noise_of_val(train, command,
     assert (status["epoch"], status["best_epoch"], status["best_value"]) == (2, 0, head["val/acc"])
     assert status["head"]["acc"] == head["val/acc"]
     sentence = "Fine-tuning gained 0.4 points on val, within its noise of 1.3: best.ckpt is the head alone"
+    sentence += f" (epoch 0, val/acc {head['val/acc']:.4f})"
     for text in (run.output, run.text("summary.txt"), run.text("report.html"), run.text("report.md")):
         assert sentence in text
+    plain = Overview.read(run.dir).to_plain()
+    assert plain["best_metrics"]["val/acc"] == plain["best_value"] == head["val/acc"]
     assert f"accuracy {head['val/acc']:.4f} on val (majority-class baseline 0.3333)" in run.output
     files = run.dir / "checkpoints"
     assert {file.name for file in files.iterdir()} == {"best.ckpt", "last.ckpt", "head.ckpt", "finetuned.ckpt"}

@@ -130,7 +130,8 @@ class HeadFirst(Callback):
                 alias(kept, best)
             self.epochs.best, self.epochs.best_epoch = self.facts["value"], 0
             self.run.update(best_epoch=0)
-        self.facts["fine-tuning"] = describe_gain(gain, noise, self.epochs.monitor)
+        kept_epoch = "" if gain > noise else f" (epoch 0, {self.epochs.monitor} {self.facts['value']:.4f})"
+        self.facts["fine-tuning"] = describe_gain(gain, noise, self.epochs.monitor) + kept_epoch
         if trainer.is_global_zero:
             log.info("%s", self.facts["fine-tuning"])
         self._publish(trainer)

@@ -125,7 +125,8 @@ class RunStatus(Callback):
         if model.skipped_batches:
             self.run.sections["Progress"]["batches skipped (loss not finite)"] = model.skipped_batches
         if self.epochs.trained:
-            self.run.sections["Last epoch"] = {k: v for k, v in history[-1].items() if k.count("/") == 1}
+            last = {k: v for k, v in history[-1].items() if k.count("/") == 1 and not k.endswith("_best")}
+            self.run.sections["Last epoch"] = last
         if model.strategy.report():
             model.strategy.write_report(self.run.path / "reports")
             self.run.sections["Strategy"] = model.strategy.report()  # as it was written

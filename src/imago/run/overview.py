@@ -178,7 +178,7 @@ class Overview:
             "monitor": self.monitor or None,
             "mode": self.mode,
             "best_value": self.best,
-            "best_metrics": self.metrics,
+            "best_metrics": self.metrics | ({self.monitor: self.best} if self.monitor in self.metrics else {}),
             "test": self.test or None,
             "overrides": self.overrides,
             "settings": {key: _plain(value) for key, value in self.settings.items()},

@@ -61,11 +61,12 @@ def train(
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
     longer = longer_training(trainer, monitor)
-    best, checkpoint_file = callbacks_of(trainer, EpochLog)[0].best, _best_checkpoint(trainer, monitor)
+    epochs, checkpoint_file = callbacks_of(trainer, EpochLog)[0], _best_checkpoint(trainer, monitor)
+    best = epochs.best
     only_tried = any(callback.only for callback in callbacks_of(trainer, Preflight))
     if not option_of(trainer, "fast_dev_run") and not only_tried:  # which keeps nothing, and logs no metric
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
-    run.sections["Best"] = {monitor: best, "checkpoint": checkpoint_file}
+    run.sections["Best"] = {monitor: best, "epoch": epochs.best_epoch, "checkpoint": checkpoint_file}
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
     result.best_value, result.was_trained, result.longer = best, True, longer
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
