@@ -12,8 +12,9 @@ from imago.config.root import CONFIG_DIR
 class Typed:
     """The command for which words were typed.
 
-    `settings` are the keys at the root of its config, `folders` those of own configs; `experiment` and `sweep` say
-    whether one was typed; `parts` are the groups whose `_target_` was typed.
+    `settings` are the keys at the root of its config, `folders` those of own configs; `experiment`, `sweep` and
+    `private` say whether an experiment, a sweep or private training was typed; `parts` are the groups whose `_target_`
+    was typed.
     """
 
     command: str
@@ -22,6 +23,7 @@ class Typed:
     experiment: bool = False
     sweep: bool = False
     parts: Collection[str] = ()
+    private: bool = False
 
     def has_option(self, group: str, value: str) -> bool:
         """Whether a file is that option of a group."""

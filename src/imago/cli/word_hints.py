@@ -10,7 +10,7 @@ import yaml
 from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with, settings_named
 from imago.config.foreign_options import NODES, OPTIONS, TASKS
-from imago.config.foreign_words import EXAMPLES, WORDS, meaning, meaning_of_sweep
+from imago.config.foreign_words import EXAMPLES, WORDS, is_private, meaning, meaning_of_sweep
 from imago.config.hints import (
     NO,
     WEIGHTS,
@@ -49,9 +49,8 @@ NO_FLAG = Hint(note="This setting does not exist. Settings are typed as KEY=VALU
 
 def examine(words: Sequence[str], typed: Typed) -> Iterator[Part]:
     """Each word, with the value of a flag, and what is wrong with it."""
-    rest = list(words)
     parts = [override_key(word).removesuffix("._target_") for word in words if "._target_=" in word]
-    typed = replace(typed, parts=parts)
+    rest, typed = list(words), replace(typed, parts=parts, private=is_private(words))
     while rest:
         part = _pop_part(rest, typed)
         yield part, _finding(part, not rest, typed)
@@ -224,6 +223,8 @@ def _foreign(word: str, typed: Typed) -> Finding | None:
     hint = _folder(plain, typed.command) if is_folder else _meaning(key, value, typed)
     if hint is None and key.startswith("extras."):
         hint = meaning("extras", value)
+    if typed.private and root == "max_grad_norm":
+        hint = Hint((f"strategy.max_grad_norm={value}",))
     if hint == Hint((f"model.init_from={for_hydra(plain)}",)) and typed.command != "train":
         hint = _file("model", plain, typed.command)
     if hint is None and "." not in key and len(named := settings_named(key, typed.command)) == 1:

@@ -6,6 +6,8 @@ Imago a word, add it to a row of `ROWS`, or of `REMARKS` in foreign_remarks.py w
 compose what each row offers.
 """
 
+from collections.abc import Sequence
+
 from imago.config.foreign_remarks import LEAVE, REMARKS
 from imago.config.hints import (
     AMP,
@@ -13,6 +15,7 @@ from imago.config.hints import (
     Translate,
     batch_hint,
     cache_hint,
+    clip_hint,
     dataset_hint,
     device_hint,
     devices_hint,
@@ -156,11 +159,8 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         types("model.criterions.criterions.ce.label_smoothing={}"),
     ),
     ("class_weights class_weight", "balanced", switch("model.class_weights=auto", "model.class_weights=null")),
-    (
-        "clip_grad grad_clip max_grad_norm gradient_clip_val gradient_clip clipnorm",
-        "1.0",
-        types("trainer.gradient_clip_val={}"),
-    ),
+    ("clip_grad grad_clip gradient_clip_val gradient_clip clipnorm", "1.0", types("trainer.gradient_clip_val={}")),
+    ("max_grad_norm", "1.0", clip_hint),
     (
         "accumulate grad_accum_steps accumulate_grad_batches gradient_accumulation_steps grad_accum",
         "2",
@@ -211,7 +211,14 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         "5",
         evaluate_hint,
     ),
+    # differential privacy
+    ("dp privacy private differential_privacy dpsgd dp_sgd opacus", "true", switch("strategy=dp", "strategy=none")),
     ("dp_epsilon epsilon target_epsilon", "3", types("strategy=dp", "strategy.target_epsilon={}")),
+    ("dp_delta delta target_delta", "1e-5", types("strategy=dp", "strategy.target_delta={}")),
+    ("noise_multiplier", "1.1", types("strategy=dp", "strategy.noise_multiplier={}")),
+    ("max_per_sample_grad_norm", "1.0", types("strategy=dp", "strategy.max_grad_norm={}")),
+    ("max_physical_batch_size physical_batch_size", "16", types("strategy=dp", "strategy.physical_batch_size={}")),
+    ("secure_mode secure_rng", "true", types("strategy=dp", "strategy.secure_rng={}")),
 )
 WORDS: dict[str, Translate] = {name: translate for names, _, translate in (*ROWS, *REMARKS) for name in names.split()}
 EXAMPLES: dict[str, str] = {name: example for names, example, _ in (*ROWS, *REMARKS) for name in names.split()}
@@ -248,3 +255,9 @@ def meaning_of_sweep(key: str, value: str) -> Hint | None:
     if len(words) < len(hints) or len({*map(override_key, words)}) > 1:
         return None
     return Hint((f"{override_key(words[0])}={','.join(map(override_value, words))}",))
+
+
+def is_private(words: Sequence[str]) -> bool:
+    """Whether words, ours or foreign ones, choose private training: `strategy=dp`, or `epsilon=3`."""
+    hints = [meaning(override_key(word).lstrip("-"), override_value(word)) for word in words]
+    return "strategy=dp" in words or any(hint is not None and "strategy=dp" in hint.words for hint in hints)

@@ -220,6 +220,12 @@ def freeze_hint(value: str) -> Hint:
     return switch("model.freeze=backbone", "model.freeze=null")(value)
 
 
+def clip_hint(value: str) -> Hint:
+    """The norm to which gradients are clipped, by Hugging Face's name, which Opacus gives to that of each image."""
+    private = f"strategy=dp strategy.max_grad_norm={value}"
+    return Hint((f"trainer.gradient_clip_val={value}",), f"For private training, type {private} instead.")
+
+
 def precision_hint(value: str) -> Hint:
     """Lightning's words for a precision, or those of others."""
     name = value.lower().strip("'\"")
