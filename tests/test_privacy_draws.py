@@ -15,7 +15,7 @@ from imago.dp.strategy import DifferentialPrivacy
 from imago.randomness import uniforms
 
 ONE_STEP = (
-    *("strategy=dp", "strategy.noise_multiplier=0", "strategy.target_delta=0.001", "data.batch_size=1000"),
+    *("strategy=dp", "strategy.noise_multiplier=0", "strategy.target_delta=0.001"),
     *("trainer.max_epochs=1", "trainer.max_steps=1", "model/optimizer=sgd", "model.optimizer.weight_decay=0"),
     *("model.scheduler=null", "preflight=false", "test=false", "logger=[]", "trainer.accelerator=cpu"),
     *("data.num_workers=0", "callbacks.model_checkpoint=null"),
@@ -81,7 +81,11 @@ def clipped_sum(command: Any, folder: Path, *words: str) -> Tensor:
     """The sum of all clipped gradients of a step on all images."""
     count = len(list((folder / "train").rglob("*.png")))
     runs = [
-        command("train", f"data.data_dir={folder}", *ONE_STEP, *words, f"model.optimizer.lr={rate}") for rate in (0, 1)
+        command(
+            *("train", f"data.data_dir={folder}", *ONE_STEP, f"data.batch_size={count}", *words),
+            f"model.optimizer.lr={rate}",
+        )
+        for rate in (0, 1)
     ]
     assert all(run.exit_code == 0 for run in runs), runs[0].output + runs[1].output
     before, after = (torch.cat([each.flatten() for each in run.weights().values()]) for run in runs)

@@ -1,5 +1,6 @@
 """Settings that come from a checkpoint (`ckpt_path=`) or an earlier run (`resume=`, `replay=`)."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from imago.config.tree import leaves
 from imago.errors import UserError
 from imago.masking import MASK
 from imago.run.find import LATEST, find_run
+from imago.run.overview import Overview
 from imago.terminal import say
 
 WITHOUT_CHECKPOINT = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "-sc")
@@ -139,6 +141,7 @@ def resolve_run_args(words: list[str]) -> Arguments:
     _register_run_options(content, str(resolved.get("name", "base")))
     say(f"{key}: {folder}")
     _check_secrets(content, keys, words[at])
+    _check_privacy(content, words, folder, words[at])
     here = [f"hydra.run.dir={for_hydra(str(folder))}"] if key == "resume" else []
     if here and "hydra.run.dir" in keys:
         typed = next(word.partition("=")[2].strip("'\"") for word in words if word.startswith("hydra.run.dir="))
@@ -154,6 +157,19 @@ def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None
     """Raises ValueError for a secret that was typed: it is in no file, and has to be typed again."""
     if lost := next((key for key, value in leaves(content) if value == MASK and key not in typed), None):
         raise UserError(f"{word}: {lost} is a secret, which is not stored. Type it again: +{lost}=…")
+
+
+def _check_privacy(content: dict[str, Any], words: list[str], folder: Path, word: str) -> None:
+    """Raise UserError where `strategy=dp` is typed for a run that was not private."""
+    target = str((content.get("strategy") or {}).get("_target_"))
+    if word.startswith("replay") or "strategy=dp" not in words or target.startswith("imago.dp."):
+        return
+    again = [entry for entry in Overview(folder).overrides if override_key(entry) not in ("strategy", *WORDS)]
+    raise UserError(
+        f"{word} strategy=dp: a run that was not private cannot become private, because its weights have seen the "
+        "images without noise. Start a new run, for example ml-train "
+        f"{shlex.join([*again, 'strategy=dp', 'strategy.target_epsilon=3'])}"
+    )
 
 
 def _register_run_options(content: dict[str, Any], name: str) -> None:

@@ -112,7 +112,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "model.freeze_batch_norm=false, model.norm=null.",
     ),
     (
-        lambda cfg, _: bool(cfg.trainer.get("sync_batchnorm")) and _freezes_norms(cfg),
+        lambda cfg, _: bool(cfg.trainer.get("sync_batchnorm")) and freezes_norms(cfg),
         "trainer.sync_batchnorm=true, and BatchNorm is frozen (model.freeze_batch_norm or model.freeze): there are no "
         "statistics to synchronise. Remove trainer.sync_batchnorm.",
     ),
@@ -309,7 +309,8 @@ def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
 
 
-def _freezes_norms(cfg: DictConfig) -> bool:
+def freezes_norms(cfg: DictConfig) -> bool:
+    """Whether the BatchNorms of the network are frozen, or those of all layers but the head."""
     return bool(cfg.model.get("freeze_batch_norm")) or cfg.model.get("freeze") is not None
 
 

@@ -94,8 +94,9 @@ class PrivacyBudget(Strategy):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "history" not in state:
             raise UserError(
-                "strategy=dp: the checkpoint was trained without privacy, so a run that continues from it has no "
-                "guarantee. If its weights are public, start from them: model.net.weights=FILE (.safetensors, .pth)"
+                "strategy=dp: the checkpoint was trained without privacy, and a run that was not private cannot become "
+                "private. Start a new run, without ckpt_path= and resume=. If the checkpoint saw other images only, "
+                "type model.init_from= instead"
             )
         self._state = state
 

@@ -108,8 +108,8 @@ class PoissonBatchSampler(Sampler[list[SampleKey]]):
 
     def __init__(self, size: int, batch_size: int, draws: SecretDraws) -> None:
         self.size = size
-        self.batch_size = min(batch_size, size)
-        self.rate = self.batch_size / size
+        self.batch_size = batch_size
+        self.rate = batch_size / size
         self.draws = draws
         self.epoch = 0
 

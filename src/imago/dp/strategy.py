@@ -125,6 +125,12 @@ class DifferentialPrivacy(PrivacyBudget):
                 f"strategy=dp draws its own batches, and {type(sampler).__name__} draws them in another way: the "
                 "reported privacy would be wrong. Use the batches of Imago's data modules, or strategy=none"
             )
+        if sampler.batch_size > sampler.size:
+            raise UserError(
+                f"strategy=dp: data.batch_size={sampler.batch_size} is above the {sampler.size} train images, and each "
+                "is drawn with the probability batch size / images, which cannot be above 1. Type "
+                f"data.batch_size={max(1, sampler.size // 2)}, or up to {sampler.size}, with which every step uses all"
+            )
         made = PoissonBatchSampler(sampler.size, sampler.batch_size, self.draws)
         self.num_examples, self.sample_rate = sampler.size, made.rate
         return made

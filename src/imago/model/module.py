@@ -91,7 +91,7 @@ class DictModule(EpochLosses):
         head_lr: float | None = None,
         layer_decay: float | None = None,
         decay_norms_and_biases: bool = True,
-        norm: str | None = None,
+        norm: Literal["group"] | None = None,
         monitor: str = "val/loss",
         on_bad_loss: str = "error",
         probe: bool | Literal["auto", "only"] = "auto",

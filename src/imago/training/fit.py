@@ -15,6 +15,7 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
+from imago.config.setting_source import is_users_own
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
 from imago.evaluation.collect import at_least_one_batch
@@ -48,6 +49,7 @@ def train(
     epochs_before = None
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path)
+        model.strategy.load_state_dict(checkpoint["imago"]["strategy"])  # its refusal comes before all others
         check_fits(checkpoint, model, data, ckpt_path)
         check_resumable(trainer, model, data, checkpoint)
         if what := changed_labels(data.sets, checkpoint["imago"]):
@@ -56,6 +58,7 @@ def train(
         epochs_before = checkpoint["epoch"] + 1
     at_least_one_batch(trainer, "train", data.train_dataloader())
     at_least_one_batch(trainer, "val", data.val_dataloader())
+    _warn_of_large_batch(data, run)
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     with memory_errors_explained(trainer, model, data.batch_size):
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -79,6 +82,16 @@ def train(
             best,
         )
     return result
+
+
+def _warn_of_large_batch(data: ImageDataModule, run: RunFolder) -> None:
+    """Warn of a batch size of one's own that is above the number of train images."""
+    images = len(data.split("train"))
+    if data.batch_size > images and is_users_own("data.batch_size", run.invocation):
+        log.warning(
+            "data.batch_size=%d is above the %d train images: an epoch is one step, on all of them. For more steps "
+            "type a smaller one", data.batch_size, images
+        )  # fmt: skip
 
 
 def _cap_logging_interval(trainer: Trainer, batches: int) -> None:
