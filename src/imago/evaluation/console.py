@@ -52,7 +52,7 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
             of = f"of the {counted(len(score.labels), 'image')} in class folders (outside of them: {score.no_class})"
             console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
-            console().print(f"{name}: {describe_calibration(score.metrics['calibrated'])}", highlight=False)
+            _print(f"{_label(name, score)}: {describe_calibration(score.metrics['calibrated'])}")
     for name, score in result.scores.items():
         log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
     if not quiet:
@@ -196,10 +196,13 @@ def _table(result: Result) -> Table:
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for name, score in result.scores.items():
         metrics = score.metrics
-        label = name if score.split == name else f"{name} (on {score.split})"
         numbers = [metrics[key] for key in columns.values()]
-        table.add_row(label, str(metrics["n"]), *(f"{number:.4f}" for number in numbers))
+        table.add_row(_label(name, score), str(metrics["n"]), *(f"{number:.4f}" for number in numbers))
     return table
+
+
+def _label(name: str, score: Score) -> str:
+    return name if score.split == name else f"{name} (on {score.split})"
 
 
 def describe_label_errors(result: Result, folder: Path) -> str:

@@ -118,7 +118,8 @@ class Score:
     def _calibrated(self) -> dict[str, Any]:
         if self.calibration is None:
             return {}
-        return {"calibrated": self.calibration.measured(self.log_probabilities, self.labels)}
+        measured = self.calibration.measured(self.log_probabilities, self.labels)
+        return {"calibrated": measured | {"fitted_here": self.split == "val"}}
 
     @property
     def _present(self) -> list[int]:
