@@ -690,6 +690,7 @@ def test_a_frozen_backbone_keeps_its_batchnorm(train, command, trained, tmp_path
     draw_classes(others / "val", {"blue": 3, "green": 3, "red": 3}, seed=8)
     run = command("train", f"data.data_dir={others}", *SMALL, *DP, *start, "trainer.max_epochs=1", "test=false")
     assert run.exit_code == 0, run.output
+    assert run.checkpoint()["imago"]["unrecorded"].startswith("training began with model.init_from=")
     assert run.json("reports/privacy.json")["replaced"] == []
     assert "net.features.0.1.running_mean" in run.weights()
 

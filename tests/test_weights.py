@@ -3,11 +3,14 @@
 import copy
 import math
 from collections import OrderedDict
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers import draw_classes
+from omegaconf import OmegaConf
 from torch import nn
 
 import imago
@@ -15,8 +18,9 @@ from imago.errors import UserError
 from imago.model.initial_weights import start_from
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
-from imago.run.logs import logging_to
-from imago.training.start_weights import _check_private_start
+from imago.training.origins import Origin, check_private_start, origins_of, unrecorded_by
+
+DATA: Any = SimpleNamespace(split=lambda _: [1, 2, 3], train_digests=torch.tensor([1, 2, 3]))
 
 
 def model(**options) -> DictModule:
@@ -118,10 +122,38 @@ def test_an_export_is_known_with_its_classes_and_its_privacy(trained, command, t
         assert start_from(net, str(file), class_names, head) is None
         assert torch.equal(net.head.weight, trained_net.head.weight) == is_kept
         assert torch.equal(net.features[0][0].weight, trained_net.features[0][0].weight)
-    with logging_to(tmp_path / "train.log"):
-        _check_private_start(str(file), SimpleNamespace(seen_images=None), None)
-    said = "was trained without privacy, and an export does not record its images"
-    assert said in (tmp_path / "train.log").read_text()
+    for start in ({"init_from": str(file)}, {"net": {"weights": str(file)}}):  # both load it
+        origins = origins_of(OmegaConf.create(start))
+        with pytest.raises(UserError, match=r"their train images are not recorded.* type strategy\.public_init=true"):
+            check_private_start(origins, None, DATA, is_promised=False)
+        (promised,) = check_private_start(origins, None, DATA, is_promised=True)
+        assert "you promise (strategy.public_init=true) that these weights have seen none" in promised
+        assert unrecorded_by(origins, is_private=False).endswith("ants.safetensors")
+
+
+def test_what_weights_have_seen_is_known_over_several_runs(caplog):
+    """A private run keeps no list of images, and an export none at all: what comes after them is not known either."""
+    images = torch.tensor([7, 8])
+    cases = [  # weights, whether a private training may start from them, whether all their images are known afterwards
+        (Origin("FILE", is_foreign=True), True, True),
+        (Origin("RUN", seen=images), True, True),
+        (Origin("RUN", seen=torch.tensor([3, 7])), False, True),
+        (Origin("RUN", seen=images, unrecorded="training began with X"), False, False),
+        (Origin("RUN", seen=torch.tensor([], dtype=torch.int64)), False, False),
+        (Origin("EXPORT"), False, False),
+        (Origin("PRIVATE", spent="epsilon 3, delta 1e-05"), True, False),
+        (Origin("PRIVATE", spent="epsilon 3, delta 1e-05", unrecorded="training began with X"), False, False),
+    ]
+    for origin, may_start, is_known in cases:
+        with nullcontext() if may_start else pytest.raises(UserError, match="strategy=dp and"):
+            check_private_start([origin], None, DATA, is_promised=False)
+        assert (unrecorded_by([origin], is_private=False) == "") == is_known
+        assert (unrecorded_by([origin], is_private=True) == "") == origin.is_foreign
+    with pytest.raises(UserError, match=r"No strategy\.public_init=true changes that"):
+        check_private_start([cases[2][0]], None, DATA, is_promised=True)
+    (sums,) = check_private_start([cases[6][0]], None, DATA, is_promised=False)
+    assert "(epsilon 3, delta 1e-05). If it has seen images of this run, both epsilons and both deltas add up" in sums
+    assert sums in caplog.messages
 
 
 def test_weights_of_another_network_are_refused(train, tmp_path):

@@ -71,6 +71,8 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         metadata["privacy"] = privacy
         run.sections["Strategy"] = privacy
         warn_before_publishing(Path(cfg.ckpt_path), calibration, file_beside(Path(cfg.ckpt_path)))
+    if checkpoint["imago"].get("unrecorded"):
+        metadata["unrecorded"] = True
     metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), calibration)
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
     write_export(classifier.model.net.state_dict(), metadata, path)

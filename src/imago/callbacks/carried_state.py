@@ -29,6 +29,7 @@ class CarriedState(Callback):
         self.carried = carried
         self._progress: Progress | None = None
         self._seen_before: torch.Tensor | None = None
+        self._unrecorded = str(carried.get("unrecorded") or "")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self._seen_before is None:
@@ -60,7 +61,7 @@ class CarriedState(Callback):
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
             "drawn_test": data.sets.drawn_test,
-            **({"train_images": self._trained_on(data)} if pl_module.strategy.shows_train_images else {}),
+            **(self._images(data) if pl_module.strategy.shows_train_images else {"unrecorded": self._unrecorded}),
             "progress": capture_state(trainer, pl_module),
         }
 
@@ -68,11 +69,16 @@ class CarriedState(Callback):
         self.epochs.restore(checkpoint)
         self._progress = checkpoint["imago"]["progress"]
         self._seen_before = checkpoint["imago"].get("train_images")
+        self._unrecorded = str(checkpoint["imago"].get("unrecorded") or "")
         if restore_state(trainer, pl_module, checkpoint):
             self.epochs.best = None
 
-    def _trained_on(self, data: ImageDataModule) -> torch.Tensor:
-        """Digests of all images that the weights have seen, including the runs that this one was resumed from."""
-        if self._seen_before is None:
-            return data.train_digests
-        return torch.unique(torch.cat([data.train_digests, self._seen_before]))
+    def _images(self, data: ImageDataModule) -> dict[str, Any]:
+        """Digests of all images that the weights have seen, including the runs that this one was resumed from, and
+        why some may be missing."""
+        digests, unrecorded = data.train_digests, self._unrecorded
+        if len(digests) < len(data.split("train")):
+            unrecorded = unrecorded or "some of their train images have no digest"
+        if self._seen_before is not None:
+            digests = torch.unique(torch.cat([digests, self._seen_before]))
+        return {"train_images": digests, "unrecorded": unrecorded}

@@ -89,6 +89,7 @@ class PrivacyBudget(Strategy):
             "epsilon": self.epsilon(),
             "delta": self.delta,
             "accountant": self.accountant,
+            "assumed": list(self.assumed),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,6 +100,10 @@ class PrivacyBudget(Strategy):
                 "type model.init_from= instead"
             )
         self._state = state
+        before = [str(text) for text in state.get("assumed", []) if text not in self.assumed]
+        for text in before:
+            log.warning("%s", text)
+        self.assumed = [*self.assumed, *before]
 
     def stop_reason(self) -> str | None:
         is_through = self._trainer is not None and self._trainer.global_step >= self._planned

@@ -51,6 +51,8 @@ class DifferentialPrivacy(PrivacyBudget):
         physical_batch_size: Images that go through the network at a time, if a whole batch needs too much memory; the
             results are the same. 1 ensures that no image can change the gradient of another by mixing.
         secure_rng: Draw everything from the system's cryptographic generator, which is slower.
+        public_init: Your promise that weights in files that training starts from have seen none of the train images,
+            where nothing can check it.
     """
 
     shows_train_images = False
@@ -66,6 +68,7 @@ class DifferentialPrivacy(PrivacyBudget):
         grad_sample_mode: Literal["auto", "hooks", "ghost"] = "auto",
         physical_batch_size: Positive | None = None,
         secure_rng: bool = False,
+        public_init: bool = False,
     ) -> None:
         for option, choice, known in (
             ("accountant", accountant, ACCOUNTANTS),
@@ -91,6 +94,7 @@ class DifferentialPrivacy(PrivacyBudget):
         self.grad_sample_mode = grad_sample_mode
         self.physical_batch_size = physical_batch_size
         self.secure_rng = secure_rng
+        self.public_init = public_init
         self.draws = SecretDraws(secure_rng)
         self.clipping_name = clipping
         self.replaced: list[str] = []

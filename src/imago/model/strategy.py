@@ -21,6 +21,9 @@ class Strategy:
     shows_train_images = True
     """Whether files may record the train images: digests in checkpoints, pixels where `data.cache=auto` chooses."""
 
+    assumed: Sequence[str] = ()
+    """Assumptions about the weights that training starts from, for its report."""
+
     warnings: Sequence[str] = ()
     """Warnings of the run so far, for its report."""
 

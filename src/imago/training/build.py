@@ -57,6 +57,7 @@ from imago.terminal import shortened
 from imago.training.build_data import make_data, recorded_draws, warn_of_test_on_val
 from imago.training.head_first import head_first
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
+from imago.training.origins import check_private_start, origins_of, unrecorded_by
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
 from imago.training.trainer import build_trainer, instantiate_all
@@ -87,9 +88,16 @@ def build(
     loggers = _build_loggers(cfg, run, start)
     callbacks = instantiate_all(cfg.callbacks)
     if is_training:
-        check_start_weights(cfg, run, model, None if strategy.shows_train_images else data)
+        check_start_weights(cfg, run, model)
+        before = run.resume_from or cfg.ckpt_path
+        origins = origins_of(cfg.model) if before is None else []
+        if not strategy.shows_train_images:
+            strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
         check_callbacks(callbacks)
-        callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, data, model, strategy)]
+        carried = {"unrecorded": unrecorded_by(origins, is_private=not strategy.shows_train_images)} | _carried(
+            cfg, data
+        )
+        callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, model, strategy, carried)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
     _begin_records(cfg, run, trainer, start)
     if is_training:
@@ -151,12 +159,16 @@ def _build_loggers(cfg: DictConfig, run: RunFolder, start: Start | None) -> list
     return loggers
 
 
+def _carried(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
+    """Description of the run in its checkpoints, in plain types."""
+    own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
+    return {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
+
+
 def _own_callbacks(
-    cfg: DictConfig, run: RunFolder, data: ImageDataModule, model: DictModule, strategy: Strategy
+    cfg: DictConfig, run: RunFolder, model: DictModule, strategy: Strategy, carried: Mapping[str, Any]
 ) -> list[Callback]:
     """Callbacks of every training, besides those of its config, which come first: they log what these record."""
-    own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
-    carried = {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
     epochs, timing, weights = EpochLog(run, cfg.monitor, cfg.mode), Timing(run), start_weights(cfg, run, model)
     status = RunStatus(run, epochs, timing, weights)
     # no bound method: callbacks that average weights copy the model, and would copy the run with it

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from imago.checkpoint.exported import is_export, metadata_of
-from imago.checkpoint.read import find_checkpoint, read_checkpoint
+from imago.checkpoint.read import find_checkpoint
 from imago.config.recipe import PRETRAINED
 from imago.config.saved import save_config
-from imago.data.module import ImageDataModule
 from imago.errors import UserError
 from imago.model.module import DictModule
 from imago.model.origin import SCRATCH, name_of, weights_of
@@ -19,11 +17,6 @@ from imago.model.weight_files import WEIGHT_FILES
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-ADDS_UP = (
-    "model.init_from=%s was trained with strategy=dp. If it saw images of this run, both epsilons add up for these: "
-    "the epsilon of this run covers its own steps only"
-)
 
 
 def find_initial_weights(cfg: DictConfig, run: RunFolder) -> None:
@@ -50,21 +43,16 @@ def start_weights(cfg: DictConfig, run: RunFolder, model: DictModule) -> str:
     return weights_of(model.net, str(node.get("_target_", "imago.")), arguments)
 
 
-def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule, private: ImageDataModule | None) -> None:
+def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule) -> None:
     """Check the weights that a training starts from, and log which of them `model.norm` has replaced.
 
-    `private` are the data of a training whose weights may tell nothing of them.
-
     Raises:
-        UserError: `model.freeze` would freeze random weights, or the weights were trained on the private images.
+        UserError: `model.freeze` would freeze random weights.
     """
     weights = start_weights(cfg, run, model)
     _check_frozen(cfg, run, model, weights)
-    if run.resume_from is not None or cfg.ckpt_path is not None:
-        return
-    _log_replaced_norms(model, weights)
-    if private is not None and cfg.model.get("init_from") is not None:
-        _check_private_start(str(cfg.model.init_from), model, private)
+    if run.resume_from is None and cfg.ckpt_path is None:
+        _log_replaced_norms(model, weights)
 
 
 def _log_replaced_norms(model: DictModule, weights: str) -> None:
@@ -78,32 +66,6 @@ def _log_replaced_norms(model: DictModule, weights: str) -> None:
         ", without their pretrained weights and statistics" if is_pretrained else "",
         ", ".join(model.replaced_norms),
     )
-
-
-def _check_private_start(source: str, model: DictModule, data: ImageDataModule) -> None:
-    """Refuse weights that were trained on the train images without privacy; warn of those trained with it."""
-    if model.seen_images is not None:
-        known, seen = data.train_digests.tolist(), set(model.seen_images.tolist())
-        if shared := sum(digest in seen for digest in known):
-            raise UserError(
-                f"strategy=dp and model.init_from={source}: these weights were trained without privacy on {shared} of "
-                f"the {len(data.split('train'))} train images, for which there would be no guarantee. Start from "
-                "weights of other images, or leave these images out (data.exclude=FILE)."
-            )
-    elif is_export(source):
-        texts = metadata_of(source)
-        if "privacy" in texts:
-            log.warning(ADDS_UP, source)
-        elif "imago" in texts:
-            log.warning(
-                "model.init_from=%s was trained without privacy, and an export does not record its images. If it saw "
-                "images of this run, nothing is guaranteed for these. model.init_from=RUN, its run, would be checked",
-                source,
-            )
-    elif Path(source).suffix not in WEIGHT_FILES:
-        entry = read_checkpoint(source, mmap=True)["imago"]
-        if isinstance(entry["strategy"], dict) and entry["strategy"].get("history"):
-            log.warning(ADDS_UP, source)
 
 
 def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str) -> None:
