@@ -20,6 +20,7 @@ from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
 from imago.files import strict
 from imago.run.overview import Overview, find_runs, true_state
+from imago.run.spent import describe_totals
 from imago.terminal import closed_pipe_allowed, console, fail, plain, say, shortened
 
 __all__ = ["main", "true_state"]
@@ -80,6 +81,8 @@ def _show(folder: Path, arguments: argparse.Namespace) -> None:
         say(f"No training has begun below {folder}.")
     else:
         _print_table(shown, folder, arguments)
+    for sentence in describe_totals(runs):
+        say(sentence)
     if hidden:
         say(f"Hidden: {_counted(hidden)}. Show them with --all")
     if dead := [run.folder for run in shown if run.state == "dead" and run.is_resumable]:

@@ -63,7 +63,7 @@ def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[G
 def describe_drawn(groups: Sequence[Group]) -> str:
     """Sentence that says which splits the seeds of `groups` drew anew, and what keeps them; empty without any."""
     drawing = [run for group in groups if len(group.runs) > 1 for run in group.runs if run.setting("data.seed") == SEED]
-    splits = [split for split in ("val", "test") if any(split in run.drawn for run in drawing)]
+    splits = [split for split in ("val", "test") if any(split in run.data.get("drawn", ()) for run in drawing)]
     if not splits:
         return ""
     one = "splits" if len(splits) > 1 else "split"

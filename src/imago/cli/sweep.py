@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from imago.config.invocation import override_key
 from imago.config.resolvers import remember_sweep
-from imago.definitions import rounded_up
 from imago.files import write_text
 from imago.masking import masked_override
 from imago.run.overview import Overview, first_line
+from imago.run.spent import private_runs, total_spent
 from imago.terminal import console, counted, plain, say, shortened
 
 FILE = "sweep.csv"
@@ -110,19 +110,13 @@ def report(sweep: Sweep) -> None:
 
 
 def describe_spent(runs: Sequence[Overview]) -> str:
-    """Sentence with what private jobs spend together, empty for fewer than two of them: theorem 3.16 of Dwork and
-    Roth 2014."""
-    spent = [run.status["epsilon"] for run in runs if "epsilon" in run.status]
-    if len(spent) < 2:
+    """Sentence with what private jobs spend together, empty for fewer than two of them."""
+    private = private_runs(runs)
+    if len(private) < 2:
         return ""
-    has_bound = all(isinstance(epsilon, int | float) for epsilon in spent)
-    total = f"epsilon {rounded_up(sum(spent))}" if has_bound else "no bound"
-    deltas = [run.status["delta"] for run in runs if "epsilon" in run.status and "delta" in run.status]
-    if has_bound and len(deltas) == len(spent):  # runs of earlier versions did not record theirs
-        total += f", delta {sum(deltas):g}"
     return (
         f"Privacy: epsilons and deltas of jobs on the same images add up, also of those that you discard. These "
-        f"{len(spent)} have {total} together (docs/privacy.md)"
+        f"{len(private)} have {total_spent(private)} together (docs/privacy.md)"
     )
 
 

@@ -106,7 +106,8 @@ def _write_data(folder: Path, data: ImageDataModule) -> None:
     left_out["drawn"] = [split for split, record in records.items() if record is not None]
     if data.sets.corrections:
         left_out["corrections"] = data.sets.corrections
-    facts = data.facts | {"class_names": data.class_names, "notes": data.notes} | left_out
+    folder_read = {"folder": str(Path(data.sets.root).resolve())}
+    facts = data.facts | folder_read | {"class_names": data.class_names, "notes": data.notes} | left_out
     write_json(folder / "reports" / "data.json", facts)
 
 

@@ -28,6 +28,7 @@ PARTS = ("checkpoints", "reports", "plots", "tensorboard", "csv", ".hydra")
 """Subfolders of a run folder that hold no other run."""
 LARGEST = 16 * MEGABYTE
 SCORE = {"split": str, "n": int, "acc": NUMBER, "f1": NUMBER, "loss": NUMBER}
+DATA = {"folder!": str, "fingerprint!": str, "drawn": [str]}
 NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
 """Keys that say where or how a run is made, not what it trains."""
 TARGET = "._target_"
@@ -153,12 +154,13 @@ class Overview:
             return {}
 
     @cached_property
-    def drawn(self) -> list[str]:
-        """The splits that were drawn from train by a seed."""
+    def data(self) -> dict[str, Any]:
+        """`folder`, without links, and `fingerprint` of the images that it read, and `drawn`, the splits that were
+        drawn from train by a seed; empty if they are not known."""
         try:
-            return list(read_json(self.folder / "reports" / "data.json", {"drawn": [str]}, LARGEST).get("drawn", []))
+            return read_json(self.folder / "reports" / "data.json", DATA, LARGEST)
         except (OSError, UnreadableError):
-            return []
+            return {}
 
     def scored_images(self, metric: str) -> str | None:
         """Fingerprint of the images that a metric is computed on, such as `val/acc`, or `acc` and `loss` of the test
