@@ -583,6 +583,17 @@ def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
     assert "Publish the output of `ml-export`" in page
     assert "We trained with DP-SGD (Abadi et al. 2016) on 39 images: 10 steps" in page
     assert "knows all other images, the code, the settings and the seed" in page
+    for line in (
+        "val images: they choose the best checkpoint (val/acc) and the end of training (val/acc)",
+        "the number of train images (39), which scales the noise, and the 3 class names",
+        "the statistics of the normalisation (mean [0.485, 0.456, 0.406]",
+        "in metrics.jsonl, checkpoints and reports, and in TensorBoardLogger",
+        "the reports about single images of val: path, label and loss\n",
+        "attacks on floating-point noise (strategy.secure_rng=false)",
+    ):
+        assert line in page
+    for absent in ("the draw of val", "public_init", "data.exclude", "data.cache=disk", "class_weights", "thumbnails"):
+        assert absent not in page.partition("## Not covered")[2]
     assert f"| 0.001 | {rounded_up(report['epsilon'])} |\n" in page
     assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
     budget = f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image."

@@ -25,6 +25,7 @@ from imago.config.root import CONFIG_DIR
 from imago.errors import UserError
 from imago.run.find import find_run
 from imago.run.overview import Overview
+from imago.run.spent import describe_totals
 from imago.status import main as status
 
 FAST = ("trainer.max_epochs=1", "callbacks.early_stopping=null", "preflight=false")
@@ -137,12 +138,33 @@ def test_a_sweep_over_seeds_that_draw_their_own_val_split_says_so(tmp_path, draw
         folder = tmp_path / f"0{seed}"
         (folder / ".hydra").mkdir(parents=True)
         (folder / "reports").mkdir()
-        (folder / "reports" / "data.json").write_text(json.dumps({"drawn": drawn}))
+        facts = {"folder": "/data", "fingerprint": "1", "drawn": drawn}
+        (folder / "reports" / "data.json").write_text(json.dumps(facts))
         OmegaConf.save({"seed": seed, "data": {"seed": data_seed}}, folder / ".hydra" / "config.yaml")
         (folder / "status.json").write_text(json.dumps({"status": "completed", "best_value": 0.5}))
     text = run_table.describe_drawn(run_table.grouped_by_seed(sweep.jobs_of(tmp_path), ["seed"]))
     assert said in text
     assert bool(text) == bool(said)
+
+
+def test_private_runs_on_the_same_data_are_summed_wherever_a_path_leads(tmp_path):
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    runs = []
+    for name, folder, print_, epsilon in (
+        ("a", "data", "1", 3.0),
+        ("b", "link", "2", 2.5),
+        ("c", "copy", "1", 1.0),  # the same fingerprint
+        ("d", "data/train", "3", 1.0),
+        ("e", "other", "4", 1.0),
+        ("f", "data", "1", None),
+    ):
+        facts = {"folder": str((tmp_path / folder).resolve()), "fingerprint": print_}
+        (tmp_path / name / "reports").mkdir(parents=True)
+        (tmp_path / name / "reports" / "data.json").write_text(json.dumps(facts))
+        runs.append(Overview(tmp_path / name, {} if epsilon is None else {"epsilon": epsilon, "delta": 1e-5}))
+    (text,) = describe_totals(runs)
+    assert f"the 4 private runs on {tmp_path}/data have epsilon 7.5000, delta 4e-05 together" in text
 
 
 def test_a_failed_job_is_in_the_table(train, monkeypatch):

@@ -11,24 +11,9 @@ from imago.dp.clipping import Clipping
 from imago.files import write_json, write_text
 
 UNIT = "one image"
-NOT_COVERED = (
-    "a person with several images, or duplicates: k images have k times the epsilon, and a larger delta",
-    "private validation images: they choose the best checkpoint, the end, and a learning rate that follows a plateau",
-    "a temperature and thresholds that are fitted on private validation images (calibrate=true)",
-    "other runs on the same images: a search over settings spends the budget of each, and so does your choice",
-    "corrections that look at train images: lists of data.exclude and data.relabel, above all those of another run",
-    "the paths in these lists, which the report and reports/data.json repeat",
-    "the class names, which are treated as public",
-    "the draw of val or test from train: one more image of a small class may move another one",
-    "the number of train images, which scales the noise; their class counts and fingerprint, in the checkpoints",
-    "how often the gradient of an image was not finite (images_ignored), and images that cannot be read",
-    "what callbacks, networks and losses of your own do beyond what a trial on random images sees",
-    "the losses and metrics of training and validation, and later scores, in logs, checkpoints and reports",
-    "reports about the train and val images: predictions, worst mistakes, and thumbnails if they are turned on",
-    "decoded images in the cache folder (data.cache=disk), and its lists of damaged files",
-    "pretrained weights, class weights, normalisation and the range of 16-bit images, which are treated as public",
-    "timing of steps, and attacks on floating-point noise unless secure_rng is true",
-)
+PERSONS = "a person with several images, or duplicates: k images have k times the epsilon, and a larger delta"
+ROUNDING = "attacks on floating-point noise (strategy.secure_rng=false)"
+TIMING = "the timing of steps"
 LATER = "The table is computed at the end of training.\n"
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
@@ -50,6 +35,8 @@ class PrivateTraining(Protocol):
     secure_rng: bool
     target_epsilon: float | None
 
+    assumed: Sequence[str]
+    uncovered: Sequence[str]
     warnings: Sequence[str]
 
     @property
@@ -100,8 +87,15 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
         ],
         "replaced": dp.replaced,
         "warnings": list(dp.warnings),
-        "not_covered": list(NOT_COVERED),
+        "not_covered": _not_covered(dp),
     }
+
+
+def _not_covered(dp: PrivateTraining) -> list[str]:
+    """List what epsilon does not cover: `uncovered` and `assumed` of the training, and what holds for each."""
+    ignored = f"the number of gradients that were not finite and were ignored ({dp.ignored})" if dp.ignored else ""
+    rounding = "" if dp.secure_rng else ROUNDING
+    return list(filter(None, [*dp.assumed, *dp.uncovered, PERSONS, ignored, rounding, TIMING]))
 
 
 def describe_guarantee(dp: PrivateTraining) -> str:

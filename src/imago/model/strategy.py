@@ -24,6 +24,9 @@ class Strategy:
     assumed: Sequence[str] = ()
     """Assumptions about the weights that training starts from, for its report."""
 
+    uncovered: Sequence[str] = ()
+    """What this training does that the strategy's guarantee does not cover, for its report."""
+
     warnings: Sequence[str] = ()
     """Warnings of the run so far, for its report."""
 

@@ -23,9 +23,12 @@ def private_runs(runs: Sequence[Overview]) -> list[Overview]:
 
 
 def on_same_data(run: Overview, folder: str, fingerprint: str) -> bool:
-    """Whether a run has read the folder, wherever links lead, or a copy of its images with the same splits."""
-    facts = run.data
-    return bool(facts) and (Path(facts["folder"]) == Path(folder).resolve() or facts["fingerprint"] == fingerprint)
+    """Whether a run has read the folder, wherever links lead, one in it or around it, or a copy with these splits."""
+    if not run.data:
+        return False
+    one, other = Path(run.data["folder"]), Path(folder).resolve()
+    is_nested = one.is_relative_to(other) or other.is_relative_to(one)
+    return is_nested or run.data["fingerprint"] == fingerprint
 
 
 def describe_totals(runs: Sequence[Overview]) -> Iterator[str]:

@@ -61,6 +61,7 @@ from imago.training.origins import check_private_start, origins_of, unrecorded_b
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
 from imago.training.trainer import build_trainer, instantiate_all
+from imago.training.uncovered import uncovered
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def build(
         origins = origins_of(cfg.model) if before is None else []
         if not strategy.shows_train_images:
             strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
+            strategy.uncovered = uncovered(cfg, run, data, model)
         check_callbacks(callbacks)
         carried = {"unrecorded": unrecorded_by(origins, is_private=not strategy.shows_train_images)} | _carried(
             cfg, data

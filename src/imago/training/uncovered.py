@@ -1,0 +1,129 @@
+"""What epsilon does not cover in a private training with these settings, for reports/privacy.md."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from imago.config.tree import nodes
+from imago.data.colour import PLAIN
+from imago.data.module import ImageDataModule
+from imago.model.module import DictModule
+from imago.model.origin import weights_of
+from imago.run.folder import RunFolder
+from imago.run.overview import find_runs
+from imago.run.spent import on_same_data, private_runs, total_spent
+from imago.terminal import counted
+
+log = logging.getLogger(__name__)
+
+ROLES = {
+    "ModelCheckpoint": "the checkpoint",
+    "RunCheckpoint": "the best checkpoint",
+    "EarlyStopping": "the end of training",
+}
+
+
+def uncovered(cfg: DictConfig, run: RunFolder, data: ImageDataModule, model: DictModule) -> list[str]:
+    """List what this training does that its epsilon does not cover."""
+    return [
+        *_of_val(cfg, data),
+        *_of_other_runs(cfg, run, data),
+        *_of_facts(cfg, data, model),
+        *_of_files(cfg, data),
+    ]
+
+
+def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
+    chosen = [
+        f"{ROLES.get(target.rpartition('.')[2], key)} ({node.get('monitor')})"
+        for key, node in nodes(cfg.callbacks or {}, "callbacks")
+        for target in [str(node._target_)]
+        if str(node.get("monitor")).startswith("val/")
+    ]
+    if "ReduceLROnPlateau" in str((cfg.model.get("scheduler") or {}).get("_target_")):
+        chosen.append(f"the learning rate ({cfg.model.get('monitor')})")
+    images = counted(len(data.split("val")), "val image")
+    yield f"the {images}: {f'they choose {_joined(chosen)}, and ' if chosen else ''}nothing is guaranteed to them"
+    for split, drawn in (("val", data.sets.drawn_val), ("test", data.sets.drawn_test)):
+        if drawn is not None:
+            yield (
+                f"the draw of {split} from train (data.{split}_ratio={drawn[f'{split}_ratio']:g}): one more image of a "
+                "small class may move another one"
+            )
+    yield "a temperature and thresholds, if they are fitted on private val images later (ml-eval calibrate=true)"
+
+
+def _of_other_runs(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> Iterator[str]:
+    log_dir = Path(cfg.paths.log_dir)
+    continued = Path(cfg.ckpt_path).resolve().parent.parent if cfg.ckpt_path is not None else None
+    same = [
+        other
+        for other in find_runs(log_dir)
+        if other.folder.resolve() not in (run.path.resolve(), continued)
+        and on_same_data(other, data.sets.root, data.facts["fingerprint"])
+    ]
+    private = private_runs(same)
+    if private:
+        text = (
+            f"{counted(len(private), 'other private run')} on these data below {log_dir}: together "
+            f"{total_spent(private)}, to which epsilon and delta of this run add (docs/privacy.md)"
+        )
+        log.warning("%s", text)
+        yield text
+    plain = [other for other in same if "epsilon" not in other.status and other.task == "train" and other.has_begun]
+    if plain:
+        of_them = f"{counted(len(plain), 'run')} without privacy on these data below {log_dir}"
+        yield f"{of_them}: what it publishes of them has no guarantee"
+    if run.invocation.sweep_dir is not None:
+        yield "the choice among the runs of this sweep, and what each of them spends"
+    yield "runs on the same images elsewhere, and your choice of settings by them: each spends an epsilon of its own"
+
+
+def _of_facts(cfg: DictConfig, data: ImageDataModule, model: DictModule) -> Iterator[str]:
+    names = counted(len(data.class_names), "class name")
+    yield (
+        f"the number of train images ({len(data.split('train'))}), which scales the noise, and the {names}: both are "
+        "treated as public. Checkpoints also have the numbers of images of each class, and a fingerprint"
+    )
+    normalise = data.train_transform.normalisation
+    if normalise is not None:
+        mean, std = ([round(float(value), 4) for value in values] for values in (normalise.mean, normalise.std))
+        yield f"the statistics of the normalisation (mean {mean}, std {std}), which are treated as public"
+    if data.range != PLAIN.greatest:
+        yield f"the range of 16-bit images (data.range={data.range}), which is treated as public"
+    if cfg.model.get("class_weights") is not None:
+        yield "the class weights (model.class_weights), which are treated as public"
+    weights = weights_of(model.net, str((cfg.model.get("net") or {}).get("_target_", "imago.")), {})
+    if weights.startswith(("pretrained", "weights made")):
+        yield f"the weights to start from ({weights}), which are treated as public"
+    if own := sorted({str(node._target_) for _, node in nodes(cfg) if _is_own(str(node._target_))}):
+        yield f"what {_joined(own)} do beyond what a trial on random images sees"
+
+
+def _of_files(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
+    loggers = [str(node._target_).rpartition(".")[2] for _, node in nodes(cfg.logger or {}, "logger")]
+    yield (
+        "the losses and metrics of train and val, which have no noise, in metrics.jsonl, checkpoints and reports"
+        f"{f', and in {_joined(loggers)}' if loggers else ''}"
+    )
+    splits = [data.scored_split(split) for split in cfg.report.splits] if cfg.test else []
+    if splits:
+        with_pictures = ", with thumbnails" if cfg.report.pictures else ""
+        yield f"the reports about single images of {_joined(sorted(set(splits)))}: path, label and loss{with_pictures}"
+    for option in ("exclude", "relabel"):
+        if cfg.data.get(option) is not None:
+            yield f"the list data.{option}={cfg.data[option]}, if it comes from a look at train images, and its paths"
+    if data.skipped:
+        yield f"{counted(len(data.skipped), 'unreadable image')} that was left out (data.on_bad_image=skip)"
+    if cfg.data.get("cache") == "disk":
+        yield f"the decoded images in {cfg.paths.cache_dir}/pixels (data.cache=disk)"
+
+
+def _is_own(target: str) -> bool:
+    return target.partition(".")[0] not in ("imago", "lightning", "torch", "torchmetrics", "torchvision", "timm")
+
+
+def _joined(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
