@@ -137,7 +137,8 @@ def test_several_problems_are_said_in_one_message(train, own_colours):
     assert "trainer.min_steps=900, and there are " in error
     assert "blue/000.png" in error
     mixed = train("+data.train_transform.batch.mix={_target_: torchvision.transforms.v2.MixUp, num_classes: 3}")
-    assert "data.train_transform.batch makes soft labels, as MixUp and CutMix do" in mixed.error
+    assert "data.train_transform.batch makes soft labels, as MixUp and CutMix of torchvision do" in mixed.error
+    assert "Type imago.data.MixUp" in mixed.error
     settings = train("monitor=acc", "mode=best", "seed=-1", "+trainer.num_nodes=2", "preflight=maybe")
     for words in (
         "must name the stage too",

@@ -83,6 +83,7 @@ def check_the_same(run, whole) -> None:
     assert names == {"best.ckpt", "last.ckpt"}
 
 
+CUTMIX = "+data.train_transform.batch.cutmix={_target_: imago.data.CutMix}"
 SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=3")
 
 
@@ -100,11 +101,12 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
             "+callbacks.gas={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {1: 2}}",
             *("callbacks=[default,ema]", "callbacks.ema.start=0.3", "callbacks.ema.decay=0.8"),
             *("model.head_lr=0.02", "model.layer_decay=0.5", "model.decay_norms_and_biases=false"),
+            "+data.train_transform.batch.mixup={_target_: imago.data.MixUp}",
         ],
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
-        ["data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1"],
+        ["data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1", CUTMIX],
         ["trainer=ddp_sim", "trainer.val_check_interval=2"],
     ],
     ids=lambda overrides: overrides[0].replace("trainer.", ""),

@@ -2,11 +2,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
+from torch import nn
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from imago.data.crops import CenterBox, CropBox, RandomResizedBox
+from imago.data.mixing import CutMix, MixUp
 from imago.data.transforms import ImageTransform, Normalize, RandomHorizontalFlip
 from imago.definitions import INTERPOLATIONS
+from imago.errors import UserError
+from imago.model.losses import CriterionsComposition
 from imago.randomness import seeded_scope
 
 
@@ -74,6 +79,39 @@ def test_a_flip_depends_on_the_image_and_the_epoch_but_not_on_the_batch():
     assert flipped(RandomHorizontalFlip(0.5, seed=2), list(range(40))) != whole
     assert not any(flipped(RandomHorizontalFlip(0.0), [1, 2]))
     assert all(flipped(RandomHorizontalFlip(1.0), [1, 2]))
+
+
+@pytest.mark.parametrize("mixing", [MixUp(0.3), CutMix(1.0)], ids=["mixup", "cutmix"])
+def test_the_loss_of_mixed_images_is_that_of_soft_labels(mixing):
+    images, labels = torch.rand(6, 3, 10, 14), torch.arange(6) % 3
+    logits = torch.randn(6, 3)
+    composed = CriterionsComposition({"ce": nn.CrossEntropyLoss(label_smoothing=0.1)})
+    for seed in range(8):
+        torch.manual_seed(seed)
+        mixed = {"image": images, "label": labels, "logits": logits}
+        mixed |= mixing(mixed)
+        share, before = mixed["share"], images.roll(1, dims=0)
+        own = (mixed["image"] == images).float().mean()
+        if isinstance(mixing, CutMix):
+            assert float(own) == pytest.approx(share)
+            assert bool(((mixed["image"] == images) | (mixed["image"] == before)).all())
+        else:
+            assert torch.allclose(mixed["image"], share * images + (1 - share) * before)
+            assert share >= 0.5
+        soft = share * F.one_hot(labels, 3) + (1 - share) * F.one_hot(labels.roll(1), 3)
+        assert torch.equal(mixed["label"], labels)
+        expected = F.cross_entropy(logits, soft, label_smoothing=0.1)
+        assert float(composed(mixed)["total"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_cannot_be_mixed_is_refused():
+    with pytest.raises(UserError, match="alpha must be above 0, got 0"):
+        MixUp(0)
+    batch = {"image": torch.rand(2, 3, 4, 4), "label": torch.zeros(2)}
+    with pytest.raises(UserError, match="MixUp and CutMix cannot both be"):
+        CutMix()(batch | MixUp()(batch))
+    with pytest.raises(UserError, match="after normalize"):
+        MixUp()({"image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "label": torch.zeros(2)})
 
 
 def test_normalize_scales_to_one_first():

@@ -17,10 +17,13 @@ EXPORT_SUFFIX = ".safetensors"
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALL_DIGITS = Context(prec=400)  # of any float
-Interpolation = Literal["bilinear", "bicubic"]
-INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+Interpolation = Literal["auto", "bilinear", "bicubic"]
+"""`auto`, that of the weights, is replaced when a config is composed."""
+INTERPOLATIONS: tuple[Literal["bilinear", "bicubic"], ...] = ("bilinear", "bicubic")
 """Ways to resize images; the first is the default."""
 Batch = dict[str, Any]
+PARTNER_LABEL, SHARE = "partner_label", "share"
+"""Keys of a batch of mixed images: the label of the other image, and the share of the own one, 0 to 1."""
 SampleKey = tuple[int, int]  # epoch, index
 
 

@@ -98,8 +98,8 @@ class Preflight(Callback):
         batch = self._batch(trainer, model, "train")
         if batch["label"].ndim != 1 or batch["label"].is_floating_point():
             raise UserError(
-                "data.train_transform.batch makes soft labels, as MixUp and CutMix do, which losses could take and "
-                "metrics cannot count. Leave that step out"
+                "data.train_transform.batch makes soft labels, as MixUp and CutMix of torchvision do, which metrics "
+                "cannot count. Type imago.data.MixUp or imago.data.CutMix for _target_, without num_classes"
             )
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         sizes: dict[int, int] = {}

@@ -11,7 +11,6 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         "64",
         says("Scoring uses the batch size of training, data.batch_size."),
     ),
-    ("mixup cutmix mixup_alpha", "0.2", no_counterpart("MixUp and CutMix need soft labels, which are not supported")),
     (
         "auto_augment aa item_tfms batch_tfms color_jitter reprob erasing randaugment vflip flipud degrees hsv_h hsv_s "
         "hsv_v translate shear perspective remode recount aug_repeats aug_splits",

@@ -87,6 +87,17 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         "false",
         switch(Hint(note=AUGMENTATION), NO_AUGMENTATION),
     ),
+    *(
+        (
+            words,
+            "0.2",
+            types(
+                f"+data.train_transform.batch.{name.lower()}._target_=imago.data.{name}",
+                f"+data.train_transform.batch.{name.lower()}.alpha={{}}",
+            ),
+        )
+        for words, name in (("mixup mixup_alpha", "MixUp"), ("cutmix cutmix_alpha", "CutMix"))
+    ),
     ("fliplr hflip horizontal_flip flip", "0.5", types("data.train_transform.batch.flip.p={}")),
     ("crop_pct", "0.875", types("data.eval_transform.box.share={}")),
     ("interpolation train_interpolation", "bicubic", types("data.interpolation={}")),

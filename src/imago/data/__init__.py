@@ -15,6 +15,7 @@ __all__, __getattr__ = lazy_exports(
         "folder_images": ["FolderImages"],
         "sources": ["read_source"],
         "transforms": ["ImageTransform", "Normalize", "RandomHorizontalFlip"],
+        "mixing": ["CutMix", "MixUp"],
         "crops": ["CenterBox", "CropBox", "CropPolicy", "FittedBox", "PaddedCropBox", "RandomResizedBox", "WholeBox"],
         "dataset": ["ImageDataset"],
         "samplers": ["EvalBatchSampler", "TrainBatchSampler"],

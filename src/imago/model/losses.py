@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imago.definitions import Batch
+from imago.definitions import PARTNER_LABEL, SHARE, Batch
 from imago.errors import DivergenceError, MissingKeyError, UserError
 from imago.terminal import shortened
 from imago.wiring import arguments, check_names
@@ -53,7 +53,14 @@ class CriterionsComposition(nn.Module):
         self.mapping = {name: dict(names) for name, names in (mapping or {}).items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean of each loss over the batch, and `total`: scalars by name."""
+        """Mean of each loss over the batch, and `total`: scalars by name. For mixed images it is the mean of those for
+        both labels, weighted by their shares."""
+        if PARTNER_LABEL not in batch:
+            return self._means(batch)
+        own, partner = self._means(batch), self._means(batch | {"label": batch[PARTNER_LABEL]})
+        return {name: torch.lerp(partner[name], loss, batch[SHARE]) for name, loss in own.items()}
+
+    def _means(self, batch: Batch) -> dict[str, Tensor]:
         if self.class_weights is not None:
             return {name: losses.mean() for name, losses in self.per_image(batch).items()}
         return self._with_total(
