@@ -159,7 +159,7 @@ def test_private_runs_on_the_same_data_are_summed_wherever_a_path_leads(tmp_path
         ("e", "other", "4", 1.0),
         ("f", "data", "1", None),
     ):
-        facts = {"folder": str((tmp_path / folder).resolve()), "fingerprint": print_}
+        facts = {"folder": str((tmp_path / folder).resolve()), "fingerprint": print_, "drawn": ["val"]}
         (tmp_path / name / "reports").mkdir(parents=True)
         (tmp_path / name / "reports" / "data.json").write_text(json.dumps(facts))
         runs.append(Overview(tmp_path / name, {} if epsilon is None else {"epsilon": epsilon, "delta": 1e-5}))

@@ -38,7 +38,11 @@ def describe_totals(runs: Sequence[Overview]) -> Iterator[str]:
         group, size = [rest[0]], 0
         while len(group) > size:  # runs on a copy lead to further runs on that copy
             size = len(group)
-            group = [run for run in rest if any(on_same_data(run, **known.data) for known in group)]
+            group = [
+                run
+                for run in rest
+                if any(on_same_data(run, known.data["folder"], known.data["fingerprint"]) for known in group)
+            ]
         rest = [run for run in rest if run not in group]
         if len(group) > 1:
             yield (
