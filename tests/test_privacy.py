@@ -321,7 +321,7 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
     assert run.json("status.json")["epsilon"] == float(rounded_up(told["epsilon"]))
     for page in ("summary.txt", "report.html", "report.md", "reports/privacy.md"):
         assert rounded_up(told["epsilon"]) in run.text(page)
-    assert "private validation images: they choose the best checkpoint" in run.text("reports/privacy.md")
+    assert "val images: they choose the best checkpoint" in run.text("reports/privacy.md")
 
 
 def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
