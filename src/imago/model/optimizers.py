@@ -3,14 +3,15 @@
 import inspect
 import math
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from imago.errors import UserError
 from imago.lightning_internals import callbacks_of
@@ -148,10 +149,17 @@ def optimizer_settings(optimizer: Any, scheduler: Any) -> dict[str, Any]:
 def apply_new_settings(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[str, Any]) -> None:
     """Apply settings that were changed since a checkpoint was written: restoring it has brought back the old ones.
 
-    `then` and `now` come from `optimizer_settings`. Learning rates keep the fraction that the schedule has left.
+    `then` and `now` come from `optimizer_settings`. Learning rates keep the fraction that the schedule has left. A
+    schedule that is a function of the step has its rate at this step at once: the restored one is of a shorter run.
     """
-    if not then or then == now:
-        return
+    if then and then != now:
+        _apply_changes(optimizer, scheduler, then, now)
+    if isinstance(scheduler, LambdaLR | OneCycleLR):
+        with warnings.catch_warnings(action="ignore"):  # torch expects the question within a step alone
+            _set_rates(optimizer, scheduler.get_lr())
+
+
+def _apply_changes(optimizer: Any, scheduler: Any, then: dict[str, Any], now: dict[str, Any]) -> None:
     for group, before, after in zip(optimizer.param_groups, then["groups"], now["groups"], strict=False):
         for key in after.keys() & before.keys() - set(OF_THE_STATE):
             # a new scheduler sets `lr` to its first value, and keeps the setting as `initial_lr`
@@ -162,8 +170,12 @@ def apply_new_settings(optimizer: Any, scheduler: Any, then: dict[str, Any], now
         return
     scheduler.load_state_dict(_replaced(scheduler.state_dict(), then["scheduler"], now["scheduler"]))
     if hasattr(scheduler, "_get_closed_form_lr"):  # otherwise it continues where the old schedule was
-        for group, rate in zip(optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
-            group["lr"] = rate
+        _set_rates(optimizer, scheduler._get_closed_form_lr())
+
+
+def _set_rates(optimizer: Any, rates: Sequence[Any]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _replaced(state: Any, then: Any, now: Any) -> Any:
