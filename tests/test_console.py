@@ -164,6 +164,8 @@ def test_warnings_are_repeated_above_the_scores_and_kept(trained):
     first, again, table = (trained.output.index(text) for text in (warning, "Warnings:\n  - ", "Scores of best.ckpt"))
     assert first < again < trained.output.index(warning, again) < table
     assert [text for text in trained.json("status.json")["warnings"] if warning in text]
+    assert "val has 15 images, and chooses the checkpoint (monitor=val/acc), largely by chance" in trained.output
+    assert re.search(r"\n95% intervals of the accuracy: .*test 0\.\d{3} to 1\.000", trained.output)
     assert warning in trained.text("summary.txt").partition("Warnings")[2].partition("\n\n")[0]
     for page in ("report.html", "report.md"):
         assert warning in trained.text(page).partition("Warnings")[2]

@@ -268,6 +268,8 @@ def test_a_replay_is_compared(train, command, tmp_path):
     assert again.exit_code == 0, again.output
     assert "is bit-identical" in again.output
     assert again.json("reports/replay.json") == {"replayed": str(run.dir), "different": [], "around": []}
+    assert "model.optimizer.lr=0.003" in again.json("reports/environment.json")["command"]
+    assert again.json("reports/changes.json") == run.json("reports/changes.json")
     other = command("train", f"replay={run.dir}", "model.optimizer.lr=0.004", folder=tmp_path / "other")
     assert other.exit_code == 1
     assert "differs: epochs (metrics.jsonl), weights (checkpoints/last.ckpt)" in other.output

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -170,7 +171,17 @@ def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, comm
     events = EventAccumulator(str(board))
     events.Reload()
     assert [event.value for event in events.Scalars("val/acc")] == [row["val/acc"] for row in more.history]
-    assert len(more.json("reports/environment.json")["resumed"]) == 1
+    environment = more.json("reports/environment.json")
+    assert len(environment["resumed"]) == 1
+    changes = {change["key"]: change["value"] for change in run.json("reports/changes.json")}
+    assert changes["trainer.max_epochs"] == 4  # compared with the defaults, as for a new run
+    assert {"data.data_dir", "data.image_size", "model.scheduler._target_"} <= changes.keys()
+    assert "resume" not in changes
+    typed = " ".join(shlex.split(environment["command"].removeprefix("python src/train.py ")))
+    assert re.search(r"^data\.data_dir=.*model\.scheduler=null.* trainer\.max_epochs=4$", typed)
+    assert "max_epochs=2" not in typed
+    assert re.search(rf"typed +{re.escape(typed)}\n", more.text("summary.txt"))
+    assert "from_run" not in more.text(".hydra/hydra.yaml")
 
 
 @pytest.mark.quick

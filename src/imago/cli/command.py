@@ -27,7 +27,7 @@ from imago.cli.stop_signals import stopped_by_signals
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
-from imago.config.saved import drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
+from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
 from imago.definitions import BUDGET_SPENT, STOPPING, TERMINATED
 from imago.errors import CREATING_DATA, IncompleteError, UserError, message_of
@@ -216,16 +216,22 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
 
 def _write_config(run: RunFolder, cfg: DictConfig) -> None:
     save_config(cfg, run.path, run.invocation)
-    write_json(run.path / "reports" / "changes.json", config_changes(cfg, run.invocation))
+    invocation = as_new_run(cfg, run.invocation)
+    write_json(run.path / "reports" / "changes.json", config_changes(cfg, invocation))
     run.sections["Run"] = {
         "name": cfg.name,
         "folder": run.path,
         "tags": ", ".join(cfg.tags) or None,
-        "typed": " ".join(map(masked_override, run.invocation.overrides)) or "nothing",
+        "typed": _shown_words(invocation),
+        "typed to resume or replay": _shown_words(run.invocation) if invocation is not run.invocation else None,
     }
     run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
     run.update()
     log.debug("Command line: %s", " ".join(sys.argv))
+
+
+def _shown_words(invocation: Invocation) -> str:
+    return " ".join(map(masked_override, invocation.overrides)) or "nothing"
 
 
 def _end(run: RunFolder, error: BaseException) -> NoReturn:

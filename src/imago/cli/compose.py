@@ -19,7 +19,7 @@ from imago.config.auto_model import AUTO, describe_choice, register_auto_model
 from imago.config.checks import lacks_data
 from imago.config.invocation import Invocation, for_hydra, override_key
 from imago.config.preprocessing import choose_preprocessing
-from imago.config.root import CONFIG_DIR
+from imago.config.root import COMMAND_KEYS, CONFIG_DIR
 from imago.config.schema import shipped
 from imago.config.tree import leaves
 from imago.masking import masked_config
@@ -51,7 +51,8 @@ def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, An
     before, after = (
         dict(leaves(masked_config(OmegaConf.to_container(config, resolve=False)))) for config in (plain, cfg)
     )
-    keys = [key for key in {**before, **after} if key.partition(".")[0] not in ("hydra", "paths", "name", "task_name")]
+    no_settings = ("hydra", "paths", "name", "task_name", *COMMAND_KEYS)
+    keys = [key for key in {**before, **after} if key.partition(".")[0] not in no_settings]
     return [
         {"key": key, "default": before.get(key), "value": after.get(key)}
         for key in keys

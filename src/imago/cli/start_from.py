@@ -13,7 +13,7 @@ from imago.cli.compose import log_dir_of
 from imago.config.carried import GROUPS, OPTION, ROOT_KEYS, TRAINER_COMMAND_KEYS, read_checkpoint_config
 from imago.config.invocation import for_hydra, override_key, override_value
 from imago.config.root import COMMAND_KEYS, CONFIG_DIR, OTHER_COMMANDS
-from imago.config.saved import read_yaml
+from imago.config.saved import RUN_OPTION, read_yaml
 from imago.config.tree import leaves
 from imago.errors import UserError
 from imago.masking import MASK
@@ -105,7 +105,6 @@ def resolve_checkpoint_args(words: list[str], predicts: bool = False) -> Argumen
     return Arguments([*words[:at], word, *words[at + 1 :]], str(files[0]) if own else None)
 
 
-RUN_OPTION = "from_run"
 RUN_GROUPS = ("data", "model", "trainer", "strategy", "callbacks", "logger", "paths")
 WORDS = ("resume", "replay")
 

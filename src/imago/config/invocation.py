@@ -1,7 +1,8 @@
 """What was typed, and what Hydra composed from it: read from Hydra once, then a plain value."""
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from imago.config.root import CONFIG_DIR
+from imago.masking import masked_override
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,11 @@ class Invocation:
         from hydra.types import RunMode
 
         hydra = HydraConfig.get()
-        sources = [Path(entry.path) for entry in hydra.runtime.config_sources if entry.schema == "file" and entry.path]
         content: Any = OmegaConf.to_container(OmegaConf.create({"sweeper": hydra.sweeper}), resolve=False)
         return cls(
-            config_name=hydra.job.config_name or "",
+            **_composition(hydra),
             overrides=tuple(composed_overrides()),
             hydra_overrides=tuple(map(str, hydra.overrides.hydra)),
-            choices={str(key): str(value) for key, value in hydra.runtime.choices.items() if value is not None},
-            config_folders=tuple(dict.fromkeys([*map(str, sources), CONFIG_DIR])),
             output_dir=str(hydra.runtime.output_dir),
             sweep_dir=str(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None,
             sweeper=content["sweeper"],
@@ -86,6 +85,19 @@ class Invocation:
         OmegaConf.update(hydra, f"hydra.runtime.choices.{group}", option)
         return replace(self, choices={**self.choices, group: option}, hydra=OmegaConf.to_yaml(hydra))
 
+    def composed_from(self, hydra: Any, overrides: Sequence[str]) -> "Invocation":
+        """The invocation with the config name, the choices and the folders of other Hydra settings, and `overrides`."""
+        return replace(self, **_composition(hydra.hydra), overrides=tuple(overrides), hydra=OmegaConf.to_yaml(hydra))
+
+    @property
+    def command(self) -> str:
+        """Command line that composes these settings, without secrets."""
+        folders = [folder for folder in self.config_folders if folder != CONFIG_DIR]
+        flags = [word for folder in folders[:1] for word in ("--config-dir", folder)]  # Hydra takes one
+        name = [] if self.config_name == "train" else ["--config-name", self.config_name]
+        words = [*flags, *name, *map(masked_override, self.overrides)]
+        return f"{self.program} {shlex.join(words)}".rstrip()
+
     @property
     def search_path(self) -> tuple[str, ...]:
         """Typed overrides of the folders in which configs are searched."""
@@ -95,6 +107,16 @@ class Invocation:
     def keys(self) -> set[str]:
         """Settings and groups that were typed."""
         return {override_key(word) for word in self.overrides}
+
+
+def _composition(hydra: Any) -> dict[str, Any]:
+    """Name of the composed config, chosen options, and the folders in which configs are searched."""
+    sources = [Path(entry.path) for entry in hydra.runtime.config_sources if entry.schema == "file" and entry.path]
+    return {
+        "config_name": hydra.job.config_name or "",
+        "choices": {str(key): str(value) for key, value in hydra.runtime.choices.items() if value is not None},
+        "config_folders": tuple(dict.fromkeys([*map(str, sources), CONFIG_DIR])),
+    }
 
 
 def composed_overrides() -> list[str]:
@@ -116,4 +138,4 @@ def override_value(word: str) -> str:
 
 def for_hydra(value: str) -> str:
     """Quote `value` as Hydra's grammar requires for unusual characters."""
-    return value if re.fullmatch(r"[\w./:-]+", value) else "'" + value.replace("'", "\\'") + "'"
+    return value if re.fullmatch(r"[\w./:*-]+", value) else "'" + value.replace("'", "\\'") + "'"

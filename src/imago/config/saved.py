@@ -1,16 +1,20 @@
 """Config files of a run folder, and the differences between two of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, override_key
 from imago.config.root import COMMAND_KEYS
 from imago.config.tree import leaves
 from imago.files import UnreadableError, read_text, write_text
 from imago.masking import masked_config
+
+RUN_OPTION = "from_run"
+"""Name of the config, and of the option of each group, with the settings of a run that is resumed or replayed."""
 
 
 def settings_changed(cfg: DictConfig, folder: Path) -> list[str]:
@@ -37,8 +41,33 @@ def drawn_seed(folder: Path) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
+def as_new_run(cfg: DictConfig, invocation: Invocation) -> Invocation:
+    """The invocation that composes a resumed or replayed run from the defaults: what was typed for it then and now."""
+    files = Path(cfg.resume or cfg.replay or "", ".hydra")
+    if invocation.config_name != RUN_OPTION or not (files / "hydra.yaml").is_file():
+        return invocation
+    before = read_yaml(files / "hydra.yaml").hydra
+    typed = yaml.safe_load(read_text(files / "overrides.yaml"))
+    now = [word for word in invocation.overrides if override_key(word) not in COMMAND_KEYS]
+    hydra: Any = OmegaConf.create(invocation.hydra)
+    chosen = {group: option for group, option in hydra.hydra.runtime.choices.items() if option != RUN_OPTION}
+    hydra.hydra.runtime.choices = {**before.runtime.choices, **chosen}
+    hydra.hydra.runtime.config_sources = before.runtime.config_sources
+    hydra.hydra.job.config_name = before.job.config_name
+    return invocation.composed_from(hydra, _joined(typed, now))
+
+
+def _joined(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Overrides of a run, and those that were typed since, which replace whatever they set."""
+    keys = tuple(f"{override_key(word).replace('/', '.')}." for word in now)
+    kept = [word for word in before if not f"{override_key(word).replace('/', '.')}.".startswith(keys)]
+    added = {override_key(word) for word in before if word.startswith("+")}
+    return [*kept, *(f"+{word}" if override_key(word) in added and word[0] not in "+~" else word for word in now)]
+
+
 def save_config(cfg: Any, folder: Path, invocation: Invocation) -> None:
-    """Write `config.yaml` (what ran) and Hydra's own `.hydra/` files."""
+    """Write `config.yaml` (what ran) and Hydra's own `.hydra/` files, those of a resumed run as if it was new."""
+    invocation = as_new_run(cfg, invocation)
     hydra_files = folder / ".hydra"
     hydra_files.mkdir(exist_ok=True)
     write_text(folder / "config.yaml", yaml_of(cfg, resolve=True))

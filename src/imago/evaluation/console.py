@@ -27,6 +27,7 @@ from imago.files import strict
 from imago.report.content import SCORED_AGAIN
 from imago.report.label_errors import confident_errors
 from imago.report.page import refresh_report
+from imago.report.split import wilson
 from imago.report.thumbnails import MOST_LABEL_ERRORS
 from imago.run.folder import RunFolder, now
 from imago.terminal import console, counted, shortened
@@ -47,6 +48,9 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
     _repeat_warnings(run.warnings, run.path)
     if result.scores:
         console().print(_table(result))
+        intervals = {name: wilson(score.metrics["acc"], score.metrics["n"]) for name, score in result.scores.items()}
+        shown = ", ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in intervals.items())
+        _print(f"95% intervals of the accuracy: {shown}")
     for name, score in result.scores.items():
         if score.no_class:
             of = f"of the {counted(len(score.labels), 'image')} in class folders (outside of them: {score.no_class})"

@@ -76,10 +76,13 @@ def write_reports(
     show_in_tensorboard(loggers, f"predictions_{split}", sheet, step)
 
 
-def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True) -> None:
+def write_facts(
+    folder: Path, data: ImageDataModule, goes_on: bool = False, pictures: bool = True, command: str | None = None
+) -> None:
     """Write what a report says of data and environment, before training; with `pictures`, also some train images.
 
-    If the run is resumed (`goes_on`), its first environment is kept, and this one is added as `resumed`.
+    If the run is resumed (`goes_on`), its first environment is kept, and this one is added as `resumed`. `command`
+    makes the whole run; None is the command line of this process.
     """
     reports = folder / "reports"
     _write_data(folder, data)
@@ -87,10 +90,12 @@ def write_facts(folder: Path, data: ImageDataModule, goes_on: bool = False, pict
         shown = next(split for split in ("train", "val", "test") if split in data.sets.splits)
         write_json(reports / "samples.json", samples(data.split(shown), data.class_names))
     file, here = reports / "environment.json", environment() | {"time": now()}
+    here |= {"command": command} if command is not None else {}
     if goes_on and file.is_file():
         with suppress(UnreadableError):
             first = read_json(file, {"*": object}, LARGEST)
-            here = first | {"resumed": [*first.get("resumed", []), here]}
+            now_typed = {"command": here["command"]}
+            here = first | now_typed | {"resumed": [*first.get("resumed", []), here]}
     write_json(file, here)
 
 

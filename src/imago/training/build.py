@@ -35,6 +35,7 @@ from imago.config.carried import (
 )
 from imago.config.combinations import lightning_name, refused_callback
 from imago.config.own_code import OWN_CODE
+from imago.config.saved import as_new_run
 from imago.config.setting_source import is_users_own
 from imago.config.tree import nodes
 from imago.data.images import class_counts
@@ -54,7 +55,7 @@ from imago.model.module import DictModule
 from imago.model.strategy import Strategy
 from imago.run.folder import RunFolder
 from imago.terminal import shortened
-from imago.training.build_data import make_data, recorded_draws, warn_of_test_on_val
+from imago.training.build_data import make_data, recorded_draws, warn_of_few_val_images, warn_of_test_on_val
 from imago.training.head_first import head_first
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
 from imago.training.origins import check_private_start, origins_of, unrecorded_by
@@ -104,6 +105,7 @@ def build(
     _begin_records(cfg, run, trainer, start)
     if is_training:
         warn_of_test_on_val(cfg, data, trainer)
+        warn_of_few_val_images(cfg, data, trainer)
     _describe_data(cfg, run, data, start)
     return data, model, trainer
 
@@ -200,7 +202,9 @@ def _begin_records(cfg: DictConfig, run: RunFolder, trainer: Trainer, start: Sta
 def _describe_data(cfg: DictConfig, run: RunFolder, data: ImageDataModule, start: Start | None) -> None:
     """Record the facts of the data for summary and report."""
     if run.rank == 0:
-        run.write_when_accepted(partial(write_facts, run.path, data, start is not None, cfg.report.pictures))
+        invocation = as_new_run(cfg, run.invocation)
+        command = invocation.command if invocation is not run.invocation else None
+        run.write_when_accepted(partial(write_facts, run.path, data, start is not None, cfg.report.pictures, command))
     names = textwrap.shorten(", ".join(data.class_names), 200, placeholder=" …")
     run.sections["Data"] = {"folder": data.sets.root, "classes": f"{len(data.class_names)}: {names}", **data.sizes}
     run.sections["Data"] |= {f"note {number}": note for number, note in enumerate(data.notes, 1)}

@@ -1,6 +1,7 @@
 """Makes the data module of a `data` node, for training or to score a checkpoint."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from imago.errors import CREATING_DATA, UserError
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
 from imago.run.folder import RunFolder
+from imago.terminal import counted
+
+FEW, LARGEST_VAL = 20, 0.5
+"""Number of val images below which a run warns, and the largest fraction of train that it suggests for val."""
 
 
 def make_data(
@@ -78,6 +83,25 @@ def warn_of_test_on_val(cfg: DictConfig, data: ImageDataModule, trainer: Trainer
     data.say(
         f"val also chooses the checkpoint (monitor={monitor}), so its scores as test are too good. For an honest test "
         f"split, {advice}"
+    )
+
+
+def warn_of_few_val_images(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> None:
+    """Warn if a val split of very few images chooses the checkpoint of a run."""
+    images = len(data.split("val"))
+    is_tried = cfg.preflight == "only" or option_of(trainer, "fast_dev_run")
+    if images >= FEW or is_tried or not cfg.monitor.startswith("val/"):
+        return
+    total, is_drawn = images + data.sizes["train"], data.sets.drawn_val is not None
+    ratio = math.ceil(20 * FEW / total) / 20  # in steps of 0.05
+    advice = "give data with more val images"
+    if is_drawn and "val_ratio" in cfg.data and ratio <= LARGEST_VAL:
+        advice = f"type data.val_ratio={ratio:g}, which leaves {total - round(ratio * total)} images to train on"
+    elif is_drawn:
+        advice = "give more images"
+    data.say(
+        f"val has {counted(images, 'image')}, and chooses the checkpoint (monitor={cfg.monitor}), largely by chance. "
+        f"For a steadier choice {advice}"
     )
 
 
