@@ -309,8 +309,36 @@ def test_status_says_that_scores_are_of_different_images(monkeypatch, capsys, tm
     for word in ("best", "val/acc"):
         assert sentence in " ".join(show_status(monkeypatch, capsys, tmp_path, "--sort", word).split())
     assert "different sets" not in show_status(monkeypatch, capsys, tmp_path, "--sort", "lr")
+    assert "different sets" not in show_status(monkeypatch, capsys, tmp_path)
+    config = OmegaConf.load(tmp_path / "2" / ".hydra" / "config.yaml")
+    config.data = {"relabel": "my labels.csv", "exclude": "blurred.txt"}
+    OmegaConf.save(config, tmp_path / "2" / ".hydra" / "config.yaml")
+    sentence = "for val/acc: data.exclude and data.relabel differ. To compare them, score each with the same ones: "
+    sentence += "ml-eval ckpt_path=RUN data.exclude=blurred.txt 'data.relabel='\"'\"'my labels.csv'\"'\"''"
+    for words in (["--sort", "val/acc"], []):
+        assert sentence in " ".join(show_status(monkeypatch, capsys, tmp_path, *words).split())
     (tmp_path / "2" / "status.json").unlink()
     assert "different sets" not in show_status(monkeypatch, capsys, tmp_path, "--sort", "best")
+
+
+@pytest.mark.quick
+def test_status_takes_the_words_of_its_headers_and_one_run(monkeypatch, capsys, tmp_path):
+    for number, acc in enumerate((0.9, 0.7, 0.8)):
+        write_run(tmp_path / f"train/runs/run{number}", [], "simple_cnn", "AdamW", 0.001)
+        (tmp_path / f"train/runs/run{number}/reports").mkdir()
+        (tmp_path / f"train/runs/run{number}/reports/metrics_test.json").write_text(json.dumps({"acc": acc}))
+    for word in ("acc", "test acc", "test/acc", "accuracy", "test"):
+        shown = table_rows(show_status(monkeypatch, capsys, tmp_path, "--sort", word))
+        assert [line.split()[0] for line in shown] == ["run0", "run2", "run1"], word
+    assert "0.7000" in show_status(monkeypatch, capsys, tmp_path, "--columns", "test acc, best val/acc")
+    with pytest.raises(SystemExit, match=r"Unknown column acuracy\. Did you mean accuracy\?"):
+        show_status(monkeypatch, capsys, tmp_path, "--sort", "acuracy")
+    for run in (tmp_path / "train/runs/run1", "latest"):
+        monkeypatch.setattr("imago.status.LOGS", tmp_path)
+        (tmp_path / "train/runs/run1/metrics.jsonl").touch()
+        shown = show_status(monkeypatch, capsys, run)
+        assert f"Run {tmp_path}/train/runs/run1\n" in shown
+        assert [line.split()[0] for line in table_rows(shown)] == ["run1"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Atomic writing of files and folders, and reading of files that may be untrusted."""
 
+import difflib
 import errno
 import json
 import logging
@@ -7,7 +8,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise DiskError(f"{path} could not be written ({free:.0f} MB are free): {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def did_you_mean(path: str | Path, *words: str) -> str:
+    """Sentence that names the file or folder, or the one of `words`, that resembles a `path` which does not exist;
+    empty without any."""
+    close: Sequence[str | Path] = difflib.get_close_matches(str(path), words, n=1)
+    with suppress(OSError):
+        asked = Path(path).expanduser()
+        missing = next((part for part in [*reversed(asked.parents), asked] if not part.exists()), None)
+        if not close and missing is not None:
+            names = difflib.get_close_matches(missing.name, [entry.name for entry in missing.parent.iterdir()], n=1)
+            there = [missing.with_name(name) for name in names]
+            whole = [folder / asked.relative_to(missing) for folder in there]
+            close = [path for path in whole if path.exists()] or there
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _sync_folder(folder: Path) -> None:

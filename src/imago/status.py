@@ -14,16 +14,20 @@ from operator import not_
 from pathlib import Path
 
 from imago.cli.run_columns import Columns, sort_runs
-from imago.cli.run_table import common_folder, grouped_by_seed, run_table
+from imago.cli.run_table import common_folder, describe_images, grouped_by_seed, run_table
 from imago.config.invocation import for_hydra
 from imago.config.root import PROJECT_ROOT
+from imago.config.setting_source import shown_path
 from imago.errors import UserError
-from imago.files import strict
+from imago.files import did_you_mean, strict
+from imago.run.find import LATEST, find_run
 from imago.run.overview import Overview, find_runs, true_state
 from imago.run.spent import describe_totals
 from imago.terminal import closed_pipe_allowed, console, fail, plain, say, shortened
 
 __all__ = ["main", "true_state"]
+
+LOGS = PROJECT_ROOT / "logs"
 
 
 def main() -> None:
@@ -37,11 +41,13 @@ def main() -> None:
         folder = Path(value)
     if unknown:
         fail(f"Unknown: {' '.join(unknown)}. ml-status takes a FOLDER, --sort, --columns, --all and --json.")
-    if not folder.is_dir():
-        fail(f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs.")
+    if not folder.is_dir() and str(folder) != LATEST:
+        fail(
+            f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs, or latest.{did_you_mean(folder, LATEST)}"
+        )
     with closed_pipe_allowed():
         try:
-            _show(folder, arguments)
+            _show(find_run(LATEST, LOGS) if str(folder) == LATEST else folder, arguments)
         except UserError as error:
             fail(str(error))
 
@@ -53,8 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="A column is state, epoch, step, best, acc, loss, epsilon, started, duration, updated, error, a metric "
         "such as val/loss, or a setting such as lr or model.optimizer.lr.",
     )
-    logs = PROJECT_ROOT / "logs"
-    parser.add_argument("folder", nargs="?", type=Path, default=logs, help="folder with runs; default: logs")
+    parser.add_argument("folder", nargs="?", type=Path, default=LOGS, help="folder with runs, or latest; default: logs")
     parser.add_argument("--sort", metavar="COLUMN", help="sort by this column, the best first; else the newest is last")
     parser.add_argument("--columns", metavar="A,B", help="show these columns instead")
     parser.add_argument(
@@ -98,27 +103,24 @@ def _print_table(runs: list[Overview], folder: Path, arguments: argparse.Namespa
         names = [name.strip() for name in arguments.columns.split(",") if name.strip()]
         always, settings = [columns.named(name) for name in names], []
         optional = []
+    compared = [column for column in always if column.name in ("best", "acc", "loss")]
     if arguments.sort is not None:
-        runs = sort_runs(runs, columns.named(arguments.sort))
+        compared = [columns.named(arguments.sort)]
+        runs = sort_runs(runs, compared[0])
     below = common_folder(runs, folder)
     is_sweep = arguments.columns is None and (below / "multirun.yaml").is_file()
     groups = grouped_by_seed(runs, columns.differing) if is_sweep else []
     seeds = [group for group in groups if len(group.runs) > 1]
     table, left_out = run_table(runs, below, always, settings, seeds, optional)
-    say(f"Runs below {below}")
+    say(f"Run {folder}" if [run.folder for run in runs] == [folder] else f"Runs below {below}")
     with console().capture() as drawn:
         console().print(table)
     print(drawn.get(), end="")  # rich would end the program where the reader of a pipe has left
     if (cut := next((str(name) for name in table.columns[0].cells if "*" in str(name)), None)) is not None:
-        word = shlex.quote(f"ckpt_path={for_hydra(str(below / cut))}")
+        word = shlex.quote(f"ckpt_path={for_hydra(shown_path(below / cut))}")
         say(f"Names with a * can be typed as they are, in quotes: ml-eval {word}")
-    if arguments.sort is not None:
-        metric = columns.monitor if arguments.sort == "best" else arguments.sort
-        if (kinds := len({images for run in runs if (images := run.scored_images(metric)) is not None})) > 1:
-            say(
-                f"These runs have {kinds} different sets of images for {metric}. To compare them, score each on the "
-                "same ones: ml-eval ckpt_path=RUN data.data_dir=PATH"
-            )
+    if sentence := describe_images(runs, compared, columns.monitor, any_reason=arguments.sort is not None):
+        say(sentence)
     if left_out:
         say(f"Settings that differ, too: {shortened(left_out)}. Choose columns with --columns")
 

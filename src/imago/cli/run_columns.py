@@ -1,5 +1,6 @@
 """Columns of a table of runs: what is known of every run, its settings, and its metrics."""
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from imago.terminal import shortened
 
 STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
 ERRORS = ("error", "updated, error")
+OTHER_NAMES = {"accuracy": "acc", "test": "acc", "test/acc": "acc", "test/loss": "loss"}
+"""What else is typed for a column, unless a setting of this name differs."""
 LONGEST_CELL, SHORTEST_ERROR = 24, 24
 """Cells are cut to that many characters; an error gets what is left of the line, and that many at least."""
 
@@ -71,8 +74,8 @@ class Columns:
         """The columns that are shown if none are asked for: those of every table, the settings that differ, and
         further ones, the most important first."""
         last = [_updated_and_error()] if self._known("error") else []
-        always = [self.fixed["state"], *self._known("best"), *last]
-        optional = [*self._known("acc"), *([] if last else [self.fixed["updated"]]), *self._known("epoch", "duration")]
+        always = [self.fixed["state"], *self._known("best", "acc"), *last]
+        optional = [*([] if last else [self.fixed["updated"]]), *self._known("epoch", "duration")]
         return always, [self.setting(key) for key in self.differing], optional
 
     def of_sweep(self) -> tuple[list[Column], list[Column]]:
@@ -98,8 +101,11 @@ class Columns:
         Raises:
             UserError: There is none, or several settings end like that.
         """
-        if name in self.fixed:
-            return self.fixed[name]
+        by_header = {column.title: column for column in self.fixed.values()}
+        if name in OTHER_NAMES and name not in self.titles.values():
+            name = OTHER_NAMES[name]
+        if name in self.fixed or name in by_header:
+            return self.fixed.get(name) or by_header[name]
         if name and name == self.monitor:
             return self.fixed["best"]
         keys = dict.fromkeys(key for run in self.runs for key in run.settings)
@@ -115,8 +121,12 @@ class Columns:
             return _metric(name)
         settings = [self.titles[key] for key in self.differing]
         shown = [metric for metric in metrics if metric.count("/") == 1]
+        close = difflib.get_close_matches(
+            name, [*self.fixed, *by_header, *OTHER_NAMES, *settings, *metrics, *keys], n=1
+        )
+        meant = f" Did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"Unknown column {name}. Columns: {', '.join(self.fixed)}. "
+            f"Unknown column {name}.{meant} Columns: {', '.join(self.fixed)}. "
             f"Settings that differ: {shortened(settings, 20) or 'none'}; any other setting can be typed, too. "
             f"Metrics, by their best value: {shortened(shown, 20) or 'none'}."
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imago.cli.run_columns import ERRORS, SHORTEST_ERROR, Column, metric_text
+from imago.config.invocation import for_hydra
 from imago.run.overview import Overview
 from imago.terminal import console, counted
 
@@ -27,6 +29,9 @@ SHORTEST_END = 6
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(/\d+)?")
 """Date and time in the name of a run, and the number of a job of a sweep."""
 SCORES = ("best", "acc", "loss")
+IMAGES = ("data.exclude", "data.relabel", "data.split_file")
+"""Settings that change scored images or their labels, and that ml-eval takes for a run that was trained without."""
+DRAWS = ("data._target_", "data.data_dir", "data.val_ratio", "data.test_ratio", "data.seed", "seed")
 SEED = "${seed}"
 """Value of `data.seed` where nobody sets it."""
 ORDER = ("state", "best", "acc", "epoch", "duration", "updated", *ERRORS)
@@ -70,6 +75,31 @@ def describe_drawn(groups: Sequence[Group]) -> str:
     return (
         f"Each seed draws its own {' and '.join(splits)} {one}, which is part of the deviation. To keep one draw, type "
         "data.seed=42 (which keeps order and augmentation, too), or write the splits to a file with ml-split"
+    )
+
+
+def describe_images(runs: Sequence[Overview], columns: Sequence[Column], monitor: str, any_reason: bool) -> str:
+    """Sentence that says in which `columns` the scores of `runs` are of different images, and what to type to compare
+    them; empty if they are of the same ones, or, unless for `any_reason`, if no setting below is the reason."""
+    shown = {column.title: monitor if column.name == "best" else column.name for column in columns}
+    kinds = {
+        title: len({images for run in runs if (images := run.scored_images(metric)) is not None})
+        for title, metric in shown.items()
+    }
+    titles = [title.removeprefix("best ") for title in kinds if kinds[title] > 1]
+    changed = [key for key in IMAGES if len({str(run.setting(key)) for run in runs}) > 1]
+    others = [key for key in DRAWS if len({str(run.setting(key)) for run in runs}) > 1]
+    if not titles or not (any_reason or (changed and not others)):
+        return ""
+    images = f"These runs have {max(kinds.values())} different sets of images for {' and '.join(titles)}"
+    if not changed or others:
+        return f"{images}. To compare them, score each on the same ones: ml-eval ckpt_path=RUN data.data_dir=PATH"
+    most = max(reversed(runs), key=lambda run: sum(run.setting(key) is not None for key in changed))
+    values = {key: most.setting(key) for key in changed}
+    words = [f"{key}={'null' if value is None else for_hydra(str(value))}" for key, value in values.items()]
+    return (
+        f"{images}: {' and '.join(changed)} differ. To compare them, score each with the same ones: "
+        f"ml-eval ckpt_path=RUN {shlex.join(words)}"
     )
 
 
@@ -130,12 +160,12 @@ def screen_width() -> int:
 
 
 def common_folder(runs: Sequence[Overview], folder: Path) -> Path:
-    """The deepest folder, at or below `folder`, that holds all run folders."""
+    """The deepest folder that holds all run folders: at or below `folder`, unless this is a run itself."""
     if not runs:
         return folder
     parents = [str(run.folder.parent) for run in runs]
     shared = Path(os.path.commonpath(parents))
-    return shared if shared.is_relative_to(folder) else folder
+    return shared if shared.is_relative_to(folder) or any(run.folder == folder for run in runs) else folder
 
 
 def cut_names(names: Sequence[str], most: int) -> list[str]:
