@@ -48,7 +48,9 @@ def test_labels_change_and_nothing_else(colours, corrections):
     assert [list(images.paths) for images in after.sets.splits.values()] == [
         list(images.paths) for images in before.sets.splits.values()
     ]
-    assert f"relabelled 2 of 54 images ({file}); 1 have that label already" in after.notes
+    assert f"relabelled 2 of 54 images: 1 in train, 1 in val ({file}); 1 have that label already" in after.notes
+    (warning,) = set(after.warnings) - set(before.warnings)
+    assert warning.startswith("data.relabel changes the labels of 1 image of val: if they were chosen by what")
     assert after.facts["fingerprint"] != before.facts["fingerprint"]
     assert after.facts["as_read"] == before.facts["as_read"]
     assert after.facts["counts"]["train"] == {"blue": 15, "green": 12, "red": 12}
@@ -120,8 +122,10 @@ def test_what_is_left_out_stays_left_out(colours, corrections, tmp_path):
     (tmp_path / "exclude.txt").write_text("train/red/000.png\n")
     file = corrections("train/red/000.png,blue", "train/red/001.png,blue")
     data = module(colours, file, exclude=str(tmp_path / "exclude.txt"))
+    assert data.warnings == module(colours).warnings  # val and test are as they were
+    assert "excluded 1 file (data.exclude): 1 in train: train/red/000.png" in data.notes
     assert "train/red/000.png" not in labels(data)
-    assert f"relabelled 1 of 53 images ({file}); 1 are left out by data.exclude" in data.notes
+    assert f"relabelled 1 of 53 images: 1 in train ({file}); 1 are left out by data.exclude" in data.notes
 
 
 def test_a_run_carries_its_labels(train, command, own_colours, corrections, monkeypatch):

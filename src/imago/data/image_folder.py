@@ -108,5 +108,6 @@ def leave_out(sets: ImageSets, file: Path) -> None:
         if excluded:
             sets.leave_out(name, excluded)
             sets.excluded += sorted(excluded)
+            sets.changed.setdefault("data.exclude", {})[name] = len(excluded)
     if gone := len(listed) - len(sets.excluded):
         sets.warnings.append(f"{gone} of the {len(listed)} files in {file} are not among the images")

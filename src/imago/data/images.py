@@ -174,6 +174,8 @@ class ImageSets:
     """`test_ratio`, `seed` and how images were drawn, if test was drawn from train."""
     relabelled: dict[str, Any] | None = None
     """`file`, number of `images` and `digest` of the corrected labels, if `data.relabel` was applied."""
+    changed: dict[str, dict[str, int]] = field(default_factory=dict)
+    """`data.exclude` or `data.relabel` -> split -> number of images that it left out or relabelled."""
     corrections: dict[str, str] = field(default_factory=dict)
     """Path -> class, as `data.relabel` has them."""
 
@@ -300,6 +302,11 @@ def digests_of(images: Images) -> list[int | None]:
     """Compute the `digest` of every image."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(images.digest, range(len(images))))
+
+
+def by_split(counts: Mapping[str, int]) -> str:
+    """Name the number of images of each split: `3 in train, 1 in test`."""
+    return ", ".join(f"{count} in {split}" for split, count in counts.items())
 
 
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:

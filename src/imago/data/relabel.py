@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from imago.data.images import ImageSets, class_counts
+from imago.data.images import ImageSets, by_split, class_counts
 from imago.data.tree import class_name
 from imago.errors import MissingFileError, UserError
 from imago.terminal import counted, shortened
@@ -48,13 +48,13 @@ def relabel(sets: ImageSets, file: Path) -> None:
     corrected = read_labels(file, sets.class_names)
     excluded = corrected.keys() & set(sets.excluded)
     unknown = corrected.keys() - excluded
-    changed = 0
+    changed: dict[str, int] = {}
     for name, images in list(sets.splits.items()):
         labels = array("i", images.labels)
         for index, path in enumerate(images.paths):
             if path in corrected:
                 unknown.discard(path)
-                changed += labels[index] != corrected[path].label
+                changed[name] = changed.get(name, 0) + (labels[index] != corrected[path].label)
                 labels[index] = corrected[path].label
         sets.splits[name] = copy.copy(images)  # whoever made these images may use them elsewhere
         sets.splits[name].labels = labels
@@ -63,14 +63,17 @@ def relabel(sets: ImageSets, file: Path) -> None:
         raise UserError(_unknown_path(sets, file, corrected[first].line, first, len(unknown)))
     _check_train(sets, file)
     total = sum(len(images) for images in sets.splits.values())
-    same = len(corrected) - changed - len(excluded)
+    count = sum(changed.values())
+    same = len(corrected) - count - len(excluded)
     others = f"; {same} have that label already" if same else ""
     others += f"; {len(excluded)} are left out by data.exclude" if excluded else ""
-    sets.notes.append(f"relabelled {changed} of {total} images ({file}){others}")
+    sets.changed["data.relabel"] = {name: number for name, number in changed.items() if number}
+    where = f": {by_split(sets.changed['data.relabel'])}" if count else ""
+    sets.notes.append(f"relabelled {count} of {total} images{where} ({file}){others}")
     lines = sorted(f"{path}\0{sets.class_names[entry.label]}" for path, entry in corrected.items())
     digest = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     sets.corrections = {path: sets.class_names[entry.label] for path, entry in corrected.items()}
-    sets.relabelled = {"file": str(file.absolute()), "images": changed, "digest": digest}
+    sets.relabelled = {"file": str(file.absolute()), "images": count, "digest": digest}
 
 
 def is_of_run(file: str, trained: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, train_counts
+from imago.data.images import Images, ImageSets, by_split, class_counts, digests_of, most_frequent, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
 from imago.definitions import SPLITS
@@ -60,10 +60,11 @@ class ScoredSplits(CopyingDataModule):
     @property
     def notes(self) -> list[str]:
         """Facts about the data."""
+        left_out = self.sets.changed.get("data.exclude", {})
         return [
             *self.sets.notes,
             *_files("skipped {}: not an image, or hidden", divide_skipped(self.sets.ignored)[1]),
-            *_files("excluded {} (data.exclude)", self.sets.excluded),
+            *_files(f"excluded {{}} (data.exclude): {by_split(left_out)}", self.sets.excluded),
             *_files(
                 "{} damaged inside, with wrong pixels from some point on (ml-doctor names them)", list(self.damaged)
             ),
@@ -72,7 +73,7 @@ class ScoredSplits(CopyingDataModule):
     @property
     def warnings(self) -> list[str]:
         """What may make results worse than they look, or wrong."""
-        warnings = list(self.sets.warnings)
+        warnings = [*self.sets.warnings, *self._changed_scores()]
         if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
             warnings.append(f"no test split in {self.sets.root}: the val split is scored as test")
         for split in self.sets.splits if "train" in self.sets.splits else ():
@@ -83,6 +84,17 @@ class ScoredSplits(CopyingDataModule):
         photos, _ = divide_skipped(self.sets.ignored)
         warnings += _files("skipped {} in a format that is not read (convert to JPEG or PNG)", photos)
         return [*warnings, *_files("skipped {}: unreadable", self.skipped)]
+
+    def _changed_scores(self) -> list[str]:
+        """Warning of images of val and test that were left out or relabelled."""
+        changed = [
+            f"{option} {what} {counted(count, 'image')} of {split}"
+            for option, what in (("data.exclude", "leaves out"), ("data.relabel", "changes the labels of"))
+            for split, count in self.sets.changed.get(option, {}).items()
+            if split != "train"
+        ]
+        why = "if they were chosen by what a network got wrong, scores look too good. Compare these only with scores on"
+        return [f"{' and '.join(changed)}: {why} the same images and labels"] if changed else []
 
     def _with_counts(self, names: Sequence[str]) -> str:
         """List classes with their number of train images."""
