@@ -240,6 +240,17 @@ def test_wrong_labels_are_found(own_colours, train):
     assert set(again.json("reports/data.json")["excluded"]) == planted
 
 
+@pytest.mark.quick
+def test_images_of_test_are_relabelled_but_not_left_out(tmp_path):
+    page = write_report(draw_run(tmp_path / "run", [f"class {n}" for n in range(4)])).read_text()
+    panels = {panel.partition('"')[0]: panel for panel in page.partition("<datalist")[0].split('id="panel-')[1:]}
+    assert {name: ('class="change"' in panel, 'class="leave"' in panel) for name, panel in panels.items()} == {
+        "train": (True, True),
+        "val": (True, True),
+        "test": (True, False),
+    }
+
+
 def test_wrong_labels_among_many_images():
     wrong = list(range(0, 500, 20))
     score = drawn_score("train", [f"class {n}" for n in range(10)], 120, wrong)

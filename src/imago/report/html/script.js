@@ -72,7 +72,7 @@ const quoted = (text) => /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"'
 const unique = (lines) => [...new Set(lines)];
 function update() {
   const entries = all(".actions");
-  const leave = unique(entries.filter((each) => each.querySelector(".leave").checked).map((each) => each.dataset.line));
+  const leave = unique(entries.filter((each) => each.querySelector(".leave")?.checked).map((each) => each.dataset.line));
   const known = new Set(all("#class-names option").map((each) => each.value));
   const rows = new Map();
   for (const each of entries) {
