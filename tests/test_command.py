@@ -77,7 +77,7 @@ def test_without_data_three_lines_say_what_to_type(command):
             "precision, recall, f1, loss, loss/ce.",
         ),
         ("monitor=val/accuracy", "accuracy is not logged. Did you mean monitor=val/acc? Type"),
-        ("optimized_metric=val/acc_best", "acc_best is not logged. Did you mean optimized_metric=val/acc? Type"),
+        ("optimized_metric=val/acc_best", "never gets worse. Type optimized_metric=val/acc: its best value counts"),
         ("callbacks.early_stopping.monitor=val/los", "Did you mean callbacks.early_stopping.monitor=val/loss?"),
         ("mode=best", "mode must be min or max, got best"),
         ("model.freeze=head", "model.freeze must be backbone"),

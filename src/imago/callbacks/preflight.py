@@ -213,7 +213,6 @@ def _check_monitors(trainer: Trainer, model: DictModule) -> None:
         return  # they may log metrics of their own
     names = {name for owner in owners for name in owner.names()} | set(model.loss_names)
     known = sorted(f"{stage}/{name}" for stage in ("train", "val") for name in names)
-    known += [f"val/{owner.tracked_metric_name}_best" for owner in owners]
     waiting: list[Any] = [*callbacks_of(trainer, EarlyStopping), *callbacks_of(trainer, ModelCheckpoint)]
     for callback in waiting:
         monitor = callback.monitor

@@ -25,7 +25,7 @@ from imago.config.combinations import (
     trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
-from imago.config.monitors import monitor_problems, unlogged_monitors
+from imago.config.monitors import mode_warnings, monitor_problems, unlogged_monitors
 from imago.config.node_checks import class_problems, node_problems
 from imago.config.outputs import output_problems
 from imago.config.own_files import file_problems
@@ -119,7 +119,7 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     _log_replaced_options(invocation)
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
-    for text in private_warnings(cfg) if cfg.train else ():
+    for text in chain(private_warnings(cfg), mode_warnings(cfg, invocation)) if cfg.train else ():
         log.warning("%s", text)
 
 
@@ -210,6 +210,8 @@ def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
             name = lightning_name(str(node._target_))
             if name is not None and (why := refused_callback(name)) is not None:
                 yield f"{key} ({name}): {why}"
+    if not (cfg.train or cfg.test):
+        yield "train=false and test=false together leave nothing to do. Remove one of them."
     if cfg.train and cfg.ckpt_path is not None and cfg.model.get("init_from") is not None:
         what = "the first continues a run from its state, the second starts a new run from weights"
         yield f"ckpt_path= and model.init_from=: {what}. Remove one of them."

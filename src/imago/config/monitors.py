@@ -10,10 +10,17 @@ from imago.config.hints import monitor_hint
 from imago.config.invocation import Invocation
 from imago.config.node_checks import added_option
 from imago.config.setting_source import in_file, is_users_own
+from imago.definitions import best_mode
 
 OWN = ("imago.", "lightning.")
 VIEWS = ("launch", "samples", "predictions", "curves", "report")  # of ml-visualise
 STAGES = ("train/", "val/")
+HIGH = re.compile(
+    r"torchmetrics\.classification\.\w*"
+    r"(Accuracy|AUROC|AveragePrecision|CohenKappa|F1Score|FBetaScore|JaccardIndex|MatthewsCorrCoef|Precision|Recall|"
+    r"Specificity)$"
+)
+"""Metrics that are better the higher they are."""
 
 
 def monitor_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
@@ -65,16 +72,44 @@ def _unknown_metrics(
         waiting = {_word(invocation): cfg.monitor} | waiting
     for key, monitor in waiting.items():
         stage, _, name = monitor.partition("/")
-        is_best = name == f"{tracked}_best" and stage == "val" and key.startswith("callbacks.")
-        if f"{stage}/" not in STAGES or name in known or is_best:
+        if f"{stage}/" not in STAGES or name in known:
+            continue
+        if (of := name.removesuffix("_best")) != name and of in known:
+            yield (
+                f"{key}={monitor}{in_file(key, invocation)} is the best {stage}/{of} so far, which never gets worse. "
+                f"Type {key}={stage}/{of}: its best value counts already."
+            )
             continue
         why = "has a value for each class" if name in metrics else "is not logged"
-        usual = monitor_hint(f"val_{name.removesuffix('_best')}").words[0].partition("/")[2]  # accuracy -> acc
+        usual = monitor_hint(f"val_{of}").words[0].partition("/")[2]  # accuracy -> acc
         close = difflib.get_close_matches(usual, known, n=1)
         meant = f"Did you mean {key}={stage}/{close[0]}? " if close else ""
         yield (
             f"{key}={monitor}{in_file(key, invocation)}: {name} {why}. {meant}Type {key}={stage}/NAME, where NAME is "
             f"one of {', '.join(known)}."
+        )
+
+
+def mode_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Warnings for a mode against which a metric improves: `min` for an accuracy, or `max` for a loss."""
+    nodes = {f"callbacks.{name}": node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
+    owner = next((n for n in nodes.values() if n.get("_target_") == "imago.callbacks.MetricsCallback"), None)
+    metrics = {name: str(part.get("_target_")) for name, part in _metric_parts(owner or DictConfig({})).items()}
+    watched = [("monitor", cfg.monitor, "mode", cfg.mode)]
+    watched += [(f"{key}.monitor", node.get("monitor"), f"{key}.mode", node.get("mode")) for key, node in nodes.items()]
+    scheduler = cfg.model.get("scheduler")
+    if isinstance(scheduler, DictConfig):
+        watched.append(("model.monitor", cfg.model.get("monitor"), "model.scheduler.mode", scheduler.get("mode")))
+    for key, monitor, mode_key, mode in watched:
+        name = str(monitor).partition("/")[2]
+        is_known = re.match(r"loss(/|$)", name) is not None or HIGH.match(metrics.get(name, "")) is not None
+        is_of_root = mode_key != "mode" and (monitor, mode) == (cfg.monitor, cfg.mode)  # said there
+        if not is_known or mode not in ("min", "max") or mode == best_mode(name) or is_of_root:
+            continue
+        instead = "val/loss" if mode == "min" else "val/acc"
+        yield (
+            f"{mode_key}={mode}{in_file(mode_key, invocation)}, but {monitor} is better the "
+            f"{'higher' if mode == 'min' else 'lower'} it is. Leave {mode_key} out, or type {key}={instead}."
         )
 
 
@@ -87,14 +122,17 @@ def _loss_names(cfg: DictConfig) -> list[str] | None:
     return ["loss", *(f"loss/{name}" for name, loss in node.criterions.items() if loss is not None)]
 
 
-def _metric_names(owner: DictConfig) -> dict[str, bool]:
-    """Name of each metric, and whether it has a single value."""
+def _metric_parts(owner: DictConfig) -> dict[str, DictConfig]:
+    """Nodes of the metrics, by name."""
     node = owner.get("metrics")
     metrics = node.get("metrics") if isinstance(node, DictConfig) else None
-    if not isinstance(metrics, DictConfig):
-        return {}
-    parts = {str(name): part for name, part in metrics.items() if isinstance(part, DictConfig)}
-    return {name: part.get("average", "macro") not in (None, "none") for name, part in parts.items()}
+    parts = metrics.items() if isinstance(metrics, DictConfig) else ()
+    return {str(name): part for name, part in parts if isinstance(part, DictConfig)}
+
+
+def _metric_names(owner: DictConfig) -> dict[str, bool]:
+    """Name of each metric, and whether it has a single value."""
+    return {n: part.get("average", "macro") not in (None, "none") for n, part in _metric_parts(owner).items()}
 
 
 def _word(invocation: Invocation) -> str:
