@@ -10,6 +10,8 @@ import wandb
 from helpers import SMALL
 from omegaconf import OmegaConf
 
+from imago.training.trainer import full_precision
+
 
 @pytest.mark.parametrize(
     ("words", "least_loss"),
@@ -83,6 +85,16 @@ def test_amp_is_left_out_on_a_cpu_that_would_be_slower_with_it(train, monkeypatc
     assert run.exit_code == 0, run.output
     assert precision in run.text("summary.txt")
     assert ("this CPU has no native bf16" in run.output) != has_bf16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_16_bits_are_bf16_on_a_cpu(monkeypatch, caplog):
+    monkeypatch.setattr("imago.training.trainer._cpu_has_bf16", lambda: False)
+    assert [full_precision(name, "cpu") for name in ("16", "bf16")] == ["bf16-mixed"] * 2
+    assert caplog.messages == [
+        "trainer.precision=16 needs a GPU: using bf16-mixed, which this CPU emulates: trainer.precision=32-true is "
+        "faster"
+    ]
 
 
 def test_accumulated_batches_take_a_step_together_and_gradients_are_clipped(train):

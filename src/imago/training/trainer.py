@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that are completed here
 DDP = ("ddp", "ddp_find_unused_parameters_true")
+SHORT = {"16": "16-mixed", "16-mixed": "16-mixed", "bf16": "bf16-mixed"}
+"""Precision as people type it -> as Lightning wants it, which warns otherwise."""
 
 
 def build_trainer(
@@ -41,6 +43,8 @@ def build_trainer(
     }
     if cfg.trainer.get("precision") == "auto-mixed":
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
+    elif str(cfg.trainer.get("precision")) in SHORT:
+        own["precision"] = full_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     if cfg.trainer.get("benchmark") is None:
         own["benchmark"] = not cfg.trainer.get("deterministic")
     if cfg.trainer.get("profiler") is None:
@@ -59,13 +63,29 @@ def build_trainer(
     return trainer
 
 
+def full_precision(precision: str, accelerator: str) -> str:
+    """Lightning's name of a precision; bf16 in place of fp16 on a CPU, which Lightning would choose, too."""
+    full = SHORT[precision]
+    if full != "16-mixed" or _has_cuda(accelerator) or _has_mps(accelerator):
+        return full
+    slow = "" if _cpu_has_bf16() else ", which this CPU emulates: trainer.precision=32-true is faster"
+    log.warning("trainer.precision=%s needs a GPU: using bf16-mixed%s", precision, slow)
+    return "bf16-mixed"
+
+
+def _has_cuda(accelerator: str) -> bool:
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def _has_mps(accelerator: str) -> bool:
+    return accelerator in ("auto", "mps", "gpu") and torch.backends.mps.is_available()
+
+
 def mixed_precision(accelerator: str) -> str:
     """Choose bf16 if the device has it; otherwise fp16 with loss scaling on a GPU, and 32 bits on a CPU."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if _has_cuda(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    if accelerator in ("auto", "mps", "gpu") and torch.backends.mps.is_available():
-        return "bf16-mixed"
-    if _cpu_has_bf16():
+    if _has_mps(accelerator) or _cpu_has_bf16():
         return "bf16-mixed"
     log.warning(
         "trainer=amp: this CPU has no native bf16, and emulation is slower than 32 bits: using 32 bits. "
