@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import override_key, override_value
+from imago.config.monitors import mode_warnings
 from imago.data.contract import check_module, check_sets, failed_step
 from imago.data.images import Images, ImageSets
 from imago.data.transforms import ImageTransform
@@ -72,6 +73,15 @@ from imago.training.own_parts import check_own_parts
             "Type +model.criterions.criterions.loss.gamma=2. A loss goes below model.criterions.criterions.",
         ),
         (["callbacks=default,ema"], "Type 'callbacks=[default,ema]'. For a sweep add -m."),
+        (["debug=fdr,overfit"], "Type 'debug=[fdr,overfit]'. For a sweep add -m."),
+        (["callbacks=default_callbacks"], "Did you mean callbacks=default?"),
+        (["experiment=mnist"], "experiment has no option mnist. Type experiment=example."),
+        (["experiment=hymenoptera"], "Did you mean data=hymenoptera?"),
+        (["hydra/launcher=joblib"], "needs a package that is not installed: pip install hydra-joblib-launcher"),
+        (
+            ["-m", "experiment=glob(*)", "--cfg", "job"],
+            "--cfg shows the settings of one run. Remove -m, and type one value in 'experiment=glob(*)'",
+        ),
         (["callbacks.hook=my.Hook"], "type +callbacks.hook._target_=my.Hook"),
         (["strategy=my.Steps"], "For a class of your own, type strategy._target_=my.Steps"),
         (["model/optimizr=sgd"], "Unknown setting model/optimizr (command line). Did you mean model/optimizer?"),
@@ -122,6 +132,8 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
             "ce.weight must be a group with a _target_ or null, got [1, 2].",
         ),
         (["~strategy"], "strategy is missing. Remove ~strategy"),
+        (["train=false", "test=false"], "train=false and test=false together leave nothing to do."),
+        (["callbacks.early_stopping.monitor=val/acc_best"], "Type callbacks.early_stopping.monitor=val/acc: its best"),
         (["model.optimizer=sgd"], "model.optimizer holds several settings."),
         (["model.scheduler=sine"], "model.scheduler holds several settings."),
         (["model.net=my_nets.Net"], "got my_nets.Net. Type model.net._target_=my_nets.Net"),
@@ -248,6 +260,20 @@ def test_an_option_of_ones_own_is_checked(command, tmp_path, group, text, messag
     assert run.exit_code == 1
     assert message in run.error
     assert not run.dir.exists()
+
+
+def test_a_search_is_checked_before_its_study_is_made(command, tmp_path):
+    (tmp_path / "mine" / "hparams_search").mkdir(parents=True)
+    space = "model.optimizer.lr: interval(0.1, 1)\n      data.batchsize: choice(1, 2)\n      +model.optimizer.eps: 1"
+    (tmp_path / "mine" / "hparams_search" / "own.yaml").write_text(
+        f"{HEADER}optimized_metric: val/acc_best\nhydra:\n  sweeper:\n    params:\n      {space}\n"
+    )
+    run = command("train", f"--config-dir={tmp_path}/mine", "-m", "experiment=digits", "hparams_search=own")
+    assert run.error.replace(f"{tmp_path}/", "").splitlines() == [
+        "mine/hparams_search/own.yaml, line 7: Unknown setting data.batchsize. Did you mean data.batch_size?",
+        "optimized_metric=val/acc_best (in mine/hparams_search/own.yaml, line 2) is the best val/acc so far, which "
+        "never gets worse. Type optimized_metric=val/acc: its best value counts already.",
+    ]
 
 
 def test_what_several_files_and_words_lack_is_said_at_once(command, tmp_path):
@@ -443,6 +469,27 @@ def with_words(composed, words):
 def test_parts_of_ones_own_are_checked_before_they_are_made(digits_config, words, message):
     with pytest.raises(UserError, match=re.escape(message)):
         check_own_parts(*with_words(digits_config, words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], []),
+        (["mode=min"], ["mode=min, but val/acc is better the higher it is. Leave mode out, or type monitor="]),
+        (
+            ["callbacks.early_stopping.mode=min"],
+            ["callbacks.early_stopping.mode=min, but val/acc is better the"],
+        ),
+        (["model.scheduler.mode=min"], ["model.scheduler.mode=min, but val/acc is better the higher it is. Leave"]),
+        (["model.scheduler.mode=min", "model.monitor=val/loss"], []),
+        (["model.scheduler.mode=max", "model.monitor=val/loss"], ["model.scheduler.mode=max, but val/loss is better"]),
+        (["callbacks.early_stopping.mode=min", "callbacks.early_stopping.monitor=val/ece"], []),  # one's own
+    ],
+)
+def test_a_mode_against_its_metric_is_said(digits_config, words, said):
+    warnings = list(mode_warnings(*with_words(digits_config, words)))
+    assert len(warnings) == len(said)
+    assert all(warning.startswith(start) for warning, start in zip(warnings, said, strict=True))
 
 
 @pytest.mark.usefixtures("own_parts")

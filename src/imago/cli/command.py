@@ -103,7 +103,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
         ):
             try:
                 _check(run, cfg, check, changed)
-                run.processes = 1 if one_process else process_count(cfg.trainer)
+                run.processes = 1 if one_process else process_count(cfg.trainer, invocation.overrides)
                 run.port = free_port() if run.processes > 1 else 0
                 with other_processes(task, cfg, run):
                     result = task(cfg, run)
@@ -137,7 +137,7 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
         check(tried, invocation)
         check_paths(tried)
         if not one_process:
-            process_count(tried.trainer)
+            process_count(tried.trainer, invocation.overrides)
     except UserError:
         with suppress(OSError):
             Path(invocation.output_dir).rmdir()  # the resolver of its name has made it

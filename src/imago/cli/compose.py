@@ -133,13 +133,13 @@ def _choose_targets(cfg: DictConfig, typed: Sequence[str]) -> None:
                     del node[name]
 
 
-def composes(config_name: str, typed: Sequence[str]) -> bool:
-    """Whether Hydra accepts a command line; the values of a sweep are not tried."""
+def composed(config_name: str, typed: Sequence[str]) -> DictConfig | None:
+    """The config of a command line; None if Hydra does not accept it. The values of a sweep are not tried."""
     words = [word for word in typed if ("=" in word or word.startswith("~")) and not word.startswith("-")]
     if any(_parsed(word) is None for word in words):
-        return False
+        return None
     register_auto_model(typed, [*own_folders(typed), Path(CONFIG_DIR)])
-    return _composed(config_name, [*search_path(typed), *(word for word in words if not is_sweep(word))]) is not None
+    return _composed(config_name, [*search_path(typed), *(word for word in words if not is_sweep(word))])
 
 
 def search_path(typed: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from imago.cli.compose import compose_groups, composes, is_sweep, readable, typed_value
+from imago.cli.compose import compose_groups, composed, is_sweep, readable, typed_value
 from imago.cli.findings import Finding, Part, Typed
 from imago.cli.help import option_with
 from imago.cli.unknown_settings import known_settings, parent, schema_of, unknown_setting
@@ -36,7 +36,12 @@ def describe(parts: Sequence[Part], typed: Typed, program: str = "") -> str:
     lines += [f"  {finding.typed:<{width}}  {finding.hint}" for finding in findings]
     words = corrected_words(parts)
     is_whole = not any("_target_" in finding.typed and not finding.words for finding in findings)
-    if program and words and is_whole and (not _is_composable(words, typed) or composes(typed.command, words)):
+    if (
+        program
+        and words
+        and is_whole
+        and (not _is_composable(words, typed) or composed(typed.command, words) is not None)
+    ):
         lines.append(_together(parts, program))
     return "\n".join(lines)
 
@@ -79,6 +84,11 @@ def _is_composable(words: Sequence[str], typed: Typed) -> bool:
     is_other = any(word.split("=")[0] in ("--config-name", "-cn", "--config-path", "-cp") for word in words)
     of_a_run = typed.command in FROM_CHECKPOINT or any(override_key(word) in ("resume", "replay") for word in words)
     return not (is_other or of_a_run)
+
+
+def _starts(words: Sequence[str], typed: Typed) -> bool:
+    """Whether Hydra accepts a command line, as far as that is known before a checkpoint or a run is read."""
+    return not _is_composable(words, typed) or composed(typed.command, words) is not None
 
 
 def _without_placeholder(finding: Finding | None) -> Finding | None:

@@ -1,15 +1,17 @@
 """The devices that `trainer.devices` names, and messages about those that this machine does not have."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
+from imago.config.invocation import override_key
 from imago.errors import UserError
 
 
-def process_count(trainer: DictConfig) -> int:
-    """How many processes `trainer.devices` asks for, one for each device.
+def process_count(trainer: DictConfig, overrides: Sequence[str] = ()) -> int:
+    """How many processes `trainer.devices` asks for, one for each device; `overrides` were typed.
 
     Raises:
         ValueError: This machine does not have them.
@@ -24,16 +26,17 @@ def process_count(trainer: DictConfig) -> int:
     numbers = list(range(max(here, 1))) if str(devices) in ("auto", "-1") else _device_numbers(devices)
     least = 1 if accelerator == "auto" else 0  # the CPU of a machine without GPUs
     if accelerator in ("auto", "gpu", "cuda", "mps") and max(numbers) >= max(here, least):
-        raise UserError(_too_few_gpus(trainer, here))
+        raise UserError(_too_few_gpus(trainer, here, overrides))
     return len(numbers)
 
 
-def _too_few_gpus(trainer: DictConfig, here: int) -> str:
+def _too_few_gpus(trainer: DictConfig, here: int, overrides: Sequence[str]) -> str:
     """Message for `trainer.devices` that this machine does not have: `here` is the number of its GPUs."""
     import torch
 
     accelerator, devices = str(trainer.get("accelerator", "auto")), str(trainer.get("devices", "auto"))
-    what = f"trainer.accelerator={accelerator}, trainer.devices={devices}"
+    typed = [word for word in overrides if override_key(word) in ("trainer", "trainer.accelerator", "trainer.devices")]
+    what = " ".join(typed) or f"trainer.accelerator={accelerator}, trainer.devices={devices}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     limit = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None and accelerator != "mps" else ""
     if here:

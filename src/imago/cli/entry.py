@@ -24,9 +24,10 @@ from imago.cli.help import page_for
 from imago.cli.hydra_errors import explain_hydra_error, yaml_message
 from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
+from imago.cli.search_space import check_search
 from imago.cli.start_from import Arguments, plain_args
 from imago.cli.sweep import reported_sweep
-from imago.cli.typed_words import check_choices, check_words, flags_first
+from imago.cli.typed_words import check_choices, check_words, flags_first, without_multirun
 from imago.config.auto_model import with_plain_model
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
@@ -156,9 +157,10 @@ class Command:
     def _from_shell(self, program: str) -> Any:
         self.register(sys.argv[1:])
         check_words(sys.argv[1:], self.name, self._settings(), program)
-        words = flags_first(sys.argv[1:])
+        words = without_multirun(flags_first(sys.argv[1:]))
         check_own_options(words)
         check_choices(words, self.choices)
+        check_search(words, self.name, program)
         arguments = self.arguments(words)
         sys.argv[1:] = arguments.words
 

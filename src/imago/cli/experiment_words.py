@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from imago.cli.findings import Typed
+from imago.cli.findings import Typed, similar_options
 from imago.cli.start_from import RUN_OPTION
 from imago.config.carried import OPTION
 from imago.config.foreign_options import GROUPS, NODES, OPTIONS
@@ -59,10 +59,10 @@ def _of_file(file: Path, typed: Typed) -> Iterator[str]:
     """Problems with an experiment file, and with the defaults of the options that it chooses."""
     content = _parsed(file)
     if not PACKAGE.match(file.read_text(encoding="utf-8", errors="replace")):  # that it lacks one comes first
-        typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in _entries(content))})
-    yield from (_placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
+        typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in entries(content))})
+    yield from (placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
     for entry in _defaults(content):
-        for name, option in _entries(entry):
+        for name, option in entries(entry):
             match = ENTRY.match(name.value)
             if match is not None and typed.has_option(match["group"], _text(option)):
                 yield from _of_defaults(match["group"], _text(option), typed)
@@ -74,7 +74,7 @@ def _of_defaults(group: str, name: str, typed: Typed) -> Iterator[str]:
     inner: list[tuple[str, str]] = []
     for entry in _defaults(_parsed(file)) if file is not None else []:
         pairs = [(group, entry)] if isinstance(entry, yaml.ScalarNode) else []
-        for key, value in _entries(entry):
+        for key, value in entries(entry):
             match = ENTRY.fullmatch(key.value)
             if match is not None and not match["optional"]:
                 pairs.append((match["group"] if match["slash"] else f"{group}/{match['group']}", value))
@@ -83,19 +83,20 @@ def _of_defaults(group: str, name: str, typed: Typed) -> Iterator[str]:
             if option in ("_self_", name) or of.startswith("hydra") or not _names_a_file(option):
                 continue
             if file is not None and not typed.has_option(of, option):
-                yield _placed(file, node, no_option(of, option, typed))
+                yield placed(file, node, no_option(of, option, typed))
             inner.append((of, option))
     for of, option in inner:
         yield from _of_defaults(of, option, typed)
 
 
-def _placed(file: Path, node: yaml.Node, what: str) -> str:
+def placed(file: Path, node: yaml.Node, what: str) -> str:
+    """A message about a node of a YAML file, with file and line."""
     return f"{file}, line {node.start_mark.line + 1}: {what}"
 
 
 def _defaults(content: yaml.Node | None) -> list[yaml.Node]:
     """The list of defaults at the top of a file."""
-    node = next((value for key, value in _entries(content) if key.value == "defaults"), None)
+    node = next((value for key, value in entries(content) if key.value == "defaults"), None)
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
@@ -108,7 +109,7 @@ def no_option(group: str, option: str, typed: Typed) -> str:
     if not typed.is_group(group):
         return f"there is no group {group}. Remove the line, or write the settings below {group.rpartition('/')[2]}:"
     options = typed.options(group)
-    close = difflib.get_close_matches(option, options, n=2)
+    close = similar_options(option, options, most=2)
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
     hint = OPTIONS.get((group, option.lower()))
     said = f" {_in_yaml(hint)}" if hint is not None else meant
@@ -127,10 +128,10 @@ Problem = tuple[yaml.Node, str]
 
 def _problems(content: yaml.Node | None, group: str, typed: Typed) -> Iterator[Problem]:
     for entry in _defaults(content):
-        for name, option in _entries(entry):
+        for name, option in entries(entry):
             if (what := _choice(name.value, option, group, typed)) is not None:
                 yield name, what
-    for key, value in _entries(content):
+    for key, value in entries(content):
         if key.value not in ("defaults", "hydra"):
             yield from _settings(key, value, "", typed)
 
@@ -182,15 +183,15 @@ def _settings(key: yaml.Node, value: yaml.Node, path: str, typed: Typed) -> Iter
     if hint is not None:
         yield key, f"Unknown setting {name}. {_in_yaml(hint)}"
         return
-    is_own = any(below.value == "_target_" for below, _ in _entries(value))
+    is_own = any(below.value == "_target_" for below, _ in entries(value))
     if root in ("trainer", "callbacks", "logger") and not is_own:
-        for below, content in _entries(value):
+        for below, content in entries(value):
             yield from _settings(below, content, f"{name}.", typed)
 
 
 def _unknown(name: str, value: yaml.Node, typed: Typed) -> Hint | None:
     """The hint for a key at the root that no trainer takes; None for a part, whose place Hydra's error says."""
-    if any(key.value == "_target_" for key, _ in _entries(value)):
+    if any(key.value == "_target_" for key, _ in entries(value)):
         return None
     if close := difflib.get_close_matches(name, typed.settings, n=1):
         return Hint(note=f"Did you mean {close[0]}?")
@@ -207,7 +208,7 @@ def _in_yaml(hint: Hint) -> str:
     return " ".join(filter(None, [*sentences, hint.note]))
 
 
-def _entries(node: yaml.Node | None) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+def entries(node: yaml.Node | None) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     """Keys and values of a mapping; none of another node."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]

@@ -1,5 +1,6 @@
 """The command for which words were typed, and what is wrong with a word."""
 
+import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,3 +62,10 @@ class Finding:
 
 Part = tuple[list[str], Finding | None]
 """Words that belong together, such as a flag and its value, and what is wrong with them."""
+
+
+def similar_options(option: str, options: Sequence[str], most: int = 1) -> list[str]:
+    """Options that are spelled alike, or else share a word: `default` for `default_callbacks`."""
+    words = {*option.split("_")}
+    close = difflib.get_close_matches(option, options, n=most)
+    return close or [known for known in options if words & {*known.split("_")}][:most]

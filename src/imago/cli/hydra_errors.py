@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from imago.cli.compose import compose_base, own_folder, own_folders, typed_value
 from imago.cli.corrected import corrected_parts, describe
-from imago.cli.findings import Typed
+from imago.cli.findings import Typed, similar_options
 from imago.cli.start_from import RUN_OPTION
 from imago.cli.unknown_settings import known_settings, sibling_of, unknown_setting
 from imago.cli.word_hints import examine, one_option
@@ -27,6 +27,15 @@ from imago.config.schema import closest
 from imago.errors import INTERNAL, interpolation_message
 
 SWEEPERS = {"hydra/sweeper/optuna": "optuna"}  # option that a package brings -> our extra
+PLUGINS = {  # option of Hydra that a package brings -> that package
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/rq": "hydra-rq-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+}
 OF_A_CLASS = {  # group -> what takes a class of one's own
     "model": "model.net._target_",
     "model/optimizer": "model.optimizer._target_",
@@ -36,7 +45,7 @@ OF_A_CLASS = {  # group -> what takes a class of one's own
     "callbacks": "+callbacks.NAME._target_",
     "logger": "+logger.NAME._target_",
 }
-OF_LISTS = ("callbacks", "logger")
+OF_LISTS = ("callbacks", "debug", "experiment", "logger")
 """Groups of which several options can be chosen."""
 MOST_FOLDERS = 200
 """Entries of the current folder in which configs are looked for."""
@@ -151,14 +160,16 @@ def _no_such_option(error: MissingConfigException, program: str) -> str:
     group, _, option = path.rpartition("/")
     if path in SWEEPERS:
         return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
+    if path in PLUGINS:
+        return f"{group}={option} needs a package that is not installed: pip install {PLUGINS[path]}"
     if not group:
         return str(error).splitlines()[0]
     return _unknown_option(group, option, options, program)
 
 
 def _unknown_option(group: str, option: str, options: list[str], program: str) -> str:
-    close = difflib.get_close_matches(option, options, n=1)
-    meant = f"\nDid you mean {group}={close[0]}?" if close else ""
+    close = [f"{group}={known}" for known in similar_options(option, options)] or _of_another_group(option)
+    meant = f"\nDid you mean {' or '.join(close)}?" if close else ""
     if (folder := _folder_with(group, option)) is not None:
         return f"Unknown option {group}={option}. {folder}/{group}/{option}.yaml: add --config-dir {folder}"
     if group in OF_A_CLASS and is_class(option):
@@ -166,6 +177,12 @@ def _unknown_option(group: str, option: str, options: list[str], program: str) -
     if len(options) <= 8:
         return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
     return f"Unknown option {group}={option}. {closest(option, options, f'{program} --help'.strip())}{meant}"
+
+
+def _of_another_group(option: str) -> list[str]:
+    """Words that choose an option of that name in another group: `data=mnist` for `experiment=mnist`."""
+    files = [file for file in sorted(Path(CONFIG_DIR).glob("[a-z]*/*.yaml")) if file.stem == option]
+    return [f"{file.parent.name}={option}" for file in files] if len(files) <= 2 else []  # `default` is one of all
 
 
 def _folder_with(group: str, option: str) -> str | None:

@@ -1,14 +1,18 @@
 """Check the words of a command line before anything is composed: flags, paths and settings of other trainers."""
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 
-from imago.cli.compose import own_folders
+from imago.cli.compose import is_sweep, own_folders
 from imago.cli.corrected import corrected_parts, describe
 from imago.cli.experiment_words import check_files
 from imago.cli.findings import Typed
 from imago.cli.word_hints import FLAGS_WITH_VALUE, examine
 from imago.config.invocation import override_key, override_value
 from imago.errors import UserError
+
+SHOWING = ("--cfg", "-c", "--info", "-i")
+"""Flags that show the settings of one run."""
 
 
 def check_words(words: Sequence[str], command: str, settings: Collection[str], program: str = "") -> None:
@@ -33,10 +37,10 @@ def check_words(words: Sequence[str], command: str, settings: Collection[str], p
 
 def check_choices(words: Sequence[str], choices: Mapping[str, Sequence[str]]) -> None:
     """Raise UserError for a typed value that is not among the choices of its setting."""
-    is_sweep = any(word in ("-m", "--multirun") for word in words)
+    is_multirun = any(word in ("-m", "--multirun") for word in words)
     for word in words:
         key, value = override_key(word), override_value(word).strip("'\"")
-        if key in choices and "=" in word and not (is_sweep and "," in value):
+        if key in choices and "=" in word and not (is_multirun and "," in value):
             check_choice(key, value, choices[key])
 
 
@@ -59,3 +63,18 @@ def flags_first(words: Sequence[str]) -> list[str]:
         (flags if word.startswith("-") or is_value else overrides).append(word)
         before = "" if is_value else word
     return flags + overrides
+
+
+def without_multirun(words: Sequence[str]) -> list[str]:
+    """Remove `-m` beside a flag that shows the settings of one run, which Hydra takes alone.
+
+    Raises:
+        UserError: Settings have several values, so that there is not one run.
+    """
+    flag = next((word for word in words if word.split("=")[0] in SHOWING), None)
+    if flag is None or not {"-m", "--multirun"} & {*words}:
+        return list(words)
+    if swept := [word for word in words if is_sweep(word)]:
+        typed = " ".join(map(shlex.quote, swept))
+        raise UserError(f"{flag} shows the settings of one run. Remove -m, and type one value in {typed}")
+    return [word for word in words if word not in ("-m", "--multirun")]

@@ -21,6 +21,7 @@ OPTIONS: dict[tuple[str, str], Hint] = {  # group and foreign option -> what to 
     **{("logger", name): NO_LOGGER for name in ("comet", "neptune", "aim")},
     ("callbacks", "early_stopping"): IN_DEFAULTS,
     ("callbacks", "rich_progress_bar"): PROGRESS_BAR,
+    ("experiment", "mnist"): Hint(("experiment=example",), "It trains a dense net on MNIST."),
     ("hparams_search", "mnist_optuna"): Hint(("-m", "hparams_search=optuna"), "hydra.sweeper.params holds the ranges."),
     ("trainer", "ddp_spawn"): Hint(("trainer=ddp",)),
     ("trainer", "cuda"): Hint(("trainer=gpu",)),
