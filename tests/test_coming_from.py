@@ -405,7 +405,21 @@ datamodule:
 callbacks:
   rich_progress_bar:
     refresh_rate: 5
+model:
+  net:
+    lin1_size: 128
+    lin2_size: 256
 """
+
+
+def test_settings_of_a_logger_need_its_choice(tmp_path):
+    file = tmp_path / "experiment" / "theirs.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\nlogger:\n  wandb:\n    group: mnist\n  tensorboard: {name: a}\n")
+    words = [f"--config-dir={tmp_path}", "experiment=theirs"]
+    with pytest.raises(UserError, match=r'line 3: logger.wandb is not chosen. Write "override /logger: wandb" in the'):
+        check_words(words, "train", SETTINGS)
+    check_words([*words, "logger=wandb"], "train", SETTINGS)
 
 
 def test_a_file_of_the_template_is_answered_with_its_lines(tmp_path):
@@ -424,6 +438,7 @@ def test_a_file_of_the_template_is_answered_with_its_lines(tmp_path):
         'line 13: Write "data:" in place of "datamodule:".',
         "line 16: Unknown setting callbacks.rich_progress_bar. The progress bar is callbacks.progress_bar, and "
         "callbacks.progress_bar=null removes it.",
+        'line 20: Write "hidden: [128, 256]" in place of lin1_size, lin2_size.',
     ]
 
 

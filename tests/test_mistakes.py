@@ -176,7 +176,8 @@ FILES = {
     f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "needs its package",
     f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "odd.yaml, line 3). Did you mean "
     "callbacks.early_stopping?",
-    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Add logger=wandb",
+    f"{HEADER}logger:\n  wandb: {{tags: [a]}}\n": "odd.yaml, line 3). Type logger=wandb, or write "
+    '"override /logger: wandb" in the defaults of the file.',
     f"{HEADER}data: {{train_transform: {{pixels: {{colour: {{brightness: 2}}}}}}}}\n": "pixels.colour has no _target_",
     f"{HEADER}data:\n\timage_size: 3\n": "line 3, column 1 is not valid YAML: found character",
     f"{HEADER}model:\n  optimizer:\n    _partial_: false\n": "model.optimizer needs _partial_: true",

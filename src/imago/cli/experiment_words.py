@@ -26,6 +26,8 @@ from imago.errors import UserError
 FILES = ("recipe", "experiment", "hparams_search", "debug")
 """Groups whose files choose options of other groups, and set what they like."""
 PACKAGE = re.compile(r"\s*#\s*@package\s+_global_")
+SIZE = re.compile(r"lin\d+_size")
+DEFAULT_LOGGER = "tensorboard"
 ENTRY = re.compile(r"(?P<override>override +)?(?P<optional>optional +)?(?P<slash>/?)(?P<group>[\w/]+)")
 
 
@@ -59,10 +61,10 @@ def _of_file(file: Path, typed: Typed) -> Iterator[str]:
     """Problems with an experiment file, and with the defaults of the options that it chooses."""
     content = _parsed(file)
     if not PACKAGE.match(file.read_text(encoding="utf-8", errors="replace")):  # that it lacks one comes first
-        typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in entries(content))})
+        typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in _entries(content))})
     yield from (placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
     for entry in _defaults(content):
-        for name, option in entries(entry):
+        for name, option in _entries(entry):
             match = ENTRY.match(name.value)
             if match is not None and typed.has_option(match["group"], _text(option)):
                 yield from _of_defaults(match["group"], _text(option), typed)
@@ -74,7 +76,7 @@ def _of_defaults(group: str, name: str, typed: Typed) -> Iterator[str]:
     inner: list[tuple[str, str]] = []
     for entry in _defaults(_parsed(file)) if file is not None else []:
         pairs = [(group, entry)] if isinstance(entry, yaml.ScalarNode) else []
-        for key, value in entries(entry):
+        for key, value in _entries(entry):
             match = ENTRY.fullmatch(key.value)
             if match is not None and not match["optional"]:
                 pairs.append((match["group"] if match["slash"] else f"{group}/{match['group']}", value))
@@ -96,7 +98,7 @@ def placed(file: Path, node: yaml.Node, what: str) -> str:
 
 def _defaults(content: yaml.Node | None) -> list[yaml.Node]:
     """The list of defaults at the top of a file."""
-    node = next((value for key, value in entries(content) if key.value == "defaults"), None)
+    node = next((value for key, value in _entries(content) if key.value == "defaults"), None)
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
@@ -128,12 +130,46 @@ Problem = tuple[yaml.Node, str]
 
 def _problems(content: yaml.Node | None, group: str, typed: Typed) -> Iterator[Problem]:
     for entry in _defaults(content):
-        for name, option in entries(entry):
+        for name, option in _entries(entry):
             if (what := _choice(name.value, option, group, typed)) is not None:
                 yield name, what
-    for key, value in entries(content):
+    for key, value in _entries(content):
         if key.value not in ("defaults", "hydra"):
             yield from _settings(key, value, "", typed)
+    yield from _layer_sizes(content, typed)
+    yield from _loggers(content, typed)
+
+
+def _layer_sizes(content: yaml.Node | None, typed: Typed) -> Iterator[Problem]:
+    """Sizes of the template's dense net in an experiment that chooses a network of Imago's."""
+    is_ours = "model" not in typed.keys and Path(CONFIG_DIR, "model", f"{_chosen(content, 'model')}.yaml").is_file()
+    sizes = [(key, _text(value)) for key, value in below(content, "model", "net") if SIZE.fullmatch(key.value)]
+    if sizes and is_ours:
+        names = ", ".join(key.value for key, _ in sizes)
+        yield sizes[0][0], f'Write "hidden: [{", ".join(size for _, size in sizes)}]" in place of {names}.'
+
+
+def _loggers(content: yaml.Node | None, typed: Typed) -> Iterator[Problem]:
+    """Settings of a logger that neither the file nor the command line chooses."""
+    if "logger" in typed.keys or _chosen(content, "logger") is not None:
+        return
+    for key, value in below(content, "logger"):
+        is_whole = any(below.value == "_target_" for below, _ in _entries(value))
+        if key.value != DEFAULT_LOGGER and typed.has_option("logger", key.value) and not is_whole:
+            yield key, f'logger.{key.value} is not chosen. Write "override /logger: {key.value}" in the defaults.'
+
+
+def _chosen(content: yaml.Node | None, group: str) -> str | None:
+    """The option of a group that the defaults of a file choose."""
+    pairs = [(ENTRY.match(name.value), option) for entry in _defaults(content) for name, option in _entries(entry)]
+    return next((_text(option) for match, option in pairs if match is not None and match["group"] == group), None)
+
+
+def below(content: yaml.Node | None, *path: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    """Keys and values of a group in a file."""
+    for part in path:
+        content = next((value for key, value in _entries(content) if key.value == part), None)
+    return _entries(content)
 
 
 def _choice(name: str, option: yaml.Node, of_file: str, typed: Typed) -> str | None:
@@ -183,15 +219,15 @@ def _settings(key: yaml.Node, value: yaml.Node, path: str, typed: Typed) -> Iter
     if hint is not None:
         yield key, f"Unknown setting {name}. {_in_yaml(hint)}"
         return
-    is_own = any(below.value == "_target_" for below, _ in entries(value))
+    is_own = any(below.value == "_target_" for below, _ in _entries(value))
     if root in ("trainer", "callbacks", "logger") and not is_own:
-        for below, content in entries(value):
+        for below, content in _entries(value):
             yield from _settings(below, content, f"{name}.", typed)
 
 
 def _unknown(name: str, value: yaml.Node, typed: Typed) -> Hint | None:
     """The hint for a key at the root that no trainer takes; None for a part, whose place Hydra's error says."""
-    if any(key.value == "_target_" for key, _ in entries(value)):
+    if any(key.value == "_target_" for key, _ in _entries(value)):
         return None
     if close := difflib.get_close_matches(name, typed.settings, n=1):
         return Hint(note=f"Did you mean {close[0]}?")
@@ -208,7 +244,7 @@ def _in_yaml(hint: Hint) -> str:
     return " ".join(filter(None, [*sentences, hint.note]))
 
 
-def entries(node: yaml.Node | None) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+def _entries(node: yaml.Node | None) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     """Keys and values of a mapping; none of another node."""
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]

@@ -15,7 +15,7 @@ class Typed:
 
     `settings` are the keys at the root of its config, `folders` those of own configs; `experiment`, `sweep` and
     `private` say whether an experiment, a sweep or private training was typed; `parts` are the groups whose `_target_`
-    was typed.
+    was typed, and `keys` all settings and groups.
     """
 
     command: str
@@ -25,6 +25,7 @@ class Typed:
     sweep: bool = False
     parts: Collection[str] = ()
     private: bool = False
+    keys: Collection[str] = ()
 
     def has_option(self, group: str, value: str) -> bool:
         """Whether a file is that option of a group."""

@@ -26,9 +26,9 @@ def check_words(words: Sequence[str], command: str, settings: Collection[str], p
     """
     folders = [folder for folder in own_folders(words) if folder.is_dir()]
     groups = [entry.name for folder in folders for entry in folder.iterdir()]
-    experiment = any(override_key(word) == "experiment" for word in words)
     sweep = any(word in ("-m", "--multirun") for word in words)
-    typed = Typed(command, {*settings, *groups}, folders, experiment, sweep)
+    keys = [override_key(word) for word in words]
+    typed = Typed(command, {*settings, *groups}, folders, "experiment" in keys, sweep, keys=keys)
     parts = list(examine(words, typed))
     if any(finding is not None and not finding.is_unknown for _, finding in parts):  # Hydra refuses unknown words
         raise UserError(describe(corrected_parts(parts, typed, program), typed, program))

@@ -84,7 +84,8 @@ def added_option(group: str, option: str, invocation: Invocation) -> str:
     if (file := own_file(invocation.config_folders, group, invocation.choices.get(group, ""))) is not None:
         return f'Put "- {option}" into the defaults at the top of {shown_path(file)}.'
     if group == "logger":
-        return f"Add logger={option}"
+        in_defaults = f', or write "override /logger: {option}" in the defaults of the file'
+        return f"Type logger={option}{in_defaults if in_file(f'logger.{option}', invocation) else ''}."
     typed = next((override_value(word) for word in invocation.overrides if override_key(word) == group), None)
     chosen = re.findall(r"[\w/-]+", typed or invocation.choices.get(group, "default"))
     options = [*(name for name in chosen if name != "none"), option]
