@@ -54,7 +54,7 @@ def test_a_checkpoint_is_read(trained):
     assert checkpoint["imago"]["class_names"] == ["blue", "green", "red"]
     with pytest.raises(FileNotFoundError, match="does not exist"):
         imago.read_checkpoint("nowhere.ckpt")
-    with pytest.raises(AttributeError, match=r"no attribute 'nothing'. It has RunResult, "):
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'. It has BadImageError, "):
         imago.nothing  # noqa: B018
 
 
@@ -134,7 +134,7 @@ def test_many_classes_have_a_compact_table():
     labels, best = np.array([1, 2, 3, 4]), log_p.argmax(axis=1)
     score = Score("test", "test", names, [0, 1, 2, 3], list("abcd"), labels, best, log_p, 0.0, {})
     rows = list(prediction_rows(score))
-    assert list(rows[0])[6:] == [f"class_{n}" for n in range(1, BEST + 1)] + [f"prob_{n}" for n in range(1, BEST + 1)]
+    assert list(rows[0])[7:-2] == [f"class_{n}" for n in range(1, BEST + 1)] + [f"prob_{n}" for n in range(1, BEST + 1)]
     for row, values, label in zip(rows, log_p, labels, strict=True):
         assert row["class_1"] == row["prediction"]
         assert row["prob_1"] == pytest.approx(np.exp(values.max()))

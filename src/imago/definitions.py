@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
@@ -80,24 +81,27 @@ def rounded_up(bound: float, digits: int = 4) -> str:
 
 def lazy_exports(
     package: str, places: Mapping[str, Sequence[str]], instead: Mapping[str, str] | None = None
-) -> tuple[list[str], Callable[[str], Any]]:
-    """Return `__all__` and `__getattr__` (PEP 562) for a package whose names are imported on first use.
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__all__`, `__getattr__` and `__dir__` (PEP 562) for a package whose names are imported on first use.
 
     `places` maps the modules of the package to the names that they export, and `instead` names that people guess to
     what there is. `import imago` alone stays light.
     """
     instead = instead or {}
     module_of = {name: module for module, names in places.items() for name in names}
+    known = sorted({*module_of, *(module for module in places if not places[module])})
 
     def find(name: str) -> Any:
         if name in places:
             return importlib.import_module(f"{package}.{name}")
         if name in module_of:
             return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
-        known = sorted({*module_of, *(module for module in places if not places[module])})
         close = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else f" It has {', '.join(known)}."
         hint = f" Call {instead[name]}." if name in instead else hint
         raise AttributeError(f"module {package!r} has no attribute {name!r}.{hint}")
 
-    return sorted(module_of), find
+    def list_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *known})
+
+    return sorted(module_of), find, list_names

@@ -2,7 +2,7 @@
 
 from imago.definitions import lazy_exports
 
-__all__, __getattr__ = lazy_exports(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "module": ["ImageDataModule"],
