@@ -26,10 +26,10 @@ BYTES_OF_A_NUMBER = 22
 def prediction_rows(answers: Score | Predictions, calibration: Calibration | None = None) -> Iterator[dict[str, Any]]:
     """Yield a row per image, with plain values; None for unknown ones.
 
-    The probabilities are `prob_NAME` for each class or, with many classes, `class_1` and `prob_1` to 5 of the most
-    likely. If images could not be read, each row has `error`; if some are damaged inside, `warning`. With a
-    `calibration`, the probabilities are calibrated, and each row has `accepted` (0: leave it to a person) and `set`,
-    the classes of the conformal set.
+    `probability` is that of the predicted class. `prob_NAME` follow for each class or, with many classes, `class_1`
+    and `prob_1` to 5 of the most likely. With a `calibration`, the probabilities are calibrated, and each row has
+    `accepted` (0: leave it to a person) and `set`, the classes of the conformal set. The last columns are `warning`,
+    for an image that is damaged inside, and `error`, for one that could not be read.
     """
     log_probabilities = answers.log_probabilities
     extra: list[list[Any]] = []
@@ -40,9 +40,8 @@ def prediction_rows(answers: Score | Predictions, calibration: Calibration | Non
         extra = [calibration.accepts(log_probabilities).astype(int).tolist(), sets]
     bad, warnings = (answers.bad, answers.warnings) if isinstance(answers, Predictions) else ([], [])
     columns = zip(answers.paths, answers.labels.tolist(), answers.predictions.tolist(), strict=True)
-    has_warnings, has_errors = any(warnings), any(bad)
     for index, (path, label, prediction) in enumerate(columns):
-        reason = bad[index] if bad else ""
+        reason = bad[index] if bad else None
         known = label != UNKNOWN
         row = log_probabilities[index]
         yield {
@@ -52,13 +51,14 @@ def prediction_rows(answers: Score | Predictions, calibration: Calibration | Non
             "prediction": None if reason else answers.class_names[prediction],
             "correct": int(label == prediction) if known and not reason else None,
             "loss": -float(row[label]) if known and not reason else None,
+            "probability": None if reason else float(np.exp(row[prediction])),
             **{key: None if reason else value for key, value in _probabilities(answers.class_names, row).items()},
             **{
                 name: None if reason else column[index]
                 for name, column in zip(("accepted", "set"), extra, strict=False)
             },
-            **({"warning": warnings[index] or None} if has_warnings else {}),
-            **({"error": reason or None} if has_errors else {}),
+            "warning": (warnings[index] or None) if warnings else None,
+            "error": reason or None,
         }
 
 
@@ -76,7 +76,7 @@ def bytes_of_predictions(images: int, class_names: Sequence[str]) -> int:
     """Approximate size of the table of predictions for so many images, in bytes."""
     longest = max(map(len, class_names))
     numbers = len(class_names) if len(class_names) < MANY_CLASSES else BEST
-    return images * (BYTES_OF_A_NUMBER * (numbers + 2) + longest * (2 + (BEST if numbers == BEST else 0)) + 60)
+    return images * (BYTES_OF_A_NUMBER * (numbers + 3) + longest * (2 + (BEST if numbers == BEST else 0)) + 60)
 
 
 def write_rows(rows: Iterator[dict[str, Any]], path: Path) -> None:
