@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -121,6 +122,11 @@ def test_words_and_file(tmp_path, caplog):
         read(tmp_path / "best.calibration.json", "later")
     with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):
         read(tmp_path / "other.calibration.json", "now")
+    for edited in ({"temperature": -1}, {"temperature": math.nan}, {"threshold": 2}, {"quantile": -0.1}):
+        content = json.loads((tmp_path / "best.calibration.json").read_text()) | edited
+        (tmp_path / "edited.calibration.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is damaged"):
+            read(tmp_path / "edited.calibration.json", "now")
     (tmp_path / "bad.calibration.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a calibration"):
         read(tmp_path / "bad.calibration.json", "now")

@@ -274,8 +274,14 @@ def read(path: Path, checkpoint: str) -> Calibration:
     return _checked(content, path, checkpoint, how)
 
 
+def _is_in_range(content: Mapping[str, Any]) -> bool:
+    """Whether the numbers of a calibration file can be those of a calibration."""
+    shares = [content[key] for key in ("threshold", "quantile", "target_accuracy", "coverage")]
+    return 0 < content["temperature"] < math.inf and all(share is None or 0 <= share <= 1 for share in shares)
+
+
 def _checked(content: Any, path: Path, checkpoint: str, how: str) -> Calibration:
-    if content is MISFIT:
+    if content is MISFIT or not _is_in_range(content):
         raise UserError(f"The calibration in {path} is damaged. {how}")
     calibration = Calibration(**content)
     if calibration.checkpoint != checkpoint:
