@@ -135,6 +135,8 @@ def test_one_image_has_one_prediction_and_several_have_a_list(classifier, files)
     assert classifier.predict([files[0]]) == [one]
     with pytest.raises(FileNotFoundError):
         imago.load_classifier("nowhere.ckpt")
+    assert {"load_classifier", "train", "Prediction"} <= {*dir(imago)}
+    assert isinstance(classifier, imago.Classifier)
     with pytest.raises(AttributeError, match="has no attribute 'load'"):
         imago.load("x")
 
@@ -218,7 +220,7 @@ class Upload:
         (b"", "an image of 0 bytes: the file is empty"),
         (b"a.jpg", "b'a.jpg', taken as the content of an image file: not an image"),
         (b"<html>404</html>", "it is a web page"),
-        (CUT, f"an image of {len(CUT)} bytes: image file is truncated"),
+        (CUT, f"an image of {len(CUT)} bytes: the file is truncated or damaged"),
         (io.StringIO("x"), 'open it in binary mode, open(path, "rb")'),
         (Upload(), "give its bytes, await file.read()"),
         (None, "None (NoneType) is not an image. Give a path, the bytes of an image file, an open binary file, a PIL"),
@@ -339,7 +341,7 @@ def test_an_argument_of_another_library_is_answered(classifier):
 
 def test_a_truncated_image_is_said_once(classifier, caplog):
     prediction = classifier.predict(CUT, on_error="return")
-    assert "image file is truncated" in prediction.error
+    assert "the file is truncated or damaged" in prediction.error
     assert (prediction.warning, caplog.text) == (None, "")
 
 
@@ -372,7 +374,14 @@ def test_what_is_not_a_path_is_said(path, words):
         imago.load_classifier(path)
 
 
+def test_a_path_that_is_not_there_is_that_of_the_argument():
+    with pytest.raises(FileNotFoundError, match="^path=/nope does not exist"):
+        imago.load_classifier("/nope")
+
+
 def test_a_device_that_is_not_there_is_said(trained):
+    with pytest.raises(ValueError, match="Type device='cuda'"):
+        imago.load_classifier(trained.dir, device="gpu")
     for device in ("gpu", "cuda:99"):
         with pytest.raises(ValueError, match=f"device='{device}': .*. It must be cpu, cuda"):
             imago.load_classifier(trained.dir, device=device)

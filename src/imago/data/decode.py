@@ -1,6 +1,7 @@
 """Decoding of image files to pixels."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,9 @@ from imago.data.crops import CropBox, CropPolicy, PaddedCropBox, Size, crop, pai
 from imago.data.formats import FORMATS, check_kind, first_page, is_lossless_jpeg, not_decoded, pixel_chunks
 from imago.errors import UserError
 
+IS_CUT = re.compile(r"truncated|broken data stream|unexpected end|could not create decoder", re.IGNORECASE)
+"""Words of Pillow's decoders for a file that ends too early, or whose content is damaged."""
+TRUNCATED = "the file is truncated or damaged"
 NO_FILE = "a device or a pipe, not a file"
 HEAD = 256  # bytes by which the kind of a file is recognised
 MARGIN = 1.5
@@ -260,7 +264,8 @@ def naming_errors(source: str | Path | BinaryIO, name: str, damage: dict[str, st
         damage.pop(name, None)
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
         passing &= not _leads_nowhere(source)
-        raise _bad(name, str(error) or type(error).__name__, lasting=not passing) from error
+        reason = TRUNCATED if not passing and IS_CUT.search(str(error)) else str(error) or type(error).__name__
+        raise _bad(name, reason, lasting=not passing) from error
 
 
 def _leads_nowhere(source: str | Path | BinaryIO) -> bool:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checkpoint.exported import read_model
-from imago.checkpoint.read import Checkpoint, find_checkpoint
+from imago.checkpoint.read import KEY, Checkpoint, find_checkpoint
 from imago.checkpoint.signing import is_signed
 from imago.config.allow_list import TRANSFORMS, check_targets
 from imago.config.carried import leave_out_training, read_checkpoint_config
@@ -59,23 +59,29 @@ def load_classifier(
             "load_classifier takes one path: a run folder, a checkpoint, a .safetensors file of ml-export, or 'latest'."
             f" Got {path!r} ({type(path).__name__}).{several if isinstance(path, list | tuple) else ''}"
         )
-    file = find_checkpoint(os.fspath(path), PROJECT_ROOT / "logs")
-    classifier = of_checkpoint(file, trusted_targets, calibrated)
+    file = find_checkpoint(os.fspath(path), PROJECT_ROOT / "logs", "path")
+    classifier = of_checkpoint(file, trusted_targets, calibrated, "path")
     try:
         classifier.model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"device={device!r}: {reason}. It must be cpu, cuda, cuda:0, mps, …") from error
+        meant = " Type device='cuda'." if str(device).lower() in ("gpu", "nvidia") else ""
+        raise UserError(f"device={device!r}: {reason}. It must be cpu, cuda, cuda:0, mps, ….{meant}") from error
     return classifier
 
 
-def of_checkpoint(file: Path, trusted_targets: Sequence[str] = (), calibrated: bool = False) -> Classifier:
-    """Make the classifier from the checkpoint's own config, with the calibration beside it if `calibrated`."""
+def of_checkpoint(
+    file: Path, trusted_targets: Sequence[str] = (), calibrated: bool = False, key: str = KEY
+) -> Classifier:
+    """Make the classifier from the checkpoint's own config, with the calibration beside it if `calibrated`.
+
+    `key` is the setting that names the file, for messages.
+    """
     from imago.config.resolvers import register_functions  # which imports Hydra, as `make` does
     from imago.evaluation.calibration import calibration_of
 
     register_functions()
-    checkpoint = read_model(file)
+    checkpoint = read_model(file, key)
     allow_imports(trusted_targets, Path.cwd())
     is_own = check_own_code(checkpoint)
     try:
@@ -89,6 +95,6 @@ def of_checkpoint(file: Path, trusted_targets: Sequence[str] = (), calibrated: b
         calibration = calibration_of(checkpoint["imago"], cfg.data, file) if calibrated else None
         classifier = Classifier.from_config(cfg, checkpoint, file, is_own)
     except (OmegaConfBaseException, AttributeError, TypeError) as error:
-        raise UserError(f"ckpt_path={file}: the config in it cannot be used: {message_of(error)}") from error
+        raise UserError(f"{key}={file}: the config in it cannot be used: {message_of(error)}") from error
     classifier.calibration = calibration
     return classifier
