@@ -75,9 +75,10 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         metadata["unrecorded"] = True
     metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), calibration)
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
+    is_there = path.exists()
     write_export(classifier.model.net.state_dict(), metadata, path)
     show_privacy(run, "This file may be published, within what docs/privacy.md says")
-    show_written(path)
+    show_written(path, replaced=is_there)
     show_next(after_export(path, calibration is not None))
 
 

@@ -34,11 +34,11 @@ def is_export(path: str | Path) -> bool:
 
 def write_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:
     """Write the network's tensors under their own names, and each entry of `metadata` as JSON."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(own, temporary, {name: json.dumps(strict(value)) for name, value in metadata.items()})
+        temporary.write_bytes(save(own, {name: json.dumps(strict(value)) for name, value in metadata.items()}))
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:

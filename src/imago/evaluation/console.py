@@ -129,18 +129,22 @@ def note_scored_again(result: Result, run: RunFolder) -> None:
         log.info("The score could not be added to %s: %s", of_run, error)
 
 
-def show_predictions(answers: Predictions, rows: int, calibration: Calibration | None, seconds: float) -> None:
-    """Print the first rows, the accuracy if labels are known, the images of each class, and the speed."""
+def show_predictions(
+    answers: Predictions, rows: int, calibration: Calibration | None, seconds: float, split: str = ""
+) -> None:
+    """Print the first rows, the accuracy if labels are known, the images of each class, and the speed.
+
+    The table names the `split`, if there is one.
+    """
     if rows:
         shown = list(islice(prediction_rows(answers, calibration), rows))
-        table = Table(title=f"The first {len(shown)} of {counted(len(answers.paths), 'prediction')}")
+        title = f"The first {len(shown)} of {counted(len(answers.paths), 'prediction')}"
+        table = Table(title=f"{title} of {split}" if split else title)
         for column in ("path", "label", "prediction", "probability"):
             table.add_column(column, justify="right" if column == "probability" else "left", overflow="ellipsis")
         for row in shown:
             said = row["prediction"] or "unreadable"
-            prediction = row["prediction"]
-            known = "" if prediction is None else row.get(f"prob_{prediction}", row.get("prob_1"))
-            probability = "" if prediction is None else f"{known:.4f}"
+            probability = "" if row["probability"] is None else f"{row['probability']:.4f}"
             table.add_row(*(Text(word) for word in (row["path"], row["label"] or "", said, probability)))
         console().print(table)
     if answers.accuracy is not None:
@@ -162,9 +166,9 @@ def show_predictions(answers: Predictions, rows: int, calibration: Calibration |
     _print(f"{counted(total, 'image')} in {speed}{unreadable}")
 
 
-def show_written(path: Path) -> None:
-    """Print where something was written."""
-    _print("Written: ", path)
+def show_written(path: Path, replaced: bool = False) -> None:
+    """Print where something was written, or that it `replaced` a file."""
+    _print("Replaced: " if replaced else "Written: ", path)
 
 
 def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
