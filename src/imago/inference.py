@@ -7,18 +7,19 @@ ml-inference ckpt_path=latest split=val
 import logging
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.cli.compose import typed_value
 from imago.cli.entry import Command
-from imago.cli.start_from import resolve_checkpoint_args
+from imago.cli.start_from import Arguments, resolve_checkpoint_args
 from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
+from imago.data.source_paths import check_source
 from imago.definitions import EXPORT_SUFFIX
 from imago.errors import IncompleteError, UserError
 from imago.run.folder import RunFolder
@@ -106,6 +107,8 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     calibration = calibration_of(members[0].checkpoint, cfg.data, files[0]) if cfg.calibrated else None
     trainer = build_predictor(cfg, run)
     bad: dict[str, str] = {}
+    total = 0
+    all_written: list[Path] = []
     for name, images in _images(cfg, members, files, run.invocation).items():
         loading = {"batch_size": cfg.data.batch_size, "num_workers": cfg.data.num_workers}
         loading |= {"rank": run.rank, "processes": run.processes}
@@ -114,27 +117,31 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
         seconds = time.monotonic() - began
         unread = {path: reason for path, reason in zip(predictions.paths, predictions.bad, strict=True) if reason}
         bad |= unread
+        total += len(predictions.paths)
         if unread and cfg.data.on_bad_image != "error":
-            log.warning("%s\nThe exit status is 0 because of data.on_bad_image=skip", _describe_unread(unread))
+            unreadable = _describe_unread(unread, len(predictions.paths))
+            log.warning("%s\nThe exit status is 0 because of data.on_bad_image=skip", unreadable)
         if run.rank == 0:
             path = run.path / f"{name}.{cfg.format}"
             written = _write(predictions, path, calibration, images, cfg.gallery)
             split = name.removeprefix("predictions_") if cfg.source is None else SOURCE
             written += _write_reports(predictions, split, members, images, run, cfg.report.pictures)
-            show_predictions(predictions, cfg.rows, calibration, seconds)
-            for file in written:
-                show_written(file)
+            show_predictions(predictions, cfg.rows, calibration, seconds, split if cfg.source is None else "")
+            all_written += written
+    for file in dict.fromkeys(all_written):
+        show_written(file)
     if bad:
         run.sections["Results"] = {"unreadable": f"{counted(len(bad), 'image')}\n" + "\n".join(bad.values())}
         if cfg.data.on_bad_image == "error":
             advice = "To end with exit status 0 in spite of this, type data.on_bad_image=skip"
-            raise IncompleteError(f"{_describe_unread(bad)}\n{advice}")
+            raise IncompleteError(f"{_describe_unread(bad, total)}\n{advice}")
 
 
-def _describe_unread(bad: dict[str, str]) -> str:
-    """How many images could not be read, and why: the first ten."""
+def _describe_unread(bad: dict[str, str], total: int) -> str:
+    """How many images of `total` could not be read, and why: the first ten."""
     reasons = "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
-    return f"{counted(len(bad), 'image')} could not be read. All others were predicted.\n  {reasons}"
+    rest = " All others were predicted." if len(bad) < total else ""
+    return f"{counted(len(bad), 'image')} could not be read.{rest}\n  {reasons}"
 
 
 def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
@@ -168,7 +175,7 @@ def _images(
     from imago.training.build_data import make_data
 
     if cfg.source is not None:
-        source: Any = list(cfg.source) if OmegaConf.is_list(cfg.source) else str(cfg.source)
+        source = list(map(str, cfg.source)) if OmegaConf.is_list(cfg.source) else str(cfg.source)
         return {"predictions": read_source(source, members[0].class_names, members[0].channels)}
     data = make_data(cfg.data, members[0].checkpoint, invocation.overrides)
     for member, file in zip(members, files, strict=True):
@@ -220,12 +227,25 @@ def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Class
         log.warning("The checkpoint was trained on %s: the accuracy is too good", of)
 
 
+def _resolve_args(words: list[str]) -> Arguments:
+    """Resolve the checkpoint, after a check of `source=`, which needs neither torch nor a checkpoint.
+
+    Raises:
+        ValueError: As `check_source` and `resolve_checkpoint_args`.
+    """
+    for word in words:
+        source = typed_value(word) if override_key(word) == SOURCE and "${" not in word else None
+        if isinstance(source, str | list):
+            check_source(source if isinstance(source, str) else list(map(str, source)))
+    return resolve_checkpoint_args(words, predicts=True)
+
+
 main = Command(
     "inference",
     infer_from_config,
     check_inference,
     root=InferenceRoot,
-    arguments=partial(resolve_checkpoint_args, predicts=True),
+    arguments=_resolve_args,
     choices=CHOICES,
 )
 """Command line of `ml-inference`."""

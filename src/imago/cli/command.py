@@ -225,7 +225,8 @@ def _write_config(run: RunFolder, cfg: DictConfig) -> None:
         "typed": _shown_words(invocation),
         "typed to resume or replay": _shown_words(run.invocation) if invocation is not run.invocation else None,
     }
-    run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
+    if cfg.task_name != "inference":  # that of the training, which predictions do not change
+        run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
     run.update()
     log.debug("Command line: %s", " ".join(sys.argv))
 

@@ -1,9 +1,7 @@
 """Images to predict from a file, a folder, a glob or a list, labelled or not."""
 
-import csv
 import glob
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
 from imago.data.images import Images, file_digest
-from imago.data.tree import SUFFIXES, divide_skipped, files_below, folders_of_class, is_image, label_of
-from imago.errors import MissingFileError, UserError
+from imago.data.source_paths import LISTS, check_source, rows_of_list
+from imago.data.tree import divide_skipped, files_below, folders_of_class, is_image, label_of
 from imago.terminal import counted, shortened
 
 log = logging.getLogger(__name__)
@@ -53,40 +51,30 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
     is the column `label`. Files that are not used, and labels that are no class, are logged.
 
     Raises:
-        FileNotFoundError: `source` does not exist.
-        ValueError: `source` has no images, or is a URL.
+        FileNotFoundError, ValueError: As `check_source`.
     """
+    check_source(source)
     if not isinstance(source, str):
         parts = [read_source(item, class_names, channels) for item in source]
-        if not parts:
-            raise UserError("source=[] has no images.")
         files, paths, known = (
             [entry for part in parts for entry in getattr(part, name)] for name in ("files", "paths", "known")
         )
         return SourceImages(files, paths, known, channels)
-    if re.match(r"\w+://", source):
-        raise UserError(f"source={source} is a URL. Download the file first, and type its path.")
     path = Path(source).expanduser()
     if path.is_dir():
         there = files_below(path)
         files = [file for file in there if is_image(file.name)]
-        if not files:
-            raise UserError(f"source={source} has no images ({', '.join(SUFFIXES)}).")
         _say_others(source, [file.relative_to(path).as_posix() for file in there if not is_image(file.name)])
         known = [_label(folders_of_class(path, file, class_names), class_names) for file in files]
         return SourceImages(files, [file.relative_to(path).as_posix() for file in files], known, channels)
     if path.is_file():
-        if path.suffix.lower() in (".txt", ".csv"):
+        if path.suffix.lower() in LISTS:
             return _list(path, class_names, channels)
         return SourceImages([path], [path.name], [UNKNOWN], channels)
-    if glob.has_magic(source):
-        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        files = [file for file in matches if file.is_file() and is_image(file.name)]
-        if not files:
-            raise UserError(f"source={source} matches no images ({', '.join(SUFFIXES)}).")
-        _say_others(source, [str(file) for file in matches if file.is_file() and not is_image(file.name)])
-        return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
-    raise MissingFileError(f"source={source} does not exist. Type an image, a folder, a glob, or a .txt or .csv list.")
+    matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    files = [file for file in matches if file.is_file() and is_image(file.name)]
+    _say_others(source, [str(file) for file in matches if file.is_file() and not is_image(file.name)])
+    return SourceImages(files, [file.as_posix() for file in files], [UNKNOWN] * len(files), channels)
 
 
 def _label(folders: Sequence[str], class_names: Sequence[str]) -> int:
@@ -107,26 +95,13 @@ def _say_others(source: str, paths: Sequence[str]) -> None:
 
 def _list(file: Path, class_names: Sequence[str], channels: int) -> SourceImages:
     """Read a path per line, or a CSV with a column `path` and optionally `label`; paths are relative to the list."""
-    try:
-        rows = _rows_of(file)
-    except csv.Error as error:
-        raise UserError(f"source={file} is not a list: {error}") from error
-    if "" in [path for path, _ in rows]:
-        raise UserError(f"source={file}: row {[path for path, _ in rows].index('') + 1} does not name an image.")
-    if not rows:
-        raise UserError(f"source={file} does not name any images.")
+    rows = rows_of_list(file)
     known = [_label([label], class_names) for _, label in rows]
     if strange := sorted({label for (_, label), n in zip(rows, known, strict=True) if label and n == UNKNOWN}):
-        log.warning("source=%s: %s: not a class of the checkpoint", file, ", ".join(map(repr, strange[:MOST_NAMED])))
+        log.warning(
+            "source=%s: %s: not a class of the checkpoint, whose classes are %s",
+            file,
+            shortened(map(repr, strange), MOST_NAMED),
+            shortened(class_names),
+        )
     return SourceImages([file.parent / path for path, _ in rows], [path for path, _ in rows], known, channels)
-
-
-def _rows_of(file: Path) -> list[tuple[str, str]]:
-    """Return path and label of every row; a missing label is empty."""
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        if file.suffix.lower() == ".txt":
-            return [(line.strip(), "") for line in lines if line.strip()]
-        table = csv.DictReader(lines)
-        if "path" not in (table.fieldnames or []):
-            raise UserError(f"source={file} has no column path; it has {', '.join(table.fieldnames or ['none'])}.")
-        return [(row["path"] or "", (row.get("label") or "").strip()) for row in table]

@@ -63,10 +63,11 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
         OSError: A folder in it cannot be listed.
     """
-    return sorted(walk(folder, loop=lambda path: None, unreadable=_refuse))
+    return sorted(walk(folder, loop=lambda path: None, unreadable=refuse_unreadable))
 
 
-def _refuse(error: OSError) -> NoReturn:
+def refuse_unreadable(error: OSError) -> NoReturn:
+    """Raise the error of a folder that cannot be listed, in `walk`."""
     raise error
 
 
