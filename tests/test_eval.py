@@ -244,6 +244,10 @@ def test_half_a_checkpoint_is_said(evaluate, trained, tmp_path):
         (["CKPT", "report.splits=[val]"], "applies to training only. To choose what is scored, type split=test"),
         (["CKPT", "data.batchsize=3"], "Did you mean data.batch_size?"),
         (["CKPT", "calibrate=true", "coverage=1.5"], "coverage must be a number between 0 and 1"),
+        (["CKPT", "calibrate=true", "coverage=90%"], "Type coverage=0.9"),
+        (["CKPT", "calibrate=true", "target_accuracy=99"], "Type target_accuracy=0.99"),
+        (["CKPT", "conf=0.5"], "Type calibrate=true target_accuracy=0.95"),
+        (["CKPT", "tta=flip"], "ml-inference ckpt_path=RUN split=test tta=flip"),
         (["CKPT", "model=simple_cnn"], "does not fit the network of this run"),
     ],
 )

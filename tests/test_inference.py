@@ -45,7 +45,9 @@ def test_a_split_of_the_runs_data_is_predicted_as_it_was_scored(infer, trained):
     for split in ("val", "train"):
         assert run.text(f"predictions_{split}.csv") == trained.text(f"reports/predictions_{split}.csv")
     assert f"Written: {run.dir}/predictions_train.csv" in run.output
-    assert "The first 10 of 39 predictions" in run.output
+    assert "The first 10 of 39 predictions of train" in run.output
+    assert run.output.count(f"Written: {run.dir}/report.html") == 1
+    assert "Configuration" not in run.text("summary.txt")
     assert "\x1b" not in run.output
 
 
@@ -70,7 +72,9 @@ def test_a_folder_is_walked_and_labelled_where_folders_are_classes(infer, photos
         "unknown/x.png",
     ]
     assert [row["label"] for row in found] == ["blue"] * 2 + ["red"] * 3 + [""]
-    assert list(found[0]) == ["index", "path", "label", "prediction", "correct", "loss", *(f"prob_{n}" for n in NAMES)]
+    first = ["index", "path", "label", "prediction", "correct", "loss", "probability"]
+    assert list(found[0]) == [*first, *(f"prob_{n}" for n in NAMES), "warning", "error"]
+    assert found[0]["probability"] == found[0][f"prob_{found[0]['prediction']}"]
     assert found[5]["correct"] == found[5]["loss"] == ""
     assert found[5]["prob_red"] == found[2]["prob_red"]
     right = np.mean([row["label"] == row["prediction"] for row in found[:5]])
@@ -241,8 +245,19 @@ def test_the_contact_sheet_shows_the_images(infer, photos):
         (["source=EMPTY/*.png"], "matches no images"),
         (["source=https://example.org/a.jpg"], "is a URL. Download the file first"),
         (["source=EMPTY/table.csv"], "has no column path; it has a, b"),
-        (["source=EMPTY", "split=val"], "type only one of them"),
+        (["source=EMPTY/named.csv"], "has no column path; it has Filename. Rename the column Filename to path."),
+        (["source=/dev/null"], "is a device or a pipe, from which nothing is read"),
+        (["source=-"], "one per line: source=list.txt"),
+        (["source=a.jpg,b.jpg"], "Type 'source=[a.jpg,b.jpg]'"),
+        (["source=A", "output=out.csv"], "Type hydra.run.dir=out. This is a folder, and predictions.csv is written"),
+        (["source=A", "output=out.json"], "Type hydra.run.dir=out format=jsonl."),
+        (["source=A", "threshold=0.6"], "Type calibrated=true"),
+        (["source=A", "topk=5"], "In Python, predict takes top=5"),
+        (["input=a.jpg"], "Type source=a.jpg"),
+        (["source=A", "split=val"], "type only one of them"),
         (["tta=twice"], "tta must be none, flip, five_crop or ten_crop, got twice"),
+        (["tta=hflip"], "got hflip. Type tta=flip"),
+        (["format=json"], "Type format=jsonl"),
         (["format=xml"], "format must be csv or jsonl, got xml"),
         (["weights=[1,2]"], "must be one per checkpoint"),
         (["source=EMPTY/gaps.csv"], "row 2 does not name an image"),
@@ -254,11 +269,13 @@ def test_the_contact_sheet_shows_the_images(infer, photos):
         (["ckpt_path=[A,A]", "weights=[0,0]"], "not all 0"),
         (["ckpt_path=[A,A]", "calibrated=true"], "calibrated=true works with one checkpoint only"),
         (["split=nothing"], "Unknown split nothing"),
+        (["split=validation"], "Did you mean val?"),
     ],
 )
 def test_what_cannot_be_predicted_is_said(command, trained, tmp_path, words, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "empty" / "named.csv").write_text("Filename\na.png\n")
     (tmp_path / "empty" / "gaps.csv").write_text("path,label\na.png,blue\n,red\n")
     words = [word.replace("EMPTY", f"{tmp_path}/empty").replace("A", str(trained.dir)) for word in words]
     checkpoint = [] if words[0].startswith("ckpt_path") else [f"ckpt_path={trained.dir}"]
@@ -290,6 +307,7 @@ def test_exported_weights_stand_alone(command, trained, tmp_path, monkeypatch):
     run = command("export", f"ckpt_path={trained.dir}")
     assert run.exit_code == 0, run.output
     path = run.dir / "model_only.safetensors"
+    assert path.stat().st_mode == (run.dir / "summary.txt").stat().st_mode
     net = TinyNet(3)
     net.load_state_dict(load_file(path))
     for name, tensor in trained.weights("best").items():
@@ -306,6 +324,7 @@ def test_exported_weights_stand_alone(command, trained, tmp_path, monkeypatch):
         "format=onnx is not supported yet; available: safetensors"
         in command("export", f"ckpt_path={trained.dir}", "format=onnx").output
     )
+    assert f"Replaced: {path}" in command("export", f"ckpt_path={trained.dir}", f"output={path}").output
     refused = command("eval", f"ckpt_path={path}")
     assert f"type ml-inference ckpt_path={path} source=PHOTOS" in refused.output
     assert f"type model.init_from={path}" in refused.output
@@ -427,5 +446,5 @@ def test_what_is_not_taken_and_labels_that_are_no_class_are_said(tmp_path, train
     (photos / "list.csv").write_bytes("\ufeffpath,label\r\nred/001.png, red\r\nred/1.jfif,Rouge\r\n".encode())
     run = command("inference", f"ckpt_path={trained.dir}", f"source={photos}/list.csv")
     assert [row["label"] for row in rows(run)] == ["red", ""]
-    assert "list.csv: 'Rouge': not a class of the checkpoint" in run.output
+    assert "list.csv: 'Rouge': not a class of the checkpoint, whose classes are blue, green, red" in run.output
     assert "of the 1 image with a label that is a class" in run.output

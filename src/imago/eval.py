@@ -44,7 +44,8 @@ def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
     splits_of(cfg.split, cfg)
     for option in ("target_accuracy", "coverage"):
         if not 0 < cfg[option] < 1:
-            raise UserError(f"{option} must be a number between 0 and 1, for example 0.99; got {cfg[option]}.")
+            meant = f" Type {option}={cfg[option] / 100:g}" if 10 <= cfg[option] < 100 else ""
+            raise UserError(f"{option} must be a number between 0 and 1, for example 0.99; got {cfg[option]}.{meant}")
 
 
 def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":

@@ -47,6 +47,8 @@ OF_A_CLASS = {  # group -> what takes a class of one's own
 }
 OF_LISTS = ("callbacks", "debug", "experiment", "logger")
 """Groups of which several options can be chosen."""
+LISTS = ("source", "split", "weights")
+"""Settings of several values."""
 MOST_FOLDERS = 200
 """Entries of the current folder in which configs are looked for."""
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
@@ -89,7 +91,9 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
     if key is not None:
         match = re.search(r"Value '(.*)' (?:of type .* could not be converted to|is not a valid) (\w+)", text)
         if match is not None:
-            return f"{key.group(1)} must be {KINDS.get(match.group(2), match.group(2))}, got {match.group(1)}."
+            percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", match.group(1))
+            meant = f" Type {key.group(1)}={float(percent[1]) / 100:g}" if percent else ""
+            return f"{key.group(1)} must be {KINDS.get(match.group(2), match.group(2))}, got {match.group(1)}.{meant}"
     lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
 
@@ -139,8 +143,10 @@ def _sweep(text: str, typed: list[str]) -> str:
     hint = one_option(group, value, Typed("", (), own_folders(typed)))
     if hint is not None:
         return f"{override}: {group} takes one option. {hint}. For a sweep over them add -m."
-    if group in OF_LISTS:
-        return f"{override}: several options of {group} are a list. Type '{group}=[{value}]'. For a sweep add -m."
+    if group in OF_LISTS or (group in LISTS and not Path(value).exists()):
+        what = "options" if group in OF_LISTS else "values"
+        listed = shlex.quote(f"{group}=[{value}]")
+        return f"{override}: several {what} of {group} are a list. Type {listed}. For a sweep add -m."
     return (
         f"{override}: a comma separates the values of a sweep. For a sweep add -m. For a single value type\n"
         f"  {_quoted(override)}"

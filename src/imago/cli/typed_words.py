@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 
 from imago.cli.compose import is_sweep, own_folders
 from imago.cli.corrected import corrected_parts, describe
@@ -50,7 +51,9 @@ def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
         return
     if len(choices) == 1:
         raise UserError(f"{key}={value} is not supported yet; available: {choices[0]}.")
-    raise UserError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value}.")
+    close = [name for name in choices if name in str(value)] or get_close_matches(str(value), choices, n=1)
+    meant = f" Type {key}={close[0]}" if close else ""
+    raise UserError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value}.{meant}")
 
 
 def flags_first(words: Sequence[str]) -> list[str]:

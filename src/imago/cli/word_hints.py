@@ -25,6 +25,7 @@ from imago.config.hints import (
 from imago.config.invocation import for_hydra, override_key, override_value
 from imago.config.monitors import VIEWS
 from imago.config.part_places import right_place
+from imago.config.prediction_words import meaning_for
 from imago.config.root import CONFIG_DIR
 from imago.config.schema import shipped
 from imago.config.targets import MEMORY_SETS, torchvision_names
@@ -220,7 +221,8 @@ def _foreign(word: str, typed: Typed) -> Finding | None:
     if of_part in typed.parts and right_place(of_part) is not None:  # an argument of that part
         return Finding(word, what, UNKNOWN, True)
     is_folder = root in ("data", "dataset", "source") and Path(plain).expanduser().is_dir()
-    hint = _folder(plain, typed.command) if is_folder else _meaning(key, value, typed)
+    hint = _folder(plain, typed.command) if is_folder else meaning_for(typed.command, key, plain)
+    hint = hint or _meaning(key, value, typed)
     if hint is None and key.startswith("extras."):
         hint = meaning("extras", value)
     if typed.private and root == "max_grad_norm":

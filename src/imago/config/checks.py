@@ -36,7 +36,7 @@ from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited
 from imago.config.targets import NETWORKS, families_of
 from imago.config.tree import nodes
-from imago.definitions import SPLITS
+from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 from imago.masking import masked_override
 
@@ -293,7 +293,10 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
 def check_split(cfg: DictConfig, split: Any) -> None:
     """Raise UserError unless `split` is a split of which at least a part is scored."""
     if split not in SPLITS:
-        raise UserError(f"Unknown split {split}. The splits are {', '.join(SPLITS)}.")
+        meant = next(
+            (f" Did you mean {ours}?" for ours, names in SPLIT_NAMES.items() if str(split).lower() in names), ""
+        )
+        raise UserError(f"Unknown split {split}. The splits are {', '.join(SPLITS)}.{meant}")
     option = f"limit_{'test' if split == 'test' else 'predict'}_batches"
     if cfg.trainer.get(option) == 0:
         raise UserError(f"trainer.{option}=0 leaves nothing of {split} to score: type test=false instead.")
