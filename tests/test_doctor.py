@@ -302,6 +302,7 @@ def test_what_it_would_leave_out_can_be_left_out(clean, command, train):
     again = command("doctor", f"data.data_dir={clean}", f"data.exclude={listed}")
     assert (again.exit_code, again.json("doctor.json")["faults"]) == (0, [])
     assert paths == ["train/red/001.png", "train/red/copy.png", "train/red/text.jpg"]
+    assert "To leave out unreadable images alone, without a list: data.on_bad_image=skip" in doctor.output
     run = train(f"data.data_dir={clean}", f"data.exclude={listed}", "report.splits=[train]")
     assert run.exit_code == 0, run.output
     assert "excluded 3 files (data.exclude)" in run.text("summary.txt")

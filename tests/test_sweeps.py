@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from imago.checkpoint.read import find_checkpoint
 from imago.cli import run_table, sweep
 from imago.cli.hydra_internals import singletons_kept
 from imago.config.resolvers import register, remember_sweep, slug
@@ -370,6 +371,11 @@ def test_a_run_is_named_by_a_pattern(tmp_path):
     assert find_run(f"{tmp_path}/2026*bees", tmp_path).name == "2026_bees"
     with pytest.raises(UserError, match=r"2026\* matches 2 paths: .*ants, .*bees. Type one of them"):
         find_run(f"{tmp_path}/2026*", tmp_path)
+    for wrong, meant in ((f"{tmp_path}/2026_antz", f"{tmp_path}/2026_ants"), ("latset", "latest")):
+        with pytest.raises(UserError, match=rf"is not a run folder\. .* Did you mean {meant}\?$"):
+            find_run(wrong, tmp_path)
+        with pytest.raises(UserError, match=rf"^ckpt_path={wrong} does not exist\. Did you mean {meant}\?$"):
+            find_checkpoint(wrong, tmp_path)
 
 
 def test_latest_may_be_a_job_of_slurm(tmp_path):

@@ -42,9 +42,8 @@ def main() -> None:
     if unknown:
         fail(f"Unknown: {' '.join(unknown)}. ml-status takes a FOLDER, --sort, --columns, --all and --json.")
     if not folder.is_dir() and str(folder) != LATEST:
-        fail(
-            f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs, or latest.{did_you_mean(folder, LATEST)}"
-        )
+        meant = did_you_mean(folder, LATEST)
+        fail(f"{folder} is not a folder. Type ml-status FOLDER, the paths.log_dir= of the runs, or latest.{meant}")
     with closed_pipe_allowed():
         try:
             _show(find_run(LATEST, LOGS) if str(folder) == LATEST else folder, arguments)

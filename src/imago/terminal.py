@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -71,6 +71,11 @@ def shortened(items: Iterable[Any], most: int = 5) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Number and noun, as in `1 image` and `2 images`; `plural` is for nouns that take more than an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def by_split(counts: Mapping[str, int]) -> str:
+    """Name the number of images of each split: `3 in train, 1 in test`."""
+    return ", ".join(f"{count} in {split}" for split, count in counts.items())
 
 
 def typed_program(command: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from imago.checkpoint.guard import ForeignError, look_over
 from imago.definitions import EXPORT_SUFFIX
 from imago.errors import MissingFileError, UserError
-from imago.files import MISFIT, NUMBER, fitting
+from imago.files import MISFIT, NUMBER, did_you_mean, fitting
 from imago.run.find import LATEST, find_run, path_of
 from imago.terminal import CONTROL
 
@@ -57,6 +57,8 @@ def find_checkpoint(name: str, log_dir: Path, key: str = KEY) -> Path:
     if name == LATEST:
         return find_run(name, log_dir, holding=BEST) / BEST
     path = path_of(name)
+    if not path.exists():
+        raise MissingFileError(f"{key}={name} does not exist.{did_you_mean(name, LATEST)}")
     if not path.is_dir():
         return path
     best = path / BEST

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from imago.config.auto_model import AUTO, BY_NAME, PRETRAINED
+from imago.config.auto_model import AUTO, BY_NAME, NET_NAME, PRETRAINED
 from imago.config.root import CONFIG_DIR
 from imago.config.targets import timm_names, torchvision_names
 from imago.definitions import __version__
@@ -86,6 +86,8 @@ def help_page(command: str, program: str, every: bool = False) -> str:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     words = (content.get("hydra") or {}).get("help") or {}
     inherited = {setting.key: setting for setting in _inherited(content)}
+    if NET_NAME in inherited:  # its file has the default of model=torchvision
+        inherited[NET_NAME] = replace(inherited[NET_NAME], default="NAME")
     own = [*(inherited[key] for key in FIRST.get(command, ())), *file_settings(file)]
     names = {setting.key for setting in own}
     common = [inherited[key] for key in COMMON.get(command, ()) if key in inherited and key not in names]

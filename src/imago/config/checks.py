@@ -38,6 +38,7 @@ from imago.config.targets import NETWORKS, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
+from imago.files import did_you_mean
 from imago.masking import masked_override
 
 GROUPS_OF_SETTINGS = ("data", "model", "trainer", "strategy")
@@ -152,7 +153,7 @@ def check_paths(cfg: DictConfig) -> None:
         is_unused = is_download or (key == "model.init_from" and cfg.get("ckpt_path") is not None)
         is_path = isinstance(value, str) and value not in ("", "latest") and not re.search(r"[*?\[]|://", value)
         if is_path and not is_unused and not os.path.lexists(os.path.expanduser(value)):
-            raise MissingFileError(f"{key}={value} {sentence.format(value)}")
+            raise MissingFileError(f"{key}={value} {sentence.format(value)}{did_you_mean(value)}")
 
 
 def _raise_all(cfg: DictConfig, invocation: Invocation, problems: Iterator[str]) -> None:

@@ -55,7 +55,15 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         says("Accuracy, F1, precision and recall are always computed. docs/extend/metric.md shows how to add others."),
     ),
     (
-        "save save_every save_interval save_steps save_strategy save_freq save_period save_total_limit save_top_k "
+        "save save_txt save_conf",
+        "true",
+        says(
+            "ml-inference always writes predictions.csv, with all probabilities, and ml-train best.ckpt and last.ckpt, "
+            "to the run folder. hydra.run.dir=FOLDER chooses it."
+        ),
+    ),
+    (
+        "save_every save_interval save_steps save_strategy save_freq save_period save_total_limit save_top_k "
         "checkpoint_hist",
         "5",
         says("best.ckpt and last.ckpt are always kept. callbacks.resume.every_n_train_steps=100 saves more often."),

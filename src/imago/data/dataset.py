@@ -107,7 +107,10 @@ class ImageDataset(Dataset[Batch]):
 
 def bad_image(error: str) -> BadImageError:
     """Make the error for an unreadable image, with advice on what to do."""
-    advice = "Repair or remove it, or type data.on_bad_image=skip to skip it (ml-doctor finds all)"
+    advice = (
+        "Repair or remove it, or type data.on_bad_image=skip to skip it (ml-doctor finds all, and lists them for "
+        "data.exclude=)"
+    )
     return BadImageError(f"{error}. {advice}")
 
 

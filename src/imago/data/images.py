@@ -304,11 +304,6 @@ def digests_of(images: Images) -> list[int | None]:
         return list(pool.map(images.digest, range(len(images))))
 
 
-def by_split(counts: Mapping[str, int]) -> str:
-    """Name the number of images of each split: `3 in train, 1 in test`."""
-    return ", ".join(f"{count} in {split}" for split, count in counts.items())
-
-
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
     """Count the images of every class: class name -> number."""
     counts = Counter(images.labels)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from imago.data.images import ImageSets, by_split, class_counts
+from imago.data.images import ImageSets, class_counts
 from imago.data.tree import class_name
 from imago.errors import MissingFileError, UserError
-from imago.terminal import counted, shortened
+from imago.terminal import by_split, counted, shortened
 
 MOST_LISTED = 20  # classes in a message
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # spreadsheets call it "Unicode text"

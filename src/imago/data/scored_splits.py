@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imago.data.images import Images, ImageSets, by_split, class_counts, digests_of, most_frequent, train_counts
+from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
 from imago.definitions import SPLITS
 from imago.errors import UserError
-from imago.terminal import CONTROL, counted, shortened
+from imago.terminal import CONTROL, by_split, counted, shortened
 
 log = logging.getLogger(__name__)
 

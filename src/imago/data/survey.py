@@ -60,7 +60,7 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
             + "\n  ".join(sorted(errors)[:MOST_NAMED])
             + (f"\n  and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else "")
             + "\nRepair or remove them, or skip them with data.on_bad_image=skip. "
-            + f"For details: ml-doctor data.data_dir={sets.root}"
+            + f"For details, and a list for data.exclude=: ml-doctor data.data_dir={sets.root}"
         )
 
 

@@ -41,6 +41,8 @@ def show(findings: Findings, folder: Path) -> None:
     lines = [f"Full report with images: {folder / 'doctor.html'} (.md, .json)"]
     if excluded := findings.to_exclude():
         lines.append(f"Recommended: exclude {len(excluded)} of these files with data.exclude={folder / 'exclude.txt'}")
+        if any(fault.kind in UNUSABLE for fault in findings.faults):
+            lines.append("To leave out unreadable images alone, without a list: data.on_bad_image=skip")
     for line in lines:
         console().print(line, soft_wrap=True, highlight=False, markup=False)
 

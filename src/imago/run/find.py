@@ -4,6 +4,7 @@ import glob
 from pathlib import Path
 
 from imago.errors import UserError
+from imago.files import did_you_mean
 from imago.terminal import shortened
 
 LATEST = "latest"
@@ -34,7 +35,10 @@ def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
     if name != LATEST:
         folder = path_of(name)
         if not (folder / "status.json").is_file():
-            raise UserError(f"{name} is not a run folder. Type the path of one (it contains status.json), or latest.")
+            meant = did_you_mean(name, LATEST) if not folder.exists() else ""
+            raise UserError(
+                f"{name} is not a run folder. Type the path of one (it contains status.json), or latest.{meant}"
+            )
         return folder
     runs = [run for places in PLACES for run in log_dir.glob(places)]
     trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
