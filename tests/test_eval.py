@@ -242,7 +242,7 @@ def test_half_a_checkpoint_is_said(evaluate, trained, tmp_path):
         (["CKPT", "split=[]"], "split must name at least one of train, val, test"),
         (["CKPT", "split=valid"], "Unknown split valid"),
         (["CKPT", "report.splits=[val]"], "applies to training only. To choose what is scored, type split=test"),
-        (["CKPT", "data.batchsize=3"], "Did you mean data.batch_size?"),
+        (["CKPT", "data.batchsize=3"], "Did you mean data.batch_size=3?"),
         (["CKPT", "calibrate=true", "coverage=1.5"], "coverage must be a number between 0 and 1"),
         (["CKPT", "calibrate=true", "coverage=90%"], "Type coverage=0.9"),
         (["CKPT", "calibrate=true", "target_accuracy=99"], "Type target_accuracy=0.99"),
