@@ -105,7 +105,8 @@ def build(
     _begin_records(cfg, run, trainer, start)
     if is_training:
         warn_of_test_on_val(cfg, data, trainer)
-        warn_of_few_val_images(cfg, data, trainer)
+        if before is None:
+            warn_of_few_val_images(cfg, data, trainer)
     _describe_data(cfg, run, data, start)
     return data, model, trainer
 
