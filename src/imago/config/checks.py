@@ -33,7 +33,7 @@ from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
-from imago.config.setting_source import in_file, is_inherited
+from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS
@@ -286,7 +286,9 @@ def _drop_foreign_settings(cfg: DictConfig, invocation: Invocation) -> None:
             if part == "optimizer" and key == "lr":
                 log.info("model.optimizer.lr=%s was set for another optimizer: type one for %s", node.lr, node._target_)
                 continue
-            log.info("model.%s.%s=%s was set for another %s: dropped for %s", part, key, node[key], part, node._target_)
+            if is_users_own(f"model.{part}.{key}", invocation):
+                what = (part, key, node[key], part, node._target_)
+                log.info("model.%s.%s=%s was set for another %s: dropped for %s", *what)
             OmegaConf.set_struct(node, False)
             del node[key]
 
