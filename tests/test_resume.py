@@ -17,6 +17,9 @@ import torch
 from helpers import REPO, SMALL, same, type_command, type_in_subprocess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from imago.callbacks.resume_state import check_epochs
+from imago.errors import UserError
+
 ONE_CYCLE = "++model.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}"
 NO_STOPPING = "callbacks.early_stopping=null"
 
@@ -522,3 +525,11 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, colours):
     assert done.returncode == 130
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_fewer_epochs_than_the_checkpoint_has_are_refused():
+    checkpoint = {"imago": {"progress": {"epoch": 2}}}
+    with pytest.raises(UserError, match=r"^trainer.max_epochs=1: the checkpoint has 2 epochs already. Type a larger"):
+        check_epochs(1, checkpoint)
+    check_epochs(2, checkpoint)
+    check_epochs(-1, checkpoint)

@@ -28,6 +28,7 @@ from imago.lightning_internals import (
 )
 from imago.model.module import DictModule
 from imago.model.optimizers import accumulation_schedule, apply_new_settings
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,17 @@ def check_resumable(trainer: Trainer, model: DictModule, data: ImageDataModule, 
             "Resume with the same callback (callbacks=[default,ema]), or start a new run with model.init_from="
         )
     _check_settings(progress, _settings(trainer, data))
-    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < progress["epoch"]:
-        raise UserError(
-            f"trainer.max_epochs={trainer.max_epochs}: the checkpoint has {progress['epoch']} epochs already."
-        )
+    check_epochs(trainer.max_epochs, checkpoint)
     for metrics in callbacks_of(trainer, MetricsCallback):
         metrics.check_tracked(model)
+
+
+def check_epochs(max_epochs: int | None, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint has more epochs than are asked for."""
+    epochs = checkpoint["imago"]["progress"]["epoch"]
+    if max_epochs is not None and 0 <= max_epochs < epochs:
+        had = counted(epochs, "epoch")
+        raise UserError(f"trainer.max_epochs={max_epochs}: the checkpoint has {had} already. Type a larger one")
 
 
 def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any]) -> bool:

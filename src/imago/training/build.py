@@ -20,6 +20,7 @@ from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.carried_state import CarriedState
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.preflight import Preflight
+from imago.callbacks.resume_state import check_epochs
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
 from imago.checkpoint.fits import check_weights
@@ -79,6 +80,7 @@ def build(
     _seed(cfg)
     check_own_parts(cfg, run.invocation)
     is_training = cfg.train and trained is None
+    start = _start_of(cfg, run)
     data = _build_data(cfg, run, trained)
     model = _build_model(cfg, run, data)
     strategy = instantiate(cfg.strategy)
@@ -86,7 +88,6 @@ def build(
         data.log_shared_images()
     data.bind(Placement(run.rank, run.processes), strategy, fixed_order=bool(cfg.trainer.get("overfit_batches")))
     divide_threads(run.processes)
-    start = _start_of(run)
     loggers = _build_loggers(cfg, run, start)
     callbacks = instantiate_all(cfg.callbacks)
     if is_training:
@@ -148,10 +149,11 @@ class Start:
     repeats_validation: bool = False
 
 
-def _start_of(run: RunFolder) -> Start | None:
-    """Start of a resumed run; None for a new one."""
+def _start_of(cfg: DictConfig, run: RunFolder) -> Start | None:
+    """Start of a resumed run; None for a new one. Raises UserError if it has more epochs than are asked for."""
     if run.resume_from is not None:
         checkpoint = read_checkpoint(run.resume_from, mmap=True)
+        check_epochs(cfg.trainer.max_epochs, checkpoint)
         return Start(int(checkpoint["global_step"]), bool(checkpoint["imago"]["progress"]["validating"]))
     return Start(0) if run.former else None  # what was logged by a process that left no checkpoint is logged again
 
