@@ -354,6 +354,8 @@ def test_the_end_says_how_many_labels_are_contradicted(tmp_path, capsys):
     assert "Possibly mislabelled: 3 images of train. The report marks them" in capsys.readouterr().out
     show_results(Result({"train": drawn_score("train", ["a", "b"], 4, wrong=[0, 1, 2, 3, 4, 5])}), RunFolder(tmp_path))
     assert "mislabelled" not in capsys.readouterr().out  # the network knows too little
+    show_results(Result({"train": replace(score, baseline=1.0)}), RunFolder(tmp_path))
+    assert "mislabelled" not in capsys.readouterr().out
     write_json(tmp_path / "reports/images_test.json", {})
     show_results(Result({"test": drawn_score("test", ["a", "b"], 20, wrong=[3])}), RunFolder(tmp_path))
     assert "mislabelled" not in capsys.readouterr().out

@@ -22,7 +22,7 @@ from imago.data.contract import check_module, check_sets, failed_step
 from imago.data.images import Images, ImageSets
 from imago.data.transforms import ImageTransform
 from imago.errors import UserError, message_of
-from imago.model.contract import check_logits, check_loss, check_output, failed_layer
+from imago.model.contract import check_logits, check_loss, check_output, failed_layer, wrong_width
 from imago.model.losses import CriterionsComposition
 from imago.model.metrics import MetricsComposition
 from imago.train import main
@@ -246,6 +246,12 @@ OPTION_FILES = [  # group, text of a file of one's own, message: paths are check
         "defaults: [default]\n_target_: lightning.pytorch.LightningModule\n",
         "odd.yaml, line 2): delete it. Imago has the LightningModule, with the losses, metrics, optimizer and schedule "
         "of the config. Put its network below net: (docs/extend/network.md).",
+    ),
+    (
+        "model",
+        "defaults: [default]\nnet:\n  _target_: my.Net\n  output_size: 10\n",
+        "because its remaining arguments are added later. Rename output_size to num_classes in my.Net, and delete "
+        "output_size from model.net.",
     ),
     ("callbacks", "defaults:\n  - model_chekpoint\n", "line 2: callbacks has no option model_chekpoint. Did you mean"),
     ("model", "defaults:\n  - default\n  - override optimizer: adm\n", "line 3: model/optimizer has no option adm."),
@@ -551,6 +557,10 @@ def test_what_a_batch_cannot_be_used_for_is_found_before_training():
     with pytest.raises(RuntimeError) as caught:
         net(torch.zeros(1, 2, 2))
     assert failed_layer(net, caught.value) == "Sequential.1 (Linear)"
+    assert wrong_width("Sequential.1 (Linear)", caught.value, (1, 1, 2, 2)).startswith(
+        "Sequential.1 (Linear) takes 5 values, and an image here has 1 * 2 * 2 = 4. Type model.net.in_features=4,"
+    )
+    assert wrong_width("Sequential.1 (Linear)", caught.value, (1, 3, 4, 4)) is None  # not of a whole image
 
 
 @pytest.mark.parametrize(

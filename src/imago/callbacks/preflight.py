@@ -21,7 +21,7 @@ from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
-from imago.model.contract import check_logits, check_loss, failed_layer
+from imago.model.contract import check_logits, check_loss, failed_layer, wrong_width
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
 from imago.randomness import seeded_scope
@@ -260,6 +260,8 @@ def _forward(model: DictModule, batch: dict[str, Any]) -> dict[str, Any]:
         batch = model(batch)
     except Exception as error:
         if (layer := failed_layer(model.net, error)) is not None:
+            if (why := wrong_width(layer, error, batch["image"].shape)) is not None:
+                raise UserError(why) from error
             error.add_note(f"while calling {layer}; images here are {shape}")
         raise
     maker = type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"

@@ -9,8 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.own_files import own_file
-from imago.config.part_places import LOSSES, METRICS, NET, is_class, misplaced_part
+from imago.config.part_places import (
+    CLASS_ARGUMENTS,
+    LOSSES,
+    METRICS,
+    NET,
+    how_to_take_classes,
+    is_class,
+    misplaced_part,
+)
 from imago.config.root import CONFIG_DIR
+from imago.config.schema import shipped
 from imago.config.setting_source import in_file, shown_path
 from imago.config.tree import nodes
 
@@ -118,7 +127,10 @@ def _maker_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
         elif isinstance(node, DictConfig) and node.get("_target_") is not None and node.get("_partial_") is not True:
             part = "_partial_" if "_partial_" in node else "_target_"
             where = in_file(f"{key}.{part}", invocation)
-            yield f"{key} needs _partial_: true, because its remaining arguments are added later{where}."
+            names = [str(name) for name in node]
+            of_classes = key == NET and {*CLASS_ARGUMENTS} & {*names} and node._target_ not in shipped()
+            how = f" {how_to_take_classes(node._target_, names, names)}." if of_classes else ""
+            yield f"{key} needs _partial_: true{where}, because its remaining arguments are added later.{how}"
     of_batches = OmegaConf.select(cfg, "data.transform", throw_on_missing=False)
     lacks_target = isinstance(of_batches, DictConfig) and of_batches.get("_target_") is None
     if lacks_target and (what := misplaced_part("data.transform", cfg, invocation.overrides)) is not None:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +12,17 @@ from imago.config.tree import nodes
 LOSSES = "model.criterions.criterions"
 NET = "model.net"
 METRICS = "callbacks.metrics.metrics.metrics"
+CLASS_ARGUMENTS = (
+    "output_size",
+    "output_dim",
+    "out_dim",
+    "n_classes",
+    "nb_classes",
+    "num_labels",
+    "n_out",
+    "num_outputs",
+)
+"""Names that networks of other projects give to `num_classes`."""
 A_LOSS = f"A loss goes below {LOSSES}"
 A_METRIC = f"A metric goes below {METRICS}"
 A_TRANSFORM = (
@@ -34,6 +45,15 @@ PLACES: tuple[tuple[str, str, str], ...] = (  # path of a part -> what is said, 
     (r"(data\.)?(transforms?|augment(ation)?s?)(\.\w+)?", A_TRANSFORM, "data.train_transform.pixels"),
     (r"net(work)?|model\.(network|backbone)", "A network is model.net", NET),
 )
+
+
+def how_to_take_classes(target: str, arguments: Iterable[str], node: Iterable[str]) -> str:
+    """What to do with a network that does not take `num_classes`, by its `arguments` and by the keys of its node."""
+    name = next((name for name in CLASS_ARGUMENTS if name in arguments), None)
+    if name is None:
+        return f"Add this argument to {target}"
+    deleted = f", and delete {name} from model.net" if name in node else ""
+    return f"Rename {name} to num_classes in {target}{deleted}"
 
 
 def is_class(value: str) -> bool:

@@ -216,12 +216,15 @@ def _label(name: str, score: Score) -> str:
 def describe_label_errors(result: Result, folder: Path) -> str:
     """Sentence with the numbers of labels that the report marks as contradicted; empty without any.
 
-    The report lists further images, whose labels are less sure than usual.
+    A network that does not beat the baseline knows too little to contradict a label. The report lists further images,
+    whose labels are less sure than usual.
     """
     counts = {
         score.split: int(confident_errors(score.labels, score.log_probabilities).sum())
         for score in result.scores.values()
-        if score.split in LABELS_CHECKED and (folder / f"reports/images_{score.asked}.json").is_file()
+        if score.split in LABELS_CHECKED
+        and score.metrics["acc"] > score.baseline
+        and (folder / f"reports/images_{score.asked}.json").is_file()
     }
     listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)
     if not listed:

@@ -1,7 +1,9 @@
 """The contract of networks, forward passes and losses of one's own, with a message for each way to break it."""
 
+import math
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +34,19 @@ def failed_layer(net: nn.Module, error: Exception) -> str | None:
         return None
     name = names[id(layer)]
     return f"{type(net).__name__}.{name} ({type(layer).__name__})" if name else type(net).__name__
+
+
+def wrong_width(layer: str, error: Exception, shape: Sequence[int]) -> str | None:
+    """Message for a linear layer that was called with the values of a whole image and has another width; `shape` is
+    that of the images, (n, channels, height, width)."""
+    widths = re.search(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
+    if widths is None or int(widths[1]) != math.prod(shape[1:]):
+        return None
+    size = " * ".join(map(str, shape[1:]))
+    return (
+        f"{layer} takes {widths[2]} values, and an image here has {size} = {widths[1]}. Type "
+        f"model.net.in_features={widths[1]}, or what your network calls it."
+    )
 
 
 def check_output(net: nn.Module, output: Any) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from imago.config.invocation import Invocation
-from imago.config.part_places import A_METRIC, LOSSES, METRICS
+from imago.config.part_places import A_METRIC, LOSSES, METRICS, how_to_take_classes
 from imago.config.schema import Schema, drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_users_own
 from imago.config.signatures import arguments_schema, required_arguments
@@ -210,7 +210,8 @@ def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | No
     """What a node lacks of the arguments that its target requires, or the target of those that a run adds."""
     added = COMPLETED.get(path, ())
     if path == "model.net" and not schema["additionalProperties"] and "num_classes" not in schema["properties"]:
-        return "does not take num_classes, the number of classes of the data. Add this argument to it"
+        how = how_to_take_classes(node._target_, schema["properties"], map(str, node))
+        return f"does not take num_classes, the number of classes of the data. {how}"
     if path.startswith(f"{METRICS}.") and node.get("_partial_") is True and "num_classes" not in schema["properties"]:
         return "does not take num_classes. Remove _partial_: true" if not schema["additionalProperties"] else None
     if "_args_" in node or (node.get("_partial_") is True and not added):
