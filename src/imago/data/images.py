@@ -184,8 +184,7 @@ class ImageSets:
     ) -> None:
         """Draw from train a test split, unless `test_ratio` is None or 0, and then the val split, if there is none.
 
-        `recorded` is the entry `imago` of a checkpoint: its draws are repeated if they have these ratios and this seed,
-        so that images which were added later move no other one.
+        `recorded` is the entry `imago` of a checkpoint: equal draws are repeated, so that images added later move none.
 
         Raises:
             ValueError: A fraction is out of range, train has too few images, or there is a test split already.
