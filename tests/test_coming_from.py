@@ -65,6 +65,11 @@ PROJECTS = {
         *("hparams_search=mnist_optuna", "callbacks=rich_progress_bar", "extras.print_config=False", "tags=mnist"),
         *("trainer.resume_from_checkpoint=RUN",),
     ),
+    "Opacus": (
+        *("make_private=True", "target_epsilon=3", "target_delta=1e-5", "max_grad_norm=1.0", "noise_multiplier=1.1"),
+        *("max_physical_batch_size=16", "secure_mode=True", "accountant=rdp", "grad_sample_mode=hooks"),
+        *("poisson_sampling=True",),
+    ),
     "ml_core, nnClassification": (
         *("model.architecture=resnet50", "model.num_classes=10", "n_classes=10", "num_epochs=5", "batch_size=64"),
         *("optimizer.name=sgd", "optimizer.lr=0.1", "scheduler.step_size=7", "scheduler.gamma=0.1", "gpus=1"),
@@ -197,7 +202,8 @@ def tables() -> Iterator[str]:
     for project, words in PROJECTS.items():
         yield f"\n## {project}\n\n| {project} | Imago |\n| --- | --- |"
         for typed in words:
-            hint = hint_for(typed.replace("PATH", "./PATH") if typed == "data=PATH" else typed)
+            beside = "strategy=dp " if project == "Opacus" else ""
+            hint = hint_for(beside + (typed.replace("PATH", "./PATH") if typed == "data=PATH" else typed))
             ours = f"`{' '.join(hint.words).replace('./', '')}`" if hint.words else ""
             yield f"| `{typed}` | {'. '.join(filter(None, [ours, hint.note]))} |"
         if project == "lightning-hydra-template":
@@ -489,8 +495,8 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
             ["data.bs=64", "model.lr=0.1"],
             "  data.bs=64    Type data.batch_size=64\n  model.lr=0.1  Type model.optimizer.lr=0.1",
         ),
-        (["model.optimizer.momentum=0.9"], "It is a setting of model/optimizer=sgd: type that too."),
-        (["experiment=digits", "model.net.name=vgg11"], "It is a setting of model=torchvision: type that too."),
+        (["model.optimizer.momentum=0.9"], "type model/optimizer=sgd model.optimizer.momentum=0.9"),
+        (["experiment=digits", "model.net.name=vgg11"], "type model=torchvision model.net.name=vgg11"),
         (
             ["data.batchsize=4", "model.optimzer.lr=1", "trainer.max_epoch=3"],
             "  data.batchsize=4     Did you mean data.batch_size=4?\n"

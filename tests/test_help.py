@@ -49,6 +49,15 @@ def test_own_settings_come_first_and_all_others_behind_help_all():
     assert "hydra." not in long
 
 
+def test_options_that_are_typed_show_their_settings():
+    page = str(page_for(["strategy=dp", "data=nothing", "--help"], "train", "ml-train"))
+    part = page.partition("Settings of strategy=dp\n")[2].partition("\n\n")[0]
+    assert "strategy.target_epsilon=null " in part
+    assert "strategy=dp         {dp, none}" in page
+    assert "Settings of" not in str(page_for(["--help"], "train", "ml-train"))
+    assert "Settings of" not in str(page_for(["../strategy=dp", "--help"], "train", "ml-train"))
+
+
 def test_version_and_networks():
     assert re.fullmatch(r"imago \S+ \(torch \S+, lightning \S+, Python 3\.\d+\.\d+\)", version_line())
     assert "\nefficientnet_b0\n" in str(page_for(["--networks"], "train", "ml-train"))

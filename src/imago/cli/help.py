@@ -43,7 +43,7 @@ RUN_DIR = ("hydra.run.dir=FOLDER", "run folder, in place of a new one below path
 CHOSEN = {"train": (), "eval": ("data", "trainer", "logger"), "inference": ("data", "trainer"), "export": ()}
 """Groups whose options are listed; an empty tuple with `train` stands for all of them."""
 FLAGS = (
-    ("--help", "Show this page."),
+    ("--help", "Show this page, with the settings of options that are typed: strategy=dp --help."),
     ("--help-all", "Show every setting, the inherited ones too."),
     ("--version", "Show the versions of Imago, torch, Lightning and Python."),
     ("--cfg job", "Show the settings that a command line leads to, and run nothing."),
@@ -70,7 +70,7 @@ def page_for(words: Sequence[str], command: str, program: str) -> str | None:
     if "--networks" in words:
         return "\n".join(timm_names() if "model=timm" in words else torchvision_names())
     if "--help-all" in words or "--help" in words or "-h" in words:
-        return help_page(command, program, "--help-all" in words)
+        return help_page(command, program, "--help-all" in words, words)
     return None
 
 
@@ -80,11 +80,12 @@ def version_line() -> str:
     return f"imago {__version__} (torch {torch}, lightning {lightning}, Python {platform.python_version()})"
 
 
-def help_page(command: str, program: str, every: bool = False) -> str:
-    """The help of a command; with `every`, all settings."""
+def help_page(command: str, program: str, every: bool = False, typed: Sequence[str] = ()) -> str:
+    """The help of a command; with `every`, all settings. Options that are `typed` have a part of their own."""
     file = Path(CONFIG_DIR, f"{command}.yaml")
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     words = (content.get("hydra") or {}).get("help") or {}
+    chosen = {word: path for word in typed if (path := _option_file(word)) is not None}
     inherited = {setting.key: setting for setting in _inherited(content)}
     if NET_NAME in inherited:  # its file has the default of model=torchvision
         inherited[NET_NAME] = replace(inherited[NET_NAME], default="NAME")
@@ -92,10 +93,12 @@ def help_page(command: str, program: str, every: bool = False) -> str:
     names = {setting.key for setting in own}
     common = [inherited[key] for key in COMMON.get(command, ()) if key in inherited and key not in names]
     rest = [setting for key, setting in inherited.items() if key not in names]
+    options = {word: list(file_settings(path, _package(path))) for word, path in chosen.items()}
     parts = [
         str(words.get("header", "")),
         f"Usage: {program} [KEY=VALUE ...] [GROUP=OPTION ...] [FLAG ...]",
         _examples(str(words.get("footer", "")), f"ml-{command}", program),
+        *(f"Settings of {word}\n{_rows(map(_shown, settings))}" for word, settings in options.items() if settings),
         f"Settings and their defaults\n{_rows(own if every else map(_shown, own))}",
     ]
     if every:
@@ -104,7 +107,7 @@ def help_page(command: str, program: str, every: bool = False) -> str:
         parts.append(
             f"Inherited settings that are often typed (--help-all shows all of them)\n{_rows(common, RUN_DIR)}"
         )
-    if rows := _groups(command, content, every):
+    if rows := _groups(command, content, every, [*chosen]):
         parts.append(f"Groups and their options\n{_rows(rows)}")
     parts.append("Flags\n" + _table([*FLAGS, *([NETWORKS] if command == "train" else [])]))
     return "\n\n".join(part.rstrip() for part in parts if part.strip())
@@ -221,13 +224,24 @@ def _documented(group: str, option: str) -> tuple[str, ...]:
     return ("image_folder" if group == "data" and option == "default" else option,)
 
 
-def _groups(command: str, content: dict[str, Any], every: bool) -> list[Setting]:
+def _option_file(word: str) -> Path | None:
+    """The file of an option that was typed, `strategy=dp`."""
+    group, _, option = word.partition("=")
+    file = Path(CONFIG_DIR, group, f"{option}.yaml")
+    return file if re.fullmatch(r"[a-z_/]+=\w+", word) and file.is_file() else None
+
+
+def _package(file: Path) -> str:
+    return file.parent.relative_to(CONFIG_DIR).as_posix().replace("/", ".")
+
+
+def _groups(command: str, content: dict[str, Any], every: bool, typed: Sequence[str] = ()) -> list[Setting]:
     chosen = {
         key.removeprefix("override "): option
         for entry in content.get("defaults") or []
         if isinstance(entry, dict)
         for key, option in entry.items()
-    }
+    } | dict(word.split("=") for word in typed)
     names = CHOSEN.get(command, ("data", "experiment"))
     if every or command == "train":
         names = tuple(

@@ -61,7 +61,8 @@ def unknown_setting(
     if (option := option_with(key)) is not None:
         is_chosen = any(override_key(word) == override_key(option) for word in typed)
         also = () if is_chosen else (option, f"{key}={value}")
-        return Hint(note=f"It is a setting of {option}: type that too."), also
+        line = shlex.join([option, masked_override(f"{key}={value}" if value else key)])
+        return Hint(note=f"It is a setting of {option}: type {line}"), also
     if (hint := meaning(key, value)) is not None:
         return hint, ()
     if last == "_target_":

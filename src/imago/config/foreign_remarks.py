@@ -85,6 +85,7 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
             "'model.class_weights={NAME: 5}'."
         ),
     ),
+    ("poisson_sampling", "true", says(f"{LEAVE}: with strategy=dp, batches are always Poisson samples.")),
     ("task prefetcher", "classify", says(f"{LEAVE}: Imago classifies images.")),
     ("plots visualize", "true", no_counterpart("the figures are always drawn, and plots.format chooses their format")),
     ("val", "true", no_counterpart("val is scored after each epoch")),

@@ -223,13 +223,19 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         evaluate_hint,
     ),
     # differential privacy
-    ("dp privacy private differential_privacy dpsgd dp_sgd opacus", "true", switch("strategy=dp", "strategy=none")),
+    (
+        "dp privacy private differential_privacy dpsgd dp_sgd opacus make_private make_private_with_epsilon",
+        "true",
+        switch("strategy=dp", "strategy=none"),
+    ),
     ("dp_epsilon epsilon target_epsilon", "3", types("strategy=dp", "strategy.target_epsilon={}")),
     ("dp_delta delta target_delta", "1e-5", types("strategy=dp", "strategy.target_delta={}")),
     ("noise_multiplier", "1.1", types("strategy=dp", "strategy.noise_multiplier={}")),
     ("max_per_sample_grad_norm", "1.0", types("strategy=dp", "strategy.max_grad_norm={}")),
     ("max_physical_batch_size physical_batch_size", "16", types("strategy=dp", "strategy.physical_batch_size={}")),
     ("secure_mode secure_rng", "true", types("strategy=dp", "strategy.secure_rng={}")),
+    ("accountant", "rdp", types("strategy=dp", "strategy.accountant={}")),
+    ("grad_sample_mode", "hooks", types("strategy=dp", "strategy.grad_sample_mode={}")),
 )
 WORDS: dict[str, Translate] = {name: translate for names, _, translate in (*ROWS, *REMARKS) for name in names.split()}
 EXAMPLES: dict[str, str] = {name: example for names, example, _ in (*ROWS, *REMARKS) for name in names.split()}
