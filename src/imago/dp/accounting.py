@@ -5,10 +5,12 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from imago.definitions import rounded_up
 from imago.errors import DiskError, UserError
 
 Steps = tuple[float, float, int]  # noise multiplier, sample rate, number of steps
@@ -16,7 +18,11 @@ ACCOUNTANTS = ("prv", "rdp")
 MOST_POINTS = 2**22
 """Most points that PRV may divide the losses into: these take 3 s and some 500 MB. Noise of 0.4 for 3,000 steps would
 need ten times as many."""
+EXTREME = (ArithmeticError, MemoryError, RuntimeError, ValueError)
+"""Raised by an accountant for which the numbers are too extreme."""
 MOST_NOISE = 1e6
+RESOLUTION, FINE, FINE_BELOW = 0.01, 0.001, 0.1
+"""What PRV adds to the epsilon that it estimates. Where that is little, a tenth is added, which takes more points."""
 LEAST_DELTA = 1e-10
 """Least delta for which PRV is an upper bound; below it, its rounding shows (7.24 instead of 7.34 at 5e-13)."""
 
@@ -116,8 +122,11 @@ def _bound(history: tuple[Steps, ...], delta: float, accountant: str) -> tuple[f
     for name in dict.fromkeys((accountant, "rdp") if delta >= LEAST_DELTA else ("rdp",)):
         try:
             value = _accountants()[name](list(history), delta)
-        except (ArithmeticError, MemoryError, RuntimeError, ValueError):  # the numbers are too extreme for it
+        except EXTREME:
             continue
+        if name == "prv" and value < FINE_BELOW:
+            with suppress(*EXTREME):  # both are upper bounds
+                value = min(value, _accountants()["fine prv"](list(history), delta))
         if math.isfinite(value):
             return max(0.0, value), name
     return math.inf, accountant
@@ -125,24 +134,34 @@ def _bound(history: tuple[Steps, ...], delta: float, accountant: str) -> tuple[f
 
 @cache
 def _accountants() -> dict[str, Callable[[list[Steps], float], float]]:
-    """Return the accountants of Opacus, which takes 4 s to import; PRV with a limit on the points for the losses."""
+    """Return the accountants of Opacus, which takes 4 s to import; PRV with a limit on the points for the losses, and
+    with a finer resolution, for which fewer points are allowed."""
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     class BoundedPRVAccountant(PRVAccountant):
+        most = MOST_POINTS
+
         def _get_domain(self, *args: Any, **kwargs: Any) -> Any:
             domain = super()._get_domain(*args, **kwargs)
-            if domain.size > MOST_POINTS:
+            if domain.size > self.most:
                 raise MemoryError(f"{domain.size} points")
             return domain
 
-    def asked(kind: Any, history: list[Steps], delta: float) -> float:
+    class FinePRVAccountant(BoundedPRVAccountant):
+        most = MOST_POINTS // 4
+
+    def asked(kind: Any, history: list[Steps], delta: float, **options: float) -> float:
         made = kind()
         made.history = history
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the orders among which the bound was sought
-            return float(made.get_epsilon(delta))
+            return float(made.get_epsilon(delta, **options))
 
-    return {"prv": partial(asked, BoundedPRVAccountant), "rdp": partial(asked, RDPAccountant)}
+    return {
+        "prv": partial(asked, BoundedPRVAccountant, eps_error=RESOLUTION),
+        "fine prv": partial(asked, FinePRVAccountant, eps_error=FINE),
+        "rdp": partial(asked, RDPAccountant),
+    }
 
 
 def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str) -> float:
@@ -159,10 +178,11 @@ def noise_for(target_epsilon: float, delta: float, sample_rate: float, steps: in
     while spent(high) > target_epsilon:
         high *= 2
         if high > MOST_NOISE:
+            finest = "" if accountant == "prv" else ", or strategy.accountant=prv"
             raise UserError(
-                f"strategy.target_epsilon={target_epsilon}: with the {accountant} accountant, no noise keeps {steps} "
-                f"steps within it at delta={delta:.2g}. Type a larger target, fewer trainer.max_epochs=, or "
-                "strategy.accountant=prv"
+                f"strategy.target_epsilon={target_epsilon:g}: no noise keeps {steps} steps within it, as the "
+                f"{accountant} accountant counts. The smallest epsilon that it can reach is "
+                f"{rounded_up(spent(MOST_NOISE))} (delta {delta:g}). Type a larger target{finest}"
             )
     tolerance = min(0.01, target_epsilon / 100)
     while target_epsilon - spent(high) > tolerance and high - low > 1e-6:
