@@ -35,6 +35,7 @@ from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import DifferentialPrivacy
 from imago.dp.tape import Tape
 from imago.dp.terms import UnknownGradientError
+from imago.errors import UserError
 from imago.model.efficientnet import EfficientNetLite0
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
@@ -422,14 +423,20 @@ def test_the_budget_ends_the_training_and_a_larger_one_goes_on(train, command):
     assert said in less.last_line
     assert run.json("status.json")["reason"] == "privacy budget spent"
     again = command("train", f"resume={run.dir}", "trainer.max_epochs=12", folder=run.dir)
-    assert again.exit_code == 0, again.output
-    assert "privacy budget spent" in again.output
+    assert again.exit_code == 1
+    said = f"epsilon {status['epsilon']:.4f} of 8 is spent, and one more step would exceed it. For more steps type a"
+    assert said in again.last_line
+    assert "testing that the network" not in again.output
+    assert run.json("status.json")["reason"] == "privacy budget spent"
     assert run.json("reports/privacy.json")["steps"] == told["steps"]
     more = command("train", f"resume={run.dir}", "strategy.target_epsilon=10", folder=run.dir)
     assert re.search(r"The privacy budget is spent after \d+ more steps? \(", more.output)
     assert more.exit_code == 0, more.output
     assert 8 < run.json("reports/privacy.json")["epsilon"] <= 10
     assert run.json("reports/privacy.json")["steps"] > told["steps"]
+    page = run.text("reports/privacy.md")
+    assert "- a change of steps, noise or batch size when the run was resumed, if results led to it: " in page
+    assert "Nor is a change of steps" in page
 
 
 def test_a_budget_that_is_too_small_is_refused(train):
@@ -443,6 +450,7 @@ def test_a_run_goes_on_with_what_it_has_spent(train, finished):
     rest = train(*DP, "trainer.max_epochs=4", "test=false", f"ckpt_path={first.dir}/checkpoints/last.ckpt")
     assert rest.json("reports/privacy.json")["steps"] == 4 * STEPS
     assert abs(rest.json("reports/privacy.json")["epsilon"] - spent(4 * STEPS, 1.1, 8 / 39, 1e-3)) < 1e-9
+    assert "a change of steps, noise or batch size" in rest.text("reports/privacy.md")
     louder = train(
         *DP, "trainer.max_epochs=4", "test=false", "strategy.noise_multiplier=2",
         f"ckpt_path={first.dir}/checkpoints/last.ckpt",
@@ -570,6 +578,7 @@ def test_epsilon_is_never_negative_and_infinity_is_said(train):
     run = train(*DP, "strategy.noise_multiplier=0", "trainer.max_epochs=1", "test=false")
     assert run.json("reports/privacy.json")["epsilon"] == "infinite"
     assert "There is no guarantee: epsilon is infinite." in run.text("reports/privacy.md")
+    assert "There is no guarantee: the weights are as private as the images\n" in run.output
 
 
 def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
@@ -592,13 +601,23 @@ def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
         "attacks on floating-point noise (strategy.secure_rng=false)",
     ):
         assert line in page
-    for absent in ("the draw of val", "public_init", "data.exclude", "data.cache=disk", "class_weights", "thumbnails"):
+    for absent in (
+        "the draw of val",
+        "the end of training, after",
+        "a change of steps",
+        "public_init",
+        "data.exclude",
+        "data.cache=disk",
+        "class_weights",
+        "thumbnails",
+    ):
         assert absent not in page.partition("## Not covered")[2]
     assert f"| 0.001 | {rounded_up(report['epsilon'])} |\n" in page
     assert report["epsilon_by_delta"]["0.001"] == report["epsilon"] < report["epsilon_by_delta"]["1e-08"]
     budget = f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image."
     assert f"{budget} Publish the output of ml-export, not the run folder (docs/privacy.md)\n" in run.output
     assert f"  ml-export ckpt_path={run.dir}\n" in run.output
+    assert re.search(r"Not protected: the \d+ val images: \S*reports/privacy.md\n", run.output)
     assert "because strategy=dp sets report.pictures=false" in run.text("report.html")
     assert not list((run.dir / "reports").glob("*train*"))
     for file in filter(Path.is_file, run.dir.rglob("*")):
@@ -630,10 +649,27 @@ def test_an_export_repeats_what_the_training_warned_of_and_loses_scores_of_val(t
     (tmp_path / "reports/privacy.json").write_text('{"warnings": ["target_delta=0.1 is not below 1 / 39"]}')
     calibration = {"temperature": 1.5, "held_out": {"ece_before": 0.1}}
     file = tmp_path / "checkpoints" / "best.ckpt"
-    warn_before_publishing(file, calibration, file.with_suffix(".calibration.json"))
+    warn_before_publishing(file, calibration, file.with_suffix(".calibration.json"), tmp_path)
     assert calibration == {"temperature": 1.5, "held_out": {}}
     assert "determined them without noise" in caplog.messages[0]
     assert caplog.messages[1:] == ["The training warned: target_delta=0.1 is not below 1 / 39"]
+    for name, epsilon_ in (("run", 3.0), ("later", 2.9944), ("latest", "infinite")):
+        (tmp_path / name / "reports").mkdir(parents=True)
+        (tmp_path / name / "reports/data.json").write_text('{"folder": "/photos", "fingerprint": "1"}')
+        status = {"status": "completed", "epsilon": epsilon_, "delta": 1e-5}
+        (tmp_path / name / "status.json").write_text(json.dumps(status))
+    later = f"Counted again: {{}} on these data below {tmp_path}: {{}} (docs/privacy.md)"
+    for latest, rest in (
+        ("infinite", "latest has no bound of epsilon, so that for all runs together there is no guarantee"),
+        (1.5, "together, epsilon 4.4944, delta 2e-05. Those of this run come on top"),
+    ):
+        (tmp_path / "latest/status.json").write_text(json.dumps({"epsilon": latest, "delta": 1e-5}))
+        warn_before_publishing(tmp_path / "run/checkpoints/best.ckpt", None, file, tmp_path)
+        assert caplog.messages[-1] == later.format("2 other private runs", rest)
+    shutil.rmtree(tmp_path / "latest")
+    warn_before_publishing(tmp_path / "run/checkpoints/best.ckpt", None, file, tmp_path)
+    one = "epsilon 2.9944, delta 1e-05. Those of this run come on top"
+    assert caplog.messages[-1] == later.format("1 other private run", one)
 
 
 def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
@@ -721,6 +757,10 @@ def test_adaptive_clipping_finds_the_median_of_the_norms():
 def test_noise_and_steps_for_a_target():
     noise = noise_for(3.0, 1e-5, 0.05, 200, "rdp")
     assert 2.9 < epsilon([(noise, 0.05, 200)], 1e-5, "rdp") <= 3
+    little = noise_for(0.02, 1e-5, 0.05, 20, "prv")
+    assert 0.015 < epsilon([(little, 0.05, 20)], 1e-5, "prv") <= 0.02
+    with pytest.raises(UserError, match=r"smallest epsilon that it can reach is 0\.00\d\d \(delta 1e-05\)"):
+        noise_for(1e-5, 1e-5, 0.05, 20, "prv")
     count = steps_within(3.0, [(1.0, 0.05, 20)], 1.0, 0.05, 10_000, 1e-5, "rdp")
     assert epsilon([(1.0, 0.05, 20 + count)], 1e-5, "rdp") <= 3 < epsilon([(1.0, 0.05, 21 + count)], 1e-5, "rdp")
     assert epsilon([(0.0, 0.05, 1)], 1e-5, "rdp") == math.inf
@@ -761,8 +801,8 @@ def test_noise_and_steps_for_a_target():
         (["trainer=ddp_sim"], "strategy=dp and trainer.devices"),
         (["model.class_weights=auto"], "strategy=dp and model.class_weights=auto: the class frequencies"),
         (["matmul_precision=high"], "strategy=dp and matmul_precision"),
-        (["model.norm=null"], "strategy=dp and model.norm=null: BatchNorm normalises an image by the others"),
-        (["model.norm=batch"], "model.norm must be group or null, got batch."),
+        (["model.norm=null"], "strategy=dp and model.norm other than group: BatchNorm normalises an image"),
+        (["model.norm=batch"], "strategy=dp and model.norm other than group: BatchNorm normalises an image"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_combined_is_refused_before_the_data_are_read(train, words, said):
@@ -775,7 +815,6 @@ def test_what_cannot_be_combined_is_refused_before_the_data_are_read(train, word
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.batch_size=64"], "data.batch_size=64 is above the 39 train images"),
         (["+model.criterions.criterions.ce.reduction=sum"], "a loss value per image is needed"),
         (["+callbacks.ema._target_=own_callback.Average"], "average weights (SWA, EMA)"),
     ],
@@ -932,10 +971,32 @@ def test_an_epoch_has_as_many_steps_as_batches():
             assert len(PoissonBatchSampler(size, min(size, batch_size), SecretDraws())) == expected
 
 
-def test_a_large_delta_is_warned_of(train):
-    run = train(*DP, "strategy.target_delta=0.1", "test=false", "trainer.max_epochs=1")
-    for words in (run.output, run.text("reports/privacy.md")):
-        assert "is not below 1 / 39" in words
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["strategy.target_delta=0.1"], "strategy.target_delta=0.1 is not below 1 / 39"),
+        (["data.batch_size=64"], "data.batch_size=64 is above the 39 train images"),
+    ],
+)
+def test_what_the_number_of_images_rules_out_leaves_no_folder(train, words, said):
+    run = train(*DP, *words)
+    assert said in run.output
+    assert not run.dir.exists()
+
+
+def test_a_small_target_is_refused_with_the_smallest_that_can_be(train):
+    run = train(*DP, "strategy.target_epsilon=0.00001")
+    assert "no noise keeps 10 steps within it, as the prv accountant counts. The smallest epsilon" in run.last_line
+
+
+def test_a_tiny_epsilon_is_no_less_than_that_of_the_gaussian_mechanism():
+    """Without sampling, epsilon is known exactly (Balle and Wang 2018)."""
+    for noise, steps in ((400.0, 100), (60.0, 4)):
+        mu = math.sqrt(steps) / noise
+        value = epsilon([(noise, 1.0, steps)], 1e-5, "prv")
+        true = norm.cdf(mu / 2 - value / mu) - math.exp(value) * norm.cdf(-mu / 2 - value / mu)
+        assert 0 < true < 1e-5
+        assert value < 0.1
 
 
 def test_photographs_of_ants_and_bees_to_the_end(command, hymenoptera):

@@ -149,7 +149,7 @@ def test_what_weights_have_seen_is_known_over_several_runs(caplog):
             check_private_start([origin], None, DATA, is_promised=False)
         assert (unrecorded_by([origin], is_private=False) == "") == is_known
         assert (unrecorded_by([origin], is_private=True) == "") == origin.is_foreign
-    with pytest.raises(UserError, match=r"No strategy\.public_init=true changes that"):
+    with pytest.raises(UserError, match=r"strategy\.public_init=true does not help"):
         check_private_start([cases[2][0]], None, DATA, is_promised=True)
     (sums,) = check_private_start([cases[6][0]], None, DATA, is_promised=False)
     assert "(epsilon 3, delta 1e-05). If it has seen images of this run, both epsilons and both deltas add up" in sums

@@ -74,7 +74,7 @@ def best_mode(metric: str) -> str:
     return "min" if "loss" in metric else "max"
 
 
-def rounded_up(bound: float, digits: int = 4) -> str:
+def rounded_up(bound: float | Decimal, digits: int = 4) -> str:
     """Format an upper bound, such as an epsilon, with `digits` decimals: rounded up, so that it still holds."""
     return str(Decimal(bound).quantize(Decimal(1).scaleb(-digits), ROUND_CEILING, ALL_DIGITS))
 

@@ -3,6 +3,8 @@
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
@@ -44,6 +46,18 @@ class IncompleteError(UserError):
 
 CREATING_DATA = "while creating data"
 """Note on an error that was raised while the images of a run were looked up."""
+
+
+@contextmanager
+def about_data() -> Iterator[None]:
+    """Note on what is raised inside that the images of the run cannot be used."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(CREATING_DATA)
+        raise
+
+
 TOO_SMALL = "The images are too small for this network. Type a larger data.image_size="
 REMEDIES = {  # part of a library's message -> what to type
     "OutOfMemoryError": "The device is out of memory. Type a smaller data.batch_size=, or trainer=amp",

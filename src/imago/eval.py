@@ -69,7 +69,14 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
 
     splits = splits_of(cfg.split, cfg)
     listed = " and ".join(split for split in ("train", "val") if split in splits)
-    if listed and privacy_of(Path(cfg.ckpt_path), read_checkpoint(cfg.ckpt_path, mmap=True)["imago"]):
+    entry = read_checkpoint(cfg.ckpt_path, mmap=True)["imago"] if cfg.calibrate or listed else None
+    is_private = entry is not None and privacy_of(Path(cfg.ckpt_path), entry) is not None
+    if cfg.calibrate and is_private:
+        log.warning(
+            "calibrate=true of a checkpoint that was trained with strategy=dp: temperature and thresholds have no "
+            "noise, and tell of the val images. Unless these are public, type ml-export with calibration=false"
+        )
+    if listed and is_private:
         log.warning(
             "The checkpoint was trained with strategy=dp, and split has %s: reports/ will list path, label and loss of "
             "each %s image, which may be private",
@@ -78,7 +85,7 @@ def evaluate_from_config(cfg: DictConfig, run: RunFolder) -> "Result":
         )
     fit_on_val = calibrate if cfg.calibrate else None
     result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, fit_on_val, cfg.report.pictures)
-    show_results(result, run)
+    show_results(result, run, is_private=is_private)
     if run.rank == 0:
         note_scored_again(result, run)
     return result

@@ -32,6 +32,7 @@ class ExportRoot(KeptRoot):
 
     format: str = "safetensors"
     output: str | None = None
+    calibration: bool = True
 
 
 def check_export(cfg: DictConfig, invocation: Invocation) -> None:
@@ -66,18 +67,22 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         "versions": classifier.checkpoint["versions"],
     }
     metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
-    calibration = _calibration(cfg, checkpoint)
+    calibration = _calibration(cfg, checkpoint) if cfg.calibration else None
     if (privacy := privacy_of(Path(cfg.ckpt_path), checkpoint["imago"])) is not None:
         metadata["privacy"] = privacy
         run.sections["Strategy"] = privacy
-        warn_before_publishing(Path(cfg.ckpt_path), calibration, file_beside(Path(cfg.ckpt_path)))
+        warn_before_publishing(
+            Path(cfg.ckpt_path), calibration, file_beside(Path(cfg.ckpt_path)), Path(cfg.paths.log_dir)
+        )
     if checkpoint["imago"].get("unrecorded"):
         metadata["unrecorded"] = True
     metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), calibration)
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
     is_there = path.exists()
     write_export(classifier.model.net.state_dict(), metadata, path)
-    show_privacy(run, "This file may be published, within what docs/privacy.md says")
+    condition = "if the val images are public, which its calibration tells of (or type calibration=false)"
+    limits = condition if calibration is not None else "within what docs/privacy.md says"
+    show_privacy(run, f"This file may be published, {limits}")
     show_written(path, replaced=is_there)
     show_next(after_export(path, calibration is not None))
 

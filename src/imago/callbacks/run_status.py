@@ -85,10 +85,6 @@ class RunStatus(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self.write(trainer)
-            report = pl_module.strategy.report()
-            if trainer.is_global_zero and {"epsilon", "delta", "unit"} <= report.keys():
-                values = report["epsilon"], report["delta"], report["unit"]
-                log.info("Privacy: epsilon so far %s, delta %g, unit: %s", *values)
 
     def _resumed(self, trainer: Trainer) -> str:
         """Line about the checkpoint of a resumed run: where training continues, and how long it has taken so far."""

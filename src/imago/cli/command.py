@@ -265,6 +265,9 @@ def _is_refused(run: RunFolder, error: BaseException | None) -> bool:
 
 def _record(run: RunFolder, status: str, error: str) -> None:
     log.info("The run folder is %s", run.path)
+    spent = run.sections.get("Strategy", {})
+    if {"epsilon", "delta", "unit"} <= spent.keys():
+        log.info("Privacy: epsilon so far %s, delta %g, unit: %s", spent["epsilon"], spent["delta"], spent["unit"])
     error = plain(error)  # it may quote a stranger's file
     log.error("%s", error)
     try:

@@ -118,6 +118,7 @@ def resolve_run_args(words: list[str]) -> Arguments:
     _register_run_options({}, "base")
     at = next((i for i, word in enumerate(words) if override_key(word) in WORDS), None)
     if at is None:
+        _check_private_start(words)
         return Arguments(words)
     key, named_run = override_key(words[at]), override_value(words[at]).strip("'\"")
     if named_run in ("", "null"):
@@ -158,12 +159,23 @@ def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None
         raise UserError(f"{word}: {lost} is a secret, which is not stored. Type it again: +{lost}=…")
 
 
+def _check_private_start(words: list[str]) -> None:
+    """Raise UserError where `strategy=dp` is typed with `ckpt_path=` of a run that was not private."""
+    for word in (word for word in words if override_key(word) == "ckpt_path"):
+        path = Path(override_value(word).strip("'\"")).expanduser()
+        folder = path if path.is_dir() else path.absolute().parent.parent
+        if (config := Overview(folder).config) and config.get("task_name") not in OTHER_COMMANDS:
+            _check_privacy(config, words, folder, word)
+
+
 def _check_privacy(content: dict[str, Any], words: list[str], folder: Path, word: str) -> None:
     """Raise UserError where `strategy=dp` is typed for a run that was not private."""
     target = str((content.get("strategy") or {}).get("_target_"))
     if word.startswith("replay") or "strategy=dp" not in words or target.startswith("imago.dp."):
         return
-    again = [entry for entry in Overview(folder).overrides if override_key(entry) not in ("strategy", *WORDS)]
+    again = [
+        entry for entry in Overview(folder).overrides if override_key(entry) not in ("strategy", "ckpt_path", *WORDS)
+    ]
     raise UserError(
         f"{word} strategy=dp: a run that was not private cannot become private, because its weights have seen the "
         "images without noise. Start a new run, for example ml-train "

@@ -23,8 +23,9 @@ REASONS = {
     "noise need more than 16 bits. Type trainer.precision=bf16-mixed, or 32-true",
     "matmul_precision": "matmul_precision: clipping norms need full 32-bit precision. Type matmul_precision=highest",
     "compile": "model.compile: a compiled network hides its layers. Type model.compile=false",
-    "norm": "model.norm=null: BatchNorm normalises an image by the others of its batch, so that no gradient belongs to "
-    "one image. Type model.norm=group, which replaces the BatchNorm of any network and changes nothing else",
+    "norm": "model.norm other than group: BatchNorm normalises an image by the others of its batch, so that no "
+    "gradient belongs to one image. Type model.norm=group, which replaces the BatchNorm of any network and changes "
+    "nothing else",
     "class_weights": "model.class_weights=auto: the class frequencies would not be private. Type numbers that do not "
     "come from these data: 'model.class_weights={NAME: 5}'",
     "probe": "model.probe: the head would see private images without noise. Type model.probe=false",
@@ -66,7 +67,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("precision", lambda cfg: HALF.match(str(cfg.trainer.get("precision"))) is not None),
     ("matmul_precision", lambda cfg: cfg.matmul_precision in ("high", "medium")),
     ("compile", lambda cfg: cfg.model.get("compile") is True),
-    ("norm", lambda cfg: cfg.model.get("norm") is None and not freezes_norms(cfg)),
+    ("norm", lambda cfg: cfg.model.get("norm") != "group" and not freezes_norms(cfg)),
     ("class_weights", lambda cfg: cfg.model.get("class_weights") == "auto"),
     ("probe", lambda cfg: cfg.model.get("probe") in (True, "only")),
     ("on_bad_loss", lambda cfg: cfg.model.get("on_bad_loss") == "skip"),

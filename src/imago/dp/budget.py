@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from imago.config.private import REASONS
 from imago.definitions import BUDGET_SPENT, rounded_up
-from imago.dp.accounting import Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
+from imago.dp.accounting import FINE, Ledger, Steps, accountant_of, epsilon, extended, noise_for, steps_within
 from imago.dp.clipping import Adaptive, Clipping
 from imago.errors import UserError
 from imago.model.strategy import Strategy
@@ -19,6 +19,13 @@ log = logging.getLogger(__name__)
 
 LEDGER = "privacy_ledger.jsonl"
 NOISE = 1.1
+NO_END = -1
+"""Number of planned steps of a training without an end."""
+
+
+def delta_for(images: int) -> float:
+    """Return the power of ten at or below a tenth of 1 / N, for N train images."""
+    return 10.0 ** -math.ceil(math.log10(10 * max(images, 1)))
 
 
 class PrivacyBudget(Strategy):
@@ -52,14 +59,17 @@ class PrivacyBudget(Strategy):
         self._trainer: Trainer | None = None
         self._allowed: int | None = None  # steps in all
         self._planned: float = math.inf  # steps in all
+        self._before_planned: float | None = None  # of the run that is resumed
         self._ends_early = False
+        self.plans: list[Steps] = []
+        """Noise, sample rate and number of steps in all, as planned when training began, and whenever they changed."""
         self._counted_ahead = 0  # steps that the report on the disk covers, perhaps not taken yet
 
     @property
     def delta(self) -> float:
         """The delta of the (epsilon, delta) guarantee."""
         if self._target_delta == "auto":
-            return 10.0 ** -math.ceil(math.log10(10 * max(self.num_examples, 1)))
+            return delta_for(self.num_examples)
         return float(self._target_delta)
 
     @property
@@ -90,6 +100,8 @@ class PrivacyBudget(Strategy):
             "delta": self.delta,
             "accountant": self.accountant,
             "assumed": list(self.assumed),
+            "planned": self._planned if math.isfinite(self._planned) else None,
+            "plans": [list(plan) for plan in self.plans],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,6 +112,9 @@ class PrivacyBudget(Strategy):
                 "type model.init_from= instead"
             )
         self._state = state
+        self._before_planned = state.get("planned")
+        plans = state.get("plans", state["history"][-1:])  # earlier versions did not record them: steps so far
+        self.plans = [(noise, rate, count) for noise, rate, count in plans]
         before = [str(text) for text in state.get("assumed", []) if text not in self.assumed]
         for text in before:
             log.warning("%s", text)
@@ -144,6 +159,21 @@ class PrivacyBudget(Strategy):
 
     def settle_noise(self, trainer: Trainer) -> None:
         """Settle the noise multiplier, and the number of steps that may be taken in all."""
+        self._settle_noise(trainer)
+        steps = min(self._planned, math.inf if self._allowed is None else self._allowed)
+        plan = (self.noise_multiplier or 0.0, self.sample_rate, int(steps) if math.isfinite(steps) else NO_END)
+        if plan not in self.plans[-1:]:
+            self.plans = [*self.plans, plan]
+
+    def epsilon_of_plan(self) -> float:
+        """Return the epsilon of all planned steps, which holds whenever training ends; infinite if the plan changed,
+        or has no end."""
+        if len(self.plans) != 1 or self.plans[0][2] == NO_END:
+            return math.inf
+        noise, rate, steps = self.plans[0]
+        return epsilon([(noise, rate, max(steps, self.steps))], self.delta, self.accountant)
+
+    def _settle_noise(self, trainer: Trainer) -> None:
         planned = self._planned = trainer.estimated_stepping_batches
         if self._state is not None:
             if isinstance(self.clipping, Adaptive):
@@ -160,6 +190,11 @@ class PrivacyBudget(Strategy):
             self.noise_multiplier = noise_for(
                 self.target_epsilon, self.delta, self.sample_rate, int(planned), self.accountant
             )
+            if self.target_epsilon < 5 * FINE:
+                log.warning(
+                    "strategy.target_epsilon=%g: the accountant adds at least %g to an epsilon, so that the noise is "
+                    "larger than necessary", self.target_epsilon, FINE
+                )  # fmt: skip
             log.info(
                 "strategy.noise_multiplier=%.4f keeps %d steps within epsilon %g (delta %.2g)",
                 *(self.noise_multiplier, planned, self.target_epsilon, self.delta),
@@ -179,8 +214,19 @@ class PrivacyBudget(Strategy):
                 f"strategy.target_epsilon={self.target_epsilon:g}: the run has already spent epsilon "
                 f"{rounded_up(spent) if math.isfinite(spent) else 'infinite'}. Type a larger one"
             )
+        if left == 0 and self._before_planned is not None and planned > self._before_planned:
+            raise UserError(
+                f"epsilon {rounded_up(spent)} of {self.target_epsilon:g} is spent, and one more step would exceed it. "
+                f"For more steps type a larger budget, too, for example strategy.target_epsilon="
+                f"{_larger(self.target_epsilon)}"
+            )
         if left == 0:
             trainer.should_stop = True
         elif left < most - self.steps and math.isfinite(planned):
             after = f"{counted(left, 'more step')} ({self._allowed} in all)" if self.steps else f"{left} steps"
             log.info("The privacy budget is spent after %s of %d", after, most)
+
+
+def _larger(target: float) -> str:
+    """A rounder target above this one, as an example to type."""
+    return f"{float(f'{1.5 * target:.1g}'):g}"

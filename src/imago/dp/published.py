@@ -8,6 +8,8 @@ from typing import Any
 
 from imago.dp.report import UNIT, epsilon_text
 from imago.files import MISFIT, NUMBER, UnreadableError, fitting, read_json
+from imago.run.overview import Overview
+from imago.run.spent import describe_others, others_on_same_data
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,26 @@ def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"]}
 
 
-def warn_before_publishing(file: Path, calibration: dict[str, Any] | None, calibration_file: Path) -> None:
-    """Warn of what the epsilon of the checkpoint `file` does not cover in its export: what its training warned of, and
-    its `calibration`, which loses the scores of the images that determined it."""
+def warn_before_publishing(
+    file: Path, calibration: dict[str, Any] | None, calibration_file: Path, log_dir: Path
+) -> None:
+    """Warn of what the epsilon of the checkpoint `file` does not cover in its export: what its training warned of, by
+    now further runs on its images below `log_dir`, and its `calibration`, which loses the scores of the images that
+    determined it."""
     if calibration is not None:
         calibration["held_out"] = {}
         log.warning(
             "The export contains temperature, threshold and quantile of %s, and the number of images that determined "
-            "them without noise. If these images are private, remove that file and export again",
+            "them without noise. If these images are private, type calibration=false",
             calibration_file,
         )
+    folder = file.absolute().parent.parent
+    warned: list[str] = []
     with suppress(OSError, UnreadableError):
-        for text in read_json(file.absolute().parent.parent / "reports" / "privacy.json", WARNED, LARGEST)["warnings"]:
-            log.warning("The training warned: %s", text)
+        warned = read_json(folder / "reports" / "privacy.json", WARNED, LARGEST)["warnings"]
+    for text in warned:
+        log.warning("The training warned: %s", text)
+    if data := Overview(folder).data:
+        now = describe_others(others_on_same_data(folder, log_dir, data["folder"], data["fingerprint"]), log_dir)
+        if now and now not in warned:
+            log.warning("Counted again: %s", now)

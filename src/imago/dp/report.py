@@ -1,6 +1,7 @@
 """What a run with strategy=dp guarantees, and what it does not: `reports/privacy.json` and `.md`."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,6 +15,12 @@ UNIT = "one image"
 PERSONS = "a person with several images, or duplicates: k images have k times the epsilon, and a larger delta"
 ROUNDING = "attacks on floating-point noise (strategy.secure_rng=false)"
 TIMING = "the timing of steps"
+ODOMETER = (
+    "if results led to it: epsilon counts the steps as if they had been fixed in advance (for privacy odometers see "
+    "Rogers et al. 2016)"
+)
+OF_PRIVACY = re.compile(r"strategy\b|privacy|private|epsilon|noise\b|public\b", re.IGNORECASE)
+"""Words of warnings that concern the guarantee."""
 LATER = "The table is computed at the end of training.\n"
 FALSE_ALARMS = (0.001, 0.01, 0.1)
 ACCOUNTANTS = {"prv": "PRV accountant (Gopi et al. 2021)", "rdp": "RDP accountant (Mironov 2017)"}
@@ -30,6 +37,7 @@ class PrivateTraining(Protocol):
     noise_multiplier: float | None
     num_examples: int
     physical_batch_size: int | None
+    plans: list[Steps]
     replaced: list[str]
     sample_rate: float
     secure_rng: bool
@@ -46,6 +54,9 @@ class PrivateTraining(Protocol):
     @property
     def delta(self) -> float:
         """The delta of the (epsilon, delta) guarantee."""
+
+    def epsilon_of_plan(self) -> float:
+        """Return the epsilon of all planned steps, which holds whenever training ends; infinite if there is none."""
 
     @property
     def history(self) -> list[Steps]:
@@ -86,7 +97,7 @@ def privacy_report(dp: PrivateTraining) -> dict[str, Any]:
             {"noise_multiplier": noise, "sample_rate": rate, "steps": count} for noise, rate, count in history
         ],
         "replaced": dp.replaced,
-        "warnings": list(dp.warnings),
+        "warnings": [text for text in dp.warnings if OF_PRIVACY.search(text)],
         "not_covered": _not_covered(dp),
     }
 
@@ -95,7 +106,21 @@ def _not_covered(dp: PrivateTraining) -> list[str]:
     """List what epsilon does not cover: `uncovered` and `assumed` of the training, and what holds for each."""
     ignored = f"the number of gradients that were not finite and were ignored ({dp.ignored})" if dp.ignored else ""
     rounding = "" if dp.secure_rng else ROUNDING
-    return list(filter(None, [*dp.assumed, *dp.uncovered, PERSONS, ignored, rounding, TIMING]))
+    return list(filter(None, [*dp.assumed, *dp.uncovered, _of_the_end(dp), PERSONS, ignored, rounding, TIMING]))
+
+
+def _of_the_end(dp: PrivateTraining) -> str:
+    """State what holds if results decided how many steps there were, or how much noise; empty where both were fixed."""
+    planned, steps = dp.plans[-1][2] if dp.plans else 0, dp.steps
+    if len(dp.plans) > 1:
+        return f"a change of steps, noise or batch size when the run was resumed, {ODOMETER}"
+    if planned < 0:
+        return f"the end of training, because no number of steps was planned, {ODOMETER}"
+    if steps >= planned:
+        return ""
+    value = dp.epsilon_of_plan()
+    held = f". The epsilon of all planned steps, {rounded_up(value)}, holds in any case" if math.isfinite(value) else ""
+    return f"the end of training, after {steps} of {planned} planned steps, {ODOMETER}{held}"
 
 
 def describe_guarantee(dp: PrivateTraining) -> str:
@@ -161,7 +186,7 @@ def _page(dp: PrivateTraining, report: dict[str, Any], is_final: bool) -> str:
     sections.append(f"## BatchNorm layers replaced by GroupNorm\n\n{replaced}")
     if report["warnings"]:
         lines = "".join(f"- {' '.join(text.split())}\n" for text in report["warnings"])
-        sections.append(f"## Warnings of the training\n\nSome may concern the guarantee.\n\n{lines}")
+        sections.append(f"## Warnings about privacy\n\nAll warnings of the run are in `summary.txt`.\n\n{lines}")
     sections.append("## Not covered\n\n" + "".join(f"- {line}\n" for line in report["not_covered"]))
     return "\n".join(sections)
 
@@ -193,8 +218,9 @@ def _paragraph(dp: PrivateTraining, report: dict[str, Any]) -> str:
         f"Poisson sample with rate {dp.sample_rate:.4g}; {clipping}, and Gaussian noise with multiplier "
         f"{dp.noise_multiplier:.4g} was added. Augmentation and dropout used randomness that is independent of the "
         f"data. The weights are ({rounded_up(report['epsilon'], 2)}, {dp.delta:g})-differentially private for the "
-        f"addition or removal of one image, by the {ACCOUNTANTS[dp.accountant]} of Opacus. Validation images, the "
-        "choice of settings and the choice of the checkpoint are not covered by this guarantee."
+        f"addition or removal of one image, by the {ACCOUNTANTS[dp.accountant]} of Opacus. Validation and test images, "
+        "the choice of settings and the choice of the checkpoint are not covered by this guarantee."
+        f"{f' Nor is {end}.' if (end := _of_the_end(dp)) else ''}"
     )
 
 

@@ -17,7 +17,7 @@ from imago.data.module import ImageDataModule
 from imago.data.samplers import TrainBatchSampler
 from imago.definitions import Batch, Positive, PositiveFloat, Probability, ZeroOrMoreFloat, rounded_up
 from imago.dp.accounting import ACCOUNTANTS, Ledger
-from imago.dp.budget import PrivacyBudget
+from imago.dp.budget import PrivacyBudget, delta_for
 from imago.dp.clipping import CLIPPINGS
 from imago.dp.combinations import check_combinations
 from imago.dp.parts import detach_batch, join_batches, mean_of_finite, slice_batch
@@ -30,6 +30,7 @@ from imago.dp.trial import try_network
 from imago.errors import UserError
 from imago.lightning_internals import data_of
 from imago.model.module import DictModule
+from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ class DifferentialPrivacy(PrivacyBudget):
         self._folder: Path | None = None
         self._publish: Callable[[], None] = lambda: None
         self._tried_epoch = -1
+        self._unprotected = ""
+        self._is_accepted = False  # the network was tried, and the budget allows a step
 
     draw_key = staticmethod(secret_key)
 
@@ -123,18 +126,27 @@ class DifferentialPrivacy(PrivacyBudget):
         size = self.physical_batch_size or count
         return join_batches([stage(slice_batch(hidden, count, first, size)) for first in range(0, count, size)])
 
+    def check_images(self, images: int, batch_size: int) -> None:
+        if batch_size > images:
+            raise UserError(
+                f"strategy=dp: data.batch_size={batch_size} is above the {images} train images, and each is drawn with "
+                "the probability batch size / images, which cannot be above 1. Type "
+                f"data.batch_size={max(1, images // 2)}, or up to {images}, with which every step uses all"
+            )
+        if self._target_delta != "auto" and float(self._target_delta) >= 1 / images:
+            raise UserError(
+                f"strategy.target_delta={self._target_delta:g} is not below 1 / {images}, the number of train images: "
+                "such a guarantee would allow publishing one of them. Type strategy.target_delta=auto, which is "
+                f"{delta_for(images):g} here"
+            )
+
     def train_batch_sampler(self, sampler: Sampler[Any]) -> PoissonBatchSampler:
         if type(sampler) is not TrainBatchSampler:
             raise UserError(
                 f"strategy=dp draws its own batches, and {type(sampler).__name__} draws them in another way: the "
                 "reported privacy would be wrong. Use the batches of Imago's data modules, or strategy=none"
             )
-        if sampler.batch_size > sampler.size:
-            raise UserError(
-                f"strategy=dp: data.batch_size={sampler.batch_size} is above the {sampler.size} train images, and each "
-                "is drawn with the probability batch size / images, which cannot be above 1. Type "
-                f"data.batch_size={max(1, sampler.size // 2)}, or up to {sampler.size}, with which every step uses all"
-            )
+        self.check_images(sampler.size, sampler.batch_size)
         made = PoissonBatchSampler(sampler.size, sampler.batch_size, self.draws)
         self.num_examples, self.sample_rate = sampler.size, made.rate
         return made
@@ -149,27 +161,23 @@ class DifferentialPrivacy(PrivacyBudget):
                 "type for example strategy.target_epsilon=3"
             )
         data = cast(ImageDataModule, data_of(trainer))
+        drawn = ", drawn from train" if data.sets.drawn_val is not None else ""
+        self._unprotected = f"the {counted(len(data.split('val')), 'val image')}{drawn}"
+        self._trainer = trainer
+        ckpt_path = trainer.ckpt_path
+        same = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.attach(parameters, self.open_ledger(folder, same))
+        self.settle_noise(trainer)
+        self.settle_accountant(trainer)
         try_transforms(data, model.device, self.physical_batch_size)
         log.info("strategy=dp: testing that the network keeps images apart (may take a minute)")
         try_network(model, data, self.grad_sample_mode, self.physical_batch_size)
         log.info("strategy=dp: in a trial, no image changed the gradient of another. A trial is not a proof")
         self._tried_epoch = trainer.current_epoch
-        self._trainer = trainer
         self.replaced = list(model.replaced_norms)
-        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        ckpt_path = trainer.ckpt_path
-        same = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
-        self.attach(parameters, self.open_ledger(folder, same))
         self._folder, self._publish = folder / "reports", publish
-        self.settle_noise(trainer)
-        self.settle_accountant(trainer)
-        if self.delta >= 1 / self.num_examples:
-            log.warning(
-                "strategy.target_delta=%g is not below 1 / %d, the number of train images: such a guarantee would "
-                "allow publishing one of them",
-                self.delta,
-                self.num_examples,
-            )
+        self._is_accepted = True
         if self.noise_multiplier == 0:
             log.warning("strategy.noise_multiplier=0: without noise there is no privacy")
 
@@ -236,7 +244,7 @@ class DifferentialPrivacy(PrivacyBudget):
         return {"privacy/epsilon": float(rounded_up(epsilon)) if math.isfinite(epsilon) else epsilon}
 
     def report(self) -> dict[str, Any]:
-        if self._ledger is None:  # training has not begun
+        if not self._is_accepted:  # training has not begun
             return {}
         report = privacy_report(self)
         kept = ("epsilon", "delta", "unit", "steps", "counted", "noise_multiplier", "max_grad_norm", "sample_rate")
@@ -244,6 +252,7 @@ class DifferentialPrivacy(PrivacyBudget):
             "epsilon": epsilon_text(report["epsilon"]),
             "accountant": report["accountant"],
             "guarantee": describe_guarantee(self),
+            "not protected": self._unprotected,
             "publish": "the output of ml-export, not this folder (docs/privacy.md)",
             "details": "reports/privacy.md",
         }

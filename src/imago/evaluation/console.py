@@ -35,13 +35,16 @@ from imago.terminal import console, counted, shortened
 log = logging.getLogger(__name__)
 
 MOST_WARNINGS, MOST_COUNTS = 10, 10
+NO_BOUND = ("infinite", "unknown")
+"""Epsilons of training without noise, and of one that no accountant can bound."""
 BELOW_BASELINE = "is not above the majority-class baseline"
 
 
-def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
+def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private: bool = False) -> None:
     """Print the warnings of the run, the table of scores, where things are, and the next commands.
 
     Warns if the baseline is not beaten, unless `quiet`. Such a warning of an earlier scoring of the run is removed.
+    The checkpoint that an ml-eval scores may be `is_private`.
     """
     if result.scores:
         run.warnings[:] = [text for text in run.warnings if BELOW_BASELINE not in text]
@@ -62,13 +65,15 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False) -> None:
     if not quiet:
         _warn_about_baseline(result.scores)
     show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
+    if unprotected := run.sections.get("Strategy", {}).get("not protected"):
+        _print(f"Not protected: {unprotected}: ", run.path / "reports" / "privacy.md")
     _print(f"Run folder: {relative(run.path)}")
     if result.checkpoint is not None:
         _print(f"Checkpoint: {relative(result.checkpoint)}")
     _print("Report: ", run.path / "report.html")  # written when the run has ended
     if label_errors := describe_label_errors(result, run.path):
         _print(label_errors)
-    show_next(next_commands(result, run))
+    show_next(next_commands(result, run, is_private))
 
 
 def show_next(commands: Sequence[str]) -> None:
@@ -78,12 +83,13 @@ def show_next(commands: Sequence[str]) -> None:
 
 
 def show_privacy(run: RunFolder, advice: str) -> None:
-    """Print what private training has spent, and `advice`; nothing where there was none."""
+    """Print what private training has spent, and `advice` where that is bounded; nothing without such training."""
     spent = run.sections.get("Strategy", {})
     if {"epsilon", "delta", "unit"} <= spent.keys():
         epsilon = spent["epsilon"] if isinstance(spent["epsilon"], str) else f"{spent['epsilon']:.4f}"
         budget = f"epsilon {epsilon}, delta {spent['delta']:g}, unit: {spent['unit']}"
-        _print(f"Privacy: {budget}. {advice}")
+        no_bound = "There is no guarantee: the weights are as private as the images"
+        _print(f"Privacy: {budget}. {no_bound if epsilon in NO_BOUND else advice}")
         log.debug("Privacy: %s", budget)  # for the log
 
 
@@ -242,7 +248,7 @@ def _warn_about_baseline(scores: dict[str, Score]) -> None:
             log.warning("The accuracy on %s (%.4f) %s (%.4f)", name, accuracy, BELOW_BASELINE, baseline)
 
 
-def next_commands(result: Result, run: RunFolder) -> list[str]:
+def next_commands(result: Result, run: RunFolder, is_private: bool = False) -> list[str]:
     """Commands to type after a training, with the names under which they are installed; after a calibration that which
     uses it, and after other commands only that of TensorBoard, if the training logged to it."""
     script = Path(sys.argv[0])
@@ -259,7 +265,7 @@ def next_commands(result: Result, run: RunFolder) -> list[str]:
         if result.longer is not None and not is_private:
             commands.append(f"{_program('train', script)} {_word('resume', run.path)} {result.longer}")
     elif result.checkpoint is not None and any(score.calibration is not None for score in result.scores.values()):
-        commands += after_calibration(result.checkpoint)
+        commands += after_calibration(result.checkpoint, is_private)
     trained = result.checkpoint.parent.parent if result.checkpoint is not None else run.path
     uses_board = not (trained / "status.json").is_file() or (trained / "tensorboard").is_dir()
     if uses_board and (run.path / "tensorboard").is_dir():
@@ -267,10 +273,11 @@ def next_commands(result: Result, run: RunFolder) -> list[str]:
     return commands
 
 
-def after_calibration(checkpoint: Path) -> list[str]:
-    """Commands that use the calibration of a checkpoint."""
+def after_calibration(checkpoint: Path, is_private: bool = False) -> list[str]:
+    """Commands that use the calibration of a checkpoint; an export of a private one leaves it out."""
     word = _checkpoint_word(checkpoint)
-    return [f"ml-inference {word} source=PHOTOS calibrated=true", f"ml-export {word}"]
+    export = f"ml-export {word}{' calibration=false' * is_private}"
+    return [f"ml-inference {word} source=PHOTOS calibrated=true", export]
 
 
 def after_export(file: Path, is_calibrated: bool) -> list[str]:

@@ -30,6 +30,9 @@ class Strategy:
     warnings: Sequence[str] = ()
     """Warnings of the run so far, for its report."""
 
+    def check_images(self, images: int, batch_size: int) -> None:
+        """Raise UserError if training on batches of this size, from this number of train images, cannot be."""
+
     def train_batch_sampler(self, sampler: "Sampler[Any]") -> "Sampler[Any]":
         """Sampler of the train batches, given the default one. It yields lists of (epoch, index); `epoch` is set."""
         return sampler

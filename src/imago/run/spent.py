@@ -1,20 +1,50 @@
 """What private runs on the same images spend together: theorem 3.16 of Dwork and Roth 2014, basic composition."""
 
+import math
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from imago.definitions import rounded_up
-from imago.run.overview import Overview
+from imago.run.overview import Overview, find_runs
+from imago.terminal import counted
 
 
 def total_spent(runs: Sequence[Overview]) -> str:
     """Sum of the epsilons and deltas of private runs: `epsilon 5.5000, delta 2e-05`, or `no bound`."""
-    spent = [run.status["epsilon"] for run in runs]
-    if not all(isinstance(epsilon, int | float) for epsilon in spent):
+    if any(not _has_bound(run) for run in runs):
         return "no bound"
+    spent = sum(Decimal(repr(run.status["epsilon"])) for run in runs)  # as written: they are rounded up already
     deltas = [run.status["delta"] for run in runs if "delta" in run.status]
-    known = f", delta {sum(deltas):g}" if len(deltas) == len(spent) else ""  # earlier versions did not record theirs
-    return f"epsilon {rounded_up(sum(spent))}{known}"
+    known = f", delta {sum(deltas):g}" if len(deltas) == len(runs) else ""  # earlier versions did not record theirs
+    return f"epsilon {rounded_up(spent)}{known}"
+
+
+def _has_bound(run: Overview) -> bool:
+    epsilon = run.status["epsilon"]
+    return isinstance(epsilon, int | float) and math.isfinite(epsilon)
+
+
+def others_on_same_data(run_folder: Path, log_dir: Path, folder: str, fingerprint: str) -> list[Overview]:
+    """The runs below `log_dir`, but the one in `run_folder`, that have read these images."""
+    return [
+        run
+        for run in find_runs(log_dir)
+        if run.folder.resolve() != run_folder.resolve() and on_same_data(run, folder, fingerprint)
+    ]
+
+
+def describe_others(runs: Sequence[Overview], log_dir: Path) -> str:
+    """Sentence about the private ones of other runs on the same data; empty without any."""
+    private = private_runs(runs)
+    if not private:
+        return ""
+    them = f"{counted(len(private), 'other private run')} on these data below {log_dir}"
+    if at_fault := [run.folder.name for run in private if not _has_bound(run)]:
+        why = f"{at_fault[0]} has no bound of epsilon"
+        return f"{them}: {why}, so that for all runs together there is no guarantee (docs/privacy.md)"
+    together = "together, " * (len(private) > 1)
+    return f"{them}: {together}{total_spent(private)}. Those of this run come on top (docs/privacy.md)"
 
 
 def private_runs(runs: Sequence[Overview]) -> list[Overview]:

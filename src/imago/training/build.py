@@ -43,7 +43,7 @@ from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
 from imago.data.samplers import Placement
 from imago.distributed import divide_threads
-from imago.errors import UserError, message_of
+from imago.errors import UserError, about_data, message_of
 from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import make_model, seen_images
@@ -95,7 +95,9 @@ def build(
         before = run.resume_from or cfg.ckpt_path
         origins = origins_of(cfg.model) if before is None else []
         if not strategy.shows_train_images:
-            strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
+            with about_data():
+                strategy.check_images(len(data.split("train")), data.batch_size)
+                strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
             strategy.uncovered = uncovered(cfg, run, data, model)
         check_callbacks(callbacks)
         carried = {"unrecorded": unrecorded_by(origins, is_private=not strategy.shows_train_images)} | _carried(

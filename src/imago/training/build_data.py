@@ -16,7 +16,7 @@ from imago.config.invocation import override_key
 from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
-from imago.errors import CREATING_DATA, UserError
+from imago.errors import UserError, about_data
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
 from imago.run.folder import RunFolder
@@ -55,11 +55,8 @@ def make_data(
 
 def _made(make_module: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """Make the data module; what its constructor raises says so in a note."""
-    try:
+    with about_data():
         return make_module(**options)
-    except Exception as error:
-        error.add_note(CREATING_DATA)
-        raise
 
 
 def recorded_draws(cfg: DictConfig, run: RunFolder) -> Mapping[str, Any] | None:

@@ -107,10 +107,12 @@ def check_private_start(
     assumed = _assumed_of(resumed, data, is_promised) if resumed is not None else []
     for origin in origins:
         if shared := _shared(origin, data):
+            of_all = len(data.split("train"))
+            leave_out = ", or leave these images out (data.exclude=FILE)" if shared < of_all else ""
             raise UserError(
                 f"strategy=dp and {origin.name}: these weights were trained without privacy on {shared} of the "
-                f"{len(data.split('train'))} train images, for which there would be no guarantee. Start from weights "
-                f"of other images, or leave these images out (data.exclude=FILE). No {PROMISE} changes that."
+                f"{of_all} train images, for which there would be no guarantee. Start from weights of other "
+                f"images{leave_out}. {PROMISE} does not help, because it would be wrong."
             )
         doubt = _doubt(origin, data)
         if doubt and not is_promised:

@@ -12,8 +12,7 @@ from imago.data.module import ImageDataModule
 from imago.model.module import DictModule
 from imago.model.origin import weights_of
 from imago.run.folder import RunFolder
-from imago.run.overview import find_runs
-from imago.run.spent import on_same_data, private_runs, total_spent
+from imago.run.spent import describe_others, others_on_same_data
 from imago.terminal import counted
 
 log = logging.getLogger(__name__)
@@ -58,24 +57,20 @@ def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
 def _of_other_runs(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> Iterator[str]:
     log_dir = Path(cfg.paths.log_dir)
     continued = Path(cfg.ckpt_path).resolve().parent.parent if cfg.ckpt_path is not None else None
-    same = [
-        other
-        for other in find_runs(log_dir)
-        if other.folder.resolve() not in (run.path.resolve(), continued)
-        and on_same_data(other, data.sets.root, data.facts["fingerprint"])
-    ]
-    private = private_runs(same)
-    if private:
+    same = others_on_same_data(run.path, log_dir, data.sets.root, data.facts["fingerprint"])
+    same = [other for other in same if other.folder.resolve() != continued]
+    if private := describe_others(same, log_dir):
+        log.warning("%s", private)
+        yield private
+    plain = [other for other in same if "epsilon" not in other.status and other.task == "train" and other.has_begun]
+    if plain:
         text = (
-            f"{counted(len(private), 'other private run')} on these data below {log_dir}: together "
-            f"{total_spent(private)}, to which epsilon and delta of this run add (docs/privacy.md)"
+            f"{counted(len(plain), 'run')} without privacy on these data below {log_dir}, such as "
+            f"{plain[-1].folder.name}: whatever is published of it has no guarantee, and your choice of settings by "
+            "it is not covered"
         )
         log.warning("%s", text)
         yield text
-    plain = [other for other in same if "epsilon" not in other.status and other.task == "train" and other.has_begun]
-    if plain:
-        of_them = f"{counted(len(plain), 'run')} without privacy on these data below {log_dir}"
-        yield f"{of_them}: what it publishes of them has no guarantee"
     if run.invocation.sweep_dir is not None:
         yield "the choice among the runs of this sweep, and what each of them spends"
     yield "runs on the same images elsewhere, and your choice of settings by them: each spends an epsilon of its own"
@@ -108,6 +103,9 @@ def _of_files(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
         "the losses and metrics of train and val, which have no noise, in metrics.jsonl, checkpoints and reports"
         f"{f', and in {_joined(loggers)}' if loggers else ''}"
     )
+    if (test := data.sets.splits.get("test")) is not None:
+        images = counted(len(test), "test image")
+        yield f"the scores of test, which have no noise: nothing is guaranteed to the {images}"
     splits = [data.scored_split(split) for split in cfg.report.splits] if cfg.test else []
     if splits:
         with_pictures = ", with thumbnails" if cfg.report.pictures else ""
