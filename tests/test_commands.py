@@ -71,7 +71,7 @@ def test_a_run_is_drawn_from_its_folder_alone(command, trained, mode):
         (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),
         (["mode=curves"], "latest: no run in"),
         (["mode=report", "run=/nowhere"], "/nowhere is not a run folder"),
-        (["prt=1"], "Unknown setting prt (command line). Did you mean port?"),
+        (["prt=1"], "Unknown setting prt (command line). Did you mean port=1?"),
     ],
 )
 def test_what_cannot_be_shown_is_said(command, words, message):

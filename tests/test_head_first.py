@@ -224,7 +224,7 @@ def test_pretrained_weights_have_their_head_fitted_first(train, tmp_path):
     ("words", "message"),
     [
         (["model.probe=only"], "model.probe=only needs pretrained weights: TinyNet starts from scratch"),
-        (["model.probe=perhaps"], "model.probe must be true or false or auto or only, got perhaps"),
+        (["model.probe=perhaps"], "model.probe must be auto or only or true or false, got perhaps"),
         (["model.probe=true", "strategy=dp"], "strategy=dp and model.probe: the head would see private images"),
         (["model.probe=only", "train=false"], "train=false and model.probe: nothing is fitted"),
     ],

@@ -92,7 +92,7 @@ def test_an_installed_package_trains_where_one_stands_in_two_processes(installed
     assert (tmp_path / "data" / "digits" / "train").is_dir()
     assert {path.name for path in tmp_path.iterdir()} <= {"logs", "data", ".cache"}
     end = done.stdout[done.stdout.index("Next:") :].splitlines()[1:]
-    assert [line.split()[0] for line in end] == ["ml-inference", "ml-visualise", "ml-eval"]
+    assert [line.split()[0] for line in end[:3]] == ["ml-inference", "ml-visualise", "ml-eval"]
 
 
 def test_the_installed_package_is_the_one_that_runs(installed, tmp_path):

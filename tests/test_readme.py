@@ -205,7 +205,7 @@ def test_runs_and_data_are_looked_at(line, workplace, trained, monkeypatch, caps
     (workplace / "logs" / "train" / "runs").mkdir(parents=True)
     for folder in ("train/runs/one", "slurm/17"):
         shutil.copytree(trained.dir, workplace / "logs" / folder, dirs_exist_ok=True)
-    monkeypatch.setattr("imago.status.PROJECT_ROOT", workplace)
+    monkeypatch.setattr("imago.status.LOGS", workplace / "logs")
     monkeypatch.setattr(sys, "argv", ["ml-status", *words])
     status.main()
     assert "completed" in capsys.readouterr().out

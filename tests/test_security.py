@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -230,7 +231,7 @@ def test_a_small_hostile_file_costs_less_than_a_gigabyte_and_twenty_seconds(best
     files += [with_config(best, tmp_path / f"c{number}.ckpt", change) for number, change in enumerate(changes)]
     assert all(file.stat().st_size < 2**20 for file in files)
     said, gigabytes, seconds = read_with_limits(*files)
-    assert [line for line in said if not line.startswith("REFUSED ckpt_path=")] == []
+    assert [line for line in said if not re.match("REFUSED (ckpt_)?path=", line)] == []
     assert len(said) == len(files)
     assert gigabytes < 1, said
     assert seconds < 20 * len(files)
