@@ -12,7 +12,6 @@ from typing import Any, cast
 import pytest
 from drawn_results import drawn_score
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch import nn
 
@@ -20,7 +19,7 @@ from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.epoch_table import EpochTable
 from imago.callbacks.pace import Pace, format_duration
 from imago.callbacks.progress import PlainProgress, TimedBar
-from imago.callbacks.run_status import RunStatus
+from imago.cli.command import _record
 from imago.evaluation.console import after_export, next_commands, show_results
 from imago.evaluation.evaluate import Result
 from imago.files import write_json
@@ -95,15 +94,13 @@ def test_columns_stay_aligned():
     assert line == " 99/100     0.4300   0.5200  0.7500  2.6702  0.7610 @87 12.3 s    0:12"
 
 
-def test_a_private_run_that_is_stopped_says_its_epsilon(monkeypatch, caplog):
-    status = RunStatus(cast(Any, None), cast(Any, None), cast(Any, None), "")
-    monkeypatch.setattr(status, "write", lambda trainer: None)
-    trainer = trainer_of(state=SimpleNamespace(fn=TrainerFn.FITTING), is_global_zero=True)
-    for report in ({}, {"epsilon": "2.6702", "delta": 1e-5, "unit": "one image"}):
-        model = SimpleNamespace(strategy=SimpleNamespace(report=lambda report=report: report))
+def test_a_private_run_that_is_stopped_says_its_epsilon(caplog):
+    for spent in ({}, {"epsilon": "2.6702", "delta": 1e-5, "unit": "one image"}):
+        run = SimpleNamespace(path="RUN", sections={"Strategy": spent}, is_accepted=False, update=lambda **_: None)
         with caplog.at_level("INFO"):
-            status.on_exception(trainer, model, SystemExit())
-    assert caplog.messages == ["Privacy: epsilon so far 2.6702, delta 1e-05, unit: one image"]
+            _record(cast(Any, run), "preempted", "Stopped by SIGTERM")
+    said = [message for message in caplog.messages if message.startswith("Privacy")]
+    assert said == ["Privacy: epsilon so far 2.6702, delta 1e-05, unit: one image"]
 
 
 def test_the_time_left_is_that_of_the_whole_run(clock):

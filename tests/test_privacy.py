@@ -719,7 +719,7 @@ def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train,
     assert run.weights().keys() == plain.weights().keys()
     refused = train(*DP, "trainer.max_epochs=4", f"ckpt_path={plain.dir}/checkpoints/last.ckpt")
     assert refused.exit_code == 1
-    assert "trained without privacy, and a run that was not private cannot become private." in refused.last_line
+    assert "last.ckpt strategy=dp: a run that was not private cannot become private" in refused.last_line
     resumed = command("train", f"resume={plain.dir}", "strategy=dp", folder=plain.dir)
     assert f"resume={plain.dir} strategy=dp: a run that was not private cannot become private" in resumed.output
     assert resumed.last_line.endswith("test=false strategy=dp strategy.target_epsilon=3")
