@@ -39,7 +39,7 @@ def describe_others(runs: Sequence[Overview], log_dir: Path) -> str:
     private = private_runs(runs)
     if not private:
         return ""
-    them = f"{counted(len(private), 'other private run')} on these data below {log_dir}"
+    them = f"{counted(len(private), 'other private run')} on these data below {log_dir.absolute()}"
     if at_fault := [run.folder.name for run in private if not _has_bound(run)]:
         why = f"{at_fault[0]} has no bound of epsilon"
         return f"{them}: {why}, so that for all runs together there is no guarantee (docs/privacy.md)"
