@@ -53,11 +53,11 @@ with learner.no_bar(), learner.no_logging():
 """
 
 
-def ours(recipe: str, folder: Path, place: Path, given: argparse.Namespace, seed: int) -> float:
-    words = [f"data.data_dir={folder}", f"recipe={recipe}", f"data.image_size={given.image_size}", f"seed={seed}"]
+def ours(recipe: str, folder: Path, place: Path, args: argparse.Namespace, seed: int) -> float:
+    words = [f"data.data_dir={folder}", f"recipe={recipe}", f"data.image_size={args.image_size}", f"seed={seed}"]
     words += ["trainer=cpu", "logger=[]", f"hydra.run.dir={place}/run", f"paths.cache_dir={place}/cache"]
-    if given.steps and recipe in ("small", "medium", "large"):
-        words.append(f"trainer.max_steps={given.steps}")
+    if args.steps and recipe in ("small", "medium", "large"):
+        words.append(f"trainer.max_steps={args.steps}")
     if recipe == "scratch":
         words.append("model.net.weights=null")
     run_quietly([sys.executable, str(ROOT / "src" / "train.py"), *words], ROOT)
@@ -67,7 +67,7 @@ def ours(recipe: str, folder: Path, place: Path, given: argparse.Namespace, seed
     return float(next(v for v in (json.loads(line).get("val/acc") for line in reversed(lines)) if v is not None))
 
 
-def timm(rate: str, folder: Path, place: Path, given: argparse.Namespace, seed: int) -> float:
+def timm(rate: str, folder: Path, place: Path, args: argparse.Namespace, seed: int) -> float:
     """timm's train.py with AdamW, cosine and its own augmentation, at one learning rate."""
     from timm import create_model
 
@@ -80,16 +80,16 @@ def timm(rate: str, folder: Path, place: Path, given: argparse.Namespace, seed: 
     classes = sorted(child.name for child in (folder / "train").iterdir())
     words = ["--data-dir", folder, "--train-split", "train", "--val-split", "val", "--model", "tf_efficientnet_lite0"]
     words += ["--num-classes", len(classes), "--pretrained", "--pretrained-path", place / "weights.pth"]
-    words += ["--img-size", given.image_size, "--mean", *MEAN, "--std", *STD, "--batch-size", BATCH, "--workers", 2]
+    words += ["--img-size", args.image_size, "--mean", *MEAN, "--std", *STD, "--batch-size", BATCH, "--workers", 2]
     words += ["--opt", "adamw", "--lr", rate, "--weight-decay", "0.05", "--sched", "cosine", "--warmup-epochs", 1]
-    words += ["--epochs", epochs(folder, given), "--scale", "0.35", "1.0", "--seed", seed, "--device", "cpu"]
+    words += ["--epochs", epochs(folder, args), "--scale", "0.35", "1.0", "--seed", seed, "--device", "cpu"]
     words += ["--output", place, "--experiment", "run"]
-    run_quietly([sys.executable, "train.py", *map(str, words)], given.timm)
+    run_quietly([sys.executable, "train.py", *map(str, words)], args.timm)
     with (place / "run/summary.csv").open(encoding="utf-8") as file:
         return float(list(csv.DictReader(file))[-1]["eval_top1"]) / 100
 
 
-def fastai(rate: str, folder: Path, place: Path, given: argparse.Namespace, seed: int) -> float:
+def fastai(rate: str, folder: Path, place: Path, args: argparse.Namespace, seed: int) -> float:
     """fastai's `fine_tune`: one epoch of the head alone, then all layers with one cycle."""
     from imago.model import efficientnet_lite0
     from imago.model.surgery import head_names
@@ -97,12 +97,12 @@ def fastai(rate: str, folder: Path, place: Path, given: argparse.Namespace, seed
     head = next(iter(head_names(partial(efficientnet_lite0, weights=None), 2))).rsplit(".", 1)[0].split(".")[0]
     script = place / "fastai_run.py"
     script.write_text(FASTAI.replace("HEAD", repr(head)), encoding="utf-8")
-    steps = [str(given.image_size), str(max(epochs(folder, given) - 1, 1)), str(seed), rate]
-    out = run_quietly([given.fastai, str(script), str(folder), *steps], place)
+    steps = [str(args.image_size), str(max(epochs(folder, args) - 1, 1)), str(seed), rate]
+    out = run_quietly([args.fastai, str(script), str(folder), *steps], place)
     return float(next(line.split()[1] for line in out.splitlines() if line.startswith("accuracy")))
 
 
-def scikit_learn(folder: Path, given: argparse.Namespace) -> float:
+def scikit_learn(folder: Path, args: argparse.Namespace) -> float:
     """Logistic regression of scikit-learn on the features that our head sees, its C by 5-fold cross-validation."""
     from sklearn.linear_model import LogisticRegressionCV
     from torchvision.datasets import ImageFolder
@@ -110,7 +110,7 @@ def scikit_learn(folder: Path, given: argparse.Namespace) -> float:
 
     from imago.model import efficientnet_lite0
 
-    size = given.image_size
+    size = args.image_size
     crop = [v2.Resize(round(size / 0.875), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.498] * 3, [0.502] * 3)]
     view = v2.Compose([*crop, *to_float])
@@ -138,9 +138,9 @@ def run_quietly(command: list[str], cwd: Path) -> str:
     return done.stdout
 
 
-def epochs(folder: Path, given: argparse.Namespace) -> int:
+def epochs(folder: Path, args: argparse.Namespace) -> int:
     images = sum(1 for file in (folder / "train").rglob("*") if file.is_file())
-    return max(round((given.steps or 400) * BATCH / images), 2)
+    return max(round((args.steps or 400) * BATCH / images), 2)
 
 
 def drawn(source: Path, place: Path, images: int | None, scored_images: int | None, seed: int) -> Path:
@@ -165,29 +165,29 @@ def main() -> None:
     parser.add_argument("--train_images", type=int, help="of all classes together; all if not given")
     parser.add_argument("--val_images", type=int, help="of all classes together; all if not given")
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--steps", type=int, help="of 32 images; of ours, the recipe's if not given, of peers 400")
+    parser.add_argument("--steps", type=int, help="of 32 images; of ours, the recipe's if not args, of peers 400")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--methods", nargs="+", default=["scikit-learn", "head", "small"])
     parser.add_argument("--timm", type=Path)
     parser.add_argument("--timm_lr", nargs="+", default=["0.0003", "0.001"])
     parser.add_argument("--fastai", help="Python with fastai")
     parser.add_argument("--fastai_lr", nargs="+", default=["0.002"])
-    given = parser.parse_args()
+    args = parser.parse_args()
     runs: dict[str, Callable[[Path, Path, int], float]] = {}
-    for name in given.methods:
+    for name in args.methods:
         if name == "scikit-learn":
-            runs[name] = lambda folder, place, seed: scikit_learn(folder, given)
+            runs[name] = lambda folder, place, seed: scikit_learn(folder, args)
         elif name == "timm":
-            runs |= {f"timm {r}": lambda f, p, s, r=r: timm(r, f, p, given, s) for r in given.timm_lr}  # type: ignore[misc]
+            runs |= {f"timm {r}": lambda f, p, s, r=r: timm(r, f, p, args, s) for r in args.timm_lr}  # type: ignore[misc]
         elif name == "fastai":
-            runs |= {f"fastai {r}": lambda f, p, s, r=r: fastai(r, f, p, given, s) for r in given.fastai_lr}  # type: ignore[misc]
+            runs |= {f"fastai {r}": lambda f, p, s, r=r: fastai(r, f, p, args, s) for r in args.fastai_lr}  # type: ignore[misc]
         else:
-            runs[name] = lambda f, p, s, name=name: ours(name, f, p, given, s)  # type: ignore[misc]
+            runs[name] = lambda f, p, s, name=name: ours(name, f, p, args, s)  # type: ignore[misc]
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for seed in given.seeds:
+    for seed in args.seeds:
         for name, run in runs.items():
             with tempfile.TemporaryDirectory() as place:
-                folder = drawn(given.data_dir, Path(place), given.train_images, given.val_images, seed)
+                folder = drawn(args.data_dir, Path(place), args.train_images, args.val_images, seed)
                 start = time.perf_counter()
                 accuracy = run(folder, Path(place), seed)
                 scores[name].append((accuracy, time.perf_counter() - start))

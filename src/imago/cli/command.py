@@ -215,8 +215,8 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
 
 
 def _write_config(run: RunFolder, cfg: DictConfig) -> None:
-    save_config(cfg, run.path, run.invocation)
     invocation = as_new_run(cfg, run.invocation)
+    save_config(cfg, run.path, invocation)
     write_json(run.path / "reports" / "changes.json", config_changes(cfg, invocation))
     run.sections["Run"] = {
         "name": cfg.name,

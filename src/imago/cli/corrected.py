@@ -36,12 +36,7 @@ def describe(parts: Sequence[Part], typed: Typed, program: str = "") -> str:
     lines += [f"  {finding.typed:<{width}}  {finding.hint}" for finding in findings]
     words = corrected_words(parts)
     is_whole = not any("_target_" in finding.typed and not finding.words for finding in findings)
-    if (
-        program
-        and words
-        and is_whole
-        and (not _is_composable(words, typed) or composed(typed.command, words) is not None)
-    ):
+    if program and words and is_whole and _starts(words, typed):
         lines.append(_together(parts, program))
     return "\n".join(lines)
 

@@ -63,11 +63,9 @@ def _of_file(file: Path, typed: Typed) -> Iterator[str]:
     if not PACKAGE.match(file.read_text(encoding="utf-8", errors="replace")):  # that it lacks one comes first
         typed = replace(typed, settings={*typed.settings, *(key.value for key, _ in _entries(content))})
     yield from (placed(file, node, what) for node, what in _problems(content, file.parent.name, typed))
-    for entry in _defaults(content):
-        for name, option in _entries(entry):
-            match = ENTRY.match(name.value)
-            if match is not None and typed.has_option(match["group"], _text(option)):
-                yield from _of_defaults(match["group"], _text(option), typed)
+    for group, option in _choices(content):
+        if typed.has_option(group, option):
+            yield from _of_defaults(group, option, typed)
 
 
 def _of_defaults(group: str, name: str, typed: Typed) -> Iterator[str]:
@@ -143,7 +141,7 @@ def _problems(content: yaml.Node | None, group: str, typed: Typed) -> Iterator[P
 def _layer_sizes(content: yaml.Node | None, typed: Typed) -> Iterator[Problem]:
     """Sizes of the template's dense net in an experiment that chooses a network of Imago's."""
     is_ours = "model" not in typed.keys and Path(CONFIG_DIR, "model", f"{_chosen(content, 'model')}.yaml").is_file()
-    sizes = [(key, _text(value)) for key, value in below(content, "model", "net") if SIZE.fullmatch(key.value)]
+    sizes = [(key, _text(value)) for key, value in entries_below(content, "model", "net") if SIZE.fullmatch(key.value)]
     if sizes and is_ours:
         names = ", ".join(key.value for key, _ in sizes)
         yield sizes[0][0], f'Write "hidden: [{", ".join(size for _, size in sizes)}]" in place of {names}.'
@@ -153,19 +151,27 @@ def _loggers(content: yaml.Node | None, typed: Typed) -> Iterator[Problem]:
     """Settings of a logger that neither the file nor the command line chooses."""
     if "logger" in typed.keys or _chosen(content, "logger") is not None:
         return
-    for key, value in below(content, "logger"):
-        is_whole = any(below.value == "_target_" for below, _ in _entries(value))
-        if key.value != DEFAULT_LOGGER and typed.has_option("logger", key.value) and not is_whole:
+    for key, value in entries_below(content, "logger"):
+        if key.value != DEFAULT_LOGGER and typed.has_option("logger", key.value) and not _has_target(value):
             yield key, f'logger.{key.value} is not chosen. Write "override /logger: {key.value}" in the defaults.'
 
 
 def _chosen(content: yaml.Node | None, group: str) -> str | None:
     """The option of a group that the defaults of a file choose."""
+    return next((option for of, option in _choices(content) if of == group), None)
+
+
+def _choices(content: yaml.Node | None) -> list[tuple[str, str]]:
+    """Groups and options that the defaults of a file choose."""
     pairs = [(ENTRY.match(name.value), option) for entry in _defaults(content) for name, option in _entries(entry)]
-    return next((_text(option) for match, option in pairs if match is not None and match["group"] == group), None)
+    return [(match["group"], _text(option)) for match, option in pairs if match is not None]
 
 
-def below(content: yaml.Node | None, *path: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+def _has_target(node: yaml.Node) -> bool:
+    return any(key.value == "_target_" for key, _ in _entries(node))
+
+
+def entries_below(content: yaml.Node | None, *path: str) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
     """Keys and values of a group in a file."""
     for part in path:
         content = next((value for key, value in _entries(content) if key.value == part), None)
@@ -227,7 +233,7 @@ def _settings(key: yaml.Node, value: yaml.Node, path: str, typed: Typed) -> Iter
 
 def _unknown(name: str, value: yaml.Node, typed: Typed) -> Hint | None:
     """The hint for a key at the root that no trainer takes; None for a part, whose place Hydra's error says."""
-    if any(key.value == "_target_" for key, _ in _entries(value)):
+    if _has_target(value):
         return None
     if close := difflib.get_close_matches(name, typed.settings, n=1):
         return Hint(note=f"Did you mean {close[0]}?")

@@ -15,7 +15,7 @@ from imago.terminal import shortened
 STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
 ERRORS = ("error", "updated, error")
 OTHER_NAMES = {"accuracy": "acc", "test": "acc", "test/acc": "acc", "test/loss": "loss"}
-"""What else is typed for a column, unless a setting of this name differs."""
+"""Words that are typed for a column, unless a setting of this name differs."""
 LONGEST_CELL, SHORTEST_ERROR = 24, 24
 """Cells are cut to that many characters; an error gets what is left of the line, and that many at least."""
 

@@ -8,7 +8,7 @@ import yaml
 from omegaconf import DictConfig
 
 from imago.cli.compose import composed, own_folders
-from imago.cli.experiment_words import below, placed
+from imago.cli.experiment_words import entries_below, placed
 from imago.cli.unknown_settings import known_settings, unknown_setting
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.monitors import monitor_problems, unlogged_monitors
@@ -38,7 +38,7 @@ def check_search(words: Sequence[str], command: str, program: str) -> None:
 
 def _unknown_params(file: Path, cfg: DictConfig, words: Sequence[str], help_all: str) -> Iterator[str]:
     known = {*known_settings(cfg)}
-    for entry, _ in below(yaml.compose(file.read_text(encoding="utf-8")), *PARAMS):
+    for entry, _ in entries_below(yaml.compose(file.read_text(encoding="utf-8")), *PARAMS):
         key = str(entry.value)
         if key in known or key.startswith(("+", "~")) or Path(CONFIG_DIR, key).is_dir():
             continue

@@ -1,4 +1,4 @@
-"""What the signals of schedulers do to a command."""
+"""Signals of schedulers, which end a command."""
 
 import signal
 import threading

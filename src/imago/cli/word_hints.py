@@ -27,7 +27,7 @@ from imago.config.monitors import VIEWS
 from imago.config.part_places import right_place
 from imago.config.prediction_words import meaning_for
 from imago.config.root import CONFIG_DIR
-from imago.config.schema import shipped
+from imago.config.schema import is_word_for_null, shipped
 from imago.config.targets import MEMORY_SETS, torchvision_names
 from imago.masking import is_secret
 
@@ -193,7 +193,7 @@ def _setting(word: str, typed: Typed) -> Finding | None:
         hint, what = Hint(note=TASKS[plain]), f"{word}: each mode is a command."
     elif key == "plots" and not plain.startswith(("{", "$")):
         hint, what = meaning(key, plain), f"{key} holds several settings."
-    elif key in NULLABLE and plain.lower() == "none":
+    elif key in NULLABLE and is_word_for_null(plain):
         hint, what = Hint((f"{key}=null",)), f"{word}: {plain} is a text here."
     elif key == "tags" and not plain.startswith(("[", "$")):
         hint, what = Hint((f"tags=[{value}]",)), "tags is a list."
@@ -249,7 +249,7 @@ def _option(word: str, group: str, value: str, typed: Typed) -> Finding | None:
         return None
     what = f"{word}: {group} has no option {value}."
     hint = OPTIONS.get((group, value.lower()))
-    if group in NULLABLE and value.lower() == "none":
+    if group in NULLABLE and is_word_for_null(value):
         hint = Hint((f"{group}=null",))
     path = Path(value).expanduser()
     is_run = typed.command in FROM_CHECKPOINT and (path.is_dir() or value == "latest")

@@ -39,12 +39,11 @@ def monitor_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 def unlogged_monitors(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     """Problems with callbacks that wait for a metric that nothing logs. One's own may log what they like."""
-    callbacks = {str(name): node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
+    callbacks, owner = _callbacks(cfg)
     targets = [str(node.get("_target_")) for node in callbacks.values()]
     is_complete = all(name.startswith(OWN) for name in targets)
-    owners = [node for node in callbacks.values() if node.get("_target_") == "imago.callbacks.MetricsCallback"]
-    if owners:
-        yield from _unknown_metrics(cfg, owners[0], callbacks, is_complete, invocation)
+    if owner is not None:
+        yield from _unknown_metrics(cfg, owner, callbacks, is_complete, invocation)
     elif is_complete and cfg.model.get("_target_") == "imago.model.DictModule":
         yield from _without_metrics(callbacks, invocation)
 
@@ -92,8 +91,8 @@ def _unknown_metrics(
 
 def mode_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     """Warnings for a mode against which a metric improves: `min` for an accuracy, or `max` for a loss."""
-    nodes = {f"callbacks.{name}": node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
-    owner = next((n for n in nodes.values() if n.get("_target_") == "imago.callbacks.MetricsCallback"), None)
+    callbacks, owner = _callbacks(cfg)
+    nodes = {f"callbacks.{name}": node for name, node in callbacks.items()}
     metrics = {name: str(part.get("_target_")) for name, part in _metric_parts(owner or DictConfig({})).items()}
     watched = [("monitor", cfg.monitor, "mode", cfg.mode)]
     watched += [(f"{key}.monitor", node.get("monitor"), f"{key}.mode", node.get("mode")) for key, node in nodes.items()]
@@ -111,6 +110,13 @@ def mode_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
             f"{mode_key}={mode}{in_file(mode_key, invocation)}, but {monitor} is better the "
             f"{'higher' if mode == 'min' else 'lower'} it is. Leave {mode_key} out, or type {key}={instead}."
         )
+
+
+def _callbacks(cfg: DictConfig) -> tuple[dict[str, DictConfig], DictConfig | None]:
+    """Nodes of the callbacks by name, and the one that computes the metrics."""
+    nodes = {str(name): node for name, node in (cfg.callbacks or {}).items() if isinstance(node, DictConfig)}
+    owners = (node for node in nodes.values() if node.get("_target_") == "imago.callbacks.MetricsCallback")
+    return nodes, next(owners, None)
 
 
 def _loss_names(cfg: DictConfig) -> list[str] | None:

@@ -48,7 +48,7 @@ PLACES: tuple[tuple[str, str, str], ...] = (  # path of a part -> what is said, 
 
 
 def how_to_take_classes(target: str, arguments: Iterable[str], node: Iterable[str]) -> str:
-    """What to do with a network that does not take `num_classes`, by its `arguments` and by the keys of its node."""
+    """Advice for a network that does not take `num_classes`, by its `arguments` and by the keys of its node."""
     name = next((name for name in CLASS_ARGUMENTS if name in arguments), None)
     if name is None:
         return f"Add this argument to {target}"

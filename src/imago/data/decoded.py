@@ -46,7 +46,6 @@ class DecodedImages:
             if type(middle) is CenterBox and not transform.pixels:  # the network always sees the same pixels
                 fit = f", {box.fit} {box.fill}" if isinstance(box, FittedBox) else ""
                 how = f"{transform.interpolation}, {images.decode}, {images.decoding}{fit}"
-                how = f"{transform.interpolation}, {images.decode}, {images.decoding}{fit}"
                 key = f"{root}\n{split}, {middle.share} of {size} pixels, {how}"
                 seen = self._kept.get(key, images)
                 if seen is images:

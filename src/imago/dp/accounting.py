@@ -22,7 +22,7 @@ EXTREME = (ArithmeticError, MemoryError, RuntimeError, ValueError)
 """Raised by an accountant for which the numbers are too extreme."""
 MOST_NOISE = 1e6
 RESOLUTION, FINE, FINE_BELOW = 0.01, 0.001, 0.1
-"""What PRV adds to the epsilon that it estimates. Where that is little, a tenth is added, which takes more points."""
+"""Amount that PRV adds to the epsilon that it estimates. Where that is little, it adds a tenth, with more points."""
 LEAST_DELTA = 1e-10
 """Least delta for which PRV is an upper bound; below it, its rounding shows (7.24 instead of 7.34 at 5e-13)."""
 

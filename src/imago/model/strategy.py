@@ -25,7 +25,7 @@ class Strategy:
     """Assumptions about the weights that training starts from, for its report."""
 
     uncovered: Sequence[str] = ()
-    """What this training does that the strategy's guarantee does not cover, for its report."""
+    """Statements of what the strategy's guarantee does not cover in this training, for its report."""
 
     warnings: Sequence[str] = ()
     """Warnings of the run so far, for its report."""

@@ -1,4 +1,4 @@
-"""What private runs on the same images spend together: theorem 3.16 of Dwork and Roth 2014, basic composition."""
+"""Privacy that runs on the same images spend together: theorem 3.16 of Dwork and Roth 2014, basic composition."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -56,8 +56,8 @@ def on_same_data(run: Overview, folder: str, fingerprint: str) -> bool:
     """Whether a run has read the folder, wherever links lead, one in it or around it, or a copy with these splits."""
     if not run.data:
         return False
-    one, other = Path(run.data["folder"]), Path(folder).resolve()
-    is_nested = one.is_relative_to(other) or other.is_relative_to(one)
+    read, asked = Path(run.data["folder"]), Path(folder).resolve()
+    is_nested = read.is_relative_to(asked) or asked.is_relative_to(read)
     return is_nested or run.data["fingerprint"] == fingerprint
 
 

@@ -1,4 +1,4 @@
-"""What the weights that a training starts from have seen, and whether a private training may start from them."""
+"""Images that the weights of a new training have seen, and whether a private training may start from them."""
 
 import json
 import logging
@@ -128,7 +128,7 @@ def check_private_start(
 
 
 def _assumption(origin: Origin, doubt: str, is_promised: bool) -> str:
-    """What the guarantee assumes of weights from which a private training may start."""
+    """Assumption of the guarantee about weights from which a private training may start."""
     if is_promised and (doubt or origin.is_foreign):
         return f"{origin.name}: {PROMISED}{f': {doubt}' if doubt else ''}"
     if origin.is_foreign:
@@ -147,8 +147,8 @@ def _assumption(origin: Origin, doubt: str, is_promised: bool) -> str:
 
 
 def _assumed_of(resumed: str | Path, data: ImageDataModule, is_promised: bool) -> list[str]:
-    """What the guarantee assumes of the first weights of a checkpoint that is continued on other data than its own:
-    what its run has checked, or assumes, is about its own images."""
+    """Assumptions of the guarantee about the first weights of a checkpoint that is continued on other data than its
+    own: what its run has checked, or assumes, is about its own images."""
     entry = read_checkpoint(resumed, mmap=True)["imago"]
     unrecorded = str(entry.get("unrecorded") or "")
     if not unrecorded or entry["data"]["fingerprint"] == data.facts["fingerprint"]:

@@ -1,4 +1,4 @@
-"""What epsilon does not cover in a private training with these settings, for reports/privacy.md."""
+"""Parts of a private training that its epsilon does not cover, by its settings, for reports/privacy.md."""
 
 import logging
 from collections.abc import Iterator
@@ -58,11 +58,11 @@ def _of_other_runs(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> It
     log_dir = Path(cfg.paths.log_dir)
     continued = Path(cfg.ckpt_path).resolve().parent.parent if cfg.ckpt_path is not None else None
     same = others_on_same_data(run.path, log_dir, data.sets.root, data.facts["fingerprint"])
-    same = [other for other in same if other.folder.resolve() != continued]
+    same = [known for known in same if known.folder.resolve() != continued]
     if private := describe_others(same, log_dir):
         log.warning("%s", private)
         yield private
-    plain = [other for other in same if "epsilon" not in other.status and other.task == "train" and other.has_begun]
+    plain = [known for known in same if "epsilon" not in known.status and known.task == "train" and known.has_begun]
     if plain:
         text = (
             f"{counted(len(plain), 'run')} without privacy on these data below {log_dir}, such as "
