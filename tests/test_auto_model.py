@@ -1,4 +1,4 @@
-"""`model=auto`, the default, and efficientnet_lite0, whose weights are installed and not downloaded."""
+"""`model=auto` and `recipe=default`, the defaults, and efficientnet_lite0, whose weights are not downloaded."""
 
 import hashlib
 import logging
@@ -86,6 +86,27 @@ def test_a_name_chooses_torchvision(tmp_path, capsys):
     assert "model=auto" not in capsys.readouterr().out
     assert imago.load_config("experiment=resnet18_ants").model.net.name == "resnet18"
     assert "channels" in imago.load_config("experiment=digits").model.net
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        ([], "head"),
+        (["model=resnet18", "model.net.weights=null"], "none"),
+        (["model.optimizer.lr=0.001"], "none"),
+        (["data.image_size=32"], "none"),
+        (["data.data_dir=/nowhere"], "none"),
+    ],
+)
+def test_photographs_have_a_recipe_unless_the_training_is_described(train, words, recipe):
+    run = train("model=efficientnet_lite0", "data.image_size=64", "preflight=only", *words)
+    line = "39 images, rarest class 12: recipe=head. For the plain settings type recipe=none"
+    assert (line in run.output) == (recipe == "head"), run.output
+    if "data.data_dir=/nowhere" in words:
+        assert "data.data_dir=/nowhere does not exist" in run.output
+    else:
+        assert f"recipe: {recipe}\n" in run.text(".hydra/hydra.yaml")
 
 
 @pytest.fixture

@@ -30,13 +30,17 @@ def loaded(*words: str) -> DictConfig:
 
 def test_what_is_typed_or_in_an_experiment_wins():
     plain, none = loaded(), loaded("recipe=none")
-    assert OmegaConf.to_container(plain) == OmegaConf.to_container(none) | {"name": plain.name}
+    assert OmegaConf.to_container(plain) == OmegaConf.to_container(none) | {
+        "name": plain.name
+    }  # before the data are read
     small = loaded("recipe=small")
-    assert (small.model.optimizer.lr, small.model.layer_decay, small.trainer.max_steps) == (0.0001, 0.75, 400)
+    assert (small.model.optimizer.lr, small.model.layer_decay, small.trainer.max_epochs) == (0.0001, 0.75, 12)
     typed = loaded("recipe=small", "model.optimizer.lr=0.5", "trainer.max_epochs=3", "model.layer_decay=null")
     assert (typed.model.optimizer.lr, typed.model.layer_decay, typed.model.head_lr) == (0.5, None, 0.001)
-    assert (typed.trainer.max_epochs, typed.trainer.max_steps) == (3, -1)  # epochs take the place of steps
-    assert loaded("recipe=small", "trainer.max_steps=7").trainer.max_steps == 7
+    assert typed.trainer.max_epochs == 3
+    medium = loaded("recipe=medium", "trainer.max_epochs=3")
+    assert (medium.trainer.max_epochs, medium.trainer.max_steps) == (3, -1)  # epochs take the place of steps
+    assert loaded("recipe=medium", "trainer.max_steps=7").trainer.max_steps == 7
     ants = imago.load_config("experiment=resnet18_ants", "recipe=scratch")
     assert (ants.model.scheduler._target_, ants.trainer.max_epochs) == ("torch.optim.lr_scheduler.StepLR", 25)
     assert "ema" in loaded("recipe=medium").callbacks

@@ -1,4 +1,4 @@
-"""The recipe of a training: what `recipe=auto` stands for, and what gives way to settings that were typed."""
+"""The recipe of a training: what `default` and `auto` stand for, and what gives way to settings that were typed."""
 
 import copy
 import logging
@@ -15,28 +15,35 @@ from imago.config.invocation import Invocation, override_key
 from imago.config.own_code import allow_imports
 from imago.config.preprocessing import choose_preprocessing
 from imago.config.private import is_private
-from imago.config.recipe import AUTO, NONE, TrainFacts, choose_recipe
+from imago.config.recipe import AUTO, DEFAULT, NONE, TrainFacts, choose_recipe, default_recipe
 from imago.config.setting_source import is_inherited, is_of_group
 from imago.errors import UserError, message_of
 from imago.terminal import say
 
 GROUP = "recipe"
+PHOTOGRAPHS = "image_folder"
+"""Option of the group `data` that has a recipe by default."""
+NETWORK = ("model.net", "model.init_from")
+"""Settings of the model that say what is trained; all others say how, which is what a recipe does."""
 
 
-def with_recipe(
-    cfg: DictConfig, invocation: Invocation, look: Callable[[DictConfig], TrainFacts]
-) -> tuple[DictConfig, Invocation]:
-    """Replace `recipe=auto` by the recipe that suits the data, which `look` reads; the invocation then has its name.
+Look = Callable[[DictConfig], TrainFacts]
 
-    Epochs that are typed, or set in an experiment, take the place of a recipe's steps.
+
+def with_recipe(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[DictConfig, Invocation]:
+    """Replace `recipe=auto`, and the default, by the recipe that suits the data, which `look` reads.
+
+    The invocation then has the name of that recipe. Epochs that are typed, or set in an experiment, take the place of a
+    recipe's steps.
 
     Raises:
-        UserError: The data or the settings cannot work, or the data are private.
+        UserError: `auto` is typed, and the data or the settings cannot work, or the data are private.
     """
-    if invocation.choices.get(GROUP) == AUTO and cfg.train:
-        facts = _facts(cfg, invocation, look)
-        chosen, line = choose_recipe(facts)
-        say(line)
+    option = invocation.choices.get(GROUP)
+    if option == DEFAULT or (option == AUTO and cfg.train):
+        chosen, line = (_by_default if option == DEFAULT else _chosen)(cfg, invocation, look)
+        if line:
+            say(line)
         invocation = invocation.with_choice(GROUP, chosen)
         if chosen != NONE:
             cfg = _composed(cfg, invocation, chosen)
@@ -58,12 +65,41 @@ def _composed(cfg: DictConfig, invocation: Invocation, chosen: str) -> DictConfi
     return cfg
 
 
-def _facts(cfg: DictConfig, invocation: Invocation, look: Callable[[DictConfig], TrainFacts]) -> TrainFacts:
+def _by_default(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:
+    if not _leaves_it_open(cfg, invocation):
+        return NONE, ""
+    try:
+        return default_recipe(_facts(cfg, invocation, look))
+    except Exception:  # the run meets it again, and says where
+        return NONE, ""
+
+
+def _leaves_it_open(cfg: DictConfig, invocation: Invocation) -> bool:
+    """Whether a new, plain run on photographs says nothing about how they are to be trained on."""
+    choices, keys = invocation.choices, [key.replace("/", ".") for key in invocation.keys]
+    says_how = any(key.startswith("model.") and not key.startswith(NETWORK) for key in keys)
+    is_new = cfg.train and cfg.ckpt_path is None and choices.get("experiment") is None
+    return is_new and choices.get("data") == PHOTOGRAPHS and not says_how and not is_private(cfg)
+
+
+def _chosen(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:
     if is_private(cfg):
         raise UserError(
             "strategy=dp and recipe=auto: the choice would depend on private images. Type recipe=none, or the name of "
             "a recipe."
         )
+    try:
+        return choose_recipe(_facts(cfg, invocation, look))
+    except Exception as error:
+        if invocation.sweep_dir is None:
+            with suppress(OSError):
+                Path(invocation.output_dir).rmdir()  # the resolver of its name has made it
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"recipe=auto: {message_of(error)}") from error
+
+
+def _facts(cfg: DictConfig, invocation: Invocation, look: Look) -> TrainFacts:
     tried = choose_preprocessing(copy.deepcopy(cfg))
     tried.seed = cfg.seed or 0
     logging.disable()  # the run says it again
@@ -72,12 +108,5 @@ def _facts(cfg: DictConfig, invocation: Invocation, look: Callable[[DictConfig],
         check_paths(tried)
         allow_imports(own_targets(cfg, invocation), Path.cwd())
         return look(tried)
-    except Exception as error:
-        if invocation.sweep_dir is None:
-            with suppress(OSError):
-                Path(invocation.output_dir).rmdir()  # the resolver of its name has made it
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"recipe=auto: {message_of(error)}") from error
     finally:
         logging.disable(logging.NOTSET)

@@ -1,11 +1,13 @@
-"""The recipe of `recipe=auto`: chosen by the number of train images, the rarest class, and the weights."""
+"""The recipe that a training gets: chosen by the number of train images, the rarest class, and the weights."""
 
 from dataclasses import dataclass
 
-AUTO, NONE, HEAD, SCRATCH = "auto", "none", "head", "scratch"
+AUTO, DEFAULT, NONE, HEAD, SCRATCH = "auto", "default", "none", "head", "scratch"
 """Options of the group `recipe`."""
 PRETRAINED = ("small", "medium", "large")
 """Those that train all layers from pretrained weights."""
+MEASURED = (HEAD, "small")
+"""Those of which `benchmarks/accuracy_small.py` has shown that they pay, so that `default` may choose them."""
 LEAST_IMAGES, LEAST_OF_A_CLASS = 200, 10
 """With fewer, only the head is trained."""
 SIZES = (("small", 2_000), ("medium", 20_000))
@@ -43,3 +45,9 @@ def choose_recipe(facts: TrainFacts) -> tuple[str, str]:
     else:
         chosen = next((name for name, end in SIZES if facts.images < end), "large")
     return chosen, f"{why}: recipe={chosen}"
+
+
+def default_recipe(facts: TrainFacts) -> tuple[str, str]:
+    """The recipe of a training for which none is typed, and the line that says why; empty for `none`."""
+    chosen, why = choose_recipe(facts)
+    return (chosen, f"{why}. For the plain settings type recipe={NONE}") if chosen in MEASURED else (NONE, "")
