@@ -117,9 +117,11 @@ def test_features_on_the_disk_are_whole_or_made_again(tmp_path, caplog):
     assert cache.read(place, 5) is None
     assert "are damaged, and are computed again" in caplog.text
     with caplog.at_level("INFO"):
-        FeatureCache(tmp_path, "", budget=10).write(tmp_path / "pixels" / "other", features)
+        small = FeatureCache(tmp_path, "", budget=10)
+        small.write(tmp_path / "pixels" / "other", features)
     assert "are not kept on the disk: the limit is" in caplog.text
     assert not (tmp_path / "pixels" / "other").exists()
+    assert (cache.bytes_beside(tmp_path, 5, 3), small.bytes_beside(tmp_path, 5, 3)) == (60, 0)
 
 
 def logged(run) -> list[dict[str, str]]:
@@ -187,9 +189,11 @@ def test_the_head_alone_is_an_ordinary_checkpoint(train, command, backbone, colo
         assert done.exit_code == 0, done.output
     again = command("train", f"resume={run.dir}", folder=run.dir)
     assert "contains a finished run (0 epochs): nothing to do" in again.output
-    tuned = command("train", f"resume={run.dir}", "model.probe=true", "trainer.max_epochs=1", folder=run.dir)
+    assert f"type resume={run.dir} model.probe=true trainer.max_epochs=" in again.output
+    assert "model.probe=only trains no epochs: trainer.max_epochs=2 has no effect" in run.output
+    tuned = command("train", f"resume={run.dir}", "model.probe=true", folder=run.dir)
     assert tuned.exit_code == 0, tuned.output
-    assert [row["epoch"] for row in tuned.history] == [-1, 0]
+    assert [row["epoch"] for row in tuned.history] == [-1, 0, 1]
     assert "Fine-tuning gained" in tuned.output
     late = train(f"ckpt_path={trained.dir}/checkpoints/last.ckpt", "model.probe=true", "trainer.max_epochs=9")
     assert "was trained without a head first" in late.output
@@ -210,9 +214,12 @@ def test_pretrained_weights_have_their_head_fitted_first(train, tmp_path):
     assert "Head alone: accuracy" in first.output
     (file,) = (tmp_path / "cache" / "pixels").glob(f"*/{FEATURES}")
     assert np.load(file).shape == (39, 512)
+    assert "features for the head about 0.1 MB; " in first.text("train.log")
     again = train(*words)
     assert "The features of the train images are read from" in again.output
     assert same(again.weights("head"), first.weights("head"))
+    other = train(*words, "data.interpolation=bicubic", "model.probe=only")
+    assert "The features of the train images are read from" not in other.output
     none = train(*words, "~model.criterions.criterions.ce", margin)
     assert "No head first (model.probe=auto): it minimises the cross-entropy" in none.output
     assert [row["epoch"] for row in none.history] == [0]

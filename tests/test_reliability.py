@@ -159,7 +159,7 @@ def test_preflight_alone_trains_nothing(command):
     run = command("train", "experiment=digits", "debug=preflight")
     assert run.exit_code == 0, run.output
     assert "Preflight passed (" in run.output
-    assert "Checkpoints will need about" in run.text("debug.log")
+    assert "Disk: checkpoints about" in run.text("debug.log")
     assert not list(run.dir.glob("checkpoints/*"))
     assert run.text("metrics.jsonl") == ""
 

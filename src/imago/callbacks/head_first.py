@@ -75,6 +75,14 @@ class HeadFirst(Callback):
         self._batches: list[tuple[list[int], list[float]]] = []
         self._is_alone = False  # the head is being validated
 
+    def disk_needed(self, model: DictModule, images: int, folder: Path) -> tuple[int, int]:
+        """Number of checkpoints that stay beside those of every run, and bytes of features on the disk of `folder`."""
+        cache, layer = (None, None) if self.plan is None else (self.plan.cache, head_layer(model.net, self.plan.names))
+        features = (
+            cache.bytes_beside(folder, images, layer.in_features) if cache is not None and layer is not None else 0
+        )
+        return 0 if self.only else 1, features  # of best.ckpt, head.ckpt and finetuned.ckpt, two have one content
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if self.facts:
             self._take_up(trainer)

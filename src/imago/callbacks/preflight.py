@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
+from imago.callbacks.head_first import HeadFirst
 from imago.callbacks.memory import memory_advice, memory_errors_explained
 from imago.callbacks.metrics import MetricsCallback
 from imago.checkpoint.read import read_checkpoint
@@ -156,16 +157,26 @@ class Preflight(Callback):
                 "A network that was saved and loaded gives other logits: either it is not deterministic in evaluation, "
                 "or it keeps what it needs outside of its parameters and buffers (register_buffer)."
             )
+        self._check_disk(trainer, model, size)
+
+    def _check_disk(self, trainer: Trainer, model: DictModule, size: int) -> None:
+        """Raise DiskError if the files of the run, of which an untrained checkpoint has `size` bytes, do not fit."""
         trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        needed = FILES * (size + 2 * trained)  # AdamW keeps two values per weight
-        data = _data(trainer)
+        data, run = _data(trainer), self.folder.parent
+        files, features = FILES, 0
+        for first in callbacks_of(trainer, HeadFirst):
+            kept, features = first.disk_needed(model, data.sizes["train"], run)
+            files += kept
+        needed = files * (size + 2 * trained)  # AdamW keeps two values per weight
         rows = self.predictions_bytes(sum(data.sizes.values()), data.class_names)
-        free = shutil.disk_usage(self.folder.parent).free
-        log.debug("Checkpoints will need about %s, predictions %s; %s are free", *map(_shown, (needed, rows, free)))
-        if needed + rows > free:
+        parts = {"checkpoints": needed, "predictions": rows, "features for the head": features}
+        shown = ", ".join(f"{name} about {_shown(part)}" for name, part in parts.items() if part)
+        free = shutil.disk_usage(run).free
+        log.debug("Disk: %s; %s are free", shown, _shown(free))
+        if sum(parts.values()) > free:
             raise DiskError(
-                f"Checkpoints will need about {_shown(needed)} in {self.folder}, and predictions {_shown(rows)}; "
-                f"{_shown(free)} are free. Remove something, or type another paths.log_dir="
+                f"The disk of {run} is too small: {shown}, and {_shown(free)} are free. Remove something, or type "
+                "another paths.log_dir="
             )
 
     def _check_memory(self, trainer: Trainer, model: DictModule) -> None:

@@ -71,13 +71,25 @@ class FeatureCache:
             return None
         return features if features.ndim == 2 and len(features) == images else None
 
+    def limit(self) -> int:
+        """Bytes that the features may take."""
+        return self.budget if self.budget is not None else shutil.disk_usage(self.folder).free // SHARE
+
+    def bytes_beside(self, files: Path, images: int, width: int) -> int:
+        """Bytes that features take of the disk of the folder `files`; 0 if they are not kept there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            size, is_same_disk = 4 * images * width, self.folder.stat().st_dev == files.stat().st_dev
+            return size if is_same_disk and size <= self.limit() else 0
+        except OSError:  # `write` says it
+            return 0
+
     def write(self, place: Path, features: Tensor) -> None:
         """Keep features, float32 (n, d). Without enough space they are not kept, which is logged."""
         size = features.numel() * features.element_size()
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            budget = self.budget if self.budget is not None else shutil.disk_usage(place.parent).free // SHARE
-            if size > budget:
+            if size > (budget := self.limit()):
                 log.info(
                     "The features (%.1f MB) are not kept on the disk: the limit is %.1f MB", size / 1e6, budget / 1e6
                 )

@@ -6,12 +6,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.head_first import HeadFirst, HeadPlan
 from imago.checkpoint.read import read_checkpoint
+from imago.config.invocation import override_key
 from imago.config.setting_source import is_typed
 from imago.config.tree import nodes
 from imago.data.cache import GIGABYTE
@@ -24,6 +25,7 @@ from imago.model.origin import SCRATCH, name_of
 from imago.model.surgery import head_layer, head_names, without_weights
 from imago.randomness import seeded_scope
 from imago.run.folder import RunFolder
+from imago.training.start_weights import needs_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def head_first(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str,
     asked = model.probe
     if cfg.preflight == "only":
         return None
+    if asked == "only" and not run.rank:
+        _warn_of_epochs(run)
     if run.resume_from is not None or cfg.ckpt_path is not None:
         checkpoint = str(run.resume_from or cfg.ckpt_path)
         _check_resumed(cfg, run, checkpoint)
@@ -47,11 +51,8 @@ def head_first(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str,
     if asked is False or (asked == "auto" and not weights.startswith("pretrained")):
         return None
     if weights == SCRATCH:
-        raise UserError(
-            f"model.probe={_word(asked)} needs pretrained weights: {name_of(model.net)} starts from scratch, and a "
-            "head on random features is of no use. Type model.net.weights=DEFAULT (or a file) for a network of "
-            "torchvision, model.init_from=RUN (a run, a checkpoint or a file of weights), or model.probe=false"
-        )
+        useless = "a head on random features is of no use"
+        raise needs_pretrained(cfg, run, model, "probe", useless, "model.probe=false")
     head = _head_of(cfg, model)
     if cfg.trainer.get("fast_dev_run"):
         log.info("No head first: trainer.fast_dev_run trains on one batch")
@@ -63,6 +64,14 @@ def head_first(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str,
             log.info("No head first (model.probe=auto): %s", why)
         return None
     return HeadFirst(run, epochs, HeadPlan(head, _cache(cfg), asked != "auto"), only=asked == "only")
+
+
+def _warn_of_epochs(run: RunFolder) -> None:
+    typed = [
+        word for word in run.invocation.overrides if override_key(word) in ("trainer.max_epochs", "trainer.max_steps")
+    ]
+    if typed:
+        log.warning("model.probe=only trains no epochs: %s has no effect. For epochs type model.probe=true", typed[-1])
 
 
 def _check_resumed(cfg: DictConfig, run: RunFolder, checkpoint: str) -> None:
@@ -116,6 +125,7 @@ def _cache(cfg: DictConfig) -> FeatureCache | None:
     if data.get("cache") not in ("auto", "disk") or any(not target.startswith(LIBRARIES) for target in targets):
         return None
     seen: dict[str, Any] = {**looks(data), "decode": data.get("decode"), "channels": data.get("channels")}
+    seen["net"] = OmegaConf.to_container(cfg.model.net, resolve=True)  # arguments that are in none of its tensors
     budget = round(data.cache_gb * GIGABYTE) if data.get("cache_gb") is not None else None
     return FeatureCache(Path(data.cache_dir), json.dumps(seen, sort_keys=True, default=str), budget)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.checkpoint.read import find_checkpoint
-from imago.config.recipe import PRETRAINED
+from imago.config.recipe import HEAD, NONE, PRETRAINED
+from imago.config.recipe import SCRATCH as FROM_SCRATCH
 from imago.config.saved import save_config
+from imago.config.setting_source import is_of_group
 from imago.errors import UserError
 from imago.model.module import DictModule
 from imago.model.origin import SCRATCH, name_of, weights_of
@@ -53,6 +55,23 @@ def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule) -> N
     _check_frozen(cfg, run, model, weights)
     if run.resume_from is None and cfg.ckpt_path is None:
         _log_replaced_norms(model, weights)
+        _warn_of_recipe(run, model, weights)
+
+
+def _warn_of_recipe(run: RunFolder, model: DictModule, weights: str) -> None:
+    """Warn of a recipe that is meant for other weights."""
+    recipe, name = run.invocation.choices.get("recipe", NONE), name_of(model.net)
+    if recipe in PRETRAINED and weights == SCRATCH:
+        log.warning(
+            "recipe=%s is for pretrained weights, and %s starts from scratch. Type recipe=scratch", recipe, name
+        )
+    elif recipe == FROM_SCRATCH and weights.startswith("pretrained"):
+        log.warning(
+            "recipe=scratch is for training from scratch, and %s is %s. Type model.net.weights=null to train it from "
+            "scratch, or recipe=auto",
+            name,
+            weights,
+        )
 
 
 def _log_replaced_norms(model: DictModule, weights: str) -> None:
@@ -73,12 +92,20 @@ def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: s
     setting = "freeze" if cfg.model.get("freeze") is not None else "freeze_batch_norm"
     if not cfg.model.get(setting) or weights != SCRATCH:
         return
-    recipe = run.invocation.choices.get("recipe", "none")
-    instead = (
-        f"type recipe=scratch instead of recipe={recipe}" if recipe in PRETRAINED else f"leave model.{setting} out"
-    )
-    raise UserError(
-        f"model.{setting}={str(cfg.model[setting]).lower()} needs pretrained weights: {name_of(model.net)} starts from "
-        "scratch, and the frozen layers would stay random. Type model.init_from=RUN (a run, a checkpoint or a file of "
-        f"weights), model.net.weights=DEFAULT (or a file) for a network of torchvision, or {instead}"
+    why = "the frozen layers would stay random"
+    raise needs_pretrained(cfg, run, model, setting, why, f"leave model.{setting} out")
+
+
+def needs_pretrained(
+    cfg: DictConfig, run: RunFolder, model: DictModule, setting: str, why: str, instead: str
+) -> UserError:
+    """Error for a setting of `model`, or the recipe that has set it, which is of no use from scratch."""
+    recipe = run.invocation.choices.get("recipe", NONE)
+    asked = f"model.{setting}={str(cfg.model[setting]).lower()}"
+    if recipe in (HEAD, *PRETRAINED) and is_of_group(f"model.{setting}", "recipe", run.invocation):
+        asked, instead = f"recipe={recipe} ({asked})", f"recipe={FROM_SCRATCH}"
+    return UserError(
+        f"{asked} needs pretrained weights: {name_of(model.net)} starts from scratch, and {why}. Type "
+        "model.init_from=RUN (a run, a checkpoint or a file of weights), model.net.weights=DEFAULT (or a file) for a "
+        f"network of torchvision, or {instead}"
     )
