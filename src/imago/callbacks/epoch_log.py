@@ -62,6 +62,10 @@ class EpochLog(Callback):
         self.write(trainer)
         self._show(trainer, seconds, None)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True  # Lightning would end without validating the last steps, within an epoch
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and self.monitor.startswith("val/") and not trainer.sanity_checking:
