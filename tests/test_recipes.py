@@ -68,6 +68,7 @@ def test_a_recipe_trains_its_steps_with_groups_augmentation_and_an_average(train
     run = train("recipe=medium", f"model.init_from={trained.dir}", "trainer.max_epochs=-1", "trainer.max_steps=7")
     assert run.exit_code == 0, run.output
     assert run.json("status.json")["step"] == 7
+    assert "val/acc" in run.history[-1]  # also within an epoch, the last steps are validated and can be the best
     checkpoint = run.checkpoint()
     assert {group["name"] for group in checkpoint["optimizer_states"][0]["param_groups"]} >= {"head", "depth_02"}
     assert "current_model_state" in checkpoint
@@ -77,7 +78,8 @@ def test_a_recipe_trains_its_steps_with_groups_augmentation_and_an_average(train
     ("words", "message"),
     [
         (["recipe=small", "model.freeze=backbone"], "model.freeze and the recipe contradict each other"),
-        (["recipe=small"], "or type recipe=scratch instead of recipe=small"),
+        (["recipe=small"], "recipe=small (model.freeze_batch_norm=true) needs pretrained weights: TinyNet starts from"),
+        (["recipe=head"], "network of torchvision, or recipe=scratch"),
         (["recipe=auto", "strategy=dp", "model.norm=null"], "strategy=dp and recipe=auto: the choice would depend"),
         (["recipe=auto", "data.data_dir=/nowhere"], "data.data_dir=/nowhere does not exist"),
         (["recipe=auto", "data.batchsize=3"], "data.batch_size"),
@@ -87,3 +89,13 @@ def test_what_a_recipe_cannot_be_combined_with(train, words, message):
     run = train(*words)
     assert run.exit_code == 1
     assert message in run.output
+    assert not run.dir.exists()
+
+
+def test_a_recipe_for_other_weights_and_steps_that_epochs_replace_are_noted(train):
+    words = ["trainer.max_epochs=1", "test=false", "preflight=only", "data.image_size=16"]
+    large = train("recipe=large", *words)
+    assert (
+        "recipe=large is for pretrained weights, and TinyNet starts from scratch. Type recipe=scratch" in large.output
+    )
+    assert "trainer.max_epochs=1 takes the place of the recipe's trainer.max_steps=10000" in large.output

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imago.cli.compose import config_changes
+from imago.cli.compose import config_changes, describe_changes
 from imago.cli.devices import process_count
 from imago.cli.processes import free_port, other_processes
 from imago.cli.stop_signals import stopped_by_signals
@@ -30,7 +30,7 @@ from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
 from imago.definitions import BUDGET_SPENT, STOPPING, TERMINATED
-from imago.errors import CREATING_DATA, IncompleteError, UserError, message_of
+from imago.errors import BUILDING, IncompleteError, UserError, cause_of, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 RESULT_KEYS = ("data.", "model.", "seed ", "strategy.")
 NEUTRAL_KEYS = ("data.num_workers", "data.cache", "data.data_dir")
-EXTENDING_KEYS = ("trainer.max_", "callbacks.early_stopping", "strategy.target_epsilon")
+EXTENDING_KEYS = ("trainer.max_", "callbacks.early_stopping", "strategy.target_epsilon", "model.probe only -> True")
 """Settings that give a finished run something to do."""
 DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
 """That of a Timer gives it something to do, too."""
@@ -186,7 +186,8 @@ def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
     if run.former.get("reason") == BUDGET_SPENT:
         say(f"{finished}Its privacy budget is spent: raise strategy.target_epsilon, with {_resume_word(run)}")
     else:
-        say(f"{finished}For more epochs type {_resume_word(run)} trainer.max_epochs=")
+        after_head = "" if run.former.get("epoch") else " model.probe=true"  # it was the head alone
+        say(f"{finished}For more epochs type {_resume_word(run)}{after_head} trainer.max_epochs=")
     return FinishedRun(run.path, run.former.get("best_value"))
 
 
@@ -217,7 +218,8 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
 def _write_config(run: RunFolder, cfg: DictConfig) -> None:
     invocation = as_new_run(cfg, run.invocation)
     save_config(cfg, run.path, invocation)
-    write_json(run.path / "reports" / "changes.json", config_changes(cfg, invocation))
+    changes = config_changes(cfg, invocation)
+    write_json(run.path / "reports" / "changes.json", changes)
     run.sections["Run"] = {
         "name": cfg.name,
         "folder": run.path,
@@ -226,7 +228,7 @@ def _write_config(run: RunFolder, cfg: DictConfig) -> None:
         "typed to resume or replay": _shown_words(run.invocation) if invocation is not run.invocation else None,
     }
     if cfg.task_name != "inference":  # that of the training, which predictions do not change
-        run.sections["Configuration"] = {"config.yaml": "\n" + yaml_of(cfg, resolve=True).rstrip()}
+        run.sections["Configuration"] = describe_changes(changes)
     run.update()
     log.debug("Command line: %s", " ".join(sys.argv))
 
@@ -257,10 +259,11 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
 
 
 def _is_refused(run: RunFolder, error: BaseException | None) -> bool:
-    """Whether the data of a new run cannot be used: as for settings that cannot work, no folder is left. Jobs of a
-    sweep keep theirs."""
-    of_data = isinstance(error, UserError) and CREATING_DATA in getattr(error, "__notes__", ())
-    return of_data and not run.former and run.invocation.sweep_dir is None
+    """Whether a new run cannot begin with its data or its model: as for settings that cannot work, no folder is left.
+    Jobs of a sweep keep theirs."""
+    if error is None or BUILDING not in getattr(error, "__notes__", ()):
+        return False
+    return isinstance(cause_of(error), UserError) and not run.former and run.invocation.sweep_dir is None
 
 
 def _record(run: RunFolder, status: str, error: str) -> None:

@@ -1,7 +1,8 @@
 """Configs that are composed besides that of the command."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, An
         for key in keys
         if before.get(key) != after.get(key)
     ]
+
+
+def describe_changes(changes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Lines of the summary: the settings that differ from the defaults, as one would type their values."""
+    values = {str(change["key"]): json.dumps(change["value"], ensure_ascii=False) for change in changes}
+    return {key: value.strip('"') for key, value in values.items()} | {"all settings": "config.yaml"}
 
 
 def with_data(cfg: DictConfig, invocation: Invocation) -> DictConfig:

@@ -50,6 +50,8 @@ def with_recipe(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[Di
     if is_of_group("trainer.max_steps", GROUP, invocation) and is_inherited(
         "trainer.max_steps", "trainer.max_epochs", invocation
     ):
+        epochs, steps = cfg.trainer.max_epochs, cfg.trainer.max_steps
+        say(f"trainer.max_epochs={epochs} takes the place of the recipe's trainer.max_steps={steps}")
         cfg.trainer.max_steps = -1
     return cfg, invocation
 
@@ -104,6 +106,11 @@ def _facts(cfg: DictConfig, invocation: Invocation, look: Look) -> TrainFacts:
     tried.seed = cfg.seed or 0
     logging.disable()  # the run says it again
     try:
+        if is_private(cfg):
+            raise UserError(
+                "strategy=dp and recipe=auto: the choice would depend on private images. Type recipe=none, or the name "
+                "of a recipe."
+            )
         check(tried, invocation)
         check_paths(tried)
         allow_imports(own_targets(cfg, invocation), Path.cwd())

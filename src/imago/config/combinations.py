@@ -94,7 +94,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "model.freeze, or type recipe=none, or recipe=head for an exact head on frozen layers.",
     ),
     (
-        lambda cfg, invocation: invocation.choices.get("recipe") == "head" and cfg.model.get("probe") != "only",
+        lambda cfg, made: not cfg.resume and made.choices.get("recipe") == "head" and cfg.model.get("probe") != "only",
         "recipe=head and model.probe: the recipe is model.probe=only. Remove one of them.",
     ),
     (

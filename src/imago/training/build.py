@@ -43,7 +43,7 @@ from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
 from imago.data.samplers import Placement
 from imago.distributed import divide_threads
-from imago.errors import UserError, about_data, message_of
+from imago.errors import UserError, about_building, about_data, message_of
 from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import make_model, seen_images
@@ -70,6 +70,7 @@ log = logging.getLogger(__name__)
 RESERVED = ("last", "previous", "on_exception", "head", "finetuned")  # names of checkpoints that a run writes
 
 
+@about_building()
 def build(
     cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None = None
 ) -> tuple[ImageDataModule, DictModule, Trainer]:
