@@ -87,7 +87,11 @@ def test_a_sweep_ends_with_one_table(train, monkeypatch, capsys, tmp_path):
     assert [row["job"] for row in rows] == names
     assert [(row["model.optimizer.lr"], row["seed"]) for row in rows][2] == ("0.03", "1")
     best = max(rows, key=lambda row: float(row["best"]))
-    assert f"Best val/acc: {float(best['best']):.4f} in " in run.output
+    assert f"Best val/acc: {float(best['best']):.4f} in {best['job']}" in run.output
+    jobs = [line for line in run.output.splitlines() if ": accuracy of best.ckpt: test (on val) " in line]
+    assert [Path(line.split(":")[0]).name for line in jobs] == names
+    assert (run.output.count("Next:"), run.output.count("Report:")) == (1, 1)
+    assert f"ml-inference ckpt_path={folder / best['job']} source=PHOTOS" in run.output
     scores = [float(row["best"]) for row in rows[:2]]
     assert run_table.mean_and_deviation(scores) in means[0]
     assert find_run("latest", tmp_path / "logs").parent == folder

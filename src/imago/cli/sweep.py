@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from imago.config.invocation import override_key
+from imago.config.invocation import for_hydra, override_key
 from imago.config.resolvers import remember_sweep
 from imago.files import write_text
 from imago.masking import masked_override
@@ -92,6 +93,7 @@ def report(sweep: Sweep) -> None:
         say(drawn)
     if best := columns.best_run():
         say(f"Best {columns.monitor}: {best.best:.4f} in {best.folder.name}")
+        _show_best(best.folder)
     if left_out:
         say(f"Settings that differ, too: {shortened(left_out)}")
     if privacy := describe_spent(runs):
@@ -107,6 +109,14 @@ def report(sweep: Sweep) -> None:
         say(f"{FILE} could not be written: {error}")
     else:
         say(f"Written: {sweep.folder / FILE}")
+
+
+def _show_best(folder: Path) -> None:
+    """Print where the files of the best job are, and the commands that use its checkpoint."""
+    if (checkpoint := folder / "checkpoints" / "best.ckpt").is_file():
+        word = shlex.quote(f"ckpt_path={for_hydra(str(folder))}")
+        say(f"Checkpoint: {checkpoint}\nReport: {folder / 'report.html'}")
+        say(f"Next:\n  ml-inference {word} source=PHOTOS\n  ml-eval {word}")
 
 
 def describe_spent(runs: Sequence[Overview]) -> str:

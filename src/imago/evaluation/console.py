@@ -41,14 +41,39 @@ BELOW_BASELINE = "is not above the majority-class baseline"
 
 
 def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private: bool = False) -> None:
-    """Print the warnings of the run, the table of scores, where things are, and the next commands.
+    """Print warnings, scores, places and next commands of a run; of a sweep's job a line, as the rest comes at its end.
 
     Warns if the baseline is not beaten, unless `quiet`. Such a warning of an earlier scoring of the run is removed.
     The checkpoint that an ml-eval scores may be `is_private`.
     """
     if result.scores:
         run.warnings[:] = [text for text in run.warnings if BELOW_BASELINE not in text]
-    _repeat_warnings(run.warnings, run.path)
+    is_job = run.invocation.sweep_dir is not None
+    if is_job:
+        accuracies = ", ".join(f"{_label(name, s)} {s.metrics['acc']:.4f}" for name, s in result.scores.items())
+        _print(f"{relative(run.path)}: {f'accuracy of {result.weights}: {accuracies}' if accuracies else 'trained'}")
+    else:
+        _repeat_warnings(run.warnings, run.path)
+        _show_scores(result)
+    for name, score in result.scores.items():
+        log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
+    if not quiet:
+        _warn_about_baseline(result.scores)
+    show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
+    if unprotected := run.sections.get("Strategy", {}).get("not protected"):
+        _print(f"Not protected: {unprotected}: ", run.path / "reports" / "privacy.md")
+    if is_job:
+        return
+    _print(f"Run folder: {relative(run.path)}")
+    if result.checkpoint is not None:
+        _print(f"Checkpoint: {relative(result.checkpoint)}")
+    _print("Report: ", run.path / "report.html")  # written when the run has ended
+    if label_errors := describe_label_errors(result, run.path):
+        _print(label_errors)
+    show_next(next_commands(result, run, is_private))
+
+
+def _show_scores(result: Result) -> None:
     if result.scores:
         console().print(_table(result))
         intervals = {name: wilson(score.metrics["acc"], score.metrics["n"]) for name, score in result.scores.items()}
@@ -60,20 +85,6 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private
             console().print(f"{name}: accuracy {score.metrics['acc']:.4f} {of}", highlight=False)
         if "calibrated" in score.metrics:
             _print(f"{_label(name, score)}: {describe_calibration(score.metrics['calibrated'])}")
-    for name, score in result.scores.items():
-        log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
-    if not quiet:
-        _warn_about_baseline(result.scores)
-    show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
-    if unprotected := run.sections.get("Strategy", {}).get("not protected"):
-        _print(f"Not protected: {unprotected}: ", run.path / "reports" / "privacy.md")
-    _print(f"Run folder: {relative(run.path)}")
-    if result.checkpoint is not None:
-        _print(f"Checkpoint: {relative(result.checkpoint)}")
-    _print("Report: ", run.path / "report.html")  # written when the run has ended
-    if label_errors := describe_label_errors(result, run.path):
-        _print(label_errors)
-    show_next(next_commands(result, run, is_private))
 
 
 def show_next(commands: Sequence[str]) -> None:
@@ -190,14 +201,11 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
             f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
         )
     use = " (column accepted of predictions with calibrated=true)" if calibration.threshold is not None else ""
-    lines.append(f"Threshold for {calibration.target_accuracy:.1%} accuracy: {_or_none(calibration.threshold)}{use}")
+    threshold = f"{calibration.threshold:.4f}" if calibration.threshold is not None else "no threshold reaches it"
+    lines.append(f"Threshold for {calibration.target_accuracy:.1%} accuracy: {threshold}{use}")
     for line in lines:
         _print(line)
     show_written(path)
-
-
-def _or_none(threshold: float | None) -> str:
-    return f"{threshold:.4f}" if threshold is not None else "no threshold reaches it"
 
 
 def _table(result: Result) -> Table:
