@@ -7,7 +7,8 @@ from helpers import SMALL
 from PIL import Image, ImageOps
 
 import imago
-from imago.data.crops import CenterBox, PaddedCropBox, RandomResizedBox, WholeBox, pair, seen_fraction
+from imago.data.crops import SEEN, CenterBox, PaddedCropBox, RandomResizedBox, WholeBox, pair, seen_fraction
+from imago.data.survey import LITTLE_SEEN
 from imago.data.transforms import ImageTransform
 
 
@@ -132,6 +133,8 @@ def test_what_stands_at_the_ends_is_learnt_and_seen_by_every_command(command, wi
 def test_little_of_the_picture_is_said(command, wide):
     run = command("train", f"data.data_dir={wide}", *SMALL, "trainer.max_epochs=1")
     assert "the network sees 13% of an image (median)" in run.output
+    photo = seen_fraction(CenterBox(0.875), 480, 640)
+    assert LITTLE_SEEN < photo < SEEN  # an ordinary photograph: only `ml-doctor` notes it
     assert "data.fit=pad" in run.output
     doctor = command("doctor", f"data.data_dir={wide}")
     assert "the network sees 13% of an image" in " ".join(doctor.output.split())

@@ -75,6 +75,13 @@ def test_problems_name_key_and_what_is_valid():
     ]
 
 
+def test_arguments_with_one_answer_are_one_problem():
+    cfg = OmegaConf.create({"model": {"net": {"_target_": "imago.model.SimpleCNN", "lin1_size": 8, "lin2_size": 9}}})
+    (problem,) = problems(cfg, shipped())
+    assert problem.key == "model.net.lin1_size"
+    assert problem.what.startswith(", lin2_size are not arguments of imago.model.SimpleCNN. model=mnist lists")
+
+
 def test_the_files_are_those_of_the_signatures():
     """Type `make schema` where this fails. Libraries of other versions have other signatures: ours must not differ."""
     written = {path.name: json.loads(path.read_text()) for path in Path(CONFIG_DIR, "schema").glob("*.json")}

@@ -64,6 +64,7 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema], typed: Collection[s
         schema = schemas.get(node._target_)
         if schema is None:
             continue
+        unknown: dict[str, list[str]] = {}
         for name in map(str, node):
             key = f"{path}.{name}"
             if name.startswith("_") or OmegaConf.is_missing(node, name):
@@ -76,9 +77,10 @@ def problems(cfg: DictConfig, schemas: Mapping[str, Schema], typed: Collection[s
                 elif is_word_for_null(value) and _takes_null(kind):
                     yield Problem(key, f"={value} is the text {value}. Type {key}=null", is_type=True)
             elif not schema["additionalProperties"]:
-                yield Problem(
-                    key, f" is not an argument of {node._target_}. {_instead(key, node, schema, key in typed)}"
-                )
+                unknown.setdefault(_instead(key, node, schema, key in typed), []).append(name)
+        for instead, (first, *others) in unknown.items():
+            names = f", {', '.join(others)} are not arguments" if others else " is not an argument"
+            yield Problem(f"{path}.{first}", f"{names} of {node._target_}. {instead}")
 
 
 def is_word_for_null(value: Any) -> bool:

@@ -13,7 +13,7 @@ Colour = tuple[int, int, int]
 Size = int | Sequence[int]
 """Input size of the network in pixels: the side of a square, or height and width."""
 SEEN = 2 / 3
-"""Fraction of a picture; if the network sees less, a note says that the rest is cropped."""
+"""Fraction of a picture; if the network sees less, `ml-doctor` says that the rest is cropped."""
 FITS = ("crop", "squash", "pad")
 FILL: Colour = (124, 116, 104)
 """Mean colour of ImageNet: about 0 after its normalisation."""

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from imago.data.cache import FORMAT
 from imago.data.colour import range_of
-from imago.data.crops import SEEN, seen_fraction
+from imago.data.crops import seen_fraction
 from imago.data.decode import BadImageError
 from imago.data.headers import without_frames
 from imago.data.images import Images, ImageSets
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MOST_NAMED = 10  # files in a message
 COLOURS = " of colours"
 SAMPLE = 200  # images that represent all
+LITTLE_SEEN = 0.5  # of an image: crops of photographs of 4:3 and 3:2 pixels show more
 PART = 100  # images that a thread checks in a row: handing them out one by one takes as long as reading headers
 
 
@@ -140,7 +141,7 @@ def notes_on_pixels(
     if transform.is_fixed:
         shapes = [shape for index in some if (shape := images.shape(index)) is not None]
         seen = sorted(seen_fraction(transform.box, *shape) for shape in shapes)
-        if seen and (median := seen[len(seen) // 2]) < SEEN:
+        if seen and (median := seen[len(seen) // 2]) < LITTLE_SEEN:
             notes.append(
                 f"the network sees {median:.0%} of an image (median), because the rest is cropped. To show all of it, "
                 "type data.fit=pad or data.fit=squash"
