@@ -713,13 +713,21 @@ def test_no_test_of_a_gaussian_mechanism_is_better_than_is_said(epsilon_, delta)
         assert hits <= most_hits(epsilon_, delta, false_alarms) + 1e-9
 
 
-def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train, command):
+def test_the_checkpoint_is_a_plain_one_and_one_without_a_count_is_refused(train, command, tmp_path):
     run = train(*DP)
     plain = train("model.norm=group", "test=false")
     assert run.weights().keys() == plain.weights().keys()
     refused = train(*DP, "trainer.max_epochs=4", f"ckpt_path={plain.dir}/checkpoints/last.ckpt")
     assert refused.exit_code == 1
     assert "last.ckpt strategy=dp: a run that was not private cannot become private" in refused.last_line
+    (tmp_path / "experiment").mkdir()
+    start = f"ckpt_path: {plain.dir}/checkpoints/last.ckpt\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(
+        f"# @package _global_\ndefaults: [override /strategy: dp]\n{start}"
+    )
+    of_file = train(f"--config-dir={tmp_path}", "experiment=own", "model.norm=group")
+    assert "last.ckpt strategy=dp: a run that was not private cannot become private" in of_file.last_line
+    assert not of_file.dir.exists()
     resumed = command("train", f"resume={plain.dir}", "strategy=dp", folder=plain.dir)
     assert f"resume={plain.dir} strategy=dp: a run that was not private cannot become private" in resumed.output
     assert resumed.last_line.endswith("test=false strategy=dp strategy.target_epsilon=3")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from imago.cli.compose import with_data_and_model
 from imago.cli.entry import Command
 from imago.cli.recipe import with_recipe
-from imago.cli.start_from import resolve_run_args
+from imago.cli.start_from import check_private_start, resolve_run_args
 from imago.config.checks import check as check_settings_of_training
 from imago.config.invocation import Invocation
 from imago.config.recipe import TrainFacts
@@ -69,6 +69,7 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     """Raises UserError for settings that cannot work, and for parts of one's own that do not fit where they are used.
     Only for these is torch imported before there is a run folder."""
     check_settings_of_training(cfg, invocation)
+    check_private_start(cfg)
     if any(node._target_ not in shipped() for _, node in nodes(cfg)):
         from imago.training.own_parts import check_own_parts
 

@@ -1,6 +1,7 @@
 """Settings that come from a checkpoint (`ckpt_path=`) or an earlier run (`resume=`, `replay=`)."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.cli.compose import log_dir_of
 from imago.config.carried import GROUPS, OPTION, ROOT_KEYS, TRAINER_COMMAND_KEYS, read_checkpoint_config
 from imago.config.invocation import for_hydra, override_key, override_value
+from imago.config.private import is_private
 from imago.config.root import COMMAND_KEYS, CONFIG_DIR, OTHER_COMMANDS
 from imago.config.saved import RUN_OPTION, read_yaml
 from imago.config.tree import leaves
@@ -118,7 +120,6 @@ def resolve_run_args(words: list[str]) -> Arguments:
     _register_run_options({}, "base")
     at = next((i for i, word in enumerate(words) if override_key(word) in WORDS), None)
     if at is None:
-        _check_private_start(words)
         return Arguments(words)
     key, named_run = override_key(words[at]), override_value(words[at]).strip("'\"")
     if named_run in ("", "null"):
@@ -141,7 +142,8 @@ def resolve_run_args(words: list[str]) -> Arguments:
     _register_run_options(content, str(resolved.get("name", "base")))
     say(f"{key}: {folder}")
     _check_secrets(content, keys, words[at])
-    _check_privacy(content, words, folder, words[at])
+    if key == "resume" and "strategy=dp" in words:
+        _check_privacy(content, folder, words[at])
     here = [f"hydra.run.dir={for_hydra(str(folder))}"] if key == "resume" else []
     if here and "hydra.run.dir" in keys:
         typed = next(word.partition("=")[2].strip("'\"") for word in words if word.startswith("hydra.run.dir="))
@@ -159,19 +161,19 @@ def _check_secrets(content: dict[str, Any], typed: list[str], word: str) -> None
         raise UserError(f"{word}: {lost} is a secret, which is not stored. Type it again: +{lost}=…")
 
 
-def _check_private_start(words: list[str]) -> None:
-    """Raise UserError where `strategy=dp` is typed with `ckpt_path=` of a run that was not private."""
-    for word in (word for word in words if override_key(word) == "ckpt_path"):
-        path = Path(override_value(word).strip("'\"")).expanduser()
-        folder = path if path.is_dir() else path.absolute().parent.parent
-        if (config := Overview(folder).config) and config.get("task_name") not in OTHER_COMMANDS:
-            _check_privacy(config, words, folder, word)
+def check_private_start(cfg: DictConfig) -> None:
+    """Raise UserError where private training starts from `ckpt_path` of a run that was not private."""
+    if not cfg.train or cfg.ckpt_path is None or not is_private(cfg):
+        return
+    path = Path(str(cfg.ckpt_path)).expanduser()
+    folder = path if path.is_dir() else path.absolute().parent.parent
+    if (config := Overview(folder).config) and config.get("task_name") not in OTHER_COMMANDS:
+        _check_privacy(config, folder, f"ckpt_path={cfg.ckpt_path}")
 
 
-def _check_privacy(content: dict[str, Any], words: list[str], folder: Path, word: str) -> None:
-    """Raise UserError where `strategy=dp` is typed for a run that was not private."""
-    target = str((content.get("strategy") or {}).get("_target_"))
-    if word.startswith("replay") or "strategy=dp" not in words or target.startswith("imago.dp."):
+def _check_privacy(content: Mapping[str, Any], folder: Path, word: str) -> None:
+    """Raise UserError if a run that is to become private was not."""
+    if is_private(OmegaConf.create({"strategy": content.get("strategy") or {}})):
         return
     again = [
         entry for entry in Overview(folder).overrides if override_key(entry) not in ("strategy", "ckpt_path", *WORDS)
