@@ -85,11 +85,6 @@ def _leaves_it_open(cfg: DictConfig, invocation: Invocation) -> bool:
 
 
 def _chosen(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:
-    if is_private(cfg):
-        raise UserError(
-            "strategy=dp and recipe=auto: the choice would depend on private images. Type recipe=none, or the name of "
-            "a recipe."
-        )
     try:
         return choose_recipe(_facts(cfg, invocation, look))
     except Exception as error:
