@@ -4,6 +4,7 @@ import time
 
 from imago.run import logs
 from imago.run.logs import LogFile, logging_to
+from imago.terminal import closed_output_survived
 
 
 def test_the_file_has_debug_and_the_console_has_not(tmp_path, capsys):
@@ -50,3 +51,17 @@ def test_a_large_log_is_rotated_and_old_ones_are_removed(tmp_path, monkeypatch):
     assert "line 29" in (tmp_path / "train.log").read_text()
     assert sum(part.read_text().count("line") for part in parts) == 30
     assert not any("line 0 " in part.read_text() for part in parts[:1])
+
+
+def test_a_closed_output_ends_nothing_and_is_logged_once(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output, monkeypatch.context() as patched:
+        patched.setattr("sys.stdout", output)
+        with closed_output_survived(), logging_to(tmp_path / "train.log"):
+            for number in range(3):
+                logging.getLogger("imago").info("epoch %d", number)
+                print("scores", flush=True)
+    text = (tmp_path / "train.log").read_text()
+    assert text.count("The output is closed") == 1
+    assert "epoch 2" in text

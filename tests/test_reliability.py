@@ -19,8 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from imago.callbacks.memory import memory_advice
 from imago.checkpoint.write import WholeFileCheckpointIO
+from imago.errors import UserError
 from imago.run import lock as run_lock
+from imago.run.find import find_run
 from imago.run.folder import RunFolder
+from imago.run.overview import find_runs
 from imago.status import true_state
 
 
@@ -155,13 +158,20 @@ def test_preflight_changes_nothing(train):
     assert same(train(*words, "test=false").weights(), train(*words, "test=false", "preflight=false").weights())
 
 
-def test_preflight_alone_trains_nothing(command):
+def test_preflight_alone_trains_nothing(command, tmp_path):
     run = command("train", "experiment=digits", "debug=preflight")
     assert run.exit_code == 0, run.output
     assert "Preflight passed (" in run.output
     assert "Disk: checkpoints about" in run.text("debug.log")
     assert not list(run.dir.glob("checkpoints/*"))
     assert run.text("metrics.jsonl") == ""
+    assert run.json("status.json")["status"] == "checked"
+    log_dir = tmp_path / "listed"
+    (log_dir / "debug" / "runs").mkdir(parents=True)
+    run.dir.rename(log_dir / "debug" / "runs" / "tried")
+    with pytest.raises(UserError, match="no run in"):
+        find_run("latest", log_dir)
+    assert not [entry for entry in find_runs(log_dir) if entry.has_begun]
 
 
 @pytest.mark.parametrize(

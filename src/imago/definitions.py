@@ -65,6 +65,8 @@ PositiveFloat = Annotated[float, Above(0.0)]
 Probability = Annotated[float, Above(0.0), Below(1.0)]
 
 
+CHECKED = "checked"
+"""Status of a run of `preflight=only`, which has trained nothing."""
 BUDGET_SPENT = "privacy budget spent"
 """Reason in `status.json` of a run that its privacy budget has ended."""
 

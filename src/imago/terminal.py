@@ -1,18 +1,21 @@
 """Plain text for the terminal: names of files, classes and runs may be untrusted and contain control sequences."""
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from imago.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+log = logging.getLogger(__name__)
 
 _ODD = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 CONTROL = re.compile(rf"[{_ODD}\t\n]")
@@ -101,3 +104,44 @@ def closed_pipe_allowed() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it exits
         sys.exit(0)
+
+
+class _LastingStream:
+    """Stream whose text is dropped once it cannot be written, with one line in the log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.stream.fileno())
+        log.info("The output is closed (%s). The command continues; its log has the rest", error)
+
+
+@contextmanager
+def closed_output_survived() -> Iterator[None]:
+    """Inside, a reader of the output that goes away (`| head`, a closed terminal) or a full disk below `> FILE` does
+    not end the command: what it does takes hours, and its files are what is wanted of it."""
+    before = sys.stdout, sys.stderr
+    if all(before):  # pythonw has none
+        sys.stdout, sys.stderr = (cast(TextIO, _LastingStream(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

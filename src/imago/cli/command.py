@@ -29,7 +29,7 @@ from imago.config.invocation import Invocation, for_hydra
 from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
-from imago.definitions import BUDGET_SPENT, STOPPING, TERMINATED
+from imago.definitions import BUDGET_SPENT, CHECKED, STOPPING, TERMINATED
 from imago.errors import BUILDING, IncompleteError, UserError, cause_of, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
@@ -109,7 +109,8 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
                     result = task(cfg, run)
             except BaseException as error:
                 _end(run, error)
-            run.update(status="completed", best_value=objective(result))
+            is_tried = cfg.get("preflight") == "only"
+            run.update(status=CHECKED if is_tried else "completed", best_value=objective(result))
             _report(run)
         return result
     except TaskError as error:

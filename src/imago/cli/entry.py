@@ -37,7 +37,7 @@ from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
 from imago.errors import UserError, cause_of, user_error_in
 from imago.masking import masked
-from imago.terminal import closed_pipe_allowed, fail, plain, typed_program
+from imago.terminal import closed_output_survived, closed_pipe_allowed, fail, plain, typed_program
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Command:
             TaskError: The task failed in another way. Its words, too, are those that the command line shows.
             KeyboardInterrupt: Ctrl-C.
         """
-        with isolated(), isolated_torch(), errors_raised():
+        with closed_output_survived(), isolated(), isolated_torch(), errors_raised():
             return self._compose(words, lambda cfg, made: (self._execute(cfg, made), Path(made.output_dir)))
 
     def load_config(self, *words: str) -> DictConfig:
@@ -178,7 +178,7 @@ class Command:
             except UserError as error:
                 fail(str(error))
 
-        with reported_sweep():
+        with closed_output_survived(), reported_sweep():
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 
     def _completed(self, cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:

@@ -132,8 +132,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "train=false and model.probe: nothing is fitted. Remove one of them.",
     ),
     (
-        lambda cfg, _: cfg.resume is not None and (not cfg.train or cfg.preflight == "only"),
-        "resume= continues training: remove train=false and preflight=only. To score a run type "
+        lambda cfg, _: (
+            (cfg.resume is not None and not cfg.train)
+            or ((cfg.resume is not None or cfg.auto_resume) and cfg.preflight == "only")
+        ),
+        "resume= and auto_resume=true continue training: remove train=false and preflight=only. To score a run type "
         "python src/eval.py ckpt_path=",
     ),
     (

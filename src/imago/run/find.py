@@ -3,8 +3,10 @@
 import glob
 from pathlib import Path
 
+from imago.definitions import CHECKED
 from imago.errors import UserError
 from imago.files import did_you_mean
+from imago.run.folder import read_status
 from imago.terminal import shortened
 
 LATEST = "latest"
@@ -27,7 +29,7 @@ def path_of(name: str) -> Path:
 
 def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
     """Find the run folder `name`, which may be a pattern; `latest` is the newest in `log_dir` that has the file
-    `holding`.
+    `holding` and was not only checked.
 
     Raises:
         ValueError: There is none.
@@ -42,9 +44,10 @@ def find_run(name: str, log_dir: Path, holding: str = "status.json") -> Path:
         return folder
     runs = [run for places in PLACES for run in log_dir.glob(places)]
     trained = [run for run in runs if (run / "metrics.jsonl").is_file() and (run / holding).is_file()]
-    if not trained:
-        raise UserError(f"latest: no run in {log_dir} has {holding}. Train first, or type the path of a run folder.")
-    return max(trained, key=_began)
+    for run in sorted(trained, key=_began, reverse=True):
+        if read_status(run / "status.json").get("status") != CHECKED:
+            return run
+    raise UserError(f"latest: no run in {log_dir} has {holding}. Train first, or type the path of a run folder.")
 
 
 def _began(run: Path) -> float:

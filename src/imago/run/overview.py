@@ -17,7 +17,7 @@ import yaml
 from imago.config.invocation import override_key, override_value
 from imago.config.root import COMMAND_KEYS, OTHER_COMMANDS
 from imago.config.tree import leaves
-from imago.definitions import best_mode
+from imago.definitions import CHECKED, best_mode
 from imago.files import MEGABYTE, NUMBER, UnreadableError, read_json, read_text
 from imago.run import lock as run_lock
 from imago.run.folder import STATUS, read_status
@@ -67,7 +67,7 @@ class Overview:
     @property
     def has_begun(self) -> bool:
         """Whether training began, or may yet begin."""
-        return "epoch" in self.status or self.state == "running" or self.is_resumable
+        return self.state != CHECKED and ("epoch" in self.status or self.state == "running" or self.is_resumable)
 
     @cached_property
     def is_resumable(self) -> bool:
