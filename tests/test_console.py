@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from drawn_results import drawn_score
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, Timer
 from rich.console import Console
 from torch import nn
 
@@ -262,7 +262,7 @@ def test_a_run_whose_last_epoch_was_the_best_may_go_on(tmp_path, monkeypatch):
     assert not any("resume=" in command for command in next_commands(result, run))
 
 
-def test_more_epochs_help_if_the_last_one_was_the_best(tmp_path):
+def test_more_epochs_help_if_the_last_one_was_the_best(tmp_path, monkeypatch):
     log = EpochLog(RunFolder(tmp_path), "val/acc", "max")
     log.history, log.best_epoch = [{"epoch": 0}, {"epoch": 1}], 2
     trainer = trainer_of(epochs=2, fast_dev_run=False, global_step=20)
@@ -270,8 +270,12 @@ def test_more_epochs_help_if_the_last_one_was_the_best(tmp_path):
     assert longer_training(trainer, "val/acc") == "trainer.max_epochs=4"
     trainer.max_steps = 20
     assert longer_training(trainer, "val/acc") == "trainer.max_steps=40"
-    trainer.max_steps, trainer.max_epochs = -1, 9  # early stopping, or a limit of time
+    trainer.max_steps, trainer.max_epochs = -1, 9  # early stopping
     assert longer_training(trainer, "val/acc") is None
+    timer = SimpleNamespace(time_remaining=lambda: -0.5, time_elapsed=lambda: 4.5)
+    monkeypatch.setattr("imago.training.fit.callbacks_of", lambda _, kind: [timer if kind is Timer else log])
+    assert longer_training(trainer, "val/acc") == "trainer.max_time=00:00:00:08"
+    monkeypatch.undo()
     log.best_epoch, trainer.max_epochs = 1, 2
     assert longer_training(trainer, "val/acc") is None
 

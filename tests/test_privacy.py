@@ -416,7 +416,7 @@ def test_the_budget_ends_the_training_and_a_larger_one_goes_on(train, command):
     assert "val/acc" in run.history[-1]  # the last, shorter epoch is validated
     assert run.checkpoint("best")["imago"]["strategy"]["history"]
     idle = command("train", f"resume={run.dir}", folder=run.dir)
-    assert "nothing to do. Its privacy budget is spent: raise strategy.target_epsilon" in idle.output
+    assert "nothing to do. Its privacy budget is spent. To raise it, type" in idle.output
     less = command("train", f"resume={run.dir}", "strategy.target_epsilon=1", folder=run.dir)
     assert less.exit_code == 1
     said = f"strategy.target_epsilon=1: the run has already spent epsilon {status['epsilon']:.4f}. Type a larger one"

@@ -19,7 +19,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from imago.callbacks.memory import memory_advice
 from imago.checkpoint.write import WholeFileCheckpointIO
-from imago.errors import UserError
+from imago.cli.command import TaskError, _end
+from imago.errors import DiskError, UserError
 from imago.run import lock as run_lock
 from imago.run.find import find_run
 from imago.run.folder import RunFolder
@@ -72,6 +73,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path, colours, on_full_disk):
     if on_full_disk == "stop":
         assert (done.returncode, status["status"]) == (1, "failed")
         assert "could not be written" in status["error"]
+        assert done.stdout.strip().endswith(f"Resume with: python src/train.py resume={tmp_path}/run")
     else:
         assert (done.returncode, status["status"]) == (0, "completed"), done.stdout + done.stderr
         assert status["epoch"] == 2
@@ -326,6 +328,28 @@ def test_status_tells_the_dead_from_the_living(tmp_path, monkeypatch, capsys):
     assert "Hidden: 2 never began to train. Show them with --all" in shown  # "done" and "gone"
     run_lock.release(folders["alive"])
     assert true_state(folders["alive"], {"status": "running", "host": socket.gethostname()}) == "dead"
+
+
+def test_a_full_disk_leaves_a_run_failed_and_not_running(tmp_path, monkeypatch, caplog):
+    run = RunFolder.claim(tmp_path)
+    run.start()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+
+    def refuse(*_):
+        raise DiskError("no room")
+
+    monkeypatch.setattr("imago.run.folder.write_json", refuse)
+    with pytest.raises(TaskError, match="it broke"):
+        _end(run, RuntimeError("it broke"))
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["error"].splitlines()[0]) == ("failed", "RuntimeError: it broke")
+    assert caplog.messages[-1].endswith(f"ml-train resume={tmp_path}")
+    before = (tmp_path / "status.json").read_text()
+    run.status["error"] = "x" * 100_000
+    with pytest.raises(OSError, match="No space left"):
+        run.overwrite_status()
+    assert (tmp_path / "status.json").read_text() == before
 
 
 def test_a_slow_run_shows_signs_of_life(tmp_path, monkeypatch):

@@ -422,7 +422,7 @@ def test_a_signal_ends_the_step_saves_and_is_recorded(
     assert done.returncode == code, done.stdout + done.stderr
     recorded = json.loads((folder / "status.json").read_text())
     assert recorded["status"] == status
-    assert f"Resume with resume={folder}" in recorded["error"]
+    assert f"Resume with: python src/train.py resume={folder}" in recorded["error"]
     assert done.stdout.strip().endswith(recorded["error"])
     assert "Traceback" not in done.stdout + done.stderr
     assert saved(folder)["global_step"] == recorded["step"] == 7  # nothing is lost

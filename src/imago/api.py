@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from omegaconf import DictConfig
 
-from imago.cli.command import FinishedRun
 from imago.cli.entry import Command
+from imago.cli.finished import FinishedRun
 from imago.errors import UserError
 
 if TYPE_CHECKING:

@@ -18,6 +18,8 @@ from imago.masking import masked
 
 log = logging.getLogger(__name__)
 
+BLOCK = 512
+"""Unit of `st_blocks`, whatever the file system."""
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -101,7 +103,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` as strict JSON."""
-    write_text(path, json.dumps(strict(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _json(content))
+
+
+def overwrite_json(path: Path, content: Any) -> None:
+    """Write `content` over the JSON in `path`, into the space that the file has already.
+
+    Raises:
+        OSError: It does not fit there, and the file is unchanged.
+    """
+    encoded = masked(_json(content)).encode("utf-8", errors="backslashreplace")
+    with path.open("r+b") as file:
+        room = getattr(os.fstat(file.fileno()), "st_blocks", 0) * BLOCK
+        if len(encoded) > room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        file.write(encoded)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json(content: Any) -> str:
+    return json.dumps(strict(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def strict(value: Any) -> Any:

@@ -4,15 +4,12 @@ import copy
 import logging
 import os
 import random
-import re
-import shlex
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,43 +19,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes, describe_changes
 from imago.cli.devices import process_count
+from imago.cli.finished import finished_run
 from imago.cli.processes import free_port, other_processes
 from imago.cli.stop_signals import stopped_by_signals
 from imago.config.checks import check_paths, own_targets
-from imago.config.invocation import Invocation, for_hydra
+from imago.config.invocation import Invocation
 from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
-from imago.definitions import BUDGET_SPENT, CHECKED, STOPPING, TERMINATED
+from imago.definitions import CHECKED, STOPPING, TERMINATED
 from imago.errors import BUILDING, IncompleteError, UserError, cause_of, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
 from imago.run.logs import logging_to
-from imago.terminal import counted, plain, say
+from imago.terminal import plain
 
 log = logging.getLogger(__name__)
 
-RESULT_KEYS = ("data.", "model.", "seed ", "strategy.")
-NEUTRAL_KEYS = ("data.num_workers", "data.cache", "data.data_dir")
-EXTENDING_KEYS = ("trainer.max_", "callbacks.early_stopping", "strategy.target_epsilon", "model.probe only -> True")
-"""Settings that give a finished run something to do."""
-DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
-"""That of a Timer gives it something to do, too."""
 Task = Callable[[DictConfig, RunFolder], Any]
 Check = Callable[[DictConfig, Invocation], None]
 
 
 class TaskError(RuntimeError):
     """The task failed; the log and `status.json` say why, in its own words; `__cause__` was raised."""
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run folder whose run was finished before; `objective` is its best value."""
-
-    run_dir: Path
-    objective: float | None
 
 
 def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool = False) -> Any:
@@ -94,7 +78,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
     run = _claim(cfg, invocation)
     try:
         changed = _resume_settings(run, cfg)
-        if (finished := _finished(run, changed)) is not None:
+        if (finished := finished_run(run, cfg, changed)) is not None:
             return finished
         with (
             stopped_by_signals(),
@@ -151,11 +135,9 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
 
 def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
     try:
-        run = RunFolder.claim(Path(invocation.output_dir), cfg.resume is not None or cfg.auto_resume)
+        return RunFolder.claim(Path(invocation.output_dir), cfg.resume is not None or cfg.auto_resume, invocation)
     except (RunFolderError, OSError) as error:
         raise UserError(str(error)) from error
-    run.invocation = invocation
-    return run
 
 
 def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
@@ -165,31 +147,6 @@ def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
     if cfg.seed is None:
         cfg.seed = drawn_seed(run.path)
     return settings_changed(cfg, run.path)
-
-
-def _finished(run: RunFolder, changed: list[str]) -> "FinishedRun | None":
-    """Report a run that has nothing left to do; None for a run that has.
-
-    Raises:
-        UserError: Its settings differ from those that were typed.
-    """
-    is_finished = run.former.get("status") == "completed" and bool(run.former.get("epoch") or "head" in run.former)
-    if not is_finished or any(change.startswith(EXTENDING_KEYS) or DURATION.match(change) for change in changed):
-        return None
-    if differing := [
-        change for change in changed if change.startswith(RESULT_KEYS) and not change.startswith(NEUTRAL_KEYS)
-    ]:
-        raise UserError(
-            f"{run.path} contains a finished run with other settings: {'; '.join(differing)}. "
-            "Type another folder: hydra.run.dir=, or hydra.sweep.dir= with -m."
-        )
-    finished = f"{run.path} contains a finished run ({counted(run.former.get('epoch', 0), 'epoch')}): nothing to do. "
-    if run.former.get("reason") == BUDGET_SPENT:
-        say(f"{finished}Its privacy budget is spent: raise strategy.target_epsilon, with {_resume_word(run)}")
-    else:
-        after_head = "" if run.former.get("epoch") else " model.probe=true"  # it was the head alone
-        say(f"{finished}For more epochs type {_resume_word(run)}{after_head} trainer.max_epochs=")
-    return FinishedRun(run.path, run.former.get("best_value"))
 
 
 def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) -> None:
@@ -255,7 +212,8 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
     if _is_refused(run, error):
         log.error("%s", plain(message))
     else:
-        _record(run, "completed" if isinstance(error, IncompleteError) else "failed", message)
+        is_done = isinstance(error, IncompleteError)
+        _record(run, "completed" if is_done else "failed", message + ("" if is_done else _resume_hint(run, "\n")))
     raise TaskError(masked(plain(message))) from error
 
 
@@ -273,13 +231,16 @@ def _record(run: RunFolder, status: str, error: str) -> None:
     if {"epsilon", "delta", "unit"} <= spent.keys():
         log.info("Privacy: epsilon so far %s, delta %g, unit: %s", spent["epsilon"], spent["delta"], spent["unit"])
     error = plain(error)  # it may quote a stranger's file
-    log.error("%s", error)
     try:
         run.update(status=status, error=error)
         if run.is_accepted:
             _report(run)
-    except OSError as unwritable:  # a full disk, say, must not hide what went wrong
-        log.error("status.json could not be written: %s", unwritable)
+    except OSError as unwritable:  # a full disk, say
+        log.error("The summary and the report are those of an earlier time: %s", unwritable)
+        with suppress(OSError):
+            run.overwrite_status()
+    finally:
+        log.error("%s", error)
 
 
 def _report(run: RunFolder) -> None:
@@ -312,10 +273,7 @@ def _check_sweeper(invocation: Invocation, file: Path) -> None:
         )
 
 
-def _resume_hint(run: RunFolder) -> str:
-    """How to resume, once there is a checkpoint."""
-    return f" Resume with {_resume_word(run)}" if (run.path / "checkpoints" / "last.ckpt").is_file() else ""
-
-
-def _resume_word(run: RunFolder) -> str:
-    return shlex.quote(f"resume={for_hydra(str(run.path))}")
+def _resume_hint(run: RunFolder, space: str = " ") -> str:
+    """How to resume, once there is a checkpoint and the settings are those of the run."""
+    is_resumable = run.is_accepted and (run.path / "checkpoints" / "last.ckpt").is_file()
+    return f"{space}Resume with: {run.invocation.resume_command(run.path)}" if is_resumable else ""

@@ -98,6 +98,10 @@ class Invocation:
         words = [*flags, *name, *map(masked_override, self.overrides)]
         return f"{self.program} {shlex.join(words)}".rstrip()
 
+    def resume_command(self, folder: str | Path, *words: str) -> str:
+        """Command line that resumes the run in `folder`, with further `words`."""
+        return f"{self.program} {shlex.join([f'resume={for_hydra(str(folder))}', *words])}"
+
     @property
     def search_path(self) -> tuple[str, ...]:
         """Typed overrides of the folders in which configs are searched."""

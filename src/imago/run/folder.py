@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.config.invocation import Invocation
-from imago.files import NUMBER, TEXT, UnreadableError, read_json, write_json, write_text
+from imago.files import NUMBER, TEXT, UnreadableError, overwrite_json, read_json, write_json, write_text
 from imago.run import lock as run_lock
 
 ORDER = (
@@ -82,13 +82,14 @@ class RunFolder:
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     @classmethod
-    def claim(cls, path: Path, goes_on: bool = False) -> "RunFolder":
+    def claim(cls, path: Path, goes_on: bool = False, invocation: Invocation | None = None) -> "RunFolder":
         """Claim `path` for this process, until `release`; `former` is the status of the run that it holds already.
 
         Raises:
             RunFolderError: Another process has it; or, unless the run is resumed (`goes_on`), it holds a finished run
                 or one that has a checkpoint: nothing is overwritten.
         """
+        invocation = invocation or Invocation("")
         path.mkdir(parents=True, exist_ok=True)
         status_file = path / "status.json"
         strange = [entry.name for entry in path.iterdir() if entry.name not in (run_lock.FILE, ".hydra")]
@@ -100,14 +101,14 @@ class RunFolder:
                 f"{path} is in use by process {former.get('pid', '')} on {former.get('host', 'a machine')}."
                 " Type another hydra.run.dir=."
             )
-        if not goes_on and (refusal := _taken_by(former, path)):
+        if not goes_on and (refusal := _taken_by(former, path, invocation)):
             run_lock.release(path)
             raise RunFolderError(refusal)
         folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.is_symlink()]
         for left_over in (file for folder in (path, *folders) for file in folder.glob(LEFT_OVER)):
             if left_over.is_file() and not left_over.is_symlink():
                 left_over.unlink(missing_ok=True)
-        run = cls(path, former=former)
+        run = cls(path, former=former, invocation=invocation)
         run._pending = [] if former else None
         return run
 
@@ -182,6 +183,12 @@ class RunFolder:
             ended.set()
             thread.join()
 
+    def overwrite_status(self) -> None:
+        """Write `status.json` in place: on a full disk there is no room for another file beside it."""
+        if self._pending is None:
+            with self._writing:
+                overwrite_json(self.path / "status.json", dict(self.status))
+
     def _beat(self) -> None:
         self.status["heartbeat"] = now()
         write_json(self.path / "status.json", dict(self.status))
@@ -199,13 +206,14 @@ class RunFolder:
         return "\n".join(_section(title, parts[title]) for title in sorted(parts, key=ORDER.index))
 
 
-def _taken_by(former: dict[str, Any], path: Path) -> str | None:
+def _taken_by(former: dict[str, Any], path: Path, invocation: Invocation) -> str | None:
     """Reason why a new run cannot have the folder; None if nothing would be lost."""
     if former.get("status") == "completed":
         return f"{path} contains a finished run. Type another hydra.run.dir=, or remove the folder."
     if former and any(path.glob("checkpoints/*.ckpt")):
+        command = invocation.resume_command(path)
         return (
-            f"{path} contains an unfinished run with a checkpoint. Resume it with\n  resume={path}\n"
+            f"{path} contains an unfinished run with a checkpoint. Resume it with\n  {command}\n"
             "(auto_resume=true resumes it with the same command), or type another hydra.run.dir=."
         )
     return None

@@ -15,9 +15,11 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
+from imago.config.durations import format_duration
 from imago.config.setting_source import is_users_own
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
+from imago.definitions import TIME_OVER
 from imago.evaluation.collect import at_least_one_batch
 from imago.evaluation.evaluate import Result, evaluate
 from imago.lightning_internals import callbacks_of, log_every, option_of
@@ -118,9 +120,8 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
                 reason = stopping.stopping_reason_message or stopping.stopping_reason.name
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
-    timers = callbacks_of(trainer, Timer)
-    if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
-        reason = f"trainer.max_time was reached after {counted(trainer.current_epoch, 'epoch')}"
+    if _spent_time(trainer) is not None:
+        reason = f"{TIME_OVER} after {counted(trainer.current_epoch, 'epoch')}"
         log.info("Training ended: %s", reason)
         run.sections.setdefault("Progress", {})["ended"] = reason
         run.update(reason=reason)
@@ -138,9 +139,20 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
         )
 
 
+def _spent_time(trainer: Trainer) -> float | None:
+    """Seconds that a run was given and has used up; None without a limit, or with time left."""
+    for timer in callbacks_of(trainer, Timer):
+        left = timer.time_remaining()
+        if left is not None and left <= 0:
+            return left + timer.time_elapsed()
+    return None
+
+
 def longer_training(trainer: Trainer, monitor: str) -> str | None:
-    """Setting that trains twice as long, if the last epoch was the best; None if it was not, or time or patience was
-    over."""
+    """Setting that trains twice as long, if the time was over or the last epoch was the best; None if it was not, or
+    patience was over."""
+    if spent := _spent_time(trainer):
+        return f"trainer.max_time={format_duration(2 * spent)}"
     epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
     if epochs.best_epoch != epochs.trained or option_of(trainer, "fast_dev_run"):
         return None

@@ -1,0 +1,39 @@
+"""Durations as `trainer.max_time` takes them: DD:HH:MM:SS."""
+
+import re
+
+DURATION = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
+"""HH:MM:SS, and D-HH:MM:SS as in Slurm."""
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|m|s)(?:ays?|ours?|rs?|inutes?|ins?|econds?|ecs?)?\s*", re.IGNORECASE)
+"""1.5h, 90 min, and others in a row, as in 1h30m."""
+SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def is_duration(text: str) -> bool:
+    """Whether `text` is DD:HH:MM:SS."""
+    return DURATION.fullmatch(text) is not None
+
+
+def format_duration(seconds: float) -> str:
+    """Format seconds as DD:HH:MM:SS; parts of a second are rounded up."""
+    minutes, second = divmod(int(-(-seconds // 1)), 60)
+    hours, minute = divmod(minutes, 60)
+    return ":".join(f"{part:02d}" for part in (*divmod(hours, 24), minute, second))
+
+
+def read_duration(text: str) -> str | None:
+    """A time that people write in another way, as DD:HH:MM:SS; None where its unit is not known."""
+    if (match := CLOCK.fullmatch(text)) is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return format_duration(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    amounts = AMOUNT.findall(text)
+    if not amounts or AMOUNT.sub("", text).strip():
+        return None
+    return format_duration(sum(float(number) * SECONDS[unit.lower()] for number, unit in amounts))
+
+
+def twice(text: str) -> str:
+    """Twice a DD:HH:MM:SS."""
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return format_duration(2 * (((days * 24 + hours) * 60 + minutes) * 60 + seconds))
