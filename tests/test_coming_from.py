@@ -528,7 +528,7 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
         (["trainer.precision=fp16"], "bf16 or null, got fp16. Type trainer.precision=16-mixed"),
         (["model.net.weights=none"], "model.net.weights=none is the text none. Type model.net.weights=null"),
         (["model.layer_decay=None"], "must be a number or null, got None. Type model.layer_decay=null"),
-        (["trainer.max_time=5h"], "must be DD:HH:MM:SS or null, for example trainer.max_time='00:12:00:00'; got 5h."),
+        (["trainer.max_time=5h"], "must be DD:HH:MM:SS or null, got 5h. Type trainer.max_time=00:05:00:00"),
         (["trainer=ddp,amp"], "Type trainer=ddp trainer.precision=auto-mixed. For a sweep over them add -m."),
         (["trainer.max_epochs=-3"], "trainer.max_epochs must be 0 or more, -1 for no limit, or null; got -3."),
         (["trainer.limit_val_batches=1.5"], "must be a fraction (0.0 to 1.0) or a whole number of batches, got 1.5."),

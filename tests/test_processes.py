@@ -145,6 +145,15 @@ def test_one_process_for_each_device(devices, count):
             ["trainer=ddp_sim", "data.batch_size=9"],
             "data.batch_size=9 applies to the whole run, and must be divisible by 2 processes",
         ),
+        (["trainer=cpu", "trainer.devices=64"], "on the CPU this is the number of processes"),
+        (["trainer=ddp_sim", "trainer.sync_batchnorm=true"], "trainer.sync_batchnorm=true needs GPUs"),
+        (["trainer.accelerator=tpu"], "trainer.accelerator must be auto, cpu, gpu or mps, got tpu"),
+        (["trainer.precision=transformer-engine"], "must be 32-true, bf16-mixed, 16-mixed, auto-mixed, "),
+        (["trainer.precision=16-true"], "Type trainer.precision=16-mixed"),
+        (["trainer=fsdp"], "trainer=fsdp: parts of a network on several GPUs are not supported"),
+        (["data.cache=memory"], "must be none, ram, disk or auto, got memory. Type data.cache=ram"),
+        (["trainer.max_time=90min"], "Type trainer.max_time=00:01:30:00"),
+        (["trainer.max_time=1-12:00:00"], "Type trainer.max_time=01:12:00:00"),
         (["trainer.devices=0"], "trainer.devices must be a number (1 or more)"),
         (["trainer.devices=none"], "trainer.devices must be a number (1 or more)"),
         (["+trainer.num_nodes=2"], "a run uses the devices of one machine"),
@@ -155,6 +164,14 @@ def test_what_cannot_be_divided_is_refused(train, words, message):
     run = train(*words)
     assert run.exit_code == 1
     assert message in run.error
+    assert not run.dir.exists()
+
+
+def test_all_devices_of_the_cpu_are_one_and_sync_batchnorm_does_nothing_there(train):
+    words = ["trainer=cpu", "trainer.devices=-1", "trainer.sync_batchnorm=true", "preflight=only"]
+    run = train(*words)
+    assert run.exit_code == 0, run.output
+    assert "trainer.sync_batchnorm=true does nothing with one device" in run.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -217,6 +234,9 @@ def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypa
     assert "SLURM_NTASKS=2: Slurm starts this command 2 times" in train().error
     assert "trainer=ddp trainer.devices=2" in train().error
     assert "Set #SBATCH --ntasks=1" in train().error  # without srun, which Lightning refuses once the data are read
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    assert "SLURM_NNODES=2: the job has 2 nodes" in train().error
+    monkeypatch.delenv("SLURM_NNODES")
     monkeypatch.setenv("SLURM_PROCID", "0")
     assert "Set #SBATCH --ntasks=1" in train().error
     monkeypatch.setenv("SLURM_PROCID", "1")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes, describe_changes
-from imago.cli.devices import process_count
+from imago.cli.devices import check_devices, process_count
 from imago.cli.finished import finished_run
 from imago.cli.processes import free_port, other_processes
 from imago.cli.stop_signals import stopped_by_signals
@@ -122,7 +122,7 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
         check(tried, invocation)
         check_paths(tried)
         if not one_process:
-            process_count(tried.trainer, invocation.overrides)
+            check_devices(tried, invocation.overrides)
     except UserError:
         with suppress(OSError):
             Path(invocation.output_dir).rmdir()  # the resolver of its name has made it

@@ -7,7 +7,20 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import override_key
-from imago.errors import UserError
+from imago.errors import UserError, undivided_batch
+from imago.resources import usable_cores
+from imago.terminal import counted
+
+MOST_ON_CPU = 8
+"""Processes on the CPU that are taken for a trial of DDP, however few cores there are."""
+
+
+def check_devices(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Raise UserError for devices that this machine does not have, or among which a batch cannot be divided."""
+    processes, batch_size = process_count(cfg.trainer, overrides), cfg.data.get("batch_size")
+    is_number = isinstance(batch_size, int) and batch_size > 0
+    if cfg.get("train") and is_number and (why := undivided_batch(batch_size, processes)) is not None:
+        raise UserError(why)
 
 
 def process_count(trainer: DictConfig, overrides: Sequence[str] = ()) -> int:
@@ -18,7 +31,13 @@ def process_count(trainer: DictConfig, overrides: Sequence[str] = ()) -> int:
     """
     accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
     if accelerator == "cpu":
-        return 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
+        processes = 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
+        if processes > max(MOST_ON_CPU, cores := usable_cores(most=1000)):
+            raise UserError(
+                f"trainer.devices={devices}: on the CPU this is the number of processes, and a single one uses all of "
+                f"the {counted(cores, 'core')} here. Type trainer.devices=1, or trainer=ddp_sim to try DDP."
+            )
+        return processes
     import torch
 
     mps = torch.backends.mps.is_available() and accelerator in ("auto", "gpu", "mps")

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from imago.config.combinations import launcher_refusal
+from imago.config.trainer import launcher_refusal
 from imago.errors import UserError
 from imago.masking import masked
 from imago.terminal import plain

@@ -36,6 +36,12 @@ PLUGINS = {  # option of Hydra that a package brings -> that package
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
 }
+WHOLE_NETWORKS = "parts of a network on several GPUs are not supported: each has the whole. Type trainer=ddp"
+NOT_SUPPORTED = {  # group and option of other frameworks -> what to type
+    **dict.fromkeys((("trainer", "fsdp"), ("trainer", "deepspeed")), WHOLE_NETWORKS),
+    ("trainer", "tpu"): "TPUs are not supported. Type trainer=gpu, or trainer=cpu",
+    ("trainer", "dp"): "the processes of trainer=ddp replace it. For private training type strategy=dp",
+}
 OF_A_CLASS = {  # group -> what takes a class of one's own
     "model": "model.net._target_",
     "model/optimizer": "model.optimizer._target_",
@@ -180,6 +186,8 @@ def _unknown_option(group: str, option: str, options: list[str], program: str) -
         return f"Unknown option {group}={option}. {folder}/{group}/{option}.yaml: add --config-dir {folder}"
     if group in OF_A_CLASS and is_class(option):
         return f"Unknown option {group}={option}. For a class of your own, type {OF_A_CLASS[group]}={option}"
+    if (why := NOT_SUPPORTED.get((group, option))) is not None:
+        return f"{group}={option}: {why}"
     if len(options) <= 8:
         return f"Unknown option {group}={option}. The options are {', '.join(options)}.{meant}"
     return f"Unknown option {group}={option}. {closest(option, options, f'{program} --help'.strip())}{meant}"

@@ -19,10 +19,8 @@ from imago.config.carried import GROUPS, OPTION, leave_out_training
 from imago.config.combinations import (
     REFUSED,
     checkpoint_problems,
-    launcher_refusal,
     lightning_name,
     refused_callback,
-    trainer_problems,
 )
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.monitors import mode_warnings, monitor_problems, unlogged_monitors
@@ -35,6 +33,7 @@ from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
+from imago.config.trainer import device_problems, device_warnings, launcher_refusal, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
@@ -120,7 +119,8 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     _log_replaced_options(invocation)
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
-    for text in chain(private_warnings(cfg), mode_warnings(cfg, invocation)) if cfg.train else ():
+    warnings = chain(private_warnings(cfg), mode_warnings(cfg, invocation), device_warnings(cfg, invocation))
+    for text in warnings if cfg.train else ():
         log.warning("%s", text)
 
 
@@ -185,6 +185,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from trainer_problems(cfg, invocation)
+    yield from device_problems(cfg)
     yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from monitor_problems(cfg, invocation)

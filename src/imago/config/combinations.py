@@ -1,7 +1,6 @@
 """Settings that cannot work, alone or in combination: one table, checked before anything is made."""
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
-from imago.config.setting_source import in_file, is_of_group, is_typed
+from imago.config.setting_source import is_of_group, is_typed
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
@@ -49,14 +48,6 @@ BASES = {
     "Checkpoint": "it is a base class. Write a subclass (docs/extend/callback.md).",
     "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
-NO_LIMIT = "0 or more, -1 for no limit, or null"
-LEAST = {  # option of the Trainer -> smallest valid number, all valid values
-    "max_epochs": (-1, NO_LIMIT),
-    "max_steps": (-1, NO_LIMIT),
-    "min_epochs": (0, "0 or more, or null"),
-    "min_steps": (0, "0 or more, or null"),
-}
-LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
     "num_nodes": "trainer.num_nodes must be 1: a run uses the devices of one machine. Type trainer.devices= alone.",
     "logger": "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
@@ -162,7 +153,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "preflight=only and train=false together leave nothing to do.",
     ),
     (
-        lambda cfg, _: _number(cfg.trainer.get("accumulate_grad_batches", 1)) < 1,
+        lambda cfg, _: number_or_infinity(cfg.trainer.get("accumulate_grad_batches", 1)) < 1,
         "trainer.accumulate_grad_batches must be a whole number, 1 or more.",
     ),
     (
@@ -172,16 +163,17 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
     (
         lambda cfg, _: (
-            cfg.trainer.get("val_check_interval") is not None and _number(cfg.trainer.val_check_interval) <= 0
+            cfg.trainer.get("val_check_interval") is not None
+            and number_or_infinity(cfg.trainer.val_check_interval) <= 0
         ),
         "trainer.val_check_interval must be a fraction of an epoch above 0, or a number of batches.",
     ),
     (
-        lambda cfg, _: _number(cfg.trainer.get("check_val_every_n_epoch")) < 1,
+        lambda cfg, _: number_or_infinity(cfg.trainer.get("check_val_every_n_epoch")) < 1,
         "trainer.check_val_every_n_epoch must be a whole number, 1 or more.",
     ),
     (
-        lambda cfg, _: _number(cfg.trainer.get("gradient_clip_val")) < 0,
+        lambda cfg, _: number_or_infinity(cfg.trainer.get("gradient_clip_val")) < 0,
         "trainer.gradient_clip_val must be a number above 0, or null.",
     ),
     (
@@ -223,58 +215,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
 """Tests of the config and its invocation, and the messages for those that are true."""
 
 
-def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Numbers of the Trainer that are out of range; Lightning would refuse them once the data are read."""
-    for unit in ("epochs", "steps"):
-        start, end = cfg.trainer.get(f"min_{unit}"), cfg.trainer.get(f"max_{unit}")
-        if isinstance(start, int) and start > _limit(end):
-            of_start, of_end = (in_file(f"trainer.{name}_{unit}", invocation) for name in ("min", "max"))
-            yield (
-                f"trainer.min_{unit}={start}{of_start} is above trainer.max_{unit}={end}{of_end}, where the run ends. "
-                f"Type a larger trainer.max_{unit}=, or trainer.min_{unit}=null."
-            )
-    for option, (least, valid) in LEAST.items():
-        value = cfg.trainer.get(option)
-        if value is not None and _number(value) < least:
-            yield f"trainer.{option} must be {valid}; got {value}."
-    time = cfg.trainer.get("max_time")
-    if isinstance(time, str | int | float) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(time)):
-        yield f"trainer.max_time must be DD:HH:MM:SS or null, for example trainer.max_time='00:12:00:00'; got {time}."
-    for option in LIMITS:
-        value = cfg.trainer.get(option)
-        if value is not None and (_number(value) < 0 or (isinstance(value, float) and value > 1)):
-            yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
-
-
-ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
-
-
-def launcher_refusal() -> str | None:
-    """Why a command cannot run in a process that torchrun or Slurm started; None where it can."""
-    world_size = os.environ.get("WORLD_SIZE")
-    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"} or world_size not in (None, "0", "1"):
-        names = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-        name = next(name for name in names if name in os.environ)
-        return (
-            f"{name}={os.environ[name]}: torchrun, or another launcher, started this process. {ONE_PROCESS} "
-            f"Type python src/train.py instead of torchrun, with {_all_devices(world_size)}. Without a launcher, type "
-            f"unset {' '.join(name for name in (*names, 'RANK') if name in os.environ)}."
-        )
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
-    if tasks != "1" and ("SLURM_PROCID" in os.environ or not is_interactive):
-        return (
-            f"SLURM_NTASKS={tasks}: Slurm starts this command {tasks} times. {ONE_PROCESS} "
-            f"Set #SBATCH --ntasks=1 (srun --ntasks=1), and type {_all_devices(tasks)}."
-        )
-    return None
-
-
-def _all_devices(processes: str | None) -> str:
-    count = processes if processes is not None and processes.isdigit() and int(processes) > 1 else "4"
-    return f"trainer=ddp trainer.devices={count}"
-
-
 def refused_callback(name: str, is_itself: bool = True) -> str | None:
     """Reason why a callback of Lightning, or a subclass of it, cannot be used; None if it can."""
     return CALLBACKS.get(name) or (BASES.get(name) if is_itself else None)
@@ -299,13 +239,9 @@ def checkpoint_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"callbacks.model_checkpoint.{key}={node[key]}, and {key}={cfg[key]}: {BEST} Type {key}= alone."
 
 
-def _number(value: Any) -> float:
+def number_or_infinity(value: Any) -> float:
     """Return `value` if it is a number, otherwise infinity."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else math.inf
-
-
-def _limit(value: Any) -> float:
-    return value if isinstance(value, int) and value >= 0 else math.inf
 
 
 def _callbacks(cfg: DictConfig) -> list[str]:

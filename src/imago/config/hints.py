@@ -237,7 +237,9 @@ def precision_hint(value: str) -> Hint:
 
 def cache_hint(value: str) -> Hint:
     """Where decoded images are kept."""
-    return Hint((f"data.cache={({'true': 'ram', 'false': 'none'}).get(value.lower(), value)}",))
+    name = value.lower()
+    known = {**dict.fromkeys(YES, "ram"), **dict.fromkeys(NO, "none"), "memory": "ram", "ssd": "disk", "file": "disk"}
+    return Hint((f"data.cache={known.get(name, value)}",))
 
 
 def logger_hint(value: str) -> Hint:

@@ -163,6 +163,9 @@ def all_schemas() -> dict[str, Any]:
     """File name -> content: `all.json` with a schema per target, and, for editors, a file per kind of YAML file."""
     targets = {name: arguments_schema(get_object(name)) for name in shipped_targets()}
     precision = targets["lightning.pytorch.Trainer"]["properties"]["precision"]
+    for choice in precision["anyOf"]:  # a package of NVIDIA with layers of its own, which no network here has
+        if "enum" in choice:
+            choice["enum"] = [word for word in choice["enum"] if not str(word).startswith("transformer-engine")]
     precision["anyOf"].insert(0, {"enum": [*USUAL_PRECISIONS]})
     known = [
         {"if": {"properties": {"_target_": {"const": name}}, "required": ["_target_"]}, "then": _as_node(name)}

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from imago.data.images import Images
 from imago.definitions import SampleKey
-from imago.errors import UserError
+from imago.errors import UserError, undivided_batch
 from imago.randomness import derive_seed
 
 
@@ -37,11 +37,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self, images: Images, batch_size: int, seed: int, fixed_order: bool = False, rank: int = 0, processes: int = 1
     ) -> None:
         size = len(images)
-        if batch_size % processes:
-            raise UserError(
-                f"data.batch_size={batch_size} applies to the whole run, and must be divisible by {processes} "
-                f"processes. Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
-            )
+        if (why := undivided_batch(batch_size, processes)) is not None:
+            raise UserError(why)
         if size < processes:
             raise UserError(f"{size} train images are too few for {processes} processes. Type trainer.devices=1")
         self.images = images

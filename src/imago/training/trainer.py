@@ -26,7 +26,8 @@ from imago.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-OWN_WORDS = ("precision", "profiler", "plugins", "benchmark")  # options of the Trainer that are completed here
+OWN_WORDS = ("devices", "precision", "profiler", "plugins", "benchmark")
+"""Options of the Trainer that are completed here."""
 DDP = ("ddp", "ddp_find_unused_parameters_true")
 SHORT = {"16": "16-mixed", "16-mixed": "16-mixed", "bf16": "bf16-mixed"}
 """Precision as people type it -> as Lightning wants it, which warns otherwise."""
@@ -45,6 +46,8 @@ def build_trainer(
         own["precision"] = mixed_precision(cfg.trainer.accelerator)
     elif str(cfg.trainer.get("precision")) in SHORT:
         own["precision"] = full_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
+    if str(cfg.trainer.get("devices")) == "-1":
+        own["devices"] = "auto"  # all, too, and valid on the CPU
     if cfg.trainer.get("benchmark") is None:
         own["benchmark"] = not cfg.trainer.get("deterministic")
     if cfg.trainer.get("profiler") is None:

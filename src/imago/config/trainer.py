@@ -1,0 +1,115 @@
+"""Settings of the Trainer that are out of range, or for other devices, and processes that a launcher started."""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig
+
+from imago.config.combinations import number_or_infinity
+from imago.config.durations import is_duration, read_duration
+from imago.config.invocation import Invocation
+from imago.config.setting_source import in_file, is_users_own
+
+NO_LIMIT = "0 or more, -1 for no limit, or null"
+LEAST = {  # option of the Trainer -> smallest valid number, all valid values
+    "max_epochs": (-1, NO_LIMIT),
+    "max_steps": (-1, NO_LIMIT),
+    "min_epochs": (0, "0 or more, or null"),
+    "min_steps": (0, "0 or more, or null"),
+}
+LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
+
+
+ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
+
+
+def device_problems(cfg: DictConfig) -> Iterator[str]:
+    """Problems with the kind of device, or with what the chosen one cannot do; they are known without asking it."""
+    accelerator = str(cfg.trainer.get("accelerator", "auto"))
+    if accelerator not in ACCELERATORS:
+        yield f"trainer.accelerator must be auto, cpu, gpu or mps, got {accelerator}. For a GPU type trainer=gpu"
+    if cfg.get("train") and cfg.trainer.get("precision") == "16-true":
+        yield (
+            "trainer.precision=16-true trains in float16 without loss scaling, where the smallest numbers become 0 and "
+            "AdamW divides by them. Type trainer.precision=16-mixed, or bf16-true."
+        )
+    if cfg.trainer.get("sync_batchnorm") and accelerator == "cpu" and not _is_one_device(cfg):
+        yield "trainer.sync_batchnorm=true needs GPUs. On the CPU type trainer.sync_batchnorm=false"
+
+
+def device_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Settings for several devices that do nothing on one."""
+    if cfg.trainer.get("sync_batchnorm") and _is_one_device(cfg) and is_users_own("trainer.sync_batchnorm", invocation):
+        yield "trainer.sync_batchnorm=true does nothing with one device (trainer.devices=1)"
+
+
+def _is_one_device(cfg: DictConfig) -> bool:
+    devices = str(cfg.trainer.get("devices", "auto"))
+    return devices == "1" or (devices in ("auto", "-1") and cfg.trainer.get("accelerator") == "cpu")
+
+
+def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Numbers of the Trainer that are out of range; Lightning would refuse them once the data are read."""
+    for unit in ("epochs", "steps"):
+        start, end = cfg.trainer.get(f"min_{unit}"), cfg.trainer.get(f"max_{unit}")
+        if isinstance(start, int) and start > _limit(end):
+            of_start, of_end = (in_file(f"trainer.{name}_{unit}", invocation) for name in ("min", "max"))
+            yield (
+                f"trainer.min_{unit}={start}{of_start} is above trainer.max_{unit}={end}{of_end}, where the run ends. "
+                f"Type a larger trainer.max_{unit}=, or trainer.min_{unit}=null."
+            )
+    for option, (least, valid) in LEAST.items():
+        value = cfg.trainer.get(option)
+        if value is not None and number_or_infinity(value) < least:
+            yield f"trainer.{option} must be {valid}; got {value}."
+    time = cfg.trainer.get("max_time")
+    if isinstance(time, str | int | float) and not is_duration(str(time)):
+        meant = read_duration(str(time))
+        typed = f"Type trainer.max_time={meant}" if meant else "For 12 hours type trainer.max_time=00:12:00:00"
+        yield f"trainer.max_time must be DD:HH:MM:SS or null, got {time}. {typed}"
+    for option in LIMITS:
+        value = cfg.trainer.get(option)
+        if value is not None and (number_or_infinity(value) < 0 or (isinstance(value, float) and value > 1)):
+            yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
+
+
+ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
+
+
+def launcher_refusal() -> str | None:
+    """Why a command cannot run in a process that torchrun or Slurm started; None where it can."""
+    world_size = os.environ.get("WORLD_SIZE")
+    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"} or world_size not in (None, "0", "1"):
+        names = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+        name = next(name for name in names if name in os.environ)
+        return (
+            f"{name}={os.environ[name]}: torchrun, or another launcher, started this process. {ONE_PROCESS} "
+            f"Type python src/train.py instead of torchrun, with {_all_devices(world_size)}. Without a launcher, type "
+            f"unset {' '.join(name for name in (*names, 'RANK') if name in os.environ)}."
+        )
+    tasks, machines = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_NNODES", "1")
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
+    if "SLURM_PROCID" not in os.environ and is_interactive:
+        return None
+    if machines != "1":
+        return (
+            f"SLURM_NNODES={machines}: the job has {machines} nodes. {ONE_PROCESS} "
+            "Type sbatch --nodes=1 --ntasks=1 --gres=gpu:4 for four GPUs of one node, and trainer=ddp."
+        )
+    if tasks != "1":
+        return (
+            f"SLURM_NTASKS={tasks}: Slurm starts this command {tasks} times. {ONE_PROCESS} "
+            f"Set #SBATCH --ntasks=1 (srun --ntasks=1), and type {_all_devices(tasks)}."
+        )
+    return None
+
+
+def _all_devices(processes: str | None) -> str:
+    count = processes if processes is not None and processes.isdigit() and int(processes) > 1 else "4"
+    return f"trainer=ddp trainer.devices={count}"
+
+
+def _limit(value: Any) -> float:
+    return value if isinstance(value, int) and value >= 0 else math.inf
