@@ -18,6 +18,7 @@ from helpers import REPO, SMALL, same, type_command, type_in_subprocess
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imago.callbacks.resume_state import check_epochs
+from imago.cli.stop_signals import stopped_by_signals
 from imago.errors import UserError
 
 ONE_CYCLE = "++model.scheduler={_target_:torch.optim.lr_scheduler.OneCycleLR,_partial_:true,max_lr:0.01}"
@@ -400,10 +401,21 @@ def undisturbed(colours, tmp_path_factory):
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "preempted"), (signal.SIGUSR1, 143, "preempted")]
 
 
+def test_signals_that_are_ignored_stay_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stopped_by_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "status", "override"),
     [
         *((*each, "trainer=cpu") for each in SIGNALS),
+        (signal.SIGHUP, 143, "preempted", "trainer=cpu"),
         (*SIGNALS[1], "trainer=ddp_sim"),
         (*SIGNALS[1], "+callbacks.signal.group=true"),
     ],

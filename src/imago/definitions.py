@@ -10,8 +10,8 @@ from decimal import ROUND_CEILING, Context, Decimal
 from typing import Annotated, Any, Literal
 
 __version__ = "0.2.0"
-STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Signals by which job schedulers stop a run; Ctrl-C is handled separately."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""Signals by which job schedulers, and terminals that are closed, stop a run; Ctrl-C is handled separately."""
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, as in shells
 EXPORT_SUFFIX = ".safetensors"
 """Suffix of the file of `ml-export`."""

@@ -26,6 +26,7 @@ from imago.cli.hydra_internals import config_store_not_copied, errors_raised, ru
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.search_space import check_search
 from imago.cli.start_from import Arguments, plain_args
+from imago.cli.stop_signals import stopped_by_signals
 from imago.cli.sweep import reported_sweep
 from imago.cli.typed_words import check_choices, check_words, flags_first, without_multirun
 from imago.config.auto_model import with_plain_model
@@ -70,7 +71,7 @@ class Command:
         without a traceback."""
         asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
         program = typed_program(self.name)
-        with closed_pipe_allowed(), errors_raised(), config_store_not_copied():
+        with closed_pipe_allowed(), stopped_by_signals(), errors_raised(), config_store_not_copied():
             try:
                 page = page_for(sys.argv[1:], self.name, program)
                 if page is not None:

@@ -1,4 +1,4 @@
-"""Signals of schedulers, which end a command."""
+"""Signals of schedulers, and of terminals that are closed, which end a command."""
 
 import signal
 import threading
@@ -11,7 +11,8 @@ from imago.definitions import STOPPING, TERMINATED
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED).
+    """Inside, the signals of schedulers end the run as SystemExit(TERMINATED), but for those that were ignored before,
+    as SIGHUP is below `nohup`.
 
     While a network is trained, callbacks/last_checkpoint.py answers them: it saves first.
     """
@@ -20,7 +21,8 @@ def stopped_by_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPPING)}
     for number in STOPPING:
-        signal.signal(number, _terminate)
+        if before[number] != signal.SIG_IGN:
+            signal.signal(number, _terminate)
     try:
         yield
     finally:
