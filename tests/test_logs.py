@@ -2,6 +2,8 @@ import logging
 import os
 import time
 
+import pytest
+
 from imago.run import logs
 from imago.run.logs import LogFile, logging_to
 from imago.terminal import closed_output_survived
@@ -51,6 +53,15 @@ def test_a_large_log_is_rotated_and_old_ones_are_removed(tmp_path, monkeypatch):
     assert "line 29" in (tmp_path / "train.log").read_text()
     assert sum(part.read_text().count("line") for part in parts) == 30
     assert not any("line 0 " in part.read_text() for part in parts[:1])
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_libraries_deprecate_among_themselves_is_not_logged(tmp_path):
+    code = "import warnings\nwarnings.warn('x is deprecated', FutureWarning)"
+    with logging_to(tmp_path / "train.log"):
+        for module in ("lightning.pytorch.utilities._pytree", "my_models"):
+            exec(code, {"__name__": module})
+    assert (tmp_path / "train.log").read_text().count("x is deprecated") == 1
 
 
 def test_a_closed_output_ends_nothing_and_is_logged_once(tmp_path, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_run_ends_when_another_process_is_killed(tmp_path):
     assert done.returncode == 1
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["status"] == "failed"
-    assert "In process 1 of 2: exit status -9" in status["error"]
+    assert "In process 1 of 2: it was killed by SIGKILL: the system sends it where memory" in status["error"]
 
 
 def run_it(task, folder):

@@ -338,7 +338,10 @@ def test_other_batches_are_refused_within_an_epoch_and_said_between_two(of_plain
         assert refused.exit_code == 1
         name, value = override.split("=")
         assert "from the middle of epoch 2 (batch 2), and the batches that follow would differ" in refused.output
-        assert re.search(rf"{name}: \w+, now {value}", refused.output)
+        changed = re.search(rf"{name}: (\w+), now {value}", refused.output)
+        assert changed is not None
+        assert f"To resume, type {name}={changed[1]}. To train with the new settings" in refused.output
+        assert f"type ckpt_path={middle}/checkpoints/best.ckpt in place of resume=" in refused.output
         assert content_of(middle) == before
         if number is not None:
             end = copied(number)

@@ -73,6 +73,7 @@ def about_data() -> Iterator[None]:
 
 
 TOO_SMALL = "The images are too small for this network. Type a larger data.image_size="
+KILLED = "{} where memory is used up. Type data.num_workers=0, or a smaller data.batch_size="
 REMEDIES = {  # part of a library's message -> what to type
     "OutOfMemoryError": "The device is out of memory. Type a smaller data.batch_size=, or trainer=amp",
     "Output size is too small": TOO_SMALL,
@@ -82,6 +83,8 @@ REMEDIES = {  # part of a library's message -> what to type
     "Expected more than 1 value per channel when training": TOO_SMALL,
     "view size is not compatible": "This network uses .view. Type model.channels_last=false, or use .flatten in it",
     "'train_transform' and 'eval_transform'": "Write defaults: [default] at the top of its file, which has both",
+    "killed by signal: Bus error": "The shared memory is full. Type data.num_workers=0, or docker run --shm-size=8g",
+    "DataLoader worker": KILLED.format("The system kills loader workers"),
     "No space left on device": "The disk is full. Free some space, or type another paths.log_dir=",
 }
 INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf's messages that do not help

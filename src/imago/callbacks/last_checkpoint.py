@@ -108,14 +108,14 @@ class ResumeCheckpoint(Checkpoint):
         # of several processes some may be gone, and saving would wait for them
         if isinstance(exception, Exception) and trainer.world_size == 1 and has_trained:
             with suppress(Exception):  # report the original exception
-                trainer.save_checkpoint(self.dirpath / ON_EXCEPTION)
+                trainer.save_checkpoint(self.dirpath / ON_EXCEPTION, weights_only=False)
 
     def save(self, trainer: Trainer, pl_module: Any) -> None:
         """Save `last.ckpt`; all processes call this together."""
         if option_of(trainer, "fast_dev_run"):
             return
         pl_module.check_losses()  # on a GPU they are not checked after each step
-        trainer.save_checkpoint(self.dirpath / LAST, storage_options={"keep": PREVIOUS})
+        trainer.save_checkpoint(self.dirpath / LAST, weights_only=False, storage_options={"keep": PREVIOUS})
         self._saved_at = time.monotonic()
 
     def _agreed(self, trainer: Trainer) -> tuple[int, bool]:

@@ -134,7 +134,7 @@ class Preflight(Callback):
         """Save, read and load a checkpoint: the logits must stay the same."""
         file = self.folder / FILE
         try:
-            trainer.save_checkpoint(file)
+            trainer.save_checkpoint(file, weights_only=False)
             if not file.is_file():
                 raise DiskError(f"{file} could not be written.")
             weights = read_checkpoint(file)["state_dict"]

@@ -5,6 +5,8 @@ Random numbers need no state (randomness.py), and the loader finds its position 
 """
 
 import logging
+import shlex
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from imago.callbacks.metrics import MetricsCallback
+from imago.config.invocation import for_hydra
 from imago.data.module import ImageDataModule
 from imago.distributed import all_gather_objects
 from imago.errors import UserError
@@ -59,8 +62,11 @@ def capture_state(trainer: Trainer, model: DictModule) -> Progress:
     }
 
 
-def check_resumable(trainer: Trainer, model: DictModule, data: ImageDataModule, checkpoint: dict[str, Any]) -> None:
-    """Check the settings before anything is written: a run that is refused keeps its folder as it was.
+def check_resumable(
+    trainer: Trainer, model: DictModule, data: ImageDataModule, checkpoint: dict[str, Any], path: str
+) -> None:
+    """Check the settings, for the checkpoint at `path`, before anything is written: a run that is refused keeps its
+    folder as it was.
 
     Raises:
         UserError: The optimizer or the schedule is another one, weights are no longer averaged, the checkpoint is from
@@ -74,7 +80,7 @@ def check_resumable(trainer: Trainer, model: DictModule, data: ImageDataModule, 
             "The checkpoint has averaged weights, and this run does not average: it would be trained from the average. "
             "Resume with the same callback (callbacks=[default,ema]), or start a new run with model.init_from="
         )
-    _check_settings(progress, _settings(trainer, data))
+    _check_settings(progress, _settings(trainer, data), str(Path(path).with_name("best.ckpt")))
     check_epochs(trainer.max_epochs, checkpoint)
     for metrics in callbacks_of(trainer, MetricsCallback):
         metrics.check_tracked(model)
@@ -197,16 +203,23 @@ def made_by(model: DictModule) -> dict[str, str | None]:
     return names | {part: str(value).lower() for part, value in model.frozen_parts.items()}
 
 
-def _check_settings(progress: Progress, now: dict[str, Any]) -> None:
+def _check_settings(progress: Progress, now: dict[str, Any], best: str) -> None:
     before = progress["settings"]
     changed = [f"{name}: {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
     if not changed:
         return
     if progress["batch"]:
+        had = [
+            f"{name}={before[name]}"
+            for name, value in now.items()
+            if name != DATA and before.get(name) != value and isinstance(before.get(name), int | float)
+        ]
+        same = f"type {' '.join(had)}" if had else "restore the data"
         raise UserError(
             f"The checkpoint is from the middle of epoch {progress['epoch'] + 1} (batch {progress['batch']}), and the "
-            f"batches that follow would differ. Changed settings: {'; '.join(changed)}. Resume with the same settings, "
-            "or from the end of an epoch: ckpt_path= with checkpoints/best.ckpt."
+            f"batches that follow would differ. Changed settings: {'; '.join(changed)}. To resume, {same}. To train "
+            f"with the new settings, start from the end of an epoch: type "
+            f"{shlex.quote(f'ckpt_path={for_hydra(best)}')} in place of resume="
         )
     log.warning("The batches of the next epochs differ from those before. Changed settings: %s", "; ".join(changed))
 

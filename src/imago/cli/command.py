@@ -201,10 +201,10 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
         for number in (signal.SIGINT, *STOPPING):  # the first one has ended the run; a second would keep that a secret
             signal.signal(number, signal.SIG_IGN)
     if isinstance(error, SystemExit) and error.code == TERMINATED:
-        _record(run, "preempted", f"Terminated by a signal.{_resume_hint(run)}")
+        _record(run, "preempted", f"Terminated by a signal.{run.resume_hint()}")
         raise error
     if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 1):
-        _record(run, "interrupted", f"Stopped by Ctrl-C.{_resume_hint(run)}")  # Lightning answers it with status 1
+        _record(run, "interrupted", f"Stopped by Ctrl-C.{run.resume_hint()}")  # Lightning answers it with status 1
         raise KeyboardInterrupt from error
     log.debug("The run failed", exc_info=error)
     message = f"The program exited: {error.code}" if isinstance(error, SystemExit) else message_of(error)
@@ -213,7 +213,7 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
         log.error("%s", plain(message))
     else:
         is_done = isinstance(error, IncompleteError)
-        _record(run, "completed" if is_done else "failed", message + ("" if is_done else _resume_hint(run, "\n")))
+        _record(run, "completed" if is_done else "failed", message + ("" if is_done else run.resume_hint("\n")))
     raise TaskError(masked(plain(message))) from error
 
 
@@ -271,9 +271,3 @@ def _check_sweeper(invocation: Invocation, file: Path) -> None:
             "A swept option cannot change the sweeper (hydra/sweeper). Type the option that chooses it separately: "
             "-m hparams_search=optuna experiment=NAME"
         )
-
-
-def _resume_hint(run: RunFolder, space: str = " ") -> str:
-    """How to resume, once there is a checkpoint and the settings are those of the run."""
-    is_resumable = run.is_accepted and (run.path / "checkpoints" / "last.ckpt").is_file()
-    return f"{space}Resume with: {run.invocation.resume_command(run.path)}" if is_resumable else ""

@@ -33,7 +33,7 @@ from imago.config.invocation import Invocation
 from imago.config.own_code import OWN_CODE, allow_imports
 from imago.config.resolvers import register
 from imago.definitions import STOPPING, TERMINATED
-from imago.errors import UserError, message_of
+from imago.errors import KILLED, UserError, message_of
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class _Rank:
         except ValueError:  # it could not say anything: killed, or out of memory
             self.stderr.seek(0)
             last = self.stderr.read().strip()[-500:]
-            said = {"message": f"exit status {self.process.returncode}. {last}", "traceback": last}
+            said = {"message": f"{describe_exit(self.process.returncode)}\n{last}".strip(), "traceback": last}
         log.debug("Process %d of %d failed\n%s", self.rank, self.run.processes, said["traceback"])
         return ProcessError(f"In process {self.rank} of {self.run.processes}: {said['message']}")
 
@@ -178,11 +178,20 @@ class _Rank:
         """Rank 0 waits, in C++, for one that is gone: no exception reaches it."""
         if self.over:
             return
-        error = str(self.error())
+        error = f"{self.error()}{self.run.resume_hint(chr(10))}"
         log.error("%s", error)
         self.run.update(status="failed", error=error)
         logging.shutdown()
         os._exit(1)
+
+
+def describe_exit(status: int) -> str:
+    """What is known of a process that ended without a word."""
+    if status >= 0:
+        return f"it ended with exit status {status}"
+    name = signal.Signals(-status).name
+    by = f"it was killed by {name}"
+    return KILLED.format(f"{by}: the system sends it") if -status == signal.SIGKILL else by
 
 
 def _address(task: Callable[..., Any]) -> tuple[str | None, str, str]:

@@ -144,6 +144,12 @@ class RunFolder:
             for write in pending:
                 write()
 
+    def resume_hint(self, space: str = " ") -> str:
+        """Sentence, after `space`, with the command that resumes the run; empty before there is a checkpoint, or where
+        the settings that were typed are not those of the run."""
+        is_resumable = self.is_accepted and (self.path / "checkpoints" / "last.ckpt").is_file()
+        return f"{space}Resume with: {self.invocation.resume_command(self.path)}" if is_resumable else ""
+
     def release(self) -> None:
         """Release the folder for other processes."""
         run_lock.release(self.path)

@@ -26,6 +26,8 @@ EXPECTED = (
     "GPU available but not used",  # trainer=cpu was typed
 )
 """Warnings of Lightning about what is intended."""
+LIBRARIES = r"(lightning|torch|torchvision|torchmetrics)\."
+"""Modules whose use of deprecated functions is their own affair."""
 
 
 class PlainFormatter(logging.Formatter):
@@ -89,6 +91,8 @@ def logging_to(path: Path, verbose: bool = False, warnings_list: list[str] | Non
             warnings.showwarning = _log_warning
             for message in EXPECTED:
                 warnings.filterwarnings("ignore", message)
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.filterwarnings("ignore", category=category, module=LIBRARIES)
             yield
     finally:
         root.handlers = handlers

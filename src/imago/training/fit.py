@@ -53,7 +53,7 @@ def train(
         checkpoint = read_checkpoint(ckpt_path)
         model.strategy.load_state_dict(checkpoint["imago"]["strategy"])  # its refusal comes before all others
         check_fits(checkpoint, model, data, ckpt_path)
-        check_resumable(trainer, model, data, checkpoint)
+        check_resumable(trainer, model, data, checkpoint, ckpt_path)
         if what := changed_labels(data.sets, checkpoint["imago"]):
             data.say(what)
         data.leave_out_trained(checkpoint["imago"])
