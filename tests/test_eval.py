@@ -1,14 +1,21 @@
 import csv
+import re
+import shlex
 import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import SMALL, draw_classes
+from helpers import SMALL, Run, draw_classes
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
+import imago
 from imago.checkpoint.read import SCHEMA, read_checkpoint
 from imago.config.carried import checkpoint_config, read_checkpoint_config
+from imago.config.own_code import OWN_CODE
 
 SPLITS = ("train", "val", "test")
 
@@ -300,3 +307,73 @@ def test_every_checkpoint_is_read_without_running_anything(trained):
     for path in trained.dir.rglob("*.ckpt"):
         assert read_checkpoint(path)["imago"]["class_names"]
         assert torch.load(path, weights_only=True)["state_dict"]
+
+
+@contextmanager
+def forgetting_own_code():
+    """As if another process did what is done inside."""
+    with OWN_CODE.forgetting():
+        yield
+    sys.modules.pop("my_layers", None)  # `type_command` has the current folder on the path
+
+
+@pytest.fixture
+def own_net(train, monkeypatch, tmp_path) -> Run:
+    """A run whose network is in a file of the folder in which it was typed."""
+    (tmp_path / "code").mkdir(mode=0o700)
+    monkeypatch.chdir(tmp_path / "code")
+    Path("my_layers.py").write_text("from imago.model import TinyNet\nclass MyNet(TinyNet):\n    pass\n")
+    with forgetting_own_code():
+        run = train("model.net._target_=my_layers.MyNet", "trainer.max_epochs=1", "test=false")
+    assert run.exit_code == 0, run.output
+    return run
+
+
+def test_an_export_of_ones_own_network_is_used_as_it_says(own_net, command):
+    with forgetting_own_code():
+        exported = command("export", f"ckpt_path={own_net.dir}")
+    (line,) = (line for line in exported.output.splitlines() if line.startswith("  ml-inference"))
+    words = shlex.split(line.replace("PHOTOS", "none"))[1:]
+    assert words[-1] == "trusted_targets=[my_layers.]"
+    with forgetting_own_code():
+        path = words[0].partition("=")[2]
+        assert imago.load_classifier(path, trusted_targets=["my_layers."]).class_names == ["blue", "green", "red"]
+        with pytest.raises(
+            imago.UserError, match=r"pass trusted_targets=\['my_layers\.'\]\. An export has no signature"
+        ):
+            imago.load_classifier(path)
+
+
+def test_a_module_that_is_missing_is_said_with_the_folder_of_the_training(own_net, command, monkeypatch, tmp_path):
+    """Its own folder is known for a run of one's own, also where the module is trusted and the folder is another."""
+    code = Path.cwd()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with forgetting_own_code():
+        assert imago.load_classifier(own_net.dir, trusted_targets=["my_layers."]).class_names[0] == "blue"
+    (code / "my_layers.py").unlink()
+    message = rf"there is no module my_layers in .*elsewhere.*PYTHONPATH=FOLDER.*In training it was in {code}\."
+    with forgetting_own_code(), pytest.raises(imago.UserError, match=message):
+        imago.load_classifier(own_net.dir)
+    for words in (["eval"], ["inference", "split=val"]):
+        with forgetting_own_code():
+            run = command(words[0], f"ckpt_path={own_net.dir}", *words[1:])
+        assert run.exit_code == 1
+        assert re.search(message, run.output)
+        assert not run.dir.exists()
+
+
+def test_code_that_has_changed_since_the_training_is_said(own_net):
+    source = Path("my_layers.py").read_text().replace("pass", "def __init__(self, num_classes):")
+    more = "super().__init__(num_classes + 1)\n        self.more = nn.Linear(2, 2)"
+    Path("my_layers.py").write_text(f"from torch import nn\n{source}        {more}\n")
+    with forgetting_own_code(), pytest.raises(imago.UserError) as refused:
+        imago.load_classifier(own_net.dir)
+    for words in (
+        "my_layers.MyNet in ",
+        "only in the network: net.more.bias, net.more.weight",
+        "of another shape: net.head.bias (3,) instead of (4,)",
+        "Its code, or a setting below model.net, has changed",
+        "type model.init_from=",
+    ):
+        assert words in str(refused.value)

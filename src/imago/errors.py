@@ -18,6 +18,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A named file or folder does not exist."""
 
 
+class MissingModuleError(UserError, ModuleNotFoundError):
+    """The module of a class or function of one's own cannot be found."""
+
+
 class MissingKeyError(UserError, KeyError):
     """A batch has no entry of that name."""
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
 from imago.cli.typed_words import check_choice
+from imago.config.allow_list import TRANSFORMS, own_prefixes
 from imago.config.carried import prediction_config
 from imago.config.checks import check_from_checkpoint
 from imago.config.invocation import Invocation
@@ -84,7 +85,7 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     limits = condition if calibration is not None else "within what docs/privacy.md says"
     show_privacy(run, f"This file may be published, {limits}")
     show_written(path, replaced=is_there)
-    show_next(after_export(path, calibration is not None))
+    show_next(after_export(path, calibration is not None, own_prefixes(cfg, ("model", *TRANSFORMS))))
 
 
 def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:

@@ -7,7 +7,20 @@ from typing import Any, Protocol
 from torch import nn
 
 from imago.checkpoint.read import Checkpoint, read_checkpoint
+from imago.config.own_code import own_file
 from imago.errors import UserError
+from imago.terminal import shortened
+
+MOST_NAMES = 6
+_OF_LIBRARIES = (
+    "Type the same model= and model.net.name= as in the run that wrote it. Commands that read its config need neither "
+    "model= nor experiment=."
+)
+_OF_OWN = (
+    "Its code, or a setting below model.net, has changed since the checkpoint was written. Restore it, and write the "
+    "changed network as a class of another name. To train that one from the weights that still fit, type "
+    "model.init_from={}"
+)
 
 
 class LabelledImages(Protocol):
@@ -68,17 +81,22 @@ def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, 
 def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:
     """Raise ValueError unless the checkpoint holds this network."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
-    lacking = sorted(ours.keys() - theirs.keys())
-    foreign = sorted(theirs.keys() - ours.keys())
-    reshaped = sorted(name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape)
-    if lacking or foreign or reshaped:
-        counts = {"missing": lacking, "unexpected": foreign, "of a different shape": reshaped}
-        mismatches = "; ".join(f"{len(names)} {what} ({names[0]}, …)" for what, names in counts.items() if names)
-        raise UserError(
-            f"ckpt_path={path} does not fit the network of this run: {mismatches}.\n"
-            "Type the same model= and model.net.name= as in the run that wrote it. Commands that read its config need "
-            "neither model= nor experiment=."
-        )
+    lines = {
+        "only in the checkpoint": sorted(theirs.keys() - ours.keys()),
+        "only in the network": sorted(ours.keys() - theirs.keys()),
+        "of another shape": [
+            f"{name} {tuple(theirs[name].shape)} instead of {tuple(ours[name].shape)}"
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name].shape != theirs[name].shape
+        ],
+    }
+    shown = [f"  {what}: {shortened(names, MOST_NAMES)}" for what, names in lines.items() if names]
+    if shown:
+        net = getattr(model, "net", model)
+        file = own_file(type(net))
+        name = f"{type(net).__module__}.{type(net).__qualname__} in {file}" if file is not None else type(net).__name__
+        head = f"ckpt_path={path} does not fit the network of this run, {name}:"
+        raise UserError("\n".join([head, *shown, _OF_OWN.format(path) if file is not None else _OF_LIBRARIES]))
 
 
 def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:

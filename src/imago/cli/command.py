@@ -28,7 +28,7 @@ from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
 from imago.definitions import CHECKED, STOPPING, TERMINATED
-from imago.errors import BUILDING, IncompleteError, UserError, cause_of, message_of
+from imago.errors import BUILDING, IncompleteError, MissingModuleError, UserError, cause_of, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
@@ -218,11 +218,12 @@ def _end(run: RunFolder, error: BaseException) -> NoReturn:
 
 
 def _is_refused(run: RunFolder, error: BaseException | None) -> bool:
-    """Whether a new run cannot begin with its data or its model: as for settings that cannot work, no folder is left.
-    Jobs of a sweep keep theirs."""
-    if error is None or BUILDING not in getattr(error, "__notes__", ()):
+    """Whether a new run cannot begin with its data, its model or a module of one's own: as for settings that cannot
+    work, no folder is left. Jobs of a sweep keep theirs."""
+    if error is None or run.former or run.invocation.sweep_dir is not None:
         return False
-    return isinstance(cause_of(error), UserError) and not run.former and run.invocation.sweep_dir is None
+    cause, is_building = cause_of(error), BUILDING in getattr(error, "__notes__", ())
+    return isinstance(cause, MissingModuleError) or (is_building and isinstance(cause, UserError))
 
 
 def _record(run: RunFolder, status: str, error: str) -> None:

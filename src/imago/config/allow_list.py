@@ -29,13 +29,22 @@ FOLDERS = {  # argument -> setting of the folder that it must lie in
 }
 
 
-def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str], typed: Sequence[str] = ()) -> None:
+def check_targets(
+    cfg: DictConfig,
+    groups: Sequence[str],
+    trusted: Sequence[str],
+    typed: Sequence[str] = (),
+    is_export: bool = False,
+    in_python: bool = False,
+) -> None:
     """Raise UserError for a `_target_` in one of the `groups` of `cfg` that is not on the allow-list.
 
     Both the name and the object that it leads to must be: a name may lead through an allowed package to something that
     the package only imports. All names are checked before anything is imported. `trusted` are further prefixes of
     names to accept; `typed` are the command-line overrides, whose values are trusted.
+    `is_export` and `in_python` are for the advice: an export has no signature, and Python takes a list.
     """
+    advice = _trust([*trusted, *own_prefixes(cfg, groups, trusted)], is_export, in_python)
     words = [word.lstrip("+") for word in typed]
     makers = [(path, node) for group in groups for path, node in nodes(OmegaConf.select(cfg, group), group)]
     makers = [
@@ -48,7 +57,7 @@ def check_targets(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str]
         _check_resolved(group, OmegaConf.select(cfg, group), words)
     for path, node in makers:
         if not _is_named(node._target_) or not _is_in_place(node._target_, path):
-            raise UserError(refusal(path, node._target_))
+            raise UserError(refusal(path, node._target_, advice=advice))
     for path, node in makers:
         if not _leads_to_it(node._target_):
             raise UserError(refusal(path, node._target_))
@@ -73,19 +82,40 @@ def _check_resolved(group: str, node: Any, typed: Sequence[str]) -> None:
             raise UserError(f"This checkpoint has {entry!r} ({group}), which is not allowed. Nothing was executed.")
 
 
-def refusal(path: str, target: Any, arguments: str = "") -> str:
+def own_prefixes(cfg: DictConfig, groups: Sequence[str], trusted: Sequence[str] = ()) -> list[str]:
+    """Prefixes such as `my_nets.` to trust for those targets in `groups` that are neither on the allow-list nor in one
+    of its libraries: nobody should trust a whole library."""
+    targets = [str(node._target_) for group in groups for _, node in nodes(OmegaConf.select(cfg, group), group)]
+    own = [
+        target for target in targets if not _is_named(target) and not target.startswith(tuple(filter(None, trusted)))
+    ]
+    packages = [target.rpartition(".")[0] for target in own]
+    return [f"{package}." for package in dict.fromkeys(packages) if package and not _is_library(package)]
+
+
+def _trust(prefixes: list[str], is_export: bool, in_python: bool) -> str:
+    """Sentence that says how to allow targets with these prefixes."""
+    type_them = f"pass trusted_targets={prefixes}" if in_python else f"type 'trusted_targets=[{','.join(prefixes)}]'"
+    if is_export:
+        return f"If it is your own, or you trust its author, {type_them}. An export has no signature"
+    return (
+        f"If you trust its author, {type_them}. If you wrote it on another machine, copy your key here: see "
+        "docs/security.md"
+    )
+
+
+def _is_library(package: str) -> bool:
+    return package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}
+
+
+def refusal(path: str, target: Any, arguments: str = "", advice: str = "") -> str:
     """Return the message for a target that a checkpoint may not name."""
     message = (
         f"This checkpoint wants to create {target}{arguments} ({path}), which is not on the allow-list. "
         "Nothing was executed."
     )
     package, _, _ = str(target).rpartition(".")
-    if not package or package.partition(".")[0] in {name.partition(".")[0] for name in shipped()} | {"os", "builtins"}:
-        return message  # nobody should trust a whole library
-    return (
-        f"{message}\nIf you trust its author, type 'trusted_targets=[{package}.]'. If you wrote it on another machine, "
-        "copy your key here: see docs/security.md"
-    )
+    return message if not package or _is_library(package) else f"{message}\n{advice}"
 
 
 def _is_named(target: Any) -> bool:

@@ -35,7 +35,7 @@ from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
 from imago.config.trainer import device_problems, device_warnings, launcher_refusal, trainer_problems
 from imago.config.tree import nodes
-from imago.definitions import SPLIT_NAMES, SPLITS
+from imago.definitions import EXPORT_SUFFIX, SPLIT_NAMES, SPLITS
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 from imago.files import did_you_mean
 from imago.masking import masked_override
@@ -92,10 +92,12 @@ def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: b
         raise UserError(f"{', '.join(elsewhere)}: a checkpoint has only {', '.join(GROUPS)}.")
     groups = [group for group in GROUPS if choices.get(group) == OPTION]
     leave_out_training(cfg, groups, invocation.overrides)
-    if invocation.own_checkpoint != str(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path):
+    file = str(cfg.ckpt_path[0] if OmegaConf.is_list(cfg.ckpt_path) else cfg.ckpt_path)
+    if invocation.own_checkpoint != file:
         if not needs_data and "data" in groups:
             groups = [*(group for group in groups if group != "data"), *TRANSFORMS]
-        check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), invocation.overrides)
+        trusted, is_export = list(cfg.trusted_targets), Path(file).suffix == EXPORT_SUFFIX
+        check_targets(cfg, [*groups, "params"], trusted, invocation.overrides, is_export)
     check_settings(cfg, invocation, needs_data)
 
 

@@ -26,7 +26,7 @@ from imago.data.decode import BadImageError
 from imago.data.transforms import ImageTransform
 from imago.errors import UserError
 from imago.evaluation.bounds import check_cost
-from imago.evaluation.from_config import decoding_of, eval_transform_of, image_size_of, make_model
+from imago.evaluation.from_config import check_modules, decoding_of, eval_transform_of, image_size_of, make_model
 from imago.evaluation.pixels import DAMAGED, FileLike, ImageLike, is_several, read_pixels
 from imago.evaluation.prediction import Prediction
 from imago.model.module import DictModule
@@ -95,6 +95,7 @@ class Classifier:
         without_pretrained(cfg.model)
         entry = checkpoint["imago"]
         size = image_size_of(cfg.data)
+        check_modules(cfg, entry, path, is_own)
         if not is_own:
             check_cost(cfg, checkpoint, path)
         model = make_model(cfg.model, entry["class_names"])

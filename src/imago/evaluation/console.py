@@ -288,9 +288,11 @@ def after_calibration(checkpoint: Path, is_private: bool = False) -> list[str]:
     return [f"ml-inference {word} source=PHOTOS calibrated=true", export]
 
 
-def after_export(file: Path, is_calibrated: bool) -> list[str]:
-    """Command that predicts with an export."""
-    return [f"ml-inference {_word('ckpt_path', file)} source=PHOTOS{' calibrated=true' * is_calibrated}"]
+def after_export(file: Path, is_calibrated: bool, prefixes: Sequence[str] = ()) -> list[str]:
+    """Command that predicts with an export; one has no signature, so `prefixes` of the user's own code are allowed."""
+    words = [_word("ckpt_path", file), "source=PHOTOS", *["calibrated=true"] * is_calibrated]
+    words += [shlex.quote(f"trusted_targets=[{','.join(prefixes)}]")] if prefixes else []
+    return [f"ml-inference {' '.join(words)}"]
 
 
 def _checkpoint_word(checkpoint: Path) -> str:

@@ -1,13 +1,19 @@
 """Networks and transforms of a config, as far as they are needed to look at images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.config.allow_list import TRANSFORMS
+from imago.config.own_code import load_target
+from imago.config.schema import shipped
+from imago.config.tree import nodes
 from imago.data.colour import PLAIN, Decoding
 from imago.data.crops import FILL, Size, pair
 from imago.data.transforms import ImageTransform
+from imago.errors import UserError
 from imago.model.module import DictModule
 
 SEEN_KEYS = ("image_size", "fit", "fill", "interpolation", "range", "icc", "eval_transform", "transform")
@@ -19,6 +25,25 @@ def make(node: DictConfig, **options: Any) -> Any:
     from hydra.utils import instantiate
 
     return instantiate(node, _convert_="all", **options)
+
+
+def check_modules(cfg: DictConfig, entry: Mapping[str, Any], path: str | Path, is_own: bool) -> None:
+    """Import what makes the network and the transforms of a checkpoint, whose targets have been accepted.
+
+    Raises:
+        MissingModuleError: There is no such module here.
+        UserError: It cannot be imported, or lacks the class or function.
+    """
+    parts = [(key, node) for key in ("model", *TRANSFORMS) for key, node in nodes(OmegaConf.select(cfg, key), key)]
+    for key, target in ((key, str(node._target_)) for key, node in parts):
+        if target in shipped():
+            continue
+        try:
+            load_target(target)
+        except UserError as error:
+            folder = entry.get("own_code", {}).get(target.partition(".")[0]) if is_own else None
+            trained = f" In training it was in {folder}." if folder is not None else ""
+            raise type(error)(f"{key} of {path} is {target}: {error}{trained}") from error
 
 
 def make_model(node: DictConfig, class_names: Sequence[str]) -> DictModule:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imago.checkpoint.exported import read_model
+from imago.checkpoint.exported import is_export, read_model
 from imago.checkpoint.read import KEY, Checkpoint, find_checkpoint
 from imago.checkpoint.signing import is_signed
 from imago.config.allow_list import TRANSFORMS, check_targets
@@ -88,7 +88,8 @@ def of_checkpoint(
         cfg = OmegaConf.create(read_checkpoint_config(checkpoint["imago"].get("config"), file, is_own))
         leave_out_training(cfg, ("model",))
         if not is_own:
-            check_targets(cfg, ("model", *TRANSFORMS), trusted_targets)
+            groups, in_python = ("model", *TRANSFORMS), key != KEY
+            check_targets(cfg, groups, trusted_targets, is_export=is_export(file), in_python=in_python)
             OmegaConf.set_struct(cfg, False)
             cfg.data.batch_size = None  # `predict` has its own
             cfg.trusted_targets = list(trusted_targets)

@@ -46,7 +46,7 @@ from imago.distributed import divide_threads
 from imago.errors import UserError, about_building, about_data, message_of
 from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.collect import Collector
-from imago.evaluation.from_config import make_model, seen_images
+from imago.evaluation.from_config import check_modules, make_model, seen_images
 from imago.evaluation.loading import check_own_code
 from imago.evaluation.outputs import write_facts
 from imago.evaluation.rows import bytes_of_predictions
@@ -297,7 +297,7 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
     """Make the objects that score the weights of `ckpt_path`; no pretrained weights are loaded before these."""
     without_pretrained(cfg.model)
     checkpoint = read_checkpoint(cfg.ckpt_path, mmap=True)
-    check_own_code(checkpoint)
+    check_modules(cfg, checkpoint["imago"], cfg.ckpt_path, check_own_code(checkpoint))
     if run.invocation.own_checkpoint != str(cfg.ckpt_path):
         check_cost(cfg, checkpoint, cfg.ckpt_path)
     return build(cfg, run, checkpoint["imago"])

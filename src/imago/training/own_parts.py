@@ -1,13 +1,8 @@
 """Checks of the classes and functions that Imago does not ship, which can only be done once they are imported."""
 
-import difflib
-import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -17,16 +12,16 @@ from torch import nn
 from torchmetrics import Metric
 
 from imago.config.invocation import Invocation
+from imago.config.own_code import LIBRARIES, load_target
 from imago.config.part_places import A_METRIC, LOSSES, METRICS, how_to_take_classes
 from imago.config.schema import Schema, drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_users_own
 from imago.config.signatures import arguments_schema, required_arguments
 from imago.config.tree import nodes
 from imago.data.module import ImageDataModule
-from imago.errors import UserError, message_of
+from imago.errors import UserError
 from imago.model.module import DictModule
 
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
 BASES = {  # key, or beginning of a key -> class from which the classes there inherit, and its public name
     "data": (ImageDataModule, "imago.data.ImageDataModule"),
     "model": (DictModule, "imago.model.DictModule"),
@@ -42,7 +37,6 @@ COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",)}
 """Arguments that a run adds to those of a node."""
 BATCH = ("image", "label", "index", "epoch", "logits", "prediction")
 GUESSES = {"input": "logits", "preds": "logits", "output": "logits", "target": "label", "labels": "label"}
-MOST_NAMES = 8
 
 
 def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
@@ -89,53 +83,6 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
     messages += _call_problems(cfg, "model.criterions", "criterions", "forward", ("input", "target"), invocation)
     messages += _call_problems(cfg, "callbacks.metrics.metrics", "metrics", "update", ("preds", "target"), invocation)
     _raise_all(messages)
-
-
-def load_target(target: str) -> Any:
-    """Return the class or function that a `_target_` names.
-
-    Raises:
-        UserError: There is no such module, or no such name in it, or the module cannot be imported.
-    """
-    *parts, name = target.split(".")
-    if not parts or not name:
-        raise UserError(f"a _target_ names its module too, for example my_module.{name or 'MyClass'}.")
-    part: Any = _imported(parts)
-    for name in target.removeprefix(f"{part.__name__}.").split("."):
-        if not hasattr(part, name):
-            raise UserError(f"{_name_of(part)} has no {name}.{_instead(name, part)}")
-        part = getattr(part, name)
-    return part
-
-
-def _imported(parts: list[str]) -> ModuleType:
-    """Import the innermost module of `a.b.C`: the rest are classes."""
-    for end in range(len(parts), 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise UserError(f"{name} cannot be imported. {message_of(error)}") from error
-        except Exception as error:  # whatever the module does
-            raise UserError(f"{name} cannot be imported. {message_of(error)}") from error
-    known = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])] + [*LIBRARIES, "imago"]
-    close = difflib.get_close_matches(parts[0], known, n=1)
-    meant = f" Did you mean {close[0]}?" if close else " Type the command in the folder of your module."
-    raise UserError(f"there is no module {parts[0]} in {Path.cwd()}, and none is installed.{meant}")
-
-
-def _instead(name: str, part: Any) -> str:
-    modules = [module.name for module in pkgutil.iter_modules(getattr(part, "__path__", []))]
-    known = [other for other in dir(part) if not other.startswith("_")] + modules
-    if close := difflib.get_close_matches(name, known, n=3):
-        return f" Did you mean {' or '.join(f'{_name_of(part)}.{other}' for other in close)}?"
-    own = [other for other in known if getattr(getattr(part, other, None), "__module__", None) == part.__name__]
-    return f" It has {', '.join(own[:MOST_NAMES])}." if own else ""
-
-
-def _name_of(part: Any) -> str:
-    return part.__name__ if isinstance(part, ModuleType) else f"{part.__module__}.{part.__qualname__}"
 
 
 def _misplaced(path: str, part: Any) -> str | None:
