@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import override_key, override_value
 from imago.config.monitors import mode_warnings
+from imago.config.own_files import replaced_defaults
 from imago.data.contract import check_module, check_sets, failed_step
 from imago.data.images import Images, ImageSets
 from imago.data.transforms import ImageTransform
@@ -323,6 +324,27 @@ def test_what_the_file_of_a_model_lacks_is_said(command, tmp_path, monkeypatch, 
     assert run.exit_code == 1
     assert message in run.output
     assert "params" not in run.output
+
+
+def test_default_callbacks_are_not_replaced_in_silence(command, tmp_path, digits_config):
+    """A list adds to them, and what a single option leaves out is said before anything is trained."""
+    (tmp_path / "mine" / "callbacks").mkdir(parents=True)
+    (tmp_path / "mine" / "callbacks" / "own.yaml").write_text("own: {_target_: lightning.pytorch.Callback}\n")
+    added = command("train", f"--config-dir={tmp_path}/mine", "experiment=digits", "+callbacks=own")
+    assert "callbacks=default is chosen already. Type 'callbacks=[default,own]' for both" in added.output
+    cfg, invocation = copy.deepcopy(digits_config[0]), digits_config[1].with_choice("callbacks", "own")
+    assert not list(replaced_defaults(cfg, invocation))  # it has all of them
+    for name in ("metrics", "model_checkpoint"):
+        del cfg.callbacks[name]
+    (warning,) = replaced_defaults(cfg, dataclasses.replace(invocation, overrides=("callbacks=own",)))
+    assert warning == (
+        "callbacks=own replaces the default callbacks: there will be no metrics such as val/acc, no best.ckpt. Type "
+        "'callbacks=[default,own]' to add to them."
+    )
+    (of_file,) = replaced_defaults(cfg, invocation)
+    assert 'Write "override /callbacks: [default,own]" in its file' in of_file
+    for option in ("none", "['default', 'own']"):
+        assert not list(replaced_defaults(cfg, invocation.with_choice("callbacks", option)))
 
 
 OWN = """

@@ -91,7 +91,7 @@ def test_a_call_is_the_command_and_leaves_no_trace(overrides, train, tmp_path):
         (["-m", "seed=1,2"], "A function starts one run, not a sweep"),
         (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["hydra.mode=MULTIRUN"], "A function starts one run, not a sweep"),
-        (["--config-dir", "configs"], "To add a config folder: 'hydra.searchpath=[file://FOLDER]'"),
+        (["--config-dir", "/mine"], "To add a config folder: 'hydra.searchpath=[file:///mine]'"),
         ([["seed=1"]], "Overrides must be strings"),
         (["callbacks.resume.on_full_disk=shrug"], "callbacks.resume.on_full_disk must be stop or continue, got shrug."),
         (["model.optimizer.lr=${oc.env:IMAGO_NOT_SET}"], "The environment variable IMAGO_NOT_SET is not set"),
@@ -103,6 +103,15 @@ def test_mistakes_are_exceptions_with_the_words_of_the_command(overrides, words,
     with pytest.raises(imago.UserError, match=re.escape(message)):
         imago.train(*overrides, *words)
     assert process_state() == before
+
+
+def test_the_folder_of_an_own_option_is_added_by_an_override(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "callbacks").mkdir(parents=True)
+    (tmp_path / "mine" / "callbacks" / "own.yaml").write_text("own: {_target_: lightning.pytorch.Callback}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(imago.UserError, match=r"add 'hydra\.searchpath=") as refused:
+        imago.load_config("callbacks=own")
+    assert "own" in imago.load_config("callbacks=own", str(refused.value).split("'")[1]).callbacks
 
 
 def test_what_fails_inside_a_run_is_told_with_its_cause(overrides, tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.command import Check, Task, TaskError, execute, objective
-from imago.cli.compose import own_folders
+from imago.cli.compose import own_folder, own_folders
 from imago.cli.environment import prepare_shell
 from imago.cli.help import page_for
-from imago.cli.hydra_errors import explain_hydra_error, yaml_message
+from imago.cli.hydra_errors import config_folder, explain_hydra_error, yaml_message
 from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.search_space import check_search
@@ -209,8 +209,9 @@ def _check_words(words: tuple[str, ...]) -> None:
         if word in ("-m", "--multirun") or word.startswith("hydra.mode="):
             raise UserError("A function starts one run, not a sweep. Call it for each run, or use the command with -m.")
         if word.startswith("-"):
-            folder = ". To add a config folder: 'hydra.searchpath=[file://FOLDER]'" if "config-dir" in word else ""
-            raise UserError(f"{word} works on the command line only. Functions take overrides{folder}.")
+            folder = own_folder(list(words)) if word.startswith(("--config-dir", "-cd")) else None
+            instead = f". To add a config folder: {config_folder(folder)}" if folder is not None else ""
+            raise UserError(f"{word} works on the command line only. Functions take overrides{instead}.")
 
 
 def _readable(error: UserError) -> UserError:

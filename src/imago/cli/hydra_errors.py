@@ -77,6 +77,8 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
     if variable := interpolation_message(text):
         word = next((word for word in typed if "${" in word), None)
         return variable + (f" (in {word})" if word is not None else "")
+    if match := re.search(r"Multiple values for (\S+?)\. To override", text):
+        return _chosen_already(match[1], config_name, typed)
     if match := re.search(r"An item is already at '([^']*)'", text):
         return f"{match.group(1)} already exists: remove the +"
     if match := re.search(
@@ -183,7 +185,8 @@ def _unknown_option(group: str, option: str, options: list[str], program: str) -
     close = [f"{group}={known}" for known in similar_options(option, options)] or _of_another_group(option)
     meant = f"\nDid you mean {' or '.join(close)}?" if close else ""
     if (folder := _folder_with(group, option)) is not None:
-        return f"Unknown option {group}={option}. {folder}/{group}/{option}.yaml: add --config-dir {folder}"
+        flag = f"--config-dir {folder}" if program else config_folder(folder)
+        return f"Unknown option {group}={option}. {folder}/{group}/{option}.yaml: add {flag}"
     if group in OF_A_CLASS and is_class(option):
         return f"Unknown option {group}={option}. For a class of your own, type {OF_A_CLASS[group]}={option}"
     if (why := NOT_SUPPORTED.get((group, option))) is not None:
@@ -197,6 +200,29 @@ def _of_another_group(option: str) -> list[str]:
     """Words that choose an option of that name in another group: `data=mnist` for `experiment=mnist`."""
     files = [file for file in sorted(Path(CONFIG_DIR).glob("[a-z]*/*.yaml")) if file.stem == option]
     return [f"{file.parent.name}={option}" for file in files] if len(files) <= 2 else []  # `default` is one of all
+
+
+def config_folder(folder: str | Path) -> str:
+    """Override that adds a folder of configs, for Python, which takes no flags."""
+    return f"'hydra.searchpath=[file://{Path(folder).absolute()}]'"
+
+
+def _chosen_already(group: str, config_name: str, typed: list[str]) -> str:
+    """The message for `+GROUP=OPTION` where the config, or another word, has chosen an option."""
+    words = [word for word in typed if override_key(word) == group]
+    option = override_value(words[-1]).strip("[]")
+    before = override_value(words[-2]).strip("[]") if len(words) > 1 else _default_option(group, config_name)
+    if group not in OF_LISTS:
+        return f"{words[-1]}: {group}={before} is chosen already. Type {group}={option} to replace it."
+    added = shlex.quote(f"{group}=[{before},{option}]")
+    return f"{words[-1]}: {group}={before} is chosen already. Type {added} for both, or {group}={option} to replace it."
+
+
+def _default_option(group: str, config_name: str) -> str:
+    """The option of a group in the defaults of a command's config."""
+    entries = yaml.safe_load(Path(CONFIG_DIR, f"{config_name}.yaml").read_text())["defaults"]
+    options = [entry[key] for entry in entries if isinstance(entry, dict) for key in entry if key.split()[-1] == group]
+    return str(options[0]) if options else "default"
 
 
 def _folder_with(group: str, option: str) -> str | None:

@@ -26,7 +26,7 @@ from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.monitors import mode_warnings, monitor_problems, unlogged_monitors
 from imago.config.node_checks import class_problems, node_problems
 from imago.config.outputs import output_problems
-from imago.config.own_files import file_problems
+from imago.config.own_files import file_problems, replaced_defaults
 from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
 from imago.config.root import CONFIG_DIR, Root
@@ -121,8 +121,8 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     _log_replaced_options(invocation)
     if not cfg.train and cfg.ckpt_path is None and cfg.test:
         log.warning("train=false without ckpt_path=: scoring the untrained network")
-    warnings = chain(private_warnings(cfg), mode_warnings(cfg, invocation), device_warnings(cfg, invocation))
-    for text in warnings if cfg.train else ():
+    others = (warnings(cfg, invocation) for warnings in (mode_warnings, device_warnings, replaced_defaults))
+    for text in chain(private_warnings(cfg), *others) if cfg.train else ():
         log.warning("%s", text)
 
 

@@ -11,6 +11,7 @@ from imago.config.carried import OPTION
 from imago.config.invocation import Invocation
 from imago.config.own_code import inherits
 from imago.config.root import CONFIG_DIR
+from imago.config.saved import RUN_OPTION
 from imago.config.schema import shipped
 from imago.config.setting_source import in_file, shown_path
 
@@ -20,6 +21,11 @@ SHARED = {  # group -> what its file takes over, and from which option
     "data": ("of all data: crops, batches and workers", "default"),
     "trainer": ("of the Trainer: devices, precision and limits", "default"),
     "strategy": ("of a strategy, and its _target_", "dp"),
+}
+OF_DEFAULT_CALLBACKS = {  # name -> what there is not without it
+    "metrics": "no metrics such as val/acc",
+    "model_checkpoint": "no best.ckpt",
+    "resume": "nothing to resume from",
 }
 FOLDER = "data_dir"
 """Setting of data in a folder, which start from another option."""
@@ -56,6 +62,22 @@ def file_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[tuple[str
         if file is not None and not has_defaults(file):
             is_folder = group == "data" and "_target_" not in cfg.data and FOLDER in cfg.data
             yield group, lacks_default(file, "image_folder" if is_folder else SHARED[group][1])
+
+
+def replaced_defaults(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Warning for `callbacks=OPTION`, which replaces the default callbacks where a list would add to them."""
+    option = str(invocation.choices.get("callbacks", "default"))
+    names = [name for name in re.split(r"[\s,'\[\]]+", option) if name]
+    lacking = [what for name, what in OF_DEFAULT_CALLBACKS.items() if (cfg.callbacks or {}).get(name) is None]
+    if not lacking or {"default", "none", OPTION, RUN_OPTION} & {*names}:
+        return
+    added = f"[{','.join(['default', *names])}]"
+    is_typed = "callbacks" in invocation.keys
+    how = f"Type 'callbacks={added}'" if is_typed else f'Write "override /callbacks: {added}" in its file'
+    yield (
+        f"callbacks={','.join(names)} replaces the default callbacks: there will be {', '.join(lacking)}. {how} to "
+        "add to them."
+    )
 
 
 def _is_own(node: DictConfig) -> bool:
