@@ -229,6 +229,12 @@ def test_jobs_know_their_sweep_in_other_processes():
         single = compose("train", ["experiment=digits", "seed=2"], return_hydra_config=True)
         with hydra_config(single):
             assert single.name == "digits_seed_2"
+        for net, name in (("nets.v1.Net", "v1.Net"), ("nets.v2.Net", "v2.Net"), ("imago.model.TinyNet", "TinyNet")):
+            words = [f"data.{split}_ratio=0.25" for split in ("val", "test")] + ["trainer.limit_val_batches=2"]
+            single = compose("train", [*words, f"model.net._target_={net}"], return_hydra_config=True)
+            with hydra_config(single):
+                assert single.name.startswith("val_ratio_0.25_test_ratio_0.25_")  # as many as there is space for
+                assert single.name.endswith(f"net_{name}")
 
 
 def test_secrets_are_not_written_to_a_study(capsys):
@@ -301,6 +307,20 @@ def test_status_shows_when_a_run_was_and_what_differs(monkeypatch, capsys, tmp_p
     assert header.split()[-3:] == ["epoch", "duration", "updated"]
     assert all("1 min 15 s" in line for line in lines)
     assert lines[2].split()[0].endswith("lr_0.05")
+
+
+@pytest.mark.quick
+def test_status_tells_parts_of_ones_own_apart(monkeypatch, capsys, tmp_path):
+    """Classes of one name in two modules, and a file of settings that was edited between the runs."""
+    for number, module in enumerate(("my.first", "my.second", "my.second")):
+        folder, seed = tmp_path / f"{number}", f"seed={number}"
+        write_run(folder, [f"model.net._target_={module}.Net", seed], "mine", "AdamW", 0.003 if number < 2 else 0.1)
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        config.model.net, config.seed = {"_target_": f"{module}.Net"}, number
+        OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    shown = show_status(monkeypatch, capsys, tmp_path)
+    expected = [("first.Net", "0", "0.003"), ("second.Net", "1", "0.003"), ("second.Net", "2", "0.1")]
+    assert [tuple(line.split()[3:6]) for line in table_rows(shown)] == expected
 
 
 @pytest.mark.quick

@@ -1,7 +1,7 @@
 """Columns of a table of runs: what is known of every run, its settings, and its metrics."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,11 @@ class Columns:
     def setting(self, key: str) -> Column:
         """The column of a setting."""
 
+        ends = _ends({as_text(run.setting(key)) for run in self.runs}) if key.endswith(TARGET) else {}
+
         def text(run: Overview) -> str:
             value = as_text(run.setting(key))
-            return value.rpartition(".")[2] if key.endswith(TARGET) else value
+            return ends.get(value, value)
 
         return Column(key, self.titles.get(key, key), lambda run: run.setting(key), text, is_number=self._counts(key))
 
@@ -173,6 +175,15 @@ def as_text(value: Any) -> str:
 def cut(text: str, most: int) -> str:
     """Cut `text` to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+def _ends(names: Collection[str]) -> dict[str, str]:
+    """Name such as `my_nets.Net` -> its last parts, as few as tell all of them apart."""
+    for count in range(1, 1 + max(name.count(".") + 1 for name in names)):
+        ends = {name: ".".join(name.split(".")[-count:]) for name in names}
+        if len({*ends.values()}) == len(names):
+            break
+    return ends
 
 
 def _metric(name: str) -> Column:

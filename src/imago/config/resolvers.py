@@ -1,7 +1,7 @@
 """Functions that configs may call."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.auto_model import register_auto_model
-from imago.config.invocation import composed_overrides
+from imago.config.invocation import composed_overrides, override_key
 from imago.config.root import COMMAND_KEYS, CONFIG_DIR, PROJECT_ROOT, Root
+from imago.config.schema import shipped
 from imago.definitions import EXPORT_SUFFIX, best_mode
 from imago.errors import UserError
 from imago.masking import is_secret, learn_secrets, masked, masked_override
@@ -32,8 +33,8 @@ def name_of_run(sweep: Mapping[str, Any] | None = None) -> str:
     words = composed_overrides()
     constant = sweep["typed"] if sweep else []
     varied = [word for word in words if word not in constant] or words
-    parts = [part for word in varied if (part := _part_of_name(masked_override(word)))]
-    return slug(_joined_parts(map(masked, parts))) or "base"
+    parts = {override_key(word): masked(part) for word in varied if (part := _part_of_name(masked_override(word)))}
+    return slug(_joined_parts(parts)) or "base"
 
 
 def _part_of_name(override: str) -> str | None:
@@ -46,7 +47,8 @@ def _part_of_name(override: str) -> str | None:
         return None
     value = value.rstrip("/").split("/")[-1]
     if key.endswith("._target_"):  # optimizer_SGD
-        key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
+        is_own = value.partition(".")[0] not in {target.partition(".")[0] for target in shipped()}
+        key, value = key.removesuffix("._target_"), ".".join(value.split(".")[-2 if is_own else -1 :])
     with suppress(ValueError):
         value = f"{float(value):.4g}" if len(value) > LONGEST_NUMBER else value
     return value if key == "experiment" else f"{key.split('.')[-1].split('/')[-1]}_{value}"
@@ -63,13 +65,15 @@ def _source_name(value: str) -> str:
     return f"{name}{which}" + (f"_and_{len(paths) - 1}_more" if len(paths) > 1 else "")
 
 
-def _joined_parts(parts: Iterable[str]) -> str:
-    """Join the parts that fit into a name; those that do not are left out as a whole."""
-    name = ""
-    for part in map(_safe, parts):
-        longer = f"{name}_{part}" if name else part
-        name = longer if len(longer) <= LONGEST_NAME or not name else name
-    return name
+def _joined_parts(parts: Mapping[str, str]) -> str:
+    """Join the parts, by their keys, that fit into a name; those that do not are left out as a whole. Options of groups
+    and classes come first in that, as they change more than a setting does."""
+    chosen: list[str] = []
+    safe = {key: _safe(part) for key, part in parts.items()}
+    for key in sorted(safe, key=lambda key: "." in key and not key.endswith("._target_")):
+        if not chosen or sum(len(safe[name]) + 1 for name in chosen) + len(safe[key]) <= LONGEST_NAME:
+            chosen.append(key)
+    return "_".join(part for key, part in safe.items() if key in chosen)
 
 
 def job_number(number: int, sweep: Mapping[str, Any] | None = None) -> str:

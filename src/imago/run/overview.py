@@ -222,13 +222,22 @@ def seconds_since(time: Any) -> float:
 def differing_settings(runs: Sequence[Overview]) -> list[str]:
     """Settings and groups whose values differ between the runs, those that were typed first.
 
-    Settings that nobody typed are named only where no typed one differs: an `experiment=` changes many at once.
+    An `experiment=` changes many at once. So where typed ones differ, those that nobody typed are named only if they
+    differ between runs with the same options: a file of settings was edited, or replaced by one of the same name.
     """
     known = [run for run in runs if run.settings]
     typed = dict.fromkeys(override_key(word) for run in known for word in run.overrides)
-    if differing := _differing(known, typed):
-        return differing
-    return _differing(known, dict.fromkeys(key for run in known for key in run.settings))
+    every = dict.fromkeys(key for run in known for key in run.settings)
+    differing = _differing(known, typed)
+    if not differing:
+        return _differing(known, every)
+    by_options: dict[str, list[Overview]] = {}
+    for run in known:
+        by_options.setdefault(json.dumps(run.choices, sort_keys=True, default=str), []).append(run)
+    below_typed = tuple(f"{key}." for key in typed)
+    others = [key for key in every if key not in typed and not key.startswith(below_typed)]
+    edited = dict.fromkeys(key for group in by_options.values() for key in _differing(group, others))
+    return [*differing, *edited]
 
 
 def _differing(runs: Sequence[Overview], keys: Iterable[str]) -> list[str]:
