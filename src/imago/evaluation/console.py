@@ -25,7 +25,7 @@ from imago.evaluation.rows import prediction_rows
 from imago.evaluation.score import Predictions, Score
 from imago.files import strict
 from imago.report.content import SCORED_AGAIN
-from imago.report.label_errors import confident_errors
+from imago.report.label_errors import confident_errors, knows_enough
 from imago.report.page import refresh_report
 from imago.report.split import wilson
 from imago.report.thumbnails import MOST_LABEL_ERRORS
@@ -230,14 +230,15 @@ def _label(name: str, score: Score) -> str:
 def describe_label_errors(result: Result, folder: Path) -> str:
     """Sentence with the numbers of labels that the report marks as contradicted; empty without any.
 
-    A network that does not beat the baseline knows too little to contradict a label. The report lists further images,
-    whose labels are less sure than usual.
+    A network that is not far above the baseline knows too little to contradict a label. The report lists further
+    images, whose labels are less sure than usual.
     """
     counts = {
         score.split: int(confident_errors(score.labels, score.log_probabilities).sum())
         for score in result.scores.values()
         if score.split in LABELS_CHECKED
         and score.metrics["acc"] > score.baseline
+        and knows_enough(score.labels, score.log_probabilities)
         and (folder / f"reports/images_{score.asked}.json").is_file()
     }
     listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)

@@ -8,6 +8,21 @@ finds hard from filling the list.
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_KNOWLEDGE = 0.4
+"""Fraction of the way from the majority-class baseline to an accuracy of 1 from which a network may doubt labels.
+
+With 2% wrong labels in 2, 3, 5 or 10 classes of digits (6 networks each, after 1 to 599 steps, on train and val), the
+area under the ROC curve of `label_margin` is 0.89 to 1 on average in each tenth from here on, 0.77 to 1 from 0.2 to
+0.4, and 0.6 below 0.1, where guessing gives 0.5.
+"""
+
+
+def knows_enough(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> bool:
+    """Whether a network is right often enough to doubt a label. The list of a weaker one is noise."""
+    baseline = np.bincount(labels).max() / len(labels)
+    accuracy = (log_probabilities.argmax(axis=1) == labels).mean()
+    return bool(accuracy > baseline and accuracy - baseline >= LEAST_KNOWLEDGE * (1 - baseline))
+
 
 def label_margin(labels: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log-probability of each image's label (n,) less that of the likeliest other class, each relative to the mean of

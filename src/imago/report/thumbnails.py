@@ -12,7 +12,7 @@ from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
-from imago.report.label_errors import confident_errors, likeliest_other, possible_label_errors
+from imago.report.label_errors import confident_errors, knows_enough, likeliest_other, possible_label_errors
 
 SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
 OF_EACH_KIND, MOST_LABEL_ERRORS = 12, 48
@@ -78,7 +78,8 @@ class Answers(Protocol):
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    With `label_errors` there is also `possibly_mislabelled`: the `possible_label_errors`, up to 48. An entry has
+    With `label_errors`, and if the network `knows_enough`, there is also `possibly_mislabelled`: the
+    `possible_label_errors`, up to 48. An entry has
     `path`, `label`, `prediction`, `probability`, `label_probability` and `image`, in this list also `contradicted`
     (one of the `confident_errors`) and `other`, the likeliest class beside the label. `images` are those of `answers`,
     in the same order.
@@ -101,7 +102,7 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
         }
 
     entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
-    if label_errors:
+    if label_errors and knows_enough(answers.labels, answers.log_probabilities):
         labels, log_p = answers.labels, answers.log_probabilities
         is_contradicted, others = confident_errors(labels, log_p), likeliest_other(labels, log_p)
         entries["possibly_mislabelled"] = [
