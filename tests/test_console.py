@@ -26,7 +26,7 @@ from imago.files import write_json
 from imago.model.origin import mark, name_of, weights_of
 from imago.run.folder import RunFolder
 from imago.run.logs import logging_to
-from imago.training.fit import longer_training
+from imago.training.fit import describe_trend, longer_training
 
 
 @pytest.fixture
@@ -262,22 +262,38 @@ def test_a_run_whose_last_epoch_was_the_best_may_go_on(tmp_path, monkeypatch):
     assert not any("resume=" in command for command in next_commands(result, run))
 
 
-def test_more_epochs_help_if_the_last_one_was_the_best(tmp_path, monkeypatch):
+def test_more_epochs_help_if_the_last_ones_were_the_best(tmp_path, monkeypatch):
     log = EpochLog(RunFolder(tmp_path), "val/acc", "max")
-    log.history, log.best_epoch = [{"epoch": 0}, {"epoch": 1}], 2
+    log.history = [{"epoch": 0, "val/acc": 0.5, "val/loss": 1.0}, {"epoch": 1, "val/acc": 0.6, "val/loss": 1.1}]
     trainer = trainer_of(epochs=2, fast_dev_run=False, global_step=20)
     trainer.callbacks, trainer.current_epoch = [log], 2
-    assert longer_training(trainer, "val/acc") == "trainer.max_epochs=4"
+    assert longer_training(trainer, "val/acc") == ("trainer.max_epochs=4", "val/acc was still rising")
     trainer.max_steps = 20
-    assert longer_training(trainer, "val/acc") == "trainer.max_steps=40"
+    assert longer_training(trainer, "val/acc") == ("trainer.max_steps=40", "val/acc was still rising")
     trainer.max_steps, trainer.max_epochs = -1, 9  # early stopping
-    assert longer_training(trainer, "val/acc") is None
+    assert longer_training(trainer, "val/acc") == (None, None)
     timer = SimpleNamespace(time_remaining=lambda: -0.5, time_elapsed=lambda: 4.5)
     monkeypatch.setattr("imago.training.fit.callbacks_of", lambda _, kind: [timer if kind is Timer else log])
-    assert longer_training(trainer, "val/acc") == "trainer.max_time=00:00:00:08"
+    assert longer_training(trainer, "val/acc") == ("trainer.max_time=00:00:00:08", None)
     monkeypatch.undo()
-    log.best_epoch, trainer.max_epochs = 1, 2
-    assert longer_training(trainer, "val/acc") is None
+    log.history[1]["val/acc"], trainer.max_epochs = 0.5, 2  # no better than before
+    assert longer_training(trainer, "val/acc") == (None, None)
+
+
+def test_what_was_still_improving_is_said_with_what_goes_on(tmp_path, capsys):
+    history = [{"epoch": n, "val/acc": 0.9 - abs(17 - n) / 100, "val/loss": 1 / (n + 1)} for n in range(20)]
+    modes = {"val/acc": "max", "val/loss": "min"}
+    assert describe_trend(history, modes) == "val/loss was still falling"
+    history[18]["val/acc"] = 0.95  # within the last tenth
+    trend = describe_trend(history, modes)
+    assert trend == "val/acc was still rising and val/loss was still falling"
+    assert describe_trend([], modes) is None
+    for sections, is_said in (({}, True), ({"Strategy": {"epsilon": 3.0}}, False)):  # where more would spend more
+        run = RunFolder(tmp_path)
+        run.sections |= sections
+        show_results(Result(longer="trainer.max_epochs=40", trend=trend), run)
+        sentence = f"At the end {trend}: more training may help"
+        assert (sentence in capsys.readouterr().out) == is_said
 
 
 def test_after_a_calibration_it_is_said_how_to_use_it(tmp_path, monkeypatch):

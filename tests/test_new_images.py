@@ -7,6 +7,9 @@ import unicodedata
 import pytest
 from helpers import draw_classes, photograph
 
+from imago.cli.run_columns import Columns
+from imago.run.overview import find_runs
+
 
 def score(command, run, folder, *more):
     return command("eval", f"ckpt_path={run.dir}", f"data.data_dir={folder}", *more)
@@ -173,6 +176,9 @@ def test_a_run_tells_that_it_was_scored_again(train, command):
     assert rows[0]["acc"] == first.json("reports/metrics_val.json")["acc"]
     assert "Scored again" in run.text("report.html")
     assert str(second.dir) in run.text("report.md")
+    (overview,) = find_runs(run.dir)
+    assert Columns([overview]).named("later").cell(overview).plain == f"{rows[2]['acc']:.4f} val ({rows[2]['n']})"
+    assert overview.to_plain()["scored_again"][0]["acc"] == rows[0]["acc"]
 
 
 def test_a_class_may_be_called_like_a_split(train, command, tmp_path):

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from imago.definitions import best_mode
 from imago.errors import UserError
-from imago.run.overview import TARGET, Overview, differing_settings, first_line, seconds_since, short_names
+from imago.run.differences import TARGET, differing_settings, short_names
+from imago.run.overview import Overview, first_line, seconds_since
 from imago.terminal import shortened
 
 STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
@@ -61,6 +62,7 @@ class Columns:
             self._best(),
             Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
             Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
+            Column("later", "later ml-eval", _later_acc, _later, True),
             Column("epsilon", "epsilon", lambda run: run.status.get("epsilon"), _epsilon, is_number=True),
             Column("duration", "duration", lambda run: run.seconds, lambda run: _duration(run.seconds), is_number=True),
             Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
@@ -75,7 +77,8 @@ class Columns:
         further ones, the most important first."""
         last = [_updated_and_error()] if self._known("error") else []
         always = [self.fixed["state"], *self._known("best", "acc"), *last]
-        optional = [*([] if last else [self.fixed["updated"]]), *self._known("epoch", "duration")]
+        optional = [*self._known("later"), *([] if last else [self.fixed["updated"]])]
+        optional += self._known("epoch", "duration")
         return always, [self.setting(key) for key in self.differing], optional
 
     def of_sweep(self) -> tuple[list[Column], list[Column]]:
@@ -204,6 +207,18 @@ def _of_test(name: str) -> Callable[[Overview], str]:
         return metric_text(run.test.get(name)) + (f" ({split})" if split != "test" and name in run.test else "")
 
     return text
+
+
+def _later_acc(run: Overview) -> float | None:
+    return run.later[-1]["acc"] if run.later else None
+
+
+def _later(run: Overview) -> str:
+    """Accuracy of the newest score by ml-eval, with the split and the number of images."""
+    if not run.later:
+        return ""
+    newest = run.later[-1]
+    return f"{metric_text(newest['acc'])} {newest['split']} ({newest['n']})"
 
 
 def _epsilon(run: Overview) -> str:

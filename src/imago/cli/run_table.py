@@ -34,7 +34,7 @@ IMAGES = ("data.exclude", "data.relabel", "data.split_file")
 DRAWS = ("data._target_", "data.data_dir", "data.val_ratio", "data.test_ratio", "data.seed", "seed")
 SEED = "${seed}"
 """Value of `data.seed` where nobody sets it."""
-ORDER = ("state", "best", "acc", "epoch", "duration", "updated", *ERRORS)
+ORDER = ("state", "best", "acc", "later", "epoch", "duration", "updated", *ERRORS)
 """Order of the columns of every table."""
 
 

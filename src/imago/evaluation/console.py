@@ -24,12 +24,12 @@ from imago.evaluation.outputs import LABELS_CHECKED
 from imago.evaluation.rows import prediction_rows
 from imago.evaluation.score import Predictions, Score
 from imago.files import strict
-from imago.report.content import SCORED_AGAIN
 from imago.report.label_errors import confident_errors, knows_enough
 from imago.report.page import refresh_report
 from imago.report.split import wilson
 from imago.report.thumbnails import MOST_LABEL_ERRORS
 from imago.run.folder import RunFolder, now
+from imago.run.overview import SCORED_AGAIN
 from imago.terminal import console, counted, shortened
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,9 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private
     _print("Report: ", run.path / "report.html")  # written when the run has ended
     if label_errors := describe_label_errors(result, run.path):
         _print(label_errors)
+    is_spending = is_private or "epsilon" in run.sections.get("Strategy", {})
+    if result.trend is not None and not is_spending:
+        _print(f"At the end {result.trend}: more training may help")
     show_next(next_commands(result, run, is_private))
 
 

@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 @dataclass
 class Result:
     """Scores by split, the checkpoint they belong to, and the best value of the monitored metric; `longer` is the
-    setting with which more training may help."""
+    setting with which more training may help, because of the `trend`: what was still improving at its end."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     checkpoint: Path | None = None
     best_value: float | None = None
     was_trained: bool = False
     longer: str | None = None
+    trend: str | None = None
 
     @property
     def objective(self) -> float | None:

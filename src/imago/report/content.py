@@ -9,6 +9,7 @@ from typing import Any
 from imago.errors import UserError
 from imago.files import MISFIT, NUMBER, TEXT, UnreadableError, fitting, read_json, read_text
 from imago.run.folder import CARD
+from imago.run.overview import SCORED_AGAIN
 from imago.terminal import counted
 
 log = logging.getLogger(__name__)
@@ -16,8 +17,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("test", "val", "train")
 NONE = "\N{EN DASH}"
 Json = Any
-SCORED_AGAIN = "scored_again.jsonl"
-"""Later scores by `ml-eval`, in the folder of the run: a row for each split."""
 AGAIN = {
     **dict.fromkeys(("time!", "folder!", "checkpoint!", "asked!", "split!"), str),
     "n!": int,

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +18,7 @@ from imago.config.invocation import override_key, override_value
 from imago.config.root import COMMAND_KEYS, OTHER_COMMANDS
 from imago.config.tree import leaves
 from imago.definitions import CHECKED, best_mode
-from imago.files import MEGABYTE, NUMBER, UnreadableError, read_json, read_text
+from imago.files import MEGABYTE, MISFIT, NUMBER, UnreadableError, fitting, read_json, read_text
 from imago.run import lock as run_lock
 from imago.run.folder import STATUS, read_status
 
@@ -28,10 +28,12 @@ PARTS = ("checkpoints", "reports", "plots", "tensorboard", "csv", ".hydra")
 """Subfolders of a run folder that hold no other run."""
 LARGEST = 16 * MEGABYTE
 SCORE = {"split": str, "n": int, "acc": NUMBER, "f1": NUMBER, "loss": NUMBER}
+LATER = {"time": str, "folder": str, "split!": str, "n!": int, "acc!": NUMBER, "f1": NUMBER}
+SCORED_AGAIN = "scored_again.jsonl"
+"""Later scores by `ml-eval`, in the folder of the run: a row for each split."""
 DATA = {"folder!": str, "fingerprint!": str, "drawn": [str]}
 NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
 """Keys that say where or how a run is made, not what it trains."""
-TARGET = "._target_"
 DEEPEST = 20
 """Levels of the value of a setting that are shown in JSON."""
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
@@ -154,6 +156,12 @@ class Overview:
             return {}
 
     @cached_property
+    def later(self) -> list[dict[str, Any]]:
+        """Scores by later `ml-eval`, the newest last: `time`, `folder`, `split`, `n`, `acc` and `f1`."""
+        rows = [fitting(row, LATER) for row in _rows(self.folder / SCORED_AGAIN)]
+        return [row for row in rows if row is not MISFIT]
+
+    @cached_property
     def data(self) -> dict[str, Any]:
         """`folder`, without links, and `fingerprint` of the images that it read, and `drawn`, the splits that were
         drawn from train by a seed; empty if they are not known."""
@@ -182,6 +190,7 @@ class Overview:
             "best_value": self.best,
             "best_metrics": self.metrics | ({self.monitor: self.best} if self.monitor in self.metrics else {}),
             "test": self.test or None,
+            "scored_again": self.later,
             "overrides": self.overrides,
             "settings": {key: _plain(value) for key, value in self.settings.items()},
         }
@@ -217,57 +226,6 @@ def seconds_since(time: Any) -> float:
         return (datetime.now().astimezone() - datetime.fromisoformat(str(time))).total_seconds()
     except (ValueError, TypeError):
         return float("inf")
-
-
-def differing_settings(runs: Sequence[Overview]) -> list[str]:
-    """Settings and groups whose values differ between the runs, those that were typed first.
-
-    An `experiment=` changes many at once. So where typed ones differ, those that nobody typed are named only if they
-    differ between runs with the same options: a file of settings was edited, or replaced by one of the same name.
-    """
-    known = [run for run in runs if run.settings]
-    typed = dict.fromkeys(override_key(word) for run in known for word in run.overrides)
-    every = dict.fromkeys(key for run in known for key in run.settings)
-    differing = _differing(known, typed)
-    if not differing:
-        return _differing(known, every)
-    by_options: dict[str, list[Overview]] = {}
-    for run in known:
-        by_options.setdefault(json.dumps(run.choices, sort_keys=True, default=str), []).append(run)
-    below_typed = tuple(f"{key}." for key in typed)
-    others = [key for key in every if key not in typed and not key.startswith(below_typed)]
-    edited = dict.fromkeys(key for group in by_options.values() for key in _differing(group, others))
-    return [*differing, *edited]
-
-
-def _differing(runs: Sequence[Overview], keys: Iterable[str]) -> list[str]:
-    def kinds(*keys: str) -> int:
-        return len({json.dumps([run.setting(key) for key in keys], default=str) for run in runs})
-
-    differing = [key for key in keys if kinds(key) > 1]
-    makers = {key.removesuffix(TARGET): key for key in differing if key.endswith(TARGET)}
-    said = [
-        group
-        for group in differing
-        if (maker := makers.get(group.replace("/", "."))) is not None and kinds(maker) == kinds(maker, group)
-    ]
-    return [key for key in differing if key not in said]
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> its last parts, as few as tell it from the others: `model.optimizer.lr` -> `lr`.
-
-    A `_target_` has the name of what it makes: `model.optimizer._target_` -> `optimizer`.
-    """
-    names: dict[str, str] = {}
-    dotted = {key: key.removesuffix(TARGET).replace("/", ".") for key in keys}
-    for key in keys:
-        parts = dotted[key].split(".")
-        for count in range(1, len(parts) + 1):
-            names[key] = ".".join(parts[-count:])
-            if not any(f".{dotted[other]}".endswith(f".{names[key]}") for other in keys if other != key):
-                break
-    return names
 
 
 def first_line(text: Any) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -9,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.best_checkpoint import RunCheckpoint
-from imago.callbacks.epoch_log import EpochLog
+from imago.callbacks.epoch_log import EpochLog, best_of
 from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
@@ -65,7 +66,7 @@ def train(
     with memory_errors_explained(trainer, model, data.batch_size):
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     _log_stop_reason(trainer, model, run, epochs_before)
-    longer = longer_training(trainer, monitor)
+    longer, trend = longer_training(trainer, monitor)
     epochs, checkpoint_file = callbacks_of(trainer, EpochLog)[0], _best_checkpoint(trainer, monitor)
     best = epochs.best
     only_tried = any(callback.only for callback in callbacks_of(trainer, Preflight))
@@ -73,7 +74,7 @@ def train(
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
     run.sections["Best"] = {monitor: best, "epoch": epochs.best_epoch, "checkpoint": checkpoint_file}
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
-    result.best_value, result.was_trained, result.longer = best, True, longer
+    result.best_value, result.was_trained, result.longer, result.trend = best, True, longer, trend
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
     if own is not None and best is not None and abs(own - best) > TOLERANCE * max(1.0, abs(best)):
         log.warning(
@@ -148,22 +149,34 @@ def _spent_time(trainer: Trainer) -> float | None:
     return None
 
 
-def longer_training(trainer: Trainer, monitor: str) -> str | None:
-    """Setting that trains twice as long, if the time was over or the last epoch was the best; None if it was not, or
-    patience was over."""
+def longer_training(trainer: Trainer, monitor: str) -> tuple[str | None, str | None]:
+    """Setting that trains twice as long, and what was still improving at the end; None if nothing was, or patience was
+    over. A run whose time was over gets the setting in any case."""
     if spent := _spent_time(trainer):
-        return f"trainer.max_time={format_duration(2 * spent)}"
+        return f"trainer.max_time={format_duration(2 * spent)}", None
     epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
-    if epochs.best_epoch != epochs.trained or option_of(trainer, "fast_dev_run"):
-        return None
+    trend = describe_trend(epochs.history, {monitor: epochs.mode, "val/loss": "min"})
+    if trend is None or option_of(trainer, "fast_dev_run"):
+        return None, None
     if 0 < trainer.max_steps <= trainer.global_step:
         longer = f"trainer.max_steps={2 * trainer.max_steps}"
     elif 0 < limit <= trainer.current_epoch:
         longer = f"trainer.max_epochs={2 * limit}"
     else:
-        return None
-    log.info("The last epoch has the best %s: more epochs may help", monitor)
-    return longer
+        return None, None
+    return longer, trend
+
+
+def describe_trend(history: Sequence[Mapping[str, float]], modes: Mapping[str, str]) -> str | None:
+    """Which metrics have their best value in the last tenth of the epochs, by their modes: `val/acc was still rising`.
+    None if none has."""
+    words = []
+    for name, mode in modes.items():
+        values = [row[name] for row in history if name in row]
+        end = values[-max(1, len(values) // 10) :]
+        if end and best_of(values, mode) in end and best_of(values, mode) not in values[: -len(end)]:
+            words.append(f"{name} was still {'rising' if mode == 'max' else 'falling'}")
+    return " and ".join(words) or None
 
 
 def _best_checkpoint(trainer: Trainer, monitor: str) -> Path | None:
