@@ -59,4 +59,5 @@ def _extension(run: RunFolder, cfg: DictConfig) -> tuple[str, ...]:
     if reason.startswith(TIME_OVER) and cfg.trainer.get("max_time") is not None:
         return "Its time was over. For more time type", f"trainer.max_time={twice(cfg.trainer.max_time)}"
     after_head = () if run.former.get("epoch") else ("model.probe=true",)  # it was the head alone
-    return "For more epochs type", *after_head, f"trainer.max_epochs={2 * epochs if isinstance(epochs, int) and epochs > 0 else ''}"
+    more = 2 * epochs if isinstance(epochs, int) and epochs > 0 else ""
+    return "For more epochs type", *after_head, f"trainer.max_epochs={more}"
