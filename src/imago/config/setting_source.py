@@ -22,13 +22,20 @@ def origin_of(key: str, invocation: Invocation) -> str:
     for override in invocation.overrides:
         name = override_key(override).replace("/", ".")
         is_group = Path(CONFIG_DIR, override_key(override)).is_dir()
-        if name == key or (key.startswith(f"{name}.") and not is_group):
+        below = key.removeprefix(f"{name}.")
+        if name == key or (below != key and not is_group and _has_entry(override_value(override), below)):
             return "typed"
     holders = [(path, package) for path, package in _files(invocation) if holds(path, package, key)]
     if not holders:
         return ""
     path, package = holders[-1]
     return f"in {shown_path(path)}, line {_line(path, _parts(package, key))}"
+
+
+def _has_entry(value: str, key: str) -> bool:
+    """Whether a typed value sets an entry below it: a dictionary is merged, and leaves what it does not name."""
+    first = re.escape(key.partition(".")[0])
+    return not value.startswith("{") or re.search(rf"[{{,]\s*{first}\s*:", value) is not None
 
 
 def in_file(key: str, invocation: Invocation) -> str:
