@@ -13,21 +13,36 @@ import yaml
 from helpers import SMALL
 from omegaconf import OmegaConf
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import override_key, override_value
 from imago.config.monitors import mode_warnings
 from imago.config.own_files import replaced_defaults
-from imago.data.contract import check_module, check_sets, failed_step
+from imago.data.contract import check_box, check_module, check_sets, failed_step
+from imago.data.crops import FittedBox, WholeBox
 from imago.data.images import Images, ImageSets
 from imago.data.transforms import ImageTransform
-from imago.errors import UserError, message_of
-from imago.model.contract import check_logits, check_loss, check_output, failed_layer, wrong_width
+from imago.errors import MissingFileError, UserError, message_of
+from imago.model.contract import (
+    check_log_probabilities,
+    check_logits,
+    check_loss,
+    check_output,
+    end_warning,
+    failed_layer,
+    make_net,
+    wrong_width,
+)
 from imago.model.losses import CriterionsComposition
 from imago.model.metrics import MetricsComposition
+from imago.model.optimizers import make_optimizer, make_scheduler
+from imago.randomness import seeded
 from imago.train import main
+from imago.training.build_data import make_data
 from imago.training.own_parts import check_own_parts
+from imago.training.start_weights import check_start_weights
 
 
 @pytest.mark.quick
@@ -137,6 +152,11 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
         (["callbacks.early_stopping.monitor=val/acc_best"], "Type callbacks.early_stopping.monitor=val/acc: its best"),
         (["model.optimizer=sgd"], "model.optimizer holds several settings."),
         (["model.scheduler=sine"], "model.scheduler holds several settings."),
+        (["model.optimizer=RMSprop"], "Type model/optimizer=adam model.optimizer._target_=torch.optim.RMSprop."),
+        (
+            ["+model.net.init='lambda weight: 0'"],
+            "model.net.init=lambda weight: 0 is text: a config holds no functions. Write it in a",
+        ),
         (["model.net=my_nets.Net"], "got my_nets.Net. Type model.net._target_=my_nets.Net"),
         (["model.optimizer=torch.optim.SGD"], "Type model.optimizer._target_=torch.optim.SGD"),
         (["data.train_transform.box=my.Box"], "Type data.train_transform.box._target_=my.Box"),
@@ -211,7 +231,7 @@ PLATEAU = "_target_: torch.optim.lr_scheduler.ReduceLROnPlateau"
 PASSED = "data.data_dir=/nowhere does not exist."
 OPTION_FILES = [  # group, text of a file of one's own, message: paths are checked after all settings
     ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, _partial_: true, factor: 0.1}}\n", PASSED),
-    ("model", "defaults: [resnet18]\ncriterions: {criterions: {ce: {_target_: torch.nn.MSELoss}}}\n", PASSED),
+    ("model", "defaults: [resnet18]\ncriterions: {criterions: {ce: {_target_: torch.nn.NLLLoss}}}\n", PASSED),
     ("model", f"defaults: [resnet18]\nscheduler: {{{PLATEAU}, warmup: 1}}\n", "odd.yaml, line 2)"),
     (
         "callbacks",
@@ -349,25 +369,68 @@ def test_default_callbacks_are_not_replaced_in_silence(command, tmp_path, digits
 
 OWN = """
 from imago.data import ImageDataModule
+import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
+from torch.optim import SGD
 from torchmetrics import Metric
 
 
 class Net(nn.Linear):
-    def __init__(self, num_classes, width): ...
+    def __init__(self, num_classes, width):
+        super().__init__(width, num_classes)
 
 
 class NoClasses(nn.Linear):
-    def __init__(self, width=1): ...
+    def __init__(self, width=1):
+        super().__init__(width, width)
+
+
+def loaded(num_classes):
+    torch.manual_seed(1)
+    return nn.Linear(2, num_classes)
+
+
+class Masked(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+
+    def forward(self, x, mask): ...
+
+
+class Unwired(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
 
 
 class Loss(nn.Module):
     def forward(self, logits): ...
 
 
+class Two(nn.Module):
+    def forward(self, pred, y): ...
+
+
 class Hook(Callback):
     def __init__(self, least=1): ...
+
+    def setup(self, trainer, pl_module, stage): ...
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx): ...
+
+    def on_worst_image(self, path): ...
+
+
+class Signals(Callback):
+    def setup(self, trainer, module, phase): ...
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch): ...
+
+    def on_train_epoch_ends(self, trainer, pl_module): ...
+
+
+class Step(SGD):
+    def step(self): ...
 
 
 class Stray:
@@ -383,11 +446,13 @@ class Pair:
 
 
 class Lightning(LightningModule):
-    def __init__(self, net=None, **kwargs): ...
+    def __init__(self, net=None, **kwargs):
+        super().__init__()
 
 
 class Top(Metric):
-    def __init__(self, k=1): ...
+    def __init__(self, k=1):
+        super().__init__()
 
     def update(self, preds, target): ...
 
@@ -395,15 +460,27 @@ class Top(Metric):
 
 
 class PerClass(Top):
-    def __init__(self, num_classes): ...
+    def __init__(self, num_classes):
+        super().__init__()
+
+
+class Baseless(Top):
+    def __init__(self, k=1):
+        self.k = k
+
+
+def top(preds, target): ...
 
 
 class Data(ImageDataModule):
-    def __init__(self, val_ratio=0.1, seed=1, **loading): ...
+    def __init__(self, val_ratio=0.1, seed=1, **loading):
+        super().__init__(None, **loading)
 """
 METRIC = "callbacks.metrics.metrics.metrics.own={_target_: own_parts"
 LOSS = "model.criterions.criterions.own={_target_: own_parts.Loss"
 HOOK = "callbacks.hook={_target_: own_parts"
+CE = "model.criterions.criterions.ce._target_"
+SCHEDULER = "model.scheduler={_target_: %s, _partial_: true}"
 
 
 @pytest.fixture
@@ -486,12 +563,75 @@ def with_words(composed, words):
         ),
         (
             ["+data.eval_transform.batch.own={_target_: own_parts.Stray}"],
-            "own_parts.Stray has no __call__, which gets the batch and returns it changed.",
+            "own_parts.Stray has no __call__, which gets the batch.",
         ),
         (["data._target_=own_parts.Data"], "Its file begins with defaults: [default], which has what all kinds share"),
         (
             ["callbacks.metrics.metrics.mapping={acc: {logits: input}}"],
             "update takes preds, target, but is called with input.",
+        ),
+        (
+            ["model.net._target_=own_parts"],
+            "own_parts is a module, and a _target_ is a class or a function in it. It has",
+        ),
+        (
+            ["model.net._target_=own_parts.Masked"],
+            "Masked.forward takes x, mask, but is called with the images. model.f",
+        ),
+        (
+            ["model.net._target_=own_parts.Unwired"],
+            "model.net: own_parts.Unwired has no forward, which gets the images.",
+        ),
+        (
+            ["data.train_transform.box._target_=own_parts.Stray"],
+            "Stray has no __call__, which gets the height and the w",
+        ),
+        (["model.optimizer._target_=own_parts.Step"], "own_parts.Step.step must be step(self, closure=None), and call"),
+        (
+            [SCHEDULER % "torch.optim.lr_scheduler.StepLR"],
+            "model.scheduler: torch.optim.lr_scheduler.StepLR needs step_s",
+        ),
+        (
+            [SCHEDULER % "torch.optim.lr_scheduler.LambdaLR"],
+            "torch.optim.lr_scheduler.LambdaLR needs lr_lambda. Type +mod",
+        ),
+        (
+            [f"+{HOOK}.Signals}}"],
+            "setup is called with trainer, pl_module, stage. Write def setup(self, trainer, pl_module, s",
+        ),
+        (
+            [f"+{HOOK}.Signals}}"],
+            "on_train_batch_end is called with trainer, pl_module, outputs, batch, batch_idx. Write def",
+        ),
+        (
+            [f"+{HOOK}.Signals}}"],
+            "own_parts.Signals.on_train_epoch_ends would never be called: Lightning has no such hook. Did",
+        ),
+        (
+            [f"+{LOSS.replace('Loss', 'Two')}}}"],
+            "below model.criterions:\n  mapping:\n    own: {logits: pred, label: y}",
+        ),
+        (
+            [f"{CE}=torch.nn.BCEWithLogitsLoss"],
+            "takes a target of the shape of the logits, (images, classes), and label",
+        ),
+        ([f"{CE}=torch.nn.MSELoss"], f"Type {CE}=torch.nn.CrossEntropyLoss, or write a loss of one-hot labels"),
+        (
+            [f"+{METRIC}.top}}"],
+            "metrics.own: own_parts.top is a function. A metric is a class that inherits from torchmetrics",
+        ),
+        ([f"+{METRIC}.Baseless}}"], "metrics.own: own_parts.Baseless needs super().__init__() in its __init__"),
+        (
+            [f"+{METRIC.replace('own_parts', 'torchmetrics.classification.BinaryAUROC')}}}"],
+            "BinaryAUROC does not fit the logits, which have a column per class. Type +callbacks.metrics.metrics.",
+        ),
+        (
+            [f"+{METRIC.replace('own_parts', 'torchmetrics.MatthewsCorrCoef')}, _partial_: true}}"],
+            "own._target_=torchmetrics.classification.MulticlassMatthewsCorrCoef",
+        ),
+        (
+            [f"+{METRIC.replace('own_parts', 'torchmetrics.classification.MulticlassFBetaScore')}, _partial_: true}}"],
+            "own: torchmetrics.classification.MulticlassFBetaScore needs beta. Type +",
         ),
     ],
 )
@@ -526,11 +666,17 @@ def test_parts_that_fit_are_not_refused(digits_config):
     fitting = [f"+{LOSS}}}", "model.criterions.mapping={own: {logits: logits}}", f"+{HOOK}.Hook, least: 2}}"]
     fitting += ["model.net._target_=own_parts.Net", "+model.net.width=3"]
     fitting += ["data.train_transform.box._target_=own_parts.Box"]
+    fitting += [f"+{METRIC.replace('own_parts', 'torchmetrics.Accuracy')}, task: multiclass, num_classes: 10}}"]
     check_own_parts(*with_words(digits_config, fitting))
+    wired = [f"{CE}=torch.nn.MSELoss", "model.criterions.mapping={ce: {logits: input, one_hot: target}}"]
+    wired += ["model.net._target_=own_parts.Masked", "model.forward_fn={a: b}"]
+    wired += [f"+{METRIC.replace('own_parts', 'torchmetrics.classification.BinaryAUROC')}}}"]
+    wired += ["callbacks.metrics.metrics.mapping={own: {score: preds, label: target}}"]
+    check_own_parts(*with_words(digits_config, wired))
 
 
 def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config(train, own_parts, monkeypatch):
-    raises = "class Raises(Net):\n    def __init__(self, num_classes):\n        1 / 0\n"
+    raises = "class Raises(Net):\n    def __init__(self, num_classes):\n        super().__init__(1 // 0, num_classes)\n"
     (own_parts / "own_parts.py").write_text(OWN + raises)
     (own_parts / "mine" / "model").mkdir(parents=True)
     (own_parts / "mine" / "model" / "raises.yaml").write_text(
@@ -540,7 +686,7 @@ def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config
     run = train("--config-dir=mine", "model=raises")
     line = len((own_parts / "own_parts.py").read_text().splitlines())
     places = f"while creating model.net (in mine/model/raises.yaml, line 2); own_parts.py, line {line}, in __init__"
-    assert run.error == f"ZeroDivisionError: division by zero\n({places})"
+    assert run.error == f"ZeroDivisionError: integer division or modulo by zero\n({places})"
 
 
 def test_outputs_of_the_wrong_kind_are_named():
@@ -559,6 +705,63 @@ def test_outputs_of_the_wrong_kind_are_named():
         losses(batch)
     with pytest.raises(UserError, match="does not depend on the weights"):
         check_loss(torch.zeros(()))
+    with pytest.raises(UserError, match=r"criterions.own returns a float. .* over the batch. Leave out .item\(\)"):
+        CriterionsComposition({"own": lambda input, target: input.mean().item()})(batch)
+    with pytest.raises(RuntimeError, match="multi-target not supported") as caught:
+        CriterionsComposition({"ce": nn.CrossEntropyLoss()})(batch | {"label": torch.zeros(4, 3)})
+    said = "(while computing model.criterions.criterions.ce of input float32 (4, 7), target float32 (4, 3);"
+    assert said in message_of(caught.value)
+
+
+def test_what_ones_own_functions_return_is_checked():
+    weights, words = nn.Parameter(torch.zeros(1)), r"its _target_ returns None \(is a return missing\?\)"
+    with pytest.raises(UserError, match=rf"model.net: {words}. It must return a torch.nn.Module"):
+        make_net(lambda num_classes: None, 3)
+    trainer = SimpleNamespace(max_epochs=1, gradient_clip_val=None)
+    with pytest.raises(UserError, match=rf"model.optimizer: {words}. It must return an optimizer"):
+        make_optimizer(lambda parameters: None, [weights], weights.device, trainer)
+    with pytest.raises(UserError, match=rf"model.scheduler: {words}. It must return a scheduler"):
+        make_scheduler(lambda optimizer: None, torch.optim.SGD([weights]), "epoch", trainer, "val/loss")
+    with pytest.raises(UserError, match=r"train_transform.box returns a tuple. It must return imago.data.CropBox\("):
+        check_box("data.train_transform.box", FittedBox(lambda height, width: (0, 0, height, width), (8, 8), "crop"))
+    check_box("data.train_transform.box", FittedBox(WholeBox(), (8, 8), "crop"))
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_frozen_layers_of_a_network_of_ones_own_are_not_those_that_were_drawn():
+    run = SimpleNamespace(resume_from=None, invocation=SimpleNamespace(choices={}))
+    model = SimpleNamespace(net=nn.Linear(2, 3), class_names="abc", head={"bias"}, replaced_norms=[])
+    for target, drawn in (("own_parts.Net", True), ("own_parts.loaded", False)):
+        net = {"_target_": target, "_partial_": True} | ({"width": 2} if drawn else {})
+        cfg = OmegaConf.create({"ckpt_path": None, "model": {"net": net, "freeze": "backbone"}})
+        if drawn:
+            with pytest.raises(
+                UserError, match="model.freeze=backbone needs pretrained weights: Linear starts from scr"
+            ):
+                check_start_weights(cfg, run, model)
+        else:
+            with seeded(0):
+                torch.manual_seed(1)
+                model.net = nn.Linear(2, 3)
+            check_start_weights(cfg, run, model)
+
+
+def test_outputs_that_are_no_logits_are_said():
+    logits = torch.tensor([[3.0, -1.0, 0.5]], requires_grad=True) * 1
+    assert end_warning("MyNet", logits) is None
+    assert end_warning("MyNet", logits.log_softmax(dim=1)) is None  # cross-entropy leaves it as it is
+    assert end_warning("MyNet", logits.softmax(dim=1)).startswith(
+        "MyNet ends with a softmax, but what a network returns"
+    )
+    assert end_warning("MyNet", logits.sigmoid()).endswith("Return the values before sigmoid")
+    for loss in (nn.NLLLoss(), partial(nn.functional.nll_loss)):
+        check_log_probabilities({"ce": loss}, {}, logits.log_softmax(dim=1))
+        check_log_probabilities({"ce": loss}, {"ce": {"log_p": "input", "label": "target"}}, logits)
+        with pytest.raises(
+            UserError, match=r"needs log-probabilities.* Type model.criterions.criterions.ce._target_=torch"
+        ):
+            check_log_probabilities({"ce": loss}, {}, logits)
+    check_log_probabilities({"ce": nn.CrossEntropyLoss()}, {}, logits)
 
 
 def test_what_a_batch_cannot_be_used_for_is_found_before_training():
@@ -575,6 +778,22 @@ def test_what_a_batch_cannot_be_used_for_is_found_before_training():
     callback.setup(SimpleNamespace(strategy=SimpleNamespace(root_device="cpu")), SimpleNamespace(class_names="abc"), "")
     with pytest.raises(UserError, match=r"mapping.acc: The batch has no preds, target; it has label, logits"):
         callback.try_batch(batch)
+
+    class Own(Metric):
+        def update(self, preds, target): ...
+
+        def compute(self):
+            return 1.0
+
+    metrics = MetricsComposition({"own": Own()}, {}, 3)
+    metrics.update(batch)
+    with pytest.raises(UserError, match=r"metrics.own: compute returns a float. It must return a tensor"):
+        metrics.check_values()
+    metrics = MetricsComposition({"own": MulticlassAUROC(num_classes=3)}, {}, 3)
+    with pytest.raises(ValueError, match="Expected the shape of `preds`") as caught:
+        metrics.update(batch | {"label": torch.zeros(5, dtype=torch.int64)})
+    said = "(while updating callbacks.metrics.metrics.metrics.own with preds float32 (4, 3), target int64 (5,)"
+    assert said in message_of(caught.value)
     net = nn.Sequential(nn.Flatten(), nn.Linear(5, 3))
     with pytest.raises(RuntimeError) as caught:
         net(torch.zeros(1, 2, 2))
@@ -625,12 +844,16 @@ def test_data_of_ones_own_break_no_contract_unnoticed():
         ),
         ("image", torch.zeros(3, 4, 4), r"read returns float32 \(3, 4, 4\)"),
         ("image", "a.png", "read returns a str"),
-        ("labels", ["x", "y"], "has the label 'x'. A label is the position of its class"),
+        ("labels", ["x", "y"], "has the label 'x'. A label is the position .* from 0 to 1. Write class_names.index"),
+        ("labels", [1, 2], "has the label 2. .* from 0 to 1. Write label - 1"),
+        ("labels", [0.0, 1.0], "has the label 0.0. .* Write int"),
         ("labels", [0], "has 2 paths and 1 labels"),
     ]:
         images = Own()
         setattr(images, name, value)
         with pytest.raises(UserError, match=message):
             check_sets(ImageSets("here", ["x", "y"], {"train": images}))
+    with pytest.raises(MissingFileError, match=r"^data.file=nowhere.csv does not exist\."):
+        make_data(OmegaConf.create({"_target_": "builtins.open", "file": "nowhere.csv"}))
     with pytest.raises(UserError, match=r"object does not call super\(\).__init__\(sets, \*\*loading\)"):
         check_module(object())

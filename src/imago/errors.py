@@ -89,6 +89,7 @@ REMEDIES = {  # part of a library's message -> what to type
     "'train_transform' and 'eval_transform'": "Write defaults: [default] at the top of its file, which has both",
     "killed by signal: Bus error": "The shared memory is full. Type data.num_workers=0, or docker run --shm-size=8g",
     "DataLoader worker": KILLED.format("The system kills loader workers"),
+    "The closure hasn't been executed": "step(self, closure) of an optimizer begins with loss = closure()",
     "No space left on device": "The disk is full. Free some space, or type another paths.log_dir=",
 }
 INTERNAL = r"^\s*(full_key|object_type|reference_type)\b"  # lines of OmegaConf's messages that do not help
@@ -101,6 +102,11 @@ def interpolation_message(text: str) -> str | None:
     if missing := re.search(r"Environment variable '([^']*)' not found", text):
         return f"The environment variable {missing.group(1)} is not set, but a setting refers to it"
     return None
+
+
+def kind_of(value: object) -> str:
+    """Words for what a function has returned, where something else is needed."""
+    return "None (is a return missing?)" if value is None else f"a {type(value).__name__}"
 
 
 def cause_of(error: BaseException) -> BaseException:

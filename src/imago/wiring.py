@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from imago.definitions import Batch
 from imago.errors import MissingKeyError, UserError
@@ -140,6 +140,14 @@ def arguments(batch: Batch, mapping: Mapping[str, str], call: Callable[..., Any]
             hint = f" Did you mean {similar[0]}?"
         raise MissingKeyError(f"The batch has no {', '.join(missing)}; it has {', '.join(sorted(batch))}.{hint}")
     return {argument: batch[key] for key, argument in mapping.items()}
+
+
+def shapes_of(inputs: Mapping[str, Any]) -> str:
+    """Arguments of a call, with type and shape of each tensor: `input float32 (8, 3), target int64 (8,)`."""
+    return ", ".join(
+        f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else name
+        for name, value in inputs.items()
+    )
 
 
 def check_names(setting: str, entries: Collection[str], known: Collection[str], kind: str) -> None:

@@ -125,7 +125,9 @@ class MetricsCallback(Callback):
         """Update copies of the metrics with a val batch: what a metric or its mapping does not take is raised."""
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a metric has to say of eight images means nothing
-            self._stages["val"].clone().update(batch)
+            tried = cast(MetricsComposition, self._stages["val"].clone())
+            tried.update(batch)
+            tried.check_values()
 
     def epoch_state(self) -> dict[str, Any]:
         """State that the train metrics have accumulated in the current epoch."""

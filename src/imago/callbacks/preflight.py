@@ -22,7 +22,14 @@ from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
-from imago.model.contract import check_logits, check_loss, failed_layer, wrong_width
+from imago.model.contract import (
+    check_log_probabilities,
+    check_logits,
+    check_loss,
+    end_warning,
+    failed_layer,
+    wrong_width,
+)
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
 from imago.randomness import seeded_scope
@@ -113,6 +120,7 @@ class Preflight(Callback):
             with trainer.precision_plugin.train_step_context():
                 with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
                     batch = _forward(model, batch)
+                    _check_logits_of(model, batch["logits"])
                     loss = _losses_of(model, batch)["total"]
                 check_loss(loss)
                 loss.backward()
@@ -275,9 +283,19 @@ def _forward(model: DictModule, batch: dict[str, Any]) -> dict[str, Any]:
                 raise UserError(why) from error
             error.add_note(f"while calling {layer}; images here are {shape}")
         raise
-    maker = type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"
-    check_logits(maker, batch, len(model.class_names))
+    check_logits(_maker(model), batch, len(model.class_names))
     return batch
+
+
+def _check_logits_of(model: DictModule, logits: Tensor) -> None:
+    """Look whether what is called logits, and has its gradients, are logits."""
+    if (warning := end_warning(_maker(model), logits)) is not None:
+        log.warning(warning)
+    check_log_probabilities(model.criterions.criterions, model.criterions.mapping, logits.detach())
+
+
+def _maker(model: DictModule) -> str:
+    return type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"
 
 
 def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:

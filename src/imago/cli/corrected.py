@@ -137,7 +137,7 @@ def _problem(word: str, base: DictConfig, words: Sequence[str]) -> str | None:
     if (removed := next((name for name in _removed(words) if key.startswith(f"{name}.")), None)) is not None:
         return f"{removed}=null leaves no {key} to set."
     is_added = word.startswith("+")
-    if key not in known_settings(base) and not is_added:
+    if key not in known_settings(base) and not is_added and (node is None or last != "_target_"):
         option = option_with(key)
         chosen = next((other for other in words if option and override_key(other) == override_key(option)), None)
         instead = f", and {chosen} was typed" if chosen is not None else ""

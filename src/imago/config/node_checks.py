@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -59,6 +60,7 @@ def node_problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = Tr
         if isinstance(group, DictConfig):
             yield from _entry_problems(path, group, invocation)
     yield from _maker_problems(cfg, invocation)
+    yield from _function_problems(cfg, invocation)
     yield from _missing_values(cfg, invocation, needs_data)
 
 
@@ -106,6 +108,19 @@ def _entry_name(target: str) -> str:
     """Name for an entry in a file: `my_callbacks.HardestClass` -> `hardest_class`."""
     last = target.rpartition(".")[2]
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in last).strip("_") or "name"
+
+
+def _function_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
+    """Problems with arguments that have a function of Python as text."""
+    for path, node in nodes(cfg):
+        values: Any = OmegaConf.to_container(node)
+        for name, value in values.items():
+            if isinstance(value, str) and re.match(r"lambda\b[^:]*:", value):
+                key = f"{path}.{name!s}"
+                yield (
+                    f"{key}={value} is text{in_file(key, invocation)}: a config holds no functions. Write it in a "
+                    "Python file, and put here {_target_: hydra.utils.get_method, path: my_file.my_function}"
+                )
 
 
 def _missing_values(cfg: DictConfig, invocation: Invocation, needs_data: bool) -> Iterator[str]:

@@ -4,10 +4,8 @@ The current folder is not on `sys.path`. It may hold untrusted files beside a da
 look for dozens of optional packages by name: any file named like one of them would run.
 """
 
-import difflib
 import importlib
 import os
-import pkgutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from imago.errors import MissingModuleError, UserError, message_of
-
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "datasets")
-MOST_NAMES = 8
-HOW_TO_IMPORT = (
-    "Type the command in the folder of your module, or after PYTHONPATH=FOLDER. In Python, add the folder to sys.path."
-)
+from imago.config.load_target import LIBRARIES
 
 
 class OwnCode(MetaPathFinder):
@@ -110,53 +102,6 @@ def imported(target: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except Exception:  # whatever the module does
         return None
-
-
-def load_target(target: str) -> Any:
-    """Return the class or function that a `_target_` names.
-
-    Raises:
-        UserError: There is no such module, or no such name in it, or the module cannot be imported.
-    """
-    *parts, name = target.split(".")
-    if not parts or not name:
-        raise UserError(f"a _target_ names its module too, for example my_module.{name or 'MyClass'}.")
-    part: Any = _imported(parts)
-    for name in target.removeprefix(f"{part.__name__}.").split("."):
-        if not hasattr(part, name):
-            raise UserError(f"{_name_of(part)} has no {name}.{_instead(name, part)}")
-        part = getattr(part, name)
-    return part
-
-
-def _imported(parts: list[str]) -> ModuleType:
-    """Import the innermost module of `a.b.C`: the rest are classes."""
-    for end in range(len(parts), 0, -1):
-        name = ".".join(parts[:end])
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise UserError(f"{name} cannot be imported. {message_of(error)}") from error
-        except Exception as error:  # whatever the module does
-            raise UserError(f"{name} cannot be imported. {message_of(error)}") from error
-    known = [module.name for module in pkgutil.iter_modules([str(Path.cwd())])] + [*LIBRARIES, "imago"]
-    close = difflib.get_close_matches(parts[0], known, n=1)
-    meant = f"Did you mean {close[0]}?" if close else HOW_TO_IMPORT
-    raise MissingModuleError(f"there is no module {parts[0]} in {Path.cwd()}, and none is installed. {meant}")
-
-
-def _instead(name: str, part: Any) -> str:
-    modules = [module.name for module in pkgutil.iter_modules(getattr(part, "__path__", []))]
-    known = [other for other in dir(part) if not other.startswith("_")] + modules
-    if close := difflib.get_close_matches(name, known, n=3):
-        return f" Did you mean {' or '.join(f'{_name_of(part)}.{other}' for other in close)}?"
-    own = [other for other in known if getattr(getattr(part, other, None), "__module__", None) == part.__name__]
-    return f" It has {', '.join(own[:MOST_NAMES])}." if own else ""
-
-
-def _name_of(part: Any) -> str:
-    return part.__name__ if isinstance(part, ModuleType) else f"{part.__module__}.{part.__qualname__}"
 
 
 def own_file(part: type) -> Path | None:

@@ -2,32 +2,62 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imago.data.crops import CropBox, CropPolicy, FittedBox
 from imago.data.decode import BadImageError
-from imago.data.images import ImageSets
-from imago.errors import UserError
+from imago.errors import UserError, kind_of
+
+AS_POSITION = {str: "class_names.index(label)", float: "int(label)", Tensor: "int(label)"}
+"""Type of a label -> what makes it a position."""
 
 
-def check_sets(sets: ImageSets) -> None:
-    """Raise UserError if images of a kind that Imago does not ship have no valid paths, labels or pixels."""
+def _own_images(sets: Any) -> Iterator[tuple[str, Any]]:
+    """Words for a split, and its images, where they are of a kind that Imago does not ship. `sets` are ImageSets, whose
+    module imports this one."""
     for split, images in sets.splits.items():
-        if type(images).__module__.startswith("imago.") or not len(images):
-            continue
-        kind = f"{type(images).__name__} ({split})"
+        if not type(images).__module__.startswith("imago.") and len(images):
+            yield f"{type(images).__name__} ({split})", images
+
+
+def check_labels(sets: Any) -> None:
+    """Raise UserError if images of a kind that Imago does not ship have no valid paths or labels."""
+    for kind, images in _own_images(sets):
         if len(images.paths) != len(images.labels):
             raise UserError(f"{kind} has {len(images.paths)} paths and {len(images.labels)} labels.")
         classes = range(len(sets.class_names))
-        if (strange := next((label for label in images.labels if label not in classes), None)) is not None:
-            raise UserError(
-                f"{kind} has the label {strange!r}. A label is the position of its class among the class names: 0 to "
-                f"{len(classes) - 1}."
-            )
+        valid = (isinstance(label, Integral) and label in classes for label in images.labels)
+        if (
+            strange := next((label for label, is_one in zip(images.labels, valid, strict=True) if not is_one), None)
+        ) is None:
+            continue
+        counts_from_1 = isinstance(strange, Integral) and {*images.labels} == {*range(1, len(classes) + 1)}
+        how = "label - 1" if counts_from_1 else AS_POSITION.get(type(strange))
+        raise UserError(
+            f"{kind} has the label {strange!r}. A label is the position of its class among the class names, a whole "
+            f"number from 0 to {len(classes) - 1}.{f' Write {how}' if how is not None else ''}"
+        )
+
+
+def check_sets(sets: Any) -> None:
+    """Raise UserError if images of a kind that Imago does not ship have no valid pixels."""
+    for kind, images in _own_images(sets):
         with suppress(BadImageError):  # data.on_bad_image decides
             check_pixels(f"{kind}: read", images.read(0), images.channels)
+
+
+def check_box(key: str, policy: CropPolicy) -> None:
+    """Raise UserError unless a crop policy returns a CropBox."""
+    while isinstance(policy, FittedBox):
+        policy = policy.box
+    if not isinstance(box := policy(64, 64), CropBox):
+        raise UserError(
+            f"{key} returns {kind_of(box)}. It must return imago.data.CropBox(top, left, height, width), in pixels."
+        )
 
 
 def check_pixels(maker: str, image: Any, channels: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, Self, overload
 from torch import Tensor
 
 from imago.data.colour import PLAIN, Decoding
+from imago.data.contract import check_labels
 from imago.data.crops import CropPolicy, Size, crop
 from imago.data.decode import BadImageError
 from imago.data.drawn_splits import (
@@ -179,6 +180,9 @@ class ImageSets:
     corrections: dict[str, str] = field(default_factory=dict)
     """Path -> class, as `data.relabel` has them."""
 
+    def __post_init__(self) -> None:
+        check_labels(self)
+
     def draw_splits(
         self, val_ratio: float, seed: int, test_ratio: float | None = None, recorded: Mapping[str, Any] | None = None
     ) -> None:
@@ -313,8 +317,3 @@ def train_counts(trained: Mapping[str, Any], class_names: Sequence[str]) -> list
     """Return the train images per class from the entry `imago` of a checkpoint; 0 if it does not say."""
     counts = (trained["data"].get("counts") or {}).get("train") or {}
     return [counts.get(name, 0) for name in class_names]
-
-
-def most_frequent(counts: Sequence[int]) -> list[int]:
-    """Return the labels of the largest classes."""
-    return [label for label, count in enumerate(counts) if count == max(counts)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
-from imago.data.contract import check_pixels, check_sets, failed_step
+from imago.data.contract import check_box, check_pixels, check_sets, failed_step
 from imago.data.crops import FILL, Size
 from imago.data.dataset import ImageDataset, bad_image, collate
 from imago.data.decoded import DecodedImages
@@ -149,6 +149,7 @@ class ImageDataModule(ScoredSplits):
         transform = self.train_transform if training else self.eval_transform
         dataset = ImageDataset(self.sets.splits[split], transform, self.image_size, self.seed)
         key = f"data.{'train' if training else 'eval'}_transform"
+        check_box(f"{key}.box", transform.box)
         with failed_step(key, "pixels", "batch"):
             samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
         bad = next((sample["error"] for sample in samples if "error" in sample), None)

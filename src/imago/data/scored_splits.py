@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imago.data.images import Images, ImageSets, class_counts, digests_of, most_frequent, train_counts
+from imago.data.images import Images, ImageSets, class_counts, digests_of, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
 from imago.definitions import SPLITS
@@ -120,6 +120,11 @@ class ScoredSplits(CopyingDataModule):
             raise UserError(self._emptied[split])
         scored = "val" if split == "test" and "test" not in self.sets.splits else split
         if scored not in self.sets.splits:
+            if split == "val":
+                how = (
+                    "A data module draws one from train with sets.draw_splits(val_ratio, seed): docs/extend/dataset.md"
+                )
+                raise UserError(f"{self.sets.root} has no val split. {how}")
             there = ", ".join(self.sets.splits)
             raise UserError(f"{self.sets.root} has no {split} split. Type split= with one of {there}.")
         return scored
@@ -197,3 +202,8 @@ def _files(what: str, paths: Sequence[str]) -> list[str]:
     """Sentence about files, if there are any."""
     files = counted(len(paths), "file")
     return [f"{what.format(files)}: {shortened(paths)}"] if paths else []
+
+
+def most_frequent(counts: Sequence[int]) -> list[int]:
+    """Return the labels of the largest classes."""
+    return [label for label, count in enumerate(counts) if count == max(counts)]

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.allow_list import TRANSFORMS
-from imago.config.own_code import load_target
+from imago.config.load_target import load_target
 from imago.config.schema import shipped
 from imago.config.tree import nodes
 from imago.data.colour import PLAIN, Decoding

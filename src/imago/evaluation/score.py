@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imago.data.images import most_frequent, train_counts
+from imago.data.images import train_counts
+from imago.data.scored_splits import most_frequent
 from imago.data.sources import UNKNOWN
 from imago.evaluation.calibration import Calibration, expected_calibration_error, reliability
 

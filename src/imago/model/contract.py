@@ -3,25 +3,33 @@
 import math
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import nll_loss
 
 from imago.definitions import Batch
-from imago.errors import MissingKeyError, UserError
+from imago.errors import MissingKeyError, UserError, kind_of
 from imago.wiring import ComposeTransform
 
 RESULTS = ("logits", "prediction")
+ENDS = {"SoftmaxBackward0": "a softmax", "SigmoidBackward0": "a sigmoid", "ReluBackward0": "a ReLU"}
+"""What autograd calls the last operation of a network -> its name, for those that do not make logits."""
+NOT_LOG = 0.01
+"""Difference of summed probabilities from 1 (as a logarithm) at which they are none, in any precision."""
 
 
 def make_net(net: Callable[..., nn.Module], num_classes: int) -> nn.Module:
     """Make the network; what its constructor raises says so in a note."""
     try:
-        return net(num_classes=num_classes)
+        made = net(num_classes=num_classes)
     except Exception as error:
         error.add_note("while creating model.net")
         raise
+    if not isinstance(made, nn.Module):
+        raise UserError(f"model.net: its _target_ returns {kind_of(made)}. It must return a torch.nn.Module.")
+    return made
 
 
 def failed_layer(net: nn.Module, error: Exception) -> str | None:
@@ -53,7 +61,7 @@ def check_output(net: nn.Module, output: Any) -> None:
     """Raise UserError unless a network returns a tensor."""
     if not isinstance(output, Tensor):
         raise UserError(
-            f"{type(net).__name__} returns a {type(output).__name__}. A network must return one tensor, the logits, of "
+            f"{type(net).__name__} returns {kind_of(output)}. A network must return one tensor, the logits, of "
             "shape (images, classes)."
         )
 
@@ -94,6 +102,30 @@ def check_logits(maker: str, batch: Batch, num_classes: int) -> None:
             f"{maker} returns logits of shape {shape} for {needed[0]} images and {num_classes} classes. Their shape "
             f"must be {needed}. A network is created with num_classes={num_classes}, the size of its last layer."
         )
+
+
+def end_warning(maker: str, logits: Tensor) -> str | None:
+    """Warning about a network whose last operation does not make logits; None if it does."""
+    end = ENDS.get(type(logits.grad_fn).__name__)
+    if end is None:
+        return None
+    return (
+        f"{maker} ends with {end}, but what a network returns is taken as logits, of any size and sign: cross-entropy "
+        "and the scores compute the softmax themselves. It will learn less, and be less confident. Return the values "
+        f"before {end.removeprefix('a ')}"
+    )
+
+
+def check_log_probabilities(criterions: Mapping[str, Any], mapping: Mapping[str, Any], logits: Tensor) -> None:
+    """Raise UserError for a negative log-likelihood of logits, which falls without end."""
+    for name, loss in criterions.items():
+        is_nll = isinstance(loss, nn.NLLLoss) or getattr(loss, "func", loss) is nll_loss
+        if is_nll and name not in mapping and logits.float().logsumexp(dim=1).abs().max() > NOT_LOG:
+            raise UserError(
+                f"model.criterions.criterions.{name}: the negative log-likelihood needs log-probabilities, and the "
+                f"network returns logits. Type model.criterions.criterions.{name}._target_=torch.nn.CrossEntropyLoss, "
+                "which computes them, or end the network with log_softmax."
+            )
 
 
 def check_loss(loss: Tensor) -> None:

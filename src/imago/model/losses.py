@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from imago.definitions import PARTNER_LABEL, SHARE, Batch
-from imago.errors import DivergenceError, MissingKeyError, UserError
+from imago.errors import DivergenceError, MissingKeyError, UserError, kind_of
 from imago.terminal import shortened
-from imago.wiring import arguments, check_names
+from imago.wiring import arguments, check_names, shapes_of
 
 DIVERGENCE_HINT = (
     "Earlier checkpoints are kept. Try a smaller model.optimizer.lr=, or trainer.gradient_clip_val=1. "
@@ -63,9 +63,16 @@ class CriterionsComposition(nn.Module):
     def _means(self, batch: Batch) -> dict[str, Tensor]:
         if self.class_weights is not None:
             return {name: losses.mean() for name, losses in self.per_image(batch).items()}
-        return self._with_total(
-            {name: _scalar(name, loss(**self._arguments(name, batch))) for name, loss in self.criterions.items()}
-        )
+        return self._with_total({name: self._mean(name, batch) for name in self.criterions})
+
+    def _mean(self, name: str, batch: Batch) -> Tensor:
+        inputs = self._arguments(name, batch)
+        try:
+            loss = self.criterions[name](**inputs)
+        except Exception as error:
+            error.add_note(f"while computing model.criterions.criterions.{name} of {shapes_of(inputs)}")
+            raise
+        return _scalar(name, loss)
 
     def per_image(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of each of the n images, and `total`, (n,) by name; the `weight` of a loss is not divided by its sum.
@@ -98,10 +105,11 @@ def _scalar(name: str, loss: Any) -> Tensor:
     """The value of a loss, without dimensions. Raises UserError if it is anything else than one number."""
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss if loss.ndim == 0 else loss.reshape(())
-    returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    returned = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind_of(loss)
+    how = "Leave out .item(): a number has no gradients" if isinstance(loss, float) else "End it with .mean()"
     raise UserError(
         f"model.criterions.criterions.{name} returns {returned}. A loss returns one number (a scalar tensor), the mean "
-        "over the batch: with reduction=mean, or .mean() at its end."
+        f"over the batch. {how}."
     )
 
 

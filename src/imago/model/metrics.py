@@ -1,5 +1,6 @@
 """A collection of torchmetrics that reads dictionaries."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,8 +11,10 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from imago.definitions import Batch
-from imago.errors import MissingKeyError
-from imago.wiring import arguments, check_names
+from imago.errors import MissingKeyError, UserError, kind_of
+from imago.wiring import arguments, check_names, shapes_of
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MAPPING = {"logits": "preds", "label": "target"}
 
@@ -63,13 +66,32 @@ class MetricsComposition(MetricCollection):
                 inputs = arguments(batch, self.mapping[name], self[name].update)
             except MissingKeyError as error:
                 raise MissingKeyError(f"callbacks.metrics.metrics.mapping.{name}: {error}") from error
-            self[name].update(**inputs)
+            try:
+                self[name].update(**inputs)
+            except Exception as error:
+                error.add_note(f"while updating callbacks.metrics.metrics.metrics.{name} with {shapes_of(inputs)}")
+                raise
 
     def compute(self) -> dict[str, Any]:
         """Name -> value over the batches of all processes, which call this together."""
         for name in self.counted:
             self._counts.fill(self[name])
         return super().compute()
+
+    def check_values(self) -> None:
+        """Raise UserError if a metric computes anything else than a tensor. One that cannot be computed from so few
+        images is not checked."""
+        for name in self._others:
+            try:
+                value = self[name].compute()
+            except Exception:
+                log.debug("%s cannot be computed", name, exc_info=True)
+                continue
+            if not isinstance(value, Tensor):
+                raise UserError(
+                    f"callbacks.metrics.metrics.metrics.{name}: compute returns {kind_of(value)}. It must return a "
+                    "tensor: one number, or one per class."
+                )
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from imago.errors import UserError
+from imago.errors import UserError, kind_of
 from imago.lightning_internals import callbacks_of
 from imago.model.parameter_groups import ParameterGroups
 
@@ -65,6 +65,8 @@ def make_optimizer(
         settings = getattr(make, "keywords", {})
         where = f" with {' and '.join(groups.settings)}" if groups is not None and groups.settings else ""
         raise UserError(f"model.optimizer does not accept {settings}{where}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"model.optimizer: its _target_ returns {kind_of(optimizer)}. It must return an optimizer.")
     if groups is not None:
         groups.apply(optimizer)
     return optimizer
@@ -98,6 +100,8 @@ def make_scheduler(
         scheduler = make(optimizer, total_steps=int(planned))
     else:
         scheduler = make(optimizer)
+    if not (hasattr(scheduler, "step") and hasattr(scheduler, "state_dict")):
+        raise UserError(f"model.scheduler: its _target_ returns {kind_of(scheduler)}. It must return a scheduler.")
     after = [group["lr"] for group in optimizer.param_groups]
     if any(not math.isclose(a * before[0], after[0] * b, rel_tol=1e-6) for a, b in zip(after, before, strict=True)):
         raise UserError(

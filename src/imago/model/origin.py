@@ -6,7 +6,7 @@ from torch import nn
 
 from imago.config.targets import families_of
 
-SCRATCH = "from scratch"
+SCRATCH, OWN = "from scratch", "weights made by"
 
 
 def mark(net: nn.Module, name: str, weights: str | None) -> None:
@@ -33,7 +33,7 @@ def weights_of(net: nn.Module, target: str, arguments: dict[str, Any]) -> str:
     if origin is not None:
         return f"pretrained ({origin[1]})" if origin[1] is not None else SCRATCH
     if not target.startswith(("imago.", "torchvision.", "torch.")):
-        return f"weights made by {target}"
+        return f"{OWN} {target}"
     downloads = [name for family in families_of(target) for name in family.downloads]
     named = [arguments[name] for name in downloads if arguments.get(name)]
     return f"pretrained ({named[0]})" if named else SCRATCH

@@ -16,7 +16,7 @@ from imago.config.invocation import override_key
 from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
-from imago.errors import UserError, about_data
+from imago.errors import MissingFileError, UserError, about_data
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
 from imago.run.folder import RunFolder
@@ -40,11 +40,11 @@ def make_data(
     recorded = recorded if trained is None else trained
     options = {"recorded": recorded} if recorded is not None and "recorded" in parameters else {}
     if trained is None:
-        check_module(data := _made(make_module, options))
+        check_module(data := _made(make_module, node, options))
         return data
     is_typed = any(override_key(word).startswith(("data.data_dir", "data.dataset")) for word in typed)
     options |= {"trained": trained} if is_typed and "trained" in parameters else {}
-    data = _made(make_module, options)
+    data = _made(make_module, node, options)
     check_draw(trained, data, "")
     _check_test_ratio(node, trained, data, typed)
     if what := changed_labels(data.sets, trained):
@@ -53,10 +53,16 @@ def make_data(
     return data
 
 
-def _made(make_module: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Make the data module; what its constructor raises says so in a note."""
+def _made(make_module: Callable[..., Any], node: DictConfig, options: Mapping[str, Any]) -> Any:
+    """Make the data module; what its constructor raises says so in a note, and which setting names a missing file."""
     with about_data():
-        return make_module(**options)
+        try:
+            return make_module(**options)
+        except FileNotFoundError as error:
+            name = next((name for name in node if error.filename and str(node[name]) == str(error.filename)), None)
+            if name is None:
+                raise
+            raise MissingFileError(f"data.{name!s}={error.filename} does not exist.") from error
 
 
 def recorded_draws(cfg: DictConfig, run: RunFolder) -> Mapping[str, Any] | None:

@@ -1,18 +1,21 @@
 """Checks of the classes and functions that Imago does not ship, which can only be done once they are imported."""
 
+import dataclasses
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torchmetrics.classification
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from imago.config.invocation import Invocation
-from imago.config.own_code import LIBRARIES, load_target
+from imago.config.load_target import LIBRARIES, load_target
 from imago.config.part_places import A_METRIC, LOSSES, METRICS, how_to_take_classes
 from imago.config.schema import Schema, drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_users_own
@@ -21,6 +24,7 @@ from imago.config.tree import nodes
 from imago.data.module import ImageDataModule
 from imago.errors import UserError
 from imago.model.module import DictModule
+from imago.training.own_calls import CALLED, call_problems
 
 BASES = {  # key, or beginning of a key -> class from which the classes there inherit, and its public name
     "data": (ImageDataModule, "imago.data.ImageDataModule"),
@@ -30,13 +34,10 @@ BASES = {  # key, or beginning of a key -> class from which the classes there in
     "logger.": (Logger, "lightning.pytorch.loggers.Logger"),
     f"{METRICS}.": (Metric, "torchmetrics.Metric"),
 }
-CALLED = (f"{LOSSES}.", *(f"data.{which}_transform." for which in ("train", "eval")))
-"""Beginnings of the keys of objects that are called once they are made."""
-STEP = re.compile(r"data\.((train|eval)_transform\.(pixels|batch)\.\w+|transform)")
-COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",)}
+COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",), "model.scheduler": ("total_steps",)}
 """Arguments that a run adds to those of a node."""
-BATCH = ("image", "label", "index", "epoch", "logits", "prediction")
-GUESSES = {"input": "logits", "preds": "logits", "output": "logits", "target": "label", "labels": "label"}
+FIRST = ("model.optimizer", "model.scheduler")
+"""Nodes to whose arguments a run adds the first, whatever its name."""
 
 
 def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
@@ -63,6 +64,8 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
         if (
             what := _misplaced(path, part := targets.get(node._target_))
             or _of_another_kind(path, node, part, invocation)
+            or _not_of_classes(path, node, part, cfg)
+            or _without_base(part)
         )
     }
     for problem in problems(cfg, schemas, invocation.keys):
@@ -73,15 +76,13 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
         if not (problem.is_type and target.partition(".")[0] in LIBRARIES):
             messages.append(f"{problem.key}{problem.what}{in_file(problem.key, invocation)}")
     for path, node in nodes(cfg):
-        if node._target_ in targets:
-            part = targets[node._target_]
-            what = misplaced.get(path) or _lacking(path, node, schemas[node._target_], part)
+        if node._target_ in targets or path in FIRST:
+            part, schema = load_target(node._target_), schemas.get(node._target_) or shipped()[node._target_]
+            what = misplaced.get(path) or _lacking(path, node, schema, part)
             if what is not None:
                 messages.append(f"{path}: {node._target_} {what}{in_file(f'{path}._target_', invocation)}")
-    messages += _partial_problems(cfg, invocation)
-    messages += _step_problems(cfg, invocation)
-    messages += _call_problems(cfg, "model.criterions", "criterions", "forward", ("input", "target"), invocation)
-    messages += _call_problems(cfg, "callbacks.metrics.metrics", "metrics", "update", ("preds", "target"), invocation)
+    if not misplaced:
+        messages += call_problems(cfg, invocation)
     _raise_all(messages)
 
 
@@ -119,115 +120,65 @@ def _of_another_kind(path: str, node: DictConfig, part: Any, invocation: Invocat
     )
 
 
-def _partial_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Problems with classes that would be made by the call that is meant for their objects."""
-    for path, node in nodes(cfg):
-        is_partial = path.startswith(CALLED) and node.get("_partial_") is True
-        if is_partial and inspect.isclass(load_target(node._target_)):
-            yield (
-                f"{path}: remove _partial_: true{in_file(f'{path}._partial_', invocation)}. Nothing is added to the "
-                f"arguments of {node._target_}: its objects are called, not the class."
-            )
+def _not_of_classes(path: str, node: DictConfig, part: Any, cfg: DictConfig) -> str | None:
+    """Message for a metric of torchmetrics that is meant for two classes, or chooses its kind by `task`, and gets the
+    logits of several classes."""
+    mapping, name = OmegaConf.select(cfg, f"{METRICS.rpartition('.')[0]}.mapping") or {}, path.rpartition(".")[2]
+    if not path.startswith(f"{METRICS}.") or name in mapping or not inspect.isclass(part):
+        return None
+    chosen = f"Multiclass{re.sub('^(Binary|Multilabel)', '', part.__name__)}"
+    knows_classes = node.get("task") == "multiclass" and {"_partial_", "num_classes"} & {*map(str, node)}
+    is_meant = part.__name__.startswith("Multiclass") or knows_classes
+    if is_meant or not part.__module__.startswith("torchmetrics.") or not hasattr(torchmetrics.classification, chosen):
+        return None
+    word = f"+{path}._target_=torchmetrics.classification.{chosen} +{path}._partial_=true"
+    return f"does not fit the logits, which have a column per class. Type {word}"
 
 
-def _step_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    """Problems with transforms of one's own that cannot be called with an image, or a batch, alone."""
-    for path, node in nodes(cfg):
-        if not STEP.fullmatch(path) or node._target_ in shipped():
-            continue
-        part, called_with = load_target(node._target_), "one image" if ".pixels." in path else "the batch"
-        where = in_file(f"{path}._target_", invocation)
-        if inspect.isclass(part) and not any("__call__" in vars(parent) for parent in part.__mro__):
-            yield f"{path}{where}: {node._target_} has no __call__, which gets {called_with} and returns it changed."
-            continue
-        if not inspect.isclass(part) and node.get("_partial_") is not True:  # what it returns is called
-            continue
-        call = getattr(part, "forward", part.__call__) if inspect.isclass(part) else part
-        parameters = _parameters(call, is_method=inspect.isclass(part))
-        if parameters is None:
-            continue
-        missing = [name for name in _required(parameters) if inspect.isclass(part) or name not in node]
-        if len(missing) > 1 or not parameters:
-            owner = f"{node._target_}.{call.__name__}" if inspect.isclass(part) else node._target_
-            taken = ", ".join(parameters) or "nothing"
-            yield f"{path}{where}: {owner} takes {taken}, but is called with {called_with}."
+def _without_base(part: Any) -> str | None:
+    """Message for a class whose constructor does not run that of the class from which it inherits."""
+    if not inspect.isclass(part) or not issubclass(part, nn.Module | Optimizer | ImageDataModule):
+        return None
+    owner = next(parent for parent in part.__mro__ if "__init__" in vars(parent))
+    code = getattr(inspect.unwrap(vars(owner)["__init__"]), "__code__", None)
+    is_ours = owner.__module__.partition(".")[0] not in (*LIBRARIES, "imago")
+    if code is None or not is_ours or dataclasses.is_dataclass(owner) or "__init__" in code.co_names:
+        return None
+    call = "super().__init__(sets, **loading)" if issubclass(part, ImageDataModule) else "super().__init__()"
+    return f"needs {call} in its __init__"
 
 
 def _lacking(path: str, node: DictConfig, schema: Schema, part: Any) -> str | None:
     """What a node lacks of the arguments that its target requires, or the target of those that a run adds."""
-    added = COMPLETED.get(path, ())
+    is_partial, is_metric = node.get("_partial_") is True, path.startswith(f"{METRICS}.")
+    added = (*COMPLETED.get(path, ()), *(required_arguments(part)[:1] if path in FIRST else ()))
     if path == "model.net" and not schema["additionalProperties"] and "num_classes" not in schema["properties"]:
         how = how_to_take_classes(node._target_, schema["properties"], map(str, node))
         return f"does not take num_classes, the number of classes of the data. {how}"
-    if path.startswith(f"{METRICS}.") and node.get("_partial_") is True and "num_classes" not in schema["properties"]:
+    if is_metric and not inspect.isclass(part) and {*required_arguments(part)} - {"num_classes"}:
+        return "is a function. A metric is a class that inherits from torchmetrics.Metric (docs/extend/metric.md)"
+    if is_metric and is_partial and "num_classes" not in schema["properties"]:
         return "does not take num_classes. Remove _partial_: true" if not schema["additionalProperties"] else None
-    if "_args_" in node or (node.get("_partial_") is True and not added):
+    added = (*added, "num_classes") if is_metric and is_partial else added
+    if "_args_" in node or (is_partial and not added):
         return None
-    required = [name for name in required_arguments(part) if name not in node and name not in added]
+    unknown = [
+        str(name) for name in node if str(name)[0] != "_" and name not in schema["properties"]
+    ]  # a misspelt one was said already
+    required = [
+        name
+        for name in required_arguments(part)
+        if name not in node and name not in added and not difflib.get_close_matches(name, unknown)
+    ]
     if not required:
         return None
     if path.startswith(CALLED) and not inspect.isclass(part):
         return f"is a function, and needs _partial_: true: {', '.join(required)} are added when it is called"
-    if path.startswith(f"{METRICS}.") and "num_classes" in required:
+    if is_metric and "num_classes" in required:
         return "needs _partial_: true, because num_classes is added later"
     if path == "data" and {"train_transform", "eval_transform"} & {*required}:
         return f"needs {' and '.join(required)}. Begin its file with defaults: [default], which has the transforms"
     return f"needs {' and '.join(required)}. Type +{path}.{required[0]}=VALUE, or add it to your file"
-
-
-def _call_problems(
-    cfg: DictConfig, path: str, entries: str, method: str, default: tuple[str, ...], invocation: Invocation
-) -> Iterator[str]:
-    """Problems with losses and metrics that do not take the arguments with which they will be called."""
-    group = OmegaConf.select(cfg, path, throw_on_missing=False)
-    if not isinstance(group, DictConfig) or not isinstance(group.get(entries), DictConfig):
-        return
-    for name, node in group[entries].items():
-        if not isinstance(node, DictConfig) or not node.get("_target_"):
-            continue
-        mapping = (group.get("mapping") or {}).get(name)
-        arguments = [str(argument) for argument in mapping.values()] if mapping is not None else list(default)
-        part = load_target(node._target_)
-        if not inspect.isclass(part) and node.get("_partial_") is not True:  # what it returns is called
-            continue
-        if inspect.isclass(part) and node.get("_partial_") is True and entries == "criterions":
-            continue  # said already
-        call = getattr(part, method, part.__call__) if inspect.isclass(part) else part
-        owner = f"{node._target_}.{call.__name__}" if inspect.isclass(part) else node._target_
-        parameters = _parameters(call, is_method=inspect.isclass(part))
-        if parameters is None or _fits(parameters, arguments, set(map(str, node))):
-            continue
-        key = f"{path}.mapping.{name}" if mapping is not None else f"{path}.{entries}.{name}"
-        entry = ", ".join(f"{_guess(argument)}: {argument}" for argument in _required(parameters) or parameters)
-        yield (
-            f"{key}{in_file(key, invocation)}: {owner} takes {', '.join(parameters) or 'nothing'}, but is called with "
-            f"{', '.join(arguments)}. Map keys of the batch ({', '.join(BATCH)}) to its arguments, below {path}:\n"
-            f"  mapping:\n    {name}: {{{entry}}}"
-        )
-
-
-def _parameters(call: Callable[..., Any], is_method: bool) -> Mapping[str, inspect.Parameter] | None:
-    """Parameters by name; None if they are unknown or open-ended."""
-    try:
-        parameters = list(inspect.signature(call).parameters.values())[int(is_method) :]
-    except (TypeError, ValueError):
-        return None
-    if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters):
-        return None
-    return {parameter.name: parameter for parameter in parameters}
-
-
-def _required(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    return [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-
-
-def _fits(parameters: Mapping[str, inspect.Parameter], arguments: list[str], set_before: set[str]) -> bool:
-    return set(arguments) <= parameters.keys() and set(_required(parameters)) <= {*arguments, *set_before}
-
-
-def _guess(argument: str) -> str:
-    """Key of the batch that an argument of that name probably means."""
-    return argument if argument in BATCH else GUESSES.get(argument, "KEY")
 
 
 def _raise_all(messages: list[str]) -> None:

@@ -5,6 +5,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from imago.checkpoint.read import find_checkpoint
@@ -13,9 +14,11 @@ from imago.config.recipe import SCRATCH as FROM_SCRATCH
 from imago.config.saved import save_config
 from imago.config.setting_source import is_of_group
 from imago.errors import UserError
+from imago.evaluation.from_config import make
 from imago.model.module import DictModule
-from imago.model.origin import SCRATCH, name_of, weights_of
+from imago.model.origin import OWN, SCRATCH, name_of, weights_of
 from imago.model.weight_files import WEIGHT_FILES
+from imago.randomness import seeded_scope
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -90,7 +93,7 @@ def _log_replaced_norms(model: DictModule, weights: str) -> None:
 def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str) -> None:
     """Raise UserError if `model.freeze` or `model.freeze_batch_norm` would freeze random weights."""
     setting = "freeze" if cfg.model.get("freeze") is not None else "freeze_batch_norm"
-    if not cfg.model.get(setting) or weights != SCRATCH:
+    if not cfg.model.get(setting) or not (weights == SCRATCH or (weights.startswith(OWN) and _are_drawn(cfg, model))):
         return
     why = "the frozen layers would stay random"
     raise needs_pretrained(cfg, run, model, setting, why, f"leave model.{setting} out")
@@ -109,3 +112,12 @@ def needs_pretrained(
         "model.init_from=RUN (a run, a checkpoint or a file of weights), model.net.weights=DEFAULT (or a file) for a "
         f"network of torchvision, or {instead}"
     )
+
+
+def _are_drawn(cfg: DictConfig, model: DictModule) -> bool:
+    """Whether a network of one's own, created once more, has other weights: then it loads none."""
+    with seeded_scope("start weights"):
+        again = dict(make(cfg.model.net)(num_classes=len(model.class_names)).named_parameters())
+    weights = {name: weight for name, weight in model.net.named_parameters() if name not in model.head}
+    drawn = sum(weight.numel() for name, weight in weights.items() if not torch.equal(weight.cpu(), again[name].cpu()))
+    return drawn > sum(weight.numel() for weight in weights.values()) / 2
