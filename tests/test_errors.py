@@ -109,6 +109,10 @@ MISTAKES = [
             "~model.scheduler.floor",
         ],
     ),
+    Mistake(
+        "A loss that takes one-hot labels",
+        ["experiment=digits", "model.criterions.criterions.ce._target_=torch.nn.BCEWithLogitsLoss"],
+    ),
     Mistake("A path with special characters of Hydra", ["data.data_dir=/photos (2)/{a}"], made_before_a_run=True),
     Mistake("A path with a comma", ["data.data_dir=/photos,old"], made_before_a_run=True),
     Mistake("A file name with =", ["experiment=digits", "ckpt_path=epoch=3.ckpt"], made_before_a_run=True),
