@@ -673,6 +673,8 @@ def test_parts_that_fit_are_not_refused(digits_config):
     wired += [f"+{METRIC.replace('own_parts', 'torchmetrics.classification.BinaryAUROC')}}}"]
     wired += ["callbacks.metrics.metrics.mapping={own: {score: preds, label: target}}"]
     check_own_parts(*with_words(digits_config, wired))
+    replaced = ["++model.criterions.criterions.ce={_target_: torch.nn.NLLLoss}"]  # label_smoothing was of the former
+    check_own_parts(*with_words(digits_config, replaced))
 
 
 def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config(train, own_parts, monkeypatch):
