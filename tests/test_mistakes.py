@@ -103,6 +103,7 @@ from imago.training.start_weights import check_start_weights
         (["model/optimizr=sgd"], "Unknown setting model/optimizr (command line). Did you mean model/optimizer?"),
         (["seed=1,2"], "seed=1,2: a comma separates the values of a sweep."),
         (["experiment=digits", "-cn", "train", "seed=x"], "seed must be a whole number, got x."),
+        (["experiment=digits", "seed=%a"], "got %a. scripts/train.slurm replaces %a by the number of the task"),
         (
             ["model.scheduler={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 0.1}"],
             "To replace all settings of a group, type ++model.scheduler={…}",

@@ -57,6 +57,10 @@ LISTS = ("source", "split", "weights")
 """Settings of several values."""
 MOST_FOLDERS = 200
 """Entries of the current folder in which configs are looked for."""
+ARRAY_TASK = (
+    " scripts/train.slurm replaces %a by the number of the task of an array. "
+    "Type sbatch --array=1-5 scripts/train.slurm seed=%a"
+)
 KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 
 
@@ -101,6 +105,7 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
         if match is not None:
             percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", match.group(1))
             meant = f" Type {key.group(1)}={float(percent[1]) / 100:g}" if percent else ""
+            meant = ARRAY_TASK if match.group(1) == "%a" else meant
             return f"{key.group(1)} must be {KINDS.get(match.group(2), match.group(2))}, got {match.group(1)}.{meant}"
     lines = [line for line in text.splitlines() if line.strip() and not re.match(INTERNAL, line)]
     return "\n".join(dict.fromkeys(lines[:8]))
