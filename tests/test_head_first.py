@@ -39,6 +39,8 @@ def test_the_head_is_that_of_scikit_learn(images, width, classes):
     np.testing.assert_allclose(ours, theirs.predict_proba(centred.numpy()), atol=1e-5)
     assert head.folds == 5
     assert head.cv_loss[head.inverse_penalty] == min(head.cv_loss.values())
+    held_out = -head.held_out[torch.arange(len(labels)), labels].mean().item()
+    assert held_out == pytest.approx(head.cv_loss[head.inverse_penalty], rel=1e-4)
 
 
 def test_the_head_is_the_one_that_is_trained_through_the_frozen_network():

@@ -26,7 +26,14 @@ from imago.report import page as run_report
 from imago.report.clusters import clustered_order, confused_groups
 from imago.report.content import describe_doubt, describe_label_errors
 from imago.report.curves import curves_of
-from imago.report.label_errors import confident_errors, label_margin, likeliest_other, possible_label_errors
+from imago.report.label_errors import (
+    confident_errors,
+    label_margin,
+    likeliest_other,
+    possible_label_errors,
+    read_held_out,
+    write_held_out,
+)
 from imago.report.page import refresh_report, write_report
 from imago.report.split import wilson
 from imago.report.thumbnails import noteworthy_images
@@ -280,6 +287,27 @@ def test_a_weak_network_doubts_no_label(tmp_path):
         page = text_of(write_report(run).read_text())
         assert ("Possibly mislabelled in val" in page) == is_listed
         assert ("the network knows too little to doubt a label" in page) != is_listed
+
+
+def test_labels_that_were_learned_are_contradicted_by_held_out_answers(tmp_path):
+    """A network has learned its train labels, wrong ones too. Heads that were fitted without the image have not."""
+    score = drawn_score("train", ["a", "b"], 20, wrong=[3, 25, 26])
+    learned = np.log(np.where(np.arange(2) == score.labels[:, None], 0.99, 0.01))
+    memorised = replace(score, log_probabilities=learned, predictions=score.labels)
+    (tmp_path / "reports").mkdir()
+    assert read_held_out(tmp_path, score.indices, score.labels) is None
+    write_held_out(tmp_path, score.log_probabilities, score.labels)
+    held_out = read_held_out(tmp_path, score.indices, score.labels)
+    for kept, count in ((None, 0), (held_out, 3)):
+        answers = replace(memorised, held_out=kept)
+        shown = noteworthy_images(answers, DrawnImages(score.labels, score.paths), label_errors=True)
+        contradicted = [each for each in shown["possibly_mislabelled"] if each["contradicted"]]
+        assert len(contradicted) == count
+        assert all(each["held_out"] and each["prediction"] != each["label"] for each in contradicted)
+    assert np.array_equal(read_held_out(tmp_path, [3, 4], score.labels[3:5]), score.log_probabilities[3:5])
+    assert read_held_out(tmp_path, score.indices, 1 - score.labels) is None  # the labels have been corrected since
+    (tmp_path / "reports" / "held_out_train.npz").write_bytes(b"damaged")
+    assert read_held_out(tmp_path, score.indices, score.labels) is None
 
 
 def test_answers_that_agree_are_listed_only_if_they_are_less_sure_than_usual():

@@ -26,6 +26,7 @@ from imago.lightning_internals import callbacks_of, data_of, restart_averages, t
 from imago.model.linear_head import LinearHead, fit_linear_head
 from imago.model.module import DictModule
 from imago.model.surgery import head_layer
+from imago.report.label_errors import write_held_out
 from imago.report.page import refresh_report
 from imago.run.folder import RunFolder
 
@@ -188,6 +189,7 @@ class HeadFirst(Callback):
             head = fit_linear_head(
                 features.double(), labels, len(model.class_names), weights.cpu() if weights is not None else None
             )
+            write_held_out(self.run.path, head.held_out.numpy(), labels.numpy())
         return cast(LinearHead, all_gather_objects(head)[0])
 
     def _facts(self, data: ImageDataModule, values: dict[str, float]) -> dict[str, Any]:

@@ -237,11 +237,11 @@ def describe_label_errors(result: Result, folder: Path) -> str:
     images, whose labels are less sure than usual.
     """
     counts = {
-        score.split: int(confident_errors(score.labels, score.log_probabilities).sum())
+        score.split: int(confident_errors(score.labels, score.doubts).sum())
         for score in result.scores.values()
         if score.split in LABELS_CHECKED
         and score.metrics["acc"] > score.baseline
-        and knows_enough(score.labels, score.log_probabilities)
+        and knows_enough(score.labels, score.doubts)
         and (folder / f"reports/images_{score.asked}.json").is_file()
     }
     listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)

@@ -18,6 +18,7 @@ from imago.evaluation.collect import score
 from imago.evaluation.outputs import note_data, show_hyperparameters, write_reports
 from imago.evaluation.score import Score
 from imago.model.module import DictModule
+from imago.report.label_errors import read_held_out
 from imago.run.folder import RunFolder
 from imago.terminal import counted
 
@@ -76,6 +77,9 @@ def evaluate(
     step = trainer.global_step
     for split in splits:
         result.scores[split] = replace(scores.of(split), calibration=calibration)
+        if result.scores[split].split == "train":
+            train = result.scores[split]
+            train.held_out = read_held_out(run.path, train.indices, train.labels)
         if trainer.is_global_zero:
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers

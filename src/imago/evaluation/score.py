@@ -43,6 +43,13 @@ class Score:
     calibration: Calibration | None = None
     no_class: int = 0
     """Number of further images whose folder is not a class."""
+    held_out: NDArray[np.float64] | None = None
+    """Log-probabilities (n, classes) by heads that were fitted without the image; None if there are none."""
+
+    @property
+    def doubts(self) -> NDArray[np.float64]:
+        """Log-probabilities that contradict labels: a network has learned those that it was trained on."""
+        return self.log_probabilities if self.held_out is None else self.held_out
 
     @property
     def losses(self) -> NDArray[np.float64]:

@@ -35,6 +35,8 @@ class LinearHead:
         inverse_penalty: C, by which the cross-entropy counts against the penalty.
         folds: Number of folds that chose it; 0 if no class has two images.
         cv_loss: C -> mean cross-entropy on the held-out folds, for the candidates that were tried.
+        held_out: Log-probabilities of the n images, (n, classes), by heads that were fitted without their fold; of an
+            image that is never held out, those of the head itself.
     """
 
     weight: Tensor
@@ -42,6 +44,7 @@ class LinearHead:
     inverse_penalty: float
     folds: int
     cv_loss: dict[float, float]
+    held_out: Tensor
 
     def log_probabilities(self, features: Tensor) -> Tensor:
         """Log-probabilities, float64 (n, classes)."""
@@ -75,12 +78,15 @@ def fit_linear_head(
     problem = _Problem(reduced, labels, num_classes, by_class[labels])
     scale = max(float(reduced.square().sum(dim=1).mean()), torch.finfo(torch.float64).tiny)
     fold_of, folds = stratified_folds(labels)
-    losses = _cross_validate(problem, fold_of, folds, [factor / scale for factor in CANDIDATES]) if folds else {}
+    candidates = [factor / scale for factor in CANDIDATES]
+    losses, held_out = _cross_validate(problem, fold_of, folds, candidates) if folds else ({}, None)
     best = min(losses, key=lambda candidate: (losses[candidate], candidate)) if losses else 1 / scale
     solution = problem.solve(best)
     weight = solution[:, :-1] @ basis.T
     bias = solution[:, -1] - weight @ mean
-    return LinearHead(weight, bias - bias.mean(), best, folds, losses)
+    own = problem.log_probabilities(solution)
+    held_out = torch.where(fold_of[:, None] < 0, own, held_out.double()) if held_out is not None else own
+    return LinearHead(weight, bias - bias.mean(), best, folds, losses, held_out)
 
 
 def stratified_folds(labels: Tensor) -> tuple[Tensor, int]:
@@ -117,23 +123,27 @@ def _rotate(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cross_validate(
     problem: "_Problem", fold_of: Tensor, folds: int, candidates: Sequence[float]
-) -> dict[float, float]:
-    """Candidate -> mean held-out cross-entropy, from the strongest penalty on; each starts from the one before."""
+) -> tuple[dict[float, float], Tensor]:
+    """Candidate -> mean held-out cross-entropy, from the strongest penalty on; each starts from the one before. And
+    the held-out log-probabilities (n, classes) of the best one."""
     single = _Problem(problem.features.float(), problem.labels, problem.num_classes, problem.weights.float())
     parts = [(single.subset(fold_of != fold), single.subset(fold_of == fold)) for fold in range(folds)]
     states = [train.start() for train, _ in parts]
     losses: dict[float, float] = {}
     weight = sum(float(held_out.weights.sum()) for _, held_out in parts)
-    least, failures = math.inf, 0
+    least, failures, best = math.inf, 0, states
     for candidate in candidates:
         states = [train.solve_roughly(candidate, state) for (train, _), state in zip(parts, states, strict=True)]
         total = sum(held_out.cross_entropy(state) for (_, held_out), state in zip(parts, states, strict=True))
         losses[candidate] = total / weight
         failures = failures + 1 if losses[candidate] > (1 - LEAST_GAIN) * least else 0
-        least = min(least, losses[candidate])
+        least, best = (losses[candidate], states) if losses[candidate] < least else (least, best)
         if failures == PATIENCE:
             break
-    return losses
+    held_out = problem.features.new_zeros(len(fold_of), problem.num_classes)
+    for fold, ((_, part), state) in enumerate(zip(parts, best, strict=True)):
+        held_out[fold_of == fold] = part.log_probabilities(state).to(held_out)
+    return losses, held_out
 
 
 @dataclass(frozen=True)
@@ -157,7 +167,7 @@ class _Problem:
 
     def cross_entropy(self, state: Tensor) -> float:
         """Weighted sum over the images."""
-        own = self._log_probabilities(state).gather(1, self.labels[:, None])[:, 0]
+        own = self.log_probabilities(state).gather(1, self.labels[:, None])[:, 0]
         return -float((self.weights * own).sum())
 
     def solve_roughly(self, inverse_penalty: float, state: Tensor) -> Tensor:
@@ -198,11 +208,11 @@ class _Problem:
     def _root(self) -> float:
         return float(self.weights.sum()) ** 0.5
 
-    def _log_probabilities(self, state: Tensor) -> Tensor:
+    def log_probabilities(self, state: Tensor) -> Tensor:
         return torch.log_softmax(self.features @ state[:, :-1].T + state[:, -1], dim=1)
 
     def _value_and_gradient(self, state: Tensor, inverse_penalty: float) -> tuple[float, Tensor]:
-        log_probabilities = self._log_probabilities(state)
+        log_probabilities = self.log_probabilities(state)
         own = log_probabilities.gather(1, self.labels[:, None])[:, 0]
         value = float(state[:, :-1].square().sum() / (2 * inverse_penalty) - (self.weights * own).sum())
         residuals = log_probabilities.exp()
@@ -214,7 +224,7 @@ class _Problem:
 
     def _scale(self, inverse_penalty: float, state: Tensor) -> Tensor:
         """Roots of the diagonal of the Hessian, (classes, r + 1), as if a class were equally unsure of all images."""
-        probabilities = self._log_probabilities(state).exp()
+        probabilities = self.log_probabilities(state).exp()
         uncertainty = (self.weights @ (probabilities * (1 - probabilities))) / self.weights.sum()
         squares = torch.cat([self.weights @ self.features.square(), self.weights.sum()[None]])
         penalty = torch.full_like(squares, 1 / inverse_penalty)
@@ -225,7 +235,7 @@ class _Problem:
         self, state: Tensor, inverse_penalty: float, scale: Tensor, gradient: Tensor, tolerance: float
     ) -> Tensor:
         """Solve `Hessian step = gradient` by preconditioned conjugate gradients, to a relative residual."""
-        probabilities = self._log_probabilities(state).exp()
+        probabilities = self.log_probabilities(state).exp()
 
         def curvature(direction: Tensor) -> Tensor:
             change = self.features @ direction[:, :-1].T + direction[:, -1]

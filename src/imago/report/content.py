@@ -32,7 +32,7 @@ ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, 
 # What is shown of the files of a run. The folder may be a stranger's.
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str}
+LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str, "held_out": bool}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [LABEL_ERROR]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {

@@ -74,39 +74,47 @@ class Answers(Protocol):
     predictions: NDArray[np.int64]
     log_probabilities: NDArray[np.float64]
 
+    @property
+    def doubts(self) -> NDArray[np.float64]:
+        """Log-probabilities (n, classes) that contradict labels: those of held-out images, where there are some."""
+
 
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
     With `label_errors`, and if the network `knows_enough`, there is also `possibly_mislabelled`: the
-    `possible_label_errors`, up to 48. An entry has
-    `path`, `label`, `prediction`, `probability`, `label_probability` and `image`, in this list also `contradicted`
-    (one of the `confident_errors`) and `other`, the likeliest class beside the label. `images` are those of `answers`,
-    in the same order.
+    `possible_label_errors`, up to 48. An entry has `path`, `label`, `prediction`, `probability`, `label_probability`
+    and `image`, in this list also `contradicted` (one of the `confident_errors`), `other`, the likeliest class beside
+    the label, and `held_out` where the answer is that of a head which was fitted without the image. `images` are those
+    of `answers`, in the same order.
     """
-    probabilities = np.exp(answers.log_probabilities)
-    sure = probabilities[np.arange(len(answers.labels)), answers.predictions]
-    of_label = np.exp(answers.log_probabilities[np.arange(len(answers.labels)), answers.labels])
+    log_p = answers.log_probabilities
+    sure, of_label = log_p.max(axis=1), log_p[np.arange(len(answers.labels)), answers.labels]
     wrong = np.flatnonzero(answers.predictions != answers.labels)
     mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
     unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
 
-    def entry(index: int) -> dict[str, Any]:
+    def entry(index: int, log_p: NDArray[np.float64], prediction: int) -> dict[str, Any]:
         return {
             "path": answers.paths[index],
             "label": answers.class_names[answers.labels[index]],
-            "prediction": answers.class_names[answers.predictions[index]],
-            "probability": float(sure[index]),
-            "label_probability": float(of_label[index]),
+            "prediction": answers.class_names[prediction],
+            "probability": float(np.exp(log_p[index, prediction])),
+            "label_probability": float(np.exp(log_p[index, answers.labels[index]])),
             "image": data_uri(thumbnail(images, index, largest=LARGE)),
         }
 
-    entries = {"mistakes": [entry(i) for i in mistakes.tolist()], "unsure": [entry(i) for i in unsure.tolist()]}
-    if label_errors and knows_enough(answers.labels, answers.log_probabilities):
-        labels, log_p = answers.labels, answers.log_probabilities
-        is_contradicted, others = confident_errors(labels, log_p), likeliest_other(labels, log_p)
+    entries = {
+        "mistakes": [entry(i, log_p, answers.predictions[i]) for i in mistakes.tolist()],
+        "unsure": [entry(i, log_p, answers.predictions[i]) for i in unsure.tolist()],
+    }
+    labels, doubts = answers.labels, answers.doubts
+    if label_errors and knows_enough(labels, doubts):
+        is_contradicted, others = confident_errors(labels, doubts), likeliest_other(labels, doubts)
+        held_out = {"held_out": True} if doubts is not log_p else {}
         entries["possibly_mislabelled"] = [
-            entry(i) | {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]]}
-            for i in possible_label_errors(labels, log_p, OF_EACH_KIND, MOST_LABEL_ERRORS).tolist()
+            entry(i, doubts, int(doubts[i].argmax()))
+            | {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]], **held_out}
+            for i in possible_label_errors(labels, doubts, OF_EACH_KIND, MOST_LABEL_ERRORS).tolist()
         ]
     return entries
