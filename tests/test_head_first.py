@@ -141,8 +141,14 @@ def test_the_head_is_epoch_0_and_is_kept_within_the_noise_of_val(train, command,
     monkeypatch.setattr("imago.callbacks.head_first.paired_gain", lambda *_: (0.004, 0.013))
     watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={tmp_path}/snapshots"]
     average = ["callbacks=[default,ema]", "model.head_lr=0.02", "model.layer_decay=0.5", "model.freeze_batch_norm=true"]
+    watch.append("report.splits=[train,test]")
     run = train(*backbone, *average, "logger=csv", "callbacks.resume.every_n_train_steps=1", *watch)
     assert run.exit_code == 0, run.output
+    with np.load(run.dir / "reports" / "held_out_train.npz") as kept:
+        doubted = kept["log_probabilities"][np.arange(len(kept["labels"])), kept["labels"]]
+    listed = run.json("reports/images_train.json")["possibly_mislabelled"]
+    assert listed[0]["held_out"]
+    assert min(abs(np.exp(doubted) - listed[0]["label_probability"])) < 1e-9
     head, *epochs = run.history
     assert (head["epoch"], head["step"], [row["epoch"] for row in epochs]) == (-1, 0, [0, 1])
     assert not any(name.startswith("train/") for name in head)
