@@ -22,16 +22,10 @@ from imago.checkpoint.read import read_checkpoint
 from imago.data.module import ImageDataModule
 from imago.errors import DiskError, OutOfMemoryError, UserError, message_of
 from imago.lightning_internals import callbacks_of, data_of, option_of, train_no_epoch
-from imago.model.contract import (
-    check_log_probabilities,
-    check_logits,
-    check_loss,
-    end_warning,
-    failed_layer,
-    wrong_width,
-)
+from imago.model.contract import check_loss
 from imago.model.module import DictModule
 from imago.model.optimizers import planned_steps
+from imago.model.trial import check_logits_of, forward, losses_of
 from imago.randomness import seeded_scope
 from imago.resources import free_memory
 
@@ -119,9 +113,9 @@ class Preflight(Callback):
         try:
             with trainer.precision_plugin.train_step_context():
                 with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-                    batch = _forward(model, batch)
-                    _check_logits_of(model, batch["logits"])
-                    loss = _losses_of(model, batch)["total"]
+                    batch = forward(model, batch)
+                    check_logits_of(model, batch["logits"])
+                    loss = losses_of(model, batch)["total"]
                 check_loss(loss)
                 loss.backward()
         finally:
@@ -212,8 +206,8 @@ class Preflight(Callback):
         model.eval()
         try:
             with torch.no_grad(), trainer.precision_plugin.val_step_context():
-                batch = _forward(model, batch)
-                _losses_of(model, batch)
+                batch = forward(model, batch)
+                losses_of(model, batch)
         finally:
             model.train()
         return batch
@@ -271,42 +265,6 @@ def _check_schedules(trainer: Trainer, _: DictModule) -> None:
             accumulated,
             batches,
         )
-
-
-def _forward(model: DictModule, batch: dict[str, Any]) -> dict[str, Any]:
-    shape = "x".join(map(str, batch["image"].shape[1:]))
-    try:
-        batch = model(batch)
-    except Exception as error:
-        if (layer := failed_layer(model.net, error)) is not None:
-            if (why := wrong_width(layer, error, batch["image"].shape)) is not None:
-                raise UserError(why) from error
-            error.add_note(f"while calling {layer}; images here are {shape}")
-        raise
-    check_logits(_maker(model), batch, len(model.class_names))
-    return batch
-
-
-def _check_logits_of(model: DictModule, logits: Tensor) -> None:
-    """Look whether what is called logits, and has its gradients, are logits."""
-    if (warning := end_warning(_maker(model), logits)) is not None:
-        log.warning(warning)
-    check_log_probabilities(model.criterions.criterions, model.criterions.mapping, logits.detach())
-
-
-def _maker(model: DictModule) -> str:
-    return type(model.net).__name__ if model.forward_fn is None else "model.forward_fn"
-
-
-def _losses_of(model: DictModule, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Losses of `batch`; the attributes that the criterions change are restored."""
-    before = [(module, dict(vars(module))) for module in model.criterions.modules()]
-    try:
-        return model.criterions(batch)
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _trial_images(trainer: Trainer, model: DictModule) -> int:
