@@ -20,8 +20,9 @@ from imago.callbacks.epoch_table import EpochTable
 from imago.callbacks.pace import Pace, format_duration
 from imago.callbacks.progress import PlainProgress, TimedBar
 from imago.cli.command import _record
-from imago.evaluation.console import after_export, next_commands, show_results
+from imago.evaluation.console import show_results
 from imago.evaluation.evaluate import Result
+from imago.evaluation.next_commands import after_export, next_commands
 from imago.files import write_json
 from imago.model.origin import mark, name_of, weights_of
 from imago.run.folder import RunFolder

@@ -43,8 +43,8 @@ def test_what_is_typed_or_in_an_experiment_wins():
     assert loaded("recipe=medium", "trainer.max_steps=7").trainer.max_steps == 7
     ants = imago.load_config("experiment=resnet18_ants", "recipe=scratch")
     assert (ants.model.scheduler._target_, ants.trainer.max_epochs) == ("torch.optim.lr_scheduler.StepLR", 25)
-    assert "ema" in loaded("recipe=medium").callbacks
-    assert "ema" not in loaded("recipe=medium", "callbacks=none").callbacks
+    assert "ema" in loaded("recipe=large").callbacks
+    assert "ema" not in loaded("recipe=large", "callbacks=none").callbacks
     assert loaded("recipe=scratch", "model/scheduler=step").model.scheduler.step_size == 7
 
 
@@ -65,7 +65,7 @@ def test_auto_becomes_the_plain_settings_of_its_choice(train, command, trained):
 
 
 def test_a_recipe_trains_its_steps_with_groups_augmentation_and_an_average(train, trained):
-    run = train("recipe=medium", f"model.init_from={trained.dir}", "trainer.max_epochs=-1", "trainer.max_steps=7")
+    run = train("recipe=large", f"model.init_from={trained.dir}", "trainer.max_epochs=-1", "trainer.max_steps=7")
     assert run.exit_code == 0, run.output
     assert run.json("status.json")["step"] == 7
     assert "val/acc" in run.history[-1]  # also within an epoch, the last steps are validated and can be the best

@@ -56,9 +56,10 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.dp.published import privacy_of, warn_before_publishing
     from imago.evaluation.calibration import file_beside
     from imago.evaluation.classifier import Classifier
-    from imago.evaluation.console import after_export, show_next, show_privacy, show_written
+    from imago.evaluation.console import show_next, show_privacy, show_written
     from imago.evaluation.from_config import seen_images
     from imago.evaluation.loading import check_own_code
+    from imago.evaluation.next_commands import after_export
 
     checkpoint = read_checkpoint(cfg.ckpt_path)
     classifier = Classifier.from_config(cfg, checkpoint, cfg.ckpt_path, check_own_code(checkpoint))

@@ -6,7 +6,7 @@ AUTO, DEFAULT, NONE, HEAD, SCRATCH = "auto", "default", "none", "head", "scratch
 """Options of the group `recipe`."""
 PRETRAINED = ("small", "medium", "large")
 """Those that train all layers from pretrained weights."""
-MEASURED = (HEAD, "small")
+MEASURED = (HEAD, "small", "medium")
 """Those of which `benchmarks/accuracy_small.py` has shown that they pay, so that `default` may choose them."""
 LEAST_IMAGES, LEAST_OF_A_CLASS = 200, 10
 """With fewer, only the head is trained."""
