@@ -103,6 +103,8 @@ def test_photographs_have_a_recipe_unless_the_training_is_described(train, words
     run = train("model=efficientnet_lite0", "data.image_size=64", "preflight=only", *words)
     line = "39 images, rarest class 12: recipe=head. For the plain settings type recipe=none"
     assert (line in run.output) == (recipe == "head"), run.output
+    why = "recipe=none, because model.optimizer.lr says how to train; for these images there is recipe=head"
+    assert (why in run.output) == ("model.optimizer.lr=0.001" in words)
     if "data.data_dir=/nowhere" in words:
         assert "data.data_dir=/nowhere does not exist" in run.output
     else:

@@ -92,6 +92,7 @@ from imago.training.start_weights import check_start_weights
         (["debug=fdr,overfit"], "Type 'debug=[fdr,overfit]'. For a sweep add -m."),
         (["callbacks=default_callbacks"], "Did you mean callbacks=default?"),
         (["experiment=mnist"], "experiment has no option mnist. Type experiment=example."),
+        (["experiment=digits", "hparams_search=optuna"], "and this would be one. Add -m for the search."),
         (["experiment=hymenoptera"], "Did you mean data=hymenoptera?"),
         (["hydra/launcher=joblib"], "needs a package that is not installed: pip install hydra-joblib-launcher"),
         (
@@ -429,6 +430,11 @@ class Signals(Callback):
 
     def on_train_epoch_ends(self, trainer, pl_module): ...
 
+    def on_validation_ended(self): ...
+
+    def teardown(self, trainer, pl_module, stage):
+        self.on_validation_ended()
+
 
 class Step(SGD):
     def step(self): ...
@@ -613,7 +619,7 @@ def with_words(composed, words):
             "below model.criterions:\n  mapping:\n    own: {logits: pred, label: y}",
         ),
         (
-            [f"{CE}=torch.nn.BCEWithLogitsLoss"],
+            [f"{CE}=torch.nn.BCEWithLogitsLoss", "+model.criterions.mapping.ce={logits: input, label: target}"],
             "takes a target of the shape of the logits, (images, classes), and label",
         ),
         ([f"{CE}=torch.nn.MSELoss"], f"Type {CE}=torch.nn.CrossEntropyLoss, or write a loss of one-hot labels"),
@@ -720,6 +726,12 @@ def test_what_ones_own_functions_return_is_checked():
     weights, words = nn.Parameter(torch.zeros(1)), r"its _target_ returns None \(is a return missing\?\)"
     with pytest.raises(UserError, match=rf"model.net: {words}. It must return a torch.nn.Module"):
         make_net(lambda num_classes: None, 3)
+    listed = nn.Sequential(nn.Linear(2, 3))
+    listed.again = list(listed)  # registered, too
+    make_net(lambda num_classes: listed, 3)
+    listed.layers = [nn.Linear(3, 3), nn.ReLU()]
+    with pytest.raises(UserError, match=r"Sequential.layers is a list of layers, which are neither trained nor saved"):
+        make_net(lambda num_classes: listed, 3)
     trainer = SimpleNamespace(max_epochs=1, gradient_clip_val=None)
     with pytest.raises(UserError, match=rf"model.optimizer: {words}. It must return an optimizer"):
         make_optimizer(lambda parameters: None, [weights], weights.device, trainer)

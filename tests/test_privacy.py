@@ -666,6 +666,7 @@ def test_an_export_repeats_what_the_training_warned_of_and_loses_scores_of_val(t
         (tmp_path / "latest/status.json").write_text(json.dumps({"epsilon": latest, "delta": 1e-5}))
         warn_before_publishing(tmp_path / "run/checkpoints/best.ckpt", None, file, tmp_path)
         assert caplog.messages[-1] == later.format("2 other private runs", rest)
+        assert "is not in its run folder: epsilon counts the steps before it" in caplog.messages[-2]
     shutil.rmtree(tmp_path / "latest")
     warn_before_publishing(tmp_path / "run/checkpoints/best.ckpt", None, file, tmp_path)
     one = "epsilon 2.9944, delta 1e-05. Those of this run come on top"
@@ -680,6 +681,8 @@ def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
     assert privacy_of(tmp_path / "best.ckpt", first) == {
         "epsilon": 1.0, "delta": 1e-3, "unit": "one image", "steps": 5
     }  # fmt: skip
+    first["strategy"]["delta"] = 1e-6  # resume= has changed it since
+    assert privacy_of(finished.dir / "checkpoints/best.ckpt", first)["steps"] == 10
     for odd in (
         {},
         {"history": [["a"]], "epsilon": 1.0, "delta": 1.0},

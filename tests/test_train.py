@@ -44,7 +44,7 @@ def test_status_and_summary_say_how_it_went(trained):
         "6 of 6",
         "test acc",
         "blue",
-        "max_epochs: 6",
+        "trainer.max_epochs",
         "3: blue, green, red",
         "cpu",
     ):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
-from imago.cli.typed_words import check_choice
+from imago.cli.typed_words import OTHER_FORMATS, check_choice
 from imago.config.allow_list import TRANSFORMS, own_prefixes
 from imago.config.carried import prediction_config
 from imago.config.checks import check_from_checkpoint
@@ -46,7 +46,7 @@ def check_export(cfg: DictConfig, invocation: Invocation) -> None:
             "checkpoint itself, with imago.load_classifier or ml-inference"
         )
     if cfg.output is not None and Path(cfg.output).suffix != ".safetensors":
-        raise UserError(f"output must be a file that ends in .safetensors, got {cfg.output}.")
+        raise UserError(f"output must be a file that ends in .safetensors, got {cfg.output}.{OTHER_FORMATS}")
 
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:

@@ -53,14 +53,16 @@ class EpochLog(Callback):
         self._pace.start(trainer)
         self.write(trainer)
 
-    def add_head(self, trainer: Trainer, values: Mapping[str, float], seconds: float) -> None:
-        """Add the row of the head alone: its val metrics, and the seconds that it took."""
+    def add_head(self, trainer: Trainer, values: Mapping[str, float], seconds: float, is_shown: bool = True) -> None:
+        """Add the row of the head alone: its val metrics, and the seconds that it took. Without epochs after it, the
+        table of epochs need not be `is_shown`."""
         self.history = [{"epoch": HEAD_EPOCH, "step": trainer.global_step, **values}]
         self.best = self.best_epoch = None  # its validation was noted as that of the first epoch
         self._note_best(values.get(self.monitor), HEAD_EPOCH + 1)
         self._pace.start(trainer)
         self.write(trainer)
-        self._show(trainer, seconds, None)
+        if is_shown:
+            self._show(trainer, seconds, None)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if 0 <= trainer.max_steps <= trainer.global_step:

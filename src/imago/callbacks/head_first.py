@@ -176,7 +176,7 @@ class HeadFirst(Callback):
         values = {n: float(value) for n, value in trainer.callback_metrics.items() if n.startswith("val/")}
         self.facts = {**self._facts(data, values), "C": head.inverse_penalty, "folds": head.folds}
         self._log(trainer, head, data, time.monotonic() - began)
-        self.epochs.add_head(trainer, values, time.monotonic() - began)
+        self.epochs.add_head(trainer, values, time.monotonic() - began, is_shown=not self.only)
         self._save(trainer, model)
         self._publish(trainer)
 

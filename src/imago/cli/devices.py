@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import override_key
+from imago.config.root import OTHER_COMMANDS
 from imago.errors import UserError, undivided_batch
 from imago.resources import usable_cores
 from imago.terminal import counted
@@ -19,7 +20,8 @@ def check_devices(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Raise UserError for devices that this machine does not have, or among which a batch cannot be divided."""
     processes, batch_size = process_count(cfg.trainer, overrides), cfg.data.get("batch_size")
     is_number = isinstance(batch_size, int) and batch_size > 0
-    if cfg.get("train") and is_number and (why := undivided_batch(batch_size, processes)) is not None:
+    is_training = cfg.get("train") and cfg.task_name not in OTHER_COMMANDS  # scoring takes any number of images
+    if is_training and is_number and (why := undivided_batch(batch_size, processes)) is not None:
         raise UserError(why)
 
 

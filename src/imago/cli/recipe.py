@@ -68,20 +68,22 @@ def _composed(cfg: DictConfig, invocation: Invocation, chosen: str) -> DictConfi
 
 
 def _by_default(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:
-    if not _leaves_it_open(cfg, invocation):
+    choices = invocation.choices
+    is_new = cfg.train and cfg.ckpt_path is None and choices.get("experiment") is None
+    if not is_new or choices.get("data") != PHOTOGRAPHS or is_private(cfg):
         return NONE, ""
     try:
-        return default_recipe(_facts(cfg, invocation, look))
+        chosen, line = default_recipe(_facts(cfg, invocation, look))
     except Exception:  # the run meets it again, and says where
         return NONE, ""
-
-
-def _leaves_it_open(cfg: DictConfig, invocation: Invocation) -> bool:
-    """Whether a new, plain run on photographs says nothing about how they are to be trained on."""
-    choices, keys = invocation.choices, [key.replace("/", ".") for key in invocation.keys]
-    says_how = any(key.startswith("model.") and not key.startswith(NETWORK) for key in keys)
-    is_new = cfg.train and cfg.ckpt_path is None and choices.get("experiment") is None
-    return is_new and choices.get("data") == PHOTOGRAPHS and not says_how and not is_private(cfg)
+    keys = sorted(key.replace("/", ".") for key in invocation.keys)
+    how = [key for key in keys if key.startswith("model.") and not key.startswith(NETWORK)]
+    if chosen != NONE and how:
+        return (
+            NONE,
+            f"recipe={NONE}, because {', '.join(how)} says how to train; for these images there is recipe={chosen}",
+        )
+    return chosen, line
 
 
 def _chosen(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:

@@ -108,6 +108,15 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "statistics to synchronise. Remove trainer.sync_batchnorm.",
     ),
     (
+        lambda cfg, invocation: (
+            "hparams_search" in invocation.keys
+            and invocation.sweep_dir is None
+            and cfg.resume is None
+            and cfg.replay is None
+        ),
+        "hparams_search= searches with many runs, and this would be one. Add -m for the search.",
+    ),
+    (
         lambda cfg, _: cfg.auto_resume and cfg.resume is not None,
         "resume= and auto_resume=true: type only one of them.",
     ),

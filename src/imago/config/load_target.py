@@ -57,7 +57,8 @@ def _instead(name: str, part: Any) -> str:
     known = [other for other in dir(part) if not other.startswith("_")] + modules
     if close := difflib.get_close_matches(name, known, n=3):
         return f" Did you mean {' or '.join(f'{_name_of(part)}.{other}' for other in close)}?"
-    return _content(part)
+    places = list(getattr(part, "__path__", []))
+    return _content(part) or (f" It is {places[0]}. {HOW_TO_IMPORT}" if places else "")
 
 
 def _content(part: Any) -> str:

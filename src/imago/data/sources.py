@@ -56,10 +56,8 @@ def read_source(source: str | Sequence[str], class_names: Sequence[str], channel
     check_source(source)
     if not isinstance(source, str):
         parts = [read_source(item, class_names, channels) for item in source]
-        files, paths, known = (
-            [entry for part in parts for entry in getattr(part, name)] for name in ("files", "paths", "known")
-        )
-        return SourceImages(files, paths, known, channels)
+        files, known = ([entry for part in parts for entry in getattr(part, name)] for name in ("files", "known"))
+        return SourceImages(files, [file.as_posix() for file in files], known, channels)  # two may have one name
     path = Path(source).expanduser()
     if path.is_dir():
         there = files_below(path)

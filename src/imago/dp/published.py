@@ -36,7 +36,7 @@ def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
     spent = {"epsilon": state["epsilon"], "delta": state["delta"], "steps": steps}
     with suppress(OSError, UnreadableError):
         of_run = read_json(file.absolute().parent.parent / "reports" / "privacy.json", REPORT, LARGEST)
-        if of_run["delta"] == spent["delta"] and of_run["steps"] > spent["steps"]:
+        if of_run["steps"] > spent["steps"]:
             spent = of_run
     if spent["epsilon"] not in NO_BOUND and not isinstance(spent["epsilon"], int | float):
         return None
@@ -60,8 +60,14 @@ def warn_before_publishing(
         )
     folder = file.absolute().parent.parent
     warned: list[str] = []
-    with suppress(OSError, UnreadableError):
+    try:
         warned = read_json(folder / "reports" / "privacy.json", WARNED, LARGEST)["warnings"]
+    except (OSError, UnreadableError):
+        log.warning(
+            "%s is not in its run folder: epsilon counts the steps before it, and its run may have taken more. Type "
+            "ckpt_path=RUN",
+            file,
+        )
     for text in warned:
         log.warning("The training warned: %s", text)
     if data := Overview(folder).data:

@@ -29,7 +29,23 @@ def make_net(net: Callable[..., nn.Module], num_classes: int) -> nn.Module:
         raise
     if not isinstance(made, nn.Module):
         raise UserError(f"model.net: its _target_ returns {kind_of(made)}. It must return a torch.nn.Module.")
+    check_registered(made)
     return made
+
+
+def check_registered(net: nn.Module) -> None:
+    """Raise UserError for layers in a plain list or dict, which PyTorch neither trains, nor moves, nor saves."""
+    known = {id(parameter) for parameter in net.parameters()}
+    for module in net.modules():
+        for name, value in vars(module).items():
+            entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            layers = [entry for entry in entries if isinstance(entry, nn.Module)] if not name.startswith("_") else []
+            if any(id(parameter) not in known for layer in layers for parameter in layer.parameters()):
+                kind = "ModuleDict" if isinstance(value, dict) else "ModuleList"
+                raise UserError(
+                    f"{type(module).__name__}.{name} is a {type(value).__name__} of layers, which are neither trained "
+                    f"nor saved. Write self.{name} = nn.{kind}(…)."
+                )
 
 
 def failed_layer(net: nn.Module, error: Exception) -> str | None:
@@ -120,7 +136,11 @@ def check_log_probabilities(criterions: Mapping[str, Any], mapping: Mapping[str,
     """Raise UserError for a negative log-likelihood of logits, which falls without end."""
     for name, loss in criterions.items():
         is_nll = isinstance(loss, nn.NLLLoss) or getattr(loss, "func", loss) is nll_loss
-        if is_nll and name not in mapping and logits.float().logsumexp(dim=1).abs().max() > NOT_LOG:
+        if (
+            is_nll
+            and mapping.get(name, {"logits": "input"}).get("logits") == "input"
+            and logits.float().logsumexp(dim=1).abs().max() > NOT_LOG
+        ):
             raise UserError(
                 f"model.criterions.criterions.{name}: the negative log-likelihood needs log-probabilities, and the "
                 f"network returns logits. Type model.criterions.criterions.{name}._target_=torch.nn.CrossEntropyLoss, "

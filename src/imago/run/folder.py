@@ -98,8 +98,8 @@ class RunFolder:
         former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
         if not run_lock.take(path) or (not run_lock.held(path) and _is_alive(former)):
             raise RunFolderError(
-                f"{path} is in use by process {former.get('pid', '')} on {former.get('host', 'a machine')}."
-                " Type another hydra.run.dir=."
+                f"{path} is in use by process {former.get('pid', '')} on {former.get('host', 'a machine')}. Wait until "
+                "it has ended, or type another hydra.run.dir=."
             )
         if not goes_on and (refusal := _taken_by(former, path, invocation)):
             run_lock.release(path)

@@ -24,8 +24,9 @@ EXPECTED = (
     "`training_step` returned `None`",  # model.on_bad_loss=skip, which logs it itself
     "Found .* in eval mode at the start of training",  # model.freeze
     "GPU available but not used",  # trainer=cpu was typed
+    "Image size .* exceeds limit of .* pixels, could be decompression bomb",  # twice that is refused, with its file
 )
-"""Warnings of Lightning about what is intended."""
+"""Warnings of libraries about what is intended."""
 LIBRARIES = r"(lightning|torch|torchvision|torchmetrics)\."
 """Modules whose use of deprecated functions is their own affair."""
 

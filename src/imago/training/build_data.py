@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,14 @@ def recorded_draws(cfg: DictConfig, run: RunFolder) -> Mapping[str, Any] | None:
     return read_checkpoint(file, mmap=True)["imago"] if file is not None and Path(file).is_file() else None
 
 
+def _chooses(cfg: DictConfig) -> bool:
+    """Whether a run has several checkpoints to choose from: the head alone is one, and a trial has none."""
+    return cfg.preflight != "only" and cfg.model.get("probe") != "only"
+
+
 def warn_of_test_on_val(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> None:
     """Warn if the split that chooses the checkpoint of a run is also scored as its test split."""
-    is_scored = cfg.test and "test" in cfg.report.splits and cfg.preflight != "only"
+    is_scored = cfg.test and "test" in cfg.report.splits and _chooses(cfg)
     if not is_scored or option_of(trainer, "fast_dev_run") or data.scored_split("test") != "val":
         return
     monitors = [str(c.monitor) for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
@@ -82,7 +88,7 @@ def warn_of_test_on_val(cfg: DictConfig, data: ImageDataModule, trainer: Trainer
         return
     advice = "type data.test_ratio=0.2" if "test_ratio" in cfg.data else "give data with a test split"
     if data.sets.drawn_val is not None and cfg.data.get("data_dir") and not cfg.data.get("split_file"):
-        advice += f", or write the splits once with ml-split {data.sets.root}"
+        advice += f", or write the splits once with ml-split {shlex.quote(str(data.sets.root))}"
     data.say(
         f"val also chooses the checkpoint (monitor={monitor}), so its scores as test are too good. For an honest test "
         f"split, {advice}"
@@ -92,8 +98,8 @@ def warn_of_test_on_val(cfg: DictConfig, data: ImageDataModule, trainer: Trainer
 def warn_of_few_val_images(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> None:
     """Warn if a val split of very few images chooses the checkpoint of a run."""
     images = len(data.split("val"))
-    is_tried = cfg.preflight == "only" or option_of(trainer, "fast_dev_run")
-    if images >= FEW or is_tried or not cfg.monitor.startswith("val/"):
+    is_tried = option_of(trainer, "fast_dev_run")
+    if images >= FEW or is_tried or not _chooses(cfg) or not cfg.monitor.startswith("val/"):
         return
     total, is_drawn = images + data.sizes["train"], data.sets.drawn_val is not None
     ratio = math.ceil(20 * FEW / total) / 20  # in steps of 0.05

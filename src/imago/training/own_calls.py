@@ -124,8 +124,18 @@ def _hook_problems(path: str, part: Any) -> Iterator[str]:
             except TypeError:
                 wanted = ", ".join(passed)
                 yield f"{owner} is called with {', '.join(passed[1:])}. Write def {name}({wanted}):"
-        elif name.startswith("on_") and (close := difflib.get_close_matches(name, hooks, n=2, cutoff=0.8)):
+        elif (
+            name.startswith("on_")
+            and not _is_called(part, name)
+            and (close := difflib.get_close_matches(name, hooks, n=2, cutoff=0.8))
+        ):
             yield f"{owner} would never be called: Lightning has no such hook. Did you mean {' or '.join(close)}?"
+
+
+def _is_called(part: type, name: str) -> bool:
+    """Whether a method of a class calls another one by its name."""
+    methods = (method for _, method in inspect.getmembers(part, inspect.isfunction))
+    return any(name in method.__code__.co_names for method in methods if method.__name__ != name)
 
 
 def _mapped_problems(
@@ -147,7 +157,7 @@ def _mapped_problems(
         if is_made and node.get("_partial_") is True and is_loss:
             continue  # said already
         call, key = _call_of(part) if is_loss else part.update, f"{path}.{entries}.{name}"
-        if call is None or (mapping is None and call in OF_ONE_SHAPE):
+        if call is None or ("label" in (mapping or ("label",)) and call in OF_ONE_SHAPE):
             what = f"has no {_call_name(part)}, which gets {', '.join(arguments)}." if call is None else _one_shape(key)
             yield f"{key}{in_file(f'{key}._target_', invocation)}: {node._target_} {what}"
             continue
