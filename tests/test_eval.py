@@ -363,8 +363,16 @@ def test_a_module_that_is_missing_is_said_with_the_folder_of_the_training(own_ne
         assert not run.dir.exists()
 
 
-def test_code_that_has_changed_since_the_training_is_said(own_net):
-    source = Path("my_layers.py").read_text().replace("pass", "def __init__(self, num_classes):")
+def test_code_that_has_changed_since_the_training_is_said(own_net, caplog):
+    with forgetting_own_code():
+        imago.load_classifier(own_net.dir)
+    assert not caplog.messages
+    with Path("my_layers.py").open("a") as file:
+        file.write("\n    def forward(self, x):\n        return -super().forward(x)\n")
+    with forgetting_own_code():
+        imago.load_classifier(own_net.dir)
+    assert "my_layers.py has changed since" in caplog.messages[0]
+    source = "from imago.model import TinyNet\nclass MyNet(TinyNet):\n    def __init__(self, num_classes):\n"
     more = "super().__init__(num_classes + 1)\n        self.more = nn.Linear(2, 2)"
     Path("my_layers.py").write_text(f"from torch import nn\n{source}        {more}\n")
     with forgetting_own_code(), pytest.raises(imago.UserError) as refused:

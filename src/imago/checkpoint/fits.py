@@ -1,5 +1,7 @@
 """Checks that a checkpoint fits the network and the data."""
 
+import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +13,11 @@ from imago.config.own_code import own_file
 from imago.errors import UserError
 from imago.terminal import shortened
 
+log = logging.getLogger(__name__)
+
 MOST_NAMES = 6
+NET_CODE = "net_code"
+"""Key of the entry `imago` of a checkpoint: `code_digest` of its network."""
 _OF_LIBRARIES = (
     "Type the same model= and model.net.name= as in the run that wrote it. Commands that read its config need neither "
     "model= nor experiment=."
@@ -79,7 +85,7 @@ def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, 
 
 
 def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:
-    """Raise ValueError unless the checkpoint holds this network."""
+    """Raise ValueError unless the checkpoint holds this network; warn if the code of one's own network was edited."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
     lines = {
         "only in the checkpoint": sorted(theirs.keys() - ours.keys()),
@@ -91,12 +97,26 @@ def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) ->
         ],
     }
     shown = [f"  {what}: {shortened(names, MOST_NAMES)}" for what, names in lines.items() if names]
+    net = getattr(model, "net", model)
+    file = own_file(type(net))
     if shown:
-        net = getattr(model, "net", model)
-        file = own_file(type(net))
         name = f"{type(net).__module__}.{type(net).__qualname__} in {file}" if file is not None else type(net).__name__
         head = f"ckpt_path={path} does not fit the network of this run, {name}:"
         raise UserError("\n".join([head, *shown, _OF_OWN.format(path) if file is not None else _OF_LIBRARIES]))
+    written, now = checkpoint["imago"].get(NET_CODE), code_digest(net)
+    if None not in (written, now) and written != now:
+        log.warning(
+            "%s has changed since %s was written: if its network computes something else now, the scores differ from "
+            "those of the training",
+            file,
+            path,
+        )
+
+
+def code_digest(net: nn.Module) -> str | None:
+    """SHA-256 of the file that defines a network of one's own; None for those of Imago and of installed packages."""
+    file = own_file(type(net))
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
 
 
 def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, MLFlowLogger
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.carried_state import CarriedState
@@ -23,7 +24,7 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_epochs
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
-from imago.checkpoint.fits import check_weights
+from imago.checkpoint.fits import NET_CODE, check_weights, code_digest
 from imago.checkpoint.read import read_checkpoint
 from imago.checkpoint.signing import is_signed, why_unsigned
 from imago.config.allow_list import check_targets
@@ -101,9 +102,8 @@ def build(
                 strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
             strategy.uncovered = uncovered(cfg, run, data, model)
         check_callbacks(callbacks)
-        carried = {"unrecorded": unrecorded_by(origins, is_private=not strategy.shows_train_images)} | _carried(
-            cfg, data
-        )
+        unrecorded = unrecorded_by(origins, is_private=not strategy.shows_train_images)
+        carried = {"unrecorded": unrecorded, **_carried(cfg, data, model.net)}
         callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, model, strategy, carried)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
     _begin_records(cfg, run, trainer, start)
@@ -169,10 +169,11 @@ def _build_loggers(cfg: DictConfig, run: RunFolder, start: Start | None) -> list
     return loggers
 
 
-def _carried(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
+def _carried(cfg: DictConfig, data: ImageDataModule, net: nn.Module) -> dict[str, Any]:
     """Description of the run in its checkpoints, in plain types."""
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
-    return {"config": checkpoint_config(cfg), "own_code": own_code, **seen_images(cfg.data, data.eval_transform)}
+    code = {"own_code": own_code, NET_CODE: code_digest(net)}
+    return {"config": checkpoint_config(cfg), **code, **seen_images(cfg.data, data.eval_transform)}
 
 
 def _own_callbacks(
