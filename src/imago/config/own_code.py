@@ -56,12 +56,13 @@ class OwnCode(MetaPathFinder):
     def forgetting(self) -> Iterator[None]:
         """Inside, modules may be allowed and imported. Afterwards these are forgotten: another run may mean others by
         their names, or the same ones after they were edited."""
-        folders, found = dict(self.folders), set(self._found)
+        folders, found, imported_before = dict(self.folders), set(self._found), set(sys.modules)
         try:
             yield
         finally:
-            for name in list(sys.modules):
-                if name.partition(".")[0] in self._found - found:
+            ours = (self._found - found) | (self.folders.keys() - folders.keys())  # Python itself may have found some
+            for name in sys.modules.keys() - imported_before:
+                if name.partition(".")[0] in ours:
                     del sys.modules[name]
             self.folders, self._found = folders, found
 
