@@ -55,6 +55,7 @@ from imago.training.start_weights import check_start_weights
         (["experiment", "digits"], '"experiment digits" is not KEY=VALUE. Type experiment=digits'),
         (["data.data_dir=/a", "b/c"], "\"data.data_dir='/a b/c'\""),
         (["hydra.run.dirr=x"], "Unknown setting hydra.run.dirr (command line)."),
+        (["-m", "seed=1,2", "hydra.sweeper.n_trials=3"], "It belongs to a search: add -m hparams_search=optuna"),
         (["deterministic=maybe"], "deterministic must be true or false, got maybe."),
         (
             ["debug=true"],

@@ -27,6 +27,7 @@ ADDED = ("num_classes", "class_names")
 """Arguments that a run adds."""
 HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
 """Settings of Hydra that people type."""
+OF_A_SEARCH = [f"hydra.sweeper.{name}" for name in ("n_trials", "n_jobs", "study_name", "storage", "sampler.seed")]
 
 
 def known_settings(base: DictConfig) -> list[str]:
@@ -48,6 +49,12 @@ def unknown_setting(
     """
     if key.startswith("trainer.") and (why := NOT_OF_THE_TRAINER.get(key.removeprefix("trainer."))) is not None:
         return Hint(note=why), ()
+    if key.startswith("hydra.sweeper."):
+        is_search = any(override_key(word) == "hparams_search" for word in typed)
+        note = (
+            closest(key, OF_A_SEARCH, help_all) if is_search else "It belongs to a search: add -m hparams_search=optuna"
+        )
+        return Hint(note=note), ()
     node, last = parent(base, key)
     if (part := _of_own_part(key, value, base, typed)) is not None:
         return part, part.words
