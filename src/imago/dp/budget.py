@@ -187,6 +187,7 @@ class PrivacyBudget(Strategy):
         if self.noise_multiplier is None:
             if math.isinf(planned):
                 raise UserError(f"strategy=dp and {REASONS['no_end']}.")
+            log.info("Searching the noise for epsilon %g and %d steps", self.target_epsilon, planned)
             self.noise_multiplier = noise_for(
                 self.target_epsilon, self.delta, self.sample_rate, int(planned), self.accountant
             )

@@ -85,7 +85,7 @@ def _log_replaced_norms(model: DictModule, weights: str) -> None:
     (log.warning if is_pretrained else log.info)(
         "model.norm=group: replaced %d BatchNorm layers by GroupNorm%s: %s",
         len(model.replaced_norms),
-        ", without their pretrained weights and statistics" if is_pretrained else "",
+        ", without their pretrained weights and statistics (model.freeze=backbone keeps them)" if is_pretrained else "",
         ", ".join(model.replaced_norms),
     )
 
