@@ -200,6 +200,8 @@ def test_the_head_alone_is_an_ordinary_checkpoint(train, command, backbone, colo
     assert f"resume={run.dir} model.probe=true trainer.max_epochs=" in again.output
     assert "chooses the checkpoint" not in run.output  # there is one
     assert "epoch train/loss" not in run.output
+    assert "none: the head alone" in run.text("summary.txt")
+    assert run.json("status.json")["card"]["learning_rate"] is None
     assert "model.probe=only trains no epochs: trainer.max_epochs=2 has no effect" in run.output
     tuned = command("train", f"resume={run.dir}", "model.probe=true", folder=run.dir)
     assert tuned.exit_code == 0, tuned.output

@@ -25,14 +25,15 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
     rate = groups[0].get("initial_lr", groups[0].get("lr"))  # a schedule may have lowered `lr` already
     if len(groups) > 1:
         rate = trainer.optimizers[0].defaults.get("lr")
+    is_alone = model.probe == "only"
     return {
         "network": network,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "weights": weights,
-        "optimizer": type(trainer.optimizers[0]).__name__,
-        "learning_rate": float(rate) if rate is not None else None,
-        "head_learning_rate": model.groups.head_lr,
+        "optimizer": "head alone" if is_alone else type(trainer.optimizers[0]).__name__,
+        "learning_rate": None if is_alone or rate is None else float(rate),
+        "head_learning_rate": None if is_alone else model.groups.head_lr,
         "batch_size": data.batch_size,
         "device": _device(trainer),
         "precision": str(trainer.precision),

@@ -114,8 +114,9 @@ class RunStatus(Callback):
         self._has_written = True
         history = self.epochs.history
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit"
-        self.run.sections["Progress"] = {"epochs": f"{self.epochs.trained} of {epochs}", "steps": trainer.global_step}
         model = cast(DictModule, trainer.lightning_module)
+        done = "none: the head alone" if model.probe == "only" else f"{self.epochs.trained} of {epochs}"
+        self.run.sections["Progress"] = {"epochs": done, "steps": trainer.global_step}
         if (memory := gpu_memory(trainer)) is not None:
             self.run.sections["Progress"]["GPU memory, at most"] = memory
         if model.skipped_batches:
