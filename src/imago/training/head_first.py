@@ -71,7 +71,8 @@ def _warn_of_epochs(run: RunFolder) -> None:
         word for word in run.invocation.overrides if override_key(word) in ("trainer.max_epochs", "trainer.max_steps")
     ]
     if typed:
-        log.warning("model.probe=only trains no epochs: %s has no effect. For epochs type recipe=small", typed[-1])
+        why = "model.probe=only trains no epochs: %s has no effect. For epochs start a new run with recipe=small"
+        log.warning(why, typed[-1])
 
 
 def _check_resumed(cfg: DictConfig, run: RunFolder, checkpoint: str) -> None:
