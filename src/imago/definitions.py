@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 __version__ = "0.2.0"
@@ -26,6 +27,11 @@ Batch = dict[str, Any]
 PARTNER_LABEL, SHARE = "partner_label", "share"
 """Keys of a batch of mixed images: the label of the other image, and the share of the own one, 0 to 1."""
 SampleKey = tuple[int, int]  # epoch, index
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path is that of an export, by its suffix."""
+    return Path(path).suffix == EXPORT_SUFFIX
 
 
 @dataclass(frozen=True)

@@ -50,29 +50,17 @@ class IncompleteError(UserError):
 
 CREATING_DATA = "while creating data"
 """Note on an error that was raised while the images of a run were looked up."""
-
-
 BUILDING = "building the run"
 """Note on an error that was raised before a run had begun to train or to score."""
 
 
 @contextmanager
-def about_building() -> Iterator[None]:
-    """Note on what is raised inside that the run has not begun."""
+def noted(note: str) -> Iterator[None]:
+    """Add a note, such as CREATING_DATA, to what is raised inside."""
     try:
         yield
     except Exception as error:
-        error.add_note(BUILDING)
-        raise
-
-
-@contextmanager
-def about_data() -> Iterator[None]:
-    """Note on what is raised inside that the images of the run cannot be used."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(CREATING_DATA)
+        error.add_note(note)
         raise
 
 

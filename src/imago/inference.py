@@ -20,7 +20,7 @@ from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
 from imago.data.source_paths import check_source
-from imago.definitions import EXPORT_SUFFIX
+from imago.definitions import is_export
 from imago.errors import IncompleteError, UserError
 from imago.run.folder import RunFolder
 from imago.terminal import counted
@@ -58,7 +58,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
         raise UserError(f"source={cfg.source} and split={cfg.split}: type only one of them.")
-    exports = [path for path in (cfg.ckpt_path if several else [cfg.ckpt_path]) if Path(path).suffix == EXPORT_SUFFIX]
+    exports = [path for path in (cfg.ckpt_path if several else [cfg.ckpt_path]) if is_export(path)]
     if cfg.source is None and exports:
         raise UserError(f"{exports[0]} is an export, which does not say where its data are. Type source=PHOTOS.")
     if cfg.source is not None and cfg.data.get("relabel") is not None and "data.relabel" in invocation.keys:

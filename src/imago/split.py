@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.table import Table
 
-from imago.config.invocation import for_hydra
+from imago.config.invocation import typed_path
 from imago.errors import UserError
 from imago.files import atomic_folder, atomic_write
 from imago.terminal import closed_pipe_allowed, console
@@ -90,8 +90,9 @@ def split(options: argparse.Namespace) -> None:
 
 
 def _next(option: str, path: Path) -> None:
-    word = shlex.quote(f"data.{option}={for_hydra(str(path))}")
-    console().print(f"Next: ml-train {word}", soft_wrap=True, highlight=False, markup=False)
+    console().print(
+        f"Next: ml-train {typed_path(f'data.{option}', path)}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str, "FolderImages"]:

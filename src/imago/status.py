@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imago.cli.run_columns import Columns, sort_runs
 from imago.cli.run_table import common_folder, describe_images, grouped_by_seed, run_table
-from imago.config.invocation import for_hydra
+from imago.config.invocation import for_hydra, typed_path
 from imago.config.root import PROJECT_ROOT
 from imago.config.setting_source import shown_path
 from imago.errors import UserError
@@ -116,7 +116,7 @@ def _print_table(runs: list[Overview], folder: Path, arguments: argparse.Namespa
         console().print(table)
     print(drawn.get(), end="")  # rich would end the program where the reader of a pipe has left
     if (cut := next((str(name) for name in table.columns[0].cells if "*" in str(name)), None)) is not None:
-        word = shlex.quote(f"ckpt_path={for_hydra(shown_path(below / cut))}")
+        word = typed_path("ckpt_path", shown_path(below / cut))
         say(f"Names with a * can be typed as they are, in quotes: ml-eval {word}")
     if sentence := describe_images(runs, compared, columns.monitor, any_reason=arguments.sort is not None):
         say(sentence)

@@ -5,7 +5,6 @@ Random numbers need no state (randomness.py), and the loader finds its position 
 """
 
 import logging
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from imago.callbacks.metrics import MetricsCallback
-from imago.config.invocation import for_hydra
+from imago.config.invocation import typed_path
 from imago.data.module import ImageDataModule
 from imago.distributed import all_gather_objects
 from imago.errors import UserError
@@ -219,7 +218,7 @@ def _check_settings(progress: Progress, now: dict[str, Any], best: str) -> None:
             f"The checkpoint is from the middle of epoch {progress['epoch'] + 1} (batch {progress['batch']}), and the "
             f"batches that follow would differ. Changed settings: {'; '.join(changed)}. To resume, {same}. To train "
             f"with the new settings, start from the end of an epoch: type "
-            f"{shlex.quote(f'ckpt_path={for_hydra(best)}')} in place of resume="
+            f"{typed_path('ckpt_path', best)} in place of resume="
         )
     log.warning("The batches of the next epochs differ from those before. Changed settings: %s", "; ".join(changed))
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from imago.checkpoint.read import SCHEMA, Checkpoint, check_entry, read_checkpoint
-from imago.definitions import EXPORT_SUFFIX
+from imago.definitions import is_export
 from imago.errors import MissingFileError, UserError
 from imago.files import atomic_write, strict
 
@@ -25,11 +25,6 @@ NOT_RECORDED: dict[str, Any] = {
     "strategy": {},
 }
 """Entries of a checkpoint that an export lacks."""
-
-
-def is_export(path: str | Path) -> bool:
-    """Whether a path is that of an export, by its suffix."""
-    return Path(path).suffix == EXPORT_SUFFIX
 
 
 def write_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], path: Path) -> None:

@@ -52,12 +52,12 @@ def finished_run(run: RunFolder, cfg: DictConfig, changed: list[str]) -> Finishe
 
 
 def _extension(run: RunFolder, cfg: DictConfig) -> tuple[str, ...]:
-    """What ended a run, or what it could do, and the settings that extend it."""
+    """Reason for which a run ended, or can be extended, and the settings that extend it."""
     reason, epochs = str(run.former.get("reason")), cfg.trainer.get("max_epochs")
     if reason == BUDGET_SPENT:
         return "Its privacy budget is spent. To raise it, type", "strategy.target_epsilon="
     if reason.startswith(TIME_OVER) and cfg.trainer.get("max_time") is not None:
         return "Its time was over. For more time type", f"trainer.max_time={twice(cfg.trainer.max_time)}"
     after_head = () if run.former.get("epoch") else ("model.probe=true",)  # it was the head alone
-    more = 2 * epochs if isinstance(epochs, int) and epochs > 0 else ""
-    return "For more epochs type", *after_head, f"trainer.max_epochs={more}"
+    doubled = 2 * epochs if isinstance(epochs, int) and epochs > 0 else ""
+    return "For more epochs type", *after_head, f"trainer.max_epochs={doubled}"

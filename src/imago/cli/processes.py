@@ -186,7 +186,7 @@ class _Rank:
 
 
 def describe_exit(status: int) -> str:
-    """What is known of a process that ended without a word."""
+    """Words for a process that ended without a message."""
     if status >= 0:
         return f"it ended with exit status {status}"
     name = signal.Signals(-status).name

@@ -25,9 +25,8 @@ PHOTOGRAPHS = "image_folder"
 """Option of the group `data` that has a recipe by default."""
 NETWORK = ("model.net", "model.init_from")
 """Settings of the model that say what is trained; all others say how, which is what a recipe does."""
-
-
 Look = Callable[[DictConfig], TrainFacts]
+"""Reads the facts from the data of a config."""
 
 
 def with_recipe(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[DictConfig, Invocation]:
@@ -79,10 +78,8 @@ def _by_default(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[st
     keys = sorted(key.replace("/", ".") for key in invocation.keys)
     how = [key for key in keys if key.startswith("model.") and not key.startswith(NETWORK)]
     if chosen != NONE and how:
-        return (
-            NONE,
-            f"recipe={NONE}, because {', '.join(how)} says how to train; for these images there is recipe={chosen}",
-        )
+        why = f"recipe={NONE}, because {', '.join(how)} says how to train"
+        return NONE, f"{why}; for these images there is recipe={chosen}"
     return chosen, line
 
 

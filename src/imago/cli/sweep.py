@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from imago.config.invocation import for_hydra, override_key
+from imago.config.invocation import override_key, typed_path
 from imago.config.resolvers import remember_sweep
 from imago.files import write_text
 from imago.masking import masked_override
@@ -114,7 +113,7 @@ def report(sweep: Sweep) -> None:
 def _show_best(folder: Path) -> None:
     """Print where the files of the best job are, and the commands that use its checkpoint."""
     if (checkpoint := folder / "checkpoints" / "best.ckpt").is_file():
-        word = shlex.quote(f"ckpt_path={for_hydra(str(folder))}")
+        word = typed_path("ckpt_path", folder)
         say(f"Checkpoint: {checkpoint}\nReport: {folder / 'report.html'}")
         say(f"Next:\n  ml-inference {word} source=PHOTOS\n  ml-eval {word}")
 

@@ -35,7 +35,7 @@ from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
 from imago.config.trainer import device_problems, device_warnings, launcher_refusal, trainer_problems
 from imago.config.tree import nodes
-from imago.definitions import EXPORT_SUFFIX, SPLIT_NAMES, SPLITS
+from imago.definitions import SPLIT_NAMES, SPLITS, is_export
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
 from imago.files import did_you_mean
 from imago.masking import masked_override
@@ -96,8 +96,7 @@ def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: b
     if invocation.own_checkpoint != file:
         if not needs_data and "data" in groups:
             groups = [*(group for group in groups if group != "data"), *TRANSFORMS]
-        trusted, is_export = list(cfg.trusted_targets), Path(file).suffix == EXPORT_SUFFIX
-        check_targets(cfg, [*groups, "params"], trusted, invocation.overrides, is_export)
+        check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), invocation.overrides, is_export(file))
     check_settings(cfg, invocation, needs_data)
 
 

@@ -15,7 +15,7 @@ def is_duration(text: str) -> bool:
     return DURATION.fullmatch(text) is not None
 
 
-def format_duration(seconds: float) -> str:
+def as_max_time(seconds: float) -> str:
     """Format seconds as DD:HH:MM:SS; parts of a second are rounded up."""
     minutes, second = divmod(int(-(-seconds // 1)), 60)
     hours, minute = divmod(minutes, 60)
@@ -25,15 +25,17 @@ def format_duration(seconds: float) -> str:
 def read_duration(text: str) -> str | None:
     """A time that people write in another way, as DD:HH:MM:SS; None where its unit is not known."""
     if (match := CLOCK.fullmatch(text)) is not None:
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return format_duration(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+        return as_max_time(_seconds(*(int(part or 0) for part in match.groups())))
     amounts = AMOUNT.findall(text)
     if not amounts or AMOUNT.sub("", text).strip():
         return None
-    return format_duration(sum(float(number) * SECONDS[unit.lower()] for number, unit in amounts))
+    return as_max_time(sum(float(number) * SECONDS[unit.lower()] for number, unit in amounts))
 
 
 def twice(text: str) -> str:
     """Twice a DD:HH:MM:SS."""
-    days, hours, minutes, seconds = map(int, text.split(":"))
-    return format_duration(2 * (((days * 24 + hours) * 60 + minutes) * 60 + seconds))
+    return as_max_time(2 * _seconds(*map(int, text.split(":"))))
+
+
+def _seconds(days: int, hours: int, minutes: int, seconds: int) -> int:
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -143,3 +143,8 @@ def override_value(word: str) -> str:
 def for_hydra(value: str) -> str:
     """Quote `value` as Hydra's grammar requires for unusual characters."""
     return value if re.fullmatch(r"[\w./:*-]+", value) else "'" + value.replace("'", "\\'") + "'"
+
+
+def typed_path(key: str, path: str | Path) -> str:
+    """Override that sets `key` to a path, quoted for Hydra and for a shell."""
+    return shlex.quote(f"{key}={for_hydra(str(path))}")

@@ -54,9 +54,9 @@ def _imported(parts: list[str]) -> ModuleType:
 
 def _instead(name: str, part: Any) -> str:
     modules = [module.name for module in pkgutil.iter_modules(getattr(part, "__path__", []))]
-    known = [other for other in dir(part) if not other.startswith("_")] + modules
+    known = [entry for entry in dir(part) if not entry.startswith("_")] + modules
     if close := difflib.get_close_matches(name, known, n=3):
-        return f" Did you mean {' or '.join(f'{_name_of(part)}.{other}' for other in close)}?"
+        return f" Did you mean {' or '.join(f'{_name_of(part)}.{entry}' for entry in close)}?"
     places = list(getattr(part, "__path__", []))
     return _content(part) or (f" It is {places[0]}. {HOW_TO_IMPORT}" if places else "")
 

@@ -20,8 +20,7 @@ LEAST = {  # option of the Trainer -> smallest valid number, all valid values
     "min_steps": (0, "0 or more, or null"),
 }
 LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
-
-
+ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
 ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
 
 
@@ -73,9 +72,6 @@ def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
         value = cfg.trainer.get(option)
         if value is not None and (number_or_infinity(value) < 0 or (isinstance(value, float) and value > 1)):
             yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
-
-
-ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
 
 
 def launcher_refusal() -> str | None:

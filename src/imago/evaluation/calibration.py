@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from scipy.optimize import minimize_scalar
 
-from imago.checkpoint.exported import is_export
+from imago.definitions import is_export
 from imago.errors import UserError
 from imago.evaluation.from_config import looks
 from imago.files import MISFIT, NUMBER, fitting, read_json, write_json

@@ -8,13 +8,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from imago.checkpoint.exported import is_export, read_model
+from imago.checkpoint.exported import read_model
 from imago.checkpoint.read import KEY, Checkpoint, find_checkpoint
 from imago.checkpoint.signing import is_signed
 from imago.config.allow_list import TRANSFORMS, check_targets
 from imago.config.carried import leave_out_training, read_checkpoint_config
 from imago.config.own_code import allow_imports, is_writable_by_others
 from imago.config.root import PROJECT_ROOT
+from imago.definitions import is_export
 from imago.errors import UserError, message_of
 from imago.evaluation.classifier import Classifier
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from imago.config.invocation import for_hydra
+from imago.config.invocation import typed_path
 from imago.evaluation.evaluate import Result
 from imago.run.folder import RunFolder
 
@@ -57,7 +57,7 @@ def _checkpoint_word(checkpoint: Path) -> str:
 
 
 def _word(key: str, path: Path) -> str:
-    return shlex.quote(f"{key}={for_hydra(relative(path))}")
+    return typed_path(key, relative(path))
 
 
 def _program(name: str, script: Path) -> str:

@@ -15,7 +15,7 @@ from imago.wiring import ComposeTransform
 
 RESULTS = ("logits", "prediction")
 ENDS = {"SoftmaxBackward0": "a softmax", "SigmoidBackward0": "a sigmoid", "ReluBackward0": "a ReLU"}
-"""What autograd calls the last operation of a network -> its name, for those that do not make logits."""
+"""Name that autograd gives the last operation of a network -> its own, for those that do not make logits."""
 NOT_LOG = 0.01
 """Difference of summed probabilities from 1 (as a logarithm) at which they are none, in any precision."""
 

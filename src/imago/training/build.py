@@ -44,7 +44,7 @@ from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
 from imago.data.samplers import Placement
 from imago.distributed import divide_threads
-from imago.errors import UserError, about_building, about_data, message_of
+from imago.errors import BUILDING, CREATING_DATA, UserError, message_of, noted
 from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.collect import Collector
 from imago.evaluation.from_config import check_modules, make_model, seen_images
@@ -71,7 +71,7 @@ log = logging.getLogger(__name__)
 RESERVED = ("last", "previous", "on_exception", "head", "finetuned")  # names of checkpoints that a run writes
 
 
-@about_building()
+@noted(BUILDING)
 def build(
     cfg: DictConfig, run: RunFolder, trained: Mapping[str, Any] | None = None
 ) -> tuple[ImageDataModule, DictModule, Trainer]:
@@ -97,7 +97,7 @@ def build(
         before = run.resume_from or cfg.ckpt_path
         origins = origins_of(cfg.model) if before is None else []
         if not strategy.shows_train_images:
-            with about_data():
+            with noted(CREATING_DATA):
                 strategy.check_images(len(data.split("train")), data.batch_size)
                 strategy.assumed = check_private_start(origins, before, data, bool(cfg.strategy.get("public_init")))
             strategy.uncovered = uncovered(cfg, run, data, model)

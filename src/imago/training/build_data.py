@@ -17,7 +17,7 @@ from imago.config.invocation import override_key
 from imago.data.contract import check_module
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
-from imago.errors import MissingFileError, UserError, about_data
+from imago.errors import CREATING_DATA, MissingFileError, UserError, noted
 from imago.evaluation.from_config import make
 from imago.lightning_internals import option_of
 from imago.run.folder import RunFolder
@@ -56,7 +56,7 @@ def make_data(
 
 def _made(make_module: Callable[..., Any], node: DictConfig, options: Mapping[str, Any]) -> Any:
     """Make the data module; what its constructor raises says so in a note, and which setting names a missing file."""
-    with about_data():
+    with noted(CREATING_DATA):
         try:
             return make_module(**options)
         except FileNotFoundError as error:

@@ -16,7 +16,7 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
-from imago.config.durations import format_duration
+from imago.config.durations import as_max_time
 from imago.config.setting_source import is_users_own
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
@@ -153,7 +153,7 @@ def longer_training(trainer: Trainer, monitor: str) -> tuple[str | None, str | N
     """Setting that trains twice as long, and what was still improving at the end; None if nothing was, or patience was
     over. A run whose time was over gets the setting in any case."""
     if spent := _spent_time(trainer):
-        return f"trainer.max_time={format_duration(2 * spent)}", None
+        return f"trainer.max_time={as_max_time(2 * spent)}", None
     epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
     trend = describe_trend(epochs.history, {monitor: epochs.mode, "val/loss": "min"})
     if trend is None or option_of(trainer, "fast_dev_run"):

@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from imago.checkpoint.exported import is_export, metadata_of
+from imago.checkpoint.exported import metadata_of
 from imago.checkpoint.read import read_checkpoint
 from imago.data.folder_images import FolderImages
 from imago.data.module import ImageDataModule
+from imago.definitions import is_export
 from imago.dp.published import REPORT, privacy_of
 from imago.errors import UserError
 from imago.files import MISFIT, fitting
