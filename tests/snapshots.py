@@ -1,5 +1,6 @@
 """Callbacks for tests of resuming."""
 
+import logging
 import os
 import shutil
 import signal
@@ -51,3 +52,22 @@ class Signal(Callback):
     def send(self) -> None:
         for _ in range(self.times):
             self.kill(os.getpid(), signal.Signals(self.number))
+
+
+class Unwell(Callback):
+    """In the process `rank`, when train batch `batch` (over all epochs) begins: a warning, then an error or a signal;
+    not again after torchrun has restarted the processes."""
+
+    def __init__(self, rank: int, batch: int, number: int = 0) -> None:
+        self.rank = rank
+        self.batch = batch
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        is_first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if trainer.global_rank != self.rank or trainer.global_step != self.batch or not is_first:
+            return
+        logging.getLogger(__name__).warning("the disk of rank %d is slow", self.rank)
+        if self.number:
+            os.kill(os.getpid(), self.number)
+        raise ValueError(f"rank {self.rank} is unwell")

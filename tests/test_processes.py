@@ -156,7 +156,7 @@ def test_one_process_for_each_device(devices, count):
         (["trainer.max_time=1-12:00:00"], "Type trainer.max_time=01:12:00:00"),
         (["trainer.devices=0"], "trainer.devices must be a number (1 or more)"),
         (["trainer.devices=none"], "trainer.devices must be a number (1 or more)"),
-        (["+trainer.num_nodes=2"], "a run uses the devices of one machine"),
+        (["+trainer.num_nodes=2"], "start the command with torchrun --nnodes= on each node"),
         (["trainer.strategy=fsdp"], "trainer.strategy must be auto, ddp"),
     ],
 )
@@ -205,45 +205,6 @@ def test_messages_say_how_many_gpus_there_are_and_why(monkeypatch, trainer, gpus
     cfg = OmegaConf.create({"accelerator": trainer[0], "devices": trainer[1], "strategy": "auto"})
     with pytest.raises(UserError, match=message):
         process_count(cfg)
-
-
-@pytest.mark.parametrize(
-    ("launched", "said"),
-    [
-        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "WORLD_SIZE=2: torchrun, or another launcher, started"),
-        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0: torchrun, or another launcher, started"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2: torchrun, or another launcher, started"),
-    ],
-)
-def test_a_process_that_torchrun_started_is_refused(train, monkeypatch, launched, said):
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
-    first = train()
-    assert first.error.startswith(said)
-    count = launched.get("WORLD_SIZE", "4")
-    assert f"Type python src/train.py instead of torchrun, with trainer=ddp trainer.devices={count}." in first.error
-    assert not first.dir.exists()
-    for name in launched.keys() & {"LOCAL_RANK", "RANK"}:
-        monkeypatch.setenv(name, "1")
-    second = train()  # the first has said it
-    assert (second.exit_code, second.output, second.dir.exists()) == (1, "", False)
-
-
-def test_slurm_tasks_that_would_be_runs_of_their_own_are_refused(train, monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert "SLURM_NTASKS=2: Slurm starts this command 2 times" in train().error
-    assert "trainer=ddp trainer.devices=2" in train().error
-    assert "Set #SBATCH --ntasks=1" in train().error  # without srun, which Lightning refuses once the data are read
-    monkeypatch.setenv("SLURM_NNODES", "2")
-    assert "SLURM_NNODES=2: the job has 2 nodes" in train().error
-    monkeypatch.delenv("SLURM_NNODES")
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    assert "Set #SBATCH --ntasks=1" in train().error
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    assert train().output == ""
-    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
-    monkeypatch.delenv("SLURM_PROCID")
-    assert "No data was chosen" in train("data.data_dir=").error  # typed in an interactive job
 
 
 def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):

@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes, describe_changes
-from imago.cli.devices import check_devices, process_count
+from imago.cli.devices import check_devices, follow_launch, process_count
 from imago.cli.finished import finished_run
+from imago.cli.leader import Leader
 from imago.cli.processes import free_port, other_processes
 from imago.cli.stop_signals import stopped_by_signals
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation
+from imago.config.launcher import Launch, current_launch
 from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
@@ -45,7 +47,14 @@ class TaskError(RuntimeError):
     """The task failed; the log and `status.json` say why, in its own words; `__cause__` was raised."""
 
 
-def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool = False) -> Any:
+def execute(
+    task: Task,
+    cfg: DictConfig,
+    invocation: Invocation,
+    check: Check,
+    one_process: bool = False,
+    leader: Leader | None = None,
+) -> Any:
     """Runs `task` in its run folder; returns what it returns, or a `FinishedRun`.
 
     Args:
@@ -54,6 +63,7 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
         invocation: How it came to be.
         check: Raises UserError for what cannot work, before anything heavy is imported.
         one_process: Devices do not matter.
+        leader: Of the processes that a launcher has started, if it has started several.
 
     Raises:
         UserError: The settings cannot work, or the run folder cannot be had; no folder is left.
@@ -73,9 +83,13 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
     if not sys.stdout.isatty():
         os.environ.setdefault("WANDB_SILENT", "true")  # it writes colours into pipes
     allow_imports(own_targets(cfg, invocation), Path.cwd())
+    launch = _launch_of(leader)
+    if not one_process:
+        follow_launch(cfg, invocation, launch)
     if invocation.sweep_dir is None and not (cfg.resume or cfg.auto_resume):
-        _refuse_early(cfg, invocation, check, one_process)
+        _refuse_early(cfg, invocation, check, one_process, launch)
     run = _claim(cfg, invocation)
+    run.launch = launch
     try:
         changed = _resume_settings(run, cfg)
         if (finished := finished_run(run, cfg, changed)) is not None:
@@ -87,9 +101,10 @@ def execute(task: Task, cfg: DictConfig, invocation: Invocation, check: Check, o
         ):
             try:
                 _check(run, cfg, check, changed)
-                run.processes = 1 if one_process else process_count(cfg.trainer, invocation.overrides)
-                run.port = free_port() if run.processes > 1 else 0
-                with other_processes(task, cfg, run):
+                run.processes = 1 if one_process else process_count(cfg.trainer, invocation.overrides, launch)
+                run.port = free_port("127.0.0.1" if launch is None else "") if run.processes > 1 else 0
+                others = other_processes if leader is None else leader.others
+                with others(task, cfg, run):
                     result = task(cfg, run)
             except BaseException as error:
                 _end(run, error)
@@ -110,7 +125,20 @@ def objective(result: Any) -> float | None:
     return getattr(result, "objective", result)
 
 
-def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool) -> None:
+def _launch_of(leader: Leader | None) -> Launch | None:
+    """The launch that this process belongs to, at most as its only process if there is no leader."""
+    launch = current_launch() if leader is None else leader.launch
+    if leader is None and launch is not None and launch.processes > 1:
+        raise UserError(
+            f"{launch.where}, and each of them calls a function of Imago. Start the command itself, for example "
+            f"{launch.typed('python src/train.py')}, or this script without {launch.launcher}."
+        )
+    return launch
+
+
+def _refuse_early(
+    cfg: DictConfig, invocation: Invocation, check: Check, one_process: bool, launch: Launch | None
+) -> None:
     """Raise UserError for what cannot work, before there is a run folder to record it in.
 
     Jobs of a sweep (the sweeper decides what a failed one means) and resumed runs are checked in their folders alone.
@@ -122,7 +150,7 @@ def _refuse_early(cfg: DictConfig, invocation: Invocation, check: Check, one_pro
         check(tried, invocation)
         check_paths(tried)
         if not one_process:
-            check_devices(tried, invocation.overrides)
+            check_devices(tried, invocation.overrides, launch)
     except UserError:
         with suppress(OSError):
             Path(invocation.output_dir).rmdir()  # the resolver of its name has made it

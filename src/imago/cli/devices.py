@@ -4,10 +4,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from imago.config.invocation import override_key
+from imago.config.invocation import Invocation, override_key
+from imago.config.launcher import Launch
 from imago.config.root import OTHER_COMMANDS
+from imago.config.setting_source import in_file, is_typed, is_users_own
 from imago.errors import UserError, undivided_batch
 from imago.resources import usable_cores
 from imago.terminal import counted
@@ -16,21 +18,61 @@ MOST_ON_CPU = 8
 """Processes on the CPU that are taken for a trial of DDP, however few cores there are."""
 
 
-def check_devices(cfg: DictConfig, overrides: Sequence[str]) -> None:
+def follow_launch(cfg: DictConfig, invocation: Invocation, launch: Launch | None) -> None:
+    """Complete the devices, nodes and strategy of the Trainer by what a launcher has started.
+
+    Raises:
+        UserError: Others were typed.
+    """
+    trainer, is_resumed = cfg.trainer, bool(cfg.get("resume") or cfg.get("replay"))
+    is_own = is_typed if is_resumed else is_users_own  # the file of a resumed run has what was started then
+    if launch is None:
+        if trainer.get("num_nodes", 1) != 1 and not is_own("trainer.num_nodes", invocation):
+            trainer.num_nodes = 1
+        return
+    started = {"devices": launch.local_processes, "num_nodes": launch.nodes}
+    asked = {"devices": _asked(trainer.get("devices", "auto")), "num_nodes": trainer.get("num_nodes", 1)}
+    for option, count in started.items():
+        if asked[option] not in (None, count) and is_own(f"trainer.{option}", invocation):
+            raise UserError(
+                f"trainer.{option}={trainer[option]}{in_file(f'trainer.{option}', invocation)}: {launch.where}. Remove "
+                f"the setting, which is {count} then, or change what is typed for {launch.launcher}."
+            )
+    with open_dict(trainer):
+        if asked["devices"] != launch.local_processes or isinstance(trainer.devices, str):
+            trainer.devices = launch.local_processes
+        if asked["num_nodes"] != launch.nodes:
+            trainer.num_nodes = launch.nodes
+        if launch.processes > 1 and trainer.get("strategy", "auto") == "auto":
+            trainer.strategy = "ddp"
+
+
+def _asked(devices: Any) -> int | None:
+    """How many devices a setting names; None for all."""
+    return None if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
+
+
+def check_devices(cfg: DictConfig, overrides: Sequence[str], launch: Launch | None = None) -> None:
     """Raise UserError for devices that this machine does not have, or among which a batch cannot be divided."""
-    processes, batch_size = process_count(cfg.trainer, overrides), cfg.data.get("batch_size")
+    processes, batch_size = process_count(cfg.trainer, overrides, launch), cfg.data.get("batch_size")
     is_number = isinstance(batch_size, int) and batch_size > 0
     is_training = cfg.get("train") and cfg.task_name not in OTHER_COMMANDS  # scoring takes any number of images
     if is_training and is_number and (why := undivided_batch(batch_size, processes)) is not None:
         raise UserError(why)
 
 
-def process_count(trainer: DictConfig, overrides: Sequence[str] = ()) -> int:
-    """How many processes `trainer.devices` asks for, one for each device; `overrides` were typed.
+def process_count(trainer: DictConfig, overrides: Sequence[str] = (), launch: Launch | None = None) -> int:
+    """How many processes `trainer.devices` asks for, one for each device, or a launcher has started on all nodes;
+    `overrides` were typed.
 
     Raises:
-        ValueError: This machine does not have them.
+        ValueError: This machine does not have the devices.
     """
+    here = _devices_here(trainer, overrides)
+    return here if launch is None else launch.processes
+
+
+def _devices_here(trainer: DictConfig, overrides: Sequence[str]) -> int:
     accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", "auto")
     if accelerator == "cpu":
         processes = 1 if str(devices) in ("auto", "-1") else len(_device_numbers(devices))

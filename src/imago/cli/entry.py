@@ -24,6 +24,7 @@ from imago.cli.help import page_for
 from imago.cli.hydra_errors import config_folder, explain_hydra_error, yaml_message
 from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
+from imago.cli.leader import Leader, led
 from imago.cli.search_space import check_search
 from imago.cli.start_from import Arguments, plain_args
 from imago.cli.stop_signals import stopped_by_signals
@@ -73,12 +74,8 @@ class Command:
         program = typed_program(self.name)
         with closed_pipe_allowed(), stopped_by_signals(), errors_raised(), config_store_not_copied():
             try:
-                page = page_for(sys.argv[1:], self.name, program)
-                if page is not None:
-                    print(page)
-                    return None
-                prepare_shell()
-                return self._from_shell(program)
+                with led(f"ml-{self.name}", self.one_process) as leader:
+                    return self._typed(program, leader)
             except KeyboardInterrupt:
                 _leave(INTERRUPTED)
             except BrokenPipeError:
@@ -91,6 +88,14 @@ class Command:
                 if asks_for_traceback:
                     raise
                 fail(describe_error(error, self.name, sys.argv[1:], program))
+
+    def _typed(self, program: str, leader: Leader | None) -> Any:
+        page = page_for(sys.argv[1:], self.name, program)
+        if page is not None:
+            print(page)
+            return None
+        prepare_shell()
+        return self._from_shell(program if leader is None else leader.launch.typed(program), leader)
 
     def call(self, *words: str) -> tuple[Any, Path]:
         """Does in this process what would be done if `words` were typed.
@@ -155,7 +160,7 @@ class Command:
             return Arguments(arguments.words[2:], arguments.own_checkpoint), arguments.words[1]
         return arguments, self.name
 
-    def _from_shell(self, program: str) -> Any:
+    def _from_shell(self, program: str, leader: Leader | None) -> Any:
         self.register(sys.argv[1:])
         check_words(sys.argv[1:], self.name, self._settings(), program)
         words = without_multirun(flags_first(sys.argv[1:]))
@@ -169,11 +174,11 @@ class Command:
         def job(cfg: DictConfig) -> Any:
             invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, program))
             try:
-                return objective(self._execute(*self._completed(cfg, invocation)))
+                return objective(self._execute(*self._completed(cfg, invocation), leader))
             except KeyboardInterrupt:
                 _leave(INTERRUPTED)
             except TaskError:
-                if invocation.sweep_dir is not None:
+                if invocation.sweep_dir is not None and leader is None:
                     raise  # the sweeper decides what becomes of the other jobs
                 _leave(1)
             except UserError as error:
@@ -190,8 +195,8 @@ class Command:
         """Keys at the root of the config."""
         return [entry.name for entry in fields(self.root or Root)]
 
-    def _execute(self, cfg: DictConfig, invocation: Invocation) -> Any:
-        return execute(self.task, cfg, invocation, self.check, self.one_process)
+    def _execute(self, cfg: DictConfig, invocation: Invocation, leader: Leader | None = None) -> Any:
+        return execute(self.task, cfg, invocation, self.check, self.one_process, leader)
 
     def register(self, words: Sequence[str] = ()) -> None:
         """Makes what the config may hold and call known to Hydra, for the `words` of a command line; may be called

@@ -1,4 +1,4 @@
-"""The shell that a command is typed in: the file `.env` of the current folder, and launchers that start it twice."""
+"""The shell that a command is typed in: the file `.env` of the current folder."""
 
 import importlib.util
 import os
@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-from imago.config.trainer import launcher_refusal
 from imago.errors import UserError
 from imago.masking import masked
 from imago.terminal import plain
@@ -14,20 +13,14 @@ from imago.terminal import plain
 ENV_FILE = ".env"
 REFUSED = re.compile(r"(LD_|DYLD_|PYTHON|GIT_|IMAGO_|HYDRA_|TORCH_FORCE_)|(PATH|SHELL|IFS|BASH_ENV)$")
 """Variables that decide which code runs, or which checkpoints are trusted: a file beside the data may not set them."""
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def prepare_shell() -> None:
-    """Read `.env`, and refuse a process that is one of several: the first with a message, the others silently.
+    """Read `.env`.
 
     Raises:
-        UserError: A launcher started this process as one of several, or `.env` cannot be read.
-        SystemExit: It did, and this is not the first of them.
+        UserError: It cannot be read.
     """
-    if (refusal := launcher_refusal()) is not None:
-        if any(os.environ.get(name, "0") != "0" for name in RANKS):
-            sys.exit(1)
-        raise UserError(refusal)
     if (note := read_env_file()) is not None:
         print(masked(plain(note)), file=sys.stderr)  # stdout may be read by a program, as that of --cfg is
 

@@ -3,7 +3,9 @@
     python src/train.py trainer=ddp trainer.devices=4
 
 Lightning would start the whole command line again; ours are given the composed config of rank 0 instead, so that a run
-has one folder, one bar and one log, and a job of a sweep stays one job.
+has one folder, one bar and one log, and a job of a sweep stays one job. Those of torchrun or srun get the same orders
+from a store (leader.py). `torch.distributed.elastic.multiprocessing.start_processes` is not used: nothing would end
+its processes when rank 0 is killed, as the end of their standard input does here.
 """
 
 import json
@@ -30,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.hydra_internals import restore_hydra
 from imago.config.invocation import Invocation
+from imago.config.launcher import Launch
 from imago.config.own_code import OWN_CODE, allow_imports
 from imago.config.resolvers import register
 from imago.definitions import STOPPING, TERMINATED
@@ -47,10 +50,10 @@ class ProcessError(UserError):
     """What went wrong in another process than rank 0."""
 
 
-def free_port() -> int:
-    """Port of this machine that nobody listens at."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """Port of this machine that nobody listens at; an empty `host` stands for all of its addresses."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
@@ -88,7 +91,7 @@ def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -
     finally:
         for process in ranks:
             process.kill()
-        _leave_group(abort=failed_here)
+        leave_group(abort=failed_here)
 
 
 class _Rank:
@@ -111,15 +114,7 @@ class _Rank:
             start_new_session=True,  # a group of its own: its loader workers end with it
         )
         assert self.process.stdin is not None
-        resume_from = str(run.resume_from) if run.resume_from is not None else None
-        order = {"task": _address(task), "run": str(run.path), "rank": rank, "resume_from": resume_from}
-        order |= {
-            "processes": run.processes,
-            "port": run.port,
-            "config": OmegaConf.to_yaml(cfg),
-            "invocation": run.invocation.to_plain(),
-        }
-        order |= {"own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()}}
+        order = {"rank": rank, **order_of(task, cfg, run)}
         self.process.stdin.write(json.dumps(order) + "\n")  # what is typed here is in no list of processes
         self.process.stdin.flush()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -178,11 +173,16 @@ class _Rank:
         """Rank 0 waits, in C++, for one that is gone: no exception reaches it."""
         if self.over:
             return
-        error = f"{self.error()}{self.run.resume_hint(chr(10))}"
-        log.error("%s", error)
-        self.run.update(status="failed", error=error)
-        logging.shutdown()
+        record_failure(self.run, self.error())
         os._exit(1)
+
+
+def record_failure(run: RunFolder, error: Exception) -> None:
+    """Log and record an error that cannot be raised, because rank 0 is about to end in the middle of something."""
+    message = f"{error}{run.resume_hint(chr(10))}"
+    log.error("%s", message)
+    run.update(status="failed", error=message)
+    logging.shutdown()
 
 
 def describe_exit(status: int) -> str:
@@ -192,6 +192,41 @@ def describe_exit(status: int) -> str:
     name = signal.Signals(-status).name
     by = f"it was killed by {name}"
     return KILLED.format(f"{by}: the system sends it") if -status == signal.SIGKILL else by
+
+
+def order_of(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
+    """What another process must know to do the task of rank 0, in plain types."""
+    return {
+        "task": _address(task),
+        "run": str(run.path),
+        "resume_from": str(run.resume_from) if run.resume_from is not None else None,
+        "processes": run.processes,
+        "port": run.port,
+        "config": OmegaConf.to_yaml(cfg),
+        "invocation": run.invocation.to_plain(),
+        "own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()},
+    }
+
+
+def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> None:
+    """Do the task of rank 0 in this process.
+
+    Raises:
+        UserError: This machine does not see the run folder.
+    """
+    for name, place in order["own_code"].items():
+        allow_imports([name], Path(place))
+    folder = Path(order["run"])
+    if not folder.is_dir():
+        raise UserError(
+            f"{socket.gethostname()} does not see the run folder {folder}. Type paths.log_dir= (or hydra.run.dir=) "
+            "with a folder that all nodes share."
+        )
+    run = RunFolder(folder, rank=rank, processes=order["processes"], port=order["port"], launch=launch)
+    run.resume_from = Path(order["resume_from"]) if order["resume_from"] is not None else None
+    run.invocation = Invocation.from_plain(order["invocation"])
+    _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
+    leave_group()
 
 
 def _address(task: Callable[..., Any]) -> tuple[str | None, str, str]:
@@ -223,15 +258,8 @@ def main() -> None:
     to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
     logging.getLogger().addHandler(logging.NullHandler())
     warnings.simplefilter("ignore")
-    for name, place in order["own_code"].items():
-        allow_imports([name], Path(place))
     try:
-        folder = Path(order["run"])
-        run = RunFolder(folder, rank=order["rank"], processes=order["processes"], port=order["port"])
-        run.resume_from = Path(order["resume_from"]) if order["resume_from"] is not None else None
-        run.invocation = Invocation.from_plain(order["invocation"])
-        _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
-        _leave_group()
+        do_order(order, order["rank"])
     except BaseException as error:
         if isinstance(error, SystemExit) and error.code == TERMINATED:  # agreed with rank 0, which says why
             _exit(to_rank_0, 0)
@@ -241,7 +269,8 @@ def main() -> None:
     _exit(to_rank_0, 0)
 
 
-def _leave_group(abort: bool = False) -> None:
+def leave_group(abort: bool = False) -> None:
+    """Leave the process group, if there is one."""
     if "torch" in sys.modules:  # else there is none, and --help stays light
         from imago.distributed import leave_process_group
 
@@ -259,18 +288,18 @@ def _restore_config(text: str, hydra_settings: str) -> DictConfig:
 
 def _exit(to_rank_0: Any, code: int) -> NoReturn:
     to_rank_0.flush()
-    _end(code)
+    end(code)
 
 
 def _end_with_rank_0() -> None:
     # not sys.stdin.read(): it would hold a lock that every loader worker, forked meanwhile, waits for in vain
     while os.read(0, 1024):
         pass
-    _end(1)
+    end(1)
 
 
-def _end(code: int) -> NoReturn:
-    """At once, with the loader's workers: threads of a broken process group would wait for their peers."""
+def end(code: int) -> NoReturn:
+    """End this process at once, with the loader's workers: threads of a broken process group would wait for others."""
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(code)

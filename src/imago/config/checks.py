@@ -33,7 +33,7 @@ from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
-from imago.config.trainer import device_problems, device_warnings, launcher_refusal, trainer_problems
+from imago.config.trainer import device_problems, device_warnings, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS, is_export
 from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
@@ -187,7 +187,6 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from trainer_problems(cfg, invocation)
     yield from device_problems(cfg)
-    yield from filter(None, [launcher_refusal()])
     yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
     yield from monitor_problems(cfg, invocation)
 

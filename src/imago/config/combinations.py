@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
+from imago.config.launcher import current_launch
 from imago.config.setting_source import is_of_group, is_typed
 from imago.config.tree import nodes
 
@@ -49,7 +50,8 @@ BASES = {
     "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
-    "num_nodes": "trainer.num_nodes must be 1: a run uses the devices of one machine. Type trainer.devices= alone.",
+    "num_nodes": "trainer.num_nodes is the number of nodes that a launcher has started the command on, and none has. "
+    "Remove it, or start the command with torchrun --nnodes= on each node (docs/devices.md).",
     "logger": "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
     "callbacks": "trainer.callbacks is not supported: callbacks have a config group. Type callbacks=none for none.",
     "plugins": "trainer.plugins is not supported: Imago writes checkpoints with a plugin of its own, and "
@@ -57,7 +59,7 @@ NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instea
 }
 REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     (
-        lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1,
+        lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1 and current_launch() is None,
         NOT_OF_THE_TRAINER["num_nodes"],
     ),
     (

@@ -13,7 +13,8 @@ from imago.config.combinations import freezes_norms, lightning_name
 from imago.config.tree import nodes
 
 REASONS = {
-    "devices": "trainer.devices: noise and batches cannot be divided among several processes. Type trainer.devices=1",
+    "devices": "trainer.devices: noise and batches cannot be divided among several processes. Type trainer.devices=1, "
+    "without torchrun or srun",
     "gradient_clip_val": "trainer.gradient_clip_val: the gradient of each image is clipped already. "
     "Type strategy.max_grad_norm= instead, and trainer.gradient_clip_val=null",
     "accumulate_grad_batches": "trainer.accumulate_grad_batches: noise is added in every step. Type a larger "
@@ -58,7 +59,7 @@ AVERAGES = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"
 HALF = re.compile(r"16($|-)|bf16-true|transformer-engine")
 MIXING = re.compile(r"\.(MixUp|CutMix)$")
 REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
-    ("devices", lambda cfg: _several(cfg.trainer.get("devices"))),
+    ("devices", lambda cfg: _several(cfg.trainer.get("devices")) or cfg.trainer.get("num_nodes", 1) != 1),
     ("gradient_clip_val", lambda cfg: cfg.trainer.get("gradient_clip_val") is not None),
     (
         "accumulate_grad_batches",

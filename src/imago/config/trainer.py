@@ -1,7 +1,6 @@
-"""Settings of the Trainer that are out of range, or for other devices, and processes that a launcher started."""
+"""Settings of the Trainer that are out of range, or for other devices."""
 
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,6 @@ LEAST = {  # option of the Trainer -> smallest valid number, all valid values
     "min_steps": (0, "0 or more, or null"),
 }
 LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
-ONE_PROCESS = "A run is started as one process, on one machine, and starts those of the other GPUs itself."
 ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
 
 
@@ -46,6 +44,8 @@ def device_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 def _is_one_device(cfg: DictConfig) -> bool:
     devices = str(cfg.trainer.get("devices", "auto"))
+    if cfg.trainer.get("num_nodes", 1) != 1:
+        return False
     return devices == "1" or (devices in ("auto", "-1") and cfg.trainer.get("accelerator") == "cpu")
 
 
@@ -72,39 +72,6 @@ def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
         value = cfg.trainer.get(option)
         if value is not None and (number_or_infinity(value) < 0 or (isinstance(value, float) and value > 1)):
             yield f"trainer.{option} must be a fraction (0.0 to 1.0) or a whole number of batches, got {value}."
-
-
-def launcher_refusal() -> str | None:
-    """Why a command cannot run in a process that torchrun or Slurm started; None where it can."""
-    world_size = os.environ.get("WORLD_SIZE")
-    if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"} or world_size not in (None, "0", "1"):
-        names = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-        name = next(name for name in names if name in os.environ)
-        return (
-            f"{name}={os.environ[name]}: torchrun, or another launcher, started this process. {ONE_PROCESS} "
-            f"Type python src/train.py instead of torchrun, with {_all_devices(world_size)}. Without a launcher, type "
-            f"unset {' '.join(name for name in (*names, 'RANK') if name in os.environ)}."
-        )
-    tasks, machines = os.environ.get("SLURM_NTASKS", "1"), os.environ.get("SLURM_NNODES", "1")
-    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as Lightning has it
-    if "SLURM_PROCID" not in os.environ and is_interactive:
-        return None
-    if machines != "1":
-        return (
-            f"SLURM_NNODES={machines}: the job has {machines} nodes. {ONE_PROCESS} "
-            "Type sbatch --nodes=1 --ntasks=1 --gres=gpu:4 for four GPUs of one node, and trainer=ddp."
-        )
-    if tasks != "1":
-        return (
-            f"SLURM_NTASKS={tasks}: Slurm starts this command {tasks} times. {ONE_PROCESS} "
-            f"Set #SBATCH --ntasks=1 (srun --ntasks=1), and type {_all_devices(tasks)}."
-        )
-    return None
-
-
-def _all_devices(processes: str | None) -> str:
-    count = processes if processes is not None and processes.isdigit() and int(processes) > 1 else "4"
-    return f"trainer=ddp trainer.devices={count}"
 
 
 def _limit(value: Any) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from imago.config.launcher import processes_here
 from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
 from imago.data.contract import check_box, check_pixels, check_sets, failed_step
@@ -195,7 +196,7 @@ class ImageDataModule(ScoredSplits):
         self._loaders[name] = Loader(
             self._dataset(name, self.sets.splits[split], transform),
             sampler,
-            workers(self.num_workers, self.placement.processes),
+            workers(self.num_workers, processes_here(self.placement.processes)),
             self._position if name == "training" else lambda: (0, 0),
             partial(self._from_cache, name, split, cached),
             self._note_damage,
@@ -225,7 +226,8 @@ class ImageDataModule(ScoredSplits):
 
     def loading_advice(self) -> str:
         """Say what to type to load faster, as far as it is not in use yet."""
-        cores, used = workers(None, self.placement.processes), workers(self.num_workers, self.placement.processes)
+        here = processes_here(self.placement.processes)
+        cores, used = workers(None, here), workers(self.num_workers, here)
         images = self.sets.splits["train"]
         advice = [f"data.num_workers={cores} (now {used})"] if used < cores else []
         if not isinstance(self._loaders["training"].loaded, CachedImages):

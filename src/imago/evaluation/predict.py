@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from imago.callbacks.memory import memory_errors_explained
+from imago.config.launcher import processes_here
 from imago.data.crops import Size
 from imago.data.dataset import ImageDataset
 from imago.data.images import Images
@@ -45,7 +46,7 @@ class PredictData(CopyingDataModule):
         self.batch_size = batch_size
         dataset = ImageDataset(images, transform, image_size, seed=0, keep_bad=True)
         sampler = EvalBatchSampler(len(images), batch_size, rank, processes)
-        self.loader = Loader(dataset, sampler, workers(num_workers, processes), on_damage=_log_damage)
+        self.loader = Loader(dataset, sampler, workers(num_workers, processes_here(processes)), on_damage=_log_damage)
 
     def predict_dataloader(self) -> Loader:
         return self.loader

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.config.invocation import Invocation
+from imago.config.launcher import Launch
 from imago.files import NUMBER, TEXT, UnreadableError, overwrite_json, read_json, write_json, write_text
 from imago.run import lock as run_lock
 
@@ -61,15 +62,16 @@ class RunFolder:
     """Folder of one run. Keeps `status.json` and `summary.txt` up to date.
 
     `sections` are the parts of the summary: title (one of `ORDER`) -> lines. If a run has several processes, only
-    `rank` 0 writes; they meet at `port`. If a run is resumed, `former` is the previous status of the folder, and
-    `resume_from` its checkpoint: until that has been accepted, nothing in the folder changes but the log, so that a run
-    that cannot be resumed with the new settings keeps its own.
+    `rank` 0 writes; they meet at `port`, on this machine or at the address of a `launch`. If a run is resumed, `former`
+    is the previous status of the folder, and `resume_from` its checkpoint: until that has been accepted, nothing in the
+    folder changes but the log, so that a run that cannot be resumed with the new settings keeps its own.
     """
 
     path: Path
     rank: int = 0
     processes: int = 1
     port: int = 0
+    launch: Launch | None = None
     status: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     former: dict[str, Any] = field(default_factory=dict)

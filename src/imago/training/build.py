@@ -43,7 +43,6 @@ from imago.config.tree import nodes
 from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
 from imago.data.samplers import Placement
-from imago.distributed import divide_threads
 from imago.errors import BUILDING, CREATING_DATA, UserError, message_of, noted
 from imago.evaluation.bounds import MetaMemory, check_cost
 from imago.evaluation.collect import Collector
@@ -63,7 +62,7 @@ from imago.training.loggers import CSVLogger, continue_records, log_settings, re
 from imago.training.origins import check_private_start, origins_of, unrecorded_by
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
-from imago.training.trainer import build_trainer, instantiate_all
+from imago.training.trainer import build_trainer, divide_cores, instantiate_all
 from imago.training.uncovered import uncovered
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def build(
     if is_training and strategy.shows_train_images and run.rank == 0:
         data.log_shared_images()
     data.bind(Placement(run.rank, run.processes), strategy, fixed_order=bool(cfg.trainer.get("overfit_batches")))
-    divide_threads(run.processes)
+    divide_cores(run)
     loggers = _build_loggers(cfg, run, start)
     callbacks = instantiate_all(cfg.callbacks)
     if is_training:
@@ -307,6 +306,6 @@ def build_to_score(cfg: DictConfig, run: RunFolder) -> tuple[ImageDataModule, Di
 def build_predictor(cfg: DictConfig, run: RunFolder) -> Trainer:
     """Make a Trainer for prediction; of the configured callbacks, it has only the progress bar."""
     _seed(cfg)
-    divide_threads(run.processes)
+    divide_cores(run)
     bars = [callback for callback in instantiate_all(cfg.callbacks) if isinstance(callback, ProgressBar)]
     return build_trainer(cfg, run, [*bars, Collector()], instantiate_all(cfg.logger))

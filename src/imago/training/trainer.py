@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imago.callbacks.profiler import PartsProfiler
 from imago.checkpoint.write import WholeFileCheckpointIO
+from imago.config.launcher import Launch, processes_here
+from imago.distributed import divide_threads
 from imago.lightning_internals import leave_signals_alone
 from imago.run.folder import RunFolder
 
@@ -57,7 +60,9 @@ def build_trainer(
     missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
     if run.processes > 1:
         missing["strategy"] = _ddp(find_unused_parameters=cfg.trainer.strategy == DDP[1])
-        missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port))
+        missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port, run.launch))
+        if run.launch is not None and isinstance(cfg.trainer.get("devices"), int):
+            missing |= {"devices": run.launch.local_processes}  # nodes may have different numbers
     elif cfg.trainer.strategy in DDP:
         missing["strategy"] = "auto"  # a single process has nothing to exchange
     parts: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
@@ -117,6 +122,13 @@ def _ddp(find_unused_parameters: bool) -> DDPStrategy:
     return DDPStrategy(find_unused_parameters=find_unused_parameters, **kwargs)
 
 
+def divide_cores(run: RunFolder) -> None:
+    """Divide the threads among the processes of this node; OMP_NUM_THREADS is the number for each process of a launch,
+    where torchrun sets it to 1 if it was not typed."""
+    if run.launch is None or "OMP_NUM_THREADS" not in os.environ:
+        divide_threads(processes_here(run.processes))
+
+
 class NoProfiler(PassThroughProfiler):
     """Profiler with a single empty context; Lightning asks for some 80 per step, and makes a new one each time."""
 
@@ -127,24 +139,39 @@ class NoProfiler(PassThroughProfiler):
 
 
 class OwnProcesses(LightningEnvironment):
-    """Tell Lightning that the run's further processes have been started (cli/processes.py), and where they meet."""
+    """Tell Lightning that the run's further processes have been started (cli/processes.py, or a launcher), and where
+    they meet."""
 
     creates_processes_externally = True
     main_address = "127.0.0.1"
     main_port = 0
 
-    def __init__(self, rank: int, processes: int, port: int) -> None:
+    def __init__(self, rank: int, processes: int, port: int, launch: Launch | None = None) -> None:
         super().__init__()
         self.rank = rank
+        self.launch = launch
         self.main_port = port
-        self.set_global_rank(rank)  # before the loggers ask who writes
-        self.set_world_size(processes)
+        if launch is not None:
+            self.main_address = launch.address
+            # the process group of each run meets at a port of its own, where no agent serves a store
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        super().set_global_rank(rank)  # before the loggers ask who writes
+        super().set_world_size(processes)
+
+    def set_global_rank(self, rank: int) -> None:
+        """Keep the rank: Lightning computes it as if each node had the same number of processes."""
+
+    def set_world_size(self, size: int) -> None:
+        """Keep the number of processes."""
+
+    def teardown(self) -> None:
+        """Keep what a launcher has set: Lightning would remove WORLD_SIZE."""
 
     def local_rank(self) -> int:
-        return self.rank
+        return self.rank if self.launch is None else self.launch.local_rank
 
     def node_rank(self) -> int:
-        return 0
+        return 0 if self.launch is None else self.launch.node
 
 
 def instantiate_all(nodes: DictConfig | None) -> list[Any]:

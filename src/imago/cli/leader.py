@@ -1,0 +1,234 @@
+"""Rank 0 of the processes that torchrun or srun has started for one command.
+
+    torchrun --nproc_per_node=2 src/train.py experiment=digits trainer=ddp_sim
+
+Rank 0 alone composes, checks, claims the run folder, writes and prints. The others (follower.py) wait for its
+order, which processes.py carries out. Nothing but the store (run_store.py) connects them before the process group.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from omegaconf import DictConfig
+
+from imago.cli.follower import Follower
+from imago.cli.processes import (
+    SECONDS_TO_END,
+    SECONDS_TO_FAIL_TOO,
+    ProcessError,
+    end,
+    leave_group,
+    order_of,
+    record_failure,
+)
+from imago.cli.rank_warnings import RankWarnings
+from imago.cli.run_store import POLL_SECONDS, SECONDS_TO_MEET, RunStore, lost_connection, lost_message
+from imago.config.launcher import TORCHRUN, Launch, current_launch, is_first, refuse_launch
+from imago.definitions import INTERRUPTED
+from imago.errors import UserError
+from imago.run.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_READ = 30  # for the others to see that it is over, where rank 0 serves the store
+SECONDS_OF_SILENCE = 60  # of a process, after which it is taken for dead: where a machine stops, nothing else tells
+
+
+@contextmanager
+def led(command: str, one_process: bool = False) -> Iterator["Leader | None"]:
+    """Inside, rank 0 does what was typed, with a Leader; the other processes of a launch do not get there, and end with
+    it. A process that no launcher has started goes in as it is.
+
+    Raises:
+        UserError: A launcher has started a command of one process, or says too little.
+        SystemExit: The same, in another process than the first.
+    """
+    try:
+        launch = current_launch()
+        if one_process:
+            refuse_launch(command, launch)
+    except UserError:
+        if not is_first():
+            sys.exit(1)  # the first says it
+        raise
+    if launch is None or launch.processes == 1:
+        yield None
+        return
+    if launch.rank:
+        Follower(launch).work()
+    leader, status = Leader(launch), 1
+    try:
+        yield leader
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+        raise
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        raise
+    finally:
+        leader.close(status)
+
+
+class Leader:
+    """Rank 0 of a launch: has its task done by the others, too, logs their warnings, and ends when one has failed."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self._store = RunStore(launch)
+        self._store.begin()
+        self._parent = os.getppid()
+        self._jobs = 0
+        self._ordered = 0.0
+        self._run: RunFolder | None = None
+        self._error: ProcessError | None = None
+        self._over = threading.Event()
+        self._warnings = RankWarnings(self._store)
+        self._beats = _Beats(self._store, launch.processes)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    @contextmanager
+    def others(self, task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> Iterator[None]:
+        """Inside, the other processes do `task` as this one does.
+
+        Raises:
+            ProcessError: One of them failed, with its message, or is gone.
+        """
+        job, self._jobs = self._jobs, self._jobs + 1
+        self._store.write(f"order/{job}", json.dumps(order_of(task, cfg, run)))
+        self._run, self._ordered = run, time.monotonic()
+        failed = True
+        try:
+            yield
+            self._finish(job)
+            failed = False
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            if (cause := self._cause(error)) is None:
+                raise
+            raise cause from error
+        finally:
+            self._run = None
+            self._warnings.log_new(run.warnings, hurry=True)
+            leave_group(abort=failed)
+
+    def close(self, status: int) -> None:
+        """Tell the others that it is over. Where this process serves the store, wait until they have read that."""
+        self._over.set()
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join()
+        with suppress(RuntimeError):  # the store is gone, and so are they
+            self._store.write("over", str(status))
+            deadline = time.monotonic() + (0 if self.launch.has_store else SECONDS_TO_READ)
+            while self._store.count("left") < self.launch.processes - 1 and time.monotonic() < deadline:
+                self._store.answer()
+                time.sleep(POLL_SECONDS)
+
+    def _finish(self, job: int) -> None:
+        deadline = time.monotonic() + SECONDS_TO_END
+        while (done := self._store.count(f"done/{job}")) < self.launch.processes - 1:
+            if self._error is not None:
+                raise self._error
+            if time.monotonic() > deadline:
+                log.warning("%d of %d processes did not end", self.launch.processes - 1 - done, self.launch.processes)
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _cause(self, error: BaseException) -> ProcessError | None:
+        """The reason for an error, or a signal, of rank 0 that lies in another process: a launcher ends the others
+        when one has failed."""
+        is_signal = isinstance(error, SystemExit)
+        deadline = time.monotonic() + (1 if is_signal else SECONDS_TO_FAIL_TOO)
+        while self._error is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self._error is None and not is_signal and lost_connection(error):
+            return ProcessError(lost_message(error))
+        return self._error
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL_SECONDS):
+            run, error = self._run, self._look()
+            if error is None:
+                continue
+            if run is None:
+                if self._is_abandoned():
+                    end(1)
+                continue
+            self._error = error
+            deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
+            while self._run is run and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            if self._run is run:  # it waits, in C++, for one that is gone: no exception reaches it
+                self._warnings.log_new(run.warnings, hurry=True)
+                record_failure(run, error)
+                self.close(1)
+                end(1)
+
+    def _look(self) -> ProcessError | None:
+        """Answer, log and look for errors; returns what ends the run."""
+        try:
+            came = self._store.answer()
+            if self._run is not None:
+                self._warnings.log_new(self._run.warnings)
+            text = self._store.read("error")
+        except RuntimeError as error:
+            return ProcessError(lost_message(error))
+        if text is not None:
+            said = json.loads(text)
+            log.debug("Process %d failed\n%s", said["rank"], said["traceback"])
+            where = f" ({said['host']})" if self.launch.nodes > 1 else ""
+            return ProcessError(f"In process {said['rank']} of {self.launch.processes}{where}: {said['message']}")
+        if self._is_abandoned():
+            return ProcessError(f"{self.launch.launcher}, which started this process, has ended.")
+        return self._missing(came)
+
+    def _missing(self, came: int) -> ProcessError | None:
+        """A process that has not come, or is silent."""
+        if (silent := self._beats.silent()) is not None:
+            return ProcessError(
+                f"Process {silent} of {self.launch.processes} has not been heard of for {SECONDS_OF_SILENCE} seconds: "
+                "it was killed, or its machine has stopped."
+            )
+        is_late = self._run is not None and time.monotonic() > self._ordered + SECONDS_TO_MEET
+        if is_late and not self.launch.has_store and came < self.launch.processes - 1:
+            processes = self.launch.processes
+            return ProcessError(
+                f"{came + 1} of {processes} processes have come to {self.launch.address}, port {self.launch.port}, "
+                f"within {SECONDS_TO_MEET // 60} minutes. Start all of them, with {self.launch.launcher}."
+            )
+        return None
+
+    def _is_abandoned(self) -> bool:
+        return self.launch.launcher == TORCHRUN and os.getppid() != self._parent
+
+
+class _Beats:
+    """Signs of life of the other processes."""
+
+    def __init__(self, store: RunStore, processes: int) -> None:
+        self._store = store
+        self._last = dict.fromkeys(range(1, processes), ("", time.monotonic()))
+        self._looked = 0.0
+
+    def silent(self) -> int | None:
+        """A process that has given signs of life, and none for a while."""
+        now = time.monotonic()
+        if now < self._looked + SECONDS_OF_SILENCE / 10:
+            return None
+        self._looked = now
+        for rank, (before, heard) in self._last.items():
+            beat = self._store.read(f"beat/{rank}") or ""
+            if beat != before:
+                self._last[rank] = beat, now
+            elif beat and now > heard + SECONDS_OF_SILENCE:
+                return rank
+        return None

@@ -1,0 +1,216 @@
+"""Runs whose processes are started by torchrun, or by Slurm's srun.
+
+Of torchrun are its agents, each with the processes that it starts. For srun two forked processes stand in, with the
+variables that Slurm sets: they start in no time, and rank 0 serves the store itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from helpers import REPO, SMALL, same, type_in_subprocess
+
+from imago.cli.processes import free_port
+from imago.config.launcher import current_launch
+
+UNWELL = ("+callbacks.unwell._target_=snapshots.Unwell", "+callbacks.unwell.rank=1")
+
+
+def srun(*words, processes=2, code=""):
+    """Types `srun --ntasks=2 python src/train.py <words>`; what the processes leave, by rank."""
+    port = free_port()
+
+    def task(rank):
+        variables = {"SLURM_PROCID": rank, "SLURM_NTASKS": processes, "SLURM_LOCALID": rank, "SLURM_NODEID": 0}
+        variables |= {"SLURM_NNODES": 1, "SLURM_JOB_ID": 4711, "SLURM_JOB_NODELIST": "localhost", "MASTER_PORT": port}
+        setting = f"import os\nos.environ.update({ {name: str(value) for name, value in variables.items()} })\n"
+        return type_in_subprocess(*words, code=setting + code)
+
+    with ThreadPoolExecutor(processes) as threads:
+        return list(threads.map(task, range(processes)))
+
+
+def torchrun(words, *options, nodes=1):
+    """Types `torchrun <options> src/train.py <words>` on each node; exit statuses and outputs of the agents."""
+    address = [f"--nnodes={nodes}", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    environment = os.environ | {"PYTHONPATH": f"{REPO}/src:{REPO}/tests", "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *address, f"--node_rank={node}", *options, "src/train.py"]
+            + [str(word) for word in words],
+            cwd=REPO,
+            env=environment | {"PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    outputs = [agent.communicate(timeout=600)[0] for agent in agents]
+    return [agent.returncode for agent in agents], outputs
+
+
+@pytest.fixture(scope="module")
+def settings(colours):
+    """A training of two epochs, five steps each."""
+    return [f"data.data_dir={colours}", *SMALL, "preflight=false", "report.pictures=false"]
+
+
+def status_of(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def weights_of(run):
+    return run.weights("last")
+
+
+def run_at(folder):
+    from helpers import Run
+
+    return Run(Path(folder), 0, "")
+
+
+def folders_below(path):
+    return sorted(file.parent for file in Path(path).rglob("status.json"))
+
+
+def test_two_nodes_make_the_run_of_two_processes(settings, train, tmp_path):
+    """The weights to the bit, one folder with the same files; the config shows what was started."""
+    alone = train("trainer=ddp_sim", "preflight=false", "report.pictures=false", folder=tmp_path / "alone")
+    words = [*settings, "trainer=cpu", f"paths.log_dir={tmp_path}/logs"]
+    statuses, (first, second) = torchrun(words, "--nproc_per_node=1", nodes=2)
+    assert statuses == [0, 0], first + second
+    (folder,) = folders_below(tmp_path / "logs")
+    assert same(run_at(folder).weights(), alone.weights())
+    assert run_at(folder).history == alone.history
+    names = [{path.relative_to(run).as_posix() for path in run.rglob("*")} for run in (folder, alone.dir)]
+    assert names[0] == names[1]
+    config = (folder / "config.yaml").read_text()
+    assert "  devices: 1\n" in config
+    assert "  num_nodes: 2\n" in config
+    assert "  strategy: ddp\n" in config
+    assert status_of(folder)["card"]["device"].startswith("2 x cpu")
+    assert "epoch" in first
+    assert "epoch" not in second
+
+
+def test_torchrun_restarts_a_run_that_resumes_by_itself(settings, train, tmp_path):
+    """A process is killed within the second epoch; nothing of the result shows it."""
+    alone = train("trainer=ddp_sim", "preflight=false", "report.pictures=false", folder=tmp_path / "alone")
+    again = ["auto_resume=true", f"hydra.run.dir={tmp_path}/run", "callbacks.resume.every_n_train_steps=1"]
+    killed = [*UNWELL, "+callbacks.unwell.batch=7", f"+callbacks.unwell.number={int(signal.SIGKILL)}"]
+    statuses, (output,) = torchrun([*settings, *again, *killed], "--nproc_per_node=2", "--max-restarts=2")
+    assert statuses == [0], output
+    assert "Resumed at epoch 2 of 2, batch" in output
+    assert "Another process is gone without a message" in output
+    status = status_of(tmp_path / "run")
+    assert (status["status"], status["times_resumed"]) == ("completed", 1)
+    assert same(run_at(tmp_path / "run").weights(), alone.weights())
+
+
+def test_what_goes_wrong_in_another_process_is_the_last_line_of_the_first(settings, tmp_path):
+    words = [*settings, "trainer=cpu", *UNWELL, "+callbacks.unwell.batch=2", f"hydra.run.dir={tmp_path}/run"]
+    first, second = srun(*words)
+    assert (first.returncode, second.returncode) == (1, 1)
+    error = "In process 1 of 2: ValueError: rank 1 is unwell\n(tests/snapshots.py, line "
+    assert status_of(tmp_path / "run")["error"].startswith(error)
+    assert first.stdout.strip().endswith(status_of(tmp_path / "run")["error"])
+    assert "[rank 1] the disk of rank 1 is slow" in first.stdout
+    assert "[rank 1] the disk of rank 1 is slow" in (tmp_path / "run" / "train.log").read_text()
+    assert "Traceback" not in first.stdout + first.stderr
+    assert second.stdout + second.stderr == ""
+
+
+def test_a_typo_is_said_once(settings, tmp_path):
+    first, second = srun(*settings, "data.batchsize=8", f"hydra.run.dir={tmp_path}/run")
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "Did you mean data.batch_size=8?" in first.stderr
+    assert first.stdout + second.stdout + second.stderr == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_one_run_after_the_other(settings, tmp_path):
+    words = ["-m", "seed=1,2", *settings, "trainer=cpu", "trainer.max_epochs=1", "test=false"]
+    first, second = srun(*words, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert (first.returncode, second.returncode) == (0, 0), first.stdout + first.stderr
+    assert second.stdout + second.stderr == ""
+    jobs = folders_below(tmp_path / "sweep")
+    assert [status_of(job)["status"] for job in jobs] == ["completed"] * 2
+    assert not same(*(run_at(job).weights() for job in jobs))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.devices=4"], "trainer.devices=4: srun started 2 processes. Remove the setting, which is 2 then"),
+        (
+            ["+trainer.num_nodes=3"],
+            "trainer.num_nodes=3: srun started 2 processes. Remove the setting, which is 1 then",
+        ),
+        (["data.batch_size=9"], "must be divisible by 2 processes"),
+    ],
+)
+def test_settings_that_contradict_the_launcher_are_refused(settings, tmp_path, words, message):
+    first, second = srun(*settings, *words, f"hydra.run.dir={tmp_path}/run")
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert message in first.stderr
+    assert second.stdout + second.stderr == ""
+
+
+OF_TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gpu05"}
+OF_SLURM = {"SLURM_NTASKS": "7", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NNODES": "2"}
+OF_SLURM |= {"SLURM_JOB_ID": "124711", "SLURM_JOB_NODELIST": "gpu[05-06,9],cpu1", "SLURM_TASKS_PER_NODE": "4,3"}
+
+
+@pytest.mark.quick
+def test_what_launchers_say_of_a_process(monkeypatch):
+    for name, value in (OF_TORCHRUN | {"MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    assert current_launch() == ("torchrun", 3, 4, 1, 2, 1, 2, "gpu05", 29500, True)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    for name, value in OF_SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert current_launch() == ("srun", 5, 7, 1, 3, 1, 2, "gpu05", 19711, False)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert current_launch() is None
+
+
+@pytest.mark.parametrize(
+    ("launched", "said"),
+    [
+        (
+            {"LOCAL_RANK": "0"},
+            "LOCAL_RANK=0: torchrun, or another launcher, started this process, but did not set RANK",
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "did not set LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2: the job has 2 tasks, and this process was started without srun"),
+    ],
+)
+def test_a_process_that_cannot_find_the_others_is_refused(train, monkeypatch, launched, said):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    first = train()
+    assert said in first.error
+    assert not first.dir.exists()
+    for name in {"RANK", "LOCAL_RANK"} & launched.keys():
+        monkeypatch.setenv(name, "1")
+        second = train()  # the first has said it
+        assert (second.exit_code, second.output, second.dir.exists()) == (1, "", False)
+
+
+def test_commands_of_one_process_are_refused(command, monkeypatch, colours):
+    for name, value in (OF_TORCHRUN | {"MASTER_PORT": "29500", "RANK": "0", "LOCAL_RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    run = command("doctor", f"data.data_dir={colours}")
+    assert run.exit_code != 0
+    assert "torchrun started 4 processes on 2 nodes, 2 on this one, and ml-doctor is a single one. Type it without" in (
+        run.error
+    )
+    monkeypatch.setenv("RANK", "1")
+    assert command("doctor", f"data.data_dir={colours}").output == ""
