@@ -1,5 +1,6 @@
 """Callbacks for tests of resuming."""
 
+import json
 import logging
 import os
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+
+from imago.definitions import STEP_WEIGHT
 
 
 class Snapshots(Callback):
@@ -71,3 +74,16 @@ class Unwell(Callback):
         if self.number:
             os.kill(os.getpid(), self.number)
         raise ValueError(f"rank {self.rank} is unwell")
+
+
+class Indices(Callback):
+    """Notes the images of each train batch of this process in a file of its own: epoch, batch, images."""
+
+    def __init__(self, to: str) -> None:
+        self.to = Path(to)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.to.mkdir(parents=True, exist_ok=True)
+        images = batch["index"].tolist() if batch.get(STEP_WEIGHT) != 0 else []
+        with (self.to / f"{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(json.dumps([trainer.current_epoch, batch_idx, images]) + "\n")

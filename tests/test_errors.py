@@ -155,9 +155,6 @@ MISTAKES = [
     Mistake("Two settings that cannot be combined", ["experiment=digits", "data.decode=fast", "data.cache=disk"]),
     Mistake("No GPU", ["experiment=digits", "trainer=gpu"]),
     Mistake("More GPUs than there are", ["experiment=digits", "trainer=ddp", "trainer.devices=4"]),
-    Mistake(
-        "A batch size that processes cannot divide", [PHOTOS, *SMALL, "trainer=ddp_sim", "data.batch_size=9"], **GOOD
-    ),
     Mistake("A number of devices that is 0", ["experiment=digits", "trainer.devices=0"]),
     Mistake("A run folder with a finished run", ["experiment=digits", "hydra.run.dir=WORK/run"], finished_run),
     Mistake("A folder to resume that is not a run", ["resume=WORK/run"], made_before_a_run=True),

@@ -42,27 +42,23 @@ def test_only_a_last_train_batch_of_one_image_is_left_out(size, batch_size, batc
     assert len(sampler) == len(list(sampler)) == batches
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-@pytest.mark.parametrize("size", [12, 24, 29, 31, 36, 37])
-def test_processes_train_on_parts_of_the_batches_of_one(size, processes):
-    whole = list(TrainBatchSampler(some(size), 12, seed=5))
-    parts = [
-        list(TrainBatchSampler(some(size), 12, seed=5, rank=rank, processes=processes)) for rank in range(processes)
+@pytest.mark.parametrize("processes", [2, 3, 4, 8])
+@pytest.mark.parametrize(("size", "batch_size"), [(37, 12), (29, 12), (36, 12), (31, 32), (25, 9), (3, 8), (9, 4)])
+def test_processes_train_on_parts_of_the_batches_of_one(size, batch_size, processes):
+    whole = list(TrainBatchSampler(some(size), batch_size, seed=5))
+    samplers = [
+        TrainBatchSampler(some(size), batch_size, 5, rank=rank, processes=processes) for rank in range(processes)
     ]
-    assert len({len(part) for part in parts}) == 1
-    for batch, *shares in zip(whole, *parts, strict=False):
-        assert len({len(share) for share in shares}) == 1
-        assert len(shares[0]) > 1
-        together = [position for share in shares for position in share]
-        assert together == batch[: len(together)]
-        assert len(batch) - len(together) < processes
-
-
-def test_a_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match=r"data.batch_size=10 .* divisible by 4 processes. Type data.batch_size=8"):
-        TrainBatchSampler(some(50), 10, seed=0, processes=4)
-    with pytest.raises(ValueError, match="3 train images are too few for 4 processes"):
-        TrainBatchSampler(some(3), 8, seed=0, processes=4)
+    for number, (batch, *parts) in enumerate(zip(whole, *samplers, strict=True)):
+        weights = [sampler.weight(number) for sampler in samplers]
+        assert [position for part, weight in zip(parts, weights, strict=True) if weight for position in part] == batch
+        shares = [len(part) if weight else 0 for part, weight in zip(parts, weights, strict=True)]
+        assert weights == pytest.approx([share * processes / len(batch) for share in shares])
+        assert all(part == batch[:2] for part, weight in zip(parts, weights, strict=True) if not weight)
+        sizes = [share for share in shares if share]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) >= 2 or batch_size < 2 * processes
+        assert len(sizes) == processes or len(batch) < 2 * processes
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 24, 25])

@@ -117,8 +117,6 @@ def test_a_batch_with_a_bad_loss_is_skipped_if_that_is_asked_for(train, tmp_path
     assert "The loss became nan in epoch 2, batch 3 (step 7): skipping the batch" in run.output
     assert "batches skipped (loss not finite)" in run.text("summary.txt")
     assert all(value == value for row in run.history for value in row.values())  # no NaN
-    refused = train(breaks, "model.on_bad_loss=skip", "trainer=ddp_sim")
-    assert "model.on_bad_loss=skip needs a single process" in refused.output
 
 
 def test_what_an_exception_leaves_is_kept_apart(train, tmp_path, monkeypatch):

@@ -26,6 +26,9 @@ INTERPOLATIONS: tuple[Literal["bilinear", "bicubic"], ...] = ("bilinear", "bicub
 Batch = dict[str, Any]
 PARTNER_LABEL, SHARE = "partner_label", "share"
 """Keys of a batch of mixed images: the label of the other image, and the share of the own one, 0 to 1."""
+STEP_WEIGHT = "step_weight"
+"""Key of a train batch that is divided unevenly among the processes: the weight of a process's mean loss in the step, 0
+for images that stand in for a part that the process does not have. Without the key it is 1."""
 SampleKey = tuple[int, int]  # epoch, index
 
 

@@ -1,8 +1,10 @@
 """Communication between the processes of a run."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 def all_gather_objects(own: Any) -> list[Any]:
@@ -12,6 +14,29 @@ def all_gather_objects(own: Any) -> list[Any]:
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, own)
     return gathered
+
+
+def mean_of_processes(value: Tensor, weight: float) -> Tensor:
+    """Mean of the weighted values of all processes, which call this together; for a single one its own value."""
+    if not torch.distributed.is_initialized():
+        return value
+    total = value * weight
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+def mean_of_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients by their mean over all processes, which call this together; a missing one counts as 0."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return
+    present = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=trained[0].device)
+    torch.distributed.all_reduce(present)
+    for parameter, count in zip(trained, present.tolist(), strict=True):
+        if count:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.distributed.all_reduce(gradient)
+            parameter.grad = gradient.div_(torch.distributed.get_world_size())
 
 
 def divide_threads(processes: int) -> None:

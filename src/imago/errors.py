@@ -163,16 +163,6 @@ def no_data(program: str = "ml-train") -> str:
     return "\n".join(["No data was chosen. Type one of", *(f"  {typed:<44} {what}" for typed, what in lines)])
 
 
-def undivided_batch(batch_size: int, processes: int) -> str | None:
-    """Message for a batch that cannot be divided among the processes of a run; None if it can."""
-    if batch_size % processes == 0:
-        return None
-    return (
-        f"data.batch_size={batch_size} applies to the whole run, and must be divisible by {processes} processes. "
-        f"Type data.batch_size={max(1, round(batch_size / processes)) * processes}"
-    )
-
-
 NO_DATASET = """No data set was chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from imago.definitions import Batch
+from imago.definitions import STEP_WEIGHT, Batch
 from imago.errors import UserError
 from imago.model.metrics import MetricsComposition
 
@@ -61,7 +61,8 @@ class MetricsCallback(Callback):
         self._stages["train"].reset()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._update("train", outputs)
+        if batch.get(STEP_WEIGHT) != 0:  # else its images only stand in
+            self._update("train", outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         pl_module.log_replicated(self._scalars("train", pl_module.class_names))
@@ -133,12 +134,16 @@ class MetricsCallback(Callback):
         """State that the train metrics have accumulated in the current epoch."""
         return self._stages["train"].state()
 
-    def load_epoch(self, state: Mapping[str, Any]) -> None:
-        """Restore the train metrics from `epoch_state()`."""
-        self._stages["train"].load_state(state)
+    def load_epoch(self, *states: Mapping[str, Any]) -> None:
+        """Restore the train metrics from `epoch_state()`, or from those of several processes."""
+        self._stages["train"].load_state(self._stages["train"].merged(states))
+
+    def check_epoch(self, *states: Mapping[str, Any]) -> None:
+        """Raise UserError if `load_epoch` cannot merge the states of several processes."""
+        self._stages["train"].merged(states)
 
     def _update(self, stage: str, outputs: Batch) -> None:
-        if outputs.get("loss") is None or not len(outputs["label"]):  # the batch was skipped, or is empty
+        if "label" not in outputs or not len(outputs["label"]):  # the batch was skipped, or is empty
             return
         with torch.no_grad():
             self._stages[stage].update(outputs)

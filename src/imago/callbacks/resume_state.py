@@ -5,6 +5,7 @@ Random numbers need no state (randomness.py), and the loader finds its position 
 """
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def check_resumable(
 
     Raises:
         UserError: The optimizer or the schedule is another one, weights are no longer averaged, the checkpoint is from
-            the middle of an epoch that would continue differently or has more epochs than are asked for, or the
-            tracked metric is not logged.
+            the middle of an epoch that would continue differently or has more epochs than are asked for, the
+            tracked metric is not logged, or a metric cannot continue on another number of processes.
     """
     progress: Progress = checkpoint["imago"]["progress"]
     _check_parts(progress, model)
@@ -83,6 +84,8 @@ def check_resumable(
     check_epochs(trainer.max_epochs, checkpoint)
     for metrics in callbacks_of(trainer, MetricsCallback):
         metrics.check_tracked(model)
+    for callback, states in _metric_states(trainer, _inherited_sums(trainer, progress)):
+        callback.check_epoch(*states)
 
 
 def check_epochs(max_epochs: int | None, checkpoint: dict[str, Any]) -> None:
@@ -103,11 +106,10 @@ def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any
     _keep_typed_patience(trainer, checkpoint)
     model.validated_epoch = progress["validated_epoch"]
     model.skipped_batches = progress["skipped_batches"]
-    if progress["batch"]:
-        sums = progress["sums"][trainer.global_rank]
-        model.running_losses["train"].load_state_dict(sums["losses"])
-        for callback, states in zip(callbacks_of(trainer, MetricsCallback), sums["metrics"], strict=False):
-            callback.load_epoch(states)
+    if sums := _inherited_sums(trainer, progress):
+        model.running_losses["train"].load_state_dict(*[process["losses"] for process in sums])
+        for callback, states in _metric_states(trainer, sums):
+            callback.load_epoch(*states)
     data_changed = progress["settings"].get(DATA) != data_of(trainer).facts["fingerprint"]
     if data_changed:
         for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
@@ -164,7 +166,6 @@ def _settings(trainer: Trainer, data: ImageDataModule) -> dict[str, Any]:
     return {
         "data.batch_size": data.batch_size,
         "seed": data.seed,
-        "trainer.devices": trainer.world_size,
         "trainer.accumulate_grad_batches": _accumulation(trainer),
         "trainer.limit_train_batches": trainer.limit_train_batches,
         DATA: data.facts["fingerprint"],
@@ -228,6 +229,26 @@ def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.early_stopping_callbacks:
         if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
             checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
+
+
+def _inherited_sums(trainer: Trainer, progress: Progress) -> list[dict[str, Any]]:
+    """What this process continues of the sums of the epoch: its own, or, if the number of processes has changed, the
+    first one those of all."""
+    sums: list[dict[str, Any]] = progress["sums"] if progress["batch"] else []
+    if len(sums) == trainer.world_size:
+        return [sums[trainer.global_rank]]
+    return sums if trainer.is_global_zero else []
+
+
+def _metric_states(
+    trainer: Trainer, sums: list[dict[str, Any]]
+) -> Iterator[tuple[MetricsCallback, tuple[dict[str, Any], ...]]]:
+    """Each callback of metrics, and its states in the `sums` of processes."""
+    yield from zip(
+        callbacks_of(trainer, MetricsCallback),
+        zip(*[process["metrics"] for process in sums], strict=True),
+        strict=False,
+    )
 
 
 def _sums(trainer: Trainer, model: DictModule) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from omegaconf import DictConfig, open_dict
 
 from imago.config.invocation import Invocation, override_key
 from imago.config.launcher import Launch
-from imago.config.root import OTHER_COMMANDS
 from imago.config.setting_source import in_file, is_typed, is_users_own
-from imago.errors import UserError, undivided_batch
+from imago.errors import UserError
 from imago.resources import usable_cores
 from imago.terminal import counted
 
@@ -53,12 +52,8 @@ def _asked(devices: Any) -> int | None:
 
 
 def check_devices(cfg: DictConfig, overrides: Sequence[str], launch: Launch | None = None) -> None:
-    """Raise UserError for devices that this machine does not have, or among which a batch cannot be divided."""
-    processes, batch_size = process_count(cfg.trainer, overrides, launch), cfg.data.get("batch_size")
-    is_number = isinstance(batch_size, int) and batch_size > 0
-    is_training = cfg.get("train") and cfg.task_name not in OTHER_COMMANDS  # scoring takes any number of images
-    if is_training and is_number and (why := undivided_batch(batch_size, processes)) is not None:
-        raise UserError(why)
+    """Raise UserError for devices that this machine does not have."""
+    process_count(cfg.trainer, overrides, launch)
 
 
 def process_count(trainer: DictConfig, overrides: Sequence[str] = (), launch: Launch | None = None) -> int:

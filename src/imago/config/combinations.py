@@ -75,11 +75,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         NOT_OF_THE_TRAINER["callbacks"],
     ),
     (
-        lambda cfg, _: cfg.model.get("on_bad_loss") == "skip" and cfg.trainer.get("strategy") != "auto",
-        "model.on_bad_loss=skip needs a single process: the others would wait for the gradients. "
-        "Type model.on_bad_loss=error, or trainer.strategy=auto trainer.devices=1.",
-    ),
-    (
         lambda cfg, invocation: (
             cfg.model.get("freeze") is not None and is_of_group("model.layer_decay", "recipe", invocation)
         ),

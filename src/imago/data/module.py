@@ -25,7 +25,7 @@ from imago.data.scored_splits import ScoredSplits
 from imago.data.survey import MOST_NAMED, check_headers, chosen_range, leave_out_bad_images, notes_on_pixels
 from imago.data.transfer import to_network
 from imago.data.transforms import ImageTransform
-from imago.definitions import INTERPOLATIONS, Batch, Interpolation
+from imago.definitions import INTERPOLATIONS, STEP_WEIGHT, Batch, Interpolation
 from imago.errors import UserError
 from imago.lightning_internals import position
 from imago.model.strategy import Strategy
@@ -131,6 +131,7 @@ class ImageDataModule(ScoredSplits):
         }
         self._decoded = DecodedImages(cache, Path(cache_dir), cache_gb)
         self._loaders: dict[str, Loader] = {}
+        self._train_batches: TrainBatchSampler | None = None
         self.log_sets()
 
     def bind(self, placement: Placement, strategy: Strategy, fixed_order: bool = False) -> None:
@@ -141,6 +142,7 @@ class ImageDataModule(ScoredSplits):
     def train_dataloader(self) -> Loader:
         images = self.sets.splits["train"]
         sampler = TrainBatchSampler(images, self.batch_size, self.seed, self.fixed_order, *self.placement)
+        self._train_batches = sampler
         return self._loader("training", "train", self.train_transform, self.strategy.train_batch_sampler(sampler))
 
     def some_images(self, split: str, count: int, device: torch.device) -> Batch:
@@ -181,9 +183,15 @@ class ImageDataModule(ScoredSplits):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training:
             return to_network(batch, self.eval_transform.batch, self.trainer)
+        epoch, number = self._position()
         if self.train_transform.batch_draws:
-            self.strategy.seed_draws("batch", self.seed, self.placement.rank, *self._position())
-        return to_network(batch, partial(self.strategy.batch_stage, stage=self.train_transform.batch), self.trainer)
+            self.strategy.seed_draws("batch", self.seed, self.placement.rank, epoch, number)
+        stage = partial(self.strategy.batch_stage, stage=self.train_transform.batch)
+        batch = to_network(batch, stage, self.trainer)
+        if self.placement.processes == 1 or self._train_batches is None:
+            return batch
+        weight = self._train_batches.weight(number)
+        return batch if weight == 1 else batch | {STEP_WEIGHT: weight}
 
     def teardown(self, stage: str) -> None:
         for loader in self._loaders.values():

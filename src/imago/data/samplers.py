@@ -10,7 +10,6 @@ from torch.utils.data import Sampler
 
 from imago.data.images import Images
 from imago.definitions import SampleKey
-from imago.errors import UserError, undivided_batch
 from imago.randomness import derive_seed
 
 
@@ -24,25 +23,18 @@ class Placement(NamedTuple):
 class TrainBatchSampler(Sampler[list[SampleKey]]):
     """This process's part of the train batches, as (epoch, index); the order is a function of (seed, epoch).
 
-    Every batch of the run is divided evenly. Images that remain are left out of the last batch; the whole last batch is
-    left out if a process would get a single image (unless it is the only batch), because BatchNorm cannot train on one
-    value. Which images these are changes with every epoch. `fixed_order` repeats the order of epoch 0. If images are
-    removed from the data, the remaining ones keep their order.
-
-    Raises:
-        ValueError: The batch cannot be divided by the number of processes.
+    A batch of the run has the same images for any number of processes, and is divided among them as evenly as it can
+    be. In a last batch that is too small for all, the last processes have no part: the first two images of the batch
+    stand in, with the weight 0. A last batch of a single image is left out (unless it is the only batch), because
+    BatchNorm cannot train on one value. Which image this is changes with every epoch. `fixed_order` repeats the order
+    of epoch 0. If images are removed from the data, the remaining ones keep their order.
     """
 
     def __init__(
         self, images: Images, batch_size: int, seed: int, fixed_order: bool = False, rank: int = 0, processes: int = 1
     ) -> None:
-        size = len(images)
-        if (why := undivided_batch(batch_size, processes)) is not None:
-            raise UserError(why)
-        if size < processes:
-            raise UserError(f"{size} train images are too few for {processes} processes. Type trainer.devices=1")
         self.images = images
-        self.size = size
+        self.size = len(images)
         self.batch_size = batch_size
         self.seed = seed
         self.fixed_order = fixed_order
@@ -52,15 +44,32 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size)
-        share = rest // self.processes
-        return full + (share > 1 or (share == 1 and full == 0))
+        return full + (rest > 1 or (rest == 1 and full == 0))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self._order()
-        for first in range(0, len(self) * self.batch_size, self.batch_size):
-            share = min(self.batch_size, self.size - first) // self.processes
-            first += self.rank * share
-            yield [(self.epoch, index) for index in order[first : first + share].tolist()]
+        for number in range(len(self)):
+            images, first = self._images_of(number), number * self.batch_size
+            part = self._part_of(images) or range(min(2, images))
+            yield [(self.epoch, index) for index in order[first + part.start : first + part.stop].tolist()]
+
+    def weight(self, number: int) -> float:
+        """Weight of the mean over this process's part of batch `number`: with it, the mean over the processes is that
+        over the images of the batch. It is 0 if this process has no part."""
+        images = self._images_of(number)
+        return len(self._part_of(images)) * self.processes / images
+
+    def _images_of(self, number: int) -> int:
+        """Images of the whole batch `number`."""
+        return min(self.batch_size, self.size - number * self.batch_size)
+
+    def _part_of(self, images: int) -> range:
+        """Positions of this process's part in a batch: two images or more for BatchNorm, if the batch size allows."""
+        least = 2 if self.batch_size >= 2 * self.processes else 1
+        active = min(self.processes, max(1, images // least))
+        if self.rank >= active:
+            return range(0)
+        return range(images * self.rank // active, images * (self.rank + 1) // active)
 
     def _order(self) -> Tensor:
         epoch = 0 if self.fixed_order else self.epoch

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from imago.lightning_internals import LightModule
-from imago.model.losses import MeanLosses
+from imago.model.losses import MeanLosses, OrderedMeanLosses
 from imago.model.strategy import Strategy
 
 
@@ -20,7 +20,10 @@ class EpochLosses(LightModule):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
-        self.running_losses = {stage: MeanLosses(list(names)) for stage in ("train", "val", "test")}
+        self.running_losses = {
+            "train": MeanLosses(list(names)),
+            **{stage: OrderedMeanLosses(list(names)) for stage in ("val", "test")},
+        }
         """The running means of each stage."""
         self.validated_epoch: int | None = None
         """The last epoch in which validation ran."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imago.definitions import PARTNER_LABEL, SHARE, Batch
+from imago.distributed import all_gather_objects
 from imago.errors import DivergenceError, MissingKeyError, UserError, kind_of
 from imago.terminal import shortened
 from imago.wiring import arguments, check_names, shapes_of
@@ -129,6 +130,11 @@ def _per_image(name: str, criterion: Any, inputs: Batch) -> Tensor:
     return losses if losses.ndim == 1 else losses.flatten(1).mean(dim=1)
 
 
+def with_losses(batch: Batch, losses: Mapping[str, Tensor]) -> Batch:
+    """Add `loss`, the total, and `losses`, all by name and without gradients, to a batch."""
+    return batch | {"loss": losses["total"], "losses": {name: value.detach() for name, value in losses.items()}}
+
+
 class MeanLosses:
     """Means over samples of losses that are means over batches, summed on the device of the losses."""
 
@@ -143,28 +149,67 @@ class MeanLosses:
 
     def update(self, losses: Mapping[str, Tensor], samples: int) -> None:
         """Add a batch of `samples` samples by its mean `losses`, scalars."""
-        batch = torch.stack([losses[name].detach().float() for name in self.names])
-        if self._sums.device != batch.device:
-            self._sums = self._sums.to(batch.device)
-        self._sums.add_(batch, alpha=samples)
-        self._count += samples
+        self._add(self._stacked(losses), samples)
 
     def compute(self, device: torch.device | None = None) -> dict[str, Tensor]:
         """Name -> mean over the samples of all processes, a float32 scalar. All processes call this together, and
         exchange sums on `device`."""
-        total = torch.cat([self._sums, self._sums.new_tensor([self._count])])
-        total = total.to(device)  # without a batch, the sums are still on the CPU
+        total = self._total().to(device)  # without a batch, the sums are still on the CPU
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        return dict(zip(self.names, total[:-1] / total[-1], strict=True))
+        return self._means(total)
 
     def state_dict(self) -> dict[str, Any]:
         """Sums of this process: plain types and a tensor on the CPU."""
         return {"sums": self._sums.to("cpu", copy=True), "count": self._count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict()`."""
-        self._sums, self._count = state["sums"].clone(), state["count"]
+    def load_state_dict(self, *states: Mapping[str, Any]) -> None:
+        """Restore `state_dict()`, or add up those of several processes."""
+        self._sums, self._count = sum(state["sums"] for state in states), sum(state["count"] for state in states)
+
+    def _stacked(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([losses[name].detach().float() for name in self.names])
+
+    def _add(self, batch: Tensor, samples: int) -> None:
+        if self._sums.device != batch.device:
+            self._sums = self._sums.to(batch.device)
+        self._sums.add_(batch, alpha=samples)
+        self._count += samples
+
+    def _total(self) -> Tensor:
+        """Sums and number of samples, float32 (losses + 1,)."""
+        return torch.cat([self._sums, self._sums.new_tensor([self._count])])
+
+    def _means(self, total: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, total[:-1] / total[-1], strict=True))
+
+
+class OrderedMeanLosses(MeanLosses):
+    """Means over batches that are dealt in turn to the processes, equal to the bit for any number of these: the sums of
+    floats depend on their order, which is that of a single process."""
+
+    def reset(self) -> None:
+        super().reset()
+        self._batches: list[tuple[Tensor, int]] = []
+
+    def update(self, losses: Mapping[str, Tensor], samples: int) -> None:
+        if torch.distributed.is_initialized():
+            self._batches.append((self._stacked(losses), samples))
+        else:
+            super().update(losses, samples)
+
+    def compute(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        if not torch.distributed.is_initialized():
+            return super().compute(device)
+        own = torch.stack([batch for batch, _ in self._batches]).cpu() if self._batches else torch.empty(0)
+        parts = all_gather_objects((own, [samples for _, samples in self._batches]))
+        dealt = [(batches.to(device), samples) for batches, samples in parts]
+        super().reset()
+        for turn in range(len(parts[0][1])):  # the first process has the most batches
+            for batches, samples in dealt:
+                if turn < len(samples):
+                    self._add(batches[turn], samples[turn])
+        return self._means(self._total().to(device))
 
 
 class FiniteLosses:

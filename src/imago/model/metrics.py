@@ -1,7 +1,7 @@
 """A collection of torchmetrics that reads dictionaries."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassStatScores
 
 from imago.definitions import Batch
+from imago.distributed import all_gather_objects
 from imago.errors import MissingKeyError, UserError, kind_of
 from imago.wiring import arguments, check_names, shapes_of
 
@@ -76,7 +77,27 @@ class MetricsComposition(MetricCollection):
         """Name -> value over the batches of all processes, which call this together."""
         for name in self.counted:
             self._counts.fill(self[name])
+        if torch.distributed.is_initialized():
+            self._fill_empty_lists()
         return super().compute()
+
+    def _fill_empty_lists(self) -> None:
+        """Give the lists of a process without a batch an empty tensor like those of the others: torchmetrics would
+        gather tensors of different shapes, and fail."""
+        places = [
+            (name, key)
+            for name, metric in ((name, self[name]) for name in self._others)
+            for key, default in metric._defaults.items()
+            if isinstance(default, list)
+        ]
+        if not places:
+            return
+        entries = {(name, key): getattr(self[name], key) for name, key in places}
+        own = {place: (value[0].shape[1:], value[0].dtype) for place, value in entries.items() if value}
+        for kinds in all_gather_objects(own):
+            for place in kinds.keys() - own.keys():
+                own[place] = shape, dtype = kinds[place]
+                entries[place].append(torch.empty((0, *shape), dtype=dtype, device=self[place[0]].device))
 
     def check_values(self) -> None:
         """Raise UserError if a metric computes anything else than a tensor. One that cannot be computed from so few
@@ -101,6 +122,22 @@ class MetricsComposition(MetricCollection):
     def state(self) -> dict[str, Any]:
         """Accumulated state of this process: plain types and tensors on the CPU."""
         return {"counts": self._counts.state(), "metrics": {name: _state_of(self[name]) for name in self._others}}
+
+    def merged(self, states: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """State of a process with the batches of several, for as many `states`; all further processes have none.
+
+        Raises:
+            UserError: A metric cannot continue so.
+        """
+        if len(states) == 1:
+            return states[0]
+        names = [name for name in self._others if name in states[0]["metrics"]]
+        return {
+            "counts": {name: sum(state["counts"][name] for state in states) for name in states[0]["counts"]},
+            "metrics": {
+                name: _merged(self[name], [state["metrics"][name] for state in states], name) for name in names
+            },
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore `state()`; metrics that it lacks start anew."""
@@ -188,6 +225,26 @@ def _state_of(metric: Metric) -> dict[str, Any]:
         "updates": metric.update_count,
         "states": {name: _on(value, "cpu") for name, value in metric.metric_state.items()},
     }
+
+
+def _merged(metric: Metric, states: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What `_state_of` would return for the batches of several processes, merged as torchmetrics does it. A process
+    without a batch must not change it."""
+    merged: dict[str, Any] = {}
+    reductions: dict[str, Any] = metric._reductions
+    for key, reduce in reductions.items():
+        values, default = [state["states"][key] for state in states], metric._defaults[key]
+        if isinstance(default, list):
+            merged[key] = [entry for value in values for entry in value]
+            continue
+        merged[key] = reduce(torch.stack(values)) if reduce is not None else None
+        if reduce is None or not torch.equal(reduce(torch.stack([merged[key], default.to(merged[key])])), merged[key]):
+            raise UserError(
+                f"callbacks.metrics.metrics.metrics.{name}: {type(metric).__name__}.{key} of several processes cannot "
+                "be merged, so the middle of an epoch needs the number of processes that it began with. Type "
+                f"trainer.devices={len(states)}"
+            )
+    return {"updates": sum(state["updates"] for state in states), "states": merged}
 
 
 def _load_state(metric: Metric, state: Mapping[str, Any]) -> None:

@@ -14,26 +14,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from imago.config.targets import is_channels_last
 from imago.definitions import Batch
 from imago.errors import DivergenceError, UserError
-from imago.lightning_internals import batches_so_far, option_of
 from imago.model.contract import bind_net, check_output, make_net, run_forward_fn
-from imago.model.epoch_losses import EpochLosses
 from imago.model.initial_weights import start_from
-from imago.model.losses import (
-    DIVERGENCE_HINT,
-    CriterionsComposition,
-    FiniteLosses,
-    bad_loss,
-    class_weight_tensor,
-)
+from imago.model.losses import DIVERGENCE_HINT, CriterionsComposition, class_weight_tensor, with_losses
 from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings
 from imago.model.parameter_groups import ParameterGroups
 from imago.model.strategy import Strategy
 from imago.model.surgery import freeze_layers, head_names, to_channels_last, with_group_norm, without_weights
+from imago.model.train_steps import ON_BAD_LOSS, TrainSteps
 from imago.wiring import ComposeTransform
 
 log = logging.getLogger(__name__)
 
-ON_BAD_LOSS = ("error", "skip")
 PROBES = ("auto", True, False, "only")
 
 
@@ -41,7 +33,7 @@ def _nothing() -> None:
     """Do nothing: the default of `publish`."""
 
 
-class DictModule(EpochLosses):
+class DictModule(TrainSteps):
     """Module that trains `net` on batches {"image", "label", "index", …}; forward adds "logits" and "prediction".
 
     Args:
@@ -122,10 +114,8 @@ class DictModule(EpochLosses):
         self.forward_fn = forward_fn
         self.monitor = monitor
         self.on_bad_loss = on_bad_loss
-        self.skipped_batches = 0
         self.optimizer_settings: dict[str, Any] = {}
         """The settings of the optimizer and its scheduler when they were created."""
-        self._train_losses = FiniteLosses()
         self.strategy = Strategy()
         self.seed: int | None = None
         self._folder, self._publish = Path(), _nothing
@@ -200,27 +190,6 @@ class DictModule(EpochLosses):
         check_output(self.net, logits)
         return batch | {"logits": logits, "prediction": logits.argmax(dim=1)}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Batch | None:
-        batch, losses = self.strategy.forward(self, batch)
-        if self.on_bad_loss == "skip" and not torch.isfinite(losses["total"]):
-            self.skipped_batches += 1
-            where = bad_loss(losses["total"].item(), self.current_epoch, batch_idx, self.global_step)
-            log.warning("%s: skipping the batch", where)
-            return None
-        batch = self._counted(batch, losses, "train")
-        self._train_losses.note(batch["loss"].detach(), self.current_epoch, batch_idx, self.global_step)
-        logging_is_due = self._logging_is_due
-        if logging_is_due or self.device.type == "cpu":  # elsewhere reading the loss would stall the device
-            self.check_losses()
-        if logging_is_due:
-            for logger in self.loggers:
-                logger.log_metrics({"train/loss_step": batch["loss"].item()}, step=self.global_step)
-        return {key: value if key == "loss" else _detached(value) for key, value in batch.items()}
-
-    def check_losses(self) -> None:
-        """Raise DivergenceError, with the step, if a loss since the last call was not finite."""
-        self._train_losses.check()
-
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         return self._step(batch, "val")
 
@@ -286,15 +255,6 @@ class DictModule(EpochLosses):
         assert self.scheduler is not None
         return self.scheduler_interval or ("step" if counts_steps(self.scheduler) else "epoch")
 
-    def backward(self, loss: Tensor, *_: Any, **__: Any) -> None:
-        self.strategy.backward(loss)
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        assert optimizer_closure is not None  # always passed with automatic optimisation
-        self.strategy.optimizer_step(optimizer, optimizer_closure)
-
     def train(self, mode: bool = True) -> "DictModule":
         super().train(mode)
         for module in self.frozen:  # a frozen BatchNorm keeps its statistics
@@ -303,18 +263,6 @@ class DictModule(EpochLosses):
 
     def _step(self, batch: Batch, stage: str) -> Batch:
         batch = self(batch)
-        return self._counted(batch, self.criterions(batch), stage)
-
-    def _counted(self, batch: Batch, losses: Mapping[str, Tensor], stage: str) -> Batch:
+        losses = self.criterions(batch)
         self.running_losses[stage].update(losses, len(batch["label"]))
-        detached = {name: value.detach() for name, value in losses.items()}
-        return batch | {"loss": losses["total"], "losses": detached}
-
-    @property
-    def _logging_is_due(self) -> bool:
-        every: int = option_of(self.trainer, "log_every_n_steps")
-        return every > 0 and (batches_so_far(self.trainer) + 1) % every == 0
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+        return with_losses(batch, losses)
