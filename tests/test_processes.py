@@ -160,7 +160,7 @@ def test_one_process_for_each_device(devices, count):
         (["trainer.devices=0"], "trainer.devices must be a number (1 or more)"),
         (["trainer.devices=none"], "trainer.devices must be a number (1 or more)"),
         (["+trainer.num_nodes=2"], "start the command with torchrun --nnodes= on each node"),
-        (["trainer.strategy=fsdp"], "trainer.strategy must be auto, ddp"),
+        (["trainer.strategy=deepspeed"], "trainer.strategy must be auto, ddp"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(train, words, message):

@@ -151,7 +151,7 @@ class Preflight(Callback):
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.zero_()  # so that only saved values are restored
-        model.load_state_dict(weights)
+        trainer.strategy.load_model_state_dict({"state_dict": weights})
         if self._logits is not None and not torch.allclose(
             self._evaluated(trainer, model), self._logits, rtol=1e-3, atol=1e-4, equal_nan=True
         ):

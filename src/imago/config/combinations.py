@@ -49,6 +49,9 @@ BASES = {
     "Checkpoint": "it is a base class. Write a subclass (docs/extend/callback.md).",
     "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
+AVERAGES = ("WeightAveraging", "imago.callbacks.EMA")
+NO_FSDP = "Or type trainer.strategy=ddp, in which each process has all weights."
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
     "num_nodes": "trainer.num_nodes is the number of nodes that a launcher has started the command on, and none has. "
     "Remove it, or start the command with torchrun --nnodes= on each node (docs/devices.md).",
@@ -63,8 +66,31 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         NOT_OF_THE_TRAINER["num_nodes"],
     ),
     (
-        lambda cfg, _: cfg.trainer.get("strategy", "auto") not in ("auto", "ddp", "ddp_find_unused_parameters_true"),
-        "trainer.strategy must be auto, ddp or ddp_find_unused_parameters_true.",
+        lambda cfg, _: cfg.trainer.get("strategy", "auto") not in STRATEGIES,
+        f"trainer.strategy must be {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}. For ddp_spawn, ddp_fork and "
+        "ddp_notebook, which only start processes in another way, type ddp.",
+    ),
+    (
+        lambda cfg, _: _is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in _callbacks(cfg)),
+        f"trainer.strategy=fsdp and callbacks that average weights: no process has all of them. {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("probe") in (True, "only"),
+        "trainer.strategy=fsdp and model.probe: no process has the whole head. Type model.probe=false (recipe=none in "
+        f"place of recipe=head). {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("forward_fn") is not None,
+        f"trainer.strategy=fsdp divides the weights of model.net, and model.forward_fn may have its own. {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: _is_fsdp(cfg) and bool(cfg.model.get("compile")),
+        f"trainer.strategy=fsdp and model.compile=true: not tested together. Type model.compile=false. {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: _is_fsdp(cfg) and cfg.trainer.get("precision") in ("16-mixed", "16", 16),
+        "trainer.strategy=fsdp and trainer.precision=16-mixed: the loss scaling would be that of each process. Type "
+        f"trainer.precision=bf16-mixed. {NO_FSDP}",
     ),
     (
         lambda cfg, _: "logger" in cfg.trainer,
@@ -252,6 +278,10 @@ def number_or_infinity(value: Any) -> float:
 
 def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
+
+
+def _is_fsdp(cfg: DictConfig) -> bool:
+    return cfg.trainer.get("strategy") == "fsdp"
 
 
 def freezes_norms(cfg: DictConfig) -> bool:

@@ -25,13 +25,14 @@ from imago.config.launcher import Launch, processes_here
 from imago.distributed import divide_threads
 from imago.lightning_internals import leave_signals_alone
 from imago.run.folder import RunFolder
+from imago.training.fsdp import FSDPStrategy
 
 log = logging.getLogger(__name__)
 
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 OWN_WORDS = ("devices", "precision", "profiler", "plugins", "benchmark")
 """Options of the Trainer that are completed here."""
-DDP = ("ddp", "ddp_find_unused_parameters_true")
+DDP, FSDP = ("ddp", "ddp_find_unused_parameters_true"), "fsdp"
 SHORT = {"16": "16-mixed", "16-mixed": "16-mixed", "bf16": "bf16-mixed"}
 """Precision as people type it -> as Lightning wants it, which warns otherwise."""
 
@@ -59,11 +60,11 @@ def build_trainer(
         own["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=run.path / "profile", filename=cfg.trainer.profiler)
     missing = {option: value for option, value in own.items() if option not in cfg.trainer or option in OWN_WORDS}
     if run.processes > 1:
-        missing["strategy"] = _ddp(find_unused_parameters=cfg.trainer.strategy == DDP[1])
+        missing["strategy"] = FSDPStrategy() if cfg.trainer.strategy == FSDP else _ddp(cfg.trainer.strategy == DDP[1])
         missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port, run.launch))
         if run.launch is not None and isinstance(cfg.trainer.get("devices"), int):
             missing |= {"devices": run.launch.local_processes}  # nodes may have different numbers
-    elif cfg.trainer.strategy in DDP:
+    elif cfg.trainer.strategy in (*DDP, FSDP):
         missing["strategy"] = "auto"  # a single process has nothing to exchange
     parts: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
     trainer = instantiate(cfg.trainer, **parts, **missing, _convert_="all")
