@@ -84,6 +84,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         f"trainer.strategy=fsdp divides the weights of model.net, and model.forward_fn may have its own. {NO_FSDP}",
     ),
     (
+        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("on_bad_loss") == "skip",
+        "trainer.strategy=fsdp and model.on_bad_loss=skip: the gradients of a batch that is left out are not divided. "
+        f"Type model.on_bad_loss=error. {NO_FSDP}",
+    ),
+    (
         lambda cfg, _: _is_fsdp(cfg) and bool(cfg.model.get("compile")),
         f"trainer.strategy=fsdp and model.compile=true: not tested together. Type model.compile=false. {NO_FSDP}",
     ),
