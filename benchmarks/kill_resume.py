@@ -10,6 +10,7 @@ Compared, to the bit: weights and optimizer state of `last.ckpt`, the metrics of
 
     python benchmarks/kill_resume.py                 # 240 kills, half an hour
     python benchmarks/kill_resume.py --kills 16 --configurations 2
+    python benchmarks/kill_resume.py --kills 20 --processes 1 2 3    # single processes: see kill_ranks.py
 """
 
 import argparse
@@ -38,6 +39,7 @@ sys.path[:0] = [str(REPO / "src"), str(REPO / "benchmarks")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from kill_ranks import WORDS, RankTally, kill_ranks, show_ranks  # noqa: E402
 from PIL import Image  # noqa: E402
 
 PHASES = ("start-up", "training", "saving", "validation")
@@ -81,6 +83,8 @@ def phases() -> Any:
 
     class Phases(Callback):
         def setup(self, trainer: Any, *_: Any, **__: Any) -> None:
+            nonlocal pipe
+            pipe = pipe if trainer.is_global_zero else None
             io = trainer.strategy.checkpoint_io
             save = type(io).save_checkpoint
 
@@ -169,6 +173,15 @@ class Started:
 
     def kill_in(self, phase: str, occurrence: int, delay: float) -> str | None:
         """Kills it; returns the phase in which it died, None if it ended before."""
+        if not self.wait_for(phase, occurrence, delay):
+            return None
+        os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+        self.listen(0)
+        return self.phase or "between"
+
+    def wait_for(self, phase: str, occurrence: int, delay: float) -> bool:
+        """Waits for the phase to begin that often, and `delay` seconds of it; returns whether the run is alive."""
         before, seen = "start-up", 0
         while phase != "start-up" and not self.ended():
             self.listen(1.0)
@@ -181,12 +194,7 @@ class Started:
             self.listen(max(0.0, until - time.monotonic()))
             if phase != "start-up" and self.phase != phase:
                 break
-        if self.ended():
-            return None
-        os.killpg(self.pid, signal.SIGKILL)
-        self.wait()
-        self.listen(0)
-        return self.phase or "between"
+        return not self.ended()
 
     def close(self) -> None:
         os.close(self.read)
@@ -276,17 +284,24 @@ def kill_and_compare(words: list[str], wanted: list[str], work: Path, tally: Tal
     shutil.rmtree(reference)
 
 
-def main(arguments: Sequence[str] | None = None) -> Tally:
+def main(arguments: Sequence[str] | None = None) -> Tally | RankTally:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=240, help="that hit the phase they were meant for")
     parser.add_argument("--configurations", type=int, default=8, help="of workers, accumulation and saving")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, nargs="+", help="kill single processes, and resume on one of these")
     given = parser.parse_args(arguments)
     drawn = random.Random(given.seed)
     torch.set_num_threads(1)
     import imago.training.trainer  # for the forks
 
     del imago
+    if given.processes:
+        with tempfile.TemporaryDirectory() as temporary:
+            images = draw_images(Path(temporary, "images"))
+            base = [word for word in BASE if word.partition("=")[0] not in ("model", "data.batch_size")]
+            words = [*base, *WORDS, f"data.data_dir={images}", f"paths.log_dir={temporary}/logs"]
+            return kill_ranks(sys.modules[__name__], words, given.processes, given.kills, Path(temporary), drawn)
     configurations = list(product((0, 2), (1, 3), (1, 3)))
     drawn.shuffle(configurations)
     each = -(-given.kills // given.configurations)
@@ -317,8 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> Tally:
     return tally
 
 
-def show(tally: Tally) -> int:
+def show(tally: Tally | RankTally) -> int:
     """Prints the table of docs/reliability.md; returns the exit status."""
+    if isinstance(tally, RankTally):
+        return show_ranks(tally)
     print("\n| killed in | kills |\n| --- | --- |")
     for phase, count in sorted(tally.kills.items(), key=lambda entry: [*PHASES, "between"].index(entry[0])):
         print(f"| {phase} | {count} |")

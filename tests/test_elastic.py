@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import REPO, SMALL, rows, type_command
+from kill_ranks import images_of_steps, wrong_steps
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
@@ -141,7 +142,7 @@ def test_metrics_of_two_processes_are_merged_or_refused():
 
 
 def test_all_processes_skip_a_batch_whose_loss_is_bad_on_one(train):
-    breaks = ["model.criterions.criterions.ce._target_=plain.Breaks", "model.on_bad_loss=skip", "trainer.max_epochs=3"]
+    breaks = ["model.criterions.criterions.ce._target_=plain.Breaks", "model.on_bad_loss=skip"]
     words = [*PLAIN, *BATCHES[:1], *breaks, "trainer.accumulate_grad_batches=2"]
     one, two = train(*words), train(*words, "trainer=ddp_sim")
     assert two.exit_code == 0, two.output
@@ -150,3 +151,15 @@ def test_all_processes_skip_a_batch_whose_loss_is_bad_on_one(train):
         assert "The loss became nan in epoch 2, batch 2 (step 2): skipping the batch" in run.output
         assert run.text("summary.txt").count("batches skipped (loss not finite)") == 1
     check_close(two, one)
+
+
+def test_the_benchmark_of_kills_sees_lost_steps_and_other_images(tmp_path):
+    expected = {(0, 0): [1, 2, 3], (0, 1): [4, 5, 6]}
+    noted = {"0_0": [[0, 0, [1]], [0, 1, [4]]], "0_1": [[0, 0, [3, 2]]], "1_0": [[0, 1, [4, 5, 6]]]}
+    for name, lines in noted.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    attempts = images_of_steps(tmp_path)
+    assert wrong_steps(expected, attempts) == (0, [])  # the second start has repeated the step that was killed
+    assert wrong_steps(expected, attempts[:1]) == (1, [])
+    others = wrong_steps(expected, [*attempts, {(0, 1): [4, 5, 7]}])
+    assert others == (0, ["start 2, step (0, 1): [4, 5, 7], not [4, 5, 6]"])
