@@ -161,6 +161,7 @@ def test_the_head_is_epoch_0_and_is_kept_within_the_noise_of_val(train, command,
     sentence += f" (epoch 0, val/acc {head['val/acc']:.4f})"
     for text in (run.output, run.text("summary.txt"), run.text("report.html"), run.text("report.md")):
         assert sentence in text
+    assert "more training may help" not in run.output
     plain = Overview.read(run.dir).to_plain()
     assert plain["best_metrics"]["val/acc"] == plain["best_value"] == head["val/acc"]
     assert f"accuracy {head['val/acc']:.4f} on val (majority-class baseline 0.3333)" in run.output
@@ -202,7 +203,9 @@ def test_the_head_alone_is_an_ordinary_checkpoint(train, command, backbone, colo
     assert "epoch train/loss" not in run.output
     assert "none: the head alone" in run.text("summary.txt")
     assert run.json("status.json")["card"]["learning_rate"] is None
-    assert "model.probe=only trains no epochs: trainer.max_epochs=2 has no effect" in run.output
+    assert "Learning curves" not in run.text("report.html")
+    assert "trainer.max_epochs" not in Overview.read(run.dir).settings
+    assert "trains no epochs: trainer.max_epochs=2 and model.head_lr=0.02 have no effect" in run.output
     tuned = command("train", f"resume={run.dir}", "model.probe=true", folder=run.dir)
     assert tuned.exit_code == 0, tuned.output
     assert [row["epoch"] for row in tuned.history] == [-1, 0, 1]

@@ -455,7 +455,9 @@ def test_ticks_become_files_under_the_policy(tmp_path):
       label.dispatchEvent(new Event("input", { bubbles: true }));
       boxes[0].querySelector(".leave").click();
       return JSON.stringify({ paths, hidden, first, title: d.title, exclude: value("exclude"),
-        relabel: value("relabel"), shown: !d.getElementById("selection").hidden, scripts: d.scripts.length });
+        relabel: value("relabel"),
+        settings: d.getElementById("settings").textContent,
+        shown: !d.getElementById("selection").hidden, scripts: d.scripts.length });
     })()"""
     found = in_browser("page.html", expression, 1200, tmp_path)
     leave, other, change = found["paths"]
@@ -468,7 +470,8 @@ def test_ticks_become_files_under_the_policy(tmp_path):
         ["train/corrected.jpg", HOSTILE[0]],  # of the run before
         [change, "x, y"],
     ]
-    assert found["relabel"] == ""
+    assert list(csv.reader(found["relabel"].splitlines())) == [["path", "label"], ["train/corrected.jpg", HOSTILE[0]]]
+    assert found["settings"] == "data.exclude=exclude.txt data.relabel=relabel.csv"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")

@@ -186,6 +186,8 @@ def test_slow_loading_is_said_with_what_to_type(train):
     assert "data.cache=auto" in line
     assert "data.num_workers=" in line
     assert "spent waiting for images" not in train("test=false").output
+    short = train(slow, "test=false").output.splitlines()  # two epochs, for which `auto` caches nothing
+    assert "data.cache" not in next(line for line in short if "was spent waiting" in line)
 
 
 def test_the_profile_adds_up_and_is_in_summary_and_report(train):

@@ -229,6 +229,8 @@ def test_a_run_scores_images_that_it_neither_trained_nor_was_chosen_on(drawn_run
     assert not [text for text in drawn_run.json("status.json")["warnings"] if note in text]
     assert "scored as test" not in drawn_run.output
     assert "too good" not in drawn_run.output
+    left = 58 - len(splits[2]) - 20  # data.val_ratio is a fraction of the images before test was drawn
+    assert f"type data.val_ratio=0.35, which leaves {left} images to train on" in drawn_run.output
     assert drawn_run.checkpoint()["imago"]["drawn_test"]["test_ratio"] == 0.25
 
 

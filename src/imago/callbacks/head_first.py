@@ -74,6 +74,8 @@ class HeadFirst(Callback):
         self._tuned: Tensor | None = None
         self._tuned_best: float | None = None
         self._batches: list[tuple[list[int], list[float]]] = []
+        self.is_within_noise = False
+        """Whether fine-tuning gained something that may be chance."""
         self._is_alone = False  # the head is being validated
 
     def disk_needed(self, model: DictModule, images: int, folder: Path) -> tuple[int, int]:
@@ -134,6 +136,7 @@ class HeadFirst(Callback):
             return
         gain, noise = paired_gain(self._head, self._tuned, PAIRED[self.epochs.monitor])
         if gain <= noise:
+            self.is_within_noise = gain > 0
             if gain > 0 and trainer.is_global_zero:
                 alias(best, best.with_name(FINETUNED))
                 alias(kept, best)

@@ -64,7 +64,8 @@ class RunStatus(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.ckpt_path is not None and trainer.is_global_zero:
-            log.info("%s", self._resumed(trainer))
+            is_alone = pl_module.probe == "only"
+            log.info("%s", f"Resumed the head alone, from {trainer.ckpt_path}" if is_alone else self._resumed(trainer))
         self.write(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -27,6 +27,8 @@ class DecodedImages:
         self.kind = kind
         self.folder = folder
         self.budget = round(gigabytes * GIGABYTE) if gigabytes is not None else None
+        self.too_large: set[str] = set()
+        """Splits that `auto` has found no place for."""
         self._kept: dict[str, Images] = {}
 
     def keep(self, data: Any, split: str, images: Images, transform: ImageTransform) -> tuple[Images, ImageTransform]:
@@ -38,7 +40,8 @@ class DecodedImages:
         """
         is_private = not data.strategy.shows_train_images
         cache = Cache(self.kind, self.folder, self.budget, data.placement.processes, is_private)
-        size, box, root, build = data.image_size, transform.box, data.sets.root, self._is_read_often(data.trainer)
+        size, box, root = data.image_size, transform.box, data.sets.root
+        build = self._is_read_often(data.trainer, self.kind)
         if not build and self.kind != "disk":
             return self._kept.get(split, images), transform
         try:
@@ -56,19 +59,29 @@ class DecodedImages:
                         lambda index: transform.resized(images.read_box(index, box, size), size),
                         build,
                     )
+                    self._note_place(split, seen is not images or not build)
                 return seen, transform if seen is images else transform.with_box(WholeBox())
             if images.decode == "exact" and self._kept.get(split, images) is images:  # else they depend on the box
-                self._kept[split] = cache.keep(images, split, f"{root}\nwhole, {images.decoding}", images.read, build)
+                kept = cache.keep(images, split, f"{root}\nwhole, {images.decoding}", images.read, build)
+                self._kept[split] = kept
+                self._note_place(split, kept is not images or not build)
             return self._kept.get(split, images), transform
         except BadImageError as error:
             raise bad_image(str(error)) from None
 
-    def _is_read_often(self, trainer: Any) -> bool:
+    def helps(self, trainer: Any) -> bool:
+        """Whether `auto` would cache the images of a run."""
+        return self._is_read_often(trainer, "auto")
+
+    def _note_place(self, split: str, has_place: bool) -> None:
+        self.too_large = self.too_large - {split} if has_place else self.too_large | {split}
+
+    def _is_read_often(self, trainer: Any, kind: str) -> bool:
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.fast_dev_run:
             return False
-        if self.kind == "disk":
+        if kind == "disk":
             return True
         epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
-        if self.kind == "ram":
+        if kind == "ram":
             return epochs > 1
         return epochs > 2 and not trainer.overfit_batches and trainer.limit_train_batches == 1.0

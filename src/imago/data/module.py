@@ -238,17 +238,19 @@ class ImageDataModule(ScoredSplits):
         cores, used = workers(None, here), workers(self.num_workers, here)
         images = self.sets.splits["train"]
         advice = [f"data.num_workers={cores} (now {used})"] if used < cores else []
-        if not isinstance(self._loaders["training"].loaded, CachedImages):
-            if self.cache == "none":
+        is_cached = isinstance(self._loaders["training"].loaded, CachedImages)
+        if not is_cached:
+            if self.cache == "none" and self._decoded.helps(self.trainer):
                 advice.append("data.cache=auto")
-            elif images.decode == "exact":
+            elif "train" in self._decoded.too_large:
                 kind = "disk" if self.strategy.shows_train_images else "ram"  # which leaves no private image behind
                 advice.append(f"data.cache={kind} with a larger data.cache_gb (the decoded images were not kept)")
             has_jpegs = any(path.lower().endswith((".jpg", ".jpeg")) for path in images.paths[:MOST_NAMED])
             if isinstance(images, FolderImages) and images.decode == "exact" and has_jpegs:
                 advice.append("data.decode=fast (large JPEGs)")
         if not advice:
-            return f"The loader uses all {used} cores, and decodes no more than it has to."
+            decodes = ", and decodes no more than it has to" if is_cached else ""
+            return f"The loader uses all {used} cores{decodes}."
         return f"To load faster, type {', or '.join(advice)}."
 
     def _position(self) -> tuple[int, int]:

@@ -84,6 +84,7 @@ def gathered(folder: Path) -> dict[str, Any]:
     data = read_report(folder, "reports/data.json", DATA) or {}
     changes = read_report(folder, "reports/changes.json", [{"key!": str, "default!": object, "value!": object}]) or []
     sections = [split_section(folder, split, scores[split]) for split in _with_section(scores)]
+    epochs = sum(row["epoch"] != HEAD_EPOCH for row in rows)
     return {
         "name": folder.name,
         "script": Markup(_script()),  # a file of Imago: nothing from data gets into it
@@ -95,8 +96,8 @@ def gathered(folder: Path) -> dict[str, Any]:
         "scores": {split: score | {"interval": wilson(score["acc"], score["n"])} for split, score in scores.items()},
         "main": next(iter(scores), None),
         "sections": sections,
-        "curves": curves_of(rows, best_epoch(folder)),
-        "epochs": sum(row["epoch"] != HEAD_EPOCH for row in rows),
+        "curves": curves_of(rows if epochs else [], best_epoch(folder)),  # the head alone would be a dot
+        "epochs": epochs,
         "head": status.get("head", {}),
         "labels": list(dict.fromkeys(name for score in scores.values() for name in score["per_class"])),
         "excluded": [quoted_path(path) for path in data.get("excluded", [])],

@@ -34,6 +34,8 @@ SCORED_AGAIN = "scored_again.jsonl"
 DATA = {"folder!": str, "fingerprint!": str, "drawn": [str]}
 NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
 """Keys that say where or how a run is made, not what it trains."""
+EPOCHS = ("trainer.max_epochs", "trainer.max_steps")
+"""Settings that a run of the head alone does not use."""
 DEEPEST = 20
 """Levels of the value of a setting that are shown in JSON."""
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
@@ -94,7 +96,9 @@ class Overview:
         of_config = {key: value for key, value in leaves(self.config) if not key.startswith("hydra.")}
         words = [word for word in self.overrides if "=" in word and not word.startswith("~")]
         typed = {override_key(word): override_value(word) for word in words}
-        return {key: value for key, value in (typed | of_config).items() if key.partition(".")[0] not in NO_SETTINGS}
+        settings = typed | of_config
+        unused = EPOCHS if settings.get("model.probe") == "only" else ()
+        return {k: v for k, v in settings.items() if k.partition(".")[0] not in NO_SETTINGS and k not in unused}
 
     @cached_property
     def choices(self) -> dict[str, Any]:

@@ -101,11 +101,14 @@ def warn_of_few_val_images(cfg: DictConfig, data: ImageDataModule, trainer: Trai
     is_tried = option_of(trainer, "fast_dev_run")
     if images >= FEW or is_tried or not _chooses(cfg) or not cfg.monitor.startswith("val/"):
         return
-    total, is_drawn = images + data.sizes["train"], data.sets.drawn_val is not None
+    is_drawn = data.sets.drawn_val is not None
+    drawn_test = data.sizes["test"] if data.sets.drawn_test is not None else 0
+    total = images + data.sizes["train"] + drawn_test  # of which data.val_ratio is a fraction
     ratio = math.ceil(20 * FEW / total) / 20  # in steps of 0.05
     advice = "give data with more val images"
-    if is_drawn and "val_ratio" in cfg.data and ratio <= LARGEST_VAL:
-        advice = f"type data.val_ratio={ratio:g}, which leaves {total - round(ratio * total)} images to train on"
+    left = total - drawn_test - round(ratio * total)
+    if is_drawn and "val_ratio" in cfg.data and ratio <= LARGEST_VAL and left > images:
+        advice = f"type data.val_ratio={ratio:g}, which leaves {left} images to train on"
     elif is_drawn:
         advice = "give more images"
     data.say(

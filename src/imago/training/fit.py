@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.epoch_log import EpochLog, best_of
+from imago.callbacks.head_first import HeadFirst
 from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_resumable
@@ -156,7 +157,8 @@ def longer_training(trainer: Trainer, monitor: str) -> tuple[str | None, str | N
         return f"trainer.max_time={as_max_time(2 * spent)}", None
     epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
     trend = describe_trend(epochs.history, {monitor: epochs.mode, "val/loss": "min"})
-    if trend is None or option_of(trainer, "fast_dev_run"):
+    has_no_gain = any(head.is_within_noise for head in callbacks_of(trainer, HeadFirst))
+    if trend is None or has_no_gain or option_of(trainer, "fast_dev_run"):
         return None, None
     if 0 < trainer.max_steps <= trainer.global_step:
         longer = f"trainer.max_steps={2 * trainer.max_steps}"

@@ -12,7 +12,7 @@ from torch import nn
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.head_first import HeadFirst, HeadPlan
 from imago.checkpoint.read import read_checkpoint
-from imago.config.invocation import override_key
+from imago.config.invocation import override_key, override_value
 from imago.config.setting_source import is_typed
 from imago.config.tree import nodes
 from imago.data.cache import GIGABYTE
@@ -29,6 +29,13 @@ from imago.training.start_weights import needs_pretrained
 
 log = logging.getLogger(__name__)
 
+OF_EPOCHS = (
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.min_", "trainer.accumulate_grad_batches"),
+    *("trainer.gradient_clip", "trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
+    *("model.optimizer", "model.scheduler", "model.head_lr", "model.layer_decay", "model.decay_norms_and_biases"),
+    *("model.freeze", "model.on_bad_loss", "data.train_transform", "callbacks.early_stopping", "callbacks.ema"),
+)
+"""Beginnings of the settings that have no effect on the head alone."""
 LIBRARIES = ("imago.", "torch.", "torchvision.", "timm.")
 """Code that does not change between two runs, so that features of one can be used in the other."""
 
@@ -67,12 +74,13 @@ def head_first(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str,
 
 
 def _warn_of_epochs(run: RunFolder) -> None:
-    typed = [
-        word for word in run.invocation.overrides if override_key(word) in ("trainer.max_epochs", "trainer.max_steps")
-    ]
-    if typed:
-        why = "model.probe=only trains no epochs: %s has no effect. For epochs start a new run with recipe=small"
-        log.warning(why, typed[-1])
+    """Warn of typed settings of epochs, which a head alone has none of."""
+    words = {override_key(word).replace("/", "."): word for word in run.invocation.overrides}
+    unused = [w for key, w in words.items() if key.startswith(OF_EPOCHS) and override_value(w) != "null"]
+    if unused:
+        have = "has" if len(unused) == 1 else "have"
+        why = "model.probe=only trains no epochs: %s %s no effect. For epochs start a new run with recipe=small"
+        log.warning(why, " and ".join(unused), have)
 
 
 def _check_resumed(cfg: DictConfig, run: RunFolder, checkpoint: str) -> None:

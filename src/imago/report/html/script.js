@@ -80,15 +80,17 @@ function update() {
     label.setCustomValidity(!wanted || known.has(label.value) ? "" : "Not a class of this run");
     if (wanted && known.has(label.value)) rows.set(each.dataset.path, label.value);
   }
-  const before = JSON.parse(selection.dataset.before);
-  const text = { exclude: leave.length ? unique([...before, ...leave]) : [], relabel: [] };
-  if (rows.size) // with the corrections that this run had, of which the new ones win
-    text.relabel = ["path,label", ...[...new Map([...JSON.parse(selection.dataset.corrections), ...rows])].map((row) => row.map(quoted).join(","))];
+  // Both files begin with what this run had, of which new corrections win, so that a file without ticks is not lost.
+  const relabelled = [...new Map([...JSON.parse(selection.dataset.corrections), ...rows])];
+  const text = {
+    exclude: unique([...JSON.parse(selection.dataset.before), ...leave]),
+    relabel: relabelled.length ? ["path,label", ...relabelled.map((row) => row.map(quoted).join(","))] : [],
+  };
   for (const [kind, lines] of Object.entries(text)) {
     document.getElementById(kind).value = lines.map((line) => `${line}\n`).join("");
     document.getElementById(`save-${kind}`).disabled = !lines.length;
   }
-  const files = [leave.length ? "data.exclude=exclude.txt" : "", rows.size ? "data.relabel=relabel.csv" : ""];
+  const files = [text.exclude.length ? "data.exclude=exclude.txt" : "", relabelled.length ? "data.relabel=relabel.csv" : ""];
   document.getElementById("settings").textContent = files.filter(Boolean).join(" ");
   document.getElementById("counts").textContent = `${leave.length} to leave out, ${rows.size} to relabel`;
   selection.hidden = !leave.length && !entries.some((each) => each.querySelector(".change").checked);
