@@ -181,6 +181,7 @@ def test_a_folder_that_a_living_process_uses_is_refused_even_to_one_that_goes_on
         for goes_on in (False, True):
             with pytest.raises(RunFolderError, match=f"in use by process {pid}"):
                 RunFolder.claim(tmp_path, goes_on)
+            (tmp_path / "status.json").write_text('{"status": "running", "pid": 1}')  # of the process before
         assert is_taken(tmp_path)
         other.kill()  # and the worker lives on
         other.wait()

@@ -187,6 +187,11 @@ def test_settings_of_this_machine_stand_in_local(train, tmp_path):
     (tmp_path / "mine" / "local" / "default.yaml").write_text("# @package _global_\ntags: [this machine]\n")
     run = train(f"--config-dir={tmp_path}/mine", "trainer.max_epochs=1", "test=false")
     assert OmegaConf.load(run.dir / "config.yaml").tags == ["this machine"]
+    (tmp_path / "mine" / "local" / "default.yaml").write_text("tags: [this machine]\n")
+    refused = train(f"--config-dir={tmp_path}/mine")
+    assert (
+        "default.yaml needs its package: the first line of such a file must be\n  # @package _global_" in refused.output
+    )
 
 
 def test_variables_of_ones_own_stand_in_params(train, tmp_path):

@@ -196,7 +196,7 @@ def test_what_works_is_not_refused(train, words):
 
 HEADER = "# @package _global_\n"
 FILES = {
-    "data: {image_size: 3}\n": "needs its package: the first line of an experiment must be",
+    "data: {image_size: 3}\n": "needs its package: the first line of such a file must be",
     f"# mine\n{HEADER}data: {{image_size: 3}}\nnonsense: 1\n": "needs its package",
     f"{HEADER}callbacks:\n  early_stoping: {{patience: 1}}\n": "odd.yaml, line 3). Did you mean "
     "callbacks.early_stopping?",
@@ -366,6 +366,9 @@ def test_default_callbacks_are_not_replaced_in_silence(command, tmp_path, digits
     )
     (of_file,) = replaced_defaults(cfg, invocation)
     assert 'Write "override /callbacks: [default,own]" in its file' in of_file
+    cfg.callbacks = None  # as with debug=fdr
+    assert not list(replaced_defaults(cfg, invocation))
+    cfg.callbacks = {}
     for option in ("none", "['default', 'own']"):
         assert not list(replaced_defaults(cfg, invocation.with_choice("callbacks", option)))
 
@@ -478,6 +481,11 @@ class Baseless(Top):
 
 
 def top(preds, target): ...
+
+
+class Whole(ImageDataModule):
+    def __init__(self, seed=1, **loading):
+        super().__init__(None, **loading)
 
 
 class Data(ImageDataModule):
@@ -683,6 +691,10 @@ def test_parts_that_fit_are_not_refused(digits_config):
     check_own_parts(*with_words(digits_config, wired))
     replaced = ["++model.criterions.criterions.ce={_target_: torch.nn.NLLLoss}"]  # label_smoothing was of the former
     check_own_parts(*with_words(digits_config, replaced))
+    cfg, invocation = with_words(digits_config, [])
+    cfg.data = {"_target_": "own_parts.Whole", "val_ratio": 0.1}  # that of all files of data
+    check_own_parts(cfg, invocation)
+    assert "val_ratio" not in cfg.data
 
 
 def test_a_constructor_that_raises_is_shown_with_its_line_and_that_of_the_config(train, own_parts, monkeypatch):
@@ -861,6 +873,7 @@ def test_data_of_ones_own_break_no_contract_unnoticed():
         ("image", torch.zeros(3, 4, 4), r"read returns float32 \(3, 4, 4\)"),
         ("image", "a.png", "read returns a str"),
         ("labels", ["x", "y"], "has the label 'x'. A label is the position .* from 0 to 1. Write class_names.index"),
+        ("labels", ["0", "1"], r"has the label '0'. .* Write int\(label\)"),
         ("labels", [1, 2], "has the label 2. .* from 0 to 1. Write label - 1"),
         ("labels", [0.0, 1.0], "has the label 0.0. .* Write int"),
         ("labels", [0], "has 2 paths and 1 labels"),
@@ -869,6 +882,13 @@ def test_data_of_ones_own_break_no_contract_unnoticed():
         setattr(images, name, value)
         with pytest.raises(UserError, match=message):
             check_sets(ImageSets("here", ["x", "y"], {"train": images}))
+    for names, split, message in [
+        (["x", "y"], "trian", "Unknown split 'trian' of here. Did you mean 'train'"),
+        ([0, 1], "train", "class name 0 of here is no text"),
+        (["x", "x"], "train", "class name 'x' of here stands in the list 2 times"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            ImageSets("here", names, {split: Own()})
     with pytest.raises(MissingFileError, match=r"^data.file=nowhere.csv does not exist\."):
         make_data(OmegaConf.create({"_target_": "builtins.open", "file": "nowhere.csv"}))
     with pytest.raises(UserError, match=r"object does not call super\(\).__init__\(sets, \*\*loading\)"):

@@ -70,7 +70,7 @@ def explain_hydra_error(error: Exception, config_name: str, typed: list[str], pr
     `program` is the command as it was typed, empty where Python called it.
     """
     if (file := _without_package(typed)) is not None:
-        return f"{file} needs its package: the first line of an experiment must be\n  # @package _global_"
+        return f"{file} needs its package: the first line of such a file must be\n  # @package _global_"
     text = "\n".join(str(cause) for cause in (error, error.__cause__) if cause is not None)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, typed)
@@ -121,15 +121,17 @@ def yaml_message(error: yaml.YAMLError) -> str:
 
 
 def _without_package(typed: list[str]) -> Path | None:
-    """A typed experiment whose file has no package in its header, which ends at the first line that is no comment."""
-    folder = own_folder(typed)
+    """The file of a typed experiment, or of the settings of this machine, whose first line is not its package."""
     names = [word.partition("=")[2] for word in typed if word.lstrip("+").startswith("experiment=")]
-    files = [Path(root, "experiment", f"{name}.yaml") for name in names for root in (folder, CONFIG_DIR) if root]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return None
-    first = next((line for line in file.read_text(errors="replace").splitlines() if line.strip()), "")
-    return None if re.match(r"#\s*@package\s+_global_\s*$", first.strip()) else file
+    for option in [*(f"experiment/{name}.yaml" for name in names), "local/default.yaml"]:
+        files = [Path(root, option) for root in (own_folder(typed), CONFIG_DIR) if root]
+        file = next((file for file in files if file.is_file()), None)
+        lines = file.read_text(errors="replace").splitlines() if file is not None else []
+        lines = [line.strip() for line in lines if line.strip()]
+        has_settings = any(line[0] != "#" for line in lines)
+        if has_settings and not re.match(r"#\s*@package\s+_global_\s*$", lines[0]):
+            return file
+    return None
 
 
 def _unreadable(override: str, typed: list[str]) -> str:

@@ -69,7 +69,7 @@ def replaced_defaults(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     option = str(invocation.choices.get("callbacks", "default"))
     names = [name for name in re.split(r"[\s,'\[\]]+", option) if name]
     lacking = [what for name, what in OF_DEFAULT_CALLBACKS.items() if (cfg.callbacks or {}).get(name) is None]
-    if not lacking or {"default", "none", OPTION, RUN_OPTION} & {*names}:
+    if cfg.callbacks is None or not lacking or {"default", "none", OPTION, RUN_OPTION} & {*names}:
         return
     added = f"[{','.join(['default', *names])}]"
     is_typed = "callbacks" in invocation.keys

@@ -1,5 +1,6 @@
 """The contract of images, pixel transforms and data modules of one's own, with a message for each way to break it."""
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from numbers import Integral
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from imago.data.crops import CropBox, CropPolicy, FittedBox
 from imago.data.decode import BadImageError
+from imago.definitions import SPLITS
 from imago.errors import UserError, kind_of
 
 AS_POSITION = {str: "class_names.index(label)", float: "int(label)", Tensor: "int(label)"}
@@ -24,6 +26,19 @@ def _own_images(sets: Any) -> Iterator[tuple[str, Any]]:
             yield f"{type(images).__name__} ({split})", images
 
 
+def check_names(sets: Any) -> None:
+    """Raise UserError unless splits are those that Imago knows, and class names are different texts."""
+    if unknown := [split for split in sets.splits if split not in SPLITS]:
+        close = difflib.get_close_matches(str(unknown[0]), SPLITS, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"Unknown split {unknown[0]!r} of {sets.root}.{meant} The splits are {', '.join(SPLITS)}.")
+    names = list(sets.class_names)
+    if (strange := next((name for name in names if not isinstance(name, str)), None)) is not None:
+        raise UserError(f"The class name {strange!r} of {sets.root} is no text. Write [str(name) for name in names]")
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise UserError(f"The class name {twice!r} of {sets.root} stands in the list {names.count(twice)} times.")
+
+
 def check_labels(sets: Any) -> None:
     """Raise UserError if images of a kind that Imago does not ship have no valid paths or labels."""
     for kind, images in _own_images(sets):
@@ -36,7 +51,8 @@ def check_labels(sets: Any) -> None:
         ) is None:
             continue
         counts_from_1 = isinstance(strange, Integral) and {*images.labels} == {*range(1, len(classes) + 1)}
-        how = "label - 1" if counts_from_1 else AS_POSITION.get(type(strange))
+        is_number = isinstance(strange, str) and strange.isdecimal() and strange not in sets.class_names
+        how = "label - 1" if counts_from_1 else "int(label)" if is_number else AS_POSITION.get(type(strange))
         raise UserError(
             f"{kind} has the label {strange!r}. A label is the position of its class among the class names, a whole "
             f"number from 0 to {len(classes) - 1}.{f' Write {how}' if how is not None else ''}"

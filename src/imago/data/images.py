@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, Self, overload
 from torch import Tensor
 
 from imago.data.colour import PLAIN, Decoding
-from imago.data.contract import check_labels
+from imago.data.contract import check_labels, check_names
 from imago.data.crops import CropPolicy, Size, crop
 from imago.data.decode import BadImageError
 from imago.data.drawn_splits import (
@@ -181,6 +181,7 @@ class ImageSets:
     """Path -> class, as `data.relabel` has them."""
 
     def __post_init__(self) -> None:
+        check_names(self)
         check_labels(self)
 
     def draw_splits(

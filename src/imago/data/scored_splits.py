@@ -120,7 +120,7 @@ class ScoredSplits(CopyingDataModule):
             raise UserError(self._emptied[split])
         scored = "val" if split == "test" and "test" not in self.sets.splits else split
         if scored not in self.sets.splits:
-            if split == "val":
+            if scored == "val":
                 how = (
                     "A data module draws one from train with sets.draw_splits(val_ratio, seed): docs/extend/dataset.md"
                 )

@@ -98,10 +98,13 @@ class RunFolder:
         if not status_file.is_file() and any(not fnmatch(name, LEFT_OVER) for name in strange):
             raise RunFolderError(f"{path} has files, but is not a run folder. Type another hydra.run.dir=.")
         former = (read_status(status_file) or {"status": "unknown"}) if status_file.is_file() else {}
-        if not run_lock.take(path) or (not run_lock.held(path) and _is_alive(former)):
+        is_locked = not run_lock.take(path)
+        if is_locked or (not run_lock.held(path) and _is_alive(former)):
+            said = former.get("pid", ""), former.get("host", "a machine")
+            process, machine = (run_lock.owner(path) if is_locked else None) or said
             raise RunFolderError(
-                f"{path} is in use by process {former.get('pid', '')} on {former.get('host', 'a machine')}. Wait until "
-                "it has ended, or type another hydra.run.dir=."
+                f"{path} is in use by process {process} on {machine}. Wait until it has ended, or type another "
+                "hydra.run.dir=."
             )
         if not goes_on and (refusal := _taken_by(former, path, invocation)):
             run_lock.release(path)

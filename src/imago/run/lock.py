@@ -6,6 +6,7 @@ that is left over would keep a dead run's folder locked.
 
 import errno
 import os
+import socket
 import stat
 import time
 from contextlib import suppress
@@ -41,12 +42,29 @@ def take(folder: Path) -> bool:
             time.sleep(pause)
         else:
             _held[folder] = file
+            _write_owner(file.fileno())
             return True
     else:
         file.close()
         return False
     file.close()
     return True
+
+
+def _write_owner(descriptor: int) -> None:
+    """Say in a locked file whose lock it is: `status.json` may still be that of an earlier process."""
+    with suppress(OSError):  # a full disk
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+
+
+def owner(folder: Path) -> tuple[int, str] | None:
+    """Process and machine that last took the lock of `folder`; None if they are not known. Not for a process that has
+    the lock, which would lose it."""
+    with suppress(OSError, ValueError), _opened(folder, os.O_RDONLY) as file:
+        process, machine = file.read(300).split(" ", 1)
+        return int(process), machine
+    return None
 
 
 def _opened(folder: Path, flags: int) -> IO[str]:

@@ -58,6 +58,7 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
     _raise_all(messages)
     schemas = {target: arguments_schema(part) for target, part in targets.items()}
     drop_inherited(cfg, invocation, schemas)
+    _drop_val_ratio(cfg, invocation, targets)
     misplaced = {
         path: what
         for path, node in nodes(cfg)
@@ -86,6 +87,19 @@ def check_own_parts(cfg: DictConfig, invocation: Invocation) -> None:
     _raise_all(messages)
 
 
+def _drop_val_ratio(cfg: DictConfig, invocation: Invocation, targets: dict[str, Any]) -> None:
+    """Remove the `data.val_ratio` that all files of data begin with from data of one's own that draw no val split."""
+    part, is_own = targets.get(cfg.data._target_), is_users_own("data.val_ratio", invocation)
+    if "val_ratio" in cfg.data and not is_own and inspect.isclass(part) and "val_ratio" not in _known_to(part):
+        OmegaConf.set_struct(cfg.data, False)
+        del cfg.data.val_ratio
+
+
+def _known_to(part: type) -> set[str]:
+    """Arguments of the constructors of a class and of those from which it inherits."""
+    return {name for parent in part.__mro__ for name in arguments_schema(parent)["properties"]}
+
+
 def _misplaced(path: str, part: Any) -> str | None:
     """What is wrong with a class that does not inherit from what its place in the config asks for."""
     if not inspect.isclass(part):
@@ -109,7 +123,7 @@ def _of_another_kind(path: str, node: DictConfig, part: Any, invocation: Invocat
     """Message for data of one's own whose file starts from that of another kind, and has its options too."""
     if path != "data" or not inspect.isclass(part):
         return None
-    known = {name for parent in part.__mro__ for name in arguments_schema(parent)["properties"]}
+    known = _known_to(part)
     others = [str(name) for name in node if not str(name).startswith("_") and str(name) not in known]
     inherited = [name for name in others if not is_users_own(f"data.{name}", invocation)]
     if not inherited:
