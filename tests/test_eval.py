@@ -1,9 +1,11 @@
 import csv
+import importlib
 import re
 import shlex
 import shutil
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss
 
 import imago
+from imago.checkpoint.fits import code_digests
 from imago.checkpoint.read import SCHEMA, read_checkpoint
 from imago.config.carried import checkpoint_config, read_checkpoint_config
-from imago.config.own_code import OWN_CODE
+from imago.config.own_code import OWN_CODE, allow_imports
+from imago.model.contract import make_net
 
 SPLITS = ("train", "val", "test")
 
@@ -365,13 +369,14 @@ def test_a_module_that_is_missing_is_said_with_the_folder_of_the_training(own_ne
 
 def test_code_that_has_changed_since_the_training_is_said(own_net, caplog):
     with forgetting_own_code():
-        imago.load_classifier(own_net.dir)
-    assert not caplog.messages
-    with Path("my_layers.py").open("a") as file:
-        file.write("\n    def forward(self, x):\n        return -super().forward(x)\n")
-    with forgetting_own_code():
-        imago.load_classifier(own_net.dir)
-    assert "my_layers.py has changed since" in caplog.messages[0]
+        first = imago.load_classifier(own_net.dir)
+        assert not caplog.messages
+        with Path("my_layers.py").open("a") as file:
+            file.write("\n    def forward(self, x):\n        return -super().forward(x)\n")
+        with OWN_CODE.forgetting():  # as a run in the same process does
+            again = imago.load_classifier(own_net.dir)
+        assert "my_layers.py has changed since" in caplog.messages[0]
+        assert sys.modules["my_layers"].MyNet is type(first.model.net) is not type(again.model.net)
     source = "from imago.model import TinyNet\nclass MyNet(TinyNet):\n    def __init__(self, num_classes):\n"
     more = "super().__init__(num_classes + 1)\n        self.more = nn.Linear(2, 2)"
     Path("my_layers.py").write_text(f"from torch import nn\n{source}        {more}\n")
@@ -385,3 +390,20 @@ def test_code_that_has_changed_since_the_training_is_said(own_net, caplog):
         "type model.init_from=",
     ):
         assert words in str(refused.value)
+
+
+def test_the_code_of_functions_and_of_files_that_they_import_is_known(monkeypatch, tmp_path):
+    (tmp_path / "my_layers.py").write_text(
+        "from my_sizes import width\nfrom torch.nn import Linear\n"
+        "def make(num_classes):\n    return Linear(width(), num_classes)\n"
+    )
+    (tmp_path / "my_sizes.py").write_text("def width():\n    return 4\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with OWN_CODE.forgetting():
+        allow_imports(["my_layers.make", "my_sizes.width"], tmp_path)
+        net = make_net(partial(importlib.import_module("my_layers").make), 3)
+        before = code_digests(net)
+        (tmp_path / "my_sizes.py").write_text("def width():\n    return 2 * 2\n")
+        after = code_digests(net)
+    assert before.keys() == {"my_layers", "my_sizes"}
+    assert [name for name in before if before[name] != after[name]] == ["my_sizes"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from imago.checkpoint.read import Checkpoint, read_checkpoint
-from imago.config.own_code import own_file
+from imago.config.own_code import MAKERS, own_file, own_files
 from imago.errors import UserError
 from imago.terminal import shortened
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 MOST_NAMES = 6
 NET_CODE = "net_code"
-"""Key of the entry `imago` of a checkpoint: `code_digest` of its network."""
+"""Key of the entry `imago` of a checkpoint: `code_digests` of its network."""
 _OF_LIBRARIES = (
     "Type the same model= and model.net.name= as in the run that wrote it. Commands that read its config need neither "
     "model= nor experiment=."
@@ -98,25 +98,42 @@ def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) ->
     }
     shown = [f"  {what}: {shortened(names, MOST_NAMES)}" for what, names in lines.items() if names]
     net = getattr(model, "net", model)
-    file = own_file(type(net))
+    file = own_file(type(net).__module__)
     if shown:
         name = f"{type(net).__module__}.{type(net).__qualname__} in {file}" if file is not None else type(net).__name__
         head = f"ckpt_path={path} does not fit the network of this run, {name}:"
         raise UserError("\n".join([head, *shown, _OF_OWN.format(path) if file is not None else _OF_LIBRARIES]))
-    written, now = checkpoint["imago"].get(NET_CODE), code_digest(net)
-    if None not in (written, now) and written != now:
+    if broken := [n for n, _ in model.named_parameters() if n in theirs and not _is_finite(theirs[n])]:
+        raise UserError(
+            f"ckpt_path={path} has weights that are no finite numbers: {shortened(broken, MOST_NAMES)}. Whatever the "
+            "image, its answer means nothing. Use another checkpoint, or train again."
+        )
+    written, now = checkpoint["imago"].get(NET_CODE), code_digests(net)
+    known = written if isinstance(written, dict) else {}
+    if changed := [name for name in now if name in known and known[name] != now[name]]:
         log.warning(
-            "%s has changed since %s was written: if its network computes something else now, the scores differ from "
+            "%s %s changed since %s was written: if the network computes something else now, the scores differ from "
             "those of the training",
-            file,
+            " and ".join(str(file) for name, file in _code_of(net).items() if name in changed),
+            "has" if len(changed) == 1 else "have",
             path,
         )
 
 
-def code_digest(net: nn.Module) -> str | None:
-    """SHA-256 of the file that defines a network of one's own; None for those of Imago and of installed packages."""
-    file = own_file(type(net))
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+def _is_finite(weights: Tensor) -> bool:
+    return not weights.is_floating_point() or weights.element_size() == 1 or bool(weights.isfinite().all())
+
+
+def code_digests(net: nn.Module) -> dict[str, str]:
+    """Module -> SHA-256 of its file, for the modules of one's own that define a network and its layers, or the function
+    that makes it, and for those that these import at their top. Empty for networks of Imago and installed packages."""
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in _code_of(net).items()}
+
+
+def _code_of(net: nn.Module) -> dict[str, Path]:
+    parts = {type(module) for module in net.modules()} | {MAKERS.get(net, type(net))}
+    files = own_files({str(getattr(part, "__module__", "")) for part in parts})
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def load_weights(model: nn.Module, data: LabelledImages, path: str | Path) -> Checkpoint:

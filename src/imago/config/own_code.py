@@ -7,13 +7,15 @@ look for dozens of optional packages by name: any file named like one of them wo
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from imago.config.load_target import LIBRARIES
 
@@ -27,6 +29,7 @@ class OwnCode(MetaPathFinder):
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
         self._found: set[str] = set()
+        self._kept: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -55,21 +58,40 @@ class OwnCode(MetaPathFinder):
     @contextmanager
     def forgetting(self) -> Iterator[None]:
         """Inside, modules may be allowed and imported. Afterwards these are forgotten: another run may mean others by
-        their names, or the same ones after they were edited."""
-        folders, found, imported_before = dict(self.folders), set(self._found), set(sys.modules)
+        their names, or the same ones after they were edited. Those of `keeping` are set aside meanwhile."""
+        folders, found = self.folders, self._found
+        aside = {name: sys.modules.pop(name) for name in self._kept & sys.modules.keys()}
+        tops = {_top(name) for name in aside}
+        self.folders, self._found = {name: folders[name] for name in folders.keys() - tops}, found - tops
+        names, found_before, imported_before = {*self.folders}, set(self._found), set(sys.modules)
         try:
             yield
         finally:
-            ours = (self._found - found) | (self.folders.keys() - folders.keys())  # Python itself may have found some
+            ours = (self._found - found_before) | (self.folders.keys() - names)  # Python itself may have found some
             for name in sys.modules.keys() - imported_before:
-                if name.partition(".")[0] in ours:
+                if _top(name) in ours:
                     del sys.modules[name]
+            sys.modules.update(aside)
             self.folders, self._found = folders, found
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, modules are imported for an object that outlives this block, such as a classifier."""
+        imported_before = set(sys.modules)
+        try:
+            yield
+        finally:
+            ours = self._found | self.folders.keys()
+            self._kept |= {name for name in sys.modules.keys() - imported_before if _top(name) in ours}
 
     def loaded(self, targets: Iterable[str]) -> dict[str, str]:
         """Module -> folder, as text, of the imported modules that `targets` such as `my_net.Net` name."""
         modules = {target.partition(".")[0] for target in targets}
         return {name: str(self.folders[name]) for name in sorted(modules & self.folders.keys() & sys.modules.keys())}
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def allow_imports(targets: Iterable[str], folder: Path) -> None:
@@ -105,11 +127,27 @@ def imported(target: str) -> Any:
         return None
 
 
-def own_file(part: type) -> Path | None:
-    """The file of a class that is neither Imago's nor in an installed package; None for others."""
-    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "/")
-    is_installed = "site-packages" in file.parts or part.__module__.partition(".")[0] in (*LIBRARIES, "imago", "timm")
-    return file if file.suffix == ".py" and not is_installed else None
+def own_file(module: str) -> Path | None:
+    """The file of an imported module that is neither Imago's nor in an installed package; None for others."""
+    file = Path(getattr(sys.modules.get(module), "__file__", None) or "/")
+    places = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    is_installed = {"site-packages", "dist-packages"} & {*file.parts} or any(map(file.is_relative_to, places))
+    is_library = module.partition(".")[0] in (*LIBRARIES, "imago", "timm")
+    return file if file.suffix == ".py" and not is_installed and not is_library else None
+
+
+def own_files(modules: Iterable[str]) -> dict[str, Path]:
+    """Module -> file of the `modules` that are one's own, and of those that they import at their top."""
+    todo, files = list(modules), dict[str, Path]()
+    while todo:
+        name = todo.pop()
+        if name in files or (file := own_file(name)) is None:
+            continue
+        files[name] = file
+        for value in vars(sys.modules[name]).values():
+            module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            todo += [module] if isinstance(module, str) else []
+    return dict(sorted(files.items()))
 
 
 def is_writable_by_others(folder: Path) -> bool:
@@ -130,3 +168,5 @@ def is_writable_by_others(folder: Path) -> bool:
 
 OWN_CODE = OwnCode()
 """The only finder of the process."""
+MAKERS: "WeakKeyDictionary[Any, Callable[..., Any]]" = WeakKeyDictionary()
+"""Network -> the class or function that made it."""

@@ -13,7 +13,7 @@ from imago.checkpoint.read import KEY, Checkpoint, find_checkpoint
 from imago.checkpoint.signing import is_signed
 from imago.config.allow_list import TRANSFORMS, check_targets
 from imago.config.carried import leave_out_training, read_checkpoint_config
-from imago.config.own_code import allow_imports, is_writable_by_others
+from imago.config.own_code import OWN_CODE, allow_imports, is_writable_by_others
 from imago.config.root import PROJECT_ROOT
 from imago.definitions import is_export
 from imago.errors import UserError, message_of
@@ -61,7 +61,8 @@ def load_classifier(
             f" Got {path!r} ({type(path).__name__}).{several if isinstance(path, list | tuple) else ''}"
         )
     file = find_checkpoint(os.fspath(path), PROJECT_ROOT / "logs", "path")
-    classifier = of_checkpoint(file, trusted_targets, calibrated, "path")
+    with OWN_CODE.keeping():
+        classifier = of_checkpoint(file, trusted_targets, calibrated, "path")
     try:
         classifier.model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device

@@ -1,5 +1,6 @@
 """The contract of networks, forward passes and losses of one's own, with a message for each way to break it."""
 
+import functools
 import math
 import re
 import traceback
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
+from imago.config.own_code import MAKERS
 from imago.definitions import Batch
 from imago.errors import MissingKeyError, UserError, kind_of
 from imago.wiring import ComposeTransform
@@ -30,6 +32,9 @@ def make_net(net: Callable[..., nn.Module], num_classes: int) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UserError(f"model.net: its _target_ returns {kind_of(made)}. It must return a torch.nn.Module.")
     check_registered(made)
+    while isinstance(net, functools.partial):
+        net = net.func
+    MAKERS[made] = net
     return made
 
 

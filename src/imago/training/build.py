@@ -24,7 +24,7 @@ from imago.callbacks.preflight import Preflight
 from imago.callbacks.resume_state import check_epochs
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
-from imago.checkpoint.fits import NET_CODE, check_weights, code_digest
+from imago.checkpoint.fits import NET_CODE, check_weights, code_digests
 from imago.checkpoint.read import read_checkpoint
 from imago.checkpoint.signing import is_signed, why_unsigned
 from imago.config.allow_list import check_targets
@@ -171,7 +171,7 @@ def _build_loggers(cfg: DictConfig, run: RunFolder, start: Start | None) -> list
 def _carried(cfg: DictConfig, data: ImageDataModule, net: nn.Module) -> dict[str, Any]:
     """Description of the run in its checkpoints, in plain types."""
     own_code = OWN_CODE.loaded(node._target_ for _, node in nodes(cfg))
-    code = {"own_code": own_code, NET_CODE: code_digest(net)}
+    code = {"own_code": own_code, NET_CODE: code_digests(net)}
     return {"config": checkpoint_config(cfg), **code, **seen_images(cfg.data, data.eval_transform)}
 
 
