@@ -199,6 +199,7 @@ def test_a_folder_that_is_split_already_is_refused(colours, monkeypatch, capsys)
     [
         (None, "does not exist. Make it with: ml-split"),
         ("a,b\n", "is none that ml-split wrote, and no CSV with the columns path, label"),
+        ("path;label\na/1.png;a\n", "separated by semicolons: save it with commas"),
         (
             '# imago split: {"class_names": ["a", "b"], "data_dir": "/nowhere"}\nsplit,path,label\ntrain,a/1.png,a\n',
             "is gone",

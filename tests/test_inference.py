@@ -383,7 +383,8 @@ def test_exports_of_strangers_execute_nothing(command, trained, tmp_path, monkey
     monkeypatch.setattr("os.system", lambda *_: pytest.fail("it was executed"))
 
     def refusal(**entries: str) -> str:
-        save_file(weights, changed, {key: value for key, value in (metadata | entries).items() if value})
+        kept = metadata | {"sha256": ""} | entries
+        save_file(weights, changed, {key: value for key, value in kept.items() if value})
         with pytest.raises(ValueError) as error:  # noqa: PT011
             imago.load_classifier(changed)
         return str(error.value)
@@ -404,6 +405,19 @@ def test_exports_of_strangers_execute_nothing(command, trained, tmp_path, monkey
     changed.write_bytes(export.read_bytes()[:-4])
     with pytest.raises(ValueError, match="is damaged, or not a safetensors file"):
         imago.load_classifier(changed)
+    for place, bit in ((-3, 1), (export.read_bytes().index(b"blue"), 2)):
+        content = bytearray(export.read_bytes())
+        content[place] ^= bit
+        changed.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged: its sha256 is another. Copy it again"):
+            imago.load_classifier(changed)
+    broken = torch.load(trained.dir / "checkpoints/best.ckpt", weights_only=True)
+    broken["state_dict"]["net.head.weight"][0, 0] = float("nan")
+    torch.save(broken, tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match="has weights that are no finite numbers: net.head.weight. Whatever"):
+        imago.load_classifier(tmp_path / "broken.ckpt")
+    with pytest.raises(ValueError, match=r"loaded with imago.load_classifier\('RUN'\)"):
+        imago.Classifier("RUN")
 
 
 def test_exported_weights_can_be_trained_on(train, command, tmp_path):

@@ -3,13 +3,16 @@
 It is read like a stranger's checkpoint, wherever it comes from: it has no signature.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from imago.checkpoint.fits import NET_CODE
 from imago.checkpoint.read import SCHEMA, Checkpoint, check_entry, read_checkpoint
 from imago.definitions import is_export
 from imago.errors import MissingFileError, UserError
@@ -17,6 +20,8 @@ from imago.files import atomic_write, strict
 
 NET = "net."
 """Prefix of the network's tensors in a checkpoint."""
+CHECKSUM = "sha256"
+"""Entry of the metadata by which damage is noticed; it protects from nobody who changes the file on purpose."""
 NOT_RECORDED: dict[str, Any] = {
     "data": {"fingerprint": "", "counts": {}},
     "drawn_val": None,
@@ -32,8 +37,21 @@ def write_export(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pat
     from safetensors.torch import save
 
     own = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    texts = {name: json.dumps(strict(value)) for name, value in metadata.items()}
+    texts[CHECKSUM] = json.dumps(_checksum(own, texts))
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(own, {name: json.dumps(strict(value)) for name, value in metadata.items()}))
+        temporary.write_bytes(save(own, texts))
+
+
+def _checksum(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors of an export and of all other metadata, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, text in sorted(texts.items()):
+        digest.update(f"{name}\0{text}\0".encode() if name != CHECKSUM else b"")
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:
@@ -79,6 +97,10 @@ def _read_export(path: Path, key: str) -> Checkpoint:
             f"{where} contains weights only. Type ml-export again to predict with them, or model.net.weights={path} to "
             "train with them."
         )
+    if CHECKSUM in texts:
+        own = {name.removeprefix(NET): tensor for name, tensor in weights.items()}
+        if texts[CHECKSUM] != json.dumps(_checksum(own, texts)):
+            raise UserError(f"{where} is damaged: its {CHECKSUM} is another. Copy it again, or type ml-export again.")
     try:
         entry, names, versions = (json.loads(texts.get(key, "null")) for key in ("imago", "class_names", "versions"))
     except (ValueError, RecursionError) as error:
@@ -95,4 +117,5 @@ def export_entry(entry: Mapping[str, Any], config: str, calibration: Mapping[str
     counts and fingerprint, which differential privacy does not cover."""
     if calibration is not None:
         calibration = {**calibration, "fingerprint": ""}
-    return {"schema": SCHEMA, "timestamp": entry["timestamp"], "config": config, "calibration": calibration}
+    kept = {key: entry[key] for key in ("timestamp", NET_CODE) if key in entry}
+    return {"schema": SCHEMA, "config": config, "calibration": calibration, **kept}

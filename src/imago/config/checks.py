@@ -183,6 +183,8 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield NO_DATASET
     yield from _argument_problems(cfg, invocation, needs_data)
     yield from output_problems(cfg)
+    if is_users_own("paths.output_dir", invocation) and str(cfg.paths.output_dir) != invocation.output_dir:
+        yield "paths.output_dir is the folder that Hydra makes. Type hydra.run.dir=FOLDER (hydra.sweep.dir= with -m)."
     if cfg.seed is not None and not 0 <= cfg.seed < 2**32:
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from trainer_problems(cfg, invocation)

@@ -10,6 +10,7 @@ from imago.data.tree import SUFFIXES, is_image, refuse_unreadable, walk
 from imago.errors import MissingFileError, UserError
 
 LISTS = (".txt", ".csv")
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 COLUMNS_OF_OTHERS = ("file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "paths")
 """Names that others give to the column `path`, in lower case."""
 
@@ -66,6 +67,12 @@ def rows_of_list(file: Path) -> list[tuple[str, str]]:
     return rows
 
 
+def with_commas(columns: Sequence[str]) -> str:
+    """Advice for a table whose only column seems to be several with another separator; empty for others."""
+    separator = next((mark for mark in SEPARATORS if len(columns) == 1 and mark in columns[0]), None)
+    return f" It is separated by {SEPARATORS[separator]}: save it with commas." if separator is not None else ""
+
+
 def _rows(file: Path) -> list[tuple[str, str]]:
     with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         if file.suffix.lower() == ".txt":
@@ -74,6 +81,6 @@ def _rows(file: Path) -> list[tuple[str, str]]:
         names = list(table.fieldnames or [])
         if "path" not in names:
             close = next((name for name in names if name.strip().lower() in ("path", *COLUMNS_OF_OTHERS)), None)
-            hint = f" Rename the column {close} to path." if close is not None else ""
+            hint = f" Rename the column {close} to path." if close is not None else with_commas(names)
             raise UserError(f"source={file} has no column path; it has {', '.join(names or ['none'])}.{hint}")
         return [(row["path"] or "", (row.get("label") or "").strip()) for row in table]

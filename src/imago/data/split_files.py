@@ -9,6 +9,7 @@ from typing import Any
 
 from imago.data.folder_images import FolderImages
 from imago.data.images import ImageSets
+from imago.data.source_paths import with_commas
 from imago.data.tree import class_name
 from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import MissingFileError, UserError
@@ -35,7 +36,7 @@ def read_split_file(
             header = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
             table = csv.DictReader(lines if header else chain([first], lines), skipinitialspace=True)
             if missing := {"path", "label"} - set(table.fieldnames or ()):
-                raise UserError(f"it lacks {' and '.join(sorted(missing))}")
+                raise UserError(f"it lacks {' and '.join(sorted(missing))}.{with_commas(table.fieldnames or ())}")
             rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
         class_names = list(header.get("class_names") or sorted({name for _, _, name in rows}))
         root = data_dir or Path(header.get("data_dir") or file.parent)

@@ -208,7 +208,8 @@ def _quantile(scores: Floats, coverage: float) -> float:
 
 
 FITTED_HERE = (
-    "fitted on these images, which makes it look too good (for an honest score train with data.test_ratio=0.2)"
+    "fitted on these images, which makes it look too good (for an honest score type split=test; without a test split, "
+    "train with data.test_ratio=0.2)"
 )
 
 

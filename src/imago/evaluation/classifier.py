@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 import torch
@@ -59,6 +59,11 @@ class Classifier:
         calibration: How probabilities are calibrated; None leaves them as the network gives them.
         file: The checkpoint, for `repr`.
     """
+
+    def __new__(cls, *parts: Any, **named: Any) -> Self:
+        if isinstance(path := next(iter(parts), named.get("model")), str | Path):
+            raise UserError(f"A classifier is loaded with imago.load_classifier({str(path)!r}).")
+        return super().__new__(cls)
 
     def __init__(
         self,
