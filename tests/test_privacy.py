@@ -29,7 +29,7 @@ from imago.definitions import rounded_up
 from imago.dp.accounting import Ledger, accountant_of, epsilon, noise_for, steps_within
 from imago.dp.budget import LEDGER
 from imago.dp.clipping import Adaptive, Clipping, PerLayer
-from imago.dp.published import privacy_of, warn_before_publishing
+from imago.dp.published import PART, privacy_of, warn_before_publishing
 from imago.dp.report import most_hits
 from imago.dp.secret import PoissonBatchSampler, SecretDraws
 from imago.dp.strategy import DifferentialPrivacy
@@ -630,7 +630,7 @@ def test_the_report_says_what_epsilon_means_and_shows_no_image(train, command):
         assert not (page.dir / "reports" / "samples.json").exists()
 
 
-def test_what_is_exported_says_what_was_spent(finished, trained, command):
+def test_what_is_exported_says_what_was_spent(finished, trained, command, tmp_path):
     run = command("export", f"ckpt_path={finished.dir}")
     report = finished.json("reports/privacy.json")
     with safe_open(run.dir / "model_only.safetensors", "pt") as file:
@@ -640,6 +640,10 @@ def test_what_is_exported_says_what_was_spent(finished, trained, command):
         assert f"Privacy: epsilon {rounded_up(report['epsilon'])}, delta 0.001, unit: one image" in words
     assert f"epsilon  {rounded_up(report['epsilon'])}" in run.text("summary.txt")
     assert "BatchNorm" not in run.output  # no weights are lost here
+    shutil.copy(finished.dir / "checkpoints/best.ckpt", tmp_path / "copy.ckpt")
+    copied = command("export", f"ckpt_path={tmp_path}/copy.ckpt")
+    assert "may be published" not in copied.output
+    assert "Its run may have spent more: to publish the weights, export them from the run folder" in copied.output
     with safe_open(command("export", f"ckpt_path={trained.dir}").dir / "model_only.safetensors", "pt") as file:
         assert "privacy" not in file.metadata()
 
@@ -668,9 +672,11 @@ def test_an_export_repeats_what_the_training_warned_of_and_loses_scores_of_val(t
         assert caplog.messages[-1] == later.format("2 other private runs", rest)
         assert "is not in its run folder: epsilon counts the steps before it" in caplog.messages[-2]
     shutil.rmtree(tmp_path / "latest")
+    (tmp_path / "run/status.json").write_text(json.dumps({"status": "stopped", "epsilon": 3.0, "delta": 1e-5}))
     warn_before_publishing(tmp_path / "run/checkpoints/best.ckpt", None, file, tmp_path)
     one = "epsilon 2.9944, delta 1e-05. Those of this run come on top"
     assert caplog.messages[-1] == later.format("1 other private run", one)
+    assert "The run has not ended (its status is stopped): epsilon counts its steps so far" in caplog.messages[-2]
 
 
 def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
@@ -679,7 +685,7 @@ def test_the_best_checkpoint_costs_what_its_run_has_spent(finished, tmp_path):
     first["strategy"] |= {"history": [[1.1, 8 / 39, 5]], "epsilon": 1.0}
     assert privacy_of(finished.dir / "checkpoints/best.ckpt", first)["steps"] == 10
     assert privacy_of(tmp_path / "best.ckpt", first) == {
-        "epsilon": 1.0, "delta": 1e-3, "unit": "one image", "steps": 5
+        "epsilon": 1.0, "delta": 1e-3, "unit": "one image", "steps": 5, "counted": PART
     }  # fmt: skip
     first["strategy"]["delta"] = 1e-6  # resume= has changed it since
     assert privacy_of(finished.dir / "checkpoints/best.ckpt", first)["steps"] == 10
@@ -849,11 +855,13 @@ def test_a_private_run_is_not_repeated(command, finished):
 
 def test_settings_that_write_private_images_are_warned_of(train):
     words = ["report.pictures=true", "report.splits=[train,val]", "data.cache=disk", "trainer.max_epochs=1"]
+    words += ["strategy.max_grad_norm=1000"]
     run = train(*DP, *words)
     for said in (
         "report.pictures=true with strategy=dp: report.html and reports/ show private images",
         "report.splits has train and val, with strategy=dp: reports/ list path, label and loss of each train and val",
         "data.cache=disk with strategy=dp: the decoded images are written to",
+        "strategy.max_grad_norm=1000: the noise grows with it and drowns the gradients. Usual values are 0.1 to 10",
     ):
         assert said in run.output
         assert said in run.text("summary.txt")

@@ -84,7 +84,9 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     write_export(classifier.model.net.state_dict(), metadata, path)
     condition = "if the val images are public, which its calibration tells of (or type calibration=false)"
     limits = condition if calibration is not None else "within what docs/privacy.md says"
-    show_privacy(run, f"This file may be published, {limits}")
+    is_part = privacy is not None and "counted" in privacy
+    publish = "Its run may have spent more: to publish the weights, export them from the run folder (ckpt_path=RUN)"
+    show_privacy(run, publish if is_part else f"This file may be published, {limits}")
     show_written(path, replaced=is_there)
     show_next(after_export(path, calibration is not None, own_prefixes(cfg, ("model", *TRANSFORMS))))
 

@@ -76,7 +76,7 @@ class Columns:
         """The columns that are shown if none are asked for: those of every table, the settings that differ, and
         further ones, the most important first."""
         last = [_updated_and_error()] if self._known("error") else []
-        always = [self.fixed["state"], *self._known("best", "acc"), *last]
+        always = [self.fixed["state"], *self._known("best", "acc", "epsilon"), *last]
         optional = [*self._known("later"), *([] if last else [self.fixed["updated"]])]
         optional += self._known("epoch", "duration")
         return always, [self.setting(key) for key in self.differing], optional

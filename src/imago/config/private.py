@@ -86,6 +86,8 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("no_end", lambda cfg: _needs_an_end(cfg) and cfg.trainer.get("max_epochs") == -1 and not _max_steps(cfg)),
 )
 """Tests of the config, as far as it tells."""
+LEAST, MOST = 1e-3, 100
+"""Clipping norms beyond which a run warns."""
 PRIVATE_FOLDER = "Keep them as private as the images. The output of ml-export has none of this"
 
 
@@ -104,6 +106,12 @@ def private_warnings(cfg: DictConfig) -> Iterator[str]:
     """Settings by which a training with strategy=dp writes its train images, or what it knows of each of them."""
     if not is_private(cfg):
         return
+    norm = cfg.strategy.get("max_grad_norm")
+    if isinstance(norm, int | float) and cfg.strategy.get("clipping") != "adaptive" and not LEAST <= norm <= MOST:
+        what = (
+            "the noise grows with it and drowns the gradients" if norm > MOST else "gradients are cut to nearly nothing"
+        )
+        yield f"strategy.max_grad_norm={norm:g}: {what}. Usual values are 0.1 to 10"
     if cfg.report.get("pictures"):
         yield (
             "report.pictures=true with strategy=dp: report.html and reports/ show private images, train images among "

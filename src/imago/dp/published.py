@@ -18,6 +18,8 @@ REPORT = {"epsilon!": (str, *NUMBER), "delta!": NUMBER, "steps!": int}
 NO_BOUND = ("infinite", "unknown")
 WARNED = {"warnings!": [str]}
 LARGEST = 2**20  # bytes
+PART = "the steps of this checkpoint; its run may have taken more"
+"""Entry `counted` of the privacy of a checkpoint that is not in its run folder."""
 
 
 def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -34,15 +36,21 @@ def privacy_of(file: Path, entry: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     steps = sum(row[-1] for row in state["history"] if row)
     spent = {"epsilon": state["epsilon"], "delta": state["delta"], "steps": steps}
+    part = {} if _report_beside(file).is_file() else {"counted": PART}
     with suppress(OSError, UnreadableError):
-        of_run = read_json(file.absolute().parent.parent / "reports" / "privacy.json", REPORT, LARGEST)
+        of_run = read_json(_report_beside(file), REPORT, LARGEST)
         if of_run["steps"] > spent["steps"]:
             spent = of_run
     if spent["epsilon"] not in NO_BOUND and not isinstance(spent["epsilon"], int | float):
         return None
     text = epsilon_text(spent["epsilon"])
     epsilon = float(text) if text[0].isdigit() else text
-    return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"]}
+    return {"epsilon": epsilon, "delta": spent["delta"], "unit": UNIT, "steps": spent["steps"], **part}
+
+
+def _report_beside(file: Path) -> Path:
+    """Report of the run in whose folder the checkpoint `file` is."""
+    return file.absolute().parent.parent / "reports" / "privacy.json"
 
 
 def warn_before_publishing(
@@ -61,12 +69,18 @@ def warn_before_publishing(
     folder = file.absolute().parent.parent
     warned: list[str] = []
     try:
-        warned = read_json(folder / "reports" / "privacy.json", WARNED, LARGEST)["warnings"]
+        warned = read_json(_report_beside(file), WARNED, LARGEST)["warnings"]
     except (OSError, UnreadableError):
         log.warning(
             "%s is not in its run folder: epsilon counts the steps before it, and its run may have taken more. Type "
             "ckpt_path=RUN",
             file,
+        )
+    if (folder / "status.json").is_file() and (state := Overview.read(folder).state) != "completed":
+        log.warning(
+            "The run has not ended (its status is %s): epsilon counts its steps so far, and whatever it trains further "
+            "costs more, for this export too. Export it when it has ended",
+            state,
         )
     for text in warned:
         log.warning("The training warned: %s", text)

@@ -57,7 +57,7 @@ def check_start_weights(cfg: DictConfig, run: RunFolder, model: DictModule) -> N
     weights = start_weights(cfg, run, model)
     _check_frozen(cfg, run, model, weights)
     if run.resume_from is None and cfg.ckpt_path is None:
-        _log_replaced_norms(model, weights)
+        _log_replaced_norms(model, weights, run)
         _warn_of_recipe(run, model, weights)
 
 
@@ -77,7 +77,7 @@ def _warn_of_recipe(run: RunFolder, model: DictModule, weights: str) -> None:
         )
 
 
-def _log_replaced_norms(model: DictModule, weights: str) -> None:
+def _log_replaced_norms(model: DictModule, weights: str, run: RunFolder) -> None:
     """Log what `model.norm=group` has replaced: a warning where pretrained `weights` are lost."""
     if not model.replaced_norms:
         return
@@ -85,9 +85,11 @@ def _log_replaced_norms(model: DictModule, weights: str) -> None:
     (log.warning if is_pretrained else log.info)(
         "model.norm=group: replaced %d BatchNorm layers by GroupNorm%s: %s",
         len(model.replaced_norms),
-        ", without their pretrained weights and statistics (model.freeze=backbone keeps them)" if is_pretrained else "",
+        ", without their pretrained weights and statistics" if is_pretrained else "",
         ", ".join(model.replaced_norms),
     )
+    if is_pretrained:
+        log.warning("To keep them, and train the head alone, type: %s model.freeze=backbone", run.invocation.command)
 
 
 def _check_frozen(cfg: DictConfig, run: RunFolder, model: DictModule, weights: str) -> None:
