@@ -176,6 +176,16 @@ keeps its `_target_` and takes `num_classes` ([network](extend/network.md)). `ca
 says which is best. `logger: csv` becomes `override /logger: csv`. Defaults of a callbacks file of your own begin with
 `- default`, or have `- metrics`, which computes `val/acc`.
 
+A LightningDataModule of your own becomes an `ImageDataModule` ([custom data sets](extend/dataset.md)). Imago makes the
+loaders itself, because exact resume and one score per image depend on their order:
+
+- `prepare_data` and `setup`: the constructor, which reads paths and labels and passes `ImageSets` on.
+- `Dataset.__getitem__`: `Images.read(index)`, the uint8 pixels (3, height, width) before any transform.
+- `random_split`: `sets.draw_splits(val_ratio, seed)`, which checkpoints record.
+- Transforms: `data.train_transform` and `data.eval_transform`. `collate_fn` and `on_after_batch_transfer`: the steps of
+  these below `batch`.
+- `train_dataloader` and the others: leave them out. `data.batch_size`, `data.num_workers` and the like are settings.
+
 If a file of the template is chosen as it is, the message names each line and what to write there. `override` needs the
 slash: `override /model: mnist`. `extras` and `logger=many_loggers` have become `--cfg job` and `logger=many`, and
 `hparams_search=mnist_optuna` is `-m hparams_search=optuna`.

@@ -162,6 +162,10 @@ def test_preflight_alone_trains_nothing(command, tmp_path):
     run = command("train", "experiment=digits", "debug=preflight")
     assert run.exit_code == 0, run.output
     assert "Preflight passed (" in run.output
+    line = run.output.partition("Next:\n")[2].splitlines()[0]
+    assert "train" in line
+    assert "experiment=digits" in line
+    assert "debug=preflight" not in line
     assert "Disk: checkpoints about" in run.text("debug.log")
     assert not list(run.dir.glob("checkpoints/*"))
     assert run.text("metrics.jsonl") == ""

@@ -8,6 +8,7 @@ From Python, `imago.train("experiment=digits", "trainer.max_epochs=3")` returns 
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from imago.cli.entry import Command
 from imago.cli.recipe import with_recipe
 from imago.cli.start_from import check_private_start, resolve_run_args
 from imago.config.checks import check as check_settings_of_training
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, override_key
 from imago.config.recipe import TrainFacts
 from imago.config.schema import shipped
 from imago.config.tree import nodes
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
     """Makes the objects, trains, scores."""
-    from imago.evaluation.console import show_results
+    from imago.evaluation.console import show_next, show_results
     from imago.evaluation.evaluate import evaluate
     from imago.training.build import build
     from imago.training.fit import train
@@ -47,6 +48,8 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
         ckpt_path = cfg.ckpt_path if run.resume_from is None else str(run.resume_from)
         result = train(data, model, trainer, run, cfg.monitor, splits, ckpt_path, cfg.report.pictures)
         if cfg.preflight == "only":
+            is_typed = run.invocation.program and run.invocation.sweep_dir is None
+            show_next([_without_preflight(run.invocation)] if is_typed and run.rank == 0 else [])
             return None
     else:
         result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, pictures=cfg.report.pictures)
@@ -54,6 +57,12 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
     if cfg.replay is not None and run.rank == 0:
         _print_replay(Path(cfg.replay), run.path)
     return result
+
+
+def _without_preflight(invocation: Invocation) -> str:
+    """Command line that trains what was only tried."""
+    words = [word for word in invocation.overrides if override_key(word) != "preflight" and word != "debug=preflight"]
+    return replace(invocation, overrides=tuple(words)).command
 
 
 def _print_replay(before: Path, now: Path) -> None:

@@ -52,7 +52,8 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private
         _repeat_warnings(run.warnings, run.path)
         _show_scores(result)
     for name, score in result.scores.items():
-        log.debug("Score on %s: %s", name, {k: v for k, v in score.metrics.items() if k != "per_class"})
+        numbers = ", ".join(f"{key} {score.metrics[key]:.4f}" for key in ("acc", "f1", "loss"))
+        log.debug("Score on %s: %s of %s", name, numbers, counted(len(score.labels), "image"))
     if not quiet:
         _warn_about_baseline(result.scores)
     show_privacy(run, "Publish the output of ml-export, not the run folder (docs/privacy.md)")
