@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.table import Table
 
 from imago.config.invocation import typed_path
+from imago.config.launcher import launch_of
 from imago.errors import UserError
 from imago.files import atomic_folder, atomic_write
 from imago.terminal import closed_pipe_allowed, console
@@ -46,6 +47,7 @@ EXAMPLES = """examples:
 def main() -> None:
     """Command line of `ml-split`."""
     try:
+        launch_of("ml-split", one_process=True)
         with closed_pipe_allowed():
             split(_arguments())
     except (ValueError, OSError) as error:

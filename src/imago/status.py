@@ -16,6 +16,7 @@ from pathlib import Path
 from imago.cli.run_columns import Columns, sort_runs
 from imago.cli.run_table import common_folder, describe_images, grouped_by_seed, run_table
 from imago.config.invocation import for_hydra, typed_path
+from imago.config.launcher import launch_of
 from imago.config.root import PROJECT_ROOT
 from imago.config.setting_source import shown_path
 from imago.errors import UserError
@@ -32,6 +33,10 @@ LOGS = PROJECT_ROOT / "logs"
 
 def main() -> None:
     """Command line of `ml-status`."""
+    try:
+        launch_of("ml-status", one_process=True)
+    except UserError as error:
+        fail(str(error))
     arguments, unknown = _parser().parse_known_args()
     folder: Path = arguments.folder
     name, _, value = str(folder).partition("=")

@@ -23,15 +23,14 @@ from imago.definitions import INTERRUPTED, STOPPING, TERMINATED
 from imago.errors import UserError, message_of
 
 SECONDS_TO_SAY = 2  # for rank 0 to print its error, before another process that ends makes the launcher kill it
-SECONDS_TO_ANSWER = 20  # for rank 0 to end the run after an error in this process
+SECONDS_TO_ANSWER = 10  # for rank 0 to end the run after an error in this process
 
 
 class Follower:
     """Rank 1 and up of a launch: silently does what rank 0 orders, and leaves it to rank 0 to say what went wrong."""
 
     def __init__(self, launch: Launch) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers for all
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where rank 0 is gone, torch would warn in each process
+        self._answer_signals(signal.SIG_DFL)  # no handler would be called while it waits, in C++, for rank 0
         with suppress(UserError):
             read_env_file()
         self._launch = launch
@@ -59,7 +58,7 @@ class Follower:
             if (status := self._store.read("over")) is not None:
                 self._leave(int(status))
             time.sleep(POLL_SECONDS)
-        self._answer_signals(signal.SIG_IGN)  # those of schedulers, too: rank 0 agrees on a step at which all stop
+        self._answer_signals(signal.SIG_IGN)  # rank 0 answers, and agrees with the others on a step at which all stop
         self._is_busy = True
         try:
             do_order(json.loads(text), self._launch.rank, self._launch)
@@ -71,7 +70,7 @@ class Follower:
 
     @staticmethod
     def _answer_signals(handler: signal.Handlers) -> None:
-        for number in STOPPING:
+        for number in (signal.SIGINT, *STOPPING):
             signal.signal(number, handler)
 
     def _fail(self, error: BaseException) -> NoReturn:

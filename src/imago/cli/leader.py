@@ -9,7 +9,6 @@ order, which processes.py carries out. Nothing but the store (run_store.py) conn
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from imago.cli.processes import (
 )
 from imago.cli.rank_warnings import RankWarnings
 from imago.cli.run_store import POLL_SECONDS, SECONDS_TO_MEET, RunStore, lost_connection, lost_message
-from imago.config.launcher import TORCHRUN, Launch, current_launch, is_first, refuse_launch
+from imago.config.launcher import TORCHRUN, Launch, launch_of
 from imago.definitions import INTERRUPTED
 from imago.errors import UserError
 from imago.run.folder import RunFolder
@@ -50,14 +49,7 @@ def led(command: str, one_process: bool = False) -> Iterator["Leader | None"]:
         UserError: A launcher has started a command of one process, or says too little.
         SystemExit: The same, in another process than the first.
     """
-    try:
-        launch = current_launch()
-        if one_process:
-            refuse_launch(command, launch)
-    except UserError:
-        if not is_first():
-            sys.exit(1)  # the first says it
-        raise
+    launch = launch_of(command, one_process)
     if launch is None or launch.processes == 1:
         yield None
         return
@@ -102,6 +94,8 @@ class Leader:
         Raises:
             ProcessError: One of them failed, with its message, or is gone.
         """
+        if self._error is not None:
+            raise self._error
         job, self._jobs = self._jobs, self._jobs + 1
         self._store.write(f"order/{job}", json.dumps(order_of(task, cfg, run)))
         self._run, self._ordered = run, time.monotonic()
@@ -151,27 +145,34 @@ class Leader:
         while self._error is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         if self._error is None and not is_signal and lost_connection(error):
-            return ProcessError(lost_message(error))
+            return self._lost(error)
         return self._error
+
+    def _lost(self, error: BaseException) -> ProcessError:
+        if self._is_abandoned():
+            return ProcessError(f"{self.launch.launcher}, which started this process, has ended.")
+        return ProcessError(lost_message(error))
 
     def _watch(self) -> None:
         while not self._over.wait(POLL_SECONDS):
-            run, error = self._run, self._look()
-            if error is None:
-                continue
-            if run is None:
-                if self._is_abandoned():
-                    end(1)
-                continue
-            self._error = error
-            deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
-            while self._run is run and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
-            if self._run is run:  # it waits, in C++, for one that is gone: no exception reaches it
-                self._warnings.log_new(run.warnings, hurry=True)
-                record_failure(run, error)
-                self.close(1)
-                end(1)
+            run = self._run
+            if (error := self._look()) is not None:
+                self._error = error
+                self._end_after(error, run)
+                return
+
+    def _end_after(self, error: ProcessError, run: RunFolder | None) -> None:
+        """End the run, unless it ends by itself: rank 0 may wait, in C++, for a process that is gone."""
+        deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
+        while run is not None and self._run is run and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if run is not None and self._run is run:
+            self._warnings.log_new(run.warnings, hurry=True)
+            record_failure(run, error)
+            self.close(1)
+            end(1)
+        if run is None and self._is_abandoned():
+            end(1)
 
     def _look(self) -> ProcessError | None:
         """Answer, log and look for errors; returns what ends the run."""
@@ -181,15 +182,13 @@ class Leader:
                 self._warnings.log_new(self._run.warnings)
             text = self._store.read("error")
         except RuntimeError as error:
-            return ProcessError(lost_message(error))
+            return self._lost(error)
         if text is not None:
             said = json.loads(text)
             log.debug("Process %d failed\n%s", said["rank"], said["traceback"])
             where = f" ({said['host']})" if self.launch.nodes > 1 else ""
             return ProcessError(f"In process {said['rank']} of {self.launch.processes}{where}: {said['message']}")
-        if self._is_abandoned():
-            return ProcessError(f"{self.launch.launcher}, which started this process, has ended.")
-        return self._missing(came)
+        return self._missing(came) if not self._is_abandoned() else self._lost(RuntimeError())
 
     def _missing(self, came: int) -> ProcessError | None:
         """A process that has not come, or is silent."""

@@ -1,5 +1,6 @@
 """The store through which rank 0 gives its orders to the processes that a launcher has started beside it."""
 
+import os
 import re
 import time
 import uuid
@@ -29,6 +30,7 @@ class RunStore:
     """
 
     def __init__(self, launch: Launch) -> None:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would show its own stack where a process is gone
         from torch.distributed import PrefixStore, TCPStore
 
         self._prefix = PrefixStore

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -67,15 +68,22 @@ def processes_here(processes: int) -> int:
     return processes if launch is None else launch.local_processes
 
 
-def refuse_launch(command: str, launch: Launch | None) -> None:
-    """Raise UserError for a command of one process that a launcher started several times."""
-    if launch is not None and launch.processes > 1:
-        raise UserError(f"{launch.where}, and {command} is a single one. Type it without {launch.launcher}.")
+def launch_of(command: str, one_process: bool = False) -> Launch | None:
+    """The launch of this process, as `current_launch`; a command of one process may not have several.
 
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks, as far as an environment tells that may be incomplete."""
-    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+    Raises:
+        UserError: It has, or the launcher has left something out. This is the first process, which speaks.
+        SystemExit: The same, in another process.
+    """
+    try:
+        launch = current_launch()
+        if one_process and launch is not None and launch.processes > 1:
+            raise UserError(f"{launch.where}, and {command} is a single one. Type it without {launch.launcher}.")
+    except UserError:
+        if any(os.environ.get(name, "0") != "0" for name in RANKS):
+            sys.exit(1)
+        raise
+    return launch
 
 
 def _of_torchrun(env: Mapping[str, str]) -> Launch:
