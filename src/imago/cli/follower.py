@@ -78,7 +78,8 @@ class Follower:
             self._leave(0)
         with suppress(RuntimeError):
             self._tell(error)
-            leave_group(abort=True)  # the others may wait for this process
+            with suppress(RuntimeError):  # a group that has broken
+                leave_group(abort=True)  # the others may wait for this process
             self._answer_signals(signal.SIG_DFL)
             deadline = time.monotonic() + SECONDS_TO_ANSWER
             while self._store.read("over") is None and time.monotonic() < deadline:

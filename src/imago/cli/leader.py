@@ -119,7 +119,7 @@ class Leader:
         """Tell the others that it is over. Where this process serves the store, wait until they have read that."""
         self._over.set()
         if threading.current_thread() is not self._watcher:
-            self._watcher.join()
+            self._watcher.join(SECONDS_TO_FAIL_TOO + 1)
         with suppress(RuntimeError):  # the store is gone, and so are they
             self._store.write("over", str(status))
             deadline = time.monotonic() + (0 if self.launch.has_store else SECONDS_TO_READ)
