@@ -55,7 +55,7 @@ FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "accelerator": ([], "`trainer=cpu`, `gpu`, `mps`"),
     "strategy": (["ddp_spawn", "fsdp"], "`auto`, `ddp` or `ddp_find_unused_parameters_true`"),
     "devices": ([], ""),
-    "num_nodes": (["2"], "one machine"),
+    "num_nodes": (["2"], "set by `torchrun` and `srun`"),
     "precision": ([], "any of Lightning's, and `auto-mixed`"),
     "logger": (["true"], "the group `logger`"),
     "callbacks": (["[]"], "the group `callbacks`"),

@@ -53,8 +53,8 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
 AVERAGES = ("WeightAveraging", "imago.callbacks.EMA")
 NO_FSDP = "Or type trainer.strategy=ddp, in which each process has all weights."
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
-    "num_nodes": "trainer.num_nodes is the number of nodes that a launcher has started the command on, and none has. "
-    "Remove it, or start the command with torchrun --nnodes= on each node (docs/devices.md).",
+    "num_nodes": "trainer.num_nodes is the number of nodes on which a launcher starts the command. Remove it. For "
+    "several nodes start the command with torchrun --nnodes= on each node (docs/devices.md).",
     "logger": "trainer.logger is not supported: loggers have a config group. Type logger=csv, or logger=[] for none.",
     "callbacks": "trainer.callbacks is not supported: callbacks have a config group. Type callbacks=none for none.",
     "plugins": "trainer.plugins is not supported: Imago writes checkpoints with a plugin of its own, and "
