@@ -33,6 +33,7 @@ from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 from PIL import Image, ImageCms
 
+from imago import shard
 from imago.cli.hydra_internals import composed_again
 
 REPO = Path(__file__).resolve().parent.parent
@@ -160,6 +161,14 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
     _set_aside_what_is_imported()
     words = output.getvalue() + (code if isinstance(code, str) else "")
     return Run(folder, 1 if isinstance(code, str) else code or 0, words)
+
+
+def type_shard(*words: object) -> None:
+    """Types `ml-shard <words>`, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ml-shard", *map(str, words)])
+        patch.setattr("rich._console", None)
+        shard.main()
 
 
 IMPORTED_BY_RUNS = (

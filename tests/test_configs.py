@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_mnist
+from helpers import type_shard, write_mnist
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
@@ -123,6 +123,9 @@ def test_every_kind_of_data_is_made(option, tmp_path, data_dir, colours, request
     elif option == "mnist":
         write_mnist(tmp_path / "sets")
         words += [f"data.data_dir={tmp_path}/sets"]
+    elif option == "shards":
+        type_shard(colours, "--output", tmp_path / "shards")
+        words += [f"data.shards={tmp_path}/shards"]
     elif option == "hugging_face":
         words += ["data.dataset.path=imagefolder", f"data.dataset.data_dir={colours}"]
     data = instantiate(composed(f"data={option}", *words, "data.num_workers=0").data, _convert_="all")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from imago.data.columns import StringArray
 from imago.data.crops import RandomResizedBox
 from imago.data.dataset import ImageDataset
 from imago.data.folder_images import FolderImages
 from imago.data.folders import read_tree
-from imago.data.images import StringArray
 from imago.data.loader import Loader
 from imago.data.samplers import EvalBatchSampler, TrainBatchSampler
 from imago.data.transforms import ImageTransform

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import HYMENOPTERA, REPO, Run, draw_classes, type_command
+from helpers import HYMENOPTERA, REPO, Run, draw_classes, type_command, type_shard
 from torchvision.models import resnet18
 
 import imago
@@ -152,6 +152,8 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
         (workplace / "corrections.csv").write_text("path,label\ntrain/red/000.png,blue\n")
     if any("split_file" in word for word in words):
         type_split(["PHOTOS", "--output", "splits.csv"])
+    if any("data.shards" in word for word in words):
+        type_shard("PHOTOS", "--output", "SHARDS")
     small = (
         []
         if any(word.startswith(("experiment=digits", "experiment=unsure")) for word in words)
@@ -233,6 +235,13 @@ def test_the_splits_are_drawn(line, workplace):
     assert (workplace / "splits.csv").exists() is ("--output" in line)
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-shard ")])
+def test_the_shards_are_written(line, workplace):
+    type_split(["PHOTOS", "--output", "splits.csv"])
+    type_shard(*typed(line.replace("PATH", "PHOTOS"))[1])
+    assert (workplace / "SHARDS" / "index.npz").is_file()
+
+
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-visualise")])
 def test_what_is_shown(line, workplace, data_dir):
     _, words = typed(line)
@@ -281,8 +290,18 @@ def test_the_make_targets_run(line, tmp_path):
 
 
 def test_nothing_is_left_out():
-    run = ("python ", "make ", "ml-train", "ml-visualise", "ml-split", "ml-status", "ml-doctor", *FROM_CHECKPOINT)
-    others = [line for line in commands() if not line.startswith(run)]
+    run = (
+        "python ",
+        "make ",
+        "ml-train",
+        "ml-visualise",
+        "ml-split",
+        "ml-shard",
+        "ml-status",
+        "ml-doctor",
+        *FROM_CHECKPOINT,
+    )
+    others = [line for line in commands() if not line.startswith((*run, *FROM_CHECKPOINT))]
     assert others == ["source .venv/bin/activate", 'eval "$(ml-train -sc install=bash)"']  # test_commands.py
     assert len(commands()) > 50
 

@@ -163,6 +163,9 @@ def no_data(program: str = "ml-train") -> str:
     return "\n".join(["No data was chosen. Type one of", *(f"  {typed:<44} {what}" for typed, what in lines)])
 
 
+NO_SHARDS = """No shards were chosen. Type
+  ml-shard PHOTOS --output DIR                 (writes them once)
+  ml-train data=shards data.shards=DIR"""
 NO_DATASET = """No data set was chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)

@@ -7,16 +7,14 @@ ml-split PATH --val 0.1 --test 0.2 --copy-to DIR --dry-run
 import argparse
 import csv
 import json
-import re
-import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from imago.cli.dashes import DashParser, as_options, check_words
 from imago.config.invocation import typed_path
 from imago.config.launcher import launch_of
 from imago.errors import UserError
@@ -111,47 +109,17 @@ def draw(images: "FolderImages", val: float, test: float, seed: int) -> dict[str
     return {name: images.select(indices) for name, indices in splits.items() if indices}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below its usage."""
-        missing = "the folder is missing" if message.endswith(" required: folder") else message
-        raise UserError(f"{missing}. Type, for example: ml-split PHOTOS --val 0.1 --test 0.2 --dry-run")
-
-
-def as_options(words: Sequence[str]) -> list[str]:
-    """Words as `ml-split` takes them: `data.test_ratio=20%` becomes `--test 0.2`; other words stay."""
-    corrected: list[str] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        option = OPTIONS.get(name.lstrip("-").removeprefix("data.").replace("-", "_"))
-        if option is None or not (equals or word.startswith("--")):
-            corrected.append(_fraction(word) if corrected and corrected[-1] in FRACTIONS else word)
-            continue
-        value = _fraction(value) if option in FRACTIONS else value
-        corrected += [f"{name}{equals}{value}"] if option == name else [part for part in (option, value) if part]
-    return corrected
-
-
-def _fraction(text: str) -> str:
-    """Write a percentage as a fraction: `20` and `20%` become `0.2`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
-    is_percentage = match is not None and (match[2] or 1 < float(match[1]) < 100)
-    return f"{float(match[1]) / 100:g}" if match is not None and is_percentage else text
-
-
 def _arguments() -> argparse.Namespace:
     words = sys.argv[1:]
-    corrected = as_options(words)
-    if corrected != words:
-        raise UserError(
-            f"ml-split takes the folder, options with dashes, and fractions. Type: ml-split {shlex.join(corrected)}"
-        )
-    parser = _Parser(
+    corrected = as_options(words, OPTIONS, FRACTIONS)
+    check_words("ml-split", words, corrected, "the folder, options with dashes, and fractions")
+    parser = DashParser(
         prog="ml-split",
         description="Divide a folder of class folders into stratified train, val and test splits.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.example = "ml-split PHOTOS --val 0.1 --test 0.2 --dry-run"
     parser.add_argument("folder", type=Path, help="the data: a folder with one folder of images per class")
     parser.add_argument("--val", type=float, default=0.15, help="fraction of the images for val (default 0.15)")
     parser.add_argument("--test", type=float, default=0.15, help="fraction of the images for test (default 0.15)")

@@ -36,7 +36,7 @@ from imago.config.targets import NETWORKS, families_of
 from imago.config.trainer import device_problems, device_warnings, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS, is_export
-from imago.errors import NO_DATASET, MissingFileError, UserError, no_data
+from imago.errors import NO_DATASET, NO_SHARDS, MissingFileError, UserError, no_data
 from imago.files import did_you_mean
 from imago.masking import masked_override
 
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 PATHS = {  # setting -> what to say if the file or folder that it names does not exist
     "data.data_dir": "does not exist. It must be a folder with class folders, or with train/ val/ test/.",
     "data.split_file": "does not exist. Make it with: ml-split PATH --output {}",
+    "data.shards": "does not exist. Make it with: ml-shard PHOTOS --output {}",
     "data.exclude": "does not exist. ml-doctor data.data_dir=PATH writes one.",
     "data.relabel": "does not exist. Give a CSV with the columns path and label, or type data.relabel=null.",
     "ckpt_path": "does not exist.",
@@ -181,6 +182,8 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
+    if needs_data and OmegaConf.is_missing(cfg.data, "shards"):
+        yield NO_SHARDS
     yield from _argument_problems(cfg, invocation, needs_data)
     yield from output_problems(cfg)
     if is_users_own("paths.output_dir", invocation) and str(cfg.paths.output_dir) != invocation.output_dir:

@@ -112,6 +112,7 @@ class Family:
 
 TARGETS = (
     Family("imago.data.ImageFolderDataModule", keys=("data",)),
+    Family("imago.data.ShardDataModule", keys=("data",)),
     Family("imago.data.HuggingFaceDataModule", keys=("data",), extra=("datasets", "hf")),
     Family("imago.data.TorchVisionDataModule", keys=("data",)),
     Family("imago.data.write_digits", keys=("data.source",), arguments=("root",)),

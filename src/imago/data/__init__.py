@@ -7,6 +7,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "module": ["ImageDataModule"],
         "image_folder": ["ImageFolderDataModule"],
+        "shards": ["ShardDataModule"],
         "hugging_face": ["HuggingFaceDataModule"],
         "torchvision_set": ["TorchVisionDataModule"],
         "digits": ["write_digits"],

@@ -85,7 +85,7 @@ class ImageDataset(Dataset[Batch]):
         except BadImageError as bad:
             error = str(bad)
             if not self.keep_bad:
-                return {"error": error}  # a worker would turn an exception into the text of a traceback
+                return {"error": advised(bad)}  # a worker would turn an exception into the text of a traceback
             image = self.transform.resized(torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8), self.image_size)
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
         if damaged := damaged_files():
@@ -105,13 +105,9 @@ class ImageDataset(Dataset[Batch]):
         return self.transform.resized(self.images.read_box(index, self.transform.box, self.image_size), self.image_size)
 
 
-def bad_image(error: str) -> BadImageError:
-    """Make the error for an unreadable image, with advice on what to do."""
-    advice = (
-        "Repair or remove it, or type data.on_bad_image=skip to skip it (ml-doctor finds all, and lists them for "
-        "data.exclude=)"
-    )
-    return BadImageError(f"{error}. {advice}")
+def advised(error: BadImageError) -> str:
+    """Return the message on an unreadable image, with advice on what to do."""
+    return ". ".join(text for text in (str(error), error.advice) if text)
 
 
 def collate(samples: list[Batch] | Batch) -> Batch:

@@ -38,6 +38,11 @@ class BadImageError(UserError):
 
     lasting = True
     """Whether the content is at fault, rather than a permission, the disk or a lack of memory."""
+    advice = (
+        "Repair or remove it, or type data.on_bad_image=skip to skip it (ml-doctor finds all, and lists them for "
+        "data.exclude=)"
+    )
+    """What to do, said where a run ends because of the image."""
 
 
 class NotDecodedError(UserError):
@@ -67,7 +72,9 @@ def read_image(
         return pixels if pixels is not None else _pixels(file, image, decoding)
 
 
-def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLAIN) -> Tensor:
+def read_box(
+    source: Path | BinaryIO, box: CropPolicy, size: Size, decoding: Decoding = PLAIN, name: str | None = None
+) -> Tensor:
     """Read the crop `box(height, width)` of an image file as uint8 (3, height, width), to be resized to `size`.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size if the box then still has 1.5 times the pixels of
@@ -76,7 +83,7 @@ def read_box(source: Path, box: CropPolicy, size: Size, decoding: Decoding = PLA
     Raises:
         BadImageError: As `read_image`.
     """
-    name = str(source)
+    name = name or str(source)
     with naming_errors(source, name), open_regular_file(source) as file, open_image(file) as image:
         if _is_usual_jpeg(image):
             (width, height), turn = image.size, exif_orientation(image)

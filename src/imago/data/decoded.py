@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from imago.data.cache import GIGABYTE, Cache
 from imago.data.crops import CenterBox, FittedBox, WholeBox
-from imago.data.dataset import bad_image
+from imago.data.dataset import advised
 from imago.data.decode import BadImageError
 from imago.data.images import Images
 from imago.data.transforms import ImageTransform
@@ -67,7 +67,7 @@ class DecodedImages:
                 self._note_place(split, kept is not images or not build)
             return self._kept.get(split, images), transform
         except BadImageError as error:
-            raise bad_image(str(error)) from None
+            raise BadImageError(advised(error)) from None
 
     def helps(self, trainer: Any) -> bool:
         """Whether `auto` would cache the images of a run."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from imago.data.columns import StringArray
 from imago.data.crops import CropPolicy, Size
 from imago.data.decode import BadImageError, read_box, read_image
 from imago.data.headers import header_error, largest_value, profile_of, shape_of
-from imago.data.images import Images, StringArray, file_digest
+from imago.data.images import Images, file_digest
 from imago.data.tree import stat_fingerprint
 
 SIXTEEN_BITS = (".png", ".tif", ".tiff", ".pgm")

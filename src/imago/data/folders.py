@@ -29,6 +29,17 @@ def read_tree(
     `test_ratio`, such a fraction becomes the test split; `recorded` repeats the draws of a checkpoint. A `test` folder
     without class folders is left out, with a note.
     """
+    tree = read_undrawn(root)
+    tree.draw_splits(val_ratio, seed, test_ratio, recorded)
+    return tree
+
+
+def read_undrawn(root: Path) -> ImageSets:
+    """Read the splits that a folder has, as `read_tree` does, and draw none.
+
+    Raises:
+        FileNotFoundError, ValueError: As `split_folders`.
+    """
     folders, unlabelled = labelled_splits(root)
     classes_of = {name: class_folders(folder) for name, folder in folders.items()}
     class_names = sorted(classes_of["train"])
@@ -37,7 +48,6 @@ def read_tree(
         _note_unlabelled(tree, folder)
     _check_classes(root, folders, classes_of, class_names)
     _read_splits(root, tree, folders, classes_of)
-    tree.draw_splits(val_ratio, seed, test_ratio, recorded)
     return tree
 
 

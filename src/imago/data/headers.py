@@ -40,22 +40,22 @@ def _has_end(file: BinaryIO, end: bytes) -> bool:
     return end in file.read()
 
 
-def profile_of(path: Path) -> str | None:
+def profile_of(source: Path | BinaryIO, name: str | None = None) -> str | None:
     """Return `profile_use` of an image file; None if its header cannot be read."""
     with (
         suppress(BadImageError),
-        naming_errors(path, str(path)),
-        open_regular_file(path) as file,
+        naming_errors(source, name or str(source)),
+        open_regular_file(source) as file,
         open_image(file) as image,
     ):
         return profile_use(image)
     return None
 
 
-def shape_of(path: Path) -> tuple[int, int] | None:
+def shape_of(source: Path | BinaryIO, name: str | None = None) -> tuple[int, int] | None:
     """Return height and width of the upright image in a file, in pixels; None if its header cannot be read."""
     try:
-        with naming_errors(path, str(path)), open_regular_file(path) as file, open_image(file) as image:
+        with naming_errors(source, name or str(source)), open_regular_file(source) as file, open_image(file) as image:
             (width, height), turned = image.size, exif_orientation(image) >= 5
     except BadImageError:
         return None

@@ -3,15 +3,15 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self, overload
+from typing import Any, BinaryIO, Literal, Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from imago.data.colour import PLAIN, Decoding
@@ -29,33 +29,6 @@ from imago.data.drawn_splits import (
 from imago.errors import UserError
 
 BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
-
-
-class StringArray(Sequence[str]):
-    """Compact sequence of strings: 8 bytes each besides their own, where a Python string in a list takes 57."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        self._bytes = b"".join(encoded)
-        self._ends = array("Q", accumulate(map(len, encoded), initial=0))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> "StringArray": ...
-    def __getitem__(self, index: int | slice) -> "str | StringArray":
-        if isinstance(index, slice):
-            return StringArray(self[position] for position in range(*index.indices(len(self))))
-        at = range(len(self))[index]  # IndexError and negative indices as in lists
-        return self._bytes[self._ends[at] : self._ends[at + 1]].decode("utf-8", "surrogateescape")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Images(ABC):
@@ -108,6 +81,11 @@ class Images(ABC):
         images.numbers, images.total = [numbers[index] for index in kept], self.total or len(self)
         return images
 
+    def order(self, permutation: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the order of an epoch from a random `permutation` of the indices; `generator` gives further draws."""
+        del generator
+        return permutation
+
     def indices(self, numbers: Sequence[int]) -> list[int]:
         """Return the indices of the images with these numbers."""
         if self.numbers is None:
@@ -142,6 +120,11 @@ class Images(ABC):
         """
         del index
         return None
+
+    def digests(self) -> list[int | None]:
+        """Compute the `digest` of every image."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self.digest, range(len(self))))
 
     def stamp(self, times: bool = False) -> str:
         """Compute a fingerprint that changes with the images, as far as that shows without reading them; `times` adds
@@ -304,13 +287,12 @@ def file_digest(path: Path) -> int | None:
 
 def digests_of(images: Images) -> list[int | None]:
     """Compute the `digest` of every image."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(images.digest, range(len(images))))
+    return images.digests()
 
 
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
     """Count the images of every class: class name -> number."""
-    counts = Counter(images.labels)
+    counts = np.bincount(np.asarray(images.labels, dtype=np.int64), minlength=len(class_names)).tolist()
     return {name: counts[label] for label, name in enumerate(class_names)}
 
 

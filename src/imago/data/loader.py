@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from imago.data.dataset import ImageDataset, bad_image, collate
-from imago.data.decode import damaged_files
+from imago.data.dataset import ImageDataset, collate
+from imago.data.decode import BadImageError, damaged_files
 from imago.data.samplers import SkipBatches
 from imago.definitions import STOPPING, Batch
 
@@ -60,7 +60,7 @@ class Loader:
             self._batches = self._start()
         for batch in self._batches:
             if "error" in batch:
-                raise bad_image(batch["error"])
+                raise BadImageError(batch["error"])
             if "damaged" in batch:
                 self.on_damage(batch.pop("damaged"))
             yield batch

@@ -14,7 +14,8 @@ from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
 from imago.data.contract import check_box, check_pixels, check_sets, failed_step
 from imago.data.crops import FILL, Size
-from imago.data.dataset import ImageDataset, bad_image, collate
+from imago.data.dataset import ImageDataset, collate
+from imago.data.decode import BadImageError
 from imago.data.decoded import DecodedImages
 from imago.data.folder_images import FolderImages
 from imago.data.images import Images, ImageSets
@@ -157,7 +158,7 @@ class ImageDataModule(ScoredSplits):
             samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
         bad = next((sample["error"] for sample in samples if "error" in sample), None)
         if bad is not None:
-            raise bad_image(bad)
+            raise BadImageError(bad)
         for sample in samples[:1]:
             check_pixels(f"{key}.pixels", sample["image"], dataset.images.channels)
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in collate(samples).items()}

@@ -75,10 +75,10 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         epoch = 0 if self.fixed_order else self.epoch
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(self.images.total or self.size, generator=generator)
-        if self.images.numbers is None:
-            return order
-        left = set(self.images.numbers)
-        return torch.tensor(self.images.indices([number for number in order.tolist() if number in left]))
+        if self.images.numbers is not None:
+            left = set(self.images.numbers)
+            order = torch.tensor(self.images.indices([number for number in order.tolist() if number in left]))
+        return self.images.order(order, generator)
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):

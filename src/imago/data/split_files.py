@@ -26,8 +26,19 @@ def read_split_file(
     test_ratio: float | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> ImageSets:
+    """Read a file of `ml-split` as `read_rows` does, and draw the splits that it lacks."""
+    sets = read_rows(file, data_dir)
+    sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+    return sets
+
+
+def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
     """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
-    columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV."""
+    columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, it is no such table, or an image is gone.
+    """
     if not file.is_file():
         raise MissingFileError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
     try:
@@ -61,7 +72,6 @@ def read_split_file(
         )
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
-    sets.draw_splits(val_ratio, seed, test_ratio, recorded)
     return sets
 
 

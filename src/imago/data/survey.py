@@ -54,6 +54,8 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
     errors: list[str] = []
     for images in sets.splits.values():
         look = type(images).fault
+        if look is Images.fault:  # files that say nothing without decoding
+            continue
         errors += _cached_scan("faults", sets.root, images, cache_dir, look).values()
     if errors:
         raise BadImageError(

@@ -14,6 +14,7 @@ from imago.checkpoint.exported import metadata_of
 from imago.checkpoint.read import read_checkpoint
 from imago.data.folder_images import FolderImages
 from imago.data.module import ImageDataModule
+from imago.data.shard_images import ShardImages
 from imago.definitions import is_export
 from imago.dp.published import REPORT, privacy_of
 from imago.errors import UserError
@@ -183,7 +184,7 @@ def _doubt(origin: Origin, data: ImageDataModule) -> str:
     if len(data.train_digests) < len(train):
         return "these weights were trained without privacy, and some train images cannot be compared with theirs"
     if (
-        isinstance(train, FolderImages)
+        isinstance(train, FolderImages | ShardImages)
         and origin.root
         and Path(origin.root).resolve() == Path(data.sets.root).resolve()
     ):

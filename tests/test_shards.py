@@ -1,0 +1,248 @@
+"""Shards: what ml-shard writes, what is read of it, and what is said of damage."""
+
+import os
+import shutil
+import signal
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SMALL, Run, draw_classes, rows, same, type_shard
+
+from imago.data.crops import CenterBox
+from imago.data.samplers import TrainBatchSampler
+from imago.data.shard_index import read_index
+from imago.data.shards import ShardDataModule
+from imago.data.transforms import ImageTransform, Normalize
+
+TRANSFORM = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize(mean=[0.5] * 3, std=[0.5] * 3)})
+PER_SHARD = 0.0125  # MB: four images, of three blocks and three headers each
+
+
+@pytest.fixture(scope="module")
+def shards(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `colours` in shards of a few. Not to be changed."""
+    folder = tmp_path_factory.mktemp("shards") / "colours"
+    type_shard(colours, "--output", folder, "--shard-mb", PER_SHARD)
+    return folder
+
+
+@pytest.fixture
+def own_shards(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "own"))
+
+
+def module(folder: object, **options: object) -> ShardDataModule:
+    settings = {"num_workers": 0, "image_size": 16, "batch_size": 8, "cache": "none"} | options
+    return ShardDataModule(str(folder), TRANSFORM, TRANSFORM, **settings)  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_the_tars_hold_the_files_and_their_labels_as_webdataset_reads_them(tmp_path):
+    root = draw_classes(tmp_path / "photos", {"blue": 3, "red": 3})
+    odd = ["a.v1.png", "a.v2.png", "twins.png", "twins.PNG", "100%.png", f"{'long' * 40}.png", "größe.png"]
+    for name in odd:
+        shutil.copy(root / "red" / "000.png", root / "red" / name)
+    type_shard(root, "--output", tmp_path / "out")
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            key, _, suffix = name.partition(".")  # as webdataset, and Hugging Face, divide a name
+            sample = samples.setdefault(f"{folder}/{key}", {})
+            assert suffix not in sample
+            sample[suffix] = tar.extractfile(member).read()
+    assert len(samples) == 6 + len(odd)
+    assert all(sample.keys() in ({"png", "cls"}, {"PNG", "cls"}) for sample in samples.values())
+    assert {key: sample["cls"] for key, sample in samples.items() if "00" in key} == {
+        **{f"blue/00{n}": b"0" for n in range(3)},
+        **{f"red/00{n}": b"1" for n in range(3)},
+        "red/100%25": b"1",
+    }
+    assert samples["blue/001"]["png"] == (root / "blue" / "001.png").read_bytes()
+    images = read_index(tmp_path / "out" / "index.npz").splits["train"]
+    given = module(tmp_path / "out").sets
+    paths = [path for images in given.splits.values() for path in images.paths]
+    assert sorted(paths) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    assert sum(getattr(images, name).itemsize for name in ("label", "shard", "block", "size", "crc")) <= 16
+
+
+def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
+    child = os.fork()
+    if child == 0:
+        type_shard(colours, "--output", tmp_path / "out", "--shard-mb", PER_SHARD)
+        os._exit(0)
+    until = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("train-*.tar"))) < 3 and time.monotonic() < until:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    out = tmp_path / "out"
+    (out / ".train-000099.tar.17.tmp").write_bytes(b"left by a kill")
+    with (out / "train-000001.tar").open("r+b") as damaged:
+        damaged.seek(600)
+        damaged.write(b"!")
+    kept = (out / "train-000000.tar").stat().st_mtime_ns
+    type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
+    assert contents(out) == contents(shards)
+    assert (out / "train-000000.tar").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist. Type a folder of images, or a file of ml-split"),
+        (["{colours}", "--shard-mb", "0"], "--shard-mb must be above 0"),
+        (["data.data_dir={colours}"], "Type: ml-shard {colours} --output {out}"),
+        (["{out}"], "there is already"),
+        (["{colours}"], "already exists, and is not a folder of ml-shard"),
+    ],
+)
+def test_shards_that_cannot_be_written_are_refused(colours, tmp_path, words, message):
+    out = tmp_path / "out"
+    if message.startswith("already"):
+        out.mkdir()
+        (out / "thesis.txt").touch()
+    words = [word.format(colours=colours, out=out) for word in words]
+    if words == [str(out)]:
+        type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
+        words, message = [str(colours)], "has the shards of {colours} with --shard-mb 0.0125. Type another --output"
+    with pytest.raises(SystemExit) as stop:
+        type_shard(*words, "--output", out)
+    assert message.format(colours=colours, out=out) in str(stop.value)
+
+
+def test_shards_give_the_weights_of_the_folder_to_the_bit(shards, train, command):
+    folder = train("data.decode=fast")
+    given = command("train", "data=shards", f"data.shards={shards}", "data.window=null", "data.decode=fast", *SMALL)
+    assert given.exit_code == 0, given.output
+    assert same(given.weights(), folder.weights())
+    assert given.history == folder.history
+    assert rows(given, "test") == rows(folder, "test")
+    scored = command("eval", f"ckpt_path={given.dir}", "data.num_workers=0", "trainer.accelerator=cpu")
+    assert scored.exit_code == 0, scored.output
+    assert scored.json("reports/metrics_test.json")["acc"] == given.json("reports/metrics_test.json")["acc"]
+    both = [run.checkpoint()["imago"]["train_images"] for run in (given, folder)]
+    assert torch.equal(*both)
+
+
+def test_a_run_resumes_within_an_epoch_of_windows_to_the_same_bits(shards, command, tmp_path):
+    to = tmp_path / "snapshots"
+    watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={to}"]
+    words = ["data=shards", f"data.shards={shards}", "data.window=2", "callbacks.resume.every_n_train_steps=1"]
+    whole = command("train", *words, *SMALL, *watch)
+    assert whole.exit_code == 0, whole.output
+    for folder in (to / "002", to / "007"):
+        run = command("train", f"resume={folder}", "callbacks.snapshots=null", folder=folder)
+        assert run.exit_code == 0, run.output
+        assert same(run.weights(), whole.weights())
+        assert run.history == whole.history
+
+
+def epoch(images, number: int = 0, rank: int = 0, processes: int = 1, seed: int = 42) -> list[int]:
+    sampler = TrainBatchSampler(images, 4, seed, rank=rank, processes=processes)
+    sampler.epoch = number
+    return [index for batch in sampler for _, index in batch]
+
+
+def test_the_order_mixes_windows_of_shards_and_is_a_function_of_seed_and_epoch(shards):
+    images = module(shards, window=2).sets.splits["train"]
+    order, shard_of = images.order(torch.randperm(39), torch.Generator()).tolist(), images.index.shard
+    assert sorted(order) == list(range(39))
+    assert len(images.index.shard_size) == 10
+    windows = []  # sets of shards, in the order in which they are read
+    for index in order:
+        number = int(shard_of[index])
+        if not windows or (number not in windows[-1] and len(windows[-1]) == 2):
+            windows.append(set())
+        windows[-1].add(number)
+    assert len(windows) == 5
+    assert set().union(*windows) == set(range(10))
+    order = epoch(images)
+    assert order == epoch(images)
+    assert order != epoch(images, 1)
+    assert order != epoch(images, seed=1)
+    halves = [epoch(images, rank=rank, processes=2) for rank in (0, 1)]
+    assert sorted(halves[0] + halves[1]) == sorted(order[: len(halves[0]) * 2])
+    fewer = images.without({images.paths[order[0]]})
+    assert [fewer.paths[index] for index in epoch(fewer)][:20] == [images.paths[index] for index in order[1:21]]
+    assert epoch(module(shards, window=10).sets.splits["train"]) == epoch(
+        module(shards, window=None).sets.splits["train"]
+    )
+
+
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda out: (out / "train-000002.tar").unlink(),
+            "has 1 shard missing: train-000002.tar. Copy it again, or type",
+        ),
+        (lambda out: os.truncate(out / "val-000000.tar", 700), "1 shard of another size than written: val-000000.tar"),
+        (lambda out: (out / "index.npz").unlink(), "has no index.npz. ml-shard has not finished: type it again"),
+        (lambda out: os.truncate(out / "index.npz", 900), "index.npz is damaged, or no index of shards"),
+        (lambda out: flip(out / "train-000003.tar", 700), "is damaged: the bytes of an image do not have the checksum"),
+        (shutil.rmtree, "is no folder. It must be a folder that ml-shard wrote"),
+    ],
+)
+def test_damage_is_named_with_its_shard(own_shards, spoil, message):
+    spoil(own_shards)
+    with pytest.raises(ValueError, match=message) as refused:
+        list(module(own_shards).train_dataloader())
+    assert "ml-shard" in str(refused.value)
+
+
+def test_a_run_ends_with_a_sentence_on_damage(own_shards, command):
+    flip(own_shards / "train-000003.tar", 700)
+    words = ("data=shards", f"data.shards={own_shards}", *SMALL, "data.num_workers=1", "trainer.max_epochs=1")
+    run = command("train", *words, "data.cache=none", "preflight=false")
+    assert run.exit_code == 1
+    assert f"train-000003.tar in {own_shards} is damaged" in run.error
+    assert "Traceback" not in run.output
+    shutil.rmtree(own_shards)
+    assert "does not exist. Make it with: ml-shard PHOTOS --output" in command("train", *words).error
+
+
+def test_without_shards_it_is_said_what_to_type(command):
+    assert "ml-train data=shards data.shards=DIR" in command("train", "data=shards").error
+
+
+def test_workers_map_the_index_and_copy_none_of_it(shards):
+    import pickle
+
+    images = module(shards).sets.splits["train"]
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000
+    again = pickle.loads(sent)
+    assert list(again.paths) == list(images.paths)
+    assert list(again.labels) == list(images.labels)
+    assert torch.equal(again.read(3), images.read(3))
+    given = module(shards, num_workers=2)
+    batches = list(given.train_dataloader())
+    given.teardown("fit")
+    for a, b in zip(batches, module(shards).train_dataloader(), strict=True):
+        assert torch.equal(a["image"], b["image"])
+
+
+def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours, command):
+    table, images = tmp_path / "splits.csv", sorted((own_colours / "train").rglob("*.png"))
+    splits = ["train", "val", "train", "test"]
+    lines = [f"{splits[n % 4]},{path.relative_to(own_colours)},{path.parent.name}" for n, path in enumerate(images)]
+    table.write_text("\n".join(["split,path,label", *lines]))
+    (tmp_path / "exclude.txt").write_text("train/red/000.png\n")
+    (own_colours / "splits.csv").write_text(table.read_text())
+    type_shard(own_colours / "splits.csv", "--output", tmp_path / "out", "--exclude", tmp_path / "exclude.txt")
+    run: Run = command("train", "data=shards", f"data.shards={tmp_path}/out", *SMALL, "trainer.max_epochs=1")
+    assert run.exit_code == 0, run.output
+    assert run.json("reports/metrics_test.json")["n"] == sum(line.startswith("test") for line in lines)
