@@ -5,7 +5,10 @@ import shutil
 import signal
 import tarfile
 import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -246,3 +249,108 @@ def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours, co
     run: Run = command("train", "data=shards", f"data.shards={tmp_path}/out", *SMALL, "trainer.max_epochs=1")
     assert run.exit_code == 0, run.output
     assert run.json("reports/metrics_test.json")["n"] == sum(line.startswith("test") for line in lines)
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder; what each file has been asked for decides how it answers."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.asked: Counter[str] = Counter()
+        self.faults: tuple[str, ...] = ()
+        self.url = f"http://127.0.0.1:{self.server_port}/data"
+
+
+class Answer(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Keep the output of the tests clean."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        tries = self.server.asked[name]
+        self.server.asked[name] += 1
+        self.answer(self.server.faults[tries] if name.endswith(".tar") and tries < len(self.server.faults) else "")
+
+    def answer(self, fault: str = "") -> None:
+        file = self.server.folder / self.path.rpartition("/")[2]
+        if not file.is_file():
+            self.send_error(404)
+            return
+        if fault == "drop":
+            self.connection.close()
+            return
+        content = bytearray(file.read_bytes())
+        if fault == "delay":
+            time.sleep(0.2)
+        if fault == "flip":
+            content[700] ^= 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[:9000] if fault == "cut" else content)
+        self.close_connection = fault == "cut"
+
+
+@pytest.fixture
+def server(own_shards, monkeypatch):
+    monkeypatch.setattr("imago.data.shard_cache.DELAY", 0.01)
+    with Server(own_shards) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def batches_of(data: ShardDataModule) -> list[torch.Tensor]:
+    return [batch["image"] for batch in data.train_dataloader()]
+
+
+def cached(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shards/*/*.tar"))
+
+
+def test_a_server_that_drops_cuts_and_delays_gives_what_the_disk_gives(server, shards, tmp_path, caplog):
+    server.faults = ("drop", "cut", "flip", "delay")
+    given = module(server.url, window=2, shard_cache_gb=0.0001, cache_dir=str(tmp_path))
+    sizes, local = [], batches_of(module(shards, window=2))
+    for batch, expected in zip(given.train_dataloader(), local, strict=True):
+        assert torch.equal(batch["image"], expected)
+        sizes.append(sum(path.stat().st_size for path in cached(tmp_path)))
+    assert max(sizes) <= 100_000
+    assert {server.asked[f"train-{n:06d}.tar"] for n in range(10)} == {4}
+    assert "The shards in use need more" not in caplog.text
+    large = module(server.url, shard_cache_gb=0.01, cache_dir=str(tmp_path), num_workers=2)
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(batches_of(large), batches_of(module(shards)), strict=True))
+    large.teardown("fit")
+    assert len(cached(tmp_path)) == 10
+    assert sum(server.asked[f"train-{n:06d}.tar"] for n in range(10)) <= 40 + 10
+    flip(cached(tmp_path)[0], 700)
+    again = module(server.url, shard_cache_gb=0.01, cache_dir=str(tmp_path), window=2)
+    assert all(torch.equal(a, b) for a, b in zip(batches_of(again), local, strict=True))  # one is downloaded again
+    assert large.train_digests.tolist() == module(shards).train_digests.tolist()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_server_that_fails_is_named_with_the_shard(server, own_shards, tmp_path):
+    options = {"cache_dir": str(tmp_path), "shard_cache_gb": 0.01}
+    (own_shards / "train-000004.tar").unlink()
+    with pytest.raises(ValueError, match=f"train-000004.tar is not at {server.url}. Copy it there again, or write"):
+        batches_of(module(server.url, **options))
+    server.faults = ("cut",) * 5
+    server.asked.clear()
+    with pytest.raises(ValueError, match=r"train-00000\d.tar could not be downloaded from .* in 5 tries; the last one"):
+        batches_of(module(server.url, cache_dir=str(tmp_path / "another")))
+    with pytest.raises(ValueError, match=r"data.window=16 needs 0.000195 GB of disk for shards, and has 5e-05. Type"):
+        module(server.url, cache_dir=str(tmp_path), shard_cache_gb=0.00005)
+    with pytest.raises(ValueError, match="without a query and without a password"):
+        module(server.url.replace("127", "me:secret@127"))
+    (own_shards / "index.json").unlink()
+    with pytest.raises(ValueError, match="index.json is not at"):
+        module(server.url, cache_dir=str(tmp_path))

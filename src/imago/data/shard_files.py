@@ -4,12 +4,14 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from imago.data.decode import BadImageError
-from imago.data.shard_index import BLOCK, SplitIndex
+from imago.data.shard_index import BLOCK, DIGESTS, SplitIndex
 from imago.errors import UserError
 from imago.terminal import counted, shortened
 
@@ -33,6 +35,9 @@ class Place(Protocol):
     def open(self, index: SplitIndex, number: int) -> int:
         """Open a shard for reading; OSError if it cannot be opened."""
 
+    def digests(self) -> Path:
+        """Return the local file of the digests."""
+
     def drop(self, index: SplitIndex, number: int) -> bool:
         """Remove a damaged copy of a shard; whether another one can be had."""
 
@@ -47,6 +52,9 @@ class LocalPlace:
 
     def open(self, index: SplitIndex, number: int) -> int:
         return os.open(self.folder / index.shard_name(number), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+
+    def digests(self) -> Path:
+        return self.folder / DIGESTS
 
     def drop(self, index: SplitIndex, number: int) -> bool:
         del index, number
@@ -70,14 +78,17 @@ class LocalPlace:
             raise UserError(f"{self.folder} has {'; '.join(parts)}. {self.repair}.")
 
 
+@dataclass
 class _Handle:
-    """Descriptor of an open file, closed with its last user."""
+    """Descriptor of an open shard, the number of threads that read it, and whether the last of these closes it."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    descriptor: int
+    users: int = 0
+    is_dropped: bool = False
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.descriptor)
+    def close_unused(self) -> None:
+        if self.is_dropped and not self.users:
+            os.close(self.descriptor)
 
 
 class ShardReader:
@@ -92,6 +103,10 @@ class ShardReader:
         self._handles: OrderedDict[tuple[str, int], _Handle] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
+
+    def __del__(self) -> None:
+        if self._process == os.getpid():
+            self._close_copies()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"place": self.place, "most_open": self.most_open}
@@ -110,7 +125,7 @@ class ShardReader:
         content, why = self._bytes(index, row, number)
         if content is None and self.place.drop(index, number):
             with self._lock:
-                self._handles.pop((index.split, number), None)
+                self._drop((index.split, number))
             content, why = self._bytes(index, row, number)
         if content is None:
             raise ShardError(f"{index.shard_name(number)} in {self.place.root} {why}. {self.place.repair}")
@@ -120,8 +135,8 @@ class ShardReader:
         """Return the bytes of an image, or None and what is wrong with its shard."""
         size, offset = int(index.size[row]), BLOCK * int(index.block[row])
         try:
-            handle = self._opened(index, number)
-            content = read_at(handle.descriptor, size, offset)
+            with self._opened(index, number) as descriptor:
+                content = read_at(descriptor, size, offset)
         except FileNotFoundError:
             return None, "is missing"
         except OSError as error:
@@ -132,20 +147,46 @@ class ShardReader:
             return None, "is damaged: the bytes of an image do not have the checksum (CRC) of the index"
         return content, ""
 
-    def _opened(self, index: SplitIndex, number: int) -> _Handle:
+    @contextmanager
+    def _opened(self, index: SplitIndex, number: int) -> Iterator[int]:
+        """Yield the descriptor of a shard, which stays open meanwhile."""
         if self._process != os.getpid():  # a fork: the parent's handles would keep its shards in use
-            self._start()
+            self._close_copies()
         key = (index.split, number)
+        handle = self._taken(key)
+        if handle is None:
+            descriptor = self.place.open(index, number)  # a download may take long, and others may read meanwhile
+            with self._lock:
+                self._drop(key)  # if another thread was faster
+                handle = self._handles[key] = _Handle(descriptor, users=1)
+        try:
+            yield handle.descriptor
+        finally:
+            with self._lock:
+                handle.users -= 1
+                handle.close_unused()
+
+    def _taken(self, key: tuple[str, int]) -> _Handle | None:
+        """Return an open shard with one user more; None if it is not open, after making room for it."""
         with self._lock:
             if (handle := self._handles.get(key)) is not None:
                 self._handles.move_to_end(key)
+                handle.users += 1
                 return handle
-        handle = _Handle(self.place.open(index, number))  # a download may take long, and others may read meanwhile
-        with self._lock:
-            self._handles[key] = handle
-            while len(self._handles) > self.most_open:
-                self._handles.popitem(last=False)
-        return handle
+            while len(self._handles) >= self.most_open:
+                self._drop(next(iter(self._handles)))
+        return None
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        """Close a shard, now or after its last user; the lock is held."""
+        if (handle := self._handles.pop(key, None)) is not None:
+            handle.is_dropped = True
+            handle.close_unused()
+
+    def _close_copies(self) -> None:
+        for handle in self._handles.values():
+            os.close(handle.descriptor)
+        self._start()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,6 @@ class ShardImages(Images):
         index: Columns of the split.
         reader: Reads the bytes.
         content: Hash of the content of all images, from the index.
-        digests: File of digests, which is opened when they are asked for.
         window: Number of shards among whose images the order of an epoch mixes; None mixes all.
         is_near: Whether reading a few images anywhere costs little; False for shards that are downloaded whole.
     """
@@ -35,7 +33,6 @@ class ShardImages(Images):
         index: SplitIndex,
         reader: ShardReader,
         content: str,
-        digests: Path,
         window: int | None,
         is_near: bool = True,
         rows: np.ndarray | None = None,
@@ -43,7 +40,6 @@ class ShardImages(Images):
         self.index = index
         self.reader = reader
         self.content = content
-        self.digest_file = digests
         self.window = window
         self.is_near = is_near
         self.rows = rows
@@ -69,10 +65,10 @@ class ShardImages(Images):
         return read_box(file, box, size, self.decoding, name)
 
     def digest(self, index: int) -> int | None:
-        return int(map_arrays(self.digest_file)[self.index.split][self._row(index)])
+        return int(map_arrays(self.reader.place.digests())[self.index.split][self._row(index)])
 
     def digests(self) -> list[int | None]:
-        digests = map_arrays(self.digest_file)[self.index.split]
+        digests = map_arrays(self.reader.place.digests())[self.index.split]
         return (digests if self.rows is None else digests[self.rows]).tolist()
 
     def shape(self, index: int) -> tuple[int, int] | None:
@@ -84,7 +80,7 @@ class ShardImages(Images):
     def select(self, indices: Sequence[int]) -> "ShardImages":
         chosen = np.asarray(indices, dtype=np.uint32)
         rows = chosen if self.rows is None else self.rows[chosen]
-        images = ShardImages(self.index, self.reader, self.content, self.digest_file, self.window, self.is_near, rows)
+        images = ShardImages(self.index, self.reader, self.content, self.window, self.is_near, rows)
         if not isinstance(self.labels, PackedLabels):  # corrected
             images.labels = [self.labels[index] for index in indices]
         images.decode, images.decoding = self.decode, self.decoding

@@ -15,9 +15,9 @@ import numpy as np
 from imago.data.columns import STEP, pack_names
 from imago.definitions import SPLITS
 from imago.errors import UserError
-from imago.files import atomic_write
+from imago.files import atomic_write, write_json
 
-INDEX, DIGESTS = "index.npz", "digests.npz"
+INDEX, DIGESTS, MANIFEST = "index.npz", "digests.npz", "index.json"
 FORMAT = 1
 BLOCK = 512  # bytes by which parts of a tar are aligned
 COLUMNS = ("label", "shard", "block", "size", "crc", "names", "name_starts", "shard_size", "shard_crc")
@@ -118,12 +118,18 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_index(folder: Path, class_names: Sequence[str], splits: Mapping[str, SplitRows], white: int | str) -> None:
-    """Write the index and the digests of shards into their folder."""
+    """Write the index and the digests of shards into their folder, and a manifest by which copies are checked."""
     packed = {split: rows.packed() for split, rows in splits.items()}
     meta = {"format": FORMAT, "class_names": list(class_names), "digest": _digest(class_names, packed), "white": white}
     columns = {f"{split}.{name}": column for split, part in packed.items() for name, column in part.items()}
     write_arrays(folder / DIGESTS, {split: rows.digest.astype(np.int64) for split, rows in splits.items()})
     write_arrays(folder / INDEX, {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)} | columns)
+    write_json(folder / MANIFEST, {name: _listed(folder / name) for name in (INDEX, DIGESTS)})
+
+
+def _listed(file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        return {"sha256": hashlib.file_digest(content, "sha256").hexdigest(), "size": file.stat().st_size}
 
 
 def read_index(file: Path) -> ShardIndex:

@@ -8,11 +8,12 @@ from imago.data.image_folder import leave_out
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
-from imago.data.shard_files import LocalPlace, ShardReader, missing_index
+from imago.data.shard_cache import GIGABYTE, RemotePlace, check_url, default_budget
+from imago.data.shard_files import MOST_OPEN, LocalPlace, ShardReader, missing_index
 from imago.data.shard_images import ShardImages
-from imago.data.shard_index import DIGESTS, INDEX, ShardIndex, read_index
+from imago.data.shard_index import INDEX, ShardIndex, read_index
 from imago.data.transforms import ImageTransform
-from imago.definitions import Positive, TestRatio, ValRatio
+from imago.definitions import Positive, PositiveFloat, TestRatio, ValRatio
 from imago.errors import MissingFileError, UserError
 
 
@@ -20,11 +21,13 @@ class ShardDataModule(ImageDataModule):
     """Data module of the shards of `ml-shard`: tars that are read at random positions, through their index.
 
     Args:
-        shards: Folder of `ml-shard`.
+        shards: Folder of `ml-shard`, or its URL: `http(s)`, `s3`, `gs` or another of fsspec. Shards of a URL are
+            downloaded whole, to `cache_dir`.
         train_transform: Crop, pixel and batch stages of the training images.
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         window: Shards among whose images the order of an epoch mixes, once the order of the shards is drawn; None mixes
             all images. With no more shards than that, the order is that of a folder of the same images.
+        shard_cache_gb: Gigabytes of the disk for shards of all URLs; None allows a quarter of the free space.
         exclude: File of paths to leave out, one per line.
         val_ratio: Stratified fraction of train that becomes the val split if there is none.
         test_ratio: Stratified fraction of train that becomes the test split; None draws none. The shards must not have
@@ -43,6 +46,7 @@ class ShardDataModule(ImageDataModule):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
         window: Positive | None = 16,
+        shard_cache_gb: PositiveFloat | None = None,
         exclude: str | None = None,
         val_ratio: ValRatio = 0.1,
         seed: int = 42,
@@ -51,7 +55,12 @@ class ShardDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         **options: Unpack[FileOptions],
     ) -> None:
-        sets, white = _local_sets(Path(shards).expanduser(), window)
+        if "://" in shards:
+            cache = Path(options.get("cache_dir", ".cache"), "shards")
+            sets, white = _remote_sets(shards, cache, window, shard_cache_gb)
+            options["cache"] = "none" if options.get("cache", "auto") == "auto" else options["cache"]
+        else:
+            sets, white = _local_sets(Path(shards).expanduser(), window)
         sets.draw_splits(val_ratio, seed, test_ratio, recorded)
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
@@ -74,16 +83,36 @@ def _local_sets(folder: Path, window: int | None) -> tuple[ImageSets, int | str]
     index, place = read_index(folder / INDEX), LocalPlace(folder)
     for split in index.splits.values():
         place.check(split)
-    return image_sets(index, ShardReader(place), folder / DIGESTS, window), index.white
+    return image_sets(index, ShardReader(place), window), index.white
 
 
-def image_sets(
-    index: ShardIndex, reader: ShardReader, digests: Path, window: int | None, is_near: bool = True
-) -> ImageSets:
+def _remote_sets(url: str, cache: Path, window: int | None, gigabytes: float | None) -> tuple[ImageSets, int | str]:
+    """Read the index of a URL. Returns the splits, and what is white."""
+    check_url(url)
+    budget = default_budget(cache) if gigabytes is None else round(gigabytes * GIGABYTE)
+    place = RemotePlace(url, cache, budget)
+    index = read_index(place.index())
+    _check_budget(index, window, budget)
+    most_open = MOST_OPEN if window is None else min(MOST_OPEN, 2 * window)
+    return image_sets(index, ShardReader(place, most_open), window, is_near=False), index.white
+
+
+def _check_budget(index: ShardIndex, window: int | None, budget: int) -> None:
+    """Raise UserError if the cache does not hold two windows, the one that is read and the next one."""
+    sizes = sorted(index.splits["train"].shard_size.tolist(), reverse=True)
+    needed = sum(sizes if window is None else sizes[: 2 * window])
+    if needed > budget:
+        fewer = "" if window == 1 else f" data.window={1 if window is None else max(1, window // 2)} (fewer shards), or"
+        raise UserError(
+            f"data.window={'null' if window is None else window} needs {needed / GIGABYTE:.3g} GB of disk for shards, "
+            f"and has {budget / GIGABYTE:.3g}. Type{fewer} data.shard_cache_gb={1.01 * needed / GIGABYTE:.3g}"
+        )
+
+
+def image_sets(index: ShardIndex, reader: ShardReader, window: int | None, is_near: bool = True) -> ImageSets:
     """Make the splits of an index."""
     splits = {
-        name: ShardImages(columns, reader, index.digest, digests, window, is_near)
-        for name, columns in index.splits.items()
+        name: ShardImages(columns, reader, index.digest, window, is_near) for name, columns in index.splits.items()
     }
     return ImageSets(reader.place.root, index.class_names, dict(splits))
 
