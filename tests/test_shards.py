@@ -1,6 +1,7 @@
 """Shards: what ml-shard writes, what is read of it, and what is said of damage."""
 
 import os
+import resource
 import shutil
 import signal
 import tarfile
@@ -94,6 +95,19 @@ def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
     type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
     assert contents(out) == contents(shards)
     assert (out / "train-000000.tar").stat().st_mtime_ns == kept
+
+
+def test_a_full_disk_ends_with_a_sentence_and_the_next_start_goes_on(colours, shards, tmp_path):
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (18_000, limits[1]))  # a shard has 20,480 bytes
+        with pytest.raises(SystemExit, match="could not be written .* type the same words again: it continues"):
+            type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(contents(out)) == []
+    type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
+    assert contents(out) == contents(shards)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +263,22 @@ def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours, co
     run: Run = command("train", "data=shards", f"data.shards={tmp_path}/out", *SMALL, "trainer.max_epochs=1")
     assert run.exit_code == 0, run.output
     assert run.json("reports/metrics_test.json")["n"] == sum(line.startswith("test") for line in lines)
+
+
+def test_the_doctor_reads_every_shard(own_shards, command):
+    def faults(run: Run) -> list[tuple[str, str]]:
+        return [
+            (fault["kind"], fault["path"]) for fault in run.json("doctor.json")["faults"] if fault["level"] != "note"
+        ]
+
+    whole = command("doctor", "data=shards", f"data.shards={own_shards}", "data.image_size=16")
+    assert (whole.exit_code, faults(whole)) == (0, []), whole.output
+    assert whole.json("doctor.json")["counts"]["train"] == {"blue": 14, "green": 12, "red": 13}
+    flip(own_shards / "train-000003.tar", 700)
+    (own_shards / "val-000001.tar").unlink()
+    run = command("doctor", "data=shards", f"data.shards={own_shards}", "data.image_size=16")
+    assert run.exit_code == 2
+    assert {path for kind, path in faults(run) if kind == "damaged shard"} == {"train-000003.tar", "val-000001.tar"}
 
 
 class Server(ThreadingHTTPServer):

@@ -34,8 +34,11 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
     check_settings(cfg, invocation, needs_data=not cfg.clean)
     if cfg.clean:
         return
-    if cfg.data.get("split_file") is not None or "data_dir" not in cfg.data:
+    is_of_shards = "shards" in cfg.data
+    if cfg.data.get("split_file") is not None or ("data_dir" not in cfg.data and not is_of_shards):
         raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
+    if is_of_shards and "://" in cfg.data.shards:
+        raise UserError("ml-doctor checks the shards of this machine. Type data.shards= with their folder.")
     if cfg.data.get("relabel") is not None:
         raise UserError("ml-doctor checks the folder as it is, without corrected labels: type data.relabel=null")
 
@@ -48,13 +51,17 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     from imago.evaluation.from_config import eval_transform_of
     from imago.inspection.report import show, write
     from imago.inspection.scan import find_issues
+    from imago.inspection.shards import find_shard_issues
     from imago.resources import workers
 
-    root = _folder(cfg)
     excluded = listed_paths(Path(cfg.data.exclude).expanduser()) if cfg.data.exclude is not None else set()
     transform = eval_transform_of(cfg.data)
     box = transform.box if transform.is_fixed else None
-    findings: Findings = find_issues(root, workers(cfg.data.num_workers or None, 1), excluded, box)
+    threads = workers(cfg.data.num_workers or None, 1)
+    if "shards" in cfg.data:
+        findings: Findings = find_shard_issues(Path(cfg.data.shards).expanduser(), threads, excluded, box)
+    else:
+        findings = find_issues(_folder(cfg), threads, excluded, box)
     show(findings, run.path)
     write(findings, run.path)
     return findings.exit_status

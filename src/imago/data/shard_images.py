@@ -94,7 +94,7 @@ class ShardImages(Images):
             return permutation
         place = torch.empty(count, dtype=torch.int64)
         place[torch.randperm(count, generator=generator)] = torch.arange(count)
-        window_of = (place // self.window).numpy().astype(np.uint16 if count < 2**16 else np.uint32)
+        window_of = (place // self.window).numpy().astype(np.min_scalar_type(count // self.window))
         indices = permutation.numpy()
         shard = self.index.shard[indices if self.rows is None else self.rows[indices]]
         return torch.from_numpy(indices[np.argsort(window_of[shard], kind="stable")])

@@ -71,8 +71,12 @@ class ShardDataModule(ImageDataModule):
             images.decode = decode
 
 
-def _local_sets(folder: Path, window: int | None) -> tuple[ImageSets, int | str]:
-    """Read the index of a folder, and check that its shards are there. Returns the splits, and what is white."""
+def local_index(folder: Path) -> ShardIndex:
+    """Read the index of a folder of `ml-shard`.
+
+    Raises:
+        FileNotFoundError, ValueError: `folder` is none, or its index is missing or damaged.
+    """
     if not folder.is_dir():
         raise MissingFileError(
             f"data.shards={folder} is no folder. It must be a folder that ml-shard wrote: "
@@ -80,7 +84,12 @@ def _local_sets(folder: Path, window: int | None) -> tuple[ImageSets, int | str]
         )
     if not (folder / INDEX).is_file():
         raise missing_index(folder, [path.name for path in folder.iterdir()])
-    index, place = read_index(folder / INDEX), LocalPlace(folder)
+    return read_index(folder / INDEX)
+
+
+def _local_sets(folder: Path, window: int | None) -> tuple[ImageSets, int | str]:
+    """Read the index of a folder, and check that its shards are there. Returns the splits, and what is white."""
+    index, place = local_index(folder), LocalPlace(folder)
     for split in index.splits.values():
         place.check(split)
     return image_sets(index, ShardReader(place), window), index.white

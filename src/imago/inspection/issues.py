@@ -14,6 +14,7 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "decompression bomb": (ERROR, "files whose headers claim more pixels than are safe to decode"),
     "damaged": (ERROR, "files that cannot be decoded completely"),
     "unsupported pixels": (ERROR, "files with pixels that decoders would misread, such as floats"),
+    "damaged shard": (ERROR, "shards that are missing, truncated or changed since they were written"),
     "empty class": (ERROR, "class folders without a usable image"),
     "unknown class": (ERROR, "classes that are missing in train"),
     "same folder": (ERROR, "classes that are the same folder, through a link"),

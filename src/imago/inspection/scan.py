@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -60,20 +60,32 @@ def find_issues(root: Path, workers: int, excluded: Container[str] = (), box: Cr
             files += [(split, name, file) for file in images if _below(root, file) not in excluded]
     with ThreadPoolExecutor(workers) as pool:  # decoders and hashes release the GIL
         seen = list(pool.map(lambda entry: _look(root, box, *entry), files))
-    findings.images = len(seen)
-    findings.counts = {split: dict.fromkeys(names[split], 0) for split in names}
-    for image in seen:
-        findings.counts[image.split][image.label] += image.is_usable
-    findings.faults += _class_faults(root, folders, findings.counts, aliases)
-    findings.faults += [fault for image in seen for fault in image.faults]
-    findings.faults += _of_the_set(seen)
-    findings.faults += exact_duplicates(seen)
-    findings.faults += near_duplicates(seen)
+    conclude(findings, seen, folders, names, aliases)
     try:
         read_tree(root, 0.1, 0)
     except (OSError, ValueError) as error:
         findings.faults.append(Issue("refused", ".", str(error)))
     return findings
+
+
+def conclude(
+    findings: Findings,
+    seen: Sequence[ImageFacts],
+    folders: Mapping[str, Path],
+    names: Mapping[str, Sequence[str]],
+    aliases: Mapping[str, list[str]],
+) -> None:
+    """Add counts and faults of all images that were looked at; `names` are the classes of each split, `aliases` those
+    that are the same folder as another one."""
+    findings.images = len(seen)
+    findings.counts = {split: dict.fromkeys(names[split], 0) for split in names}
+    for image in seen:
+        findings.counts[image.split][image.label] += image.is_usable
+    findings.faults += _class_faults(findings.root, folders, findings.counts, aliases)
+    findings.faults += [fault for image in seen for fault in image.faults]
+    findings.faults += _of_the_set(seen)
+    findings.faults += exact_duplicates(seen)
+    findings.faults += near_duplicates(seen)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -156,15 +168,24 @@ def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
 def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path) -> ImageFacts:
     path = _below(root, file)
 
-    def seen(*faults: tuple[str, str], **facts: Any) -> ImageFacts:
-        return ImageFacts(path, split, label, tuple(Issue(kind, path, detail) for kind, detail in faults), **facts)
+    def unreadable(why: str) -> ImageFacts:
+        return ImageFacts(path, split, label, (Issue("unreadable", path, why),))
 
     try:
         if file.exists() and not file.is_file():
-            return seen(("unreadable", NO_FILE))
+            return unreadable(NO_FILE)
         content = file.read_bytes()
     except OSError as error:
-        return seen(("unreadable", str(error.strerror or error)))
+        return unreadable(str(error.strerror or error))
+    return look_at(content, box, split, label, path)
+
+
+def look_at(content: bytes, box: CropPolicy | None, split: str, label: str, path: str) -> ImageFacts:
+    """Look at the content of an image file."""
+
+    def seen(*faults: tuple[str, str], **facts: Any) -> ImageFacts:
+        return ImageFacts(path, split, label, tuple(Issue(kind, path, detail) for kind, detail in faults), **facts)
+
     if not content:
         return seen(("empty file", ""))
     digest = hashlib.sha256(content).digest()
@@ -178,7 +199,7 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
             image.load()  # before the EXIF data, which would load a PNG and mistake its damage for theirs
             largest = int(np.asarray(image).max()) if image.mode.startswith("I") else 0
             small = np.asarray(to_rgb(image).resize((72, 72), Image.Resampling.BOX, reducing_gap=2.0))
-            faults = list(_oddities(file, image))  # last: it may leave a damaged later frame behind
+            faults = list(_oddities(path, image))  # last: it may leave a damaged later frame behind
     except Image.DecompressionBombError as error:
         return seen(("decompression bomb", str(error)), digest=digest)
     except NotDecodedError as error:
@@ -187,7 +208,7 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
         return seen(("damaged", str(error) or type(error).__name__), digest=digest)
     if inside := damage(content):
         faults.append(("damaged inside", inside))
-    shape = shape_of(file) if box is not None else None
+    shape = shape_of(BytesIO(content)) if box is not None else None
     return seen(
         *faults,
         digest=digest,
@@ -198,9 +219,9 @@ def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path
     )
 
 
-def _oddities(file: Path, image: Image.Image) -> Iterator[tuple[str, str]]:
+def _oddities(path: str, image: Image.Image) -> Iterator[tuple[str, str]]:
     """Yield what is unusual about a readable image."""
-    expected = Image.registered_extensions().get(file.suffix.lower())
+    expected = Image.registered_extensions().get(PurePosixPath(path).suffix.lower())
     if expected is not None and image.format not in (expected, "MPO" if expected == "JPEG" else expected):
         yield "wrong suffix", f"it is {image.format}"
     if image.mode.startswith("I"):

@@ -1,0 +1,188 @@
+"""Shards against files in a folder, and an index of millions of entries.
+
+The CPU time per image (user and system) of a folder and of its shards, in turns (A B A B …), with equal random orders
+and transforms; the time of a random read without decoding. Then an index of `--entries` synthetic entries, which point
+to the images of these shards: bytes an entry, time until the first batch, time of an epoch's order, and the memory that
+each loader worker does not share (from smaps_rollup), beside that for a hundredth of the entries.
+
+    python benchmarks/shards.py --data_dir PATH/cifar10_small --turns 7
+    python benchmarks/shards.py --data_dir PATH/cifar10_small --turns 0 --entries 100000000
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+
+from imago.data.columns import STEP
+from imago.data.crops import CenterBox
+from imago.data.dataset import ImageDataset
+from imago.data.folders import read_undrawn
+from imago.data.images import Images, class_counts
+from imago.data.loader import Loader
+from imago.data.samplers import TrainBatchSampler
+from imago.data.shard_files import LocalPlace, ShardReader
+from imago.data.shard_images import ShardImages
+from imago.data.shard_index import COLUMNS, PER_IMAGE, map_arrays, read_index, write_arrays
+from imago.data.shards import image_sets
+from imago.data.transforms import ImageTransform
+
+TRANSFORM = ImageTransform(CenterBox(0.875))
+
+
+class Clocks:
+    """Time since it was made: of the CPU, and on the wall."""
+
+    def __init__(self) -> None:
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def __str__(self) -> str:
+        return f"{time.process_time() - self.cpu:.2f} s of CPU ({time.perf_counter() - self.wall:.2f} s)"
+
+
+def cpu_of(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def read_all(images: Images, order: Sequence[int], size: int) -> None:
+    dataset = ImageDataset(images, TRANSFORM, size, seed=0)
+    for index in order:
+        dataset[0, index]
+
+
+def compare(folder: Images, shards: ShardImages, turns: int, size: int, count: int) -> None:
+    for index in (0, len(folder) // 2):
+        assert torch.equal(folder.read(index), shards.read(index)), "other pixels"
+    generator, ratios, times = np.random.default_rng(0), [], []
+    for _ in range(turns):
+        order = generator.permutation(len(folder))[:count].tolist()
+        pair = [cpu_of(lambda images=images, order=order: read_all(images, order, size)) for images in (folder, shards)]
+        ratios.append(pair[1] / pair[0])
+        times.append([1e6 * seconds / count for seconds in pair])
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"CPU per image of {count} at {size} pixels: folder {ours:.0f} µs, shards {theirs:.0f} µs (median)")
+    print(f"ratio: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}, {turns} turns")
+    order = generator.permutation(len(shards))[:count].tolist()
+    paths = [folder.root / folder.paths[index] for index in order]  # type: ignore[attr-defined]
+    plain = cpu_of(lambda: [path.read_bytes() for path in paths])
+    random = cpu_of(lambda: [shards.reader.read(shards.index, index) for index in order])
+    print(f"CPU of a random read: file {1e6 * plain / count:.1f} µs, shard with CRC {1e6 * random / count:.1f} µs")
+
+
+def digits(numbers: np.ndarray, width: int) -> np.ndarray:
+    """ASCII digits of numbers, uint8 (n, width)."""
+    return (numbers[:, None] // 10 ** np.arange(width - 1, -1, -1) % 10 + ord("0")).astype(np.uint8)
+
+
+def names_of(first: int, last: int, classes: int) -> np.ndarray:
+    """Bytes of names of 37 characters, as those of ImageNet, each with a zero byte behind it."""
+    number = np.arange(first, last)
+    words = (b"train/n", b"/ILSVRC2012_", b".JPEG\0")
+    start, middle, end = (np.frombuffer(word, np.uint8)[None].repeat(len(number), 0) for word in words)
+    return np.concatenate([start, digits(number % classes, 5), middle, digits(number, 9), end], 1).ravel()
+
+
+def synthetic_index(source: Path, target: Path, entries: int, classes: int = 1000) -> None:
+    """Write an index of `entries` entries for the shards of `source`."""
+    arrays = map_arrays(source / "index.npz")
+    real = {name: arrays[f"train.{name}"] for name in COLUMNS}
+    row = np.arange(entries) % len(real["label"])
+    columns = {name: real[name][row] for name in ("block", "size", "crc")}
+    columns["shard"] = real["shard"][row].astype(np.uint16)
+    columns["label"] = (np.arange(entries) % classes).astype(np.uint16)
+    part = 10**6
+    names = [names_of(first, min(first + part, entries), classes) for first in range(0, entries, part)]
+    columns["names"] = np.concatenate(names)
+    width = len(columns["names"]) // entries
+    columns["name_starts"] = np.append(np.arange(0, entries, STEP), entries).astype(np.uint64) * np.uint64(width)
+    columns |= {name: real[name] for name in ("shard_size", "shard_crc")}
+    meta = {"format": 1, "class_names": [str(n) for n in range(classes)], "digest": "synthetic", "white": 65535}
+    packed = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    write_arrays(target, packed | {f"train.{name}": column for name, column in columns.items()})
+
+
+def opened(index: Path, shards: Path, window: int) -> ShardImages:
+    sets = image_sets(read_index(index), ShardReader(LocalPlace(shards)), window)
+    class_counts(sets.splits["train"], sets.class_names)
+    return sets.splits["train"]  # type: ignore[return-value]
+
+
+def measure_index(index: Path, shards: Path, workers: int, window: int) -> None:
+    clocks = Clocks()
+    images = opened(index, shards, window)
+    print(f"{len(images):,} entries: index read, classes counted in {clocks}")
+    sampler = TrainBatchSampler(images, 64, seed=0)
+    first = next(iter(sampler))
+    dataset = ImageDataset(images, TRANSFORM, 32, seed=0)
+    _ = [dataset[key] for key in first]
+    print(f"first batch, with the order of its epoch, after {clocks}")
+    sampler.epoch, clocks = 1, Clocks()
+    order = sampler._order()
+    print(f"order of the next epoch in {clocks}")
+    del order
+    per_entry = sum(getattr(images.index, name).nbytes for name in PER_IMAGE) / len(images)
+    names = (images.index.names.nbytes + images.index.name_starts.nbytes) / len(images)
+    print(f"{per_entry:.2f} bytes an entry, and {names:.2f} of names")
+    loader = Loader(dataset, sampler, workers)
+    batches = iter(loader)
+    for _ in range(20):
+        next(batches)
+    for process in multiprocessing.active_children():
+        print(f"worker: {own_memory(process.pid):.1f} MB of its own (private), {pss_of(process.pid):.1f} MB PSS")
+    loader.close()
+
+
+def _memory(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines}
+
+
+def own_memory(pid: int) -> float:
+    memory = _memory(pid)
+    return (memory["Private_Clean"] + memory["Private_Dirty"]) / 1000
+
+
+def pss_of(pid: int) -> float:
+    return _memory(pid)["Pss"] / 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--window", type=int, default=16)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder, "shards")
+        words = [str(options.data_dir), "--output", str(shards), "--shard-mb", "1"]
+        subprocess.run([sys.executable, "-c", "from imago.shard import main; main()", *words], check=True)
+        if options.turns:
+            files = read_undrawn(options.data_dir).splits["train"]
+            compare(
+                files, opened(shards / "index.npz", shards, options.window), options.turns, options.size, options.count
+            )
+        for entries in (options.entries // 100, options.entries):
+            synthetic_index(shards, Path(folder, "large.npz"), entries)
+            measure_index(Path(folder, "large.npz"), shards, options.workers, options.window)
+
+
+if __name__ == "__main__":
+    main()
