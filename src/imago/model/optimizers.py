@@ -60,7 +60,7 @@ def make_optimizer(
     if make is None:
         raise UserError("model.optimizer=null: without an optimizer, the network can be scored but not trained.")
     try:
-        optimizer = make(parameters, **_fused(make, device, trainer))
+        optimizer = make(parameters, **_fused(make, parameters, device, trainer))
     except (TypeError, ValueError) as error:
         settings = getattr(make, "keywords", {})
         where = f" with {' and '.join(groups.settings)}" if groups is not None and groups.settings else ""
@@ -72,9 +72,12 @@ def make_optimizer(
     return optimizer
 
 
-def _fused(make: Callable[..., Optimizer], device: torch.device, trainer: Trainer) -> dict[str, bool]:
+def _fused(make: Callable[..., Optimizer], parameters: Any, device: torch.device, trainer: Trainer) -> dict[str, bool]:
     """Option `fused`, unless Lightning clips scaled gradients: a fused step unscales them only after the clipping."""
-    has_it = getattr(make, "func", make) in FUSED and device.type in ("cpu", "cuda")
+    first = next(iter(parameters), None)
+    weight = first["params"][0] if isinstance(first, dict) else first
+    kinds = FUSED_IF_DIVIDED if hasattr(weight, "full_tensor") else FUSED  # a DTensor: trainer.strategy=fsdp
+    has_it = getattr(make, "func", make) in kinds and device.type in ("cpu", "cuda")
     typed = {"fused", "foreach", "capturable", "differentiable"} & getattr(make, "keywords", {}).keys()
     clips_scaled = trainer.gradient_clip_val is not None and trainer.precision == "16-mixed"
     return {"fused": True} if has_it and not typed and not clips_scaled else {}
@@ -200,6 +203,7 @@ def _plain(value: Any) -> Any:
 
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+FUSED_IF_DIVIDED = (torch.optim.Adam, torch.optim.AdamW)  # in torch 2.15, SGD has none for tensors on several processes
 
 
 def takes_total_steps(scheduler: Callable[..., Any]) -> bool:
