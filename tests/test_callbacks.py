@@ -53,7 +53,7 @@ WORKS = {
 OTHERS = ("WeightAveraging", "TQDMProgressBar", "BasePredictionWriter")  # do not go together with one of the others
 FLAGS = {  # argument of the Trainer -> what is refused, and what is said of it
     "accelerator": ([], "`trainer=cpu`, `gpu`, `mps`"),
-    "strategy": (["ddp_spawn", "fsdp"], "`auto`, `ddp` or `ddp_find_unused_parameters_true`"),
+    "strategy": (["ddp_spawn", "deepspeed"], "`auto`, `ddp`, `ddp_find_unused_parameters_true` or `fsdp`"),
     "devices": ([], ""),
     "num_nodes": (["2"], "set by `torchrun` and `srun`"),
     "precision": ([], "any of Lightning's, and `auto-mixed`"),

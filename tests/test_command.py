@@ -193,11 +193,11 @@ def test_a_folder_that_a_living_process_uses_is_refused_even_to_one_that_goes_on
 @pytest.mark.quick
 def test_a_finished_run_is_not_overwritten(train):
     first = train("test=false")
-    before = {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in first.dir.rglob("[!.]*") if path.is_file()}
     again = train("test=false", folder=first.dir)
     assert again.exit_code == 1
     assert "contains a finished run" in again.output
-    assert {path: path.stat().st_mtime_ns for path in first.dir.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in first.dir.rglob("[!.]*") if path.is_file()} == before
 
 
 @pytest.mark.quick

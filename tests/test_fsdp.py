@@ -18,7 +18,7 @@ def test_divided_weights_are_trained_as_whole_ones_and_saved_in_whole(train, com
     """Gradients are added in another order than in DDP, which AdamW, but not SGD, makes visible where they are about 0.
     A resumed run has the bits of one that was never stopped."""
     words = ["model.scheduler=null", "trainer.max_epochs=2", "trainer.gradient_clip_val=1"]
-    words += ["model.optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 0.05, momentum: 0.9}"]
+    words += ["model.optimizer._target_=torch.optim.SGD", "model.optimizer.lr=0.05"]
     whole, divided = train("trainer=ddp_sim", *words), train(*FSDP, *words)
     assert (whole.exit_code, divided.exit_code) == (0, 0), divided.output
     for name, weight in weights(whole).items():

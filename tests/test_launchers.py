@@ -157,7 +157,6 @@ def test_a_sweep_is_one_run_after_the_other(settings, tmp_path):
             ["+trainer.num_nodes=3"],
             "trainer.num_nodes=3: srun started 2 processes. Remove the setting, which is 1 then",
         ),
-        (["data.batch_size=9"], "must be divisible by 2 processes"),
     ],
 )
 def test_settings_that_contradict_the_launcher_are_refused(settings, tmp_path, words, message):

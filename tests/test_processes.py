@@ -153,7 +153,7 @@ def test_one_process_for_each_device(devices, count):
         (["trainer.accelerator=tpu"], "trainer.accelerator must be auto, cpu, gpu or mps, got tpu"),
         (["trainer.precision=transformer-engine"], "must be 32-true, bf16-mixed, 16-mixed, auto-mixed, "),
         (["trainer.precision=16-true"], "Type trainer.precision=16-mixed"),
-        (["trainer=fsdp"], "trainer=fsdp: parts of a network on several GPUs are not supported"),
+        (["trainer=deepspeed"], "trainer=deepspeed: DeepSpeed is not supported. To divide a network"),
         (["data.cache=memory"], "must be none, ram, disk or auto, got memory. Type data.cache=ram"),
         (["trainer.max_time=90min"], "Type trainer.max_time=00:01:30:00"),
         (["trainer.max_time=1-12:00:00"], "Type trainer.max_time=01:12:00:00"),

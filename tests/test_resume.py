@@ -158,12 +158,12 @@ def test_transforms_of_batches_and_of_pythons_generator_are_keyed_too(snapshots,
 
 def test_a_finished_run_is_left_as_it_is_and_more_epochs_go_on_in_it(train, command):
     run = train("trainer.max_epochs=2", NO_STOPPING, "logger=tensorboard", "model.scheduler=null")
-    before = {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in run.dir.rglob("[!.]*") if path.is_file()}
     run_timing = run.json("status.json")["timing"]
     again = command("train", f"resume={run.dir}", folder=run.dir)
     assert again.exit_code == 0
     assert "contains a finished run (2 epochs): nothing to do" in again.output
-    assert {path: path.stat().st_mtime_ns for path in run.dir.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in run.dir.rglob("[!.]*") if path.is_file()} == before
     more = command("train", f"resume={run.dir}", "trainer.max_epochs=4", folder=run.dir)
     assert "Settings changed since the run began: trainer.max_epochs 2 -> 4" in more.output
     said = rf"Resumed at epoch 3 of 4, from {run.dir}/checkpoints/last.ckpt: 10 of 20 steps were done, in 0:\d\d"

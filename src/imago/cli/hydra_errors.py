@@ -36,9 +36,8 @@ PLUGINS = {  # option of Hydra that a package brings -> that package
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
 }
-WHOLE_NETWORKS = "parts of a network on several GPUs are not supported: each has the whole. Type trainer=ddp"
 NOT_SUPPORTED = {  # group and option of other frameworks -> what to type
-    **dict.fromkeys((("trainer", "fsdp"), ("trainer", "deepspeed")), WHOLE_NETWORKS),
+    ("trainer", "deepspeed"): "DeepSpeed is not supported. To divide a network among GPUs type trainer=fsdp",
     ("trainer", "tpu"): "TPUs are not supported. Type trainer=gpu, or trainer=cpu",
     ("trainer", "dp"): "the processes of trainer=ddp replace it. For private training type strategy=dp",
 }

@@ -3,10 +3,11 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
+Value = TypeVar("Value", bound=str | int)
 STEP = 64  # names between two positions that are kept
 MOST_AT_ONCE = 2**16  # labels as Python integers
 ENCODING = ("utf-8", "surrogateescape")  # file names may be no Unicode
@@ -61,8 +62,8 @@ def pack_names(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(text + b"\0" for text in encoded), np.uint8), starts
 
 
-class PackedNames(Sequence[str]):
-    """Texts of `pack_names`; `rows` are those of the sequence, None for all."""
+class _Packed(Sequence[Value]):
+    """Values of packed columns; `rows` are those of the sequence, None for all."""
 
     def __init__(self, columns: Columns, rows: np.ndarray | None = None) -> None:
         self._columns = columns
@@ -70,6 +71,15 @@ class PackedNames(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._columns.label) if self._rows is None else len(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class PackedNames(_Packed[str]):
+    """Texts of `pack_names`."""
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -93,21 +103,9 @@ class PackedNames(Sequence[str]):
         start, end = self._columns.name_starts[block : block + 2].tolist()
         return self._columns.names[start:end].tobytes().split(b"\0")
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
-
-class PackedLabels(Sequence[int]):
-    """Labels in an array of few bytes each; `rows` are those of the sequence, None for all."""
-
-    def __init__(self, columns: Columns, rows: np.ndarray | None = None) -> None:
-        self._columns = columns
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._columns.label) if self._rows is None else len(self._rows)
+class PackedLabels(_Packed[int]):
+    """Labels in an array of few bytes each."""
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -127,8 +125,3 @@ class PackedLabels(Sequence[int]):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         labels = self._columns.label if self._rows is None else self._columns.label[self._rows]
         return np.array(labels, dtype) if copy else np.asarray(labels, dtype)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]

@@ -1,11 +1,11 @@
 """FSDP: weights, gradients and the optimizer's state are divided among the processes."""
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -13,6 +13,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from imago.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PARTS, SMALLEST = 8, 100_000
 """Least number of parts that a large network is divided into, and fewest weights of a part."""
@@ -34,6 +36,7 @@ class FSDPStrategy(DDPStrategy):
         own = [name for name, _ in module.named_parameters() if not name.startswith("net.")]
         if own:
             raise UserError(f"trainer.strategy=fsdp cannot divide {', '.join(own)}. Type trainer.strategy=ddp")
+        log.info("trainer.strategy=fsdp adds gradients in another order than ddp: weights are equal up to rounding")
         self._whole = copy.deepcopy(module.net).cpu()
         for weight in module.net.parameters():
             weight.data = weight.data.contiguous()  # what channels-last is not
@@ -72,8 +75,7 @@ class FSDPStrategy(DDPStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-            weights = [weight for group in plain.param_groups for weight in group["params"]]
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             by_weight = {
                 number: {
                     name: _divided(value, weights[number]) if value.shape == weights[number].shape else value
@@ -81,7 +83,7 @@ class FSDPStrategy(DDPStrategy):
                 }
                 for number, values in state["state"].items()
             }
-            plain.load_state_dict({**state, "state": by_weight})
+            optimizer.load_state_dict({**state, "state": by_weight})
 
     def teardown(self) -> None:
         module: Any = self.lightning_module

@@ -1,0 +1,104 @@
+"""Two processes against one on the CPU, ours and torchrun with plain DistributedDataParallel.
+
+The peer is a script as a careful person would write it: torchvision's ImageFolder and v2 transforms, a DataLoader with
+a DistributedSampler, AdamW. Network (ResNet-18 from scratch at 32 pixels), global batch and steps are the same, each
+process has one thread and loads its own images. They take turns. An epoch is the difference between a run of three and
+one of one, halved, so that starting up does not count. The efficiency is the epoch of one process, divided by twice
+that of two.
+
+    python benchmarks/scaling.py --data_dir PATH/cifar10_small --turns 3
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH, STEPS, SIZE = 128, 40, 32
+PEER = """
+import sys, torch, torchvision
+from itertools import islice
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+folder, epochs, size, batch, steps = sys.argv[1], *map(int, sys.argv[2:])
+torch.manual_seed(42)
+torch.distributed.init_process_group("gloo")
+processes = torch.distributed.get_world_size()
+crop = [v2.RandomResizedCrop(size, (0.2, 1.0)), v2.RandomHorizontalFlip(), v2.ToImage()]
+end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+images = ImageFolder(f"{folder}/train", v2.Compose([*crop, *end]))
+sampler = DistributedSampler(images) if processes > 1 else RandomSampler(images)
+loader = DataLoader(images, batch // processes, sampler=sampler, drop_last=True)
+net = torchvision.models.resnet18(num_classes=len(images.classes)).to(memory_format=torch.channels_last)
+net = torch.nn.parallel.DistributedDataParallel(net) if processes > 1 else net
+optimizer = torch.optim.AdamW(net.parameters(), lr=3e-4)
+for epoch in range(epochs):
+    if processes > 1:
+        sampler.set_epoch(epoch)
+    for inputs, labels in islice(loader, steps):
+        loss = torch.nn.functional.cross_entropy(net(inputs.to(memory_format=torch.channels_last)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+torch.distributed.destroy_process_group()
+"""
+
+
+def ours(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
+    words = [f"data.data_dir={data_dir}", f"data.image_size={SIZE}", f"data.batch_size={BATCH}", "data.num_workers=0"]
+    words += ["model=resnet18", "model.net.weights=null", "data.cache=none", f"trainer.max_epochs={epochs}", "seed=42"]
+    words += [f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=0", "test=false", "logger=[]"]
+    words += ["preflight=false", "callbacks.resume.every_n_minutes=null", f"hydra.run.dir={place}/{epochs}"]
+    words += ["trainer=cpu"] if processes == 1 else ["trainer=ddp_sim", f"trainer.devices={processes}"]
+    return [sys.executable, str(ROOT / "src" / "train.py"), *words]
+
+
+def peer(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
+    script = place / "peer.py"
+    script.write_text(PEER, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*torchrun, str(script), str(data_dir), *map(str, (epochs, SIZE, BATCH, STEPS))]
+
+
+def epoch_seconds(who: Callable[[int, int, Path, Path], list[str]], processes: int, data_dir: Path) -> float:
+    """Seconds of an epoch, without the start of the processes."""
+    seconds = []
+    for epochs in (1, 3):
+        with tempfile.TemporaryDirectory() as place:
+            command = who(processes, epochs, data_dir, Path(place))
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+            began = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            seconds.append(time.perf_counter() - began)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return (seconds[1] - seconds[0]) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    efficiency: dict[str, list[float]] = {"ours": [], "torchrun and plain DDP": []}
+    for turn in range(args.turns):
+        for name, who in (("ours", ours), ("torchrun and plain DDP", peer)):
+            one, two = (epoch_seconds(who, processes, args.data_dir) for processes in (1, 2))
+            efficiency[name].append(one / (2 * two))
+            print(f"turn {turn + 1}, {name}: {one:.1f} s, {two:.1f} s, {efficiency[name][-1]:.2f}", flush=True)
+    ratios = [own / other for own, other in zip(*efficiency.values(), strict=True)]
+    for name, values in efficiency.items():
+        print(f"{name}: efficiency {statistics.median(values):.3f}, n={len(values)}")
+    print(f"ours / peer: median {statistics.median(ratios):.3f}, best {max(ratios):.3f}, n={len(ratios)}")
+
+
+if __name__ == "__main__":
+    main()
