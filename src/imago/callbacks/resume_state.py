@@ -232,8 +232,8 @@ def _keep_typed_patience(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _inherited_sums(trainer: Trainer, progress: Progress) -> list[dict[str, Any]]:
-    """What this process continues of the sums of the epoch: its own, or, if the number of processes has changed, the
-    first one those of all."""
+    """Sums of the epoch that this process continues: its own, or, if the number of processes has changed, those of all
+    in the first one."""
     sums: list[dict[str, Any]] = progress["sums"] if progress["batch"] else []
     if len(sums) == trainer.world_size:
         return [sums[trainer.global_rank]]
@@ -243,7 +243,7 @@ def _inherited_sums(trainer: Trainer, progress: Progress) -> list[dict[str, Any]
 def _metric_states(
     trainer: Trainer, sums: list[dict[str, Any]]
 ) -> Iterator[tuple[MetricsCallback, tuple[dict[str, Any], ...]]]:
-    """Each callback of metrics, and its states in the `sums` of processes."""
+    """Pairs of a callback of metrics and its states in the `sums` of processes."""
     yield from zip(
         callbacks_of(trainer, MetricsCallback),
         zip(*[process["metrics"] for process in sums], strict=True),

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.cli.compose import config_changes, describe_changes
-from imago.cli.devices import check_devices, follow_launch, process_count
+from imago.cli.devices import follow_launch, process_count
 from imago.cli.finished import finished_run
 from imago.cli.leader import Leader
 from imago.cli.processes import free_port, other_processes
@@ -150,7 +150,7 @@ def _refuse_early(
         check(tried, invocation)
         check_paths(tried)
         if not one_process:
-            check_devices(tried, invocation.overrides, launch)
+            process_count(tried.trainer, invocation.overrides, launch)
     except UserError:
         with suppress(OSError):
             Path(invocation.output_dir).rmdir()  # the resolver of its name has made it

@@ -51,11 +51,6 @@ def _asked(devices: Any) -> int | None:
     return None if str(devices) in ("auto", "-1") else len(_device_numbers(devices))
 
 
-def check_devices(cfg: DictConfig, overrides: Sequence[str], launch: Launch | None = None) -> None:
-    """Raise UserError for devices that this machine does not have."""
-    process_count(cfg.trainer, overrides, launch)
-
-
 def process_count(trainer: DictConfig, overrides: Sequence[str] = (), launch: Launch | None = None) -> int:
     """How many processes `trainer.devices` asks for, one for each device, or a launcher has started on all nodes;
     `overrides` were typed.

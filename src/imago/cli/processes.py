@@ -195,7 +195,7 @@ def describe_exit(status: int) -> str:
 
 
 def order_of(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
-    """What another process must know to do the task of rank 0, in plain types."""
+    """Order for another process to do the task of rank 0, in plain types."""
     return {
         "task": _address(task),
         "run": str(run.path),

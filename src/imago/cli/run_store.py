@@ -81,9 +81,9 @@ class RunStore:
         """The text of a key; None without one."""
         return self._read(self._own, key)
 
-    def count(self, key: str, more: int = 0) -> int:
-        """Add `more` to a counter, which begins with 0, and return it."""
-        return self._own.add(key, more)
+    def count(self, key: str, amount: int = 0) -> int:
+        """Add `amount` to a counter, which begins with 0, and return it."""
+        return self._own.add(key, amount)
 
     @staticmethod
     def _read(store: "Store", key: str) -> str | None:

@@ -71,29 +71,29 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "ddp_notebook, which only start processes in another way, type ddp.",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in _callbacks(cfg)),
+        lambda cfg, _: is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in _callbacks(cfg)),
         f"trainer.strategy=fsdp and callbacks that average weights: no process has all of them. {NO_FSDP}",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("probe") in (True, "only"),
+        lambda cfg, _: is_fsdp(cfg) and cfg.model.get("probe") in (True, "only"),
         "trainer.strategy=fsdp and model.probe: no process has the whole head. Type model.probe=false (recipe=none in "
         f"place of recipe=head). {NO_FSDP}",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("forward_fn") is not None,
+        lambda cfg, _: is_fsdp(cfg) and cfg.model.get("forward_fn") is not None,
         f"trainer.strategy=fsdp divides the weights of model.net, and model.forward_fn may have its own. {NO_FSDP}",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and cfg.model.get("on_bad_loss") == "skip",
+        lambda cfg, _: is_fsdp(cfg) and cfg.model.get("on_bad_loss") == "skip",
         "trainer.strategy=fsdp and model.on_bad_loss=skip: the gradients of a batch that is left out are not divided. "
         f"Type model.on_bad_loss=error. {NO_FSDP}",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and bool(cfg.model.get("compile")),
+        lambda cfg, _: is_fsdp(cfg) and bool(cfg.model.get("compile")),
         f"trainer.strategy=fsdp and model.compile=true: not tested together. Type model.compile=false. {NO_FSDP}",
     ),
     (
-        lambda cfg, _: _is_fsdp(cfg) and cfg.trainer.get("precision") in ("16-mixed", "16", 16),
+        lambda cfg, _: is_fsdp(cfg) and cfg.trainer.get("precision") in ("16-mixed", "16", 16),
         "trainer.strategy=fsdp and trainer.precision=16-mixed: the loss scaling would be that of each process. Type "
         f"trainer.precision=bf16-mixed. {NO_FSDP}",
     ),
@@ -285,7 +285,8 @@ def _callbacks(cfg: DictConfig) -> list[str]:
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
 
 
-def _is_fsdp(cfg: DictConfig) -> bool:
+def is_fsdp(cfg: DictConfig) -> bool:
+    """Whether processes have parts of the weights."""
     return cfg.trainer.get("strategy") == "fsdp"
 
 

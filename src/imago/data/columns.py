@@ -13,7 +13,16 @@ MOST_AT_ONCE = 2**16  # labels as Python integers
 ENCODING = ("utf-8", "surrogateescape")  # file names may be no Unicode
 
 
-class StringArray(Sequence[str]):
+class _EqualByContent(Sequence[Value]):
+    """Sequence that equals every sequence of the same values, as lists do."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class StringArray(_EqualByContent[str]):
     """Compact sequence of strings: 8 bytes each besides their own, where a Python string in a list takes 57."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -33,11 +42,6 @@ class StringArray(Sequence[str]):
             return StringArray(self[position] for position in range(*index.indices(len(self))))
         at = range(len(self))[index]  # IndexError and negative indices as in lists
         return self._bytes[self._ends[at] : self._ends[at + 1]].decode(*ENCODING)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Columns(Protocol):
@@ -62,7 +66,7 @@ def pack_names(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(b"".join(text + b"\0" for text in encoded), np.uint8), starts
 
 
-class _Packed(Sequence[Value]):
+class _Packed(_EqualByContent[Value]):
     """Values of packed columns; `rows` are those of the sequence, None for all."""
 
     def __init__(self, columns: Columns, rows: np.ndarray | None = None) -> None:
@@ -71,11 +75,6 @@ class _Packed(Sequence[Value]):
 
     def __len__(self) -> int:
         return len(self._columns.label) if self._rows is None else len(self._rows)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class PackedNames(_Packed[str]):

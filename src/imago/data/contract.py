@@ -35,7 +35,8 @@ def check_names(sets: Any) -> None:
     names = list(sets.class_names)
     if (strange := next((name for name in names if not isinstance(name, str)), None)) is not None:
         raise UserError(f"The class name {strange!r} of {sets.root} is no text. Write [str(name) for name in names]")
-    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"The class name {twice!r} of {sets.root} stands in the list {names.count(twice)} times.")
 
 

@@ -42,7 +42,7 @@ class BadImageError(UserError):
         "Repair or remove it, or type data.on_bad_image=skip to skip it (ml-doctor finds all, and lists them for "
         "data.exclude=)"
     )
-    """What to do, said where a run ends because of the image."""
+    """Next step, said where a run ends because of the image."""
 
 
 class NotDecodedError(UserError):

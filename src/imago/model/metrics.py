@@ -228,7 +228,7 @@ def _state_of(metric: Metric) -> dict[str, Any]:
 
 
 def _merged(metric: Metric, states: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """What `_state_of` would return for the batches of several processes, merged as torchmetrics does it. A process
+    """State, as of `_state_of`, for the batches of several processes, merged as torchmetrics does it. A process
     without a batch must not change it."""
     merged: dict[str, Any] = {}
     reductions: dict[str, Any] = metric._reductions

@@ -12,6 +12,7 @@ from torch import nn
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.head_first import HeadFirst, HeadPlan
 from imago.checkpoint.read import read_checkpoint
+from imago.config.combinations import is_fsdp
 from imago.config.invocation import override_key, override_value
 from imago.config.setting_source import is_typed
 from imago.config.tree import nodes
@@ -100,7 +101,7 @@ def _why_not(cfg: DictConfig, model: DictModule, head: Collection[str]) -> str |
     class_weights = model.criterions.class_weights
     tests = (
         (str(cfg.strategy.get("_target_")).startswith("imago.dp."), "strategy=dp would have to add noise to it"),
-        (cfg.trainer.get("strategy") == "fsdp", "trainer.strategy=fsdp divides its weights among the processes"),
+        (is_fsdp(cfg), "trainer.strategy=fsdp divides its weights among the processes"),
         (model.forward_fn is not None, "model.forward_fn replaces the head"),
         (bool(cfg.trainer.get("overfit_batches")), "trainer.overfit_batches trains on a few batches"),
         (bool(model.replaced_norms), "model.norm=group has replaced pretrained layers"),
