@@ -4,20 +4,23 @@ The peer is a script as a careful person would write it: torchvision's ImageFold
 a DistributedSampler, AdamW. Network (ResNet-18 from scratch at 32 pixels), global batch and steps are the same, each
 process has one thread and loads its own images. They take turns. An epoch is the difference between a run of three and
 one of one, halved, so that starting up does not count. The efficiency is the epoch of one process, divided by twice
-that of two.
+that of two. That of the CPU time, which waiting and other work on the machine do not enter, is the time of one process
+divided by that of both together.
 
     python benchmarks/scaling.py --data_dir PATH/cifar10_small --turns 3
 """
 
 import argparse
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, STEPS, SIZE = 128, 40, 32
@@ -68,16 +71,22 @@ def peer(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
     return [*torchrun, str(script), str(data_dir), *map(str, (epochs, SIZE, BATCH, STEPS))]
 
 
-def epoch_seconds(who: Callable[[int, int, Path, Path], list[str]], processes: int, data_dir: Path) -> float:
-    """Seconds of an epoch, without the start of the processes."""
+def cpu_seconds() -> float:
+    """CPU time of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def epoch_seconds(who: Callable[[int, int, Path, Path], list[str]], processes: int, data_dir: Path) -> np.ndarray:
+    """Seconds of an epoch without the start of the processes, wall-clock and CPU."""
     seconds = []
     for epochs in (1, 3):
         with tempfile.TemporaryDirectory() as place:
             command = who(processes, epochs, data_dir, Path(place))
             env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-            began = time.perf_counter()
+            began = np.array([time.perf_counter(), cpu_seconds()])
             done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(np.array([time.perf_counter(), cpu_seconds()]) - began)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return (seconds[1] - seconds[0]) / 2
@@ -88,16 +97,21 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    efficiency: dict[str, list[float]] = {"ours": [], "torchrun and plain DDP": []}
+    efficiency: dict[str, list[np.ndarray]] = {"ours": [], "torchrun and plain DDP": []}
     for turn in range(args.turns):
         for name, who in (("ours", ours), ("torchrun and plain DDP", peer)):
             one, two = (epoch_seconds(who, processes, args.data_dir) for processes in (1, 2))
-            efficiency[name].append(one / (2 * two))
-            print(f"turn {turn + 1}, {name}: {one:.1f} s, {two:.1f} s, {efficiency[name][-1]:.2f}", flush=True)
-    ratios = [own / other for own, other in zip(*efficiency.values(), strict=True)]
-    for name, values in efficiency.items():
-        print(f"{name}: efficiency {statistics.median(values):.3f}, n={len(values)}")
-    print(f"ours / peer: median {statistics.median(ratios):.3f}, best {max(ratios):.3f}, n={len(ratios)}")
+            efficiency[name].append(one / two / [2, 1])
+            print(
+                f"turn {turn + 1}, {name}: {one.round(1)} s, {two.round(1)} s, {efficiency[name][-1].round(2)}",
+                flush=True,
+            )
+    own, peers = (np.array(values) for values in efficiency.values())
+    for column, clock in enumerate(("wall-clock", "CPU")):
+        for name, values in efficiency.items():
+            print(f"{clock}, {name}: efficiency {np.median(np.array(values)[:, column]):.3f}, n={args.turns}")
+        ratios = own[:, column] / peers[:, column]
+        print(f"{clock}, ours / peer: median {np.median(ratios):.3f}, best {ratios.max():.3f}, n={args.turns}")
 
 
 if __name__ == "__main__":

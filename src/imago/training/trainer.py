@@ -115,11 +115,12 @@ def _cpu_has_bf16() -> bool:
 def _ddp(find_unused_parameters: bool) -> DDPStrategy:
     """DDP that does not synchronize buffers: processes validate on different numbers of batches.
 
-    DictModule synchronizes them before each validation.
+    DictModule synchronizes them before each validation. Gradients are views into DDP's buckets, which saves a copy of
+    them in memory, and in each step.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
-    kwargs: Any = {option: False}
+    kwargs: Any = {option: False, "gradient_as_bucket_view": True}
     return DDPStrategy(find_unused_parameters=find_unused_parameters, **kwargs)
 
 
