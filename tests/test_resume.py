@@ -276,6 +276,21 @@ def test_the_same_command_goes_on_where_it_is_told_to(train, of_plain_run):
     assert f"resume={other_folder}" in refused.output
 
 
+def test_a_finished_run_with_a_network_of_ones_own_is_known(train, tmp_path, monkeypatch):
+    """The network does not take the arguments of the one that it replaces."""
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\n"
+        "class Plain(nn.Sequential):\n"
+        "    def __init__(self, num_classes: int) -> None:\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(768, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["model=simple_cnn", "model.net={_target_: plain.Plain}", "trainer.max_epochs=1", "test=false"]
+    first, again = (train(*words, "auto_resume=true", folder=tmp_path / "run") for _ in range(2))
+    assert first.exit_code == 0, first.output
+    assert "contains a finished run (1 epoch): nothing to do" in again.output
+
+
 def test_a_run_without_a_checkpoint_begins_anew(train, command):
     run = train("trainer.max_epochs=1", "model.optimizer.lr=0.003")
     shutil.rmtree(run.dir / "checkpoints")

@@ -91,7 +91,7 @@ def execute(
     run = _claim(cfg, invocation)
     run.launch = launch
     try:
-        changed = _resume_settings(run, cfg)
+        changed = _resume_settings(run, cfg, check)
         if (finished := finished_run(run, cfg, changed)) is not None:
             return finished
         with (
@@ -168,13 +168,25 @@ def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
         raise UserError(str(error)) from error
 
 
-def _resume_settings(run: RunFolder, cfg: DictConfig) -> list[str]:
+def _resume_settings(run: RunFolder, cfg: DictConfig, check: Check) -> list[str]:
     """The settings that have changed since a run that is resumed began. The seed that it drew is taken over."""
     if not run.former:
         return []
     if cfg.seed is None:
         cfg.seed = drawn_seed(run.path)
-    return settings_changed(cfg, run.path)
+    return settings_changed(cfg, run.path) and settings_changed(_settled(cfg, run.invocation, check), run.path)
+
+
+def _settled(cfg: DictConfig, invocation: Invocation, check: Check) -> DictConfig:
+    """A copy of `cfg` as `config.yaml` has it: without the settings that a new target does not take."""
+    settled = copy.deepcopy(cfg)
+    logging.disable()  # the run says it again
+    try:
+        with suppress(Exception):
+            check(settled, invocation)
+    finally:
+        logging.disable(logging.NOTSET)
+    return settled
 
 
 def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) -> None:
