@@ -11,12 +11,15 @@ import time
 import pytest
 import torch
 from helpers import REPO, rows, same
+from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 
 from imago.cli.devices import process_count
 from imago.cli.processes import ProcessError, other_processes
 from imago.config.invocation import Invocation
+from imago.config.launcher import Launch
+from imago.config.strategies import STRATEGIES, strategy_problems
 from imago.errors import UserError
 from imago.run.folder import RunFolder
 
@@ -160,7 +163,13 @@ def test_one_process_for_each_device(devices, count):
         (["trainer.devices=0"], "trainer.devices must be a number (1 or more)"),
         (["trainer.devices=none"], "trainer.devices must be a number (1 or more)"),
         (["+trainer.num_nodes=2"], "start the command with torchrun --nnodes= on each node"),
-        (["trainer.strategy=deepspeed"], "trainer.strategy must be auto, ddp"),
+        (["trainer.strategy=deepspeed"], "trainer.strategy=deepspeed: its checkpoints are folders with the shards of"),
+        (
+            ["trainer.strategy=ddp_spawn"],
+            "trainer.strategy=ddp_spawn: it only starts the processes in another way. Type ",
+        ),
+        (["trainer=cpu", "trainer.devices=2", "data.cache=ram"], "data.cache=ram with several processes: each would"),
+        (["trainer.strategy=horovod"], "trainer.strategy must be auto, ddp, "),
     ],
 )
 def test_what_cannot_be_divided_is_refused(train, words, message):
@@ -210,12 +219,48 @@ def test_messages_say_how_many_gpus_there_are_and_why(monkeypatch, trainer, gpus
         process_count(cfg)
 
 
+@pytest.mark.quick
+def test_processes_of_a_launch_need_a_gpu_each(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    cfg, launch = OmegaConf.create({"accelerator": "auto"}), Launch("torchrun", 2, 4, 2, 4, 0, 1, "", 0, has_store=True)
+    message = "torchrun started 4 processes, and this machine has 1 GPU: each process needs one. Type torchrun --nproc"
+    with pytest.raises(UserError, match=message):
+        process_count(cfg, launch=launch)
+    assert launch.device == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # torchrun --virtual-local-rank, or Slurm's --gpus-per-task
+    assert process_count(cfg, launch=launch) == 4
+    assert launch.device == 0
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match="this machine has no GPU.* Add trainer=ddp_sim, which runs DDP on the CPU"):
+        process_count(cfg, launch=launch)
+
+
+@pytest.mark.quick
+def test_each_strategy_of_lightning_is_taken_or_refused_by_name():
+    def refusal(strategy):
+        return next(strategy_problems(OmegaConf.create({"trainer": {"strategy": strategy}})), None)
+
+    names = StrategyRegistry.available_strategies()
+    assert len(names) > 15
+    for name in names:
+        said = refusal(name)
+        assert said is None if name in STRATEGIES else re.match(rf"trainer\.strategy={name}: .*[Tt]ype \w+", said)
+    for sharded in ("deepspeed_stage_3", {"_target_": "lightning.pytorch.strategies.ModelParallelStrategy"}):
+        assert "folders with the shards of each process, which resume= and eval.py cannot read" in refusal(sharded)
+    assert refusal("ddp_spawn_find_unused_parameters_true").endswith(
+        "trainer.strategy=ddp_find_unused_parameters_true."
+    )
+
+
 def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path, monkeypatch):
     (tmp_path / "unwell.py").write_text(
+        "import logging\n"
         "from lightning.pytorch import Callback\n"
         "class Unwell(Callback):\n"
         "    def on_train_batch_start(self, trainer, *_):\n"
         "        if trainer.global_rank == 1 and trainer.global_step == 2:\n"
+        "            logging.getLogger(__name__).warning('rank 1 is pale')\n"
         "            raise ValueError('rank 1 is unwell')\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -223,5 +268,7 @@ def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path,
     started = time.monotonic()
     run = train("trainer=ddp_sim", "data.num_workers=2", "+callbacks.unwell={_target_: unwell.Unwell}")
     assert run.exit_code == 1
-    assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell\n(unwell.py, line 5, in on_train_batch_start)"
+    assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell\n(unwell.py, line 7, in on_train_batch_start)"
+    assert "WARNING [rank 1] rank 1 is pale" in run.output
+    assert "[rank 1] rank 1 is pale" in run.text("train.log")
     assert time.monotonic() - started < 90

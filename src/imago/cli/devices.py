@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from imago.config.invocation import Invocation, override_key
-from imago.config.launcher import Launch
+from imago.config.launcher import TORCHRUN, Launch
 from imago.config.setting_source import in_file, is_typed, is_users_own
 from imago.errors import UserError
 from imago.resources import usable_cores
@@ -58,8 +58,32 @@ def process_count(trainer: DictConfig, overrides: Sequence[str] = (), launch: La
     Raises:
         ValueError: This machine does not have the devices.
     """
-    here = _devices_here(trainer, overrides)
-    return here if launch is None else launch.processes
+    if launch is not None and launch.processes > 1:
+        _check_gpus(trainer, launch)
+        return launch.processes
+    return _devices_here(trainer, overrides)
+
+
+def _check_gpus(trainer: DictConfig, launch: Launch) -> None:
+    """Raise UserError if this node has fewer GPUs than processes."""
+    accelerator = str(trainer.get("accelerator", "auto"))
+    if accelerator == "cpu":
+        return
+    import torch
+
+    here = torch.cuda.device_count()
+    if here >= launch.local_processes or (here == 1 and launch.has_own_device):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limit = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+    if not here:
+        why = f"this machine has no GPU{limit}. Add trainer=ddp_sim, which runs DDP on the CPU."
+        raise UserError(f"{launch.where}, with trainer.accelerator={accelerator}: {why}")
+    option = "--nproc_per_node" if launch.launcher == TORCHRUN else "--ntasks-per-node"
+    raise UserError(
+        f"{launch.where}, and this machine has {counted(here, 'GPU')}{limit}: each process needs one. Type "
+        f"{launch.launcher} {option}={here}, or trainer=ddp_sim, which runs DDP on the CPU."
+    )
 
 
 def _devices_here(trainer: DictConfig, overrides: Sequence[str]) -> int:

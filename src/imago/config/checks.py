@@ -33,7 +33,7 @@ from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
-from imago.config.trainer import device_problems, device_warnings, trainer_problems
+from imago.config.trainer import device_problems, device_warnings, is_one_device, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS, is_export
 from imago.errors import NO_DATASET, NO_SHARDS, MissingFileError, UserError, no_data
@@ -197,7 +197,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
 
 
 def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
-    if cfg.data.get("cache") == "ram" and cfg.trainer.get("strategy", "auto") != "auto":
+    if cfg.data.get("cache") == "ram" and not is_one_device(cfg):
         yield (
             "data.cache=ram with several processes: each would keep all images. Type data.cache=disk, which is shared."
         )

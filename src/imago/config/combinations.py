@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from imago.config.invocation import Invocation
 from imago.config.launcher import current_launch
 from imago.config.setting_source import is_of_group, is_typed
+from imago.config.strategies import FSDP
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
@@ -49,7 +50,6 @@ BASES = {
     "Checkpoint": "it is a base class. Write a subclass (docs/extend/callback.md).",
     "ProgressBar": "it is a base class. callbacks.progress_bar is a subclass of it.",
 }
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp")
 AVERAGES = ("WeightAveraging", "imago.callbacks.EMA")
 NO_FSDP = "Or type trainer.strategy=ddp, in which each process has all weights."
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
@@ -64,11 +64,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     (
         lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1 and current_launch() is None,
         NOT_OF_THE_TRAINER["num_nodes"],
-    ),
-    (
-        lambda cfg, _: cfg.trainer.get("strategy", "auto") not in STRATEGIES,
-        f"trainer.strategy must be {', '.join(STRATEGIES[:-1])} or {STRATEGIES[-1]}. For ddp_spawn, ddp_fork and "
-        "ddp_notebook, which only start processes in another way, type ddp.",
     ),
     (
         lambda cfg, _: is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in _callbacks(cfg)),
@@ -287,7 +282,7 @@ def _callbacks(cfg: DictConfig) -> list[str]:
 
 def is_fsdp(cfg: DictConfig) -> bool:
     """Whether processes have parts of the weights."""
-    return cfg.trainer.get("strategy") == "fsdp"
+    return cfg.trainer.get("strategy") == FSDP
 
 
 def freezes_norms(cfg: DictConfig) -> bool:

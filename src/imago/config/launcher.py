@@ -11,7 +11,10 @@ from imago.errors import UserError
 TORCHRUN, SRUN = "torchrun", "srun"
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OF_SRUN = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NNODES", "SLURM_JOB_ID")
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+OF_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+OF_SEVERAL = {"WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", *OF_MPI}
+"""Variables of a process that is not the only one."""
 
 
 class Launch(NamedTuple):
@@ -38,6 +41,18 @@ class Launch(NamedTuple):
         nodes = f" on {self.nodes} nodes, {self.local_processes} on this one" if self.nodes > 1 else ""
         return f"{self.launcher} started {self.processes} process{'es' if self.processes > 1 else ''}{nodes}"
 
+    @property
+    def device(self) -> int:
+        """Number of the device of this process among those that it sees: only its own, where Slurm binds tasks to GPUs
+        (--gpus-per-task), or with torchrun --virtual-local-rank."""
+        return 0 if self.has_own_device else self.local_rank
+
+    @property
+    def has_own_device(self) -> bool:
+        """Whether this process sees a single GPU, of several processes of its node."""
+        visible = os.environ.get("HIP_VISIBLE_DEVICES") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return self.local_processes > 1 and visible != "" and "," not in visible
+
     def typed(self, program: str) -> str:
         """The program as it is typed with the launcher: `torchrun --nproc_per_node=2 src/train.py`."""
         if self.launcher == SRUN:
@@ -54,8 +69,14 @@ def current_launch() -> Launch | None:
         UserError: A launcher started it, and left out what a process must know.
     """
     env = os.environ
-    if env.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"} or env.get("WORLD_SIZE") not in (None, "0", "1"):
+    is_one_of_several = env.get("WORLD_SIZE") not in (None, "0", "1") or env.get("RANK", "0") != "0"
+    if is_one_of_several or env.keys() & {"TORCHELASTIC_RUN_ID", "LOCAL_RANK"}:
         return _of_torchrun(env)
+    if "SLURM_PROCID" not in env and (sizes := [name for name in OF_MPI if env.get(name, "1") != "1"]):
+        raise UserError(
+            f"{sizes[0]}={env[sizes[0]]}: mpirun, or another launcher of MPI, started several processes, each of which "
+            "would make a run of its own. Start the command with torchrun or srun (docs/devices.md)."
+        )
     is_interactive = "SLURM_PROCID" not in env and env.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if env.get("SLURM_NTASKS", "1") == "1" or is_interactive:
         return None  # a job of one task: Imago starts the processes of its GPUs
@@ -80,9 +101,12 @@ def launch_of(command: str, one_process: bool = False) -> Launch | None:
         if one_process and launch is not None and launch.processes > 1:
             raise UserError(f"{launch.where}, and {command} is a single one. Type it without {launch.launcher}.")
     except UserError:
-        if any(os.environ.get(name, "0") != "0" for name in RANKS):
+        is_other = any(os.environ.get(name, "0") != "0" for name in RANKS)
+        if is_other and OF_SEVERAL & os.environ.keys():  # there is a first one
             sys.exit(1)
         raise
+    if launch is not None and launch.rank >= launch.processes:
+        raise UserError(f"RANK={launch.rank}: {launch.where}, whose ranks are 0 to {launch.processes - 1}.")
     return launch
 
 

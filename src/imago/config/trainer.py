@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.config.combinations import number_or_infinity
 from imago.config.durations import is_duration, read_duration
 from imago.config.invocation import Invocation
 from imago.config.setting_source import in_file, is_users_own
+from imago.config.strategies import strategy_problems
 
 NO_LIMIT = "0 or more, -1 for no limit, or null"
 LEAST = {  # option of the Trainer -> smallest valid number, all valid values
@@ -24,6 +25,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
 
 def device_problems(cfg: DictConfig) -> Iterator[str]:
     """Problems with the kind of device, or with what the chosen one cannot do; they are known without asking it."""
+    yield from strategy_problems(cfg)
     accelerator = str(cfg.trainer.get("accelerator", "auto"))
     if accelerator not in ACCELERATORS:
         yield f"trainer.accelerator must be auto, cpu, gpu or mps, got {accelerator}. For a GPU type trainer=gpu"
@@ -32,20 +34,24 @@ def device_problems(cfg: DictConfig) -> Iterator[str]:
             "trainer.precision=16-true trains in float16 without loss scaling, where the smallest numbers become 0 and "
             "AdamW divides by them. Type trainer.precision=16-mixed, or bf16-true."
         )
-    if cfg.trainer.get("sync_batchnorm") and accelerator == "cpu" and not _is_one_device(cfg):
+    if cfg.trainer.get("sync_batchnorm") and accelerator == "cpu" and not is_one_device(cfg):
         yield "trainer.sync_batchnorm=true needs GPUs. On the CPU type trainer.sync_batchnorm=false"
 
 
 def device_warnings(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
     """Settings for several devices that do nothing on one."""
-    if cfg.trainer.get("sync_batchnorm") and _is_one_device(cfg) and is_users_own("trainer.sync_batchnorm", invocation):
+    if cfg.trainer.get("sync_batchnorm") and is_one_device(cfg) and is_users_own("trainer.sync_batchnorm", invocation):
         yield "trainer.sync_batchnorm=true does nothing with one device (trainer.devices=1)"
 
 
-def _is_one_device(cfg: DictConfig) -> bool:
-    devices = str(cfg.trainer.get("devices", "auto"))
+def is_one_device(cfg: DictConfig) -> bool:
+    """Whether a run is known to have one device, and one process; that GPUs may be several counts as several."""
+    devices = cfg.trainer.get("devices", "auto")
     if cfg.trainer.get("num_nodes", 1) != 1:
         return False
+    if OmegaConf.is_list(devices):
+        return len(devices) == 1
+    devices = str(devices)
     return devices == "1" or (devices in ("auto", "-1") and cfg.trainer.get("accelerator") == "cpu")
 
 

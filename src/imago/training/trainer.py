@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from imago.callbacks.profiler import PartsProfiler
 from imago.checkpoint.write import WholeFileCheckpointIO
 from imago.config.launcher import Launch, processes_here
+from imago.config.strategies import DDP, FSDP
 from imago.distributed import divide_threads
 from imago.lightning_internals import leave_signals_alone
 from imago.run.folder import RunFolder
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 PROFILERS = {"simple": PartsProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 OWN_WORDS = ("devices", "precision", "profiler", "plugins", "benchmark")
 """Options of the Trainer that are completed here."""
-DDP, FSDP = ("ddp", "ddp_find_unused_parameters_true"), "fsdp"
 SHORT = {"16": "16-mixed", "16-mixed": "16-mixed", "bf16": "bf16-mixed"}
 """Precision as people type it -> as Lightning wants it, which warns otherwise."""
 
@@ -63,7 +63,8 @@ def build_trainer(
         missing["strategy"] = FSDPStrategy() if cfg.trainer.strategy == FSDP else _ddp(cfg.trainer.strategy == DDP[1])
         missing["plugins"].append(OwnProcesses(run.rank, run.processes, run.port, run.launch))
         if run.launch is not None and isinstance(cfg.trainer.get("devices"), int):
-            missing |= {"devices": run.launch.local_processes}  # nodes may have different numbers
+            here = 1 if run.launch.has_own_device else run.launch.local_processes  # nodes may have different numbers
+            missing |= {"devices": here}
     elif cfg.trainer.strategy in (*DDP, FSDP):
         missing["strategy"] = "auto"  # a single process has nothing to exchange
     parts: dict[str, Any] = {"callbacks": list(callbacks), "logger": list(loggers) or False}
@@ -170,7 +171,7 @@ class OwnProcesses(LightningEnvironment):
         """Keep what a launcher has set: Lightning would remove WORLD_SIZE."""
 
     def local_rank(self) -> int:
-        return self.rank if self.launch is None else self.launch.local_rank
+        return self.rank if self.launch is None else self.launch.device
 
     def node_rank(self) -> int:
         return 0 if self.launch is None else self.launch.node
