@@ -68,6 +68,8 @@ def test_whole_evaluation_batches_are_dealt_and_none_twice(size, processes):
     dealt = [list(EvalBatchSampler(size, 4, rank, processes)) for rank in range(processes)]
     assert sorted(batch for batches in dealt for batch in batches) == whole
     assert [index for batch in whole for _, index in batch] == list(range(size))
+    limited = [list(EvalBatchSampler(size, 4, rank, processes, most=2)) for rank in range(processes)]
+    assert sorted(batch for batches in limited for batch in batches) == whole[:2]
 
 
 def loader(root, workers: int, epoch: int = 0) -> Loader:

@@ -1,7 +1,8 @@
 """The contract of images, pixel transforms and data modules of one's own, with a message for each way to break it."""
 
 import difflib
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Integral
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from imago.data.crops import CropBox, CropPolicy, FittedBox
 from imago.data.decode import BadImageError
 from imago.definitions import SPLITS
+from imago.distributed import all_gather_objects
 from imago.errors import UserError, kind_of
+from imago.terminal import by_split
 
 AS_POSITION = {str: "class_names.index(label)", float: "int(label)", Tensor: "int(label)"}
 """Type of a label -> what makes it a position."""
@@ -110,3 +113,20 @@ def check_module(data: Any) -> None:
     """Raise UserError unless the constructor of a data module has called that of ImageDataModule."""
     if not hasattr(data, "sets"):
         raise UserError(f"{type(data).__name__} does not call super().__init__(sets, **loading) in its __init__.")
+
+
+def check_same_images(counts: Mapping[str, Mapping[str, int]], root: str) -> None:
+    """Raise UserError unless all processes of a run, which call this together, have as many images of each class, in
+    each split: on several nodes, each may have a copy of its own."""
+    own = {split: dict(classes) for split, classes in counts.items()}
+    processes = all_gather_objects((socket.gethostname(), own))
+    first = processes[0][1]
+    for rank, (host, these) in enumerate(processes):
+        if these != first:
+            sizes, expected = (
+                by_split({split: sum(of.values()) for split, of in splits.items()}) for splits in (these, first)
+            )
+            raise UserError(
+                f"Process {rank} ({host}) has other images in {root} than process 0: {sizes}, not {expected}. Each "
+                "node must have all of them."
+            )

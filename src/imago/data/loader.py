@@ -65,6 +65,11 @@ class Loader:
                 self.on_damage(batch.pop("damaged"))
             yield batch
 
+    @property
+    def of_run(self) -> int:
+        """Number of batches of the run; `len` is that of this process."""
+        return getattr(self.batch_sampler, "of_run", len(self))
+
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state: `position` knows where to resume. Without it, Lightning would warn that it cannot."""
         return {}

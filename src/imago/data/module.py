@@ -12,7 +12,7 @@ from torch import Tensor
 from imago.config.launcher import processes_here
 from imago.data.cache import CachedImages
 from imago.data.colour import Decoding
-from imago.data.contract import check_box, check_pixels, check_sets, failed_step
+from imago.data.contract import check_box, check_pixels, check_same_images, check_sets, failed_step
 from imago.data.crops import FILL, Size
 from imago.data.dataset import ImageDataset, collate
 from imago.data.decode import BadImageError
@@ -135,6 +135,10 @@ class ImageDataModule(ScoredSplits):
         self._train_batches: TrainBatchSampler | None = None
         self.log_sets()
 
+    def setup(self, stage: str) -> None:
+        """Check that all processes of the run have the same images; all call this together."""
+        check_same_images(self.facts["counts"], str(self.sets.root))
+
     def bind(self, placement: Placement, strategy: Strategy, fixed_order: bool = False) -> None:
         """Bind the data to a run: the placement of this process, the training strategy, and whether every epoch repeats
         the order of the first."""
@@ -166,20 +170,26 @@ class ImageDataModule(ScoredSplits):
             return to_network(batch, transform.batch, self.trainer)
 
     def val_dataloader(self) -> Loader:
-        return self.eval_dataloader("val")
+        return self.eval_dataloader("val", most=self._limit("val"))
 
     def test_dataloader(self) -> Loader:
-        return self.eval_dataloader("test")
+        return self.eval_dataloader("test", most=self._limit("test"))
 
     def predict_dataloader(self) -> Loader:
-        return self.eval_dataloader(self.predict_split)
+        return self.eval_dataloader(self.predict_split, most=self._limit("predict"))
 
-    def eval_dataloader(self, split: str, cached: bool = True) -> Loader:
-        """Return a loader of a split in the order of its paths, with the evaluation transform. One that is not `cached`
-        is for a single pass: it keeps no decoded images."""
+    def eval_dataloader(self, split: str, cached: bool = True, most: int | None = None) -> Loader:
+        """Return a loader of a split, or of its first `most` batches, in the order of its paths, with the evaluation
+        transform. One that is not `cached` is for a single pass: it keeps no decoded images."""
         split = self.scored_split(split)
-        sampler = EvalBatchSampler(len(self.sets.splits[split]), self.batch_size, *self.placement)
+        sampler = EvalBatchSampler(len(self.sets.splits[split]), self.batch_size, *self.placement, most)
         return self._loader(split, split, self.eval_transform, sampler, cached)
+
+    def _limit(self, stage: str) -> int | None:
+        """Return the number of batches that the run takes of a split, where the Trainer limits it; Lightning would take
+        that number of each process."""
+        limit = getattr(self.trainer, f"limit_{stage}_batches", None)
+        return limit if isinstance(limit, int) else None
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training:

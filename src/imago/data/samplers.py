@@ -82,15 +82,17 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):
-    """Every `processes`-th batch, in order, as (epoch, index). Batches are not divided, so that they are the same for
-    any number of processes and no image is seen twice."""
+    """Every `processes`-th of all batches, or of the first `most`, in order, as (epoch, index). Batches are not
+    divided, so that they are the same for any number of processes and no image is seen twice."""
 
     epoch = 0
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        self.size = size
+    def __init__(self, size: int, batch_size: int, rank: int = 0, processes: int = 1, most: int | None = None) -> None:
+        self.size = size if most is None else min(size, most * batch_size)
         self.batch_size = batch_size
-        self.firsts = range(rank * batch_size, size, processes * batch_size)
+        self.of_run = -(-self.size // batch_size)
+        """Number of batches of all processes together."""
+        self.firsts = range(rank * batch_size, self.size, processes * batch_size)
 
     def __len__(self) -> int:
         return len(self.firsts)

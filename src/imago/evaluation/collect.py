@@ -25,12 +25,12 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
     limit = trainer.limit_predict_batches
     try:
         if split == "test":
-            at_least_one_batch(trainer, "test", data.test_dataloader())
+            count_limit(trainer, "test", data.test_dataloader())
             with memory_errors_explained(trainer, model, data.batch_size):
                 trainer.test(model, datamodule=data, verbose=False)
         else:
             data.predict_split = split
-            at_least_one_batch(trainer, "predict", data.predict_dataloader())
+            count_limit(trainer, "predict", data.predict_dataloader())
             with memory_errors_explained(trainer, model, data.batch_size):
                 trainer.predict(model, datamodule=data, return_predictions=False)
     finally:
@@ -55,12 +55,16 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
     )
 
 
-def at_least_one_batch(trainer: Trainer, stage: str, loader: Sized) -> None:
-    """Take one batch if `trainer.limit_<stage>_batches` is a fraction below one batch, which Lightning would refuse."""
-    limit = getattr(trainer, f"limit_{stage}_batches")
-    if isinstance(limit, float) and limit > 0 and int(limit * len(loader)) == 0:
+def count_limit(trainer: Trainer, stage: str, loader: Sized) -> None:
+    """Replace a fraction in `trainer.limit_<stage>_batches` by a number of batches, where Lightning would refuse it,
+    because it is less than one, or would take it of the batches of each process."""
+    limit, of_run = getattr(trainer, f"limit_{stage}_batches"), getattr(loader, "of_run", len(loader))
+    count = int(limit * of_run)
+    if not isinstance(limit, float) or not 0 < limit < 1 or (count and of_run == len(loader)):
+        return
+    if count == 0:
         log.info("trainer.limit_%s_batches=%s is less than one batch: using one", stage, limit)
-        setattr(trainer, f"limit_{stage}_batches", 1)
+    setattr(trainer, f"limit_{stage}_batches", max(1, count))
 
 
 def _check_complete(trainer: Trainer, split: str, index: list[int], images: int) -> None:

@@ -22,7 +22,7 @@ from imago.config.setting_source import is_users_own
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
 from imago.definitions import TIME_OVER
-from imago.evaluation.collect import at_least_one_batch
+from imago.evaluation.collect import count_limit
 from imago.evaluation.evaluate import Result, evaluate
 from imago.lightning_internals import callbacks_of, log_every, option_of
 from imago.model.module import DictModule
@@ -50,6 +50,7 @@ def train(
 
     Without `pictures`, reports show no images.
     """
+    count_limit(trainer, "train", data.train_dataloader())  # checkpoints keep the number
     epochs_before = None
     if ckpt_path is not None:
         checkpoint = read_checkpoint(ckpt_path)
@@ -60,8 +61,7 @@ def train(
             data.say(what)
         data.leave_out_trained(checkpoint["imago"])
         epochs_before = checkpoint["epoch"] + 1
-    at_least_one_batch(trainer, "train", data.train_dataloader())
-    at_least_one_batch(trainer, "val", data.val_dataloader())
+    count_limit(trainer, "val", data.val_dataloader())
     _warn_of_large_batch(data, run)
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     with memory_errors_explained(trainer, model, data.batch_size):
