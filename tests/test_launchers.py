@@ -14,23 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import REPO, SMALL, Run, same, type_command, type_in_subprocess
+from helpers import REPO, SMALL, Run, rows, same, type_command, type_in_subprocess
 from torch.distributed.run import get_args_parser
 
 import imago
 from imago.cli.processes import free_port
 from imago.config.launcher import current_launch
 
+FIRST, SECOND, CABLE = "10.231.7.1", "10.231.7.2", "cable"
 UNWELL = ("+callbacks.unwell._target_=snapshots.Unwell", "+callbacks.unwell.rank=1")
 
 
-def srun(*words, processes=2, code=""):
+def srun(*words, processes=2, code="", nodes=1):
     """Types `srun --ntasks=2 python src/train.py <words>`; what the processes leave, by rank."""
     port = free_port()
 
     def task(rank):
-        variables = {"SLURM_PROCID": rank, "SLURM_NTASKS": processes, "SLURM_LOCALID": rank, "SLURM_NODEID": 0}
-        variables |= {"SLURM_NNODES": 1, "SLURM_JOB_ID": 4711, "SLURM_JOB_NODELIST": "localhost", "MASTER_PORT": port}
+        variables = {"SLURM_PROCID": rank, "SLURM_NTASKS": processes, "SLURM_LOCALID": rank // nodes}
+        variables |= {
+            "SLURM_NODEID": rank % nodes,
+            "SLURM_NNODES": nodes,
+            "SLURM_JOB_ID": 4711,
+            "SLURM_JOB_NODELIST": "localhost",
+            "MASTER_PORT": port,
+        }
         setting = f"import os\nos.environ.update({ {name: str(value) for name, value in variables.items()} })\n"
         return type_in_subprocess(*words, code=setting + code)
 
@@ -38,16 +45,25 @@ def srun(*words, processes=2, code=""):
         return list(threads.map(task, range(processes)))
 
 
-def torchrun(words, *options, nodes=1):
+def torchrun(words, *options, nodes=1, hosts=()):
     """Types `torchrun <options> src/train.py <words>` on each node; exit statuses and outputs of the agents."""
-    address = [f"--nnodes={nodes}", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    address = [f"--nnodes={nodes}", f"--master_addr={FIRST if hosts else '127.0.0.1'}", f"--master_port={free_port()}"]
     environment = os.environ | {"PYTHONPATH": f"{REPO}/src:{REPO}/tests", "OMP_NUM_THREADS": "1"}
     agents = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *address, f"--node_rank={node}", *options, "src/train.py"]
+            [
+                *(hosts[node] if hosts else ()),
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                *address,
+                f"--node_rank={node}",
+                *options,
+                "src/train.py",
+            ]
             + [str(word) for word in words],
             cwd=REPO,
-            env=environment | {"PYTHONWARNINGS": "ignore"},
+            env=environment | {"PYTHONWARNINGS": "ignore"} | ({"GLOO_SOCKET_IFNAME": CABLE} if hosts else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -102,6 +118,107 @@ def test_two_nodes_make_the_run_of_two_processes(settings, own, tmp_path):
     assert status_of(folder)["card"]["device"].startswith("2 x cpu")
     assert "epoch" in first
     assert "epoch" not in second
+
+
+@pytest.fixture
+def hosts():
+    """Beginnings of commands for two hosts with different clocks: network namespaces that a cable connects."""
+    names = [f"imago_{os.getpid()}_{end}" for end in "ab"]
+    steps = [f"netns add {name}" for name in names]
+    steps.append(f"link add {CABLE} netns {names[0]} type veth peer name {CABLE} netns {names[1]}")
+    for name, address in zip(names, (FIRST, SECOND), strict=True):
+        steps += [f"-n {name} address add {address}/30 dev {CABLE}", f"-n {name} link set {CABLE} up"]
+        steps.append(f"-n {name} link set lo up")
+    try:
+        for step in steps:
+            subprocess.run(["ip", *step.split()], check=True, capture_output=True, text=True)
+        yield [["ip", "netns", "exec", name, "env", f"TZ=UTC{hours}"] for name, hours in zip(names, "08", strict=True)]
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no network namespaces: {getattr(error, 'stderr', error)}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def test_two_hosts_make_the_run_of_two_processes(settings, own, tmp_path, hosts):
+    words = [*settings, "trainer=cpu", "test=false", f"paths.log_dir={tmp_path}/logs"]
+    statuses, (first, second) = torchrun(words, "--nproc_per_node=1", nodes=2, hosts=hosts)
+    assert statuses == [0, 0], first + second
+    (folder,) = folders_below(tmp_path / "logs")
+    assert same(weights_of(folder), own.weights())
+
+
+A_DISK_OF_ITS_OWN = """
+import ctypes
+if os.environ["SLURM_PROCID"] == "1":
+    import imago.cli.orders
+    imago.cli.orders.SECONDS_TO_SEE = 1
+    libc = ctypes.CDLL(None)
+    assert not libc.unshare(0x20000) and not libc.mount(b"none", b"/", None, 0x44000, None)
+    assert not libc.mount(b"none", b"{folder}", b"tmpfs", 0, None)
+    os.mkdir("{folder}/run")
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode != 0,
+    reason="no mount namespaces",
+)
+def test_a_folder_of_that_name_on_another_node_is_not_the_run_folder(settings, tmp_path):
+    code = A_DISK_OF_ITS_OWN.replace("{folder}", str(tmp_path))
+    first, second = srun(*settings, "trainer=cpu", f"hydra.run.dir={tmp_path}/run", code=code, nodes=2)
+    assert (first.returncode, second.returncode) == (1, 1), first.stdout
+    error = status_of(tmp_path / "run")["error"]
+    assert re.match(
+        rf"In process 1 of 2 \(\S+\): \S+ has another run folder {tmp_path}/run\. Type paths\.log_dir=", error
+    )
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_data_that_differ_between_nodes_are_refused(settings, colours, own_colours, tmp_path):
+    (own_colours / "train" / "red" / "000.png").unlink()
+    code = f"os.environ['COPY'] = '{colours}' if os.environ['SLURM_PROCID'] == '0' else '{own_colours}'\n"
+    words = ["trainer=cpu", "data.data_dir=${oc.env:COPY}", f"hydra.run.dir={tmp_path}/run"]
+    first, second = srun(*settings, *words, code=code, nodes=2)
+    assert (first.returncode, second.returncode) == (1, 1), first.stdout
+    message = (
+        r"Process 1 \(\S+\) has other images in \S+ than process 0: 38 in train, 15 in val, not 39 in train, 15 in val"
+    )
+    assert re.match(message, status_of(tmp_path / "run")["error"])
+
+
+A_CLOCK_THAT_STANDS = """
+import datetime, hydra.core.utils
+class Still(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 2, 3, 4, 5)
+hydra.core.utils.datetime = Still
+"""
+
+
+def test_two_launches_in_one_second_make_two_folders(settings, tmp_path):
+    words = [*settings, "trainer=cpu", "preflight=only", f"paths.log_dir={tmp_path}/logs"]
+    with ThreadPoolExecutor(2) as threads:
+        launches = list(threads.map(lambda _: srun(*words, code=A_CLOCK_THAT_STANDS), range(2)))
+    assert [process.returncode for launch in launches for process in launch] == [0] * 4, launches
+    folders = folders_below(tmp_path / "logs")
+    assert [status_of(folder)["status"] for folder in folders] == ["checked"] * 2
+    assert [folder.name[:19] for folder in folders] == ["2026-01-02_03-04-05"] * 2
+
+
+def test_eight_processes_score_as_one(settings, own, tmp_path):
+    """To the bit, also a part of a split: limits count the batches of all processes together."""
+    words = [*settings, "trainer=cpu", "train=false", f"ckpt_path={own.dir}/checkpoints/best.ckpt"]
+    words += ["report.splits=[train,test]", "trainer.limit_predict_batches=0.5", f"paths.log_dir={tmp_path}/logs"]
+    one = type_command("train", words, tmp_path / "one")
+    first, *_ = srun(*words, f"hydra.run.dir={tmp_path}/eight", processes=8)
+    assert first.returncode == 0, first.stdout
+    eight = Run(tmp_path / "eight", 0, "")
+    for split, images in (("train", 16), ("test", 15)):
+        assert len(rows(eight, split)) == images
+        assert rows(eight, split) == rows(one, split)
+        assert eight.json(f"reports/metrics_{split}.json") == one.json(f"reports/metrics_{split}.json")
 
 
 def test_torchrun_restarts_a_run_that_resumes_by_itself(settings, own, tmp_path):
@@ -209,6 +326,24 @@ def test_a_process_that_cannot_find_the_others_is_refused(train, monkeypatch, la
         monkeypatch.setenv(name, "1")
         second = train()  # the first has said it
         assert (second.exit_code, second.output, second.dir.exists()) == (1, "", False)
+
+
+@pytest.mark.parametrize(
+    ("launched", "said"),
+    [
+        ({"RANK": "1"}, "RANK=1: torchrun, or another launcher, started this process, but did not set LOCAL_RANK, "),
+        (OF_TORCHRUN | {"RANK": "4"}, "RANK=4: torchrun started 4 processes on 2 nodes, 2 on this one, whose ranks"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2: mpirun, or another launcher of MPI, started several"),
+    ],
+)
+def test_what_no_launcher_of_ours_has_started_is_refused(train, monkeypatch, launched, said):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a run of several processes, in this one
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    run = train()
+    assert said in run.error
+    assert not run.dir.exists()
 
 
 def test_commands_of_one_process_are_refused(command, monkeypatch, colours):

@@ -1,6 +1,7 @@
 """`last.ckpt`: the checkpoint from which a run is resumed, whatever ended it."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ON_EXCEPTION = "on_exception.ckpt"
 ON_FULL_DISK = ("stop", "continue")
+SECONDS_OF_ONE_CTRL_C = 1
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -55,6 +57,7 @@ class ResumeCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.on_full_disk = on_full_disk
         self._asked: int | None = None
+        self._asked_at = 0.0
         self._saved_at = 0.0
         self._first_step: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -131,9 +134,12 @@ class ResumeCheckpoint(Checkpoint):
         return decision[0], bool(decision[1])
 
     def _ask(self, number: int, *_: Any) -> None:
-        if self._asked is not None and number == signal.SIGINT:
+        # torchrun passes on the Ctrl-C that the terminal has sent to all
+        is_repeated = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() < self._asked_at + SECONDS_OF_ONE_CTRL_C
+        if self._asked is not None and number == signal.SIGINT and not is_repeated:
             raise KeyboardInterrupt
         if self._asked is None:
+            self._asked_at = time.monotonic()
             hint = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             log.info("%s: stopping after this step%s", signal.Signals(number).name, hint)
         self._asked = number

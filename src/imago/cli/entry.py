@@ -1,12 +1,13 @@
 """A command as the shell starts it, and as Python calls it: composing, mistakes, exit statuses."""
 
-import functools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,24 +71,37 @@ class Command:
     def __call__(self) -> Any:
         """Does what was typed. Lets people type `-m` between the overrides, explains what cannot be composed, and ends
         without a traceback."""
-        asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
         program = typed_program(self.name)
-        with closed_pipe_allowed(), stopped_by_signals(), errors_raised(), config_store_not_copied():
-            try:
-                with led(f"ml-{self.name}", self.one_process) as leader:
-                    return self._typed(program, leader)
-            except KeyboardInterrupt:
-                _leave(INTERRUPTED)
-            except BrokenPipeError:
+        asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
+        explained = partial(self._explained, program, asks_for_traceback)
+        with (
+            closed_pipe_allowed(),
+            stopped_by_signals(),
+            errors_raised(),
+            config_store_not_copied(),
+            explained(),
+            led(f"ml-{self.name}", self.one_process) as leader,
+            explained(),  # before the leader ends the other processes, and a launcher this one
+        ):
+            return self._typed(program, leader)
+
+    @contextmanager
+    def _explained(self, program: str, asks_for_traceback: bool) -> Iterator[None]:
+        """Inside, what goes wrong ends the program, with a message if it has none yet."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            _leave(INTERRUPTED)
+        except BrokenPipeError:
+            raise
+        except TaskError:  # it has been said
+            _leave(1)
+        except yaml.YAMLError as error:
+            fail(yaml_message(error))
+        except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+            if asks_for_traceback:
                 raise
-            except TaskError:  # it has been said
-                _leave(1)
-            except yaml.YAMLError as error:
-                fail(yaml_message(error))
-            except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-                if asks_for_traceback:
-                    raise
-                fail(describe_error(error, self.name, sys.argv[1:], program))
+            fail(describe_error(error, self.name, sys.argv[1:], program))
 
     def _typed(self, program: str, leader: Leader | None) -> Any:
         page = page_for(sys.argv[1:], self.name, program)
@@ -170,7 +184,7 @@ class Command:
         arguments = self.arguments(words)
         sys.argv[1:] = arguments.words
 
-        @functools.wraps(self.task)
+        @wraps(self.task)
         def job(cfg: DictConfig) -> Any:
             invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, program))
             try:

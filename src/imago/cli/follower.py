@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from imago.cli.environment import read_env_file
-from imago.cli.processes import do_order, end, leave_group
-from imago.cli.rank_warnings import WarningsToRank0
+from imago.cli.orders import do_order, end, leave_group
+from imago.cli.rank_warnings import StoredWarnings, WarningsToRank0
 from imago.cli.run_store import POLL_SECONDS, RunStore, lost_connection, lost_message
 from imago.config.launcher import TORCHRUN, Launch
 from imago.definitions import INTERRUPTED, STOPPING, TERMINATED
@@ -36,6 +36,7 @@ class Follower:
         self._launch = launch
         self._store = RunStore(launch)
         self._store.join()
+        self._warnings = StoredWarnings(self._store)
         self._parent = os.getppid()
         self._is_busy = False
         self._using_store = threading.RLock()
@@ -43,7 +44,7 @@ class Follower:
     def work(self) -> NoReturn:
         """Carry out one order after the other: one, or that of each job of a sweep."""
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  rank 0 says what there is to say
-        logging.getLogger().handlers = [WarningsToRank0(self._store, self._launch.rank)]
+        logging.getLogger().handlers = [WarningsToRank0(self._warnings.send_from(self._launch.rank))]
         warnings.simplefilter("ignore")
         threading.Thread(target=self._watch, daemon=True).start()
         try:
@@ -62,6 +63,7 @@ class Follower:
         self._is_busy = True
         try:
             do_order(json.loads(text), self._launch.rank, self._launch)
+            self._warnings.flush()
             self._store.count(f"done/{job}", 1)
         except BaseException as error:
             self._fail(error)
@@ -91,6 +93,7 @@ class Follower:
         is_echo = lost_connection(error)
         if is_echo:
             time.sleep(SECONDS_TO_SAY)  # one that failed by itself says more
+        self._warnings.flush()
         if self._store.count("errors", 1) == 1:
             said = {"rank": self._launch.rank, "host": socket.gethostname()}
             said |= {"message": lost_message(error) if is_echo else message_of(error)}

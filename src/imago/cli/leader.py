@@ -9,25 +9,21 @@ order, which processes.py carries out. Nothing but the store (run_store.py) conn
 import json
 import logging
 import os
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from imago.cli.follower import Follower
-from imago.cli.processes import (
-    SECONDS_TO_END,
-    SECONDS_TO_FAIL_TOO,
-    ProcessError,
-    end,
-    leave_group,
-    order_of,
-    record_failure,
-)
-from imago.cli.rank_warnings import RankWarnings
+from imago.cli.orders import end, leave_group, order_of
+from imago.cli.processes import SECONDS_TO_END, SECONDS_TO_FAIL_TOO, ProcessError, record_failure
+from imago.cli.rank_warnings import RankWarnings, StoredWarnings
 from imago.cli.run_store import POLL_SECONDS, SECONDS_TO_MEET, RunStore, lost_connection, lost_message
 from imago.config.launcher import TORCHRUN, Launch, launch_of
 from imago.definitions import INTERRUPTED
@@ -61,6 +57,9 @@ def led(command: str, one_process: bool = False) -> Iterator["Leader | None"]:
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
+        if isinstance(stop.code, str):  # said now: once the others end, their launcher may kill this process
+            print(stop.code, file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
         raise
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -80,9 +79,10 @@ class Leader:
         self._jobs = 0
         self._ordered = 0.0
         self._run: RunFolder | None = None
+        self._mark: Path | None = None
         self._error: ProcessError | None = None
         self._over = threading.Event()
-        self._warnings = RankWarnings(self._store)
+        self._warnings = RankWarnings(StoredWarnings(self._store).receive)
         self._beats = _Beats(self._store, launch.processes)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -97,7 +97,10 @@ class Leader:
         if self._error is not None:
             raise self._error
         job, self._jobs = self._jobs, self._jobs + 1
-        self._store.write(f"order/{job}", json.dumps(order_of(task, cfg, run)))
+        if self.launch.nodes > 1:
+            self._mark = _leave_mark(run.path)
+        mark = None if self._mark is None else self._mark.name
+        self._store.write(f"order/{job}", json.dumps(order_of(task, cfg, run, mark)))
         self._run, self._ordered = run, time.monotonic()
         failed = True
         try:
@@ -112,12 +115,14 @@ class Leader:
             raise cause from error
         finally:
             self._run = None
+            self._remove_mark()
             self._warnings.log_new(run.warnings, hurry=True)
             leave_group(abort=failed)
 
     def close(self, status: int) -> None:
         """Tell the others that it is over. Where this process serves the store, wait until they have read that."""
         self._over.set()
+        self._remove_mark()
         if threading.current_thread() is not self._watcher:
             self._watcher.join(SECONDS_TO_FAIL_TOO + 1)
         with suppress(RuntimeError):  # the store is gone, and so are they
@@ -126,6 +131,11 @@ class Leader:
             while self._store.count("left") < self.launch.processes - 1 and time.monotonic() < deadline:
                 self._store.answer()
                 time.sleep(POLL_SECONDS)
+
+    def _remove_mark(self) -> None:
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            mark.unlink(missing_ok=True)
 
     def _finish(self, job: int) -> None:
         deadline = time.monotonic() + SECONDS_TO_END
@@ -208,6 +218,16 @@ class Leader:
 
     def _is_abandoned(self) -> bool:
         return self.launch.launcher == TORCHRUN and os.getppid() != self._parent
+
+
+def _leave_mark(folder: Path) -> Path | None:
+    """A new file, by which processes on other nodes know the run folder; None on a full disk. One that is left over is
+    removed when the folder is claimed again."""
+    mark = folder / f".{uuid.uuid4().hex}.tmp"
+    with suppress(OSError):
+        mark.touch()
+        return mark
+    return None
 
 
 class _Beats:

@@ -4,13 +4,14 @@
 
 Lightning would start the whole command line again; ours are given the composed config of rank 0 instead, so that a run
 has one folder, one bar and one log, and a job of a sweep stays one job. Those of torchrun or srun get the same orders
-from a store (leader.py). `torch.distributed.elastic.multiprocessing.start_processes` is not used: nothing would end
-its processes when rank 0 is killed, as the end of their standard input does here.
+from a store (leader.py).
+
+`torch.distributed.elastic.multiprocessing.start_processes` is not used: when rank 0 is killed, its processes get a
+SIGINT, and those stay that wait in C++, or leave Ctrl-C to rank 0. Here the end of their standard input ends all.
 """
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -23,24 +24,20 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from imago.cli.hydra_internals import restore_hydra
-from imago.config.invocation import Invocation
-from imago.config.launcher import Launch
-from imago.config.own_code import OWN_CODE, allow_imports
-from imago.config.resolvers import register
+from imago.cli.orders import do_order, end, leave_group, order_of
+from imago.cli.rank_warnings import RankWarnings, WarningsToRank0, warnings_in
 from imago.definitions import STOPPING, TERMINATED
 from imago.errors import KILLED, UserError, message_of
 from imago.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 2**22  # of warnings, and of an error with its traceback
 SECONDS_TO_END = 60  # after rank 0 is through
 SECONDS_TO_FAIL_TOO = 4  # for the others, once rank 0 has failed
 SECONDS_TO_RAISE = 15  # for rank 0 to notice by itself that another is gone
@@ -68,13 +65,15 @@ def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -
         yield
         return
     ranks: list[_Rank] = []
+    sent = RankWarnings(lambda: [(process.rank, text) for process in ranks for text in process.new_warnings()])
     failed_here = True
     try:
         for rank in range(1, run.processes):
             ranks.append(_Rank(task, cfg, run, rank))
-        yield
-        for process in ranks:
-            process.finish()
+        with sent.logged(run.warnings):
+            yield
+            for process in ranks:
+                process.finish()
         failed_here = False
     except Exception as error:
         for process in ranks:
@@ -84,6 +83,7 @@ def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -
         deadline = time.monotonic() + SECONDS_TO_FAIL_TOO
         for process in ranks:  # rank 0 may only see that the connection broke
             process.wait(max(0.0, deadline - time.monotonic()))
+        sent.log_new(run.warnings, hurry=True)
         failed = next((process for process in ranks if process.failed), None)
         if failed is None:
             raise
@@ -95,12 +95,14 @@ def other_processes(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -
 
 
 class _Rank:
-    """One process; its stdin stays open as long as rank 0 lives, its stdout is a file that brings its error."""
+    """One process; its stdin stays open as long as rank 0 lives, its stdout is a file that brings its warnings and its
+    error, as lines of JSON."""
 
     def __init__(self, task: Callable[..., Any], cfg: DictConfig, run: RunFolder, rank: int) -> None:
         self.run = run
         self.rank = rank
         self.over = False
+        self._read = 0
         self.stdout, self.stderr = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115
         package = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -138,15 +140,26 @@ class _Rank:
 
     def error(self) -> ProcessError:
         """What it said when it failed."""
-        self.stdout.seek(0)
         try:
-            said = json.loads(self.stdout.read())
-        except ValueError:  # it could not say anything: killed, or out of memory
+            said = json.loads(self._lines(0)[-1])
+            message, trace = said["message"], said["traceback"]
+        except (ValueError, LookupError, TypeError):  # it could not say anything: killed, or out of memory
             self.stderr.seek(0)
             last = self.stderr.read().strip()[-500:]
-            said = {"message": f"{describe_exit(self.process.returncode)}\n{last}".strip(), "traceback": last}
-        log.debug("Process %d of %d failed\n%s", self.rank, self.run.processes, said["traceback"])
-        return ProcessError(f"In process {self.rank} of {self.run.processes}: {said['message']}")
+            message, trace = f"{describe_exit(self.process.returncode)}\n{last}".strip(), last
+        log.debug("Process %d of %d failed\n%s", self.rank, self.run.processes, trace)
+        return ProcessError(f"In process {self.rank} of {self.run.processes}: {message}")
+
+    def new_warnings(self) -> list[str]:
+        """What it has warned of since the last call."""
+        lines = self._lines(self._read)
+        self._read += sum(map(len, lines))
+        return list(warnings_in(lines))
+
+    def _lines(self, start: int) -> list[bytes]:
+        """Whole lines of its stdout, whose position is that of the process, from byte `start` on."""
+        written = os.pread(self.stdout.fileno(), MOST_BYTES, start)
+        return written[: written.rfind(b"\n") + 1].splitlines(keepends=True)
 
     def kill(self) -> None:
         """Ends it and its loader workers, if they have not."""
@@ -194,61 +207,6 @@ def describe_exit(status: int) -> str:
     return KILLED.format(f"{by}: the system sends it") if -status == signal.SIGKILL else by
 
 
-def order_of(task: Callable[..., Any], cfg: DictConfig, run: RunFolder) -> dict[str, Any]:
-    """Order for another process to do the task of rank 0, in plain types."""
-    return {
-        "task": _address(task),
-        "run": str(run.path),
-        "resume_from": str(run.resume_from) if run.resume_from is not None else None,
-        "processes": run.processes,
-        "port": run.port,
-        "config": OmegaConf.to_yaml(cfg),
-        "invocation": run.invocation.to_plain(),
-        "own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()},
-    }
-
-
-def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> None:
-    """Do the task of rank 0 in this process.
-
-    Raises:
-        UserError: This machine does not see the run folder.
-    """
-    for name, place in order["own_code"].items():
-        allow_imports([name], Path(place))
-    folder = Path(order["run"])
-    if not folder.is_dir():
-        raise UserError(
-            f"{socket.gethostname()} does not see the run folder {folder}. Type paths.log_dir= (or hydra.run.dir=) "
-            "with a folder that all nodes share."
-        )
-    run = RunFolder(folder, rank=rank, processes=order["processes"], port=order["port"], launch=launch)
-    run.resume_from = Path(order["resume_from"]) if order["resume_from"] is not None else None
-    run.invocation = Invocation.from_plain(order["invocation"])
-    _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
-    leave_group()
-
-
-def _address(task: Callable[..., Any]) -> tuple[str | None, str, str]:
-    """Module (None: a script that was started by its path), file and name of `task`."""
-    module = sys.modules[task.__module__]
-    if module.__name__ == "__main__":
-        spec = module.__spec__
-        return (spec.name if spec is not None else None), str(module.__file__), task.__name__
-    return module.__name__, str(module.__file__), task.__name__
-
-
-def _at(module: str | None, file: str, name: str) -> Callable[..., Any]:
-    if module is not None:
-        return getattr(import_module(module), name)
-    spec = spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return getattr(script, name)
-
-
 def main() -> None:
     """Rank 1 and up: does the task that rank 0 writes to stdin, silently; the error, if any, goes to stdout."""
     for number in (signal.SIGINT, *STOPPING):
@@ -256,7 +214,7 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     to_rank_0, sys.stdout = sys.stdout, sys.stderr  # what is printed here is rank 0's to say
-    logging.getLogger().addHandler(logging.NullHandler())
+    logging.getLogger().addHandler(WarningsToRank0(to_rank_0.fileno()))
     warnings.simplefilter("ignore")
     try:
         do_order(order, order["rank"])
@@ -264,26 +222,9 @@ def main() -> None:
         if isinstance(error, SystemExit) and error.code == TERMINATED:  # agreed with rank 0, which says why
             _exit(to_rank_0, 0)
         said = {"message": message_of(error), "traceback": traceback.format_exc()}
-        to_rank_0.write(json.dumps(said))
+        to_rank_0.write(json.dumps(said) + "\n")
         _exit(to_rank_0, 1)
     _exit(to_rank_0, 0)
-
-
-def leave_group(abort: bool = False) -> None:
-    """Leave the process group, if there is one."""
-    if "torch" in sys.modules:  # else there is none, and --help stays light
-        from imago.distributed import leave_process_group
-
-        leave_process_group(abort)
-
-
-def _restore_config(text: str, hydra_settings: str) -> DictConfig:
-    """The config of rank 0."""
-    restore_hydra(hydra_settings)
-    register()
-    cfg = cast(DictConfig, OmegaConf.create(text))
-    OmegaConf.set_struct(cfg, True)
-    return cfg
 
 
 def _exit(to_rank_0: Any, code: int) -> NoReturn:
@@ -296,13 +237,6 @@ def _end_with_rank_0() -> None:
     while os.read(0, 1024):
         pass
     end(1)
-
-
-def end(code: int) -> NoReturn:
-    """End this process at once, with the loader's workers: threads of a broken process group would wait for others."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    os._exit(code)
 
 
 if __name__ == "__main__":
