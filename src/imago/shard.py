@@ -108,8 +108,16 @@ def _claimed(options: argparse.Namespace) -> Iterator["ShardFolder"]:
     plan = {"source": source, "shard_mb": float(options.shard_mb)}
     if options.output.exists() and (not options.output.is_dir() or not folder.is_ours):
         raise UserError(f"{options.output} already exists, and is not a folder of ml-shard. Type another --output.")
+    if options.folder.is_dir() and options.output.resolve().is_relative_to(options.folder.resolve()):
+        raise UserError(
+            f"{options.output} lies in {options.folder}, where it would be taken for a class. Type an --output beside "
+            "it."
+        )
     try:
         folder.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be made: {error}. Type another --output.") from error
+    try:
         with FileLock(folder.work / "lock", timeout=0):
             if (folder.work / PLAN).is_file():
                 before = read_json(folder.work / PLAN, {"source!": str, "shard_mb!": float})
@@ -133,7 +141,8 @@ def _checked(sets: "ImageSets", cache: Path) -> int | str:
     no images."""
     from imago.data.survey import check_headers, chosen_range
 
-    check_headers(sets, cache)
+    advice = "Repair or remove them, or leave them out: ml-doctor data.data_dir={} writes a list for --exclude"
+    check_headers(sets, cache, advice.format(sets.root))
     try:
         return chosen_range(sets, cache)
     except UserError as error:

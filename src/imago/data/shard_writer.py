@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,9 @@ import numpy as np
 
 from imago.data.folder_images import FolderImages
 from imago.data.images import digest_of
-from imago.data.shard_index import BLOCK, INDEX, SplitRows, map_arrays, shard_name, write_arrays
+from imago.data.shard_index import BLOCK, DIGESTS, INDEX, MANIFEST, SplitRows, map_arrays, shard_name, write_arrays
 from imago.data.tree import stat_fingerprint
+from imago.definitions import SPLITS
 from imago.errors import UserError
 from imago.files import atomic_write
 
@@ -27,6 +29,10 @@ WORK = ".ml-shard"
 ORDER = 0
 """Seed of the order in which the images of train are written."""
 LARGEST = 2**32
+OWN_SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d{{6,}}\.tar")
+OWN_TEMPORARY = re.compile(
+    rf"\.({OWN_SHARD.pattern}(\.npz)?|{'|'.join(map(re.escape, (INDEX, DIGESTS, MANIFEST)))})\.\d+\.tmp"
+)
 
 
 @dataclass(frozen=True)
@@ -80,18 +86,35 @@ def _size(images: FolderImages, index: int) -> int:
 
 def _keys(paths: Sequence[str]) -> list[str]:
     """Return the names of the samples: paths without suffix. Readers cut a name at its first dot, so further dots, and
-    the percent sign that escapes them, are escaped; files that differ in their suffix only keep it in the name."""
+    the percent sign that escapes them, are escaped; files that differ in their suffix only keep it in the name.
+
+    Raises:
+        UserError: A path stands there twice, as in a table.
+    """
     keys = [_key(path) for path in paths]
-    hashes = np.array([int.from_bytes(hashlib.blake2b(_raw(key), digest_size=8).digest()) for key in keys], np.uint64)
-    _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
-    for index in np.flatnonzero(count[place] > 1).tolist():
-        keys[index] = _key(f"{paths[index]}.")
+    for index in _doubles(keys).tolist():
+        keys[index] = f"{keys[index]}%%{_escaped(PurePosixPath(paths[index]).suffix[1:])}"  # no other has %%
+    for index in _doubles(keys).tolist():
+        raise UserError(f"{paths[index]} is listed twice. Shards hold an image once: leave one of the lines out.")
     return keys
 
 
+def _doubles(keys: Sequence[str]) -> np.ndarray:
+    """Return the positions of the keys that are not the only one of their kind."""
+    hashes = np.array([int.from_bytes(hashlib.blake2b(_raw(key), digest_size=8).digest()) for key in keys], np.uint64)
+    _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
+    return np.flatnonzero(count[place] > 1)
+
+
 def _key(path: str) -> str:
+    """Return a path without suffix, as a name in a tar: with escaped dots, and leading to nowhere outside."""
     name = PurePosixPath(path)
-    return name.with_name(name.stem.replace("%", "%25").replace(".", "%2E")).as_posix()
+    folders = ["%2F" if part == "/" else "%2E%2E" if part == ".." else part for part in name.parts[:-1]]
+    return "/".join([*folders, _escaped(name.stem)])
+
+
+def _escaped(name: str) -> str:
+    return name.replace("%", "%25").replace(".", "%2E")
 
 
 def _raw(text: str) -> bytes:
@@ -127,9 +150,15 @@ class ShardFolder:
     def remove_others(self, plans: Sequence[Plan]) -> None:
         """Remove what an earlier start has left half written, and shards that these plans do not have."""
         names = {shard_name(plan.split, number) for plan in plans for number in range(len(plan.shards))}
-        for path in [*self.folder.glob("*-*.tar"), *self.folder.glob(".*.tmp"), *self.work.glob(".*.tmp")]:
-            if path.name not in names:
+        for path in [*self.folder.iterdir(), *self.work.iterdir()]:
+            if path.name not in names and (OWN_SHARD.fullmatch(path.name) or OWN_TEMPORARY.fullmatch(path.name)):
+                self._withdraw_index()
                 path.unlink()
+
+    def _withdraw_index(self) -> None:
+        """Remove the index until it fits the shards again."""
+        for name in (MANIFEST, INDEX):
+            (self.folder / name).unlink(missing_ok=True)
 
     def write(self, plan: Plan, number: int) -> Shard:
         """Write a shard, unless it is there already, with the bytes of these files.
@@ -144,7 +173,7 @@ class ShardFolder:
         if shard is not None:
             self.kept += 1
             return shard
-        (self.folder / INDEX).unlink(missing_ok=True)  # until it fits the shards again
+        self._withdraw_index()
         shard = self._write(path, plan, number)
         columns = {"offset": shard.offset, "crc": shard.crc, "digest": shard.digest}
         numbers = {"size": np.array([shard.size]), "whole": np.array([shard.whole]), "stamp": stamp}

@@ -49,8 +49,9 @@ def leave_out_bad_images(sets: ImageSets, cache_dir: Path) -> list[str]:
     return sorted(errors)
 
 
-def check_headers(sets: ImageSets, cache_dir: Path) -> None:
-    """Raise BadImageError with all files whose header or end shows that they are no images."""
+def check_headers(sets: ImageSets, cache_dir: Path, advice: str = "") -> None:
+    """Raise BadImageError with all files whose header or end shows that they are no images; `advice` replaces that for
+    a run."""
     errors: list[str] = []
     for images in sets.splits.values():
         look = type(images).fault
@@ -58,12 +59,15 @@ def check_headers(sets: ImageSets, cache_dir: Path) -> None:
             continue
         errors += _cached_scan("faults", sets.root, images, cache_dir, look).values()
     if errors:
+        advice = advice or (
+            "Repair or remove them, or skip them with data.on_bad_image=skip. For details, and a list for "
+            f"data.exclude=: ml-doctor data.data_dir={sets.root}"
+        )
         raise BadImageError(
             f"{counted(len(errors), 'file')} cannot be used as {'an image' if len(errors) == 1 else 'images'}:\n  "
             + "\n  ".join(sorted(errors)[:MOST_NAMED])
             + (f"\n  and {len(errors) - MOST_NAMED} more" if len(errors) > MOST_NAMED else "")
-            + "\nRepair or remove them, or skip them with data.on_bad_image=skip. "
-            + f"For details, and a list for data.exclude=: ml-doctor data.data_dir={sets.root}"
+            + f"\n{advice}"
         )
 
 
