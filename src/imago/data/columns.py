@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 
+from imago.errors import UserError
+
 Value = TypeVar("Value", bound=str | int)
 STEP = 64  # names between two positions that are kept
 MOST_AT_ONCE = 2**16  # labels as Python integers
@@ -100,7 +102,10 @@ class PackedNames(_Packed[str]):
 
     def _block(self, block: int) -> list[bytes]:
         start, end = self._columns.name_starts[block : block + 2].tolist()
-        return self._columns.names[start:end].tobytes().split(b"\0")
+        texts = self._columns.names[start:end].tobytes().split(b"\0")
+        if len(texts) != min(STEP, len(self._columns.label) - block * STEP) + 1:
+            raise UserError("The names of the images are damaged. Copy the index again.")
+        return texts
 
 
 class PackedLabels(_Packed[int]):

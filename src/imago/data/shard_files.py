@@ -134,6 +134,8 @@ class ShardReader:
     def _bytes(self, index: SplitIndex, row: int, number: int) -> tuple[bytes | None, str]:
         """Return the bytes of an image, or None and what is wrong with its shard."""
         size, offset = int(index.size[row]), BLOCK * int(index.block[row])
+        if offset + size > int(index.shard_size[number]):  # a stranger's index could ask for any amount of memory
+            return None, "ends before an image that the index has there"
         try:
             with self._opened(index, number) as descriptor:
                 content = read_at(descriptor, size, offset)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import struct
+import tokenize
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ FORMAT = 1
 BLOCK = 512  # bytes by which parts of a tar are aligned
 COLUMNS = ("label", "shard", "block", "size", "crc", "names", "name_starts", "shard_size", "shard_crc")
 PER_IMAGE = COLUMNS[:5]
+WHITES = range(2**8, 2**16)
+DAMAGE = (
+    *(ValueError, KeyError, TypeError, IndexError, EOFError, OSError, NotImplementedError, RecursionError),
+    *(struct.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a member of a zip: signature, lengths of its name and extra field
 
 
@@ -145,14 +151,18 @@ def read_index(file: Path) -> ShardIndex:
             raise UserError(
                 f"{file} has the format {meta['format']}, and this Imago reads {FORMAT}. Type ml-shard again."
             )
-        class_names = [str(name) for name in meta["class_names"]]
+        class_names, white = meta["class_names"], meta["white"]
         splits = {split: _columns_of(file, split, arrays) for split in SPLITS if f"{split}.label" in arrays}
         if any(_is_odd(index, len(class_names)) for index in splits.values()) or "train" not in splits:
             raise ValueError("its columns do not fit each other")
-        return ShardIndex(class_names, splits, str(meta["digest"]), meta["white"])
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise ValueError("its class names are no texts")
+        if not isinstance(white, str) and white not in WHITES:
+            raise ValueError(f"its white is {white}")
+        return ShardIndex(class_names, splits, str(meta["digest"]), white)
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, struct.error, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(
             f"{file} is damaged, or no index of shards ({error}). Copy it again, or write it with "
             "ml-shard FOLDER --output DIR"
@@ -199,13 +209,19 @@ def _columns_of(file: Path, split: str, arrays: Mapping[str, np.ndarray]) -> Spl
 
 
 def _is_odd(index: SplitIndex, classes: int) -> bool:
-    """Whether the columns of a split do not fit each other, or point outside."""
+    """Whether the columns of a split do not fit each other, or point outside. Positions are compared with the size of
+    the shard when they are read."""
+    if any(getattr(index, name).dtype.kind != "u" for name in COLUMNS):
+        return True
     lengths = {len(getattr(index, name)) for name in PER_IMAGE}
     blocks = -(-len(index) // STEP)
     if lengths != {len(index)} or not len(index) or len(index.name_starts) != blocks + 1:
         return True
-    is_outside = index.label.max() >= classes or index.shard.max() >= len(index.shard_size)
-    return bool(is_outside or len(index.shard_crc) != len(index.shard_size) or index.name_starts[-1] > len(index.names))
+    starts = index.name_starts
+    is_outside = (
+        index.label.max() >= classes or index.shard.max() >= len(index.shard_size) or starts[-1] > len(index.names)
+    )
+    return bool(is_outside or len(index.shard_crc) != len(index.shard_size) or (starts[1:] < starts[:-1]).any())
 
 
 def _digest(class_names: Sequence[str], packed: Mapping[str, Mapping[str, np.ndarray]]) -> str:
