@@ -215,13 +215,13 @@ def _write_reports(
 
 def _warn_if_trained_on(images: "Images", predictions: Any, members: "list[Classifier]") -> None:
     """Warn that an accuracy is too good. The images are predicted all the same."""
-    from imago.data.images import digests_of
+    import numpy as np
 
     known = [digests for member in members if (digests := member.checkpoint.get("train_images")) is not None]
     if not known or predictions.accuracy is None:
         return
-    seen = {digest for digests in known for digest in digests.tolist()}
-    known_images = sum(digest in seen for digest in digests_of(images))
+    digests, has_digest = images.digests()
+    known_images = int((np.isin(digests, np.concatenate([seen.numpy() for seen in known])) & has_digest).sum())
     if known_images:
         of = f"{known_images} of the {counted(len(images), 'image')}"
         log.warning("The checkpoint was trained on %s: the accuracy is too good", of)

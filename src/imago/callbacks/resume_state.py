@@ -18,6 +18,7 @@ from torch import Tensor
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import typed_path
 from imago.data.module import ImageDataModule
+from imago.data.shard_images import DIVISION
 from imago.distributed import all_gather_objects
 from imago.errors import UserError
 from imago.lightning_internals import (
@@ -169,6 +170,7 @@ def _settings(trainer: Trainer, data: ImageDataModule) -> dict[str, Any]:
         "trainer.accumulate_grad_batches": _accumulation(trainer),
         "trainer.limit_train_batches": trainer.limit_train_batches,
         DATA: data.facts["fingerprint"],
+        **data.split("train").order_settings(),
     }
 
 
@@ -212,7 +214,9 @@ def _check_settings(progress: Progress, now: dict[str, Any], best: str) -> None:
         had = [
             f"{name}={before[name]}"
             for name, value in now.items()
-            if name != DATA and before.get(name) != value and isinstance(before.get(name), int | float)
+            if name not in (DATA, DIVISION)
+            and before.get(name) != value
+            and isinstance(before.get(name), int | float | str)
         ]
         same = f"type {' '.join(had)}" if had else "restore the data"
         raise UserError(

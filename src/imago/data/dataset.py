@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -52,7 +53,7 @@ class ImageDataset(Dataset[Batch]):
         if not positions:
             return self._empty()
         if not self.is_sliced:
-            return [self[position] for position in positions]
+            return self._until_error(positions)
         indices = [index for _, index in positions]
         images = self.images.read_many(indices)
         assert images is not None
@@ -64,6 +65,16 @@ class ImageDataset(Dataset[Batch]):
             "epoch": positions[0][0],
         }
 
+    def _until_error(self, positions: list[SampleKey]) -> list[Batch]:
+        """Return samples up to the first with an error, which ends the run: others of a shard that cannot be had would
+        be tried as long again."""
+        samples: list[Batch] = []
+        for position in positions:
+            samples.append(self[position])
+            if "error" in samples[-1]:
+                break
+        return samples
+
     def _empty(self) -> Batch:
         """Batch without images, as Poisson sampling may draw it."""
         none = torch.zeros(0, dtype=torch.int64)
@@ -73,12 +84,12 @@ class ImageDataset(Dataset[Batch]):
     @cached_property
     def _labels_and_numbers(self) -> tuple[Tensor, Tensor]:
         """Labels and numbers of all images, int64 (n,); only batches that are slices need them."""
-        numbers = range(len(self)) if self.images.numbers is None else self.images.numbers
-        return torch.tensor(list(self.images.labels)), torch.tensor(numbers)
+        numbers = np.arange(len(self)) if self.images.numbers is None else self.images.numbers
+        return torch.tensor(list(self.images.labels)), torch.as_tensor(numbers)
 
     def __getitem__(self, position: SampleKey) -> Batch:
         epoch, index = position
-        number = index if self.images.numbers is None else self.images.numbers[index]
+        number = index if self.images.numbers is None else int(self.images.numbers[index])
         error = ""
         try:
             image = self.augmented(index, self.draw_key("augmentation", self.seed, epoch, number))

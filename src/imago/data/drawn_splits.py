@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,8 +73,8 @@ def up_to(edges: Mapping[int, float]) -> Rule:
 
 
 def draw_split(
-    paths: Sequence[str],
-    labels: Sequence[int],
+    paths: Iterable[str],
+    labels: Sequence[int] | NDArray[Any],
     ratio: float,
     seed: int,
     taken: Collection[int] = (),
@@ -87,10 +87,10 @@ def draw_split(
     Indices that are `taken` belong to a split that was drawn before: they count as members of their class, and are not
     drawn. With `from_end`, the highest places are drawn, so that two such draws hardly affect each other.
     """
-    place = np.array([_place(seed, path) for path in paths])
+    classes = np.asarray(labels)
+    place = np.fromiter((_place(seed, path) for path in paths), np.float64, len(classes))
     if from_end:
         place = 1 - place
-    classes = np.array(labels)
     free, sizes = {}, {}
     for label in np.unique(classes).tolist():
         members = np.flatnonzero(classes == label)

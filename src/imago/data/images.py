@@ -3,10 +3,10 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -29,6 +29,7 @@ from imago.data.drawn_splits import (
 from imago.errors import UserError
 
 BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
+PART = 2**20  # labels that are counted at a time
 
 
 class Images(ABC):
@@ -47,7 +48,7 @@ class Images(ABC):
     """With `fast`, `read_box` may leave out pixels that resizing would discard."""
     decoding: Decoding = PLAIN
     """Decoding settings that the files do not contain."""
-    numbers: Sequence[int] | None = None
+    numbers: np.ndarray | None = None
     """If images were left out: their positions among all `total`, by which random numbers are keyed."""
     total: int | None = None
 
@@ -75,23 +76,39 @@ class Images(ABC):
 
     def without(self, paths: Container[str]) -> Self:
         """Return the images not in `paths`, with unchanged random numbers."""
-        kept = [index for index, path in enumerate(self.paths) if path not in paths]
-        numbers = self.numbers or range(len(self))
-        images = self.select(kept)
-        images.numbers, images.total = [numbers[index] for index in kept], self.total or len(self)
+        gone = [index for index, path in enumerate(self.paths) if path in paths]
+        images = self.remove(gone)
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        images.numbers, images.total = np.delete(numbers, gone), self.total or len(self)
         return images
+
+    def remove(self, indices: Sequence[int]) -> Self:
+        """Return the images without those at `indices`, in their order."""
+        return self.select(np.delete(np.arange(len(self)), indices).tolist())
 
     def order(self, permutation: Tensor, generator: torch.Generator) -> Tensor:
         """Return the order of an epoch from a random `permutation` of the indices; `generator` gives further draws."""
         del generator
         return permutation
 
+    def announce(self, order: Tensor, position: int) -> None:
+        """Take note that the images of an epoch are read in this `order`, now from `position` on."""
+        del order, position
+
+    def order_settings(self) -> dict[str, Any]:
+        """Return the settings that `order` depends on, by the names that users type."""
+        return {}
+
     def indices(self, numbers: Sequence[int]) -> list[int]:
         """Return the indices of the images with these numbers."""
-        if self.numbers is None:
-            return list(numbers)
-        where = {number: index for index, number in enumerate(self.numbers)}
-        return [where[number] for number in numbers]
+        return list(numbers) if self.numbers is None else self.places()[np.asarray(numbers, np.int64)].tolist()
+
+    def places(self) -> np.ndarray:
+        """Return the index of each number, int64 (total,); -1 for images that were left out."""
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        places = np.full(self.total or len(self), -1)
+        places[numbers] = np.arange(len(numbers))
+        return places
 
     def fault(self, index: int) -> BadImageError | None:
         """Return the error of an image, as far as it shows without decoding."""
@@ -121,10 +138,12 @@ class Images(ABC):
         del index
         return None
 
-    def digests(self) -> list[int | None]:
-        """Compute the `digest` of every image."""
+    def digests(self) -> tuple[np.ndarray, np.ndarray]:
+        """Compute the `digest` of every image, int64 (n,), and whether it has one, bool (n,)."""
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(self.digest, range(len(self))))
+            digests = list(pool.map(self.digest, range(len(self))))
+        values = np.fromiter((digest or 0 for digest in digests), np.int64, len(digests))
+        return values, np.fromiter((digest is not None for digest in digests), np.bool_, len(digests))
 
     def stamp(self, times: bool = False) -> str:
         """Compute a fingerprint that changes with the images, as far as that shows without reading them; `times` adds
@@ -225,10 +244,11 @@ class ImageSets:
         """Move a fraction of train to a new split. Returns the record of the draw."""
         train, drawn_before = self.splits["train"], self.splits["test"] if self.drawn_test is not None else None
         parts = [train] if drawn_before is None else [train, drawn_before]
-        paths, labels = [path for part in parts for path in part.paths], [n for part in parts for n in part.labels]
+        paths = chain.from_iterable(part.paths for part in parts)
+        labels = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
         record = {f"{split}_ratio": ratio, "seed": seed}
         repeated = recorded if is_repeatable(recorded, record) else None
-        rule, taken = recorded_rule(repeated, self.class_names), range(len(train), len(paths))
+        rule, taken = recorded_rule(repeated, self.class_names), range(len(train), len(labels))
         chosen, edges = draw_split(paths, labels, ratio, seed, taken, from_end=split == "test", rule=rule)
         if not chosen:
             least = "three" if split == "test" or drawn_before is not None else "two"
@@ -236,11 +256,11 @@ class ImageSets:
                 f"data.{split}_ratio={ratio}: {self.root} has too few images per class to draw a {split} split from "
                 f"train. At least {least} per class are needed."
             )
-        moved = set(chosen)
-        self.splits["train"] = train.select([index for index in range(len(train)) if index not in moved])
-        self.splits[split] = train.select(chosen)
-        sizes, drawn = Counter(labels), Counter(self.splits[split].labels)
-        counts = {name: (drawn[n], sizes[n]) for n, name in enumerate(self.class_names) if n in sizes}
+        self.splits["train"], self.splits[split] = train.remove(chosen), train.select(chosen)
+        sizes, drawn = (
+            np.bincount(some, minlength=len(self.class_names)).tolist() for some in (labels, labels[chosen])
+        )
+        counts = {name: (drawn[n], sizes[n]) for n, name in enumerate(self.class_names) if sizes[n]}
         note, warning = describe_draw(split, record, counts, repeated is not None)
         self.notes.append(f"no {split} split in {self.root}: {note}")
         self.warnings += [warning] if warning is not None else []
@@ -285,15 +305,12 @@ def file_digest(path: Path) -> int | None:
         return None
 
 
-def digests_of(images: Images) -> list[int | None]:
-    """Compute the `digest` of every image."""
-    return images.digests()
-
-
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:
     """Count the images of every class: class name -> number."""
-    counts = np.bincount(np.asarray(images.labels, dtype=np.int64), minlength=len(class_names)).tolist()
-    return {name: counts[label] for label, name in enumerate(class_names)}
+    labels, counts = np.asarray(images.labels), np.zeros(len(class_names), np.int64)
+    for first in range(0, len(labels), PART):  # bincount would make int64 of all
+        counts += np.bincount(labels[first : first + PART], minlength=len(class_names))
+    return {name: int(counts[label]) for label, name in enumerate(class_names)}
 
 
 def train_counts(trained: Mapping[str, Any], class_names: Sequence[str]) -> list[int]:

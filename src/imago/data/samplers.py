@@ -50,6 +50,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         order = self._order()
         for number in range(len(self)):
             images, first = self._images_of(number), number * self.batch_size
+            self.images.announce(order, first)
             part = self._part_of(images) or range(min(2, images))
             yield [(self.epoch, index) for index in order[first + part.start : first + part.stop].tolist()]
 
@@ -76,8 +77,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(self.images.total or self.size, generator=generator)
         if self.images.numbers is not None:
-            left = set(self.images.numbers)
-            order = torch.tensor(self.images.indices([number for number in order.tolist() if number in left]))
+            order = torch.from_numpy(self.images.places())[order]
+            order = order[order >= 0]
         return self.images.order(order, generator)
 
 

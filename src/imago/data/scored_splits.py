@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from imago.data.images import Images, ImageSets, class_counts, digests_of, train_counts
+from imago.data.images import Images, ImageSets, class_counts, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
 from imago.definitions import SPLITS
@@ -138,10 +139,9 @@ class ScoredSplits(CopyingDataModule):
             if not same:
                 log.warning("These data are not those of the checkpoint, which does not record its train images")
             return
-        seen = set(known.tolist())
-        if same and "train" in self.sets.splits and seen.issuperset(self.train_digests.tolist()):
+        if same and "train" in self.sets.splits and np.isin(self.train_digests.numpy(), known.numpy()).all():
             return  # shared images were reported in training
-        for split, count, paths in self._seen_before(seen):
+        for split, count, paths in self._seen_before(known):
             what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
             is_new_draw = self.sets.drawn_test is not None and trained.get("drawn_test") is None
             if is_new_draw and split == "test" and 2 * len(paths) > count:
@@ -159,21 +159,23 @@ class ScoredSplits(CopyingDataModule):
     @cached_property
     def train_digests(self) -> Tensor:
         """Sorted digests of the train images, int64 (n,), by which `leave_out_trained` recognises them."""
-        known = sorted(digest for digest in digests_of(self.sets.splits["train"]) if digest is not None)
-        return torch.tensor(known, dtype=torch.int64)
+        digests, is_known = self.sets.splits["train"].digests()
+        return torch.from_numpy(np.sort(digests[is_known]))
 
     def log_shared_images(self) -> None:
         """Warn of images of val and test whose content is also in train: scores on them are too good."""
-        for split, count, paths in self._seen_before(set(self.train_digests.tolist())):
+        for split, count, paths in self._seen_before(self.train_digests):
             what = f"{len(paths)} of the {count} images of {split} are also in train"
             self.say(f"{what}, which makes its scores too good: {shortened(paths)}")
 
-    def _seen_before(self, digests: set[int]) -> Iterator[tuple[str, int, list[str]]]:
-        """Yield split, size and paths of images with known `digests`, for val and test if there are any."""
+    def _seen_before(self, known: Tensor) -> Iterator[tuple[str, int, list[str]]]:
+        """Yield split, size and paths of images whose digests are `known`, for val and test if there are any."""
         for split in ("val", "test"):
             if (images := self.sets.splits.get(split)) is None:
                 continue
-            paths = [path for path, digest in zip(images.paths, digests_of(images), strict=True) if digest in digests]
+            digests, has_digest = images.digests()
+            seen = np.flatnonzero(np.isin(digests, known.numpy()) & has_digest)
+            paths = [images.paths[index] for index in seen.tolist()]
             if paths:
                 yield split, len(images), paths
 

@@ -8,7 +8,8 @@ from imago.data.image_folder import leave_out
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
-from imago.data.shard_cache import GIGABYTE, RemotePlace, check_url, default_budget
+from imago.data.shard_cache import GIGABYTE, RemotePlace, default_budget
+from imago.data.shard_download import check_url
 from imago.data.shard_files import MOST_OPEN, LocalPlace, ShardReader, missing_index
 from imago.data.shard_images import ShardImages
 from imago.data.shard_index import INDEX, ShardIndex, read_index
@@ -55,8 +56,10 @@ class ShardDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         **options: Unpack[FileOptions],
     ) -> None:
+        if window is not None and window < 1:
+            raise UserError(f"data.window must be a whole number (1 or more), or null; got {window}.")
         if "://" in shards:
-            cache = Path(options.get("cache_dir", ".cache"), "shards")
+            cache = Path(options.get("cache_dir", ".cache"))
             sets, white = _remote_sets(shards, cache, window, shard_cache_gb)
             options["cache"] = "none" if options.get("cache", "auto") == "auto" else options["cache"]
         else:
@@ -97,13 +100,27 @@ def _local_sets(folder: Path, window: int | None) -> tuple[ImageSets, int | str]
 
 def _remote_sets(url: str, cache: Path, window: int | None, gigabytes: float | None) -> tuple[ImageSets, int | str]:
     """Read the index of a URL. Returns the splits, and what is white."""
-    check_url(url)
-    budget = default_budget(cache) if gigabytes is None else round(gigabytes * GIGABYTE)
-    place = RemotePlace(url, cache, budget)
-    index = read_index(place.index())
-    _check_budget(index, window, budget)
-    most_open = MOST_OPEN if window is None else min(MOST_OPEN, 2 * window)
+    index, place = remote_index(url, cache, gigabytes)
+    _check_budget(index, window, place.budget)
+    most_open = MOST_OPEN if window is None else min(MOST_OPEN, window)  # else the last window would stay, too
     return image_sets(index, ShardReader(place, most_open), window, is_near=False), index.white
+
+
+def remote_index(url: str, cache: Path, gigabytes: float | None) -> tuple[ShardIndex, RemotePlace]:
+    """Read the index of a URL; a copy in the cache that is damaged is downloaded once more.
+
+    Raises:
+        UserError: It is no URL of a folder, or has no index that can be read.
+    """
+    check_url(url)
+    cache = cache / "shards"
+    place = RemotePlace(url, cache, default_budget(cache) if gigabytes is None else round(gigabytes * GIGABYTE))
+    file = place.index()
+    try:
+        return read_index(file), place
+    except UserError:
+        file.unlink(missing_ok=True)
+        return read_index(place.index()), place
 
 
 def _check_budget(index: ShardIndex, window: int | None, budget: int) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -54,11 +53,11 @@ def picture_of(data_uri: str) -> Image.Image:
 
 def samples(images: Images, class_names: Sequence[str]) -> list[dict[str, str]]:
     """First images of each class in turn, at most 24 in all: `label`, `path`, `image`."""
-    of_class: dict[int, list[int]] = defaultdict(list)
-    for index, label in enumerate(images.labels):
-        of_class[label].append(index)
-    per_class = max(1, SAMPLES // len(of_class))
-    chosen = [index for label in sorted(of_class) for index in of_class[label][:per_class]][:SAMPLES]
+    labels = np.asarray(images.labels)
+    classes = np.flatnonzero(np.bincount(labels))
+    per_class = max(1, SAMPLES // len(classes))
+    firsts = (np.flatnonzero(labels == label)[:per_class].tolist() for label in classes[:SAMPLES])
+    chosen = [index for indices in firsts for index in indices][:SAMPLES]
     return [
         {"label": class_names[images.labels[i]], "path": images.paths[i], "image": data_uri(thumbnail(images, i))}
         for i in chosen
