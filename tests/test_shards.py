@@ -1,25 +1,31 @@
 """Shards: what ml-shard writes, what is read of it, and what is said of damage."""
 
+import json
 import os
+import random
 import resource
 import shutil
 import signal
 import tarfile
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL, Run, draw_classes, rows, same, type_shard
 
+from imago.data.columns import PackedNames
 from imago.data.crops import CenterBox
 from imago.data.samplers import TrainBatchSampler
-from imago.data.shard_index import read_index
+from imago.data.shard_index import map_arrays, read_index, write_arrays
 from imago.data.shards import ShardDataModule
 from imago.data.transforms import ImageTransform, Normalize
+from imago.errors import UserError
 
 TRANSFORM = ImageTransform(CenterBox(1.0), batch={"normalize": Normalize(mean=[0.5] * 3, std=[0.5] * 3)})
 PER_SHARD = 0.0125  # MB: four images, of three blocks and three headers each
@@ -49,7 +55,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_tars_hold_the_files_and_their_labels_as_webdataset_reads_them(tmp_path):
     root = draw_classes(tmp_path / "photos", {"blue": 3, "red": 3})
-    odd = ["a.v1.png", "a.v2.png", "twins.png", "twins.PNG", "100%.png", f"{'long' * 40}.png", "größe.png"]
+    odd = [
+        "a.v1.png",
+        "a.v2.png",
+        "twins.png",
+        "twins.PNG",
+        "twins.PNG..png",
+        "100%.png",
+        f"{'long' * 40}.png",
+        "größe.png",
+    ]
     for name in odd:
         shutil.copy(root / "red" / "000.png", root / "red" / name)
     type_shard(root, "--output", tmp_path / "out")
@@ -88,12 +103,14 @@ def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
     os.waitpid(child, 0)
     out = tmp_path / "out"
     (out / ".train-000099.tar.17.tmp").write_bytes(b"left by a kill")
+    (out / "train-000099.tar").write_bytes(b"of another plan")
+    (out / "my-backup.tar").write_bytes(b"of the user")
     with (out / "train-000001.tar").open("r+b") as damaged:
         damaged.seek(600)
         damaged.write(b"!")
     kept = (out / "train-000000.tar").stat().st_mtime_ns
     type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
-    assert contents(out) == contents(shards)
+    assert contents(out) == contents(shards) | {"my-backup.tar": b"of the user"}
     assert (out / "train-000000.tar").stat().st_mtime_ns == kept
 
 
@@ -117,6 +134,11 @@ def test_a_full_disk_ends_with_a_sentence_and_the_next_start_goes_on(colours, sh
         (["{colours}", "--shard-mb", "0"], "--shard-mb must be above 0"),
         (["data.data_dir={colours}"], "Type: ml-shard {colours} --output {out}"),
         (["{out}"], "there is already"),
+        (
+            ["{colours}/train", "--output", "{colours}/train/SHARDS"],
+            "SHARDS lies in {colours}/train, where it would be taken",
+        ),
+        (["{table}"], "blue/000.png is listed twice"),
         (["{colours}"], "already exists, and is not a folder of ml-shard"),
     ],
 )
@@ -125,12 +147,15 @@ def test_shards_that_cannot_be_written_are_refused(colours, tmp_path, words, mes
     if message.startswith("already"):
         out.mkdir()
         (out / "thesis.txt").touch()
-    words = [word.format(colours=colours, out=out) for word in words]
+    table = tmp_path / "table.csv"
+    image = next((colours / "train").rglob("*.png"))
+    table.write_text("path,label\n" + f"{image},red\n{colours / 'train' / 'blue' / '000.png'},blue\n" * 2)
+    words = [word.format(colours=colours, out=out, table=table) for word in words]
     if words == [str(out)]:
         type_shard(colours, "--output", out, "--shard-mb", PER_SHARD)
         words, message = [str(colours)], "has the shards of {colours} with --shard-mb 0.0125. Type another --output"
     with pytest.raises(SystemExit) as stop:
-        type_shard(*words, "--output", out)
+        type_shard(*words, *([] if "--output" in words else ["--output", out]))
     assert message.format(colours=colours, out=out) in str(stop.value)
 
 
@@ -159,6 +184,9 @@ def test_a_run_resumes_within_an_epoch_of_windows_to_the_same_bits(shards, comma
         assert run.exit_code == 0, run.output
         assert same(run.weights(), whole.weights())
         assert run.history == whole.history
+    other = command("train", f"resume={to / '002'}", "data.window=3", "callbacks.snapshots=null", folder=to / "002")
+    assert "data.window: 2, now 3" in other.error
+    assert "To resume, type data.window=2" in other.error
 
 
 def epoch(images, number: int = 0, rank: int = 0, processes: int = 1, seed: int = 42) -> list[int]:
@@ -220,6 +248,38 @@ def test_damage_is_named_with_its_shard(own_shards, spoil, message):
     assert "ml-shard" in str(refused.value)
 
 
+ODD_COLUMNS = {
+    "train.label": lambda column: column.astype(np.int64) - 1,
+    "train.block": lambda column: np.full(len(column), 2**63, np.uint64),
+    "train.size": lambda column: np.full(len(column), 2**32 - 1, np.uint32),
+    "train.crc": lambda column: np.zeros(len(column), [("a", "u4")]),
+    "train.name_starts": lambda column: column[::-1],
+    "train.names": lambda column: np.full_like(column, 65),
+    "meta": lambda column: np.frombuffer(b"[" * 10**5, np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", ODD_COLUMNS)
+def test_an_index_by_a_stranger_ends_with_a_sentence(own_shards, name):
+    columns = map_arrays(own_shards / "index.npz")
+    write_arrays(own_shards / "index.npz", columns | {name: ODD_COLUMNS[name](columns[name])})
+    with pytest.raises(UserError, match="damaged|ends before an image that the index has there"):
+        list(module(own_shards).train_dataloader())
+
+
+def test_no_damage_of_an_index_goes_beyond_a_sentence(own_shards):
+    file, drawn = own_shards / "index.npz", random.Random(0)
+    whole = file.read_bytes()
+    for cut in range(300):
+        content = bytearray(whole[: drawn.randrange(len(whole))] if cut % 3 == 0 else whole)
+        for _ in range(cut % 3 * 2):
+            content[drawn.randrange(len(content))] = drawn.randrange(256)
+        file.write_bytes(content)
+        with suppress(UserError):
+            for columns in read_index(file).splits.values():
+                list(PackedNames(columns))
+
+
 def test_a_run_ends_with_a_sentence_on_damage(own_shards, command):
     flip(own_shards / "train-000003.tar", 700)
     words = ("data=shards", f"data.shards={own_shards}", *SMALL, "data.num_workers=1", "trainer.max_epochs=1")
@@ -268,7 +328,7 @@ def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours):
     assert module(tmp_path / "out", exclude=str(tmp_path / "exclude.txt")).sizes["train"] == counts["train"] - 2
 
 
-def test_the_doctor_reads_every_shard(own_shards, command):
+def test_the_doctor_reads_every_shard(own_shards, command, server):
     def faults(run: Run) -> list[tuple[str, str]]:
         return [
             (fault["kind"], fault["path"]) for fault in run.json("doctor.json")["faults"] if fault["level"] != "note"
@@ -282,6 +342,11 @@ def test_the_doctor_reads_every_shard(own_shards, command):
     run = command("doctor", "data=shards", f"data.shards={own_shards}", "data.image_size=16")
     assert run.exit_code == 2
     assert {path for kind, path in faults(run) if kind == "damaged shard"} == {"train-000003.tar", "val-000001.tar"}
+    by_url = command(
+        "doctor", "data=shards", f"data.shards={server.url}", "data.image_size=16", "data.shard_cache_gb=1e-4"
+    )
+    assert {*faults(by_url)} == {*faults(run)}
+    assert by_url.json("doctor.json")["root"] == server.url
 
 
 class Server(ThreadingHTTPServer):
@@ -294,6 +359,7 @@ class Server(ThreadingHTTPServer):
         self.folder = folder
         self.asked: Counter[str] = Counter()
         self.faults: tuple[str, ...] = ()
+        self.faulty = ".tar"
         self.url = f"http://127.0.0.1:{self.server_port}/data"
 
 
@@ -301,14 +367,13 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Keep the output of the tests clean."""
 
-    def do_HEAD(self) -> None:
-        self.answer()
-
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
         tries = self.server.asked[name]
         self.server.asked[name] += 1
-        self.answer(self.server.faults[tries] if name.endswith(".tar") and tries < len(self.server.faults) else "")
+        self.answer(
+            self.server.faults[tries] if name.endswith(self.server.faulty) and tries < len(self.server.faults) else ""
+        )
 
     def answer(self, fault: str = "") -> None:
         file = self.server.folder / self.path.rpartition("/")[2]
@@ -318,6 +383,12 @@ class Answer(BaseHTTPRequestHandler):
         if fault == "drop":
             self.connection.close()
             return
+        if fault.isdecimal():
+            self.send_response(int(fault))
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.close_connection = True
+            return
         content = bytearray(file.read_bytes())
         if fault == "delay":
             time.sleep(0.2)
@@ -326,14 +397,16 @@ class Answer(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[:9000] if fault == "cut" else content)
+        parts = {"halves": 2, "slow": 20}.get(fault, 1)
+        for part in np.array_split(np.frombuffer(content, np.uint8), parts):
+            self.wfile.write(part[:9000] if fault == "cut" else part)
+            time.sleep(0.05 if parts > 1 else 0)
         self.close_connection = fault == "cut"
 
 
 @pytest.fixture
 def server(own_shards, monkeypatch):
-    monkeypatch.setattr("imago.data.shard_cache.DELAY", 0.01)
+    monkeypatch.setattr("imago.data.shard_download.DELAY", 0.01)
     with Server(own_shards) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -357,7 +430,7 @@ def test_a_server_that_drops_cuts_and_delays_gives_what_the_disk_gives(server, s
         sizes.append(sum(path.stat().st_size for path in cached(tmp_path)))
     assert max(sizes) <= 100_000
     assert {server.asked[f"train-{n:06d}.tar"] for n in range(10)} == {4}
-    assert "The shards in use need more" not in caplog.text
+    assert "Shards in use need more" not in caplog.text
     large = module(server.url, shard_cache_gb=0.01, cache_dir=str(tmp_path), num_workers=2)
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(batches_of(large), batches_of(module(shards)), strict=True))
@@ -382,8 +455,69 @@ def test_a_server_that_fails_is_named_with_the_shard(server, own_shards, tmp_pat
         batches_of(module(server.url, cache_dir=str(tmp_path / "another")))
     with pytest.raises(ValueError, match=r"data.window=16 needs 0.000195 GB of disk for shards, and has 5e-05. Type"):
         module(server.url, cache_dir=str(tmp_path), shard_cache_gb=0.00005)
-    with pytest.raises(ValueError, match="without a query and without a password"):
-        module(server.url.replace("127", "me:secret@127"))
     (own_shards / "index.json").unlink()
     with pytest.raises(ValueError, match="index.json is not at"):
         module(server.url, cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("faults", [("503", "429", "drop"), ("halves",)])
+def test_a_server_that_fails_for_a_moment_is_asked_again(server, tmp_path, faults):
+    server.faults, server.faulty = faults, "index.json"
+    assert module(server.url, cache_dir=str(tmp_path), shard_cache_gb=0.01).sizes["train"] == 39
+    assert server.asked["index.json"] == max(1, len(faults) + (faults != ("halves",)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "tries"),
+    [
+        ("403", "/data refuses train-000....tar .HTTP 403 Forbidden.. If it needs a password, put it into ~/.netrc", 1),
+        ("503", "in 5 tries; the last one: HTTP 503 Service Unavailable", 5),
+        ("slow", "in 5 tries; the last one: less than 1 MB came in 0 seconds", 5),
+    ],
+)
+def test_a_shard_that_cannot_be_had_is_tried_five_times_and_not_for_each_image(
+    server, tmp_path, monkeypatch, fault, message, tries
+):
+    monkeypatch.setattr("imago.data.shard_download.TIMEOUT", 0.3)
+    server.faults = (fault,) * 50
+    with pytest.raises(ValueError, match=message):
+        batches_of(module(server.url, cache_dir=str(tmp_path), shard_cache_gb=0.01))
+    assert [count for name, count in server.asked.items() if name.endswith(".tar")] == [tries]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://me:secret@127.0.0.1/data", "without a query and without a password"),
+        ("http://127.0.0.1/data?token=x", "without a query and without a password"),
+        ("simplecache::http://me:secret@127.0.0.1/data", "chains of protocols"),
+        ("htp://127.0.0.1/data", "htp:// is no protocol that fsspec knows"),
+        ("http:///data", "names no server"),
+    ],
+)
+def test_urls_that_cannot_be_read_are_refused_at_once(tmp_path, url, message):
+    with pytest.raises(ValueError, match=message):
+        module(url, cache_dir=str(tmp_path))
+
+
+def test_a_manifest_by_a_stranger_and_a_cache_that_cannot_be_written_end_with_a_sentence(server, own_shards, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="could not be written to .* or another paths.cache_dir="):
+        module(server.url, cache_dir=str(tmp_path / "file"), shard_cache_gb=0.01)
+    for entry in ({"sha256": "../../x", "size": 9}, {"sha256": "a" * 64, "size": -9}, {"sha256": ["a"], "size": 9}):
+        (own_shards / "index.json").write_text(json.dumps({"index.npz": entry}))
+        with pytest.raises(ValueError, match="index.json is not one that ml-shard wrote"):
+            module(server.url, cache_dir=str(tmp_path), shard_cache_gb=0.01)
+
+
+def test_the_shards_of_the_next_window_are_downloaded_while_this_one_is_read(server, tmp_path):
+    data = module(server.url, window=2, shard_cache_gb=0.01, cache_dir=str(tmp_path))
+    batches = iter(data.train_dataloader())
+    next(batches)
+    until = time.monotonic() + 30
+    while len(cached(tmp_path)) < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(cached(tmp_path)) == 4  # two that are read, and two that come next
+    images = data.sets.splits["train"]
+    coming = {int(images.index.shard[index]) for index in epoch(images)[8:15]}
+    assert {int(path.name[6:12]) for path in cached(tmp_path)} >= coming

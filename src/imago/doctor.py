@@ -37,8 +37,6 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
     is_of_shards = "shards" in cfg.data
     if cfg.data.get("split_file") is not None or ("data_dir" not in cfg.data and not is_of_shards):
         raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
-    if is_of_shards and "://" in cfg.data.shards:
-        raise UserError("ml-doctor checks the shards of this machine. Type data.shards= with their folder.")
     if cfg.data.get("relabel") is not None:
         raise UserError("ml-doctor checks the folder as it is, without corrected labels: type data.relabel=null")
 
@@ -59,7 +57,10 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
     box = transform.box if transform.is_fixed else None
     threads = workers(cfg.data.num_workers or None, 1)
     if "shards" in cfg.data:
-        findings: Findings = find_shard_issues(Path(cfg.data.shards).expanduser(), threads, excluded, box)
+        cache = Path(cfg.data.cache_dir)
+        findings: Findings = find_shard_issues(
+            cfg.data.shards, threads, cache, cfg.data.get("shard_cache_gb"), excluded, box
+        )
     else:
         findings = find_issues(_folder(cfg), threads, excluded, box)
     show(findings, run.path)

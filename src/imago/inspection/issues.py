@@ -75,12 +75,19 @@ class Issue:
 
 @dataclass
 class Findings:
-    """Result of a scan of `root`: the faults, the number of images scanned, and the files to leave out."""
+    """Result of a scan of `root`: the faults, the number of images scanned, and the files to leave out. `name`
+    is that of a root which is no folder."""
 
     root: Path
     images: int = 0
     counts: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> class -> images
     faults: list[Issue] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name of the data."""
+        return self.name or str(self.root)
 
     @property
     def exit_status(self) -> int:

@@ -25,7 +25,7 @@ def show(findings: Findings, folder: Path) -> None:
     """Print the table of faults, and where the full report is."""
     sizes = ", ".join(f"{split} {sum(classes.values())}" for split, classes in findings.counts.items())
     classes = len(findings.counts.get("train", {}))
-    title = f"{findings.root}: {counted(findings.images, 'image')} ({sizes}), {counted(classes, 'class', 'classes')}"
+    title = f"{findings.title}: {counted(findings.images, 'image')} ({sizes}), {counted(classes, 'class', 'classes')}"
     by_kind = findings.of_kind()
     if not by_kind:
         console().print(f"{title}: no problems found.", soft_wrap=True, highlight=False, markup=False)
@@ -54,7 +54,7 @@ def write(findings: Findings, folder: Path) -> None:
     write_json(
         folder / "doctor.json",
         {
-            "root": str(findings.root),
+            "root": findings.title,
             "images": findings.images,
             "counts": findings.counts,
             "exit_status": findings.exit_status,
@@ -62,7 +62,7 @@ def write(findings: Findings, folder: Path) -> None:
             "exclude": excluded,
         },
     )
-    lines = [f"# {findings.root}", "", f"{counted(findings.images, 'image')}.", ""]
+    lines = [f"# {findings.title}", "", f"{counted(findings.images, 'image')}.", ""]
     for kind, faults in by_kind.items():
         lines += [f"## {kind}: {len(faults)} ({KINDS[kind][0]})", "", f"{KINDS[kind][1]}.", ""]
         lines += [*(f"- `{_in_a_line(fault).replace('<', '&lt;')}`" for fault in faults), ""]
@@ -94,8 +94,9 @@ def _rows(root: Path, faults: list[Issue]) -> list[dict[str, object]]:
 
 
 def _images_of(root: Path, fault: Issue) -> list[str]:
-    """Return the paths of images that can be shown."""
+    """Return the paths of images that can be shown; a stranger's index of shards could lead anywhere."""
     paths = [fault.path, fault.other] if fault.kind not in UNUSABLE else []
+    paths = [path for path in paths if ".." not in Path(path).parts and not Path(path).is_absolute()]
     return [path for path in paths if path and is_image(Path(path).name) and (root / path).is_file()]
 
 
