@@ -6,7 +6,6 @@ import functools
 import gc
 import io
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -29,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one core each: before t
 import numpy as np
 import pytest
 import torch
+from forked_ranks import SUBPROCESS, fork_context
 from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
 from PIL import Image, ImageCms
@@ -149,6 +149,7 @@ def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:
         patch.setattr(sys, "path", list(sys.path))
         _compose_once(patch, overrides)
         patch.setattr(Figure, "savefig", save_figure)
+        patch.setattr("imago.cli.processes.subprocess", SUBPROCESS)
         patch.setattr("rich._console", None)  # the next one prints to what is stdout now
         try:
             module = name if Path(f"{name}.py").is_file() else f"imago.{name}"
@@ -169,12 +170,6 @@ def type_shard(*words: object) -> None:
         patch.setattr(sys, "argv", ["ml-shard", *map(str, words)])
         patch.setattr("rich._console", None)
         shard.main()
-
-
-IMPORTED_BY_RUNS = (
-    *("helpers", "imago.train", "imago.training.build", "imago.training.trainer", "imago.training.fit"),
-    *("imago.evaluation.console", "imago.report.page", "sklearn.metrics", "opacus.accountants"),
-)
 
 
 def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], folder: Path) -> None:
@@ -205,11 +200,9 @@ def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProce
 
     It is forked from one that has only imported what a run imports, which saves three seconds each time.
     """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload([*IMPORTED_BY_RUNS])
     environment = os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
     with TemporaryDirectory() as folder:
-        process = forks.Process(target=_in_a_fork, args=(words, code, environment, Path(folder)))
+        process = fork_context().Process(target=_in_a_fork, args=(words, code, environment, Path(folder)))
         process.start()
         process.join(timeout=600)
         assert process.exitcode is not None, "it has not ended after 10 minutes"
