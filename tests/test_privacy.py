@@ -46,9 +46,10 @@ from imago.randomness import derive_seed
 CLASSES = 3
 STEPS = 5  # of an epoch of the 39 images in batches of 8
 TORCHVISION = (
-    *("resnet18", "resnet34", "resnet50", "efficientnet_b0", "regnet_y_400mf", "vit"),
+    *("resnet18", "resnet50", "efficientnet_b0", "regnet_y_400mf", "vit"),
     *("convnext_tiny", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vgg11"),
 )
+CONVNEXT_BLOCKS = [models.convnext.CNBlockConfig(96, 192, 1), models.convnext.CNBlockConfig(192, None, 1)]
 DP = ("strategy=dp", "logger=[]")
 NO_AUGMENTATION = (
     *("data.train_transform.box._target_=imago.data.CenterBox", "~data.train_transform.box.scale"),
@@ -72,8 +73,12 @@ def network(name: str) -> nn.Module:
         "TinyNet": partial(TinyNet, CLASSES),
         "SimpleDenseNet": partial(SimpleDenseNet, CLASSES, 3 * 32 * 32, [8]),
         "efficientnet_lite0": partial(EfficientNetLite0, CLASSES),
-        "vit": partial(models.VisionTransformer, 32, 16, 2, 3, 48, 96, num_classes=CLASSES),  # b_16 with two layers
         "vgg11": narrow_vgg11,
+        # with one or two of their blocks where the whole network has many
+        "vit": partial(models.VisionTransformer, 32, 16, 2, 3, 48, 96, num_classes=CLASSES),
+        "resnet50": partial(models.ResNet, models.resnet.Bottleneck, [1, 1, 1, 1], CLASSES),
+        "densenet121": partial(models.DenseNet, 32, (2, 2), 64, num_classes=CLASSES),
+        "convnext_tiny": partial(models.ConvNeXt, CONVNEXT_BLOCKS, num_classes=CLASSES),
     }
     net = own[name]() if name in own else models.get_model(name, weights=None, num_classes=CLASSES)
     with_group_norm(net)
@@ -327,12 +332,12 @@ def test_what_is_spent_is_what_an_accountant_says_of_the_noise_that_was_drawn(tr
 
 def test_the_network_sees_batches_of_many_sizes_and_empty_ones_are_steps_too(train, monkeypatch):
     watch = Watch(monkeypatch)
-    run = train(*DP, "data.batch_size=2", "trainer.max_epochs=15", "callbacks.early_stopping=null", "test=false")
+    run = train(*DP, "data.batch_size=2", "trainer.max_epochs=6", "callbacks.early_stopping=null", "test=false")
     assert run.exit_code == 0, run.output
     assert chi_square(watch.sizes, 39, 2 / 39) > 1e-6
-    assert watch.sizes.count(0) > 10
-    assert len(watch.sizes) == run.json("reports/privacy.json")["steps"] == 15 * 20
-    assert watch.draws == 15 * 20 * PARAMETERS
+    assert watch.sizes.count(0) > 1  # 15 are expected
+    assert len(watch.sizes) == run.json("reports/privacy.json")["steps"] == 6 * 20
+    assert watch.draws == 6 * 20 * PARAMETERS
 
 
 @pytest.mark.parametrize("clipping", ["flat", "per_layer", "adaptive"])

@@ -259,9 +259,11 @@ def test_an_own_network_is_one_file(train, tmp_path, monkeypatch):
 
 
 def test_compiling_leaves_the_names_of_the_weights(train):
-    run = train("model.compile=true", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
+    words = ["model=mnist", "model.net.in_features=768", "model.net.hidden=[4]", "trainer.max_epochs=1", "test=false"]
+    words += ["data.batch_size=5", "trainer.limit_train_batches=1"]  # each other size of a batch is compiled anew
+    run = train(*words, "model.compile=true")
     assert run.exit_code == 0, run.output
-    assert set(run.weights()) == set(train("trainer.max_epochs=1", "test=false").weights())
+    assert set(run.weights()) == set(train(*words).weights())
 
 
 def test_the_network_wired_in_yaml_learns(command):
