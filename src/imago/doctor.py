@@ -37,6 +37,10 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
     is_of_shards = "shards" in cfg.data
     if cfg.data.get("split_file") is not None or ("data_dir" not in cfg.data and not is_of_shards):
         raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
+    if cfg.data.get("fold") is not None or cfg.data.get("folds") is not None:
+        raise UserError(
+            "ml-doctor checks the folder as it is, before it is divided: remove data.fold= and data.folds=."
+        )
     if cfg.data.get("relabel") is not None:
         raise UserError("ml-doctor checks the folder as it is, without corrected labels: type data.relabel=null")
 

@@ -160,7 +160,8 @@ def _report(options: argparse.Namespace, plans: Sequence["Plan"], folder: "Shard
     total = sum(int(part.sizes.sum()) for part in plans) / 1e6
     kept = f", {folder.kept} of which were there already and are whole" if folder.kept else ""
     count = counted(folder.written + folder.kept, "shard")
-    lines = [f"{options.output}: {count}{kept} ({sizes}), {total:,.1f} MB of images, and the index"]
+    lines = ["The folds of the file are not kept: fold 0 is val."] if sets.folds else []
+    lines += [f"{options.output}: {count}{kept} ({sizes}), {total:,.1f} MB of images, and the index"]
     if set(sets.splits) == {"train"} and options.folder.is_dir():
         lines.append(
             "There is no val split: data.val_ratio draws one from train in each run. To fix it, and to read it in one "

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +45,11 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, data: LabelledImages, p
     check_weights(checkpoint, model, path)
 
 
-def check_data(entry: dict[str, Any], data: LabelledImages, path: str | Path) -> None:
-    """Raise ValueError unless `entry` (`imago` in a checkpoint) has the classes of `data` and its draw of val."""
-    check_draw(entry, data, path)
+def check_data(
+    entry: dict[str, Any], data: LabelledImages, path: str | Path, splits: Sequence[str] = ("val", "test")
+) -> None:
+    """Raise ValueError unless `entry` (`imago` in a checkpoint) has the classes of `data` and its draw of `splits`."""
+    check_draw(entry, data, path, splits)
     trained, data_names = entry["class_names"], data.class_names
     if trained != data_names:
         raise UserError(
@@ -56,32 +58,45 @@ def check_data(entry: dict[str, Any], data: LabelledImages, path: str | Path) ->
         )
 
 
-def check_draw(entry: dict[str, Any] | Mapping[str, Any], data: LabelledImages, path: str | Path) -> None:
-    """Raise ValueError if val or test was drawn from train differently than for the checkpoint, or if test was drawn
-    from images that it may have been trained on without saying so."""
+def check_draw(
+    entry: dict[str, Any] | Mapping[str, Any],
+    data: LabelledImages,
+    path: str | Path,
+    splits: Sequence[str] = ("val", "test"),
+) -> None:
+    """Raise ValueError if one of `splits` was drawn from train differently than for the checkpoint, or if test was
+    drawn from images that it may have been trained on without saying so."""
     which = f"ckpt_path={path}" if path else "The checkpoint"
     draws = {"val": (entry["drawn_val"], data.sets.drawn_val), "test": (entry.get("drawn_test"), data.sets.drawn_test)}
     for split, (drawn, now) in draws.items():
-        if drawn is not None and now is not None and drawn != now:
+        if split in splits and drawn is not None and now is not None and drawn != now:
             what = (
                 f"{which} was trained with a different {split} split drawn from train and has seen images of this one. "
             )
-            if drawn.get("by") != now.get("by"):
+            if drawn.get("by") != now.get("by") and "fold" not in {*drawn, *now}:
                 raise UserError(
                     f"{what}It was written by an earlier Imago. Train again, or use data with a {split} split."
                 )
-            ratio = f"{split}_ratio"
-            if all(drawn.get(key) == now.get(key) for key in (ratio, "seed")):
+            settings = ("fold", "folds", "seed", "by") if "fold" in drawn else (f"{split}_ratio", "seed")
+            if all(drawn.get(key) == now.get(key) for key in settings):
                 raise UserError(
                     f"{what}The images have changed since. Make the data with recorded=, the entry `imago` of the "
                     "checkpoint, which repeats its draw."
                 )
-            raise UserError(f"{what}Type seed={drawn.get('seed')} data.{ratio}={drawn.get(ratio)}")
+            raise UserError(f"{what}Type {_retyped(drawn, now, split)}")
     if draws["test"][0] is None and draws["test"][1] is not None and entry.get("train_images") is None:
         raise UserError(
             f"{which} does not record its training images, and it was trained without data.test_ratio, so it may have "
             "seen images of this test split. Type data.test_ratio=null"
         )
+
+
+def _retyped(drawn: Mapping[str, Any], now: Mapping[str, Any], split: str) -> str:
+    """Settings by which the recorded draw `drawn` is repeated in place of `now`."""
+    words = [f"seed={drawn['seed']}"] if "seed" in drawn else []
+    words += [f"data.{name}={drawn[name]}" for name in (f"{split}_ratio", "folds", "fold") if name in drawn]
+    words += [f"data.{name}=null" for name in ("folds", "fold") if name in now and name not in drawn]
+    return " ".join(words)
 
 
 def check_weights(checkpoint: Checkpoint, model: nn.Module, path: str | Path) -> None:

@@ -163,7 +163,9 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
         raise UserError(f"{where} is damaged: its entry about the data is not valid.")
     draws = [entry.get(key) for key in ("drawn_val", "drawn_test")]
     if not all(isinstance(draw, dict | None) for draw in draws) or any(
-        draw and fitting(draw.get("edges", {}), {"*": NUMBER}) is MISFIT for draw in draws
+        draw and fitting(draw.get(key, {}), {"*": NUMBER}) is MISFIT
+        for draw in draws
+        for key in ("edges", "lows", "highs")
     ):
         raise UserError(f"{where} is damaged: it does not say how its splits were drawn.")
     seen = entry.get("train_images")

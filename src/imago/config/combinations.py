@@ -62,6 +62,11 @@ NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instea
 }
 REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     (
+        lambda cfg, invocation: cfg.data.get("fold") is not None and is_typed("data.val_ratio", invocation),
+        "data.fold and data.val_ratio contradict each other: the fold is val, and the other folds are train. Remove "
+        "one of them.",
+    ),
+    (
         lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1 and current_launch() is None,
         NOT_OF_THE_TRAINER["num_nodes"],
     ),

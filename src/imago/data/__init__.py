@@ -14,6 +14,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "hymenoptera": ["download_hymenoptera"],
         "images": ["Images", "ImageSets", "class_counts"],
         "folder_images": ["FolderImages"],
+        "folds": ["divide"],
         "sources": ["read_source"],
         "transforms": ["ImageTransform", "Normalize", "RandomHorizontalFlip"],
         "mixing": ["CutMix", "MixUp"],

@@ -88,7 +88,7 @@ def draw_split(
     drawn. With `from_end`, the highest places are drawn, so that two such draws hardly affect each other.
     """
     classes = np.asarray(labels)
-    place = np.fromiter((_place(seed, path) for path in paths), np.float64, len(classes))
+    place = places_of(paths, seed)
     if from_end:
         place = 1 - place
     free, sizes = {}, {}
@@ -142,6 +142,11 @@ def recorded_rule(record: Mapping[str, Any] | None, class_names: Sequence[str]) 
     if record["by"] == BY_PLACE:
         return by_place
     return up_to({label: record["edges"][name] for label, name in enumerate(class_names) if name in record["edges"]})
+
+
+def places_of(paths: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """Map each path to its place in [0, 1), float64 (n,): the order in which the images of a class are drawn."""
+    return np.fromiter((_place(seed, path) for path in paths), np.float64, len(paths))
 
 
 def _place(seed: int, path: str) -> float:

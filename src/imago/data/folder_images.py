@@ -54,6 +54,13 @@ class FolderImages(Images):
         chosen.decode, chosen.decoding = self.decode, self.decoding
         return chosen
 
+    def joined(self, further: Images) -> Images:
+        if not isinstance(further, FolderImages) or further.root != self.root:
+            return super().joined(further)
+        chosen = FolderImages(self.root, [*self.paths, *further.paths], [*self.labels, *further.labels])
+        chosen.decode, chosen.decoding = self.decode, self.decoding
+        return chosen
+
     def stamp(self, times: bool = False) -> str:
         digest = hashlib.sha256(super().stamp().encode())
         for path in self.paths:

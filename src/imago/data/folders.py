@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.data.folder_images import FolderImages
+from imago.data.folds import divide
 from imago.data.images import ImageSets
 from imago.data.tree import SUFFIXES, class_name, files_below, is_image, subfolders, walk
 from imago.definitions import SPLIT_NAMES
@@ -21,16 +22,18 @@ def read_tree(
     seed: int,
     test_ratio: float | None = None,
     recorded: Mapping[str, Any] | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
 ) -> ImageSets:
     """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
 
     Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
     a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split; with
-    `test_ratio`, such a fraction becomes the test split; `recorded` repeats the draws of a checkpoint. A `test` folder
-    without class folders is left out, with a note.
+    `test_ratio`, such a fraction becomes the test split; `recorded` repeats the draws of a checkpoint. With
+    `fold`, that one of `folds` becomes the val split. A `test` folder without class folders is left out, with a note.
     """
     tree = read_undrawn(root)
-    tree.draw_splits(val_ratio, seed, test_ratio, recorded)
+    divide(tree, val_ratio, seed, test_ratio, recorded, fold, folds)
     return tree
 
 

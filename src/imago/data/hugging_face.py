@@ -8,11 +8,12 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from imago.data.decode import read_image
+from imago.data.folds import divide
 from imago.data.images import Images, ImageSets, digest_of, file_digest
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import SPLIT_NAMES, TestRatio, ValRatio
+from imago.definitions import SPLIT_NAMES, Fold, Folds, TestRatio, ValRatio
 from imago.errors import DownloadError, UserError
 
 
@@ -33,6 +34,8 @@ class HuggingFaceDataModule(ImageDataModule):
         seed: Seed of the split, the order and the augmentations.
         recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
             split when the data grow.
+        fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
+        folds: Number of folds that are drawn from train and val, by seed and path.
         options: Those of ImageDataModule.
     """
 
@@ -47,10 +50,12 @@ class HuggingFaceDataModule(ImageDataModule):
         seed: int = 42,
         test_ratio: TestRatio = None,
         recorded: Mapping[str, Any] | None = None,
+        fold: Fold = None,
+        folds: Folds = None,
         **options: Unpack[FileOptions],
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
-        sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
         super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
 
 
@@ -80,6 +85,18 @@ class ColumnImages(Images):
     def select(self, indices: Sequence[int]) -> "ColumnImages":
         rows, paths, labels = ([column[i] for i in indices] for column in (self.rows, self.paths, self.labels))
         chosen = ColumnImages(self.dataset, self.column, rows, paths, labels)  # type: ignore[arg-type]
+        chosen.decoding = self.decoding
+        return chosen
+
+    def joined(self, further: Images) -> Images:
+        from datasets import concatenate_datasets
+
+        if not isinstance(further, ColumnImages):
+            return super().joined(further)
+        rows = [*self.rows, *(len(self.dataset) + row for row in further.rows)]
+        dataset = concatenate_datasets([self.dataset, further.dataset])
+        paths, labels = [*self.paths, *further.paths], [*self.labels, *further.labels]
+        chosen = ColumnImages(dataset, self.column, rows, paths, labels)
         chosen.decoding = self.decoding
         return chosen
 

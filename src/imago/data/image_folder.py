@@ -11,7 +11,7 @@ from imago.data.options import FileOptions
 from imago.data.relabel import is_of_run
 from imago.data.split_files import listed_paths, read_split_file
 from imago.data.transforms import ImageTransform
-from imago.definitions import TestRatio, ValRatio
+from imago.definitions import Fold, Folds, TestRatio, ValRatio
 from imago.errors import UserError, no_data
 
 
@@ -35,6 +35,8 @@ class ImageFolderDataModule(ImageDataModule):
             its classes.
         recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
             split when the data grow.
+        fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
+        folds: Number of folds that are drawn from train and val, by seed and path, if `split_file` has none.
         options: Those of ImageDataModule.
     """
 
@@ -52,10 +54,12 @@ class ImageFolderDataModule(ImageDataModule):
         trained: Mapping[str, Any] | None = None,
         test_ratio: TestRatio = None,
         recorded: Mapping[str, Any] | None = None,
+        fold: Fold = None,
+        folds: Folds = None,
         **options: Unpack[FileOptions],
     ) -> None:
         try:
-            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio, recorded)
+            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio, recorded, fold, folds)
             sets.as_read = sets.fingerprint()
             is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:
@@ -77,22 +81,17 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def _image_sets(
-    data_dir: str | None,
-    split_file: str | None,
-    source: Callable[[], Path] | None,
-    val_ratio: float,
-    seed: int,
-    test_ratio: float | None,
-    recorded: Mapping[str, Any] | None,
+    data_dir: str | None, split_file: str | None, source: Callable[[], Path] | None, *draws: Any
 ) -> ImageSets:
+    """Read the splits, and draw those that lack: `draws` are the further arguments of `divide`."""
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if split_file is not None:
-        return read_split_file(Path(split_file).expanduser(), folder, val_ratio, seed, test_ratio, recorded)
+        return read_split_file(Path(split_file).expanduser(), folder, *draws)
     if folder is None:
         if source is None:
             raise UserError(no_data())
         folder = source()
-    return read_tree(folder, val_ratio, seed, test_ratio, recorded)
+    return read_tree(folder, *draws)
 
 
 def leave_out(sets: ImageSets, file: Path) -> None:

@@ -74,6 +74,12 @@ class Images(ABC):
     def select(self, indices: Sequence[int]) -> Self:
         """Return the images at `indices`, in that order."""
 
+    def joined(self, further: "Images") -> "Images":
+        """Return these images and `further` ones, of another split of the same data."""
+        raise UserError(
+            f"{type(self).__name__} of two splits cannot be one, as data.fold= needs. Give data without a val split."
+        )
+
     def without(self, paths: Container[str]) -> Self:
         """Return the images not in `paths`, with unchanged random numbers."""
         gone = [index for index, path in enumerate(self.paths) if path in paths]
@@ -181,6 +187,8 @@ class ImageSets:
     """`data.exclude` or `data.relabel` -> split -> number of images that it left out or relabelled."""
     corrections: dict[str, str] = field(default_factory=dict)
     """Path -> class, as `data.relabel` has them."""
+    folds: dict[str, int] = field(default_factory=dict)
+    """Path -> fold, counted from 0, if a split file has folds."""
 
     def __post_init__(self) -> None:
         check_names(self)

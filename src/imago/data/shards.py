@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from imago.data.folds import divide
 from imago.data.image_folder import leave_out
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
@@ -14,7 +15,7 @@ from imago.data.shard_files import MOST_OPEN, LocalPlace, ShardReader, missing_i
 from imago.data.shard_images import ShardImages
 from imago.data.shard_index import INDEX, ShardIndex, read_index
 from imago.data.transforms import ImageTransform
-from imago.definitions import Positive, PositiveFloat, TestRatio, ValRatio
+from imago.definitions import Fold, Folds, Positive, PositiveFloat, TestRatio, ValRatio
 from imago.errors import MissingFileError, UserError
 
 
@@ -38,6 +39,8 @@ class ShardDataModule(ImageDataModule):
             `image_size`; pixels differ by about a grey level.
         recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
             split when the data grow.
+        fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
+        folds: Number of folds that are drawn from train and val, by seed and path.
         options: Those of ImageDataModule.
     """
 
@@ -54,6 +57,8 @@ class ShardDataModule(ImageDataModule):
         decode: Literal["exact", "fast"] = "exact",
         test_ratio: TestRatio = None,
         recorded: Mapping[str, Any] | None = None,
+        fold: Fold = None,
+        folds: Folds = None,
         **options: Unpack[FileOptions],
     ) -> None:
         if window is not None and window < 1:
@@ -64,7 +69,7 @@ class ShardDataModule(ImageDataModule):
             options["cache"] = "none" if options.get("cache", "auto") == "auto" else options["cache"]
         else:
             sets, white = _local_sets(Path(shards).expanduser(), window)
-        sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
         if options.get("range", "auto") == "auto":

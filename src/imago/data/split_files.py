@@ -2,20 +2,32 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imago.data.folder_images import FolderImages
+from imago.data.folds import divide
 from imago.data.images import ImageSets
 from imago.data.source_paths import with_commas
 from imago.data.tree import class_name
 from imago.definitions import SPLIT_NAMES, SPLITS
 from imago.errors import MissingFileError, UserError
-from imago.files import quoted_path, write_text
+from imago.files import MISFIT, atomic_write, fitting, quoted_path, write_text
+from imago.terminal import shortened
 
 SPLIT_FILE_HEADER = "# imago split: "
+
+
+class SplitRow(NamedTuple):
+    """Row of a split file; `fold` is None for images of test, `label` the name of the class."""
+
+    split: str
+    path: str
+    label: str
+    fold: int | None = None
+    group: str = ""
 
 
 def read_split_file(
@@ -25,54 +37,117 @@ def read_split_file(
     seed: int,
     test_ratio: float | None = None,
     recorded: Mapping[str, Any] | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
 ) -> ImageSets:
-    """Read a file of `ml-split` as `read_rows` does, and draw the splits that it lacks."""
+    """Read a file of `ml-split` as `read_rows` does, and draw the splits that it lacks; with `fold`, that one of the
+    file, or of the `folds` that are drawn, becomes val."""
     sets = read_rows(file, data_dir)
-    sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+    divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
     return sets
 
 
 def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
     """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
-    columns `path`, `label` and optionally `split`, whose paths are relative to `data_dir`, or else to the CSV.
+    columns `path`, `label` and optionally `split` and `fold`, with paths relative to `data_dir`, or else to the CSV.
 
     Raises:
         FileNotFoundError, ValueError: There is no such file, it is no such table, or an image is gone.
     """
-    if not file.is_file():
-        raise MissingFileError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
-    try:
-        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            first = lines.readline()
-            header = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
-            table = csv.DictReader(lines if header else chain([first], lines), skipinitialspace=True)
-            if missing := {"path", "label"} - set(table.fieldnames or ()):
-                raise UserError(f"it lacks {' and '.join(sorted(missing))}.{with_commas(table.fieldnames or ())}")
-            rows = [(row.get("split") or "train", row["path"], class_name(row["label"].strip())) for row in table]
-        class_names = list(header.get("class_names") or sorted({name for _, _, name in rows}))
-        root = data_dir or Path(header.get("data_dir") or file.parent)
-        label_of = {name: label for label, name in enumerate(class_names)}
-        split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-        entries = [(split_of[split.strip().lower()], path, label_of[name]) for split, path, name in rows]
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
-        raise UserError(
-            f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
-            f"split (train, val, test): {error}"
-        ) from error
+    header, rows = read_table(file)
+    class_names = list(header.get("class_names") or sorted({row.label for row in rows}))
+    root = data_dir or Path(header.get("data_dir") or file.parent)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    if unknown := next((row.label for row in rows if row.label not in label_of), None):
+        raise _no_split_file(file, f"{unknown!r} is not in its list of classes")
     if len(class_names) < 2:
         raise UserError(f"data.split_file={file} has one class only: a classifier needs two classes or more.")
     sets = ImageSets(str(root), class_names, {}, notes=[f"the splits are those of {file}"])
-    for split in [name for name in SPLITS if any(name == row[0] for row in entries)]:
-        images = [(path, label) for name, path, label in entries if name == split]
+    for split in [name for name in SPLITS if any(name == row.split for row in rows)]:
+        images = [(row.path, label_of[row.label]) for row in rows if row.split == split]
         sets.splits[split] = FolderImages(root, [path for path, _ in images], [label for _, label in images])
-    gone = next((path for _, path, _ in entries if not (root / path).is_file()), None)
+    gone = next((row.path for row in rows if not (root / row.path).is_file()), None)
     if gone is not None:
         raise MissingFileError(
             f"{root / gone} of data.split_file={file} is gone. Type data.data_dir= if the folder moved."
         )
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
+    sets.folds = _folds_of(file, rows)
     return sets
+
+
+def _folds_of(file: Path, rows: Sequence[SplitRow]) -> dict[str, int]:
+    """Map paths to folds; empty if the file has none."""
+    folds = {row.path: row.fold for row in rows if row.fold is not None}
+    if not folds:
+        return {}
+    if without := [row.path for row in rows if row.split != "test" and row.fold is None]:
+        raise UserError(f"data.split_file={file}: {shortened(without)} of train and val have no fold.")
+    if there := [row.path for row in rows if row.split == "test" and row.fold is not None]:
+        raise UserError(f"data.split_file={file}: {shortened(there)} of test have a fold. Leave it empty there.")
+    if len(known := sorted({*folds.values()})) < 2 or known != list(range(len(known))):
+        raise UserError(
+            f"data.split_file={file}: its folds are {', '.join(map(str, known))}. Folds are 0, 1, … without gaps, two "
+            "or more."
+        )
+    return folds
+
+
+def read_table(file: Path) -> tuple[dict[str, Any], list[SplitRow]]:
+    """Read the header, empty for a CSV of one's own, and the rows of a split file; no image is looked for.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such file, or it is no such table.
+    """
+    if not file.is_file():
+        raise MissingFileError(f"data.split_file={file} does not exist. Make it with: ml-split PATH --output {file}")
+    split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    try:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            first = lines.readline()
+            header = json.loads(first.removeprefix(SPLIT_FILE_HEADER)) if first.startswith(SPLIT_FILE_HEADER) else {}
+            header = fitting(header, {"class_names": [str], "data_dir": str, "*": object})
+            if header is MISFIT:
+                raise UserError("its first line is damaged.")
+            table = csv.DictReader(lines if header else chain([first], lines), skipinitialspace=True)
+            if missing := {"path", "label"} - set(table.fieldnames or ()):
+                raise UserError(f"it lacks {' and '.join(sorted(missing))}.{with_commas(table.fieldnames or ())}")
+            rows = [
+                SplitRow(
+                    split_of[(row.get("split") or "train").strip().lower()],
+                    row["path"],
+                    class_name(row["label"].strip()),
+                    int(row["fold"]) if (row.get("fold") or "").strip() else None,
+                    row.get("group") or "",
+                )
+                for row in table
+            ]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
+        raise _no_split_file(file, str(error)) from error
+    return header, rows
+
+
+def _no_split_file(file: Path, why: str) -> UserError:
+    return UserError(
+        f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
+        f"split (train, val, test) and fold (0, 1, …): {why}"
+    )
+
+
+def write_table(file: Path, header: Mapping[str, Any], rows: Sequence[SplitRow]) -> None:
+    """Write a split file; columns that no row uses are left out."""
+    columns = ["split", "path", "label"]
+    columns += ["fold"] if any(row.fold is not None for row in rows) else []
+    columns += ["group"] if any(row.group for row in rows) else []
+    with (
+        atomic_write(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
+        lines.write(SPLIT_FILE_HEADER + json.dumps(header, ensure_ascii=False) + "\n")
+        writer = csv.writer(lines)
+        writer.writerow(columns)
+        writer.writerows([getattr(row, column) for column in columns] for row in rows)
 
 
 def listed_paths(file: Path) -> set[str]:

@@ -9,11 +9,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from imago.data.folds import divide
 from imago.data.images import Images, ImageSets, digest_of
 from imago.data.module import ImageDataModule
 from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import TestRatio, ValRatio
+from imago.definitions import Fold, Folds, TestRatio, ValRatio
 from imago.errors import DownloadError
 
 
@@ -30,6 +31,8 @@ class TorchVisionDataModule(ImageDataModule):
         seed: Seed of the split, the order and the augmentations.
         recorded: Entry `imago` of a checkpoint whose draws of val and test are repeated, so that no image changes its
             split when the data grow.
+        fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
+        folds: Number of folds that are drawn from train and val, by seed and path.
         options: Those of ImageDataModule.
     """
 
@@ -43,13 +46,15 @@ class TorchVisionDataModule(ImageDataModule):
         seed: int = 42,
         test_ratio: TestRatio = None,
         recorded: Mapping[str, Any] | None = None,
+        fold: Fold = None,
+        folds: Folds = None,
         **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
             data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
         )
-        sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
         usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
         super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
 
@@ -81,6 +86,12 @@ class MemoryImages(Images):
     def select(self, indices: Sequence[int]) -> "MemoryImages":
         paths, labels = [self.paths[i] for i in indices], [self.labels[i] for i in indices]
         return MemoryImages(self.pixels[torch.tensor(indices, dtype=torch.long)], paths, labels)
+
+    def joined(self, further: Images) -> Images:
+        if not isinstance(further, MemoryImages):
+            return super().joined(further)
+        pixels = torch.cat([self.pixels, further.pixels])
+        return MemoryImages(pixels, [*self.paths, *further.paths], [*self.labels, *further.labels])
 
 
 def _made(dataset: Callable[..., Any], root: Path, train: bool) -> Any:

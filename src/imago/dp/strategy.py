@@ -161,7 +161,7 @@ class DifferentialPrivacy(PrivacyBudget):
                 "type for example strategy.target_epsilon=3"
             )
         data = cast(ImageDataModule, data_of(trainer))
-        drawn = ", drawn from train" if data.sets.drawn_val is not None else ""
+        drawn = ", drawn from train" if "seed" in (data.sets.drawn_val or ()) else ""
         self._unprotected = f"the {counted(len(data.split('val')), 'val image')}{drawn}"
         self._trainer = trainer
         ckpt_path = trainer.ckpt_path

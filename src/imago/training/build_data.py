@@ -107,10 +107,10 @@ def warn_of_few_val_images(cfg: DictConfig, data: ImageDataModule, trainer: Trai
     ratio = math.ceil(20 * FEW / total) / 20  # in steps of 0.05
     advice = "give data with more val images"
     left = total - drawn_test - round(ratio * total)
-    if is_drawn and "val_ratio" in cfg.data and ratio <= LARGEST_VAL and left > images:
+    if is_drawn and "val_ratio" in cfg.data and cfg.data.get("fold") is None and ratio <= LARGEST_VAL and left > images:
         advice = f"type data.val_ratio={ratio:g}, which leaves {left} images to train on"
     elif is_drawn:
-        advice = "give more images"
+        advice = "give more images" + (", or fewer folds" if cfg.data.get("fold") is not None else "")
     data.say(
         f"val has {counted(images, 'image')}, and chooses the checkpoint (monitor={cfg.monitor}), largely by chance. "
         f"For a steadier choice {advice}"

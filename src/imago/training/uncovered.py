@@ -46,10 +46,11 @@ def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
     images = counted(len(data.split("val")), "val image")
     yield f"the {images}: {f'they choose {_joined(chosen)}, and ' if chosen else ''}nothing is guaranteed to them"
     for split, drawn in (("val", data.sets.drawn_val), ("test", data.sets.drawn_test)):
-        if drawn is not None:
+        if drawn is not None and "seed" in drawn:
+            name = "folds" if "folds" in drawn else f"{split}_ratio"
             yield (
-                f"the draw of {split} from train (data.{split}_ratio={drawn[f'{split}_ratio']:g}): one more image of a "
-                "small class may move another one"
+                f"the draw of {split} from train (data.{name}={drawn[name]:g}): one more image of a small class may "
+                "move another one"
             )
     yield "a temperature and thresholds, if they are fitted on private val images later (ml-eval calibrate=true)"
 
