@@ -14,8 +14,8 @@ from imago.data.folder_images import FolderImages
 from imago.data.hugging_face import HuggingFaceDataModule
 from imago.data.images import ImageSets, class_counts
 from imago.data.split_files import read_split_file
+from imago.data.split_plan import draw
 from imago.data.transforms import ImageTransform
-from imago.split import draw
 
 RATIO = "data.test_ratio=0.25"
 

@@ -1,7 +1,7 @@
 """The splits of a data module: which one is scored, facts about them, and images that a network has seen."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -130,9 +130,9 @@ class ScoredSplits(CopyingDataModule):
             raise UserError(f"{self.sets.root} has no {split} split. Type split= with one of {there}.")
         return scored
 
-    def leave_out_trained(self, trained: Mapping[str, Any]) -> None:
-        """Leave out of val and test the images that a checkpoint was trained on, by content, unless these data are
-        those of its run; `trained` is its entry `imago`."""
+    def leave_out_trained(self, trained: Mapping[str, Any], splits: Collection[str] = ("val", "test")) -> None:
+        """Leave out of `splits` (val, test) the images that a checkpoint was trained on, by content, unless these data
+        are those of its run; `trained` is its entry `imago`."""
         self._trained_counts = train_counts(trained, self.class_names)
         same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
         if known is None or not len(known):
@@ -141,7 +141,7 @@ class ScoredSplits(CopyingDataModule):
             return
         if same and "train" in self.sets.splits and np.isin(self.train_digests.numpy(), known.numpy()).all():
             return  # shared images were reported in training
-        for split, count, paths in self._seen_before(known):
+        for split, count, paths in self._seen_before(known, splits):
             what = f"{len(paths)} of the {count} images of {split} are images that the checkpoint was trained on"
             is_new_draw = self.sets.drawn_test is not None and trained.get("drawn_test") is None
             if is_new_draw and split == "test" and 2 * len(paths) > count:
@@ -168,10 +168,12 @@ class ScoredSplits(CopyingDataModule):
             what = f"{len(paths)} of the {count} images of {split} are also in train"
             self.say(f"{what}, which makes its scores too good: {shortened(paths)}")
 
-    def _seen_before(self, known: Tensor) -> Iterator[tuple[str, int, list[str]]]:
-        """Yield split, size and paths of images whose digests are `known`, for val and test if there are any."""
+    def _seen_before(
+        self, known: Tensor, splits: Collection[str] = ("val", "test")
+    ) -> Iterator[tuple[str, int, list[str]]]:
+        """Yield split, size and paths of images whose digests are `known`, for those of `splits` that there are."""
         for split in ("val", "test"):
-            if (images := self.sets.splits.get(split)) is None:
+            if split not in splits or (images := self.sets.splits.get(split)) is None:
                 continue
             digests, has_digest = images.digests()
             seen = np.flatnonzero(np.isin(digests, known.numpy()) & has_digest)

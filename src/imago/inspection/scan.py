@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,6 +87,14 @@ def conclude(
     findings.faults += _of_the_set(seen)
     findings.faults += exact_duplicates(seen)
     findings.faults += near_duplicates(seen)
+
+
+def duplicate_pairs(root: Path, paths: Sequence[str], labels: Sequence[str], workers: int) -> list[tuple[str, str]]:
+    """Pairs of images that are the same file or look alike; chains of pairs connect all that do. All are decoded."""
+    with ThreadPoolExecutor(workers) as pool:
+        seen = list(pool.map(lambda path, label: _look(root, None, "train", label, root / path), paths, labels))
+    pairs = chain(exact_duplicates(seen), near_duplicates(seen))
+    return [(fault.path, fault.other) for fault in pairs if fault.other]
 
 
 def _below(root: Path, path: Path) -> str:
