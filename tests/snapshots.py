@@ -87,3 +87,15 @@ class Indices(Callback):
         images = batch["index"].tolist() if batch.get(STEP_WEIGHT) != 0 else []
         with (self.to / f"{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps([trainer.current_epoch, batch_idx, images]) + "\n")
+
+
+class FailsIn(Callback):
+    """Fails at the start of the training in a run folder of this name, as long as a file `marker` exists."""
+
+    def __init__(self, folder: str, marker: str) -> None:
+        self.folder = folder
+        self.marker = Path(marker)
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        if Path(trainer.default_root_dir).name == self.folder and self.marker.exists():
+            raise RuntimeError("no power")

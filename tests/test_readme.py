@@ -20,6 +20,8 @@ from torchvision.models import resnet18
 
 import imago
 from imago import split, status
+from imago.cli.fold_words import FoldPlan
+from imago.train import main
 
 FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -47,6 +49,7 @@ TRIED = {  # the override -> the module with the test that trains with it
     "data.exclude=RUN/exclude.txt": "test_new_images.py",
     "data.split_file=splits.csv": "test_commands.py",
     "data.test_ratio=0.2": "test_test_ratio.py",
+    "data.fold=1": "test_folds.py",
     "data.relabel=corrections.csv": "test_relabel.py",
     "trainer.accumulate_grad_batches=2": "test_groups.py",
     "model.criterions.criterions.ce.label_smoothing=0.1": "test_train.py",
@@ -235,6 +238,18 @@ def test_the_splits_are_drawn(line, workplace):
     assert (workplace / "splits.csv").exists() is ("--output" in line)
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-cv ")])
+def test_the_folds_are_planned(line, workplace, data_dir):
+    """test_folds.py trains them."""
+    type_split(["PHOTOS", "--folds", "5", "--output", "splits.csv"])
+    words = [*typed(line)[1], f"paths.log_dir={workplace}/logs", f"paths.data_dir={data_dir}"]
+    main.register(words)
+    plan = FoldPlan.of(words)
+    assert plan.folds == 5
+    assert plan.folder.parent == workplace / "logs" / "cv"
+    assert plan.sweep([0, 1])[-4] == "data.fold=0,1"
+
+
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-shard ")])
 def test_the_shards_are_written(line, workplace):
     type_split(["PHOTOS", "--output", "splits.csv"])
@@ -297,6 +312,7 @@ def test_nothing_is_left_out():
         "ml-visualise",
         "ml-split",
         "ml-shard",
+        "ml-cv",
         "ml-status",
         "ml-doctor",
         *FROM_CHECKPOINT,

@@ -178,10 +178,12 @@ def _images(
         source = list(map(str, cfg.source)) if OmegaConf.is_list(cfg.source) else str(cfg.source)
         return {"predictions": read_source(source, members[0].class_names, members[0].channels)}
     data = make_data(cfg.data, members[0].checkpoint, invocation.overrides)
+    asked = splits_of(cfg.split, cfg)
+    scored = {data.scored_split(split) for split in asked}
     for member, file in zip(members, files, strict=True):
-        check_data(member.checkpoint, data, file)
-        data.leave_out_trained(member.checkpoint)
-    return {f"predictions_{split}": data.split(split) for split in splits_of(cfg.split, cfg)}
+        check_data(member.checkpoint, data, file, sorted(scored))
+        data.leave_out_trained(member.checkpoint, scored)
+    return {f"predictions_{split}": data.split(split) for split in asked}
 
 
 def _write(predictions: Any, path: Path, calibration: Any, images: "Images", gallery: bool) -> list[Path]:

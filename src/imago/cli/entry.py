@@ -29,7 +29,7 @@ from imago.cli.leader import Leader, led
 from imago.cli.search_space import check_search
 from imago.cli.start_from import Arguments, plain_args
 from imago.cli.stop_signals import stopped_by_signals
-from imago.cli.sweep import reported_sweep
+from imago.cli.sweep import Sweep, reported_sweep
 from imago.cli.typed_words import check_choices, check_words, flags_first, without_multirun
 from imago.config.auto_model import with_plain_model
 from imago.config.checks import check as check_training
@@ -57,6 +57,7 @@ class Command:
         complete: May choose settings that nobody has, and the options that they belong to.
         choices: Setting -> valid values, checked before a checkpoint is read.
         one_process: Devices do not matter.
+        at_end: Reports a sweep when it has ended; None prints its table.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Command:
     complete: Callable[[DictConfig, Invocation], tuple[DictConfig, Invocation]] = lambda *made: made
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     one_process: bool = False
+    at_end: Callable[[Sweep], None] | None = None
 
     def __call__(self) -> Any:
         """Does what was typed. Lets people type `-m` between the overrides, explains what cannot be composed, and ends
@@ -198,7 +200,7 @@ class Command:
             except UserError as error:
                 fail(str(error))
 
-        with closed_output_survived(), reported_sweep():
+        with closed_output_survived(), reported_sweep(self.at_end):
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 
     def _completed(self, cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:

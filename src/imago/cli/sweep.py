@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,15 @@ def keep_secrets_out_of_study(config: DictConfig) -> None:
 
 
 @contextmanager
-def reported_sweep() -> Iterator[None]:
-    """Inside, a command runs. If that is a sweep, its table is printed in the end, however it ends."""
+def reported_sweep(at_end: Callable[[Sweep], None] | None = None) -> Iterator[None]:
+    """Inside, a command runs. If that is a sweep, `at_end`, by default `report`, is called in the end, however it
+    ends."""
     _begun.clear()
     try:
         yield
     finally:
         if _begun:
-            report(_begun.pop())
+            (at_end or report)(_begun.pop())
 
 
 def report(sweep: Sweep) -> None:
