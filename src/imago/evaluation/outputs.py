@@ -109,6 +109,7 @@ def _write_data(folder: Path, data: ImageDataModule) -> None:
     left_out: dict[str, Any] = {"skipped": data.skipped, "excluded": data.sets.excluded}
     records = {"val": data.sets.drawn_val, "test": data.sets.drawn_test}
     left_out["drawn"] = [split for split, record in records.items() if record is not None and "seed" in record]
+    left_out["stamps"] = {name: images.stamp()[:16] for name, images in data.sets.splits.items() if name != "train"}
     if data.sets.corrections:
         left_out["corrections"] = data.sets.corrections
     folder_read = {"folder": str(Path(data.sets.root).resolve())}

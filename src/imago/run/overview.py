@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from imago.config.invocation import override_key, override_value
 from imago.config.root import COMMAND_KEYS, OTHER_COMMANDS
 from imago.config.tree import leaves
@@ -21,6 +19,7 @@ from imago.definitions import CHECKED, best_mode
 from imago.files import MEGABYTE, MISFIT, NUMBER, UnreadableError, fitting, read_json, read_text
 from imago.run import lock as run_lock
 from imago.run.folder import STATUS, read_status
+from imago.run.saved_yaml import read_yaml
 
 STALE_SECONDS = 90
 """Without a heartbeat for so long, a run on another machine counts as dead; one is due every 20 seconds."""
@@ -31,15 +30,19 @@ SCORE = {"split": str, "n": int, "acc": NUMBER, "f1": NUMBER, "loss": NUMBER}
 LATER = {"time": str, "folder": str, "split!": str, "n!": int, "acc!": NUMBER, "f1": NUMBER}
 SCORED_AGAIN = "scored_again.jsonl"
 """Later scores by `ml-eval`, in the folder of the run: a row for each split."""
-DATA = {"folder!": str, "fingerprint!": str, "drawn": [str]}
+DATA = {
+    **dict.fromkeys(("folder!", "fingerprint!"), str),
+    "drawn": [str],
+    "class_names": [str],
+    "counts": {"*": {"*": int}},
+    "stamps": {"*": str},
+}
 NO_SETTINGS = ("paths", "hydra", "hparams_search", "name", "task_name", "report", "plots", *COMMAND_KEYS)
 """Keys that say where or how a run is made, not what it trains."""
 EPOCHS = ("trainer.max_epochs", "trainer.max_steps")
 """Settings that a run of the head alone does not use."""
 DEEPEST = 20
 """Levels of the value of a setting that are shown in JSON."""
-YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError)
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast
 
 
 @dataclass(frozen=True)
@@ -79,33 +82,39 @@ class Overview:
         return (self.folder / "checkpoints" / "last.ckpt").is_file()
 
     @cached_property
+    def checkpoint(self) -> Path | None:
+        """The best checkpoint, otherwise the last one; it is not opened."""
+        files = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        return next((file for file in files if file.is_file()), None)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The composed config, with its interpolations; empty if it cannot be read."""
-        content = _read_yaml(self.folder / ".hydra" / "config.yaml")
+        content = read_yaml(self.folder / ".hydra" / "config.yaml")
         return content if isinstance(content, dict) else {}
 
     @cached_property
     def overrides(self) -> list[str]:
         """The typed overrides; empty if they cannot be read."""
-        content = _read_yaml(self.folder / ".hydra" / "overrides.yaml")
+        content = read_yaml(self.folder / ".hydra" / "overrides.yaml")
         return [word for word in content if isinstance(word, str)] if isinstance(content, list) else []
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Setting or group -> value; groups only where an option was typed."""
-        of_config = {key: value for key, value in leaves(self.config) if not key.startswith("hydra.")}
+        trained = {key: value for key, value in self.config.items() if key not in NO_SETTINGS}
         words = [word for word in self.overrides if "=" in word and not word.startswith("~")]
         typed = {override_key(word): override_value(word) for word in words}
-        settings = typed | of_config
-        unused = EPOCHS if settings.get("model.probe") == "only" else ()
-        return {k: v for k, v in settings.items() if k.partition(".")[0] not in NO_SETTINGS and k not in unused}
+        settings = {key: value for key, value in typed.items() if key.partition(".")[0] not in NO_SETTINGS}
+        settings |= leaves(trained) if trained else {}
+        for key in EPOCHS if settings.get("model.probe") == "only" else ():
+            settings.pop(key, None)
+        return settings
 
     @cached_property
     def choices(self) -> dict[str, Any]:
         """Group -> option, as Hydra composed them; empty if they cannot be read."""
-        content: Any = _read_yaml(self.folder / ".hydra" / "hydra.yaml")
-        for key in ("hydra", "runtime", "choices"):
-            content = content.get(key) if isinstance(content, dict) else None
+        content = read_yaml(self.folder / ".hydra" / "hydra.yaml", "hydra", "runtime", "choices")
         return content if isinstance(content, dict) else {}
 
     def setting(self, key: str) -> Any:
@@ -152,6 +161,15 @@ class Overview:
         return best
 
     @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of the epochs, with the numbers that they have; without that of a head that was fitted before them."""
+        rows = [
+            {key: value for key, value in row.items() if _is_number(value)}
+            for row in _rows(self.folder / "metrics.jsonl")
+        ]
+        return [row for row in rows if row.get("epoch", -1) >= 0]
+
+    @cached_property
     def test(self) -> dict[str, Any]:
         """`split`, `n`, `acc`, `f1` and `loss` on the test split; `split` is `val` if there was no test split."""
         try:
@@ -167,8 +185,8 @@ class Overview:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """`folder`, without links, and `fingerprint` of the images that it read, and `drawn`, the splits that were
-        drawn from train by a seed; empty if they are not known."""
+        """`folder`, without links, and `fingerprint` of the images that it read, `drawn`, the splits that were drawn
+        from train by a seed, `class_names`, `counts` and `stamps`; empty if they are not known."""
         try:
             return read_json(self.folder / "reports" / "data.json", DATA, LARGEST)
         except (OSError, UnreadableError):
@@ -179,6 +197,19 @@ class Overview:
         split; None if it is not known."""
         split = self.test.get("split") if metric in ("acc", "loss") else metric.partition("/")[0]
         return self.status.get("card", {}).get("stamps", {}).get(split)
+
+    def scored_split(self, split: str) -> str:
+        """The split that was really scored as `split`: val, if there was no test split."""
+        try:
+            return read_json(self.folder / "reports" / f"metrics_{split}.json", SCORE, LARGEST).get("split", split)
+        except (OSError, UnreadableError):
+            return split
+
+    def stamp(self, split: str, images: int) -> str | None:
+        """Fingerprint of a split, if its images are the `images` that were scored; None if it is not known."""
+        if sum(self.data.get("counts", {}).get(split, {}).values()) != images:
+            return None
+        return self.data.get("stamps", {}).get(split) or self.status.get("card", {}).get("stamps", {}).get(split)
 
     def to_plain(self) -> dict[str, Any]:
         """Convert to plain types for JSON."""
@@ -261,14 +292,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if isinstance(row, dict):
                 yield row
-
-
-def _read_yaml(path: Path) -> Any:
-    """Content of a YAML file without aliases, which could stand for more than fits into memory; None if damaged."""
-    try:
-        text = read_text(path)
-        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
-            return None
-        return yaml.load(text, _LOADER)
-    except (OSError, UnreadableError, *YAML_ERRORS):
-        return None
