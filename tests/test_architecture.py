@@ -25,12 +25,25 @@ from imago.config.invocation import Invocation
 from imago.config.resolvers import register
 
 PACKAGE = REPO / "src" / "imago"
-COMMANDS = ("train", "eval", "inference", "export", "visualise", "doctor", "split", "shard", "status", "cv", "api")
+COMMANDS = (
+    "train",
+    "eval",
+    "inference",
+    "export",
+    "visualise",
+    "doctor",
+    "split",
+    "shard",
+    "status",
+    "compare",
+    "cv",
+    "api",
+)
 FLOORS = (  # each room may import from those before it
     ("primitives",),
     ("config",),
     ("run",),
-    ("checkpoint",),
+    ("checkpoint", "comparison"),
     ("model",),
     ("data",),
     ("report", "dp"),
@@ -138,7 +151,18 @@ def test_only_the_edge_knows_hydra():
 
 
 def test_rooms_work_without_hydra():
-    rooms = ("data", "model", "dp", "evaluation", "checkpoint", "run", "report", "callbacks", "inspection")
+    rooms = (
+        "data",
+        "model",
+        "dp",
+        "evaluation",
+        "checkpoint",
+        "run",
+        "report",
+        "callbacks",
+        "inspection",
+        "comparison",
+    )
     code = (
         "import importlib, sys\n"
         f"for room in {rooms!r}:\n"

@@ -1,0 +1,129 @@
+"""The sentences that say what a comparison shows, and what it cannot show."""
+
+import math
+from collections.abc import Sequence
+
+from imago.comparison.paired import LEVEL
+from imago.comparison.repeated import LEAST_PAIRS, least_p
+from imago.comparison.results import PairResult, RepeatedResult
+from imago.terminal import counted
+
+CHANCE = "that cannot be told from chance"
+
+
+def describe(result: PairResult | RepeatedResult, a: str = "A", b: str = "B") -> str:
+    """Sentence about two trainings."""
+    return describe_pair(result, a, b) if isinstance(result, PairResult) else describe_repeated(result, a, b)
+
+
+def describe_pair(result: PairResult, a: str = "A", b: str = "B") -> str:
+    """Sentence about two runs: `B is right on 9 more of 153 images (95%: -1 to +19); that cannot be told from chance;
+    about 620 images would do`."""
+    if result.counts.gain < 0:
+        return describe_pair(result.swapped(), b, a)
+    counts, n = result.counts, counted(result.counts.n, "image")
+    interval = f"95%: {_images(result.low * counts.n)} to {_images(result.high * counts.n)}"
+    if counts.same == counts.n:
+        said = [f"{a} and {b} give the same answer on all of {n}, and are right on {counts.both} ({interval} for {b})"]
+    elif not counts.discordant:
+        said = [f"{a} and {b} are right on the same {counts.both} of {n} ({interval} for {b})"]
+    elif not counts.gain:
+        said = [f"{a} and {b} are both right on {counts.right_a} of {n} ({interval} for {b}), not on the same ones"]
+        said.append("there is no difference that more images could show")
+    else:
+        said = [f"{b} is right on {counts.gain} more of {n} ({interval})"]
+        said.append(f"that is more than chance ({p_text(result.p)})" if result.is_claimed else CHANCE)
+        if not result.is_claimed and result.needed is not None:
+            said.append(f"about {about(result.needed)} images would do")
+        elif not result.is_claimed:
+            said.append("even ten million images would not do")
+    return "; ".join([*said, *_equivalence(result)])
+
+
+def describe_repeated(result: RepeatedResult, a: str = "A", b: str = "B") -> str:
+    """Sentence about two trainings with several seeds or folds."""
+    if result.mean < 0:
+        return describe_repeated(result.swapped(), b, a)
+    pairs, what = len(result.pairs), "folds" if result.overlap else "seeds"
+    assumed = ", if the differences are normally distributed" if result.is_normal and not result.overlap else ""
+    interval = f"95%: {_points(result.low)} to {_points(result.high)}{assumed}"
+    if not result.mean:
+        said = [f"{a} and {b} are right equally often, on average over {pairs} {what} ({interval} for {b})"]
+    else:
+        said = [
+            f"{b} is right on {_percent(result.mean)} more of the images, on average over {pairs} {what} ({interval})"
+        ]
+    if result.is_claimed:
+        said.append(f"that is more than chance ({p_text(result.p)})")
+    elif result.least_p > LEVEL:
+        said.append(f"{pairs} {what} cannot decide at 5%: the least p is {least_p(pairs):.2g}")
+        said.append(
+            f"{max(result.needed or 0, LEAST_PAIRS)} {what} would do" if result.mean else f"{LEAST_PAIRS} could"
+        )
+    else:
+        said.append(CHANCE)
+        if result.needed is not None and result.needed > pairs:
+            said.append(f"about {about(result.needed)} {what} would do")
+    return "; ".join([*said, *_equivalence(result)])
+
+
+def describe_several(names: Sequence[str], right: Sequence[float], p_values: dict[tuple[int, int], float]) -> str:
+    """Sentence about three or more trainings: the best one, and those that it is better than.
+
+    `right` are their accuracies, and `p_values` of each two of them, by their places, are adjusted.
+    """
+    best = max(range(len(names)), key=lambda place: right[place])
+    beaten = [
+        names[place]
+        for place in range(len(names))
+        if place != best and right[place] < right[best] and p_values[min(best, place), max(best, place)] <= LEVEL
+    ]
+    rest = [name for place, name in enumerate(names) if place != best and name not in beaten]
+    corrected = f"after Holm's correction for {len(p_values)} comparisons"
+    if not beaten:
+        return f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, {CHANCE} with any other"
+    said = f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, it is better than {_listed(beaten)}"
+    return f"{said}, and cannot be told from {_listed(rest)}" if rest else said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _equivalence(result: PairResult | RepeatedResult) -> list[str]:
+    if result.margin is None or result.equivalence is None:
+        return []
+    margin = f"within {100 * result.margin:.3g}%"
+    if result.is_equivalent and result.is_claimed:
+        return [f"the difference is below the margin of {100 * result.margin:.3g}% ({p_text(result.equivalence)})"]
+    if result.is_equivalent:
+        return [f"they are equivalent {margin} ({p_text(result.equivalence)})"]
+    return [f"that they are equivalent {margin} is not shown ({p_text(result.equivalence)})"]
+
+
+def p_text(p: float) -> str:
+    """Show a p-value with two digits: `p = 0.036`, `p < 0.0001`."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def about(number: int) -> str:
+    """Round a number up to two digits: 617 -> `620`, 12345 -> `13,000`."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return f"{math.ceil(number / unit) * unit:,}"
+
+
+def _images(number: float) -> str:
+    """End of an interval in images, with its sign; a digit where it is not 0 and rounds to it."""
+    if abs(number) < 1e-9:
+        return "0"
+    return f"{number:+.0f}" if abs(number) >= 0.5 else f"{number:+.1g}"
+
+
+def _points(number: float) -> str:
+    """End of an interval in percent, with its sign."""
+    return "0%" if abs(number) < 1e-12 else f"{'+' if number > 0 else '-'}{_percent(abs(number))}"
+
+
+def _percent(number: float) -> str:
+    """Percent with two digits, or one decimal: `0.48%`, `2.5%`, `10.0%`."""
+    return f"{100 * number:.1f}%" if number >= 0.00995 else f"{100 * number:.2g}%"
