@@ -16,7 +16,7 @@ from PIL import Image
 from imago import split
 from imago.config.root import IN_CLONE
 
-SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-export", "ml-split", "ml-shard")
+SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-export", "ml-split", "ml-shard", "ml-compare")
 
 
 def script(name: str) -> str:

@@ -19,7 +19,7 @@ from helpers import HYMENOPTERA, REPO, Run, draw_classes, type_command, type_sha
 from torchvision.models import resnet18
 
 import imago
-from imago import split, status
+from imago import compare, split, status
 from imago.cli.fold_words import FoldPlan
 from imago.train import main
 
@@ -216,6 +216,19 @@ def test_runs_and_data_are_looked_at(line, workplace, trained, monkeypatch, caps
     assert "completed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-compare")])
+def test_runs_are_compared(line, workplace, trained, monkeypatch, capsys):
+    logs = workplace / "logs" / "train" / "multiruns"
+    for folder in (logs / "one", logs / "two", workplace / "RUN_A", workplace / "RUN_B"):
+        shutil.copytree(trained.dir, folder)
+    monkeypatch.setattr("imago.compare.LOGS", workplace / "logs")
+    monkeypatch.setattr(sys, "argv", ["ml-compare", *typed(line)[1]])
+    compare.main()
+    said = capsys.readouterr().out
+    assert ("2 runs" in said) != ("A and B give the same answer on all of 15 images" in said)
+    assert all(Path(file).is_file() for file in re.findall(r"Written: (\S+)", said))
+
+
 def typed(line: str) -> tuple[str, list[str]]:
     """The command's module, and its words; `--config-dir X` as one."""
     first, *words = shlex.split(line)
@@ -314,6 +327,7 @@ def test_nothing_is_left_out():
         "ml-shard",
         "ml-cv",
         "ml-status",
+        "ml-compare",
         "ml-doctor",
         *FROM_CHECKPOINT,
     )

@@ -1,12 +1,14 @@
 """Columns of a table of runs: what is known of every run, its settings, and its metrics."""
 
 import difflib
+import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
 
+from imago.comparison.summary import summary
 from imago.definitions import best_mode
 from imago.errors import UserError
 from imago.run.differences import TARGET, differing_settings, short_names
@@ -31,6 +33,9 @@ class Column:
         value: Value of a run, by which rows are sorted; None sorts last.
         text: The cell of a run; None shows the value.
         is_descending: The greatest value is sorted first.
+        is_number: The column is aligned to the right.
+        is_score: Groups of runs show mean and standard deviation.
+        of_group: The cell of a group, from those of its runs that completed.
     """
 
     name: str
@@ -39,6 +44,8 @@ class Column:
     text: Callable[[Overview], str] | None = None
     is_descending: bool = False
     is_number: bool = False
+    is_score: bool = False
+    of_group: Callable[[Sequence[Overview]], str] | None = None
 
     def cell(self, run: Overview, longest_error: int = SHORTEST_ERROR) -> Text:
         """Content of the cell of a run, on one line."""
@@ -60,31 +67,36 @@ class Columns:
             Column("epoch", "epoch", lambda run: run.status.get("epoch"), is_number=True),
             Column("step", "step", lambda run: run.status.get("step"), is_number=True),
             self._best(),
-            Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True),
-            Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True),
+            Column("acc", "test acc", lambda run: run.test.get("acc"), _of_test("acc"), True, True, True),
+            Column("loss", "test loss", lambda run: run.test.get("loss"), _of_test("loss"), False, True, True),
             Column("later", "later ml-eval", _later_acc, _later, True),
             Column("epsilon", "epsilon", lambda run: run.status.get("epsilon"), _epsilon, is_number=True),
-            Column("duration", "duration", lambda run: run.seconds, lambda run: _duration(run.seconds), is_number=True),
+            Column(
+                "duration", "duration", lambda run: run.seconds, _run_duration, False, True, of_group=_mean_duration
+            ),
             Column("started", "started", _started, lambda run: (_started(run) or "")[:16].replace("T", " ")),
             Column("updated", "updated", lambda run: seconds_since(run.status.get("heartbeat")), _updated),
+            Column("checkpoint", "checkpoint", lambda run: run.checkpoint, _checkpoint),
             Column("error", "error", lambda run: first_line(run.status.get("error")) or None),
         ]
         self.fixed = {column.name: column for column in fixed}
+        score = (self.known("acc") or [self.fixed["best"]])[0]
+        self.fixed["interval"] = Column("interval", f"95% of {score.title}", _nothing, of_group=_interval_of(score))
         self.titles = short_names(self.differing)
 
     def defaults(self) -> tuple[list[Column], list[Column], list[Column]]:
         """The columns that are shown if none are asked for: those of every table, the settings that differ, and
         further ones, the most important first."""
-        last = [_updated_and_error()] if self._known("error") else []
-        always = [self.fixed["state"], *self._known("best", "acc", "epsilon"), *last]
-        optional = [*self._known("later"), *([] if last else [self.fixed["updated"]])]
-        optional += self._known("epoch", "duration")
+        last = [_updated_and_error()] if self.known("error") else []
+        always = [self.fixed["state"], *self.known("best", "acc", "epsilon"), *last]
+        optional = [*self.known("later"), *([] if last else [self.fixed["updated"]])]
+        optional += self.known("epoch", "duration")
         return always, [self.setting(key) for key in self.differing], optional
 
     def of_sweep(self) -> tuple[list[Column], list[Column]]:
         """The columns at the end of a sweep: its state only where that is news."""
         state = [] if all(run.state == "completed" for run in self.runs) else ["state"]
-        return self._known(*state, "best", "acc", "error"), [self.setting(key) for key in self.differing]
+        return self.known(*state, "best", "acc", "error"), [self.setting(key) for key in self.differing]
 
     def best_run(self) -> Overview | None:
         """The run with the best value of the monitored metric; None if there is none, or they monitor several."""
@@ -94,7 +106,7 @@ class Columns:
             return None
         return sort_runs(known, self.fixed["best"])[0]
 
-    def _known(self, *names: str) -> list[Column]:
+    def known(self, *names: str) -> list[Column]:
         """Those of the fixed columns that some run has a value for."""
         return [self.fixed[name] for name in names if any(self.fixed[name].value(run) is not None for run in self.runs)]
 
@@ -155,14 +167,14 @@ class Columns:
 
         modes = {run.mode for run in self.runs if run.monitor}
         title = f"best {self.monitor}" if self.monitor else "best"
-        return Column("best", title, lambda run: run.best, text, modes != {"min"}, True)
+        return Column("best", title, lambda run: run.best, text, modes != {"min"}, True, True)
 
 
 def sort_runs(runs: Iterable[Overview], column: Column) -> list[Overview]:
     """Sort runs by a column: the best first, and those without a value last."""
     known = [run for run in runs if column.value(run) is not None]
     unknown = [run for run in runs if column.value(run) is None]
-    known.sort(key=lambda run: _order(column.value(run)), reverse=column.is_descending)
+    known.sort(key=lambda run: sort_key(column.value(run)), reverse=column.is_descending)
     return [*known, *unknown]
 
 
@@ -193,7 +205,9 @@ def _metric(name: str) -> Column:
     def value(run: Overview) -> float | None:
         return run.best if run.monitor == name else run.metrics.get(name)
 
-    return Column(name, f"best {name}", value, lambda run: metric_text(value(run)), best_mode(name) == "max", True)
+    return Column(
+        name, f"best {name}", value, lambda run: metric_text(value(run)), best_mode(name) == "max", True, True
+    )
 
 
 def metric_text(value: float | None) -> str:
@@ -230,13 +244,41 @@ def _started(run: Overview) -> str | None:
     return run.status.get("started")
 
 
-def _duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """Show a duration in hours, minutes and seconds: `1 h 02 min`, `3 min 20 s`, `45 s`."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _nothing(run: Overview) -> None:
+    """Value of a column that only groups have."""
+    del run
+
+
+def _interval_of(score: Column) -> Callable[[Sequence[Overview]], str]:
+    """The 95% interval of the mean of a score; empty for a single run."""
+
+    def text(runs: Sequence[Overview]) -> str:
+        known = summary([value for run in runs if (value := score.value(run)) is not None])
+        return f"{known['low']:.4f} to {known['high']:.4f}" if "low" in known else ""
+
+    return text
+
+
+def _run_duration(run: Overview) -> str:
+    return duration_text(run.seconds)
+
+
+def _mean_duration(runs: Sequence[Overview]) -> str:
+    known = [run.seconds for run in runs if run.seconds is not None]
+    return duration_text(statistics.fmean(known)) if known else ""
+
+
+def _checkpoint(run: Overview) -> str:
+    return run.checkpoint.name if run.checkpoint is not None else ""
 
 
 def _updated(run: Overview) -> str:
@@ -257,7 +299,7 @@ def _updated_and_error() -> Column:
     return Column("updated, error", "updated, error", lambda run: seconds_since(run.status.get("heartbeat")), text)
 
 
-def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers before texts."""
+def sort_key(value: Any) -> tuple[bool, Any]:
+    """Key of a value: numbers are sorted before texts."""
     is_number = isinstance(value, int | float)
     return not is_number, value if is_number else str(value)

@@ -5,7 +5,8 @@ import os
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,8 @@ SHORTEST_NAME = 20
 SHORTEST_END = 6
 STAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(/\d+)?")
 """Date and time in the name of a run, and the number of a job of a sweep."""
-SCORES = ("best", "acc", "loss")
+REPEATED = {"seed": "seed", "data.fold": "fold"}
+"""Settings in which the runs of a group differ -> noun for their number."""
 IMAGES = ("data.exclude", "data.relabel", "data.split_file")
 """Settings that change scored images or their labels, and that ml-eval takes for a run that was trained without."""
 DRAWS = ("data._target_", "data.data_dir", "data.val_ratio", "data.test_ratio", "data.seed", "seed")
@@ -40,29 +42,50 @@ ORDER = ("state", "best", "acc", "later", "epoch", "duration", "updated", *ERROR
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed or fold alone; or a single run."""
 
     runs: Sequence[Overview]
 
-    def cell(self, column: Column) -> Text:
+    @property
+    def completed(self) -> list[Overview]:
+        """Those of which mean and deviation are."""
+        return [run for run in self.runs if run.state == "completed"]
+
+    def values(self, column: Column) -> list[float]:
+        """Known numbers of the completed runs."""
+        return [value for run in self.completed if isinstance(value := column.value(run), int | float)]
+
+    def cell(self, column: Column, longest_error: int = SHORTEST_ERROR) -> Text:
         """Mean and standard deviation of a score, or the setting that the runs have in common."""
-        if column.name in SCORES:
-            return Text(mean_and_deviation([column.value(run) for run in self.runs]))
-        if column.name == "seed":
-            return Text(counted(len(self.runs), "seed"))
-        return Text("") if column.name in (*ORDER, "error") else column.cell(self.runs[0])
+        if len(self.runs) == 1:
+            return column.cell(self.runs[0], longest_error)
+        if column.of_group is not None:
+            return Text(column.of_group(self.completed))
+        if column.is_score:
+            return Text(mean_and_deviation(self.values(column)))
+        if column.name == "state":
+            states = Counter(run.state for run in self.runs)
+            return Text(", ".join(f"{count} {state}" for state, count in states.items()))
+        if column.name in REPEATED:
+            return Text(counted(len({str(run.setting(column.name)) for run in self.runs}), REPEATED[column.name]))
+        return Text("") if column.name in (*ORDER, "error", "checkpoint") else column.cell(self.runs[0])
 
 
 def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[Group]:
-    """Group runs that completed by all `settings` but their seed; nothing if no group has two of them."""
-    if "seed" not in settings:
+    """Group runs that completed by all `settings` but their seed and fold; nothing if no group has two of them."""
+    if not REPEATED.keys() & set(settings):
         return []
+    groups = grouped([run for run in runs if run.state == "completed" and run.best is not None], settings)
+    return groups if any(len(group.runs) > 1 for group in groups) else []
+
+
+def grouped(runs: Sequence[Overview], settings: Sequence[str]) -> list[Group]:
+    """Group runs by all `settings` but their seed and fold."""
     groups: dict[str, list[Overview]] = {}
     for run in runs:
-        if run.state == "completed" and run.best is not None:
-            values = [run.setting(key) for key in settings if key != "seed"]
-            groups.setdefault(json.dumps(values, default=str), []).append(run)
-    return [Group(group) for group in groups.values()] if any(len(group) > 1 for group in groups.values()) else []
+        values = [run.setting(key) for key in settings if key not in REPEATED]
+        groups.setdefault(json.dumps(values, default=str), []).append(run)
+    return [Group(group) for group in groups.values()]
 
 
 def describe_drawn(groups: Sequence[Group]) -> str:
@@ -111,6 +134,14 @@ def mean_and_deviation(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(known):.4f} ± {statistics.stdev(known):.4f}"
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its name, and its cells."""
+
+    name: str
+    cell: Callable[[Column, int], Text]
+
+
 def run_table(
     runs: Sequence[Overview],
     folder: Path,
@@ -125,13 +156,41 @@ def run_table(
     Returns:
         The table, and the names of the settings that did not fit.
     """
+    rows = [Row(name_below(run, folder), run_cells(run)) for run in runs]
+    return fitted_table(rows, always, settings, optional, [Row("mean ± sd", group.cell) for group in groups])
+
+
+def run_cells(run: Overview) -> Callable[[Column, int], Text]:
+    """The cells of a run."""
+    return lambda column, longest_error: column.cell(run, longest_error)
+
+
+def fitted_table(
+    rows: Sequence[Row],
+    always: Sequence[Column],
+    settings: Sequence[Column],
+    optional: Sequence[Column] = (),
+    last: Sequence[Row] = (),
+) -> tuple[Table, list[str]]:
+    """Table of `rows` as `run_table` makes it; the rows `last` stand below a line, with their whole names."""
     width, most = screen_width(), min(len(settings), MOST_SETTINGS)
-    names = [_name(run, folder) for run in runs]
+    names = [row.name for row in rows]
     shortest = max(map(len, cut_names(names, SHORTEST_NAME)), default=SHORTEST_NAME)
     widest = console().options.update(width=10_000, max_width=10_000)
 
+    longest = max([shortest, *(len(row.name) for row in last)])
+    cells: dict[str, Text] = {}
+
+    def longest_cell(column: Column, longest_error: int) -> Text:
+        if column.name not in cells:
+            cells[column.name] = max(
+                (row.cell(column, longest_error) for row in [*rows, *last]), key=lambda t: t.cell_len
+            )
+        return cells[column.name]
+
     def left_by(columns: Sequence[Column]) -> int:
-        return width - Measurement.get(console(), widest, _table(runs, folder, columns, groups, shortest)).maximum
+        of_longest = _table([Row("x" * longest, longest_cell)], columns, (), longest)  # a thousand rows take long
+        return width - Measurement.get(console(), widest, of_longest).maximum
 
     for count in range(most, -1, -1):
         columns = _ordered(always, settings[:count], ())
@@ -147,7 +206,7 @@ def run_table(
     needed = max(map(len, names)) - shortest
     more = min(max(left, 0) // (2 if has_errors else 1), max(needed, 0))
     longest_error = max(SHORTEST_ERROR // 2, SHORTEST_ERROR + left - more)
-    table = _table(runs, folder, columns, groups, shortest + more, longest_error)
+    table = _table(rows, columns, last, shortest + more, longest_error)
     return table, [column.title for column in settings[count:]]
 
 
@@ -216,31 +275,31 @@ def _shared(one: str, two: str) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
-def _name(run: Overview, folder: Path) -> str:
+def name_below(run: Overview, folder: Path) -> str:
+    """Path of a run below `folder`; its name, if it is that folder."""
     return str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name
 
 
 def _table(
-    runs: Sequence[Overview],
-    folder: Path,
+    rows: Sequence[Row],
     columns: Sequence[Column],
-    groups: Sequence[Group],
+    last: Sequence[Row],
     longest_name: int,
     longest_error: int = SHORTEST_ERROR,
 ) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    names = cut_names([_name(run, folder) for run in runs], longest_name)
+    names = cut_names([row.name for row in rows], longest_name)
     table.add_column("run", no_wrap=True, min_width=max(map(len, names)))
     for column in columns:
         table.add_column(
             Text(column.title), justify="right" if column.is_number else "left", no_wrap=True, overflow="ellipsis"
         )
-    for run, name in zip(runs, names, strict=True):
-        table.add_row(Text(name), *(column.cell(run, longest_error) for column in columns))
-    if groups:
+    for row, name in zip(rows, names, strict=True):
+        table.add_row(Text(name), *(row.cell(column, longest_error) for column in columns))
+    if last:
         table.add_section()
-    for group in groups:
-        table.add_row(Text("mean ± sd"), *(group.cell(column) for column in columns))
+    for row in last:
+        table.add_row(Text(row.name), *(row.cell(column, longest_error) for column in columns))
     return table
 
 

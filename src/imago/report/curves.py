@@ -47,17 +47,53 @@ def learning_rates(history: Sequence[Row]) -> dict[str, list[float | None]]:
     return curves | ({"lr of the head": [greatest(rates, heads) for rates in of_row]} if heads else {})
 
 
+def overlaid(histories: Mapping[str, Sequence[Row]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Curves of several runs over each other, one for each of `metrics`, such as `val/acc`, that some run has; as those
+    of `curves_of`, and the `kind` of each series has the place of its run."""
+    numbers = {name: number for number, name in enumerate(histories)}
+    curves = []
+    for metric in metrics:
+        points_of = {
+            name: _points(history, [row.get(metric) for row in history]) for name, history in histories.items()
+        }
+        if curve := _drawn(metric, points_of, None):
+            curves.append(
+                curve
+                | {
+                    "series": [
+                        s | {"number": numbers[s["name"]], "kind": f"line line-{numbers[s['name']]}"}
+                        for s in curve["series"]
+                    ]
+                }
+            )
+    return curves
+
+
 def _curve(
     title: str, history: Sequence[Row], values: Mapping[str, Sequence[float | None]], best_epoch: int | None
 ) -> dict[str, Any] | None:
-    epochs = [int(row["epoch"] or 0) + 1 for row in history]
-    points_of = {
-        name: [(epoch, value) for epoch, value in zip(epochs, column, strict=True) if value is not None]
-        for name, column in values.items()
-    }
+    return _drawn(title, {name: _points(history, column) for name, column in values.items()}, best_epoch, history)
+
+
+def _points(history: Sequence[Row], column: Sequence[float | None]) -> list[tuple[int, float]]:
+    return [(_epoch(row), value) for row, value in zip(history, column, strict=True) if value is not None]
+
+
+def _epoch(row: Row) -> int:
+    return int(row["epoch"] or 0) + 1
+
+
+def _drawn(
+    title: str,
+    points_of: Mapping[str, Sequence[tuple[int, float]]],
+    best_epoch: int | None,
+    history: Sequence[Row] = (),
+) -> dict[str, Any] | None:
+    """Curve of the points of each series; its axis of epochs is that of `history`, or of the points."""
     numbers = [value for points in points_of.values() for _, value in points]
     if not numbers:
         return None
+    epochs = [_epoch(row) for row in history] or sorted(epoch for points in points_of.values() for epoch, _ in points)
     first, last = epochs[0], max(epochs[-1], epochs[0])
     ticks = round_ticks(min(numbers), max(numbers))
     low, high = ticks[0], ticks[-1]

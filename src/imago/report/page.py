@@ -56,7 +56,7 @@ def write_report(folder: Path) -> Path:
     try:
         facts = gathered(folder)
         pages = {
-            name: _templates(name).get_template(f"{name}.j2").render(facts) for name in ("report.html", "report.md")
+            name: templates(name).get_template(f"{name}.j2").render(facts) for name in ("report.html", "report.md")
         }
     except (*ODD, TemplateError) as error:
         raise UserError(f"{folder} holds results that cannot be shown: {type(error).__name__}: {error}") from error
@@ -87,8 +87,7 @@ def gathered(folder: Path) -> dict[str, Any]:
     epochs = sum(row["epoch"] != HEAD_EPOCH for row in rows)
     return {
         "name": folder.name,
-        "script": Markup(_script()),  # a file of Imago: nothing from data gets into it
-        "script_hash": base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
+        **page_frame(),
         "status": status,
         "card": card_rows(status.get("card", {})),
         "warnings": status.get("warnings", []),
@@ -134,13 +133,20 @@ def _with_section(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [split for split, score in scores.items() if score["split"] == split or score["split"] not in scores]
 
 
+def page_frame() -> dict[str, Any]:
+    """Values that every page needs: the script, and the hash by which a browser knows it."""
+    script = _script()
+    hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": hashed}  # a file of Imago: nothing from data gets into it
+
+
 @cache
 def _script() -> str:
     return SCRIPT.read_text(encoding="utf-8")
 
 
 @cache
-def _templates(name: str) -> Environment:
+def templates(name: str) -> Environment:
     """Templates of a page. In Markdown too, what looks like HTML in names and errors stays text."""
     options: dict[str, Any] = {} if ".html" in name else {"finalize": _without_tags}
     environment = Environment(

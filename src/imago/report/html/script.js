@@ -13,10 +13,10 @@ for (const head of all("table.sortable th")) {
     all("th", table).forEach((each) => each.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const rows = all("tr", table).slice(1).map((row) => {
-      const text = row.cells[column].textContent, number = parseFloat(text);
+      const cell = row.cells[column], text = cell.dataset.key ?? cell.textContent, number = parseFloat(text);
       return { row, key: head.classList.contains("n") && !isNaN(number) ? number : text };
     });
-    const order = (a, b) => typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+    const order = (a, b) => typeof a !== typeof b ? (typeof a === "number" ? -1 : 1) : typeof a === "number" ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
     rows.sort((a, b) => (down ? -1 : 1) * order(a.key, b.key));
     table.tBodies[0].append(...rows.map((each) => each.row));
   };

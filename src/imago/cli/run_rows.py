@@ -1,0 +1,129 @@
+"""Rows of runs for files: those that differ in their seed or fold alone are one row, with mean and deviation."""
+
+import csv
+import io
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imago.cli.run_columns import Column, Columns, sort_key
+from imago.cli.run_table import REPEATED, Group, name_below
+from imago.comparison.summary import summary
+from imago.files import strict
+from imago.terminal import plain
+
+STATISTICS = ("sd", "n", "low", "high")
+"""Beside the mean of a metric, where a row stands for several runs; low and high are a 95% interval of the mean."""
+
+
+def full_columns(columns: Columns) -> list[Column]:
+    """The columns of a file for people: all that differs, and all scores."""
+    settings = [columns.setting(key) for key in columns.differing]
+    scores = columns.known("best", "acc", "loss", "epsilon")
+    interval = [columns.fixed["interval"]] if any(key in REPEATED for key in columns.differing) else []
+    return [columns.fixed["state"], *settings, *scores, *interval, *columns.known("duration", "checkpoint", "error")]
+
+
+def group_value(group: Group, column: Column) -> Any:
+    """Value by which a row is sorted: the mean of a score, otherwise the value of the first run."""
+    if len(group.runs) == 1 or not (column.is_score or column.name == "duration"):
+        return column.value(group.runs[0])
+    values = group.values(column)
+    return statistics.fmean(values) if values else None
+
+
+def sort_groups(groups: Iterable[Group], column: Column) -> list[Group]:
+    """Sort rows by a column: the best first, and those without a value last."""
+    valued = [(group_value(group, column), group) for group in groups]
+    known = [(value, group) for value, group in valued if value is not None]
+    known.sort(key=lambda entry: sort_key(entry[0]), reverse=column.is_descending)
+    return [*(group for _, group in known), *(group for value, group in valued if value is None)]
+
+
+def group_name(group: Group, folder: Path) -> str:
+    """Name of a row: that of its first run, and how many are with it."""
+    name = name_below(group.runs[0], folder)
+    return name if len(group.runs) == 1 else f"{name} +{len(group.runs) - 1}"
+
+
+def best_checkpoint(group: Group, columns: Columns) -> Path | None:
+    """Checkpoint of the best run of a row."""
+    best = columns.fixed["best"]
+    known = sort_groups([Group([run]) for run in group.runs if run.checkpoint is not None], best)
+    return known[0].runs[0].checkpoint if known else None
+
+
+def plain_row(group: Group, columns: Columns, folder: Path) -> dict[str, Any]:
+    """A row in plain types: settings that differ by their full names, and metrics with mean, deviation and interval."""
+    first, checkpoint = group.runs[0], best_checkpoint(group, columns)
+    settings = {
+        key: [run.setting(key) for run in group.runs] if key in REPEATED and len(group.runs) > 1 else first.setting(key)
+        for key in columns.differing
+    }
+    seconds = group_value(group, columns.fixed["duration"])  # of two readings of the clock
+    return strict(
+        {
+            "name": group_name(group, folder),
+            "folders": [str(run.folder) for run in group.runs],
+            "states": dict(Counter(run.state for run in group.runs)),
+            "settings": settings,
+            "metrics": _metrics(group, columns),
+            "seconds": round(seconds, 1) if seconds is not None else None,
+            "checkpoint": str(checkpoint) if checkpoint is not None else None,
+            "error": next((text for run in group.runs if (text := columns.fixed["error"].value(run))), None),
+        }
+    )
+
+
+def _metrics(group: Group, columns: Columns) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(name for run in columns.runs for name in run.metrics if name.count("/") == 1)
+    scores = {f"test/{name}": columns.fixed[name] for name in ("acc", "loss")}
+    scores |= {name: columns.named(name) for name in names if not name.endswith("_best") and name not in scores}
+    if not columns.monitor:
+        scores["best"] = columns.fixed["best"]
+    runs = group.completed if len(group.runs) > 1 else group.runs
+    known = {
+        name: summary([value for run in runs if isinstance(value := column.value(run), int | float)])
+        for name, column in scores.items()
+    }
+    return {name: values for name, values in known.items() if values}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV: `mean` stands under the name of a metric, and its other numbers beside it where a row has several
+    runs."""
+    settings = list(dict.fromkeys(key for row in rows for key in row["settings"]))
+    metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    is_repeated = any(len(row["folders"]) > 1 for row in rows)
+    more = STATISTICS if is_repeated else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [head for name in metrics for head in (name, *(f"{name}_{what}" for what in more))]
+    writer.writerow(["run", "state", "runs", *settings, *heads, "seconds", "checkpoint", "folder", "error"])
+    for row in rows:
+        cells = [row["name"], _states(row["states"]), len(row["folders"])]
+        cells += [_listed(row["settings"].get(key)) for key in settings]
+        cells += [row["metrics"].get(name, {}).get(what) for name in metrics for what in ("mean", *more)]
+        cells += [row["seconds"], row["checkpoint"], _listed(row["folders"]), row["error"]]
+        writer.writerow([plain(cell) if isinstance(cell, str) else cell for cell in cells])
+    return text.getvalue()
+
+
+def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[bool]) -> str:
+    """Table in Markdown; columns of `numbers` are aligned to the right."""
+    lines = [heads, ["---:" if is_number else "---" for is_number in numbers], *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(plain(text).replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _states(states: Mapping[str, int]) -> str:
+    return next(iter(states)) if sum(states.values()) == 1 else ", ".join(f"{n} {state}" for state, n in states.items())
+
+
+def _listed(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
