@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_runs import draw_run
 from helpers import HYMENOPTERA, REPO, Run, draw_classes, type_command, type_shard
 from torchvision.models import resnet18
 
@@ -221,12 +222,18 @@ def test_runs_are_compared(line, workplace, trained, monkeypatch, capsys):
     logs = workplace / "logs" / "train" / "multiruns"
     for folder in (logs / "one", logs / "two", workplace / "RUN_A", workplace / "RUN_B"):
         shutil.copytree(trained.dir, folder)
+    for lr in (0.1, 0.01):
+        for seed in (1, 2, 3):
+            draw_run(workplace / "SWEEP" / f"lr_{lr}_seed_{seed}", range(seed), seed=seed, model__optimizer__lr=lr)
     monkeypatch.setattr("imago.compare.LOGS", workplace / "logs")
     monkeypatch.setattr(sys, "argv", ["ml-compare", *typed(line)[1]])
     compare.main()
     said = capsys.readouterr().out
-    assert ("2 runs" in said) != ("A and B give the same answer on all of 15 images" in said)
-    assert all(Path(file).is_file() for file in re.findall(r"Written: (\S+)", said))
+    starts = ("2 runs below", "A and B give the same answer on all of 15 images", "A and B are right equally often")
+    assert said.startswith(starts)
+    files = re.findall(r"Written: (\S+)", said)
+    assert len(files) == line.count("--output")
+    assert all(Path(file).is_file() for file in files)
 
 
 def typed(line: str) -> tuple[str, list[str]]:

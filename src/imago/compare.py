@@ -134,13 +134,13 @@ def _print_runs(
 
 
 def _write_runs(groups: Sequence["Group"], columns: "Columns", folder: Path, options: argparse.Namespace) -> None:
-    from imago.cli.run_rows import as_csv, as_markdown, full_columns, group_name, plain_row
+    from imago.cli.run_rows import as_csv, as_markdown, full_columns, group_name, plain_row, row_texts
 
     if not options.json and not options.output:
         return
     rows = [plain_row(group, columns, folder) for group in groups]
     shown = full_columns(columns)
-    texts = [[group_name(group, folder), *(group.cell(column).plain for column in shown)] for group in groups]
+    texts = [[group_name(group, folder), *row_texts(group, columns, shown, folder)] for group in groups]
     heads, numbers = ["run", *(column.title for column in shown)], [False, *(column.is_number for column in shown)]
     if options.json:
         print(json.dumps(rows, indent=2))  # ASCII: no control sequences for the terminal
@@ -155,18 +155,20 @@ def _write_runs(groups: Sequence["Group"], columns: "Columns", folder: Path, opt
 
 
 def _write_page(file: Path, groups: Sequence["Group"], columns: "Columns", folder: Path) -> None:
-    from imago.cli.run_rows import full_columns, group_name, group_value
+    from imago.cli.run_rows import full_columns, group_name, group_value, row_texts
     from imago.report.comparison import write_runs_page
 
     shown = full_columns(columns)
 
-    def cell(group: "Group", column: "Column") -> dict[str, Any]:
-        value = group_value(group, column)
-        return {"text": group.cell(column, 200).plain, "key": value if isinstance(value, int | float) else None}
+    def cells(group: "Group") -> list[dict[str, Any]]:
+        texts = row_texts(group, columns, shown, folder)
+        values = [group_value(group, column) for column in shown]
+        keys = [value if isinstance(value, int | float) else None for value in values]
+        return [{"text": text, "key": key} for text, key in zip(texts, keys, strict=True)]
 
     names = [group_name(group, folder) for group in groups]
     rows = [
-        {"name": name, "cells": [{"text": name, "key": None}, *(cell(group, column) for column in shown)]}
+        {"name": name, "cells": [{"text": name, "key": None}, *cells(group)]}
         for name, group in zip(names, groups, strict=True)
     ]
     heads = [{"title": "run", "is_number": False}]

@@ -92,7 +92,7 @@ def _letters(count: int) -> list[str]:
 
 
 def _runs(word: str, log_dir: Path) -> list[Overview]:
-    """The run, or the finished runs, that a word names: a run folder, its checkpoint, a folder of runs, or a
+    """The run, or the completed runs, that a word names: a run folder, its checkpoint, a folder of runs, or a
     pattern."""
     if word == LATEST:
         return [Overview.read(find_run(LATEST, log_dir))]
@@ -101,6 +101,8 @@ def _runs(word: str, log_dir: Path) -> list[Overview]:
         [path] if path.exists() or not glob.has_magic(word) else [Path(match) for match in sorted(glob.glob(str(path)))]
     )
     runs = [run for place in places for run in _runs_at(place)]
+    if len(runs) > 1:
+        runs = [run for run in runs if run.state == "completed" and run.task == "train"]
     if not runs:
         meant = did_you_mean(word, LATEST) if not path.exists() else ""
         raise UserError(f"{word} is no run folder, and no folder or pattern of any. Type ml-compare A B.{meant}")
@@ -118,7 +120,7 @@ def _runs_at(path: Path) -> list[Overview]:
         return _runs_at(folder)
     if (path / "status.json").is_file():
         return [Overview.read(path)]
-    return [run for run in find_runs(path) if run.state == "completed" and run.task == "train"]
+    return find_runs(path)
 
 
 def _check_alike(word: str, runs: Sequence[Overview]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from imago.comparison.summary import summary
 from imago.files import strict
 from imago.terminal import plain
 
+LONGEST = 200
+"""Length to which an error is cut in files for people."""
 STATISTICS = ("sd", "n", "low", "high")
 """Beside the mean of a metric, where a row stands for several runs; low and high are a 95% interval of the mean."""
 
@@ -53,6 +56,13 @@ def best_checkpoint(group: Group, columns: Columns) -> Path | None:
     best = columns.fixed["best"]
     known = sort_groups([Group([run]) for run in group.runs if run.checkpoint is not None], best)
     return known[0].runs[0].checkpoint if known else None
+
+
+def row_texts(group: Group, columns: Columns, shown: Sequence[Column], folder: Path) -> list[str]:
+    """Cells of a row in a file for people, after its name."""
+    checkpoint = best_checkpoint(group, columns)
+    place = os.path.relpath(checkpoint, folder) if checkpoint is not None else ""
+    return [place if column.name == "checkpoint" else group.cell(column, LONGEST).plain for column in shown]
 
 
 def plain_row(group: Group, columns: Columns, folder: Path) -> dict[str, Any]:

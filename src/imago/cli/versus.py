@@ -1,5 +1,6 @@
 """Trainings against each other: reads their answers, tests each two, and puts the results into words."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,7 +67,11 @@ class Versus:
 
     @cached_property
     def accuracies(self) -> list[float]:
-        """Accuracy of each training; the mean over its runs."""
+        """Accuracy of each training; the mean over its runs, of two trainings over the paired ones."""
+        if len(self.sides) == 2 and self.is_repeated:
+            (result,) = self.results.values()
+            assert isinstance(result, RepeatedResult)
+            return [statistics.fmean(result.a), statistics.fmean(result.b)]
         return [sum(self._accuracy(run) for run in side.runs) / len(side.runs) for side in self.sides]
 
     def sentence(self) -> str:
@@ -262,7 +267,8 @@ def sides_of(versus: Versus) -> list[dict[str, str]]:
 
 def _of(versus: Versus, side: Contestant) -> str:
     if len(side.runs) > 1:
-        return f" (mean of {counted(len(side.runs), 'run')})"
+        pairs = [len(result.pairs) for result in versus.results.values() if isinstance(result, RepeatedResult)]
+        return f" (mean of {pairs[0] if len(pairs) == 1 else len(side.runs)} runs)"
     answers = versus.answers(side.runs[0])
     return f" ({answers.right} of {len(answers)})"
 
