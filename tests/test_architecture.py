@@ -51,11 +51,13 @@ FLOORS = (  # each room may import from those before it
     ("cli",),
     ("evaluation",),
     ("training",),
+    ("search",),
     ("commands",),
 )
 KNOW_HYDRA = {
     *("config/resolvers.py", "config/invocation.py", "config/signatures.py"),
     *(f"cli/{name}.py" for name in ("entry", "compose", "start_from", "hydra_errors", "hydra_internals", "sweep")),
+    *(f"search/{name}.py" for name in ("results", "space", "study")),
     *("evaluation/from_config.py", "training/build.py", "training/trainer.py", "visualise.py", "doctor.py"),
 }
 PRIVATE = {  # whose inside is reached into elsewhere, and why it is said there

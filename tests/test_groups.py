@@ -176,7 +176,7 @@ def test_optuna_gets_the_best_monitored_value_of_each_job(train, tmp_path, monit
     histories = [
         [json.loads(line)[monitor] for line in (job / "metrics.jsonl").read_text().splitlines()]
         for job in sweep.iterdir()
-        if job.is_dir()
+        if (job / "metrics.jsonl").is_file()
     ]
     assert len(histories) == 3
     assert found.best_value == pytest.approx(best(best(values) for values in histories))

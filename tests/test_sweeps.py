@@ -199,11 +199,11 @@ def test_a_search_is_kept_and_continued(train):
     folder = sweep_of(run)
     assert "alembic" not in run.output
     assert len(table_rows(run.output)) >= 2
-    more = train(*words, f"hydra.sweep.dir={folder}")
+    more = train(*words, "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={folder}")
     assert more.exit_code == 0, more.output
     study = optuna.load_study(study_name="train", storage=f"sqlite:///{folder}/study.db")
     assert len({trial.params["model.optimizer.lr"] for trial in study.trials}) == 4  # none was drawn twice
-    jobs = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    jobs = sorted(path.parent.name for path in folder.glob("*/status.json"))
     assert [name[:6] for name in jobs] == ["00_lr_", "01_lr_", "02_lr_", "03_lr_"]
     rows = csv_rows(folder)
     assert [float(row["best"]) for row in rows] == pytest.approx([trial.value for trial in study.trials])
@@ -245,11 +245,13 @@ def test_secrets_are_not_written_to_a_study(capsys):
         words = ["experiment=digits", "hparams_search=optuna", "hydra.sweep.dir=sweep"]
         config = loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
         sweep.keep_secrets_out_of_study(config)
-        assert config.hydra.sweeper.storage == "sqlite:///sweep/study.db"
-        words.append("+params.hub_token=hf_abcdefgh")
-        config = loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
-        sweep.keep_secrets_out_of_study(config)
-        assert config.hydra.sweeper.storage is None
+        assert config.hydra.sweeper.storage == "auto"
+        theirs = ["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///study.db"]
+        fixed, swept = "+params.hub_token=hf_abcdefgh", "+params.hub_token=hf_abcdefgh,hf_ijklmnop"
+        for more, kept in (([fixed], "auto"), ([swept], None), ([*theirs, fixed], None)):
+            config = loader.load_configuration("train", [*words, *more], run_mode=RunMode.MULTIRUN)
+            sweep.keep_secrets_out_of_study(config)
+            assert config.hydra.sweeper.storage == kept
     assert "The study is not kept: params.hub_token is a secret" in capsys.readouterr().out
 
 

@@ -78,6 +78,8 @@ Probability = Annotated[float, Above(0.0), Below(1.0)]
 
 CHECKED = "checked"
 """Status of a run of `preflight=only`, which has trained nothing."""
+PRUNED = "pruned"
+"""Status of a trial of a search that was ended early."""
 TIME_OVER = "trainer.max_time was reached"
 """Reason, too, with the number of epochs after it."""
 BUDGET_SPENT = "privacy budget spent"

@@ -13,6 +13,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "no_dropout": ["NoDropout"],
         "ema": ["EMA"],
         "preflight": ["Preflight"],
+        "pruning": ["Pruning"],
         "run_status": ["RunStatus"],
         "carried_state": ["CarriedState"],
         "epoch_log": ["EpochLog", "LRMonitor"],

@@ -29,12 +29,13 @@ from imago.config.launcher import Launch, current_launch
 from imago.config.own_code import allow_imports
 from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
 from imago.config.setting_source import with_places
-from imago.definitions import CHECKED, STOPPING, TERMINATED
+from imago.definitions import CHECKED, PRUNED, STOPPING, TERMINATED
 from imago.errors import BUILDING, IncompleteError, MissingModuleError, UserError, cause_of, message_of
 from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
 from imago.run.logs import logging_to
+from imago.run.trial import Trial
 from imago.terminal import plain
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def execute(
     check: Check,
     one_process: bool = False,
     leader: Leader | None = None,
+    trial: Trial | None = None,
 ) -> Any:
     """Runs `task` in its run folder; returns what it returns, or a `FinishedRun`.
 
@@ -64,6 +66,7 @@ def execute(
         check: Raises UserError for what cannot work, before anything heavy is imported.
         one_process: Devices do not matter.
         leader: Of the processes that a launcher has started, if it has started several.
+        trial: Its place in a search; a trial that was stopped is resumed.
 
     Raises:
         UserError: The settings cannot work, or the run folder cannot be had; no folder is left.
@@ -75,7 +78,7 @@ def execute(
     if invocation.changes_directory:
         why = "relative paths and modules of your own would be looked for in the run folder"
         raise UserError(f"hydra.job.chdir=true: {why}. Remove it; the run folder is ${{paths.output_dir}}")
-    if invocation.sweep_dir is not None:
+    if invocation.sweep_dir is not None and trial is None:
         _check_sweeper(invocation, Path(invocation.sweep_dir) / "multirun.yaml")
         mask_sweep(Path(invocation.sweep_dir))
     sys.argv[1:] = [masked_override(word) for word in sys.argv[1:]]  # loggers keep the command line
@@ -88,7 +91,7 @@ def execute(
         follow_launch(cfg, invocation, launch)
     if invocation.sweep_dir is None and not (cfg.resume or cfg.auto_resume):
         _refuse_early(cfg, invocation, check, one_process, launch)
-    run = _claim(cfg, invocation)
+    run = _claim(cfg, invocation, trial)
     run.launch = launch
     try:
         changed = _resume_settings(run, cfg, check)
@@ -108,8 +111,7 @@ def execute(
                     result = task(cfg, run)
             except BaseException as error:
                 _end(run, error)
-            is_tried = cfg.get("preflight") == "only"
-            run.update(status=CHECKED if is_tried else "completed", best_value=objective(result))
+            run.update(status=_state_of(cfg, result), best_value=objective(result))
             _report(run)
         return result
     except TaskError as error:
@@ -161,9 +163,19 @@ def _refuse_early(
         logging.disable(logging.NOTSET)
 
 
-def _claim(cfg: DictConfig, invocation: Invocation) -> RunFolder:
+def _state_of(cfg: DictConfig, result: Any) -> str:
+    """Status of a run that has ended without an error."""
+    if cfg.get("preflight") == "only":
+        return CHECKED
+    return PRUNED if getattr(result, "is_pruned", False) else "completed"
+
+
+def _claim(cfg: DictConfig, invocation: Invocation, trial: Trial | None) -> RunFolder:
+    is_resumed = cfg.resume is not None or cfg.auto_resume or trial is not None
     try:
-        return RunFolder.claim(Path(invocation.output_dir), cfg.resume is not None or cfg.auto_resume, invocation)
+        run = RunFolder.claim(Path(invocation.output_dir), is_resumed, invocation)
+        run.trial = trial
+        return run
     except (RunFolderError, OSError) as error:
         raise UserError(str(error)) from error
 

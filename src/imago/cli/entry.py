@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,11 +35,12 @@ from imago.config.auto_model import with_plain_model
 from imago.config.checks import check as check_training
 from imago.config.invocation import Invocation
 from imago.config.preprocessing import choose_preprocessing
-from imago.config.resolvers import register
+from imago.config.resolvers import know_sweep, register
 from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
 from imago.errors import UserError, cause_of, user_error_in
 from imago.masking import masked
+from imago.run.trial import Trial
 from imago.terminal import closed_output_survived, closed_pipe_allowed, fail, plain, typed_program
 
 
@@ -113,8 +114,9 @@ class Command:
         prepare_shell()
         return self._from_shell(program if leader is None else leader.launch.typed(program), leader)
 
-    def call(self, *words: str) -> tuple[Any, Path]:
-        """Does in this process what would be done if `words` were typed.
+    def call(self, *words: str, trial: Trial | None = None, program: str = "") -> tuple[Any, Path]:
+        """Does in this process what would be done if `words` were typed, as a `trial` of a search if there is one;
+        `program` is the command as it was typed, in what the run says to type.
 
         Returns:
             What the task returns, and the run folder.
@@ -125,24 +127,41 @@ class Command:
             KeyboardInterrupt: Ctrl-C.
         """
         with closed_output_survived(), isolated(), isolated_torch(), errors_raised():
-            return self._compose(words, lambda cfg, made: (self._execute(cfg, made), Path(made.output_dir)))
+            return self._compose(
+                words,
+                lambda cfg, made: (self._execute(cfg, made, trial=trial), Path(made.output_dir)),
+                trial=trial,
+                program=program,
+            )
 
     def load_config(self, *words: str) -> DictConfig:
         """The composed config, interpolations and all; nothing is run and no folder is made."""
         with isolated(), errors_raised():
             return self._compose(words, _resolved, "hydra.run.dir=.")
 
-    def _compose(self, words: tuple[str, ...], then: Callable[[DictConfig, Invocation], Any], *last: str) -> Any:
+    def _compose(
+        self,
+        words: tuple[str, ...],
+        then: Callable[[DictConfig, Invocation], Any],
+        *last: str,
+        trial: Trial | None = None,
+        program: str = "",
+    ) -> Any:
         results: list[Any] = []
         errors: list[BaseException] = []
         _check_words(words)
         try:
             check_words(words, self.name, self._settings())
             arguments, config_name = self._prepare(list(words))
+            if trial is not None:
+                know_sweep(trial.facts)
 
             def job(cfg: DictConfig) -> None:
                 try:  # Hydra would print what is raised in here
-                    invocation = with_plain_model(Invocation.from_hydra(arguments.own_checkpoint, f"ml-{self.name}"))
+                    made = Invocation.from_hydra(arguments.own_checkpoint, program or f"ml-{self.name}")
+                    invocation = with_plain_model(made)
+                    if trial is not None:
+                        invocation = replace(invocation, sweep_dir=trial.sweep_dir)
                     results.append(then(*self._completed(cfg, invocation)))
                 except BaseException as error:
                     errors.append(error)
@@ -182,7 +201,7 @@ class Command:
         words = without_multirun(flags_first(sys.argv[1:]))
         check_own_options(words)
         check_choices(words, self.choices)
-        check_search(words, self.name, program)
+        check_search(words, self.name, program, leader.launch if leader is not None else None)
         arguments = self.arguments(words)
         sys.argv[1:] = arguments.words
 
@@ -211,8 +230,10 @@ class Command:
         """Keys at the root of the config."""
         return [entry.name for entry in fields(self.root or Root)]
 
-    def _execute(self, cfg: DictConfig, invocation: Invocation, leader: Leader | None = None) -> Any:
-        return execute(self.task, cfg, invocation, self.check, self.one_process, leader)
+    def _execute(
+        self, cfg: DictConfig, invocation: Invocation, leader: Leader | None = None, trial: Trial | None = None
+    ) -> Any:
+        return execute(self.task, cfg, invocation, self.check, self.one_process, leader, trial)
 
     def register(self, words: Sequence[str] = ()) -> None:
         """Makes what the config may hold and call known to Hydra, for the `words` of a command line; may be called

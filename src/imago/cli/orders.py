@@ -20,6 +20,7 @@ from imago.config.own_code import OWN_CODE, allow_imports
 from imago.config.resolvers import register
 from imago.errors import UserError
 from imago.run.folder import RunFolder
+from imago.run.trial import Trial
 
 SECONDS_TO_SEE = 30  # for a new file to be seen on another node
 
@@ -33,6 +34,7 @@ def order_of(task: Callable[..., Any], cfg: DictConfig, run: RunFolder, mark: st
         "resume_from": str(run.resume_from) if run.resume_from is not None else None,
         "processes": run.processes,
         "port": run.port,
+        "prunes": run.trial is not None and run.trial.prunes,
         "config": OmegaConf.to_yaml(cfg),
         "invocation": run.invocation.to_plain(),
         "own_code": {name: str(folder) for name, folder in OWN_CODE.folders.items()},
@@ -52,6 +54,8 @@ def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> 
     run = RunFolder(folder, rank=rank, processes=order["processes"], port=order["port"], launch=launch)
     run.resume_from = Path(order["resume_from"]) if order["resume_from"] is not None else None
     run.invocation = Invocation.from_plain(order["invocation"])
+    if order["prunes"]:
+        run.trial = Trial(str(run.invocation.sweep_dir), prunes=True)  # rank 0 reports
     _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
     leave_group()
 

@@ -11,6 +11,7 @@ from imago.cli.compose import composed, own_folders
 from imago.cli.experiment_words import entries_below, placed
 from imago.cli.unknown_settings import known_settings, unknown_setting
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.launcher import Launch
 from imago.config.monitors import monitor_problems, unlogged_monitors
 from imago.config.own_files import own_file
 from imago.config.root import CONFIG_DIR
@@ -20,9 +21,15 @@ GROUP = "hparams_search"
 PARAMS = ("hydra", "sweeper", "params")
 
 
-def check_search(words: Sequence[str], command: str, program: str) -> None:
-    """Raise UserError for settings in the search space that do not exist, and for a metric that nothing logs."""
+def check_search(words: Sequence[str], command: str, program: str, launch: Launch | None = None) -> None:
+    """Raise UserError for settings in the search space that do not exist, for a metric that nothing logs, and for a
+    search in the processes of a `launch`."""
     name = next((override_value(word) for word in words if override_key(word) == GROUP), "null")
+    if launch is not None and name != "null" and "hydra/sweeper=optuna" not in words:
+        raise UserError(
+            f"{launch.where}, and a search starts the processes of its trials itself. Type it without "
+            f"{launch.launcher}; for several devices in each trial add trainer=ddp trainer.devices={launch.processes}."
+        )
     file = own_file(own_folders(words), GROUP, name)
     cfg = composed(command, words) if file is not None else None
     if file is None or cfg is None:  # Hydra says why

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from imago.cli.search_folder import choose_folder, is_own_search
 from imago.config.invocation import override_key, typed_path
 from imago.config.resolvers import remember_sweep
 from imago.files import write_text
@@ -44,6 +45,8 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called in the process that was started, before any job."""
+        if is_own_search(config):
+            choose_folder(config)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)  # Optuna's study is made before the first job
         typed, jobs = _planned(config)
@@ -54,8 +57,12 @@ class SweepTable(Callback):
 
 
 def keep_secrets_out_of_study(config: DictConfig) -> None:
-    """Keep the study of a search in memory if a secret was typed: Optuna writes all overrides to its database."""
+    """Keep the study of a search in memory if a secret was typed that Optuna would write to its database: the values
+    that are searched, and with the sweeper of Hydra all overrides."""
     words = [str(word) for word in config.hydra.overrides.task]
+    if is_own_search(config):
+        parser = OverridesParser.create()
+        words = [word for word in words if parser.parse_override(word).is_sweep_override()]
     secret = [override_key(word) for word in words if masked_override(word) != word]
     if secret and config.hydra.sweeper.get("storage") is not None:
         say(f"The study is not kept: {shortened(secret)} is a secret, and Optuna would write it to its database.")

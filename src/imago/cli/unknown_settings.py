@@ -27,7 +27,13 @@ ADDED = ("num_classes", "class_names")
 """Arguments that a run adds."""
 HYDRA_KEYS = (*("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"), "hydra.verbose", "hydra.searchpath")
 """Settings of Hydra that people type."""
-OF_A_SEARCH = [f"hydra.sweeper.{name}" for name in ("n_trials", "n_jobs", "study_name", "storage", "sampler.seed")]
+OF_A_SEARCH = [
+    f"hydra.sweeper.{name}"
+    for name in (
+        *("n_trials", "n_jobs", "direction", "objectives", "study_name", "storage", "sampler.seed", "pruner"),
+        *("isolation", "max_failure_rate", "receipt"),
+    )
+]
 
 
 def known_settings(base: DictConfig) -> list[str]:

@@ -151,6 +151,11 @@ def remember_sweep(config: DictConfig, typed: Sequence[str], jobs: int, first: i
     OmegaConf.register_new_resolver("sweep", _no_sweep, replace=True, use_cache=True)
 
 
+def know_sweep(facts: Mapping[str, Any]) -> None:
+    """Let `${sweep:}` be `facts` in what is composed next, until `register`."""
+    OmegaConf.register_new_resolver("sweep", lambda: facts, replace=True, use_cache=True)
+
+
 def _no_sweep() -> None:
     """Value of `${sweep:}` in a single run."""
 

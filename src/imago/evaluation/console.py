@@ -47,7 +47,8 @@ def show_results(result: Result, run: RunFolder, quiet: bool = False, is_private
     is_job = run.invocation.sweep_dir is not None
     if is_job:
         accuracies = ", ".join(f"{_label(name, s)} {s.metrics['acc']:.4f}" for name, s in result.scores.items())
-        _print(f"{relative(run.path)}: {f'accuracy of {result.weights}: {accuracies}' if accuracies else 'trained'}")
+        ended = "pruned" if result.is_pruned else "trained"
+        _print(f"{relative(run.path)}: {f'accuracy of {result.weights}: {accuracies}' if accuracies else ended}")
     else:
         _repeat_warnings(run.warnings, run.path)
         _show_scores(result)

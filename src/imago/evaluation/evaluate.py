@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class Result:
     """Scores by split, the checkpoint they belong to, and the best value of the monitored metric; `longer` is the
-    setting with which more training may help, because of the `trend`: what was still improving at its end."""
+    setting with which more training may help, because of the `trend`: what was still improving at its end. A trial of a
+    search that `is_pruned` has no scores."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     checkpoint: Path | None = None
@@ -36,6 +37,7 @@ class Result:
     was_trained: bool = False
     longer: str | None = None
     trend: str | None = None
+    is_pruned: bool = False
 
     @property
     def objective(self) -> float | None:

@@ -15,6 +15,7 @@ from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
 from imago.files import NUMBER, TEXT, UnreadableError, overwrite_json, read_json, write_json, write_text
 from imago.run import lock as run_lock
+from imago.run.trial import Trial
 
 ORDER = (
     "Status",
@@ -64,7 +65,8 @@ class RunFolder:
     `sections` are the parts of the summary: title (one of `ORDER`) -> lines. If a run has several processes, only
     `rank` 0 writes; they meet at `port`, on this machine or at the address of a `launch`. If a run is resumed, `former`
     is the previous status of the folder, and `resume_from` its checkpoint: until that has been accepted, nothing in the
-    folder changes but the log, so that a run that cannot be resumed with the new settings keeps its own.
+    folder changes but the log, so that a run that cannot be resumed with the new settings keeps its own. `trial` is the
+    place of the run in a search.
     """
 
     path: Path
@@ -72,6 +74,7 @@ class RunFolder:
     processes: int = 1
     port: int = 0
     launch: Launch | None = None
+    trial: Trial | None = None
     status: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     former: dict[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.carried_state import CarriedState
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.preflight import Preflight
+from imago.callbacks.pruning import Pruning
 from imago.callbacks.resume_state import check_epochs
 from imago.callbacks.run_status import RunStatus
 from imago.callbacks.timing import Timing
@@ -184,7 +185,9 @@ def _own_callbacks(
     # no bound method: callbacks that average weights copy the model, and would copy the run with it
     model.bind(cfg.seed, strategy, run.path, lambda: status.publish_strategy(strategy.report()))
     first = head_first(cfg, run, model, weights, epochs)
-    return [CarriedState(run, epochs, carried), timing, epochs, status, *([first] if first is not None else [])]
+    trial = run.trial
+    pruning = [Pruning(cfg.monitor, trial.report)] if trial is not None and trial.prunes else []
+    return [CarriedState(run, epochs, carried), timing, epochs, status, *filter(None, [first]), *pruning]
 
 
 def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:

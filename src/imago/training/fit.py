@@ -14,6 +14,7 @@ from imago.callbacks.epoch_log import EpochLog, best_of
 from imago.callbacks.head_first import HeadFirst
 from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.preflight import Preflight
+from imago.callbacks.pruning import Pruning
 from imago.callbacks.resume_state import check_resumable
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
@@ -66,6 +67,8 @@ def train(
     _cap_logging_interval(trainer, len(data.train_dataloader()))
     with memory_errors_explained(trainer, model, data.batch_size):
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if any(callback.is_pruned for callback in callbacks_of(trainer, Pruning)):
+        return _pruned(data, model, trainer, run)
     _log_stop_reason(trainer, model, run, epochs_before)
     longer, trend = longer_training(trainer, monitor)
     epochs, checkpoint_file = callbacks_of(trainer, EpochLog)[0], _best_checkpoint(trainer, monitor)
@@ -85,6 +88,17 @@ def train(
             own,
             best,
         )
+    return result
+
+
+def _pruned(data: ImageDataModule, model: DictModule, trainer: Trainer, run: RunFolder) -> Result:
+    """Log that the search has ended the run; a trial that was pruned is not scored."""
+    reason = f"pruned by the search after {counted(trainer.current_epoch, 'epoch')}"
+    log.info("Training ended: %s", reason)
+    run.sections.setdefault("Progress", {})["ended"] = reason
+    run.update(reason=reason)
+    result = evaluate(data, model, trainer, run, None, [])  # which ends the records of the loggers
+    result.best_value, result.was_trained, result.is_pruned = callbacks_of(trainer, EpochLog)[0].best, True, True
     return result
 
 

@@ -1,0 +1,75 @@
+"""What pruning cost: in the end the best pruned trials are finished, as if nobody had pruned them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imago.search.study import TrialRecord, best_of
+from imago.terminal import counted
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Pruned trials that were finished: number -> value; and the best value of the completed ones."""
+
+    finished: dict[int, float]
+    completed: tuple[float, ...]
+    is_greater_better: bool
+
+    @property
+    def regret(self) -> float:
+        """By how much the best of the finished trials is better than the best completed one; 0 if it is not."""
+        if not self.finished or not self.completed:
+            return 0.0
+        best = max if self.is_greater_better else min
+        gain = best(self.finished.values()) - best(self.completed)
+        return max(0.0, gain if self.is_greater_better else -gain)
+
+    def place(self, value: float) -> int:
+        """Place that a finished trial would have among the completed ones, from 1."""
+        return 1 + sum(other >= value if self.is_greater_better else other <= value for other in self.completed)
+
+    def describe(self, pruned: int) -> str:
+        """Sentence that says what pruning cost; `pruned` is the number of pruned trials."""
+        best = max if self.is_greater_better else min
+        number, value = best(self.finished.items(), key=lambda entry: entry[1])
+        what = f"{counted(len(self.finished), 'trial')} of {pruned} pruned ones {_was(len(self.finished))} finished"
+        if self.regret:
+            return f"Pruning cost {self.regret:.4f}: {what}, and trial {number + 1} is the best of all, {value:.4f}"
+        place = f"the best of them ({value:.4f}, trial {number + 1}) would have come {ordinal(self.place(value))}"
+        return f"Pruning cost nothing: {what}, and {place}"
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def to_finish(records: Sequence[TrialRecord], most: int, is_greater_better: bool) -> list[TrialRecord]:
+    """The pruned trials that are finished: the best by what they had reached, those that went further first."""
+    sign = 1 if is_greater_better else -1
+    pruned = [record for record in records if record.state == "pruned" and record.last is not None]
+    pruned.sort(key=lambda record: (-sign * _reached(record, sign), -len(record.reported), record.number))
+    return pruned[:most]
+
+
+def _reached(record: TrialRecord, sign: int) -> float:
+    return sign * max(sign * value for value in record.reported.values() if value == value)
+
+
+def best_with_finished(
+    records: Sequence[TrialRecord], finished: dict[int, float], is_greater_better: bool
+) -> TrialRecord | None:
+    """The best of the completed trials and of the pruned ones that were finished."""
+    done = [
+        TrialRecord(record.number, "completed", record.params, (finished[record.number],), record.reported,
+                    record.attributes)
+        for record in records
+        if record.number in finished and record.state == "pruned"
+    ]  # fmt: skip
+    return best_of([*(record for record in records if record.state == "completed"), *done], is_greater_better)
+
+
+def ordinal(number: int) -> str:
+    """A place in words: first, second, third, 4th."""
+    words = {1: "first", 2: "second", 3: "third"}
+    end = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return words.get(number, f"{number}{end}")

@@ -1,0 +1,282 @@
+"""The search itself: one trial after the other, or several at the same time, until all are done."""
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from imago.cli.search_folder import DONE, FAILED, SEARCHING, note_search, search_words
+from imago.config.invocation import for_hydra, override_key
+from imago.config.saved import yaml_of
+from imago.errors import UserError, message_of
+from imago.files import write_text
+from imago.masking import masked_override
+from imago.resources import usable_cores
+from imago.run import lock
+from imago.run.trial import Outcome
+from imago.search.board import Board, count_states, format_params, show_front
+from imago.search.receipt import Receipt, best_with_finished, to_finish
+from imago.search.results import write_experiment, write_results
+from imago.search.settings import SearchSettings, check_gpus, gpus_of, search_settings
+from imago.search.space import Space, read_space
+from imago.search.study import SearchStudy, TrialRecord
+from imago.search.trials import TrialOrder, run_trial
+from imago.search.workers import Workers
+from imago.terminal import counted, say, typed_program
+
+FEWEST_TO_JUDGE = 3
+"""Finished trials from which on `max_failure_rate` counts."""
+
+
+def search(config: DictConfig, typed: Sequence[str]) -> float | None:
+    """Search for settings, as Hydra's `config` of a sweep says and `typed` overrides add; a search that was stopped
+    continues.
+
+    Returns:
+        The best value; None for several objectives.
+
+    Raises:
+        UserError: The settings cannot work, the folder is in use, or too many trials have failed.
+        KeyboardInterrupt, SystemExit: The search was stopped.
+    """
+    settings = search_settings(config)
+    space = read_space(settings.params, typed)
+    folder = Path(config.hydra.sweep.dir).absolute()
+    with locked(folder):
+        study = SearchStudy(folder, settings, space)
+        words = search_words(config)
+        write_text(folder / "multirun.yaml", yaml_of(config))
+        if settings.storage is not None:
+            note_search(folder, words, SEARCHING)
+        hydra_words = [str(word) for word in config.hydra.overrides.hydra]
+        run = _Search(folder, settings, space, study, _shared_words(hydra_words))
+        run.announce()
+        try:
+            run.run_all()
+            best = run.finish()
+        except (KeyboardInterrupt, SystemExit):
+            _say_how_to_continue(study, folder)
+            raise
+        except UserError:
+            note_search(folder, words, FAILED)
+            raise
+        note_search(folder, words, DONE)
+        return best
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, the folder of a search belongs to this process.
+
+    Raises:
+        UserError: Another search has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not lock.take(folder):
+        process, machine = lock.owner(folder) or ("", "a machine")
+        raise UserError(
+            f"{folder} is searched by process {process} on {machine}. Wait until it has ended, or type another "
+            "hydra.sweeper.study_name= or hydra.sweep.dir=. For more trials at the same time type "
+            "hydra.sweeper.n_jobs=."
+        )
+    try:
+        yield
+    finally:
+        lock.release(folder)
+
+
+def _shared_words(hydra_words: Sequence[str]) -> list[str]:
+    """Overrides of Hydra's own keys that the run of a trial takes, too."""
+    places = ("hydra.mode", "hydra.sweep.", "hydra.run.", "hydra.job.num")
+    return [word for word in hydra_words if not override_key(word).startswith(places)]
+
+
+class _Search:
+    """A search that runs: it gives out trials and notes how they end."""
+
+    def __init__(
+        self, folder: Path, settings: SearchSettings, space: Space, study: SearchStudy, hydra_words: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.space = space
+        self.study = study
+        self.hydra_words = hydra_words
+        self.program = typed_program(settings.command)
+        self.is_apart = settings.isolation != "none"
+        self.gpus = _gpus() if self.is_apart else []
+        self.slots: dict[int, int] = {}
+        check_gpus(settings, len(self.gpus))
+        keys, jobs = list(space.params), settings.n_jobs
+        self.board = Board(settings.objectives, study.is_greater_better, keys, settings.n_trials, jobs)
+
+    def announce(self) -> None:
+        """Say what is searched, and what was done before."""
+        records = self.study.records()
+        say(f"Search: {self.folder}")
+        if records:
+            again = sum(record.state == "running" for record in records)
+            more = f"; {counted(again, 'trial')} that did not end will be resumed" if again else ""
+            done = [record for record in records if record.state != "running"]
+            say(f"It continues: {len(done)} of {self.settings.n_trials} trials are done ({count_states(done)}){more}.")
+
+    def run_all(self) -> None:
+        """Run all trials that are left."""
+        with self.board:
+            if self.is_apart:
+                self._run_apart()
+            else:
+                while (record := self.study.next_trial()) is not None:
+                    outcome = run_trial(self.order(record), self._reporter(record.number))
+                    self._note(record.number, outcome)
+
+    def _run_apart(self) -> None:
+        workers = Workers()
+        try:
+            while True:
+                while len(workers) < self.settings.n_jobs and (record := self.study.next_trial()) is not None:
+                    self.slots[record.number] = next(
+                        slot for slot in range(self.settings.n_jobs) if slot not in self.slots.values()
+                    )
+                    workers.start(self.order(record))
+                    self.board.show(self.study.records())
+                if not len(workers):
+                    return
+                number, outcome = workers.next_end(self.study.report, lambda: None)
+                del self.slots[number]
+                self._note(number, outcome)
+        finally:
+            workers.stop()
+
+    def _reporter(self, number: int) -> Any:
+        return lambda step, value: self.study.report(number, step, value)
+
+    def order(self, record: TrialRecord, prunes: bool = True) -> TrialOrder:
+        """The order of a trial."""
+        settings, jobs = self.settings, self.settings.n_jobs
+        return TrialOrder(
+            number=record.number,
+            command=settings.command,
+            words=(*self.hydra_words, *self.space.words(record.params)),
+            sweep_dir=str(self.folder),
+            typed=self.space.fixed,
+            trials=max(settings.n_trials, record.number + 1),
+            program=self.program,
+            monitor=settings.monitor,
+            objectives=settings.objectives,
+            prunes=prunes and settings.prunes,
+            threads=max(1, usable_cores(most=1000) // jobs) if jobs > 1 else None,
+            here=str(Path.cwd()),
+            gpus=gpus_of(self.slots.get(record.number, 0), settings.devices, self.gpus) if jobs > 1 else None,
+        )
+
+    def _note(self, number: int, outcome: Outcome) -> None:
+        self.study.end(number, outcome)
+        records = self.study.records()
+        self.board.note_end(records, number, outcome.seconds)
+        done = [record for record in records if record.state != "running"]
+        failed = [record for record in done if record.state in ("failed", "nan")]
+        limit = self.settings.max_failure_rate
+        if len(done) >= FEWEST_TO_JUDGE and len(failed) > limit * len(done):
+            raise UserError(
+                f"{len(failed)} of {counted(len(done), 'trial')} have failed, and hydra.sweeper.max_failure_rate="
+                f"{limit:g}: the search ends. The last: {_error_of(failed[-1])}"
+            )
+
+    def finish(self) -> float | None:
+        """Finish the best pruned trials, and write and say what came out.
+
+        Raises:
+            UserError: No trial has completed.
+        """
+        records = self.study.records()
+        say(f"Trials: {count_states(records)}")
+        if not any(record.state == "completed" for record in records):
+            failed = [record for record in records if record.state in ("failed", "nan")]
+            raise UserError(f"No trial has completed. The last: {_error_of(failed[-1] if failed else records[-1])}")
+        receipt = self._receipt(records)
+        is_greater_better, finished = self.study.is_greater_better, receipt.finished
+        best = best_with_finished(records, finished, is_greater_better)
+        front = self.study.front() if len(self.settings.objectives) > 1 else [best] if best is not None else []
+        facts = {"finished": receipt.finished, "regret": receipt.regret} if receipt.finished else {}
+        write_results(self.folder, self.settings, records, front, facts)
+        self._draw(records)
+        if len(self.settings.objectives) > 1:
+            show_front(front, self.settings, self.board.names)
+            return None
+        assert best is not None
+        self._say_best(best)
+        return best.values[0]
+
+    def _draw(self, records: Sequence[TrialRecord]) -> None:
+        """Write the pictures; what goes wrong there costs no result."""
+        from imago.search.pictures import write_pictures
+
+        try:
+            say(f"Pictures: {write_pictures(self.folder, self.settings, self.space, records)}")
+        except Exception as error:
+            say(f"The pictures of the search could not be drawn: {message_of(error)}")
+
+    def _say_best(self, best: TrialRecord) -> None:
+        say(f"Best {self.settings.objectives[0]}: {best.values[0]:.4f}, trial {best.number + 1}: "
+            f"{format_params(best.params, self.board.names)}")  # fmt: skip
+        words = [*self.hydra_words, *self.space.words(best.params)]
+        written = write_experiment(self.folder, self.settings.study, words, best)
+        if written is not None:
+            say(f"Its settings: {written[0]}\n  {self.program} {written[1]}")
+
+    def _receipt(self, records: Sequence[TrialRecord]) -> Receipt:
+        """Finish the best pruned trials, unless an earlier start has; say what pruning cost."""
+        is_greater_better = self.study.is_greater_better
+        completed = tuple(record.values[0] for record in records if record.state == "completed")
+        finished = {int(number): float(value) for number, value in (self.study.noted("finished") or {}).items()}
+        for record in to_finish(records, self.settings.receipt, is_greater_better):
+            if record.number in finished:
+                continue
+            outcome = self._finish_trial(record)
+            if outcome.state == "completed":
+                finished[record.number] = outcome.values[0]
+                self.study.note("finished", {str(number): value for number, value in finished.items()})
+        receipt = Receipt(finished, completed, is_greater_better)
+        if finished:
+            say(receipt.describe(sum(record.state == "pruned" for record in records)))
+        return receipt
+
+    def _finish_trial(self, record: TrialRecord) -> Outcome:
+        """Resume a pruned trial to its end."""
+        order = self.order(record, prunes=False)
+        if not self.is_apart:
+            return run_trial(order, lambda step, value: False)
+        workers = Workers()
+        try:
+            workers.start(order)
+            return workers.next_end(lambda number, step, value: False, lambda: None)[1]
+        finally:
+            workers.stop()
+
+
+def _error_of(record: TrialRecord) -> str:
+    nan = "the monitored metric was never a number"
+    return str(record.attributes.get("message") or (nan if record.state == "nan" else record.state))
+
+
+def _say_how_to_continue(study: SearchStudy, folder: Path) -> None:
+    """Say what continues the search: what was typed, in its folder."""
+    words = [masked_override(word) for word in sys.argv[1:] if override_key(word) != "hydra.sweep.dir"]
+    line = shlex.join([*words, f"hydra.sweep.dir={for_hydra(str(folder))}"])
+    say(f"The search was stopped ({count_states(study.records())}). It continues with the same command, or with")
+    say(f"  {typed_program('train')} {line}")
+
+
+def _gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return visible[:count] if visible else [str(number) for number in range(count)]

@@ -1,0 +1,188 @@
+"""Trials in processes of their own: a crash, or memory that runs out, costs one trial.
+
+They are forked from a server that has imported what a run imports, so that a trial starts in tenths of a second and
+inherits no CUDA. Each has a session of its own: Ctrl-C reaches the search alone, which asks its trials to stop and to
+save. When the search is killed, its trials end, too. Only the search touches the study: a trial sends its values and
+waits for the answer.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from imago.cli.processes import describe_exit
+from imago.run.trial import Outcome
+from imago.search.trials import MOST_OUTPUT, TrialOrder, folder_of, run_trial
+
+PRELOADED = (
+    *("imago.search.workers", "imago.train", "imago.training.build", "imago.training.trainer", "imago.training.fit"),
+    *("imago.evaluation.console", "imago.report.page", "sklearn.metrics", "opacus.accountants", "torch._dynamo"),
+)
+"""Modules that a run imports."""
+SECONDS_TO_SAVE = 60
+"""Time for a trial that is asked to stop."""
+
+
+@dataclass
+class Worker:
+    """A process that runs one trial."""
+
+    order: TrialOrder
+    process: Any
+    connection: Connection
+    alive: Connection
+    output: Path
+    began: float
+
+    def close(self) -> None:
+        """End the process and its loader workers, if they have not ended."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        for connection in (self.connection, self.alive):
+            connection.close()
+        self.output.unlink(missing_ok=True)
+
+
+class Workers:
+    """The processes of the trials that run at the same time."""
+
+    def __init__(self) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        self._running: dict[int, Worker] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, order: TrialOrder) -> None:
+        """Start the process of a trial."""
+        if hasattr(self._context, "set_forkserver_preload"):
+            self._context.set_forkserver_preload([*PRELOADED])
+        ours, theirs = self._context.Pipe()
+        alive, watched = self._context.Pipe()
+        handle, name = tempfile.mkstemp(prefix="imago_trial_")
+        os.close(handle)
+        with _importable():
+            process = self._context.Process(target=_main, args=(order, theirs, watched, name), daemon=False)
+            process.start()
+        theirs.close()
+        watched.close()
+        self._running[order.number] = Worker(order, process, ours, alive, Path(name), time.monotonic())
+
+    def next_end(self, report: Callable[[int, int, float], bool], tick: Callable[[], None]) -> tuple[int, Outcome]:
+        """Wait until a trial has ended, and answer what the others report meanwhile."""
+        while True:
+            by_connection = {worker.connection: worker for worker in self._running.values()}
+            for ready in wait([*by_connection], timeout=0.5):
+                assert isinstance(ready, Connection)
+                if (ended := self._answer(by_connection[ready], report)) is not None:
+                    return ended
+            tick()
+
+    def _answer(self, worker: Worker, report: Callable[[int, int, float], bool]) -> tuple[int, Outcome] | None:
+        number = worker.order.number
+        try:
+            message = worker.connection.recv()
+            if not isinstance(message, Outcome):
+                step, value = message
+                worker.connection.send(report(number, step, value))
+                return None
+        except (EOFError, OSError):
+            message = self._died(worker)
+        del self._running[number]
+        worker.close()
+        return number, message
+
+    def _died(self, worker: Worker) -> Outcome:
+        """Outcome of a trial whose process has ended without one."""
+        worker.process.join(10)
+        status = worker.process.exitcode
+        said = worker.output.read_text(errors="replace").strip()[-MOST_OUTPUT:]
+        how = describe_exit(status if status is not None else -signal.SIGKILL)
+        folder = folder_of(Path(worker.order.sweep_dir), worker.order.number)
+        name = folder.name if folder is not None else ""
+        return Outcome("failed", (), name, 0, time.monotonic() - worker.began, f"{how}\n{said}".strip())
+
+    def stop(self) -> None:
+        """Ask all trials to save and stop, and end those that do not."""
+        for worker in self._running.values():
+            with suppress(ProcessLookupError, TypeError):
+                os.kill(worker.process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        for worker in self._running.values():
+            worker.connection.close()  # one that waits for an answer ends
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.close()
+        self._running.clear()
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """Inside, a new interpreter finds this package, however it was found here."""
+    package, before = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [before])])
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _main(order: TrialOrder, connection: Connection, watched: Connection, output: str) -> None:
+    """The process of a trial."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # its loader workers end with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_search, args=(watched,), daemon=True).start()
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.chdir(order.here)
+    if order.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = order.gpus
+    import torch
+
+    if order.threads is not None:
+        torch.set_num_threads(order.threads)
+
+    def report(step: int, value: float) -> bool:
+        try:
+            connection.send((step, value))
+            return bool(connection.recv())
+        except (EOFError, OSError):
+            signal.raise_signal(signal.SIGTERM)  # saved at the next step
+            return False
+
+    from imago.cli.stop_signals import stopped_by_signals
+
+    try:
+        with stopped_by_signals():
+            outcome = run_trial(order, report)
+            connection.send(outcome)
+    except SystemExit:
+        connection.close()
+        sys.stdout.flush()
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+    os._exit(0)
+
+
+def _end_with_search(watched: Connection) -> None:
+    """End this process when the search has ended in whatever way: nobody would answer, and its folder is free."""
+    with suppress(EOFError, OSError):
+        watched.recv()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(0, signal.SIGKILL)
