@@ -144,9 +144,9 @@ def recorded_rule(record: Mapping[str, Any] | None, class_names: Sequence[str]) 
     return up_to({label: record["edges"][name] for label, name in enumerate(class_names) if name in record["edges"]})
 
 
-def places_of(paths: Sequence[str], seed: int) -> NDArray[np.float64]:
+def places_of(paths: Iterable[str], seed: int) -> NDArray[np.float64]:
     """Map each path to its place in [0, 1), float64 (n,): the order in which the images of a class are drawn."""
-    return np.fromiter((_place(seed, path) for path in paths), np.float64, len(paths))
+    return np.fromiter((_place(seed, path) for path in paths), np.float64)
 
 
 def _place(seed: int, path: str) -> float:
