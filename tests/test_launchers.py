@@ -248,6 +248,15 @@ def test_what_goes_wrong_in_another_process_is_the_last_line_of_the_first(settin
     assert second.stdout + second.stderr == ""
 
 
+def test_a_process_that_is_killed_before_the_first_batch_ends_the_run(settings, tmp_path):
+    """Rank 0 waits for it where the processes meet, and sees that it is gone."""
+    killed = "import imago.training.build\nif os.environ['SLURM_PROCID'] == '1':\n"
+    killed += "    imago.training.build.make_data = lambda *_: os.kill(os.getpid(), 9)\n"
+    first, second = srun(*settings, "trainer=cpu", f"hydra.run.dir={tmp_path}/run", code=killed)
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
+    assert status_of(tmp_path / "run")["error"].startswith("Process 1 of 2 has ended without a message: it was killed")
+
+
 def test_a_typo_is_said_once(settings, tmp_path):
     first, second = srun(*settings, "data.batchsize=8", f"hydra.run.dir={tmp_path}/run")
     assert (first.returncode, second.returncode) == (1, 1)

@@ -17,7 +17,7 @@ from typing import NoReturn
 from imago.cli.environment import read_env_file
 from imago.cli.orders import do_order, end, leave_group
 from imago.cli.rank_warnings import StoredWarnings, WarningsToRank0
-from imago.cli.run_store import POLL_SECONDS, RunStore, lost_connection, lost_message
+from imago.cli.run_store import LEFT, POLL_SECONDS, RunStore, lost_connection, lost_message, this_machine
 from imago.config.launcher import TORCHRUN, Launch
 from imago.definitions import INTERRUPTED, STOPPING, TERMINATED
 from imago.errors import UserError, message_of
@@ -100,11 +100,12 @@ class Follower:
             self._store.write("error", json.dumps(said | {"traceback": "".join(traceback.format_exception(error))}))
 
     def _watch(self) -> None:
+        place = f"{os.getpid()} {this_machine()}"
         for beat in itertools.count():
             time.sleep(1)
             try:
                 with self._using_store:
-                    self._store.write(f"beat/{self._launch.rank}", str(beat))
+                    self._store.write(f"beat/{self._launch.rank}", f"{beat} {place}")
                     status = self._store.read("over")
             except RuntimeError:
                 end(1)
@@ -118,6 +119,7 @@ class Follower:
     def _leave(self, status: int) -> NoReturn:
         self._using_store.acquire()  # for good: rank 0 may be gone with the store
         with suppress(RuntimeError):
+            self._store.write(f"beat/{self._launch.rank}", LEFT)
             self._store.count("left", 1)
         if status in (0, TERMINATED, INTERRUPTED):
             end(0)

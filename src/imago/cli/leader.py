@@ -24,7 +24,16 @@ from imago.cli.follower import Follower
 from imago.cli.orders import end, leave_group, order_of
 from imago.cli.processes import SECONDS_TO_END, SECONDS_TO_FAIL_TOO, ProcessError, record_failure
 from imago.cli.rank_warnings import RankWarnings, StoredWarnings
-from imago.cli.run_store import POLL_SECONDS, SECONDS_TO_MEET, RunStore, lost_connection, lost_message
+from imago.cli.run_store import (
+    LEFT,
+    POLL_SECONDS,
+    SECONDS_TO_MEET,
+    RunStore,
+    has_ended,
+    lost_connection,
+    lost_message,
+    this_machine,
+)
 from imago.config.launcher import TORCHRUN, Launch, launch_of
 from imago.definitions import INTERRUPTED
 from imago.errors import UserError
@@ -33,6 +42,7 @@ from imago.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 SECONDS_TO_READ = 30  # for the others to see that it is over, where rank 0 serves the store
+SECONDS_TO_LOOK = 3  # from look to look at the signs of life
 SECONDS_OF_SILENCE = 60  # of a process, after which it is taken for dead: where a machine stops, nothing else tells
 
 
@@ -129,6 +139,8 @@ class Leader:
             self._store.write("over", str(status))
             deadline = time.monotonic() + (0 if self.launch.has_store else SECONDS_TO_READ)
             while self._store.count("left") < self.launch.processes - 1 and time.monotonic() < deadline:
+                if self._beats.all_gone():
+                    break
                 self._store.answer()
                 time.sleep(POLL_SECONDS)
 
@@ -202,11 +214,8 @@ class Leader:
 
     def _missing(self, came: int) -> ProcessError | None:
         """A process that has not come, or is silent."""
-        if (silent := self._beats.silent()) is not None:
-            return ProcessError(
-                f"Process {silent} of {self.launch.processes} has not been heard of for {SECONDS_OF_SILENCE} seconds: "
-                "it was killed, or its machine has stopped."
-            )
+        if (dead := self._beats.dead()) is not None:
+            return ProcessError(f"Process {dead[0]} of {self.launch.processes} {dead[1]}")
         is_late = self._run is not None and time.monotonic() > self._ordered + SECONDS_TO_MEET
         if is_late and not self.launch.has_store and came < self.launch.processes - 1:
             processes = self.launch.processes
@@ -237,17 +246,33 @@ class _Beats:
         self._store = store
         self._last = dict.fromkeys(range(1, processes), ("", time.monotonic()))
         self._looked = 0.0
+        self._machine = this_machine()
 
-    def silent(self) -> int | None:
-        """A process that has given signs of life, and none for a while."""
+    def all_gone(self) -> bool:
+        """Whether all of them are known to have left, or ended."""
+        beats = [self._store.read(f"beat/{rank}") or "" for rank in self._last]
+        return all(beat == LEFT or self._has_ended(beat) for beat in beats)
+
+    def _has_ended(self, beat: str) -> bool:
+        """Whether the process of a beat, with its number and machine, is one of this machine that has ended."""
+        number, _, machine = beat.partition(" ")[2].partition(" ")
+        return machine == self._machine and has_ended(int(number))
+
+    def dead(self) -> tuple[int, str] | None:
+        """A process that has given signs of life, and has ended, or is silent, and words for that."""
         now = time.monotonic()
-        if now < self._looked + SECONDS_OF_SILENCE / 10:
+        if now < self._looked + SECONDS_TO_LOOK:
             return None
         self._looked = now
         for rank, (before, heard) in self._last.items():
             beat = self._store.read(f"beat/{rank}") or ""
             if beat != before:
                 self._last[rank] = beat, now
+            elif beat == LEFT:
+                continue
+            elif self._has_ended(beat):
+                return rank, "has ended without a message: it was killed, or memory was short."
             elif beat and now > heard + SECONDS_OF_SILENCE:
-                return rank
+                seconds = f"{SECONDS_OF_SILENCE} seconds"
+                return rank, f"has not been heard of for {seconds}: it was killed, or its machine has stopped."
         return None

@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imago.config.launcher import TORCHRUN, Launch
@@ -16,7 +17,25 @@ if TYPE_CHECKING:
 SECONDS_TO_MEET = 600
 """For the others to reach rank 0, which imports torch first; the nodes of a job may start minutes apart."""
 POLL_SECONDS = 0.2
+LEFT = "left"
+"""Sign of life of a process that ends as it should."""
 LOST = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Ss]ocket|remote process|NCCL error")
+
+
+def this_machine() -> str:
+    """Text that is equal for processes that see each other by their numbers: machine, and PID namespace."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return uuid.uuid4().hex
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process of this machine has ended, though its parent may not have noticed."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 class RunStore:
