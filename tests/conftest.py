@@ -1,6 +1,5 @@
 """Fixtures: data, folders, and the commands as a person types them, in process."""
 
-import functools
 import gc
 import os
 import shutil
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-import omegaconf.base
 import pytest
 from helpers import HYMENOPTERA, SMALL, Command, Run, draw_classes, type_command
 
@@ -20,8 +18,6 @@ def pytest_configure() -> None:
     """A run writes some ninety files durably; where memory can hold them, this takes no time."""
     gc.set_threshold(100_000, 20, 100)  # there are a million objects, and most stay
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to Ctrl-C
-    # OmegaConf parses each ${…} each time that it is read: 1,700 times in a run, a fifth of a short one
-    omegaconf.base.parse = functools.lru_cache(maxsize=None)(omegaconf.base.parse)
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 

@@ -26,6 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one core each: before t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import omegaconf.base
 import pytest
 import torch
 from forked_ranks import SUBPROCESS, fork_context
@@ -35,6 +36,9 @@ from PIL import Image, ImageCms
 
 from imago import shard
 from imago.cli.hydra_internals import composed_again
+
+# OmegaConf parses each ${…} each time that it is read: 1,700 times in a run, a fifth of a short one. Here, and in forks
+omegaconf.base.parse = functools.cache(omegaconf.base.parse)
 
 REPO = Path(__file__).resolve().parent.parent
 HYMENOPTERA = REPO.parent / "shared" / "data" / "hymenoptera_data"
