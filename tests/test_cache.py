@@ -1,14 +1,14 @@
 import os
-import subprocess
-import sys
 import time
 from contextlib import closing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import REPO, draw_classes, same
+from forked_ranks import fork_context
+from helpers import draw_classes, same
 from PIL import Image
 
 from imago.data.cache import Cache, CachedImages, TooLargeError, clean
@@ -161,29 +161,28 @@ def test_a_cache_that_is_not_whole_is_built_again(colours, tmp_path, damage):
     assert (place / "pixels.bin").stat().st_size == again._starts[-1]
 
 
-BUILD = """
-import sys, time, torch
-from pathlib import Path
-from imago.data.cache import Cache
-from imago.data.folders import read_tree
-source = read_tree(Path(sys.argv[1]), 0.1, 0).splits["train"]
-slow = float(sys.argv[3])
-def read(index):
-    time.sleep(slow)
-    return source.read(index)
-kept = Cache("disk", Path(sys.argv[2])).keep(source, "train", "whole", read)
-assert all(torch.equal(kept.read(index), source.read(index)) for index in range(len(source)))
-"""
+def build(colours: Path, cache: Path, slow: float) -> None:
+    source = images(colours)
+
+    def read(index: int) -> torch.Tensor:
+        time.sleep(slow)
+        return source.read(index)
+
+    kept = Cache("disk", cache).keep(source, "train", "whole", read)
+    assert all(torch.equal(kept.read(index), source.read(index)) for index in range(len(source)))
 
 
-def building(colours: Path, cache: Path, slow: float) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(REPO / "src")}
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(colours), str(cache), str(slow)], env=environment)
+def building(colours: Path, cache: Path, slow: float) -> BaseProcess:
+    builder = fork_context().Process(target=build, args=(colours, cache, slow))
+    builder.start()
+    return builder
 
 
 def test_two_builders_at_once_leave_one_whole_cache(colours, tmp_path):
     builders = [building(colours, tmp_path, 0.01) for _ in range(2)]
-    assert [builder.wait(timeout=300) for builder in builders] == [0, 0]
+    for builder in builders:
+        builder.join(timeout=300)
+    assert [builder.exitcode for builder in builders] == [0, 0]
     assert len(kept(tmp_path)) == 1
     assert torch.equal(keep(images(colours), tmp_path).read(7), images(colours).read(7))
 
@@ -191,11 +190,11 @@ def test_two_builders_at_once_leave_one_whole_cache(colours, tmp_path):
 def test_a_builder_that_is_killed_leaves_nothing_that_is_taken_for_a_cache(colours, tmp_path):
     builder = building(colours, tmp_path, 0.2)
     while not list(tmp_path.glob("pixels/.*.tmp/pixels.bin")):
-        assert builder.poll() is None
+        assert builder.is_alive()
         time.sleep(0.02)
     assert clean(tmp_path) == []  # it is at work
     builder.kill()
-    builder.wait()
+    builder.join()
     (half,) = tmp_path.glob("pixels/.*.tmp")
     assert torch.equal(keep(images(colours), tmp_path).read(7), images(colours).read(7))
     assert not half.exists()
