@@ -16,7 +16,17 @@ from PIL import Image
 from imago import split
 from imago.config.root import IN_CLONE
 
-SCRIPTS = ("ml-train", "ml-eval", "ml-inference", "ml-visualise", "ml-export", "ml-split", "ml-shard", "ml-compare")
+SCRIPTS = (
+    "ml-train",
+    "ml-eval",
+    "ml-inference",
+    "ml-visualise",
+    "ml-export",
+    "ml-split",
+    "ml-shard",
+    "ml-compare",
+    "ml-cv",
+)
 
 
 def script(name: str) -> str:

@@ -164,7 +164,7 @@ def spread(runs: Sequence[FoldRun]) -> dict[str, dict[str, dict[str, float]]]:
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for split in ("val", "test"):
         for name in METRICS:
-            values = [run.scores[split][name] for run in runs if name in run.scores.get(split, {})]
+            values = [run.scores[split][name] for run in runs if split in run.scores]
             if len(values) > 1:
                 own = {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
                 summary.setdefault(split, {})[name] = own

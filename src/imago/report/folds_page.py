@@ -1,0 +1,36 @@
+"""The page of a cross-validation, `cv.html`, made from the content of its `cv.json`."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from imago.files import write_text
+from imago.report.content import NONE
+
+METRICS = ("acc", "f1", "loss")
+
+
+def write_folds_page(folder: Path, content: Mapping[str, Any], figure: Path | None) -> Path:
+    """Write the page of the cross-validation in `folder`, with the confusion matrix in the PNG `figure`. Returns its
+    path."""
+    environment = Environment(
+        loader=PackageLoader("imago", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("folds.html.j2").render(
+        name=folder.name,
+        content=content,
+        metrics=METRICS,
+        has_test=any("test" in fold for fold in content["folds"]),
+        figure=base64.b64encode(figure.read_bytes()).decode() if figure is not None else None,
+        number=_number,
+        deviation=lambda own: NONE if own is None else f"{_number(own['mean'])} ± {_number(own['sd'])}",
+    )
+    write_text(folder / "cv.html", page)
+    return folder / "cv.html"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
