@@ -71,6 +71,14 @@ def test_runs_that_differ_in_their_seed_are_one_row(typed, sweep):
     assert best["checkpoint"] == str(sweep / "lr_0.01_seed_1" / "checkpoints" / "best.ckpt")
 
 
+def test_a_run_that_was_typed_twice_counts_once(typed, tmp_path):
+    for name, seed in (("one", 1), ("two", 2), ("again", 1)):
+        draw_run(tmp_path / name, range(seed), seed=seed)
+    rows = json.loads(typed(tmp_path, "--json"))
+    assert sorted(row["metrics"]["test/acc"]["n"] for row in rows) == [1, 2]
+    assert "A has two runs with seed 1" in typed(tmp_path, tmp_path)
+
+
 def test_the_table_is_written_as_csv_markdown_json_and_one_page(typed, sweep, tmp_path):
     files = [tmp_path / f"runs.{suffix}" for suffix in ("csv", "md", "json", "html")]
     shown = typed(sweep, *(word for file in files for word in ("--output", file)))
@@ -152,6 +160,7 @@ def test_two_runs(typed, tmp_path):
     page, table = tmp_path / "flips.html", tmp_path / "flips.csv"
     assert "--output" not in typed(a, b, "--output", page, "--output", table)
     assert "8 images of test that only B has right" in page.read_text()
+    assert "pictures" not in typed(a, a)
     assert [row["right"] for row in csv.DictReader(table.read_text().splitlines())] == ["A"] + 8 * ["B"]
 
 

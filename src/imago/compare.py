@@ -17,7 +17,7 @@ from imago.config.launcher import launch_of
 from imago.config.root import PROJECT_ROOT
 from imago.errors import UserError
 from imago.files import did_you_mean, write_json, write_text
-from imago.terminal import closed_pipe_allowed, console, fail, say, shortened
+from imago.terminal import closed_pipe_allowed, console, counted, fail, say, shortened
 
 if TYPE_CHECKING:
     from imago.cli.run_columns import Column, Columns
@@ -82,8 +82,8 @@ def _show_runs(options: argparse.Namespace) -> None:
         raise UserError(f"{word} is not a folder. Type ml-compare FOLDER, or two runs.{did_you_mean(word, LATEST)}")
     runs = [run for run in find_runs(folder) if options.all or (run.has_begun and run.task == "train")]
     if options.where is not None:
-        keeps = parse_condition(options.where, Columns(runs))
-        runs = [run for run in runs if keeps(run)]
+        conditions = [parse_condition(text, columns) for columns in [Columns(runs)] for text in options.where]
+        runs = [run for run in runs if all(fits(run) for fits in conditions)]
     if not runs:
         say(
             "[]"
@@ -120,7 +120,8 @@ def _print_runs(
     rows = [Row(group_name(group, folder), group.cell) for group in groups]
     table, left_out = fitted_table(rows, always, settings, optional)
     count = sum(len(group.runs) for group in groups)
-    say(f"{count} runs below {folder}" + (f" in {len(groups)} rows" if len(groups) < count else ""))
+    rows_text = f" in {counted(len(groups), 'row')}" if len(groups) < count else ""
+    say(f"{counted(count, 'run')} below {folder}{rows_text}")
     with console().capture() as drawn:
         console().print(table)
     print(drawn.get(), end="")  # rich would end the program where the reader of a pipe has left
@@ -175,7 +176,9 @@ def _write_page(file: Path, groups: Sequence["Group"], columns: "Columns", folde
     heads += [{"title": column.title, "is_number": column.is_number} for column in shown]
     histories = {name: group.runs[0].history for name, group in zip(names, groups, strict=True)}
     count = sum(len(group.runs) for group in groups)
-    write_runs_page(file, f"Runs below {folder}", [f"{count} runs", f"{len(groups)} rows"], heads, rows, histories)
+    write_runs_page(
+        file, f"Runs below {folder}", [counted(count, "run"), counted(len(groups), "row")], heads, rows, histories
+    )
 
 
 def _show_versus(options: argparse.Namespace) -> None:
@@ -205,8 +208,10 @@ def _print_versus(versus: "Versus", has_page: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from imago.cli.run_table import screen_width
     from imago.cli.versus import sides_of, tables
 
+    screen_width()
     say(versus.sentence())
     say("")
     for side in sides_of(versus):
@@ -223,7 +228,7 @@ def _print_versus(versus: "Versus", has_page: bool) -> None:
         print(drawn.get(), end="")
     for note in versus.notes:
         say(note)
-    if versus.has_flips and not has_page:
+    if versus.has_flips and not has_page and any(versus.flip_counts):
         say("The images on which they differ, with pictures: --output comparison.html")
 
 
@@ -282,7 +287,12 @@ def _arguments() -> argparse.Namespace:
         nargs="*",
         help="a folder of runs (default: logs), or two or more runs, checkpoints, folders or patterns",
     )
-    parser.add_argument("--where", metavar="CONDITION", help="the runs that fit, such as 'lr<0.01 and val/acc>0.9'")
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        action="append",
+        help="the runs that fit, such as 'lr<0.01 and val/acc>0.9'; may be repeated",
+    )
     parser.add_argument("--sort", metavar="COLUMN", help="sort by this column, the best first (default: best)")
     parser.add_argument("--columns", metavar="A,B", help="show these columns instead")
     parser.add_argument("--all", action="store_true", help="also runs that never began to train, and other commands")

@@ -263,7 +263,11 @@ def _interval_of(score: Column) -> Callable[[Sequence[Overview]], str]:
 
     def text(runs: Sequence[Overview]) -> str:
         known = summary([value for run in runs if (value := score.value(run)) is not None])
-        return f"{known['low']:.4f} to {known['high']:.4f}" if "low" in known else ""
+        if "low" not in known:
+            return ""
+        is_fraction = score.is_descending and 0 <= known["mean"] <= 1  # an accuracy is not above 1
+        low, high = (min(max(known[end], 0), 1) if is_fraction else known[end] for end in ("low", "high"))
+        return f"{low:.4f} to {high:.4f}"
 
     return text
 

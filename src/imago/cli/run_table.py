@@ -80,11 +80,15 @@ def grouped_by_seed(runs: Sequence[Overview], settings: Sequence[str]) -> list[G
 
 
 def grouped(runs: Sequence[Overview], settings: Sequence[str]) -> list[Group]:
-    """Group runs by all `settings` but their seed and fold."""
+    """Group runs by all `settings` but their seed and fold. A second run with equal seed and fold, which tells nothing
+    new, is in a group of its own."""
     groups: dict[str, list[Overview]] = {}
+    copies: Counter[str] = Counter()
     for run in runs:
         values = [run.setting(key) for key in settings if key not in REPEATED]
-        groups.setdefault(json.dumps(values, default=str), []).append(run)
+        whole = json.dumps([values, *(run.setting(key) for key in REPEATED)], default=str)
+        groups.setdefault(json.dumps([values, copies[whole]], default=str), []).append(run)
+        copies[whole] += 1
     return [Group(group) for group in groups.values()]
 
 

@@ -123,6 +123,12 @@ class Versus:
         return strict(content | {"notes": self.notes})
 
     @property
+    def flip_counts(self) -> tuple[int, int]:
+        """Numbers of images that only A, and that only B, has right."""
+        (result,) = self.results.values()
+        return (result.counts.only_a, result.counts.only_b) if isinstance(result, PairResult) else (0, 0)
+
+    @property
     def has_flips(self) -> bool:
         """Whether there are lists of the images on which two runs differ."""
         return len(self.sides) == 2 and not self.is_repeated

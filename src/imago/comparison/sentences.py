@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from imago.comparison.paired import LEVEL
 from imago.comparison.repeated import LEAST_PAIRS, least_p
 from imago.comparison.results import PairResult, RepeatedResult
-from imago.terminal import counted
+from imago.terminal import counted, shortened
 
+MOST_NAMES = 5
 CHANCE = "that cannot be told from chance"
 
 
@@ -87,6 +88,8 @@ def describe_several(names: Sequence[str], right: Sequence[float], p_values: dic
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > MOST_NAMES:
+        return shortened(names, MOST_NAMES)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
