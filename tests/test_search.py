@@ -11,6 +11,8 @@ from helpers import SMALL, same, type_in_subprocess
 from omegaconf import OmegaConf
 
 from imago.cli.search_folder import note_search
+from imago.cli.search_space import check_search
+from imago.config.launcher import Launch
 from imago.errors import UserError
 from imago.run import lock
 from imago.run.trial import Outcome, Trial
@@ -170,6 +172,14 @@ def test_settings_that_contradict_each_other_are_refused_before_the_first_trial(
     assert not list(tmp_path.rglob("status.json"))
 
 
+def test_a_search_below_a_launcher_is_refused():
+    launch = Launch("torchrun", 0, 2, 0, 2, 0, 1, "127.0.0.1", 29500, True)
+    with pytest.raises(
+        UserError, match=r"torchrun started 2 processes, and a search starts the processes of its trial"
+    ):
+        check_search(["-m", "hparams_search=optuna"], "train", "python src/train.py", launch)
+
+
 def test_a_folder_is_searched_by_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "take", lambda folder: False)
     with pytest.raises(UserError, match=r"is searched by process .* or type another hydra.sweeper.study_name="):
@@ -201,6 +211,32 @@ def test_a_search_that_is_killed_continues_with_the_same_command(train, colours,
     best = train(f"--config-dir={folder}/configs", "experiment=train_best", "preflight=false", folder=tmp_path / "best")
     assert best.exit_code == 0, best.output
     assert best.json("status.json")["best_value"] == results["best_value"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_pruned_trials_are_finished_for_the_receipt(train, tmp_path):
+    words = ["-m", "hparams_search=optuna", LR, "data.batch_size=8", "monitor=val/loss", "hydra.sweeper.n_trials=5"]
+    run = train(*words, *FAST, "hydra.sweeper.pruner=first_epoch", "hydra.sweeper.receipt=1", "trainer.max_epochs=2")
+    assert run.exit_code == 0, run.output
+    (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    results = results_of(folder)
+    states = [trial["state"] for trial in results["trials"]]
+    assert states[:2] == ["completed", "completed"]
+    pruned = {trial["number"]: trial for trial in results["trials"] if trial["state"] == "pruned"}
+    assert pruned
+    assert all(trial["epochs"] == 1 for trial in pruned.values())
+    assert f"Trials: {5 - len(pruned)} completed, {len(pruned)} pruned" in run.output
+    assert f"1 trial of {len(pruned)} pruned ones was finished" in run.output
+    ((number, value),) = results["pruning"]["finished"].items()
+    status = json.loads((folder / pruned[number]["folder"] / "status.json").read_text())
+    assert (status["status"], status["epoch"], status["best_value"]) == ("completed", 2, value)
+    completed = [trial["values"][0] for trial in results["trials"] if trial["state"] == "completed"]
+    assert results["best_value"] == min([*completed, value])
+    assert results["pruning"]["regret"] == pytest.approx(max(0.0, min(completed) - value))
+    assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "slices.png"}
+    page = (folder / "search.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
 
 
 CRASHING = """

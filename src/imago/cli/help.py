@@ -147,7 +147,7 @@ def option_with(key: str) -> str | None:
     options = []
     for file in Path(CONFIG_DIR).rglob("*.yaml"):
         group = file.parent.relative_to(CONFIG_DIR).as_posix()
-        is_searched = group not in (".", "recipe", "experiment", "debug", "hydra", "paths", "local")
+        is_searched = group.partition("/")[0] not in (".", "recipe", "experiment", "debug", "hydra", "paths", "local")
         if is_searched and any(setting.key == key for setting in file_settings(file, group.replace("/", "."))):
             options.append(f"{group}={file.stem}")
     return max(options, default=None)  # model=torchvision, not model=resnet18
@@ -257,7 +257,8 @@ def _groups(command: str, content: dict[str, Any], every: bool, typed: Sequence[
 
 
 def _is_group(path: Path) -> bool:
-    return path.is_dir() and path.name not in ("schema", "local", "hydra", "paths") and any(path.glob("*.yaml"))
+    is_offered = path.name not in ("schema", "local", "hydra", "paths") and path.parent.name != "hydra"
+    return is_offered and path.is_dir() and any(path.glob("*.yaml"))
 
 
 def _shown(setting: Setting) -> Setting:

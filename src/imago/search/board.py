@@ -63,6 +63,11 @@ class Board:
         self._began = time.monotonic()
         self._live = Live(console=console(), auto_refresh=False) if sys.stdout.isatty() else None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the table is on a terminal."""
+        return self._live is not None
+
     def __enter__(self) -> "Board":
         if self._live is not None:
             self._live.__enter__()

@@ -79,7 +79,8 @@ class SearchStudy:
         """Begin the next trial: one that was stopped, or else a new one; None if all are done or running."""
         with quiet_optuna() as optuna:
             if self._dead:
-                trial = optuna.trial.Trial(self._study, self._dead.pop(0)._trial_id)
+                frozen = self._dead.pop(0)
+                trial = optuna.trial.Trial(self._study, frozen._trial_id)  # no public way to go on with a trial
             elif len(self._trials()) >= self.settings.n_trials:
                 return None
             else:

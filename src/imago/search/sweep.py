@@ -147,11 +147,15 @@ class _Search:
                     self.board.show(self.study.records())
                 if not len(workers):
                     return
-                number, outcome = workers.next_end(self.study.report, lambda: None)
+                number, outcome = workers.next_end(self.study.report, self._redraw)
                 del self.slots[number]
                 self._note(number, outcome)
         finally:
             workers.stop()
+
+    def _redraw(self) -> None:
+        if self.board.is_live:
+            self.board.show(self.study.records())
 
     def _reporter(self, number: int) -> Any:
         return lambda step, value: self.study.report(number, step, value)
