@@ -1,0 +1,130 @@
+"""What pruning saves in a search and what it costs, and what a search loses when it is killed.
+
+python benchmarks/search.py --sweeps 10 --trials 50 --epochs 30 --pruner first_epoch
+python benchmarks/search.py --kills 100 --trials 12 --epochs 2
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPO = Path(__file__).resolve().parent.parent
+SETTINGS = (
+    *("-m", "experiment=digits", "hparams_search=optuna", "model.optimizer.lr=tag(log, interval(0.0001, 0.3))"),
+    *("data.batch_size=choice(64, 128, 256)", "model.optimizer.weight_decay=tag(log, interval(0.00001, 0.1))"),
+    *("model=tiny_net", "data.num_workers=0", "trainer.accelerator=cpu", "logger=[]", "report.splits=[]", "test=false"),
+    *("callbacks.early_stopping=null", "preflight=false", "callbacks.confusion_matrix=null", "plots.format=svg"),
+)
+
+
+def command(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-W", "ignore", str(REPO / "src" / "train.py"), *SETTINGS, *words]
+
+
+def search(folder: Path, log: Path, words: Sequence[str]) -> dict[str, Any]:
+    """Runs a search; returns its results."""
+    with log.open("w") as file:
+        subprocess.run(command([*words, f"hydra.sweep.dir={folder}"]), stdout=file, stderr=file, check=True)
+    return yaml.safe_load((folder / "optimization_results.yaml").read_text())
+
+
+def epochs_of(results: dict[str, Any]) -> int:
+    return sum(trial.get("epochs", 0) for trial in results["trials"])
+
+
+def compare(arguments: argparse.Namespace, work: Path) -> int:
+    """Searches with and without pruning, from the same seeds."""
+    shares, regrets, same = [], [], 0
+    for seed in range(arguments.sweeps):
+        words = [f"hydra.sweeper.n_trials={arguments.trials}", f"trainer.max_epochs={arguments.epochs}"]
+        words += [f"hydra.sweeper.sampler.seed={seed}", f"hydra.sweeper.isolation={arguments.isolation}"]
+        words += [f"paths.data_dir={work}/data", f"paths.cache_dir={work}/cache", "hydra.sweeper.receipt=0"]
+        whole = search(work / f"{seed}_whole", work / f"{seed}_whole.log", [*words, "hydra.sweeper.pruner=none"])
+        began = time.monotonic()
+        pruner = f"hydra.sweeper.pruner={arguments.pruner}"
+        pruned = search(work / f"{seed}_pruned", work / f"{seed}_pruned.log", [*words, pruner])
+        seconds = time.monotonic() - began
+        states = [trial["state"] for trial in pruned["trials"]]
+        shares.append(epochs_of(pruned) / (arguments.trials * arguments.epochs))
+        regrets.append(whole["best_value"] - pruned["best_value"])
+        same += regrets[-1] <= arguments.within
+        print(
+            f"seed {seed}: {states.count('pruned')} of {arguments.trials} trials pruned, "
+            f"{epochs_of(pruned)} of {arguments.trials * arguments.epochs} epochs ({shares[-1]:.2f}), best "
+            f"{pruned['best_value']:.4f} and without pruning {whole['best_value']:.4f}, {seconds:.0f} s",
+            flush=True,
+        )
+    print(
+        f"{arguments.pruner}: {statistics.mean(shares):.2f} of the epochs (at most {max(shares):.2f}); the best value "
+        f"is that without pruning or at most {arguments.within} below in {same} of {arguments.sweeps} searches"
+    )
+    return 0
+
+
+def kill(arguments: argparse.Namespace, work: Path) -> int:
+    """Kills searches at random times, and lets the same command continue them."""
+    drawn, killed, lost, doubled, searches = random.Random(arguments.seed), 0, 0, 0, 0
+    words = [f"hydra.sweeper.n_trials={arguments.trials}", f"trainer.max_epochs={arguments.epochs}"]
+    words += [f"hydra.sweeper.isolation={arguments.isolation}", f"hydra.sweeper.n_jobs={arguments.jobs}"]
+    words += ["hydra.sweeper.receipt=0", f"paths.data_dir={work}/data", f"paths.cache_dir={work}/cache"]
+    while killed < arguments.kills:
+        folder = work / f"search_{searches}"
+        searches += 1
+        while True:
+            with (work / f"search_{searches}.log").open("a") as log:
+                process = subprocess.Popen(command([*words, f"hydra.sweep.dir={folder}"]), stdout=log, stderr=log)
+                try:
+                    process.wait(drawn.uniform(arguments.least, arguments.most) if killed < arguments.kills else None)
+                    break
+                except subprocess.TimeoutExpired:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.wait()
+                    killed += 1
+        file = folder / "optimization_results.yaml"
+        if process.returncode or not file.is_file():
+            lost += arguments.trials
+            print(f"search {searches} ended with {process.returncode}: {work}/search_{searches}.log", flush=True)
+            continue
+        trials = yaml.safe_load(file.read_text())["trials"]
+        lost += arguments.trials - len(
+            {trial["number"] for trial in trials if trial["state"] in ("completed", "pruned")}
+        )
+        doubled += len(trials) - len({str(trial["params"]) for trial in trials})
+        print(f"{killed} kills of {searches} searches: {lost} trials lost, {doubled} doubled", flush=True)
+    return int(bool(lost or doubled))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sweeps", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--pruner", default="median")
+    parser.add_argument("--isolation", default="none")
+    parser.add_argument("--within", type=float, default=0.004, help="difference that counts as none: 1 image of 270")
+    parser.add_argument("--kills", type=int, default=0, help="kill searches so often, in place of comparing")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--least", type=float, default=8, help="seconds until a kill, at least")
+    parser.add_argument("--most", type=float, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for the searches")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.keep or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        return kill(arguments, work) if arguments.kills else compare(arguments, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
