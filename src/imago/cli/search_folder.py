@@ -28,7 +28,7 @@ def is_own_search(config: DictConfig) -> bool:
 
 
 def search_words(config: DictConfig) -> list[str]:
-    """What was typed, as far as it makes the search that it is."""
+    """Typed overrides by which a search is known, without those that may change when it continues."""
     words = [str(word) for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
     return sorted(masked_override(word) for word in words if not override_key(word).startswith(NO_IDENTITY))
 
@@ -40,14 +40,14 @@ def choose_folder(config: DictConfig) -> None:
     if not folder.startswith("${unused_folder:"):
         return
     parent = Path(config.paths.log_dir, config.task_name, "multiruns")
-    name, found = config.hydra.sweeper.get("study_name"), None
+    name, chosen = config.hydra.sweeper.get("study_name"), None
     if name is not None:
-        found = parent / slug(str(name))
+        chosen = parent / slug(str(name))
     elif config.hydra.sweeper.get("storage") is not None:
-        found = _stopped(parent, search_words(config))
-    if found is not None:
+        chosen = _stopped(parent, search_words(config))
+    if chosen is not None:
         with flag_override(config, ["readonly", "struct"], False):
-            config.hydra.sweep.dir = str(found)
+            config.hydra.sweep.dir = str(chosen)
 
 
 def note_search(folder: Path, words: Sequence[str], state: str) -> None:

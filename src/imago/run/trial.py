@@ -1,7 +1,7 @@
 """A run's place in a search: plain data, and the way to the process that decides about it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Report = Callable[[int, float], bool]
@@ -53,5 +53,3 @@ class Outcome:
     epochs: int = 0
     seconds: float = 0.0
     message: str = ""
-    known: tuple[str, ...] = field(default=(), compare=False)
-    """Names of the metrics that a completed trial has."""

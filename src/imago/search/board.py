@@ -41,7 +41,7 @@ def format_value(value: Any) -> str:
 
 
 class Board:
-    """What a search shows of itself.
+    """The table of a search.
 
     Args:
         objectives: Names of the values.

@@ -1,4 +1,4 @@
-"""What ends bad trials early: pruners of Optuna, and one that looks at the first validation alone."""
+"""Pruners end bad trials early: those of Optuna, and one that looks at the first validation alone."""
 
 import math
 from collections.abc import Sequence

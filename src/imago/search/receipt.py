@@ -1,4 +1,4 @@
-"""What pruning cost: in the end the best pruned trials are finished, as if nobody had pruned them."""
+"""The receipt of pruning: in the end the best pruned trials are finished, as if nobody had pruned them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

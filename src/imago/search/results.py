@@ -1,4 +1,4 @@
-"""What a search leaves behind: `optimization_results.yaml`, and the best trial as an experiment."""
+"""Results of a search: `optimization_results.yaml`, and the best trial as an experiment."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,6 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from imago.config.invocation import override_key
 from imago.errors import UserError
 
 PLAIN = (str, int, float, bool, type(None))
@@ -52,7 +51,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Space:
-    """What trials differ in, and what they share.
+    """The settings in which trials differ, and the overrides that they share.
 
     Args:
         params: Setting -> its values.
@@ -78,23 +77,23 @@ def read_space(params: Mapping[str, Any], typed: Sequence[str]) -> Space:
         UserError: Some values cannot be searched, or nothing is.
     """
     parser = OverridesParser.create()
-    found: dict[str, Choice | Interval] = {}
+    kinds: dict[str, Choice | Interval] = {}
     fixed: dict[str, list[str]] = {}
     words = [f"{key}={value}" for key, value in params.items()]
     for word, override in zip([*words, *typed], parser.parse_overrides([*words, *typed]), strict=True):
         key = override.get_key_element()
         if override.is_sweep_override():
-            found[key] = _values_of(override)
+            kinds[key] = _values_of(override)
             fixed.pop(key, None)
         else:
-            found.pop(key, None)
+            kinds.pop(key, None)
             fixed[key] = [*([] if key in params else fixed.get(key, [])), word]
-    if not found:
+    if not kinds:
         raise UserError(
             "The search has nothing to vary. Type a setting with its values, for example "
             "'model.optimizer.lr=tag(log, interval(0.0001, 0.1))' or 'data.batch_size=choice(32, 64)'."
         )
-    return Space(found, tuple(word for words in fixed.values() for word in words))
+    return Space(kinds, tuple(word for words in fixed.values() for word in words))
 
 
 def _values_of(override: Override) -> Choice | Interval:
@@ -141,8 +140,3 @@ def _plain(text: str) -> Any:
     except yaml.YAMLError:
         return text
     return value if isinstance(value, PLAIN) and not (isinstance(value, float) and math.isnan(value)) else text
-
-
-def swept_keys(params: Mapping[str, Any], typed: Sequence[str]) -> set[str]:
-    """Settings that a search varies."""
-    return {override_key(key) for key in read_space(params, typed).params}

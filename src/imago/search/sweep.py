@@ -121,9 +121,10 @@ class _Search:
         say(f"Search: {self.folder}")
         if records:
             again = sum(record.state == "running" for record in records)
-            more = f"; {counted(again, 'trial')} that did not end will be resumed" if again else ""
+            resumed = f"; {counted(again, 'trial')} that did not end will be resumed" if again else ""
             done = [record for record in records if record.state != "running"]
-            say(f"It continues: {len(done)} of {self.settings.n_trials} trials are done ({count_states(done)}){more}.")
+            before = f"{len(done)} of {self.settings.n_trials} trials are done ({count_states(done)})"
+            say(f"It continues: {before}{resumed}.")
 
     def run_all(self) -> None:
         """Run all trials that are left."""

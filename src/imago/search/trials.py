@@ -23,7 +23,7 @@ MOST_OUTPUT = 2000
 
 @dataclass(frozen=True)
 class TrialOrder:
-    """What a trial is to do, in plain types, for another process, too.
+    """Order for a trial, in plain types, for another process, too.
 
     Args:
         number: Its number, from 0.
@@ -105,7 +105,7 @@ def _ended(order: TrialOrder, result: Any, folder: Path, seconds: float) -> Outc
 
 
 def measured(folder: Path, status: Mapping[str, Any], monitor: str, best: float | None) -> dict[str, float]:
-    """What is known of the best epoch of a run: its metrics, and the size and the duration of the run."""
+    """Metrics of the best epoch of a run, and its size and duration."""
     from imago.report.content import history
 
     rows = [row for row in history(folder) if isinstance(row.get(monitor), int | float)]
