@@ -2,6 +2,7 @@
 
 python benchmarks/search.py --sweeps 10 --trials 50 --epochs 30 --pruner first_epoch
 python benchmarks/search.py --kills 100 --trials 12 --epochs 2
+python benchmarks/search.py --kills 100 --trials 40 --asleep   # trials that report values and train nothing
 """
 
 import argparse
@@ -105,6 +106,70 @@ def kill(arguments: argparse.Namespace, work: Path) -> int:
     return int(bool(lost or doubled))
 
 
+def run_study(folder: Path, trials: int, log: Path) -> None:
+    """In a forked child: a search whose trials report three values and sleep in place of training."""
+    from imago.run.trial import Outcome
+
+    study = open_study(folder, trials)
+    while (record := study.next_trial()) is not None:
+        with log.open("a") as file:
+            file.write(f"{record.number} {record.params['model.optimizer.lr']!r}\n")
+        values = [abs(record.params["model.optimizer.lr"] - 0.01) * (4 - step) for step in range(3)]
+        is_pruned = False
+        for step, value in enumerate(values):
+            time.sleep(0.01)
+            is_pruned = is_pruned or study.report(record.number, step, value)
+        study.end(record.number, Outcome("pruned") if is_pruned else Outcome("completed", (values[-1],)))
+
+
+def open_study(folder: Path, trials: int) -> Any:
+    from imago.search.settings import SearchSettings
+    from imago.search.space import read_space
+    from imago.search.study import SearchStudy
+
+    sampler = {"_target_": "optuna.samplers.TPESampler", "seed": 0, "n_startup_trials": 8}
+    settings = SearchSettings("train", "val/loss", "asleep", trials, ("minimize",), ("val/loss",), "auto", 1, "median",
+                              "none", 0.5, 0, sampler=sampler)  # fmt: skip
+    return SearchStudy(folder, settings, read_space({}, ["model.optimizer.lr=tag(log, interval(0.0001, 0.3))"]))
+
+
+def kill_studies(arguments: argparse.Namespace, work: Path) -> int:
+    """Kills processes that run a study, wherever they are, and checks what the study has in the end."""
+    import multiprocessing
+
+    import optuna  # noqa: F401  the forks have it then
+
+    import imago.search.study  # noqa: F401
+
+    drawn, killed, lost, doubled, changed, studies = random.Random(arguments.seed), 0, 0, 0, 0, 0
+    while killed < arguments.kills:
+        folder, log = work / f"study_{studies}", work / f"study_{studies}.log"
+        folder.mkdir()
+        studies += 1
+        while True:
+            process = multiprocessing.get_context("fork").Process(
+                target=run_study, args=(folder, arguments.trials, log)
+            )
+            process.start()
+            process.join(drawn.uniform(arguments.least, arguments.most))
+            if not process.is_alive():
+                break
+            process.kill()
+            process.join()
+            killed += 1
+        records = open_study(folder, arguments.trials).records()
+        begun = [line.split() for line in log.read_text().splitlines()]
+        lost += arguments.trials - len([r for r in records if r.state in ("completed", "pruned")])
+        doubled += len(records) - len({r.params["model.optimizer.lr"] for r in records})
+        changed += len({tuple(words) for words in begun}) - len({words[0] for words in begun})
+        print(
+            f"{killed} kills of {studies} studies, {len(begun) - arguments.trials} trials begun again in the last: "
+            f"{lost} lost, {doubled} doubled, {changed} begun again with other values",
+            flush=True,
+        )
+    return int(bool(lost or doubled or changed))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sweeps", type=int, default=10)
@@ -114,6 +179,7 @@ def main() -> int:
     parser.add_argument("--isolation", default="none")
     parser.add_argument("--within", type=float, default=0.004, help="difference that counts as none: 1 image of 270")
     parser.add_argument("--kills", type=int, default=0, help="kill searches so often, in place of comparing")
+    parser.add_argument("--asleep", action="store_true", help="kill the study alone, whose trials train nothing")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--least", type=float, default=8, help="seconds until a kill, at least")
     parser.add_argument("--most", type=float, default=40)
@@ -123,6 +189,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.keep or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
+        if arguments.kills and arguments.asleep:
+            return kill_studies(arguments, work)
         return kill(arguments, work) if arguments.kills else compare(arguments, work)
 
 
