@@ -22,12 +22,13 @@ from imago.cli.devices import follow_launch, process_count
 from imago.cli.finished import finished_run
 from imago.cli.leader import Leader
 from imago.cli.processes import free_port, other_processes
+from imago.cli.resumed import checkpoint_to_resume, resume_settings
 from imago.cli.stop_signals import stopped_by_signals
 from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation
 from imago.config.launcher import Launch, current_launch
 from imago.config.own_code import allow_imports
-from imago.config.saved import as_new_run, drawn_seed, mask_sweep, save_config, settings_changed, yaml_of
+from imago.config.saved import as_new_run, mask_sweep, save_config, yaml_of
 from imago.config.setting_source import with_places
 from imago.definitions import CHECKED, PRUNED, STOPPING, TERMINATED
 from imago.errors import BUILDING, IncompleteError, MissingModuleError, UserError, cause_of, message_of
@@ -94,7 +95,7 @@ def execute(
     run = _claim(cfg, invocation, trial)
     run.launch = launch
     try:
-        changed = _resume_settings(run, cfg, check)
+        changed = resume_settings(run, cfg, check)
         if (finished := finished_run(run, cfg, changed)) is not None:
             return finished
         with (
@@ -178,27 +179,6 @@ def _claim(cfg: DictConfig, invocation: Invocation, trial: Trial | None) -> RunF
         return run
     except (RunFolderError, OSError) as error:
         raise UserError(str(error)) from error
-
-
-def _resume_settings(run: RunFolder, cfg: DictConfig, check: Check) -> list[str]:
-    """The settings that have changed since a run that is resumed began. The seed that it drew is taken over."""
-    if not run.former:
-        return []
-    if cfg.seed is None:
-        cfg.seed = drawn_seed(run.path)
-    return settings_changed(cfg, run.path) and settings_changed(_settled(cfg, run.invocation, check), run.path)
-
-
-def _settled(cfg: DictConfig, invocation: Invocation, check: Check) -> DictConfig:
-    """A copy of `cfg` as `config.yaml` has it: without the settings that a new target does not take."""
-    settled = copy.deepcopy(cfg)
-    logging.disable()  # the run says it again
-    try:
-        with suppress(Exception):
-            check(settled, invocation)
-    finally:
-        logging.disable(logging.NOTSET)
-    return settled
 
 
 def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) -> None:
@@ -302,15 +282,6 @@ def _report(run: RunFolder) -> None:
         from imago.report.page import refresh_report
 
         refresh_report(run.path)
-
-
-def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The last checkpoint of a run folder that can be read; None without any: the run begins anew."""
-    if not any(folder.glob("checkpoints/*.ckpt")):
-        return None
-    from imago.checkpoint.read import last_readable
-
-    return last_readable(folder / "checkpoints")
 
 
 def _check_sweeper(invocation: Invocation, file: Path) -> None:

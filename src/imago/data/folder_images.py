@@ -10,8 +10,9 @@ from torch import Tensor
 from imago.data.columns import StringArray
 from imago.data.crops import CropPolicy, Size
 from imago.data.decode import BadImageError, read_box, read_image
+from imago.data.digests import file_digest
 from imago.data.headers import header_error, largest_value, profile_of, shape_of
-from imago.data.images import Images, file_digest
+from imago.data.images import Images
 from imago.data.tree import stat_fingerprint
 
 SIXTEEN_BITS = (".png", ".tif", ".tiff", ".pgm")

@@ -8,8 +8,9 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from imago.data.decode import read_image
+from imago.data.digests import digest_of, file_digest
 from imago.data.folds import divide
-from imago.data.images import Images, ImageSets, digest_of, file_digest
+from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
 from imago.data.transforms import ImageTransform

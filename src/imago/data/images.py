@@ -1,14 +1,12 @@
 """Named, labelled images in splits: the common form of all kinds of data."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -28,7 +26,6 @@ from imago.data.drawn_splits import (
 )
 from imago.errors import UserError
 
-BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
 PART = 2**20  # labels that are counted at a time
 
 
@@ -288,29 +285,6 @@ class ImageSets:
         """Compute a hash of names, labels, sizes and splits, wherever the files are."""
         parts = [*self.class_names, *(f"{name} {images.stamp()}" for name, images in sorted(self.splits.items()))]
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def digest_of(file: BinaryIO, size: int) -> int:
-    """Compute the `digest` of a file of `size` bytes."""
-    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
-    if size <= BLOCKS * BLOCK:
-        digest.update(file.read())
-    else:
-        for block in range(BLOCKS):
-            file.seek(block * (size - BLOCK) // (BLOCKS - 1))
-            digest.update(file.read(BLOCK))
-    return int.from_bytes(digest.digest(), "big", signed=True)
-
-
-def file_digest(path: Path) -> int | None:
-    """Compute the `digest` of an image file; None if it cannot be read."""
-    try:
-        if not path.is_file():  # a pipe would never end
-            return None
-        with path.open("rb") as file:
-            return digest_of(file, os.fstat(file.fileno()).st_size)
-    except OSError:
-        return None
 
 
 def class_counts(images: Images, class_names: Sequence[str]) -> dict[str, int]:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from imago.data.digests import digest_of
 from imago.data.folder_images import FolderImages
-from imago.data.images import digest_of
 from imago.data.shard_index import BLOCK, DIGESTS, INDEX, MANIFEST, SplitRows, map_arrays, shard_name, write_arrays
 from imago.data.tree import stat_fingerprint
 from imago.definitions import SPLITS

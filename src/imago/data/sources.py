@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imago.data.decode import read_image
-from imago.data.images import Images, file_digest
+from imago.data.digests import file_digest
+from imago.data.images import Images
 from imago.data.source_paths import LISTS, check_source, rows_of_list
 from imago.data.tree import divide_skipped, files_below, folders_of_class, is_image, label_of
 from imago.terminal import counted, shortened

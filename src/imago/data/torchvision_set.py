@@ -9,8 +9,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from imago.data.digests import digest_of
 from imago.data.folds import divide
-from imago.data.images import Images, ImageSets, digest_of
+from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
