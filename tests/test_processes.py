@@ -271,4 +271,4 @@ def test_loader_workers_of_a_process_that_failed_hold_nobody_up(train, tmp_path,
     assert run.error == "In process 1 of 2: ValueError: rank 1 is unwell\n(unwell.py, line 7, in on_train_batch_start)"
     assert "WARNING [rank 1] rank 1 is pale" in run.output
     assert "[rank 1] rank 1 is pale" in run.text("train.log")
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < 300  # gloo would wait for half an hour
