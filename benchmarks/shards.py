@@ -12,13 +12,18 @@ each loader worker does not share (from smaps_rollup), beside that for a hundred
 import argparse
 import json
 import multiprocessing
+import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -34,11 +39,12 @@ from imago.data.loader import Loader
 from imago.data.samplers import TrainBatchSampler
 from imago.data.shard_files import LocalPlace, ShardReader
 from imago.data.shard_images import ShardImages
-from imago.data.shard_index import COLUMNS, PER_IMAGE, map_arrays, read_index, write_arrays
+from imago.data.shard_index import COLUMNS, PER_IMAGE, map_arrays, read_index
 from imago.data.shards import image_sets
 from imago.data.transforms import ImageTransform
 
 TRANSFORM = ImageTransform(CenterBox(0.875))
+PART = 10**6  # entries of an index that are written at a time
 
 
 class Clocks:
@@ -88,30 +94,50 @@ def digits(numbers: np.ndarray, width: int) -> np.ndarray:
 
 
 def names_of(first: int, last: int, classes: int) -> np.ndarray:
-    """Bytes of names of 37 characters, as those of ImageNet, each with a zero byte behind it."""
+    """Bytes of names of 37 characters, as those of ImageNet, each with a zero byte behind it; with `classes` 0 names of
+    nine digits."""
     number = np.arange(first, last)
-    words = (b"train/n", b"/ILSVRC2012_", b".JPEG\0")
+    zero = np.zeros((len(number), 1), np.uint8)
+    if not classes:
+        return np.concatenate([digits(number, 9), zero], 1).ravel()
+    words = (b"train/n", b"/ILSVRC2012_", b".JPEG")
     start, middle, end = (np.frombuffer(word, np.uint8)[None].repeat(len(number), 0) for word in words)
-    return np.concatenate([start, digits(number % classes, 5), middle, digits(number, 9), end], 1).ravel()
+    return np.concatenate([start, digits(number % classes, 5), middle, digits(number, 9), end, zero], 1).ravel()
 
 
-def synthetic_index(source: Path, target: Path, entries: int, classes: int = 1000) -> None:
-    """Write an index of `entries` entries for the shards of `source`."""
+def synthetic_index(source: Path, target: Path, entries: int, has_short_names: bool, classes: int = 1000) -> None:
+    """Write an index of `entries` entries for the shards of `source`, a part at a time."""
     arrays = map_arrays(source / "index.npz")
     real = {name: arrays[f"train.{name}"] for name in COLUMNS}
-    row = np.arange(entries) % len(real["label"])
-    columns = {name: real[name][row] for name in ("block", "size", "crc")}
-    columns["shard"] = real["shard"][row].astype(np.uint16)
-    columns["label"] = (np.arange(entries) % classes).astype(np.uint16)
-    part = 10**6
-    names = [names_of(first, min(first + part, entries), classes) for first in range(0, entries, part)]
-    columns["names"] = np.concatenate(names)
-    width = len(columns["names"]) // entries
-    columns["name_starts"] = np.append(np.arange(0, entries, STEP), entries).astype(np.uint64) * np.uint64(width)
-    columns |= {name: real[name] for name in ("shard_size", "shard_crc")}
+    named = 0 if has_short_names else classes
+    width, bounds = len(names_of(0, 1, named)), [*range(0, entries, PART), entries]
+    parts = list(pairwise(bounds))
+    starts = np.append(np.arange(0, entries, STEP), entries).astype(np.uint64) * np.uint64(width)
     meta = {"format": 1, "class_names": [str(n) for n in range(classes)], "digest": "synthetic", "white": 65535}
-    packed = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-    write_arrays(target, packed | {f"train.{name}": column for name, column in columns.items()})
+    with ZipFile(target, "w") as archive:
+        write_column(archive, "meta", [np.frombuffer(json.dumps(meta).encode(), np.uint8)])
+        for name in ("block", "size", "crc", "shard"):
+            kind = np.uint16 if name == "shard" else np.uint32
+            column = (real[name][np.arange(*part) % len(real[name])].astype(kind) for part in parts)
+            write_column(archive, f"train.{name}", column, kind, entries)
+        labels = ((np.arange(*part) % classes).astype(np.uint16) for part in parts)
+        write_column(archive, "train.label", labels, np.uint16, entries)
+        write_column(archive, "train.names", (names_of(*part, named) for part in parts), np.uint8, width * entries)
+        for name, column in {"name_starts": starts, **{n: real[n] for n in ("shard_size", "shard_crc")}}.items():
+            write_column(archive, f"train.{name}", [column], column.dtype, len(column))
+
+
+def write_column(
+    archive: ZipFile, name: str, parts: Iterable[np.ndarray], kind: Any = np.uint8, length: int | None = None
+) -> None:
+    """Write an array of an .npz in parts; the only part says how long it is, if `length` does not."""
+    parts = list(parts) if length is None else parts
+    length = len(parts[0]) if length is None else length  # type: ignore[index]
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": (length,)}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for part in parts:
+            file.write(part.tobytes())
 
 
 def opened(index: Path, shards: Path, window: int) -> ShardImages:
@@ -133,6 +159,8 @@ def measure_index(index: Path, shards: Path, workers: int, window: int) -> None:
     order = sampler._order()
     print(f"order of the next epoch in {clocks}")
     del order
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"resident at most {peak:.2f} GB, of its own now {own_memory(os.getpid()) / 1000:.2f} GB")
     per_entry = sum(getattr(images.index, name).nbytes for name in PER_IMAGE) / len(images)
     names = (images.index.names.nbytes + images.index.name_starts.nbytes) / len(images)
     print(f"{per_entry:.2f} bytes an entry, and {names:.2f} of names")
@@ -166,6 +194,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--entries", type=int, default=10_000_000)
+    parser.add_argument("--short_names", action="store_true", help="nine digits in place of 37 characters")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--window", type=int, default=16)
     options = parser.parse_args()
@@ -180,7 +209,7 @@ def main() -> None:
                 files, opened(shards / "index.npz", shards, options.window), options.turns, options.size, options.count
             )
         for entries in (options.entries // 100, options.entries):
-            synthetic_index(shards, Path(folder, "large.npz"), entries)
+            synthetic_index(shards, Path(folder, "large.npz"), entries, options.short_names)
             measure_index(Path(folder, "large.npz"), shards, options.workers, options.window)
 
 
