@@ -51,7 +51,7 @@ SMALL = (
     "trainer.max_epochs=2",
     "logger=[]",
     "report.splits=[test]",
-    "plots.format=svg",  # which `type_command` does not draw
+    "plots.format=svg",  # which `type_command` and `type_in_subprocess` do not draw
 )
 
 
@@ -188,6 +188,7 @@ def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], fol
         setattr(sys, name, io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), write_through=True))
     warnings.resetwarnings()
     warnings.simplefilter("ignore")
+    Figure.savefig = save_figure
     sys.argv = ["-c", "src/train.py", *words]
     try:
         exec(code, {"__name__": "__main__"})
