@@ -93,21 +93,20 @@ def test_an_unlabelled_test_folder_is_left_out(train, own_colours):
     )
 
 
-def test_images_that_it_was_trained_on_are_left_out(train, command, colours, tmp_path):
-    run = train()
+def test_images_that_it_was_trained_on_are_left_out(trained, command, colours, tmp_path):
     mixed = tmp_path / "mixed"
     shutil.copytree(colours / "val", mixed)
     for number in range(4):
         shutil.copy(colours / "train" / "red" / f"00{number}.png", mixed / "red" / f"another_name_{number}.png")
-    scored = score(command, run, mixed)
+    scored = score(command, trained, mixed)
     assert accuracy(scored)[1] == 15
     assert "4 of the 19 images of test are images that the checkpoint was trained on, and are excluded" in scored.output
     assert "red/another_name_0.png" in scored.output
     assert "another_name" not in scored.text("reports/predictions_test.csv")
-    only = score(command, run, colours / "train")
+    only = score(command, trained, colours / "train")
     assert only.exit_code == 1
     assert "39 of the 39 images of test are images that the checkpoint was trained on. Nothing is left" in only.output
-    predicted = command("inference", f"ckpt_path={run.dir}", f"source={mixed}")
+    predicted = command("inference", f"ckpt_path={trained.dir}", f"source={mixed}")
     assert "The checkpoint was trained on 4 of the 19 images: the accuracy is too good" in predicted.output
 
 

@@ -82,26 +82,24 @@ def test_auto_weights_are_not_private(train):
     assert "strategy=dp and model.class_weights=auto" in run.last_line
 
 
-def test_a_run_starts_from_another_one_with_other_classes(train, tmp_path):
-    first = train("trainer.max_epochs=2")
+def test_a_run_starts_from_another_one_with_other_classes(train, trained, tmp_path):
     folder = draw_classes(tmp_path / "two" / "train", {"blue": 8, "red": 8}).parent
     draw_classes(folder / "val", {"blue": 3, "red": 3}, seed=1)
     words = [f"data.data_dir={folder}", "trainer.max_epochs=1", "model.optimizer.lr=0.0"]
-    run = train(*words, f"model.init_from={first.dir}")
+    run = train(*words, f"model.init_from={trained.dir}")
     assert run.exit_code == 0, run.output
     assert "Newly initialised (the head: the classes differ, or are unknown): head.bias, head.weight" in run.output
     assert "Not used: head.bias, head.weight" in run.output
-    ours, theirs = run.weights(), first.weights("best")
+    ours, theirs = run.weights(), trained.weights("best")
     assert torch.equal(ours["net.features.0.0.weight"], theirs["net.features.0.0.weight"])
     assert ours["net.head.weight"].shape == (2, 16)
-    same = train("trainer.max_epochs=1", "model.optimizer.lr=0.0", f"model.init_from={first.dir}/checkpoints/best.ckpt")
+    same = train(*words[1:], f"model.init_from={trained.dir}/checkpoints/best.ckpt")
     assert torch.equal(same.weights()["net.head.weight"], theirs["net.head.weight"])
     assert same.checkpoint()["epoch"] == 0
 
 
-def test_a_run_starts_from_a_file_and_goes_on_without_it(train, command, tmp_path):
-    first = train("trainer.max_epochs=1")
-    net = imago.load_classifier(first.dir).model.net
+def test_a_run_starts_from_a_file_and_goes_on_without_it(train, command, trained, tmp_path):
+    net = imago.load_classifier(trained.dir).model.net
     torch.save(net.state_dict(), tmp_path / "weights.pth")
     run = train("trainer.max_epochs=1", f"model.init_from={tmp_path}/weights.pth")
     assert "the head: the classes differ, or are unknown" in run.output
@@ -156,11 +154,10 @@ def test_what_weights_have_seen_is_known_over_several_runs(caplog):
     assert sums in caplog.messages
 
 
-def test_weights_of_another_network_are_refused(train, tmp_path):
-    first = train("trainer.max_epochs=1")
-    other = train("model=simple_cnn", f"model.init_from={first.dir}")
+def test_weights_of_another_network_are_refused(train, trained, tmp_path):
+    other = train("model=simple_cnn", f"model.init_from={trained.dir}")
     assert other.exit_code == 1
-    assert f"model.init_from={first.dir}/checkpoints/best.ckpt has no weights that fit this network" in other.output
+    assert f"model.init_from={trained.dir}/checkpoints/best.ckpt has no weights that fit this network" in other.output
     net = nn.Sequential(OrderedDict(head=nn.Linear(4, 3)))
     torch.save({"head.weight": torch.zeros(3, 5), "head.bias": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"Shapes differ: head.weight \(3, 5\) instead of \(3, 4\)\. Type the model="):
