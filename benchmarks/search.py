@@ -117,7 +117,7 @@ def run_study(folder: Path, trials: int, log: Path) -> None:
         values = [abs(record.params["model.optimizer.lr"] - 0.01) * (4 - step) for step in range(3)]
         is_pruned = False
         for step, value in enumerate(values):
-            time.sleep(0.01)
+            time.sleep(0.2)
             is_pruned = is_pruned or study.report(record.number, step, value)
         study.end(record.number, Outcome("pruned") if is_pruned else Outcome("completed", (values[-1],)))
 

@@ -105,11 +105,18 @@ def test_a_study_loses_and_doubles_no_trial_when_its_process_dies(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_trial_in_which_its_process_always_dies_fails(tmp_path):
-    for _ in range(3):
-        assert SearchStudy(tmp_path, settings(), SPACE).next_trial().number == 0
+    for _ in range(5):
+        study = SearchStudy(tmp_path, settings(), SPACE)
+        assert study.next_trial().number == 0
+    study.stop()  # by Ctrl-C, or with a value that was reported, the process did not die of the trial
+    for step in (0, None, None, None, None, None):
+        study = SearchStudy(tmp_path, settings(), SPACE)
+        assert study.next_trial().number == 0
+        if step is not None:
+            study.report(0, step, 0.5)
     study = SearchStudy(tmp_path, settings(), SPACE)
     assert study.next_trial().number == 1
-    assert study.records()[0].attributes["message"] == "its process died in each of 3 starts"
+    assert study.records()[0].attributes["message"] == "its process died in each of 5 starts"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -20,9 +20,17 @@ from imago.search.settings import SearchSettings
 from imago.search.space import Choice, Interval, Space
 from imago.search.storage import open_storage, quiet_optuna, remove_stale_lock, suggest
 
-STARTS, ENDED, MESSAGE, FOLDER, EPOCHS, SECONDS = "starts", "ended", "message", "folder", "epochs", "seconds"
-MOST_STARTS = 3
-"""Times that a trial is begun: one in which the process dies each time fails."""
+STARTS, SEEN, ENDED, MESSAGE, FOLDER, EPOCHS, SECONDS = (
+    "starts",
+    "seen",
+    "ended",
+    "message",
+    "folder",
+    "epochs",
+    "seconds",
+)
+MOST_STARTS = 5
+"""Times that a trial is begun without a validation since: one in which the process dies each time fails."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,10 @@ class SearchStudy:
                 trial = self._study.ask()
             for key, kind in self.space.params.items():  # a killed process may have drawn some of them
                 suggest(trial, key, kind)
-            starts = int(trial.user_attrs.get(STARTS, 0)) + 1
+            attributes, seen = trial.user_attrs, len(self._trials()[trial.number].intermediate_values)
+            starts = 1 + (int(attributes.get(STARTS, 0)) if seen == attributes.get(SEEN, 0) else 0)
             trial.set_user_attr(STARTS, starts)
+            trial.set_user_attr(SEEN, seen)
             self._live[trial.number] = trial
             if starts > MOST_STARTS:
                 message = f"its process died in each of {MOST_STARTS} starts"
@@ -121,6 +131,12 @@ class SearchStudy:
                     self._study.tell(trial, list(outcome.values))
                 else:
                     self._study.tell(trial, state=states.PRUNED if outcome.state == "pruned" else states.FAIL)
+
+    def stop(self) -> None:
+        """Note that the trials that run were stopped, which is no sign that something is wrong with them."""
+        with quiet_optuna():
+            for trial in self._live.values():
+                trial.set_user_attr(STARTS, 0)
 
     def records(self) -> list[TrialRecord]:
         """All trials, by their numbers."""

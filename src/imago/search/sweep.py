@@ -60,6 +60,7 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
             run.run_all()
             best = run.finish()
         except (KeyboardInterrupt, SystemExit):
+            study.stop()
             _say_how_to_continue(study, folder)
             raise
         except UserError:
