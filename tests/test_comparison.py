@@ -124,6 +124,16 @@ def test_equal_trainings_are_rarely_called_different_by_folds(folds):
     assert (t_test(differences)[0] <= 0.05).mean() > 0.1
 
 
+@pytest.mark.parametrize(("pairs", "overlap"), [(3, 0.0), (6, 0.0), (5, 0.25)])
+def test_trainings_that_differ_by_the_margin_are_rarely_called_equivalent(pairs, overlap):
+    shared, own = rng.standard_normal((PAIRS, 1)), rng.standard_normal((PAIRS, pairs))
+    correlation = overlap / (1 + overlap)  # of folds, as Nadeau and Bengio take it
+    differences = 0.02 + 0.01 * (np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own)
+    names = [str(number) for number in range(pairs)]
+    results = [compare_repeated(names, [0.5] * pairs, list(0.5 + row), overlap, margin=0.02) for row in differences]
+    assert np.mean([result.is_equivalent for result in results]) <= MOST
+
+
 def test_the_probability_of_a_win_covers():
     for chance in (0.2, 0.5, 0.8):
         wins = rng.binomial(10, chance, PAIRS)

@@ -135,11 +135,11 @@ def _print_runs(
 
 
 def _write_runs(groups: Sequence["Group"], columns: "Columns", folder: Path, options: argparse.Namespace) -> None:
-    from imago.cli.run_rows import as_csv, as_markdown, full_columns, group_name, plain_row, row_texts
+    from imago.cli.run_rows import as_csv, as_markdown, full_columns, group_name, plain_rows, row_texts
 
     if not options.json and not options.output:
         return
-    rows = [plain_row(group, columns, folder) for group in groups]
+    rows = plain_rows(groups, columns, folder)
     shown = full_columns(columns)
     texts = [[group_name(group, folder), *row_texts(group, columns, shown, folder)] for group in groups]
     heads, numbers = ["run", *(column.title for column in shown)], [False, *(column.is_number for column in shown)]

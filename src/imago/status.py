@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="ml-status",
         description=(__doc__ or "").splitlines()[0],
         epilog="A column is state, epoch, step, best, acc, loss, later (the newest score by ml-eval), epsilon, "
-        "started, duration, updated, error, a metric such as val/loss, or a setting such as lr or model.optimizer.lr.",
+        "started, duration, updated, checkpoint, error, a metric such as val/loss, or a setting such as lr or "
+        "model.optimizer.lr.",
     )
     parser.add_argument("folder", nargs="?", type=Path, default=LOGS, help="folder with runs, or latest; default: logs")
     parser.add_argument("--sort", metavar="COLUMN", help="sort by this column, the best first; else the newest is last")

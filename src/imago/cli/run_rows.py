@@ -65,8 +65,13 @@ def row_texts(group: Group, columns: Columns, shown: Sequence[Column], folder: P
     return [place if column.name == "checkpoint" else group.cell(column, LONGEST).plain for column in shown]
 
 
-def plain_row(group: Group, columns: Columns, folder: Path) -> dict[str, Any]:
-    """A row in plain types: settings that differ by their full names, and metrics with mean, deviation and interval."""
+def plain_rows(groups: Sequence[Group], columns: Columns, folder: Path) -> list[dict[str, Any]]:
+    """Rows in plain types: settings that differ by their full names, and metrics with mean, deviation and interval."""
+    scores = _scores(columns)
+    return [_plain_row(group, columns, scores, folder) for group in groups]
+
+
+def _plain_row(group: Group, columns: Columns, scores: Mapping[str, Column], folder: Path) -> dict[str, Any]:
     first, checkpoint = group.runs[0], best_checkpoint(group, columns)
     settings = {
         key: [run.setting(key) for run in group.runs] if key in REPEATED and len(group.runs) > 1 else first.setting(key)
@@ -79,7 +84,7 @@ def plain_row(group: Group, columns: Columns, folder: Path) -> dict[str, Any]:
             "folders": [str(run.folder) for run in group.runs],
             "states": dict(Counter(run.state for run in group.runs)),
             "settings": settings,
-            "metrics": _metrics(group, columns),
+            "metrics": _metrics(group, scores),
             "seconds": round(seconds, 1) if seconds is not None else None,
             "checkpoint": str(checkpoint) if checkpoint is not None else None,
             "error": next((text for run in group.runs if (text := columns.fixed["error"].value(run))), None),
@@ -87,12 +92,17 @@ def plain_row(group: Group, columns: Columns, folder: Path) -> dict[str, Any]:
     )
 
 
-def _metrics(group: Group, columns: Columns) -> dict[str, dict[str, float]]:
+def _scores(columns: Columns) -> dict[str, Column]:
+    """The metrics of a file: those on test, and the best values of those of the epochs."""
     names = dict.fromkeys(name for run in columns.runs for name in run.metrics if name.count("/") == 1)
     scores = {f"test/{name}": columns.fixed[name] for name in ("acc", "loss")}
     scores |= {name: columns.named(name) for name in names if not name.endswith("_best") and name not in scores}
     if not columns.monitor:
         scores["best"] = columns.fixed["best"]
+    return scores
+
+
+def _metrics(group: Group, scores: Mapping[str, Column]) -> dict[str, dict[str, float]]:
     runs = group.completed if len(group.runs) > 1 else group.runs
     known = {
         name: summary([value for run in runs if isinstance(value := column.value(run), int | float)])

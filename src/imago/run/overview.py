@@ -150,15 +150,13 @@ class Overview:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Metric -> best value over the epochs in `metrics.jsonl`."""
-        best: dict[str, float] = {}
+        values: dict[str, list[float]] = {}
         for row in _rows(self.folder / "metrics.jsonl"):
             for name, value in row.items():
-                if name in ("epoch", "step") or not _is_number(value):
-                    continue
-                mode = self.mode if name == self.monitor else best_mode(name)
-                better = max if mode == "max" else min
-                best[name] = better(best.get(name, value), value)
-        return best
+                if name not in ("epoch", "step") and _is_number(value):
+                    values.setdefault(name, []).append(value)
+        modes = {name: best_mode(name) for name in values} | {self.monitor: self.mode}
+        return {name: (max if modes[name] == "max" else min)(known) for name, known in values.items()}
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
