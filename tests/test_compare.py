@@ -86,6 +86,8 @@ def test_the_table_is_written_as_csv_markdown_json_and_one_page(typed, sweep, tm
     table = list(csv.DictReader(files[0].read_text().splitlines()))
     assert (table[0]["runs"], table[0]["test/acc_n"], float(table[0]["test/acc"])) == ("3", "3", pytest.approx(0.925))
     assert files[1].read_text().startswith("| run | state | lr |")
+    typed(sweep, "--columns", "lr,interval", "--output", tmp_path / "few.md")
+    assert (tmp_path / "few.md").read_text().startswith("| run | lr | 95% of test acc |")
     assert len(json.loads(files[2].read_text())) == 3
     page = files[3].read_text()
     assert page.count("<polyline") == 6  # val/acc and val/loss of three rows
@@ -231,6 +233,8 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
         "told from B"
     )
     assert "cannot be told apart" in shown
+    assert "p of equivalence (TOST)" in typed(*runs, "--margin", "0.1")
+    assert "--seed is that of the bootstrap" in typed(*runs, "--seed", "1")
     assert typed(*(sweep / f"lr_{lr}_seed_{seed}" for lr in (0.1, 0.01) for seed in (1, 2, 3))).startswith(
         "B is right on 17.5%"
     )

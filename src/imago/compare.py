@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> None:
 def _show_runs(options: argparse.Namespace) -> None:
     from imago.cli.run_columns import Columns
     from imago.cli.run_filter import parse_condition
-    from imago.cli.run_rows import sort_groups
+    from imago.cli.run_rows import full_columns, sort_groups
     from imago.cli.run_table import common_folder, grouped
     from imago.run.find import LATEST, find_run
     from imago.run.overview import find_runs
@@ -96,14 +96,20 @@ def _show_runs(options: argparse.Namespace) -> None:
     order = columns.named(options.sort) if options.sort is not None else columns.fixed["best"]
     if options.sort is not None or columns.monitor:
         groups = sort_groups(groups, order)
+    names = [name.strip() for name in (options.columns or "").split(",")]
+    chosen = [columns.named(name) for name in names] if options.columns is not None else None
     below = common_folder(runs, folder)
     if not options.json:
-        _print_runs(groups, columns, below, options.columns, order if options.sort is not None else None)
-    _write_runs(groups, columns, below, options)
+        _print_runs(groups, columns, below, chosen, order if options.sort is not None else None)
+    _write_runs(groups, columns, below, options, chosen or full_columns(columns))
 
 
 def _print_runs(
-    groups: Sequence["Group"], columns: "Columns", folder: Path, chosen: str | None, order: "Column | None"
+    groups: Sequence["Group"],
+    columns: "Columns",
+    folder: Path,
+    chosen: Sequence["Column"] | None,
+    order: "Column | None",
 ) -> None:
     from imago.cli.run_rows import group_name
     from imago.cli.run_table import Row, describe_drawn, describe_images, fitted_table
@@ -113,8 +119,7 @@ def _print_runs(
     if any(len(group.runs) > 1 for group in groups):
         optional = [columns.fixed["interval"], *optional]
     if chosen is not None:
-        names = [name.strip() for name in chosen.split(",") if name.strip()]
-        always, settings, optional = [columns.named(name) for name in names], [], []
+        always, settings, optional = list(chosen), [], []
     elif order is not None and order.name not in [column.name for column in (*always, *settings)]:
         always = [*always, order]
     rows = [Row(group_name(group, folder), group.cell) for group in groups]
@@ -134,20 +139,21 @@ def _print_runs(
         say(sentence)
 
 
-def _write_runs(groups: Sequence["Group"], columns: "Columns", folder: Path, options: argparse.Namespace) -> None:
-    from imago.cli.run_rows import as_csv, as_markdown, full_columns, group_name, plain_rows, row_texts
+def _write_runs(
+    groups: Sequence["Group"], columns: "Columns", folder: Path, options: argparse.Namespace, shown: Sequence["Column"]
+) -> None:
+    from imago.cli.run_rows import as_csv, as_markdown, group_name, plain_rows, row_texts
 
     if not options.json and not options.output:
         return
     rows = plain_rows(groups, columns, folder)
-    shown = full_columns(columns)
     texts = [[group_name(group, folder), *row_texts(group, columns, shown, folder)] for group in groups]
     heads, numbers = ["run", *(column.title for column in shown)], [False, *(column.is_number for column in shown)]
     if options.json:
         print(json.dumps(rows, indent=2))  # ASCII: no control sequences for the terminal
     for file in options.output:
         if file.suffix == ".html":
-            _write_page(file, groups, columns, folder)
+            _write_page(file, groups, columns, folder, shown)
         elif file.suffix == ".json":
             write_json(file, rows)
         else:
@@ -155,11 +161,11 @@ def _write_runs(groups: Sequence["Group"], columns: "Columns", folder: Path, opt
         _say_written(file, options.json)
 
 
-def _write_page(file: Path, groups: Sequence["Group"], columns: "Columns", folder: Path) -> None:
-    from imago.cli.run_rows import full_columns, group_name, group_value, row_texts
+def _write_page(
+    file: Path, groups: Sequence["Group"], columns: "Columns", folder: Path, shown: Sequence["Column"]
+) -> None:
+    from imago.cli.run_rows import group_name, group_value, row_texts
     from imago.report.comparison import write_runs_page
-
-    shown = full_columns(columns)
 
     def cells(group: "Group") -> list[dict[str, Any]]:
         texts = row_texts(group, columns, shown, folder)
@@ -187,6 +193,8 @@ def _show_versus(options: argparse.Namespace) -> None:
 
     check_options(options.split, options.margin)
     versus = Versus(contestants(options.runs, LOGS), options.split, options.margin, options.seed or 0)
+    if options.seed is not None and (versus.is_repeated or len(versus.sides) > 2):
+        raise UserError("--seed is that of the bootstrap, which compares two single runs.")
     if options.json:
         print(json.dumps(versus.to_plain(), indent=2))
     else:
@@ -294,7 +302,7 @@ def _arguments() -> argparse.Namespace:
         help="the runs that fit, such as 'lr<0.01 and val/acc>0.9'; may be repeated",
     )
     parser.add_argument("--sort", metavar="COLUMN", help="sort by this column, the best first (default: best)")
-    parser.add_argument("--columns", metavar="A,B", help="show these columns instead")
+    parser.add_argument("--columns", metavar="A,B", help="show these columns instead, in .md and .html, too")
     parser.add_argument("--all", action="store_true", help="also runs that never began to train, and other commands")
     parser.add_argument("--margin", type=float, metavar="FRACTION", help="test whether the difference is below this")
     parser.add_argument("--split", help="train, val or test (default: test, or val where the runs are folds)")

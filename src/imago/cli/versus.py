@@ -236,9 +236,13 @@ def table_of_pairs(versus: Versus) -> dict[str, Any]:
         interval = f"{100 * result.low:+.2f}% to {100 * result.high:+.2f}%"
         names = f"{versus.sides[j].name} - {versus.sides[i].name}"
         numbers = [f"{100 * mean:+.2f}%", interval, f"{result.p:.2g}", f"{versus.adjusted[i, j]:.2g}"]
-        rows.append([names, *numbers, "differ" if versus.adjusted[i, j] <= LEVEL else "cannot be told apart"])
-    heads = ["pair", "difference", "95% (of this pair)", "p", "p (Holm)", ""]
-    return {"title": "Each two", "heads": heads, "numbers": [False, True, True, True, True, False], "rows": rows}
+        said = "differ" if versus.adjusted[i, j] <= LEVEL else "cannot be told apart"
+        equivalent = [] if result.equivalence is None else [f"{result.equivalence:.2g}"]
+        rows.append([names, *numbers, said, *equivalent])
+    heads = ["pair", "difference", "95% (of this pair)", "p", "p (Holm)", "", "p of equivalence (TOST)"]
+    heads = heads if versus.margin is not None else heads[:-1]
+    aligned = [False, True, True, True, True, False, True][: len(heads)]
+    return {"title": "Each two", "heads": heads, "numbers": aligned, "rows": rows}
 
 
 def table_of_runs(versus: Versus) -> dict[str, Any] | None:
