@@ -155,6 +155,8 @@ def test_what_exists_stays_and_new_images_are_added(patients, ml_split, tmp_path
             "has no patient of 15 images: blue/001",
         ),
         (["--duplicates", "some", "--dry-run"], "invalid choice: 'some'"),
+        (["--output", "x.png"], "--output x.png: the split file is a CSV. Type --output x.csv"),
+        (["--output", "chart.csv"], "chart.png already exists, and nothing is overwritten"),
         (["--seed", "7", "--output", "there.csv"], r"with other settings: seed 42 \(now 7\)"),
         (["--folds", "5", "--output", "there.csv"], r"val 0.15 \(now None\), folds None \(now 5\)"),
     ],
@@ -163,6 +165,7 @@ def test_what_contradicts_is_refused(tmp_path, monkeypatch, ml_split, words, mes
     monkeypatch.chdir(tmp_path)
     photos = draw_classes(tmp_path / "photos", {"blue": 8, "red": 8})
     (tmp_path / "meta.csv").write_text("path,patient\nblue/000.png,p1\n")
+    (tmp_path / "chart.png").touch()
     if "there.csv" in words:
         ml_split(photos, "--output", "there.csv")
     with pytest.raises(SystemExit, match=message):

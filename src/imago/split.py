@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from imago.cli.dashes import DashParser, as_options, check_words
 from imago.config.invocation import typed_path
 from imago.config.launcher import launch_of
@@ -74,6 +72,7 @@ def split(options: argparse.Namespace) -> None:
     _check(options)
     from imago.data.folders import class_tree
     from imago.data.split_plan import SplitPlan
+    from imago.report.split_table import split_table
 
     class_names, images = class_tree(options.folder)
     images, excluded = _without_excluded(options, images)
@@ -81,7 +80,7 @@ def split(options: argparse.Namespace) -> None:
     before = _existing(options, header)
     plan = SplitPlan(options.val, options.test, options.seed, options.folds)
     rows, notes = _drawn(options, class_names, images, plan, before)
-    console().print(_table(plan, _counts(plan, rows), class_names))
+    console().print(split_table(_titled(plan, rows), class_names))
     for note in [*excluded, *notes]:
         _say(note)
     if options.dry_run:
@@ -114,8 +113,15 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--group-regex and --group-file contradict each other. Remove one of them.")
     if options.output is None and options.copy_to is None and not options.dry_run:
         raise UserError("Choose an output: --output FILE, --copy-to DIR, or --dry-run to show the counts only.")
-    if options.copy_to is not None and options.copy_to.exists():
-        raise FileExistsError(f"{options.copy_to} already exists, and nothing is overwritten. Type another name.")
+    chart = options.output.with_suffix(".png") if options.output is not None else None
+    if chart is not None and chart == options.output:
+        raise UserError(
+            f"--output {options.output}: the split file is a CSV. Type --output {chart.with_suffix('.csv')}"
+        )
+    taken = [options.copy_to] if chart is None or options.output.exists() else [options.copy_to, chart]
+    for target in taken:
+        if target is not None and target.exists():
+            raise FileExistsError(f"{target} already exists, and nothing is overwritten. Type another name.")
 
 
 def _header(options: argparse.Namespace, class_names: list[str]) -> dict[str, Any]:
@@ -237,8 +243,7 @@ def _write(
         write_table(options.output, header, rows)
     chart = options.output.with_suffix(".png")
     if list(rows) != list(before) or not chart.exists():
-        counts = {plan.title_of(part): own for part, own in _counts(plan, rows).items()}
-        split_chart(counts, header["class_names"], chart)
+        split_chart(_titled(plan, rows), header["class_names"], chart)
         _say(f"Written: {options.output}, and a chart of its classes, {chart}")
     _next("ml-train" if plan.folds is None else "ml-cv", "split_file", options.output)
 
@@ -251,26 +256,12 @@ def _say(text: str) -> None:
     console().print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _counts(plan: "SplitPlan", rows: "Sequence[SplitRow]") -> "dict[str, Counter[str]]":
-    """Part -> class -> number of images."""
-    counts: dict[str, Counter[str]] = {part: Counter() for part in plan.fractions}
+def _titled(plan: "SplitPlan", rows: "Sequence[SplitRow]") -> "dict[str, Counter[str]]":
+    """Name of a part -> class -> number of images."""
+    counts: dict[str, Counter[str]] = {plan.title_of(part): Counter() for part in plan.fractions}
     for row in rows:
-        counts[plan.part_of(row)][row.label] += 1
+        counts[plan.title_of(plan.part_of(row))][row.label] += 1
     return counts
-
-
-def _table(plan: "SplitPlan", counts: "Mapping[str, Counter[str]]", class_names: list[str]) -> Table:
-    table = Table(title="Images per split")
-    for column in ("class", *map(plan.title_of, counts), "all"):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name in class_names:
-        numbers = [own[name] for own in counts.values()]
-        table.add_row(name, *map(str, numbers), str(sum(numbers)))
-    table.add_section()
-    sizes = [own.total() for own in counts.values()]
-    table.add_row("all", *map(str, sizes), str(sum(sizes)))
-    table.add_row("fraction", *(f"{size / sum(sizes):.1%}" for size in sizes), "")
-    return table
 
 
 def _copy(options: argparse.Namespace, rows: "Sequence[SplitRow]") -> None:
