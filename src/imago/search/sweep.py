@@ -124,8 +124,8 @@ class _Search:
             again = sum(record.state == "running" for record in records)
             resumed = f"; {counted(again, 'trial')} that did not end will be resumed" if again else ""
             done = [record for record in records if record.state != "running"]
-            before = f"{len(done)} of {self.settings.n_trials} trials are done ({count_states(done)})"
-            say(f"It continues: {before}{resumed}.")
+            states = f" ({count_states(done)})" if done else ""
+            say(f"It continues: {len(done)} of {self.settings.n_trials} trials are done{states}{resumed}.")
 
     def run_all(self) -> None:
         """Run all trials that are left."""
