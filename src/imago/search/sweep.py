@@ -26,7 +26,7 @@ from imago.search.settings import SearchSettings, check_gpus, gpus_of, search_se
 from imago.search.space import Space, read_space
 from imago.search.study import SearchStudy, TrialRecord
 from imago.search.trials import TrialOrder, run_trial
-from imago.search.workers import Workers
+from imago.search.workers import Workers, ended_by_one_signal
 from imago.terminal import counted, say, typed_program
 
 FEWEST_TO_JUDGE = 3
@@ -131,7 +131,8 @@ class _Search:
         """Run all trials that are left."""
         with self.board:
             if self.is_apart:
-                self._run_apart()
+                with ended_by_one_signal():
+                    self._run_apart()
             else:
                 while (record := self.study.next_trial()) is not None:
                     outcome = run_trial(self.order(record), self._reporter(record.number))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.cli.processes import describe_exit
+from imago.definitions import STOPPING, TERMINATED
 from imago.run.trial import Outcome
 from imago.search.trials import MOST_OUTPUT, TrialOrder, folder_of, run_trial
 
@@ -128,8 +129,37 @@ class Workers:
 
 
 @contextmanager
+def ended_by_one_signal() -> Iterator[None]:
+    """Inside, the first signal of a scheduler ends the search, and further ones do not keep it from waiting for its
+    trials to save: `timeout` and Slurm send theirs to the process and to its group."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+
+    def end(*_: Any) -> None:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(TERMINATED)
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, end)
+    yield
+    for number, handler in before.items():  # not after a signal: the program ends
+        signal.signal(number, handler)
+
+
+@contextmanager
 def _importable() -> Iterator[None]:
-    """Inside, a new interpreter finds this package, however it was found here."""
+    """Inside, a new interpreter finds this package, however it was found here, and is not ended by the signals of
+    schedulers, which may go to the whole process group: without the server, trials would be taken for dead before they
+    have saved. A signal that comes meanwhile waits."""
+    if hasattr(signal, "pthread_sigmask"):
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()  # it unblocks SIGTERM where it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     package, before = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [before])])
     try:
@@ -138,6 +168,8 @@ def _importable() -> Iterator[None]:
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _main(order: TrialOrder, connection: Connection, watched: Connection, output: str) -> None:
@@ -145,6 +177,10 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
     if hasattr(os, "setsid"):
         os.setsid()  # its loader workers end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with_search, args=(watched,), daemon=True).start()
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     for standard in (1, 2):
