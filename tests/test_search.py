@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -10,10 +11,12 @@ import pytest
 from helpers import SMALL, same, type_in_subprocess
 from omegaconf import OmegaConf
 
+from imago.cli.compose import composed
 from imago.cli.search_folder import note_search
 from imago.cli.search_space import check_search
 from imago.config.launcher import Launch
 from imago.errors import UserError
+from imago.files import write_json
 from imago.run import lock
 from imago.run.trial import Outcome, Trial
 from imago.search.pruners import stops_after_first
@@ -23,6 +26,7 @@ from imago.search.settings import SearchSettings, gpus_of
 from imago.search.space import read_space
 from imago.search.study import SearchStudy
 from imago.search.sweep import locked
+from imago.search.trials import TrialOrder
 from imago.train import main
 
 pytest.importorskip("optuna")
@@ -70,6 +74,7 @@ def test_a_space_is_what_was_typed_over_what_the_config_has():
         ("seed=1", "nothing to vary. Type a setting with its values"),
         ("model.optimizer.lr=tag(log, interval(0, 1))", "needs numbers above 0, got 0."),
         ("model.optimizer.lr=interval(2, 1)", "begins below its end, got 2 to 1."),
+        ("data.batch_size=tag(log, range(16, 129, 16))", "takes steps of 1, got 16. Type tag(log, interval(16, 129))."),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(typed, message):
@@ -96,9 +101,13 @@ def test_a_study_loses_and_doubles_no_trial_when_its_process_dies(tmp_path):
             study.end(record.number, outcome)
     assert study.next_trial() is None
     assert [record.state for record in study.records()] == [*["completed"] * 4, "pruned", "nan"]
-    assert study.best().number == 3
     with pytest.raises(UserError, match=r"for another search: it had data.batch_size=choice\(32, 64\), now"):
         SearchStudy(tmp_path, settings(), read_space({"data.batch_size": "choice(32, 128)"}, [LR]))
+    longer = read_space({"data.batch_size": "choice(32, 64)"}, ["experiment=digits", LR, "trainer.max_epochs=9"])
+    with pytest.raises(UserError, match=r"its overrides had nothing, now trainer.max_epochs=9\. Type another"):
+        SearchStudy(tmp_path, settings(), longer)
+    with pytest.raises(UserError, match=r"its monitor had val/acc, now val/f1\."):
+        SearchStudy(tmp_path, settings(monitor="val/f1"), SPACE)
     with pytest.raises(UserError, match="its directions were others"):
         SearchStudy(tmp_path, settings(directions=("minimize",)), SPACE)
 
@@ -117,6 +126,58 @@ def test_a_trial_in_which_its_process_always_dies_fails(tmp_path):
     study = SearchStudy(tmp_path, settings(), SPACE)
     assert study.next_trial().number == 1
     assert study.records()[0].attributes["message"] == "its process died in each of 5 starts"
+    for epoch in range(9):  # a search without pruning is told of no validation
+        write_json(tmp_path / "01_base" / "status.json", {"epoch": epoch})
+        assert SearchStudy(tmp_path, settings(), SPACE).next_trial().number == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_trial_that_is_to_stop_stops_though_it_is_killed_before_it_does(tmp_path):
+    study = SearchStudy(tmp_path, settings(pruner="first_epoch"), SPACE)
+    assert [study.report(study.next_trial().number, 0, value) for value in (0.5, 0.6, 0.1)] == [False, False, True]
+    assert not study.report(1, 1, float("nan"))
+    study = SearchStudy(tmp_path, settings(pruner="first_epoch"), SPACE)
+    again = [study.next_trial().number for _ in range(3)]
+    assert [study.report(number, 1, 0.9) for number in again] == [False, False, True]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_grid_has_each_of_its_points_once(tmp_path):
+    sampler = {"_target_": "optuna.samplers.GridSampler", "_partial_": True}
+    space = read_space({}, ["model=a,b", "seed=range(1,4)"])
+    points = []
+    for _ in range(7):  # each process dies in its second trial
+        study = SearchStudy(tmp_path, settings(sampler=sampler, n_trials=20), space)
+        assert study.settings.n_trials == 6
+        if (record := study.next_trial()) is not None:
+            points.append(tuple(record.params.values()))
+            study.end(record.number, Outcome("completed", (0.5,)))
+            study.next_trial()
+    assert len({*points}) == len(points) == 6
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_study_is_searched_by_one_process_whatever_the_folder(tmp_path, monkeypatch):
+    storage = settings(storage=f"sqlite:///{tmp_path}/study.db")
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(lock, "is_taken", lambda folder: folder == tmp_path / "a")
+    study = SearchStudy(tmp_path / "a", storage, SPACE)
+    with pytest.raises(UserError, match=rf"The study train is searched by process {os.getpid()} on .* in {tmp_path}/a"):
+        SearchStudy(tmp_path / "b", storage, SPACE)
+    study.close()
+    SearchStudy(tmp_path / "b", storage, SPACE)
+
+
+def test_a_trial_keeps_its_folder_when_more_trials_have_more_digits(tmp_path):
+    (tmp_path / "05_lr_0.1").mkdir()
+    words = TrialOrder(5, "train", ("seed=1",), str(tmp_path), (), 200, "", "val/acc", ("val/acc",), True).all_words
+    assert f"hydra.run.dir={tmp_path}/05_lr_0.1" in words
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "grid"])
+def test_each_sampler_of_optuna_can_be_chosen(sampler):
+    config = composed("train", ["hparams_search=optuna", f"hydra/sweeper/sampler={sampler}", "seed=3"])
+    assert config is not None
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -173,6 +234,8 @@ def test_settings_that_contradict_each_other_are_refused_before_the_first_trial(
         "hydra.sweeper.n_jobs=2 needs a process for each trial. Type hydra.sweeper.isolation=process",
     ):
         assert message in run.output
+    run = train("-m", "hparams_search=optuna", *FAST, "hydra.sweeper.objectives=[val/loss]")
+    assert "Type monitor=val/loss, by which trials are pruned, too, in place of hydra.sweeper.objectives." in run.output
     run = train("-m", "hparams_search=optuna", "hydra.sweeper.pruner=medain", "hydra.sweeper.n_trials=0")
     assert "hydra.sweeper.pruner must be auto, median, hyperband, first_epoch or none, got medain." in run.output
     assert "hydra.sweeper.n_trials must be a whole number (1 or more), got 0." in run.output

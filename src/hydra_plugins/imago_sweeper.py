@@ -54,7 +54,7 @@ class ImagoSweeper(Sweeper):
         storage: str | None = "auto",
         n_jobs: Positive = 1,
         pruner: Literal["auto", "median", "hyperband", "first_epoch", "none"] = "auto",
-        isolation: Literal["auto", "process", "none"] = "auto",
+        isolation: Literal["process", "none"] = "process",
         max_failure_rate: Annotated[float, AtLeast(0.0), AtMost(1.0)] = 0.5,
         receipt: Annotated[int, AtLeast(0)] = 3,
         sampler: Any = None,
@@ -69,7 +69,9 @@ class ImagoSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with the overrides that were typed."""
+        from imago.search.settings import check_command
         from imago.search.sweep import search
 
         assert self.config is not None
+        check_command(getattr(self.task, "command", None))
         return search(self.config, arguments)

@@ -14,7 +14,7 @@ class Pruning(Callback):
 
     The first process reports, and tells the answer to the others. The run ends between two epochs, with its
     checkpoint, so that it can be resumed to the bits of a run that was never pruned. It is not stopped in its last
-    epoch, nor before `trainer.min_epochs`.
+    epoch, nor before `trainer.min_epochs` and `trainer.min_steps`.
 
     Args:
         monitor: The metric.
@@ -34,8 +34,7 @@ class Pruning(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not self.monitor.startswith("val/"):
             self._ask(trainer, trainer.current_epoch)
-        done, least, most = trainer.current_epoch + 1, trainer.min_epochs or 0, trainer.max_epochs or -1
-        if self._is_asked and done >= least and (most < 0 or done < most):
+        if self._is_asked and _can_stop(trainer):
             self.is_pruned = trainer.should_stop = True
 
     def _ask(self, trainer: Trainer, number: int) -> None:
@@ -49,6 +48,14 @@ class Pruning(Callback):
             torch.distributed.broadcast(tensor, src=0)
             answer = bool(tensor.item())
         self._is_asked |= answer
+
+
+def _can_stop(trainer: Trainer) -> bool:
+    """Whether a run may end after this epoch, and would not end by itself."""
+    epochs, steps = trainer.current_epoch + 1, trainer.global_step
+    is_late = epochs >= (trainer.min_epochs or 0) and steps >= (trainer.min_steps or 0)
+    most_epochs, most_steps = trainer.max_epochs or -1, trainer.max_steps
+    return is_late and (most_epochs < 0 or epochs < most_epochs) and (most_steps < 0 or steps < most_steps)
 
 
 def validation_number(trainer: Trainer) -> int:

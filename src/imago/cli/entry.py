@@ -219,6 +219,7 @@ class Command:
             except UserError as error:
                 fail(str(error))
 
+        job.__dict__["command"] = self  # a search asks whose trials it is to start
         with closed_output_survived(), reported_sweep(self.at_end):
             return hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=self.name)(job)()
 

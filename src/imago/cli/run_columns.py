@@ -15,7 +15,7 @@ from imago.run.differences import TARGET, differing_settings, short_names
 from imago.run.overview import Overview, first_line, seconds_since
 from imago.terminal import shortened
 
-STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red"}
+STYLES = {"running": "cyan", "completed": "green", "failed": "red", "dead": "red", "pruned": "dim"}
 ERRORS = ("error", "updated, error")
 OTHER_NAMES = {"accuracy": "acc", "test": "acc", "test/acc": "acc", "test/loss": "loss"}
 """Words that are typed for a column, unless a setting of this name differs."""

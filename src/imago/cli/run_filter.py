@@ -26,7 +26,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 TOKEN = re.compile(r"""\s*(?:(==|!=|<=|>=|[<>=()])|"([^"]*)"|'([^']*)'|([^\s<>=!()"']+)|(\S))""")
 NO_VALUE = ("null", "none")
-STATES = ("completed", "running", "failed", "dead", "interrupted", "preempted", "checked", "unknown")
+STATES = ("completed", "running", "failed", "dead", "interrupted", "preempted", "pruned", "checked", "unknown")
 EXAMPLE = "--where 'model.net.name==resnet18 and val/acc>0.9'"
 
 

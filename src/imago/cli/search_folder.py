@@ -1,12 +1,14 @@
 """The folder of a search (`hparams_search=optuna`): a new one, or that of the same search that was stopped."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from imago.config.invocation import override_key
+from imago.cli.compose import own_folder
+from imago.config.invocation import for_hydra, override_key
 from imago.config.resolvers import slug
 from imago.files import UnreadableError, read_json, write_json
 from imago.masking import masked_override
@@ -29,8 +31,17 @@ def is_own_search(config: DictConfig) -> bool:
 
 def search_words(config: DictConfig) -> list[str]:
     """Typed overrides by which a search is known, without those that may change when it continues."""
-    words = [str(word) for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra)]
+    words = [str(word) for word in (*config.hydra.overrides.task, *hydra_words(config))]
     return sorted(masked_override(word) for word in words if not override_key(word).startswith(NO_IDENTITY))
+
+
+def hydra_words(config: DictConfig) -> list[str]:
+    """Overrides of Hydra's own keys, with the folder that --config-dir names as `hydra.searchpath`: trials take no
+    flags."""
+    words = [str(word) for word in config.hydra.overrides.hydra if override_key(str(word)) != "hydra.searchpath"]
+    folder = own_folder(sys.argv[1:])
+    paths = [*([f"file://{folder.resolve()}"] if folder is not None else []), *(config.hydra.get("searchpath") or [])]
+    return [*words, f"hydra.searchpath=[{','.join(for_hydra(str(path)) for path in paths)}]"] if paths else words
 
 
 def choose_folder(config: DictConfig) -> None:

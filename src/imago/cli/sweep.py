@@ -53,7 +53,8 @@ class SweepTable(Callback):
         is_search = "n_trials" in config.hydra.sweeper
         remember_sweep(config, typed, jobs, first=_next_number(folder) if is_search else 0)
         keep_secrets_out_of_study(config)
-        _begun.append(Sweep(folder, jobs))
+        seed_sampler(config, 0 if is_own_search(config) else _next_number(folder))
+        _begun.append(Sweep(folder, 0 if is_own_search(config) else jobs))  # a search counts its trials itself
 
 
 def keep_secrets_out_of_study(config: DictConfig) -> None:
@@ -68,6 +69,15 @@ def keep_secrets_out_of_study(config: DictConfig) -> None:
         say(f"The study is not kept: {shortened(secret)} is a secret, and Optuna would write it to its database.")
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweeper.storage = None
+
+
+def seed_sampler(config: DictConfig, first: int) -> None:
+    """Let the sampler of a search draw from `seed`, unless it has one of its own; from the trial numbered `first` on
+    from another one, so that further trials do not repeat those before."""
+    sampler, seed = config.hydra.sweeper.get("sampler"), config.get("seed")
+    if isinstance(sampler, DictConfig) and "seed" in sampler and sampler.seed is None and seed is not None:
+        with flag_override(config, ["readonly", "struct"], False):
+            sampler.seed = seed + first
 
 
 @contextmanager
@@ -186,5 +196,5 @@ def _number(folder: Path) -> int:
 
 
 def _next_number(folder: Path) -> int:
-    """Number of the first trial of a search that goes on in a folder."""
+    """Number of the first trial of a search that continues in a folder."""
     return max((_number(path.parent) + 1 for path in folder.glob("*/status.json")), default=0)

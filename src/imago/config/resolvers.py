@@ -82,11 +82,6 @@ def job_number(number: int, sweep: Mapping[str, Any] | None = None) -> str:
     return f"{first + number:0{max(2, len(str(first + jobs - 1)))}d}"
 
 
-def search_seed(seed: int | None, sweep: Mapping[str, Any] | None = None) -> int | None:
-    """Seed of the sampler of a search: `seed`, and another one in each process that continues the search."""
-    return seed + sweep["first"] if seed is not None and sweep else seed
-
-
 def slug(text: str) -> str:
     """Convert `text` to a folder name: letters, digits, dots, dashes and underscores, at most 60 characters.
 
@@ -170,7 +165,7 @@ def register(typed: Sequence[str] = (), folders: Sequence[Path] = ()) -> None:
     OmegaConf.register_new_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_new_resolver("unused_folder", unused_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("sweep", _no_sweep, replace=True, use_cache=True)
-    for resolver in (name_of_run, job_number, search_seed):
+    for resolver in (name_of_run, job_number):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
     register_functions(replace=True)
 

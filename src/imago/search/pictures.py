@@ -60,7 +60,9 @@ def history_figure(settings: SearchSettings, records: Sequence[TrialRecord]) -> 
     for index, (name, direction) in enumerate(zip(settings.objectives, settings.directions, strict=True)):
         axes = figure.add_subplot(count, 1, index + 1)
         done = [record for record in records if record.values]
-        pruned = [record for record in records if record.state == "pruned" and record.last is not None]
+        pruned = [
+            record for record in records if record.state == "pruned" and record.last is not None and not record.values
+        ]
         if pruned and count == 1:
             last = np.array([record.last for record in pruned], dtype=float)
             label = "pruned, at its last value"

@@ -1,9 +1,10 @@
 """The receipt of pruning: in the end the best pruned trials are finished, as if nobody had pruned them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from imago.search.study import TrialRecord, best_of
+from imago.search.study import TrialRecord
 from imago.terminal import counted
 
 
@@ -46,26 +47,25 @@ def _was(number: int) -> str:
 def to_finish(records: Sequence[TrialRecord], most: int, is_greater_better: bool) -> list[TrialRecord]:
     """The pruned trials that are finished: the best by what they had reached, those that went further first."""
     sign = 1 if is_greater_better else -1
-    pruned = [record for record in records if record.state == "pruned" and record.last is not None]
+    pruned = [record for record in records if record.state == "pruned" and _numbers(record)]
     pruned.sort(key=lambda record: (-sign * _reached(record, sign), -len(record.reported), record.number))
     return pruned[:most]
 
 
 def _reached(record: TrialRecord, sign: int) -> float:
-    return sign * max(sign * value for value in record.reported.values() if value == value)
+    return sign * max(sign * value for value in _numbers(record))
 
 
-def best_with_finished(
-    records: Sequence[TrialRecord], finished: dict[int, float], is_greater_better: bool
-) -> TrialRecord | None:
-    """The best of the completed trials and of the pruned ones that were finished."""
-    done = [
-        TrialRecord(record.number, "completed", record.params, (finished[record.number],), record.reported,
-                    record.attributes)
+def _numbers(record: TrialRecord) -> list[float]:
+    return [value for value in record.reported.values() if not math.isnan(value)]
+
+
+def with_finished(records: Sequence[TrialRecord], finished: Mapping[int, float]) -> list[TrialRecord]:
+    """Records in which the pruned trials that were finished have their values."""
+    return [
+        replace(record, values=(finished[record.number],)) if record.number in finished else record
         for record in records
-        if record.number in finished and record.state == "pruned"
-    ]  # fmt: skip
-    return best_of([*(record for record in records if record.state == "completed"), *done], is_greater_better)
+    ]
 
 
 def ordinal(number: int) -> str:

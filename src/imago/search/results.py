@@ -32,7 +32,7 @@ def write_results(
     """Write what came out, with the keys of hydra-optuna-sweeper, and a row for each trial."""
     content: dict[str, Any] = {"name": "optuna"}
     if len(settings.objectives) == 1:
-        content |= {"best_params": dict(best[0].params), "best_value": best[0].values[0]}
+        content |= {"best_params": dict(best[0].params), "best_value": best[0].values[0]} if best else {}
     else:
         content["solutions"] = [{"params": dict(record.params), "values": list(record.values)} for record in best]
     content |= {
@@ -53,25 +53,29 @@ def _row(record: TrialRecord) -> dict[str, Any]:
     return row | {key: masked(value) if isinstance(value, str) else value for key, value in known.items() if value}
 
 
-def write_experiment(folder: Path, study: str, words: Sequence[str], record: TrialRecord) -> tuple[Path, str] | None:
+def write_experiment(
+    folder: Path, study: str, words: Sequence[str], program: str, record: TrialRecord
+) -> tuple[Path, str] | None:
     """Write the settings of a trial as an experiment, below `configs/` in the folder of the search.
 
     Returns:
-        The file, and the words that choose it; None if an override of the trial cannot stand in a file.
+        The file, and the command that runs it; None if an override of the trial cannot stand in a file.
     """
     name = f"{slug(study)}_best"
     lines = experiment_of(words)
     if lines is None:
         return None
     value = ", ".join(f"{value:.6g}" for value in record.values)
+    paths = [word for word in words if override_key(word) == "hydra.searchpath"]
+    command = f"{program} {shlex.join(['--config-dir', str(folder / 'configs'), *paths, f'experiment={name}'])}"
     head = [
         "# @package _global_",
         f"# Trial {record.number + 1} of the search {study}: {value}",
-        f"# python src/train.py --config-dir {folder / 'configs'} experiment={name}",
+        f"# {command}",
     ]
     path = folder / "configs" / "experiment" / f"{name}.yaml"
     write_text(path, "\n".join([*head, *lines]) + "\n")
-    return path, f"--config-dir {shlex.quote(str(folder / 'configs'))} experiment={name}"
+    return path, command
 
 
 def experiment_of(words: Sequence[str]) -> list[str] | None:

@@ -1,7 +1,9 @@
 """Settings of a search, checked before its first trial."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -70,7 +72,7 @@ def search_settings(config: DictConfig) -> SearchSettings:
     return SearchSettings(
         command=str(config.hydra.job.config_name),
         monitor=str(config.monitor),
-        study=str(plain["study_name"] or config.task_name),
+        study=_study_name(config, plain),
         directions=directions,
         objectives=tuple(plain["objectives"] or [str(config.monitor)]),
         pruner=("median" if len(directions) == 1 else "none") if pruner == "auto" else pruner,
@@ -80,6 +82,14 @@ def search_settings(config: DictConfig) -> SearchSettings:
         sampler=plain["sampler"] or {},
         params=plain["params"] or {},
     )
+
+
+def _study_name(config: DictConfig, plain: dict[str, Any]) -> str:
+    """Name of the study: in a storage that was typed, searches in several folders have several."""
+    if plain["study_name"] is not None:
+        return str(plain["study_name"])
+    is_shared = plain["storage"] not in (None, "auto")
+    return f"{config.task_name}_{Path(config.hydra.sweep.dir).name}" if is_shared else str(config.task_name)
 
 
 def _directions(plain: dict[str, Any]) -> tuple[str, ...]:
@@ -105,6 +115,15 @@ def _conflicts(config: DictConfig, plain: dict[str, Any]) -> Iterator[str]:
     if objectives is not None and len(objectives) != len(directions):
         shown = ",".join(["maximize", *["minimize"] * (len(objectives) - 1)])
         yield f"{NODE}.objectives has {len(objectives)} names: type as many directions, '{NODE}.direction=[{shown}]'."
+    if objectives is not None and len(objectives) == 1 and objectives[0] != config.monitor:
+        yield (
+            f"{NODE}.objectives=[{objectives[0]}]: trials are pruned by the monitor, {config.monitor}. Type "
+            + (
+                f"'{NODE}.objectives=[{config.monitor},{objectives[0]}]' '{NODE}.direction=[{directions[0]},minimize]'."
+                if objectives[0] in MEASURED
+                else f"monitor={objectives[0]}, by which trials are pruned, too, in place of {NODE}.objectives."
+            )
+        )
     if len(directions) > 1 and plain["pruner"] not in ("auto", "none"):
         yield (
             f"{NODE}.pruner={plain['pruner']} compares one value, and {NODE}.direction has {len(directions)}. Type "
@@ -119,6 +138,18 @@ def _conflicts(config: DictConfig, plain: dict[str, Any]) -> Iterator[str]:
         yield (
             f"hydra/launcher: {launcher.rpartition('.')[2]} starts all jobs of a sweep, and a search starts its trials "
             f"itself. Remove hydra/launcher=, and type {NODE}.n_jobs=4 for four trials at the same time."
+        )
+
+
+def check_command(command: Any) -> None:
+    """Raise UserError if the `command` that was started is not Imago's: trials are started by its name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = getattr(command, "name", "train")
+    is_ours = command is getattr(sys.modules.get(f"imago.{name}"), "main", None)
+    if command is not None and not is_ours and getattr(spec, "name", "") != f"imago.{name}":
+        raise UserError(
+            "The trials of a search are runs of ml-train, and this is a command of your own. Type hydra/sweeper=optuna "
+            "(pip install hydra-optuna-sweeper), which starts your command for each trial."
         )
 
 

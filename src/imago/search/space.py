@@ -129,6 +129,8 @@ def _range(value: RangeSweep) -> Interval:
     count = math.ceil((stop - start) / step - 1e-9) if step else 0
     if count < 1 or step < 0:
         raise ValueError(f"the range from {start} to {stop} in steps of {step} has no numbers, or falls.")
+    if "log" in value.tags and step != 1:
+        raise ValueError(f"tag(log, range(…)) takes steps of 1, got {step}. Type tag(log, interval({start}, {stop})).")
     is_integer = all(isinstance(number, int) for number in (start, stop, step))
     return Interval(start, start + (count - 1) * step, "log" in value.tags, is_integer, step)
 

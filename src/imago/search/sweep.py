@@ -3,30 +3,31 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from imago.cli.search_folder import DONE, FAILED, SEARCHING, note_search, search_words
+from imago.cli.search_folder import DONE, FAILED, SEARCHING, hydra_words, note_search, search_words
 from imago.config.invocation import for_hydra, override_key
 from imago.config.saved import yaml_of
 from imago.errors import UserError, message_of
 from imago.files import write_text
-from imago.masking import masked_override
+from imago.masking import learn_secrets, masked_override
 from imago.resources import usable_cores
 from imago.run import lock
 from imago.run.trial import Outcome
 from imago.search.board import Board, count_states, format_params, show_front
-from imago.search.receipt import Receipt, best_with_finished, to_finish
+from imago.search.receipt import Receipt, to_finish, with_finished
+from imago.search.results import FILE as RESULTS
 from imago.search.results import write_experiment, write_results
-from imago.search.settings import SearchSettings, check_gpus, gpus_of, search_settings
-from imago.search.space import Space, read_space
-from imago.search.study import SearchStudy, TrialRecord
+from imago.search.settings import check_gpus, gpus_of, search_settings
+from imago.search.space import read_space
+from imago.search.study import SearchStudy, TrialRecord, best_of
 from imago.search.trials import TrialOrder, run_trial
-from imago.search.workers import Workers, ended_by_one_signal
+from imago.search.workers import STOPPED, Workers, ended_by_one_signal
 from imago.terminal import counted, say, typed_program
 
 FEWEST_TO_JUDGE = 3
@@ -47,14 +48,16 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
     settings = search_settings(config)
     space = read_space(settings.params, typed)
     folder = Path(config.hydra.sweep.dir).absolute()
+    learn_secrets(OmegaConf.to_container(config, resolve=False))
     with locked(folder):
+        if settings.storage is None:
+            _check_no_trials(folder)
         study = SearchStudy(folder, settings, space)
         words = search_words(config)
         write_text(folder / "multirun.yaml", yaml_of(config))
         if settings.storage is not None:
             note_search(folder, words, SEARCHING)
-        hydra_words = [str(word) for word in config.hydra.overrides.hydra]
-        run = _Search(folder, settings, space, study, _shared_words(hydra_words))
+        run = _Search(folder, study, _shared_words(hydra_words(config)))
         run.announce()
         try:
             run.run_all()
@@ -66,8 +69,20 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
         except UserError:
             note_search(folder, words, FAILED)
             raise
+        finally:
+            with suppress(Exception):  # of a storage that fails, which is said already
+                study.close()
         note_search(folder, words, DONE)
         return best
+
+
+def _check_no_trials(folder: Path) -> None:
+    """Raise UserError if a folder has trials, and the study would not know of them."""
+    if any(folder.glob("*/status.json")):
+        raise UserError(
+            f"{folder} has trials of an earlier search, and a study in memory (hydra.sweeper.storage=null) does not "
+            "know them. Type another hydra.sweep.dir= or hydra.sweeper.study_name=."
+        )
 
 
 @contextmanager
@@ -91,23 +106,21 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release(folder)
 
 
-def _shared_words(hydra_words: Sequence[str]) -> list[str]:
+def _shared_words(words: Sequence[str]) -> list[str]:
     """Overrides of Hydra's own keys that the run of a trial takes, too."""
     places = ("hydra.mode", "hydra.sweep.", "hydra.run.", "hydra.job.num")
-    return [word for word in hydra_words if not override_key(word).startswith(places)]
+    return [word for word in words if not override_key(word).startswith(places)]
 
 
 class _Search:
     """A search that runs: it gives out trials and notes how they end."""
 
-    def __init__(
-        self, folder: Path, settings: SearchSettings, space: Space, study: SearchStudy, hydra_words: Sequence[str]
-    ) -> None:
+    def __init__(self, folder: Path, study: SearchStudy, shared: Sequence[str]) -> None:
         self.folder = folder
-        self.settings = settings
-        self.space = space
+        self.settings = settings = study.settings
+        self.space = space = study.space
         self.study = study
-        self.hydra_words = hydra_words
+        self.shared = shared
         self.program = typed_program(settings.command)
         self.is_apart = settings.isolation != "none"
         self.gpus = _gpus() if self.is_apart else []
@@ -152,7 +165,13 @@ class _Search:
                     return
                 number, outcome = workers.next_end(self.study.report, self._redraw)
                 del self.slots[number]
-                self._note(number, outcome)
+                if outcome.state == STOPPED:
+                    self.study.begin_again(number)
+                else:
+                    self._note(number, outcome)
+        except (KeyboardInterrupt, SystemExit):
+            self.study.stop()  # before a scheduler ends this process, too
+            raise
         finally:
             workers.stop()
 
@@ -169,7 +188,7 @@ class _Search:
         return TrialOrder(
             number=record.number,
             command=settings.command,
-            words=(*self.hydra_words, *self.space.words(record.params)),
+            words=(*self.shared, *self.space.words(record.params)),
             sweep_dir=str(self.folder),
             typed=self.space.fixed,
             trials=max(settings.n_trials, record.number + 1),
@@ -187,9 +206,10 @@ class _Search:
         records = self.study.records()
         self.board.note_end(records, number, outcome.seconds)
         done = [record for record in records if record.state != "running"]
-        failed = [record for record in done if record.state in ("failed", "nan")]
+        failed = [record for record in done if record.state == "failed"]
         limit = self.settings.max_failure_rate
         if len(done) >= FEWEST_TO_JUDGE and len(failed) > limit * len(done):
+            self._write(records, {})
             raise UserError(
                 f"{len(failed)} of {counted(len(done), 'trial')} have failed, and hydra.sweeper.max_failure_rate="
                 f"{limit:g}: the search ends. The last: {_error_of(failed[-1])}"
@@ -207,18 +227,22 @@ class _Search:
             failed = [record for record in records if record.state in ("failed", "nan")]
             raise UserError(f"No trial has completed. The last: {_error_of(failed[-1] if failed else records[-1])}")
         receipt = self._receipt(records)
-        is_greater_better, finished = self.study.is_greater_better, receipt.finished
-        best = best_with_finished(records, finished, is_greater_better)
-        front = self.study.front() if len(self.settings.objectives) > 1 else [best] if best is not None else []
         facts = {"finished": receipt.finished, "regret": receipt.regret} if receipt.finished else {}
-        write_results(self.folder, self.settings, records, front, facts)
-        self._draw(records)
+        front = self._write(records, facts)
+        self._draw(with_finished(records, receipt.finished))
         if len(self.settings.objectives) > 1:
             show_front(front, self.settings, self.board.names)
+            say(f"Settings of each trial: {self.folder / RESULTS} (an experiment is written for one objective alone)")
             return None
-        assert best is not None
-        self._say_best(best)
-        return best.values[0]
+        self._say_best(front[0])
+        return front[0].values[0]
+
+    def _write(self, records: Sequence[TrialRecord], facts: Mapping[str, Any]) -> list[TrialRecord]:
+        """Write the results so far; returns the best trials."""
+        best = best_of(with_finished(records, facts.get("finished", {})), self.study.is_greater_better)
+        front = self.study.front() if len(self.settings.objectives) > 1 else [best] if best is not None else []
+        write_results(self.folder, self.settings, records, front, facts)
+        return front
 
     def _draw(self, records: Sequence[TrialRecord]) -> None:
         """Write the pictures; what goes wrong there costs no result."""
@@ -232,10 +256,11 @@ class _Search:
     def _say_best(self, best: TrialRecord) -> None:
         say(f"Best {self.settings.objectives[0]}: {best.values[0]:.4f}, trial {best.number + 1}: "
             f"{format_params(best.params, self.board.names)}")  # fmt: skip
-        words = [*self.hydra_words, *self.space.words(best.params)]
-        written = write_experiment(self.folder, self.settings.study, words, best)
-        if written is not None:
-            say(f"Its settings: {written[0]}\n  {self.program} {written[1]}")
+        written = write_experiment(self.folder, self.settings.study, self.order(best).words, self.program, best)
+        if written is None:
+            say("It is not written as an experiment: a word that was typed holds a secret, or removes a setting.")
+        else:
+            say(f"Its settings: {written[0]}\n  {written[1]}")
 
     def _receipt(self, records: Sequence[TrialRecord]) -> Receipt:
         """Finish the best pruned trials, unless an earlier start has; say what pruning cost."""
@@ -274,10 +299,14 @@ def _error_of(record: TrialRecord) -> str:
 
 def _say_how_to_continue(study: SearchStudy, folder: Path) -> None:
     """Say what continues the search: what was typed, in its folder."""
+    states = count_states(study.records())
+    if study.settings.storage is None:
+        say(f"The search was stopped ({states}). Its study was in memory alone: it cannot be continued.")
+        return
     words = [masked_override(word) for word in sys.argv[1:] if override_key(word) != "hydra.sweep.dir"]
     line = shlex.join([*words, f"hydra.sweep.dir={for_hydra(str(folder))}"])
-    say(f"The search was stopped ({count_states(study.records())}). It continues with the same command, or with")
-    say(f"  {typed_program('train')} {line}")
+    say(f"The search was stopped ({states}). It continues with the same command, or with")
+    say(f"  {typed_program(study.settings.command)} {line}")
 
 
 def _gpus() -> list[str]:

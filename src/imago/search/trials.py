@@ -58,8 +58,10 @@ class TrialOrder:
     @property
     def all_words(self) -> list[str]:
         """The overrides, with its place in the folder of the search."""
+        folder = folder_of(Path(self.sweep_dir), self.number)  # with more trials, its name would get more digits
+        run = for_hydra(str(folder)) if folder is not None else "${hydra.sweep.dir}/${hydra.sweep.subdir}"
         place = (f"hydra.sweep.dir={for_hydra(self.sweep_dir)}", f"hydra.job.num={self.number}")
-        return [*self.words, *place, "hydra.run.dir=${hydra.sweep.dir}/${hydra.sweep.subdir}"]
+        return [*self.words, *place, f"hydra.run.dir={run}"]
 
 
 def run_trial(order: TrialOrder, report: Report) -> Outcome:
@@ -121,5 +123,5 @@ def measured(folder: Path, status: Mapping[str, Any], monitor: str, best: float 
 
 def folder_of(sweep_dir: Path, number: int) -> Path | None:
     """Run folder of a trial; None if it has none."""
-    folders = (path for path in sweep_dir.glob(f"*{number}_*") if path.is_dir())
+    folders = (path for path in sorted(sweep_dir.glob(f"*{number}_*")) if path.is_dir())
     return next((path for path in folders if path.name.partition("_")[0].lstrip("0") == str(number).lstrip("0")), None)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from imago.cli.processes import describe_exit
 from imago.definitions import STOPPING, TERMINATED
@@ -30,8 +30,10 @@ PRELOADED = (
     *("imago.evaluation.console", "imago.report.page", "sklearn.metrics", "opacus.accountants", "torch._dynamo"),
 )
 """Modules that a run imports."""
-SECONDS_TO_SAVE = 60
-"""Time for a trial that is asked to stop."""
+SECONDS_TO_SAVE = 25
+"""Time for a trial that is asked to stop: below the 30 s after which Slurm kills the search."""
+STOPPED = "stopped"
+"""State of a trial that a signal has stopped, and that can be resumed."""
 
 
 @dataclass
@@ -42,7 +44,8 @@ class Worker:
     process: Any
     connection: Connection
     alive: Connection
-    output: Path
+    output: IO[str]
+    path: str
     began: float
 
     def close(self) -> None:
@@ -52,7 +55,9 @@ class Worker:
         self.process.join()
         for connection in (self.connection, self.alive):
             connection.close()
-        self.output.unlink(missing_ok=True)
+        self.output.close()
+        with suppress(OSError):
+            os.unlink(self.path)  # its process has, where it could
 
 
 class Workers:
@@ -73,34 +78,39 @@ class Workers:
         ours, theirs = self._context.Pipe()
         alive, watched = self._context.Pipe()
         handle, name = tempfile.mkstemp(prefix="imago_trial_")
-        os.close(handle)
         with _importable():
             process = self._context.Process(target=_main, args=(order, theirs, watched, name), daemon=False)
             process.start()
+        output = os.fdopen(handle, errors="replace")
         theirs.close()
         watched.close()
-        self._running[order.number] = Worker(order, process, ours, alive, Path(name), time.monotonic())
+        self._running[order.number] = Worker(order, process, ours, alive, output, name, time.monotonic())
 
     def next_end(self, report: Callable[[int, int, float], bool], tick: Callable[[], None]) -> tuple[int, Outcome]:
         """Wait until a trial has ended, and answer what the others report meanwhile."""
         while True:
-            by_connection = {worker.connection: worker for worker in self._running.values()}
-            for ready in wait([*by_connection], timeout=0.5):
-                assert isinstance(ready, Connection)
-                if (ended := self._answer(by_connection[ready], report)) is not None:
+            workers = self._running.values()
+            by_handle = {
+                handle: worker for worker in workers for handle in (worker.connection, worker.process.sentinel)
+            }
+            for ready in wait([*by_handle], timeout=0.5):  # loader workers may keep a connection open
+                if (ended := self._answer(by_handle[ready], report)) is not None:
                     return ended
             tick()
 
     def _answer(self, worker: Worker, report: Callable[[int, int, float], bool]) -> tuple[int, Outcome] | None:
         number = worker.order.number
+        if not worker.connection.poll() and worker.process.is_alive():
+            return None
         try:
-            message = worker.connection.recv()
-            if not isinstance(message, Outcome):
-                step, value = message
-                worker.connection.send(report(number, step, value))
-                return None
+            message = worker.connection.recv() if worker.connection.poll() else self._died(worker)
         except (EOFError, OSError):
             message = self._died(worker)
+        if not isinstance(message, Outcome):
+            answer = report(number, *message)  # an error of the study is none of the trial
+            with suppress(OSError):
+                worker.connection.send(answer)
+            return None
         del self._running[number]
         worker.close()
         return number, message
@@ -109,7 +119,7 @@ class Workers:
         """Outcome of a trial whose process has ended without one."""
         worker.process.join(10)
         status = worker.process.exitcode
-        said = worker.output.read_text(errors="replace").strip()[-MOST_OUTPUT:]
+        said = worker.output.read().strip()[-MOST_OUTPUT:]
         how = describe_exit(status if status is not None else -signal.SIGKILL)
         folder = folder_of(Path(worker.order.sweep_dir), worker.order.number)
         name = folder.name if folder is not None else ""
@@ -118,11 +128,11 @@ class Workers:
     def stop(self) -> None:
         """Ask all trials to save and stop, and end those that do not."""
         for worker in self._running.values():
+            worker.connection.close()  # one that waits for an answer ends
             with suppress(ProcessLookupError, TypeError):
                 os.kill(worker.process.pid, signal.SIGTERM)
         deadline = time.monotonic() + SECONDS_TO_SAVE
         for worker in self._running.values():
-            worker.connection.close()  # one that waits for an answer ends
             worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.close()
         self._running.clear()
@@ -183,6 +193,8 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with_search, args=(watched,), daemon=True).start()
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    with suppress(OSError):
+        os.unlink(output)  # a search that is killed leaves no file
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     os.chdir(order.here)
@@ -207,7 +219,10 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
         with stopped_by_signals():
             outcome = run_trial(order, report)
             connection.send(outcome)
-    except SystemExit:
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            with suppress(OSError):
+                connection.send(Outcome(STOPPED))
         connection.close()
         sys.stdout.flush()
     finally:

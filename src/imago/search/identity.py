@@ -1,0 +1,38 @@
+"""Whether a search is that for which its study was made, and whether another process searches it."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imago.run import lock
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first part in which two searches differ."""
+    former, current = before.get("space", {}), now["space"]
+    for key in {**former, **current}:
+        if former.get(key) != current.get(key):
+            return f"it had {key}={former.get(key, 'no values')}, now {key}={current.get(key, 'no values')}"
+    for part in ("objectives", "monitor", "overrides"):
+        if before.get(part) != now[part]:
+            return f"its {part} had {_differing(before.get(part) or [], now[part])}"
+    return "its settings were others"
+
+
+def _differing(before: Sequence[str], now: Sequence[str]) -> str:
+    gone, new = [word for word in before if word not in now], [word for word in now if word not in before]
+    return f"{' '.join(gone) or 'nothing'}, now {' '.join(new) or 'nothing'}"
+
+
+def is_alive(owner: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the process that owns a study searches in another folder, and may not have ended."""
+    former = Path(owner["folder"])
+    if former == folder:  # this process has its lock
+        return False
+    if not former.is_dir():  # on another machine's disk, or removed
+        return bool(owner["machine"] != socket.gethostname())
+    try:
+        return lock.is_taken(former)
+    except OSError:  # a file system without locks
+        return True
