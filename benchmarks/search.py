@@ -108,7 +108,7 @@ def kill(arguments: argparse.Namespace, work: Path) -> int:
 
 def run_study(folder: Path, trials: int, log: Path) -> None:
     """In a forked child: a search whose trials report three values and sleep in place of training."""
-    from imago.run.trial import Outcome
+    from imago.run.search_place import Outcome
 
     study = open_study(folder, trials)
     while (record := study.next_trial()) is not None:

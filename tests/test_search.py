@@ -12,17 +12,18 @@ from helpers import SMALL, same, type_in_subprocess
 from omegaconf import OmegaConf
 
 from imago.cli.compose import composed
+from imago.cli.entry import Command
 from imago.cli.search_folder import note_search
 from imago.cli.search_space import check_search
 from imago.config.launcher import Launch
 from imago.errors import UserError
 from imago.files import write_json
 from imago.run import lock
-from imago.run.trial import Outcome, Trial
+from imago.run.search_place import Outcome, Trial
 from imago.search.pruners import stops_after_first
 from imago.search.receipt import Receipt
 from imago.search.results import experiment_of
-from imago.search.settings import SearchSettings, gpus_of
+from imago.search.settings import SearchSettings, check_command, gpus_of
 from imago.search.space import read_space
 from imago.search.study import SearchStudy
 from imago.search.sweep import locked
@@ -144,7 +145,7 @@ def test_a_trial_that_is_to_stop_stops_though_it_is_killed_before_it_does(tmp_pa
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_grid_has_each_of_its_points_once(tmp_path):
     sampler = {"_target_": "optuna.samplers.GridSampler", "_partial_": True}
-    space = read_space({}, ["model=a,b", "seed=range(1,4)"])
+    space = read_space({}, ["model.optimizer.lr=0.1,0.00001", "seed=range(1,4)"])
     points = []
     for _ in range(7):  # each process dies in its second trial
         study = SearchStudy(tmp_path, settings(sampler=sampler, n_trials=20), space)
@@ -176,8 +177,8 @@ def test_a_trial_keeps_its_folder_when_more_trials_have_more_digits(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "grid"])
 def test_each_sampler_of_optuna_can_be_chosen(sampler):
-    config = composed("train", ["hparams_search=optuna", f"hydra/sweeper/sampler={sampler}", "seed=3"])
-    assert config is not None
+    main.register()
+    assert composed("train", ["hparams_search=optuna", f"hydra/sweeper/sampler={sampler}"]) is not None
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -240,6 +241,12 @@ def test_settings_that_contradict_each_other_are_refused_before_the_first_trial(
     assert "hydra.sweeper.pruner must be auto, median, hyperband, first_epoch or none, got medain." in run.output
     assert "hydra.sweeper.n_trials must be a whole number (1 or more), got 0." in run.output
     assert not list(tmp_path.rglob("status.json"))
+
+
+def test_a_command_of_ones_own_is_not_replaced_by_training():
+    check_command(main)
+    with pytest.raises(UserError, match="this is a command of your own. Type hydra/sweeper=optuna"):
+        check_command(Command("train", lambda cfg, run: None))
 
 
 def test_a_search_below_a_launcher_is_refused():

@@ -16,6 +16,15 @@ def all_gather_objects(own: Any) -> list[Any]:
     return gathered
 
 
+def decided_by_first(numbers: list[int], processes: int, device: torch.device) -> list[int]:
+    """The numbers of the first of a run's processes, which call this together."""
+    if processes < 2:
+        return numbers
+    tensor = torch.tensor(numbers, device=device)
+    torch.distributed.broadcast(tensor, src=0)
+    return [int(number) for number in tensor]
+
+
 def mean_of_processes(value: Tensor, weight: float) -> Tensor:
     """Mean of the weighted values of all processes, which call this together; for a single one its own value."""
     if not torch.distributed.is_initialized():

@@ -9,13 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from imago.checkpoint.read import LAST, PREVIOUS
 from imago.checkpoint.write import WholeFileCheckpointIO
 from imago.definitions import STOPPING, TERMINATED
+from imago.distributed import decided_by_first
 from imago.errors import UserError
 from imago.lightning_internals import callbacks_of, is_accumulating, is_last_batch, option_of, validation_is_due
 
@@ -126,12 +126,9 @@ class ResumeCheckpoint(Checkpoint):
         minutes, steps = self.every_n_minutes, self.every_n_train_steps
         due = steps is not None and trainer.global_step % steps == 0
         due |= minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        decision = [self._asked or 0, int(due)]
-        if trainer.world_size > 1:
-            tensor = torch.tensor(decision, device=trainer.strategy.root_device)
-            torch.distributed.broadcast(tensor, src=0)
-            decision = tensor.tolist()
-        return decision[0], bool(decision[1])
+        own = [self._asked or 0, int(due)]
+        asked, is_due = decided_by_first(own, trainer.world_size, trainer.strategy.root_device)
+        return asked, bool(is_due)
 
     def _ask(self, number: int, *_: Any) -> None:
         # torchrun passes on the Ctrl-C that the terminal has sent to all

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
+from imago.distributed import decided_by_first
 from imago.lightning_internals import batches_so_far, position
-from imago.run.trial import Report
+from imago.run.search_place import Report
 
 
 class Pruning(Callback):
@@ -43,11 +43,8 @@ class Pruning(Callback):
         if value is None or number < 0:  # the head alone is validated before the first epoch
             return
         answer = self.report is not None and self.report(number, float(value))
-        if trainer.world_size > 1:
-            tensor = torch.tensor([int(answer)], device=trainer.strategy.root_device)
-            torch.distributed.broadcast(tensor, src=0)
-            answer = bool(tensor.item())
-        self._is_asked |= answer
+        (stops,) = decided_by_first([int(answer)], trainer.world_size, trainer.strategy.root_device)
+        self._is_asked |= bool(stops)
 
 
 def _can_stop(trainer: Trainer) -> bool:

@@ -36,7 +36,7 @@ from imago.files import write_json
 from imago.masking import learn_secrets, masked, masked_override
 from imago.run.folder import PlotOptions, RunFolder, RunFolderError
 from imago.run.logs import logging_to
-from imago.run.trial import Trial
+from imago.run.search_place import Trial
 from imago.terminal import plain
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
 from imago.errors import UserError, cause_of, user_error_in
 from imago.masking import masked
-from imago.run.trial import Trial
+from imago.run.search_place import Trial
 from imago.terminal import closed_output_survived, closed_pipe_allowed, fail, plain, typed_program
 
 

@@ -20,7 +20,7 @@ from imago.config.own_code import OWN_CODE, allow_imports
 from imago.config.resolvers import register
 from imago.errors import UserError
 from imago.run.folder import RunFolder
-from imago.run.trial import Trial
+from imago.run.search_place import Trial
 
 SECONDS_TO_SEE = 30  # for a new file to be seen on another node
 

@@ -15,7 +15,7 @@ from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
 from imago.files import NUMBER, TEXT, UnreadableError, overwrite_json, read_json, write_json, write_text
 from imago.run import lock as run_lock
-from imago.run.trial import Trial
+from imago.run.search_place import Trial
 
 ORDER = (
     "Status",

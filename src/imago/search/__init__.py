@@ -2,15 +2,3 @@
 
 Optuna chooses the values, and is imported only where it is used. `hydra_plugins/imago_sweeper.py` leads here.
 """
-
-from imago.definitions import lazy_exports
-
-__all__, __getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "space": ["Space", "read_space"],
-        "study": ["SearchStudy"],
-        "sweep": ["search"],
-        "trials": ["run_trial"],
-    },
-)

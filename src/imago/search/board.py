@@ -13,7 +13,7 @@ from rich.text import Text
 
 from imago.callbacks.pace import format_duration
 from imago.run.differences import short_names
-from imago.search.settings import SearchSettings
+from imago.search.settings import SearchSettings, sign_of
 from imago.search.study import TrialRecord, best_of
 from imago.terminal import console, counted, say
 
@@ -139,8 +139,8 @@ def show_front(records: Sequence[TrialRecord], settings: SearchSettings, names: 
     titles = [f"{name} ({arrow})" for name, arrow in zip(settings.objectives, arrows, strict=True)]
     for title in ("trial", *titles, *names.values(), "folder"):
         table.add_column(title, no_wrap=True)
-    sign = -1 if settings.directions[0] == "maximize" else 1
-    for record in sorted(records, key=lambda record: sign * record.values[0]):
+    sign = sign_of(settings.directions[0])
+    for record in sorted(records, key=lambda record: -sign * record.values[0]):
         cells = [str(record.number + 1), *map(_format_objective, record.values)]
         cells += [format_value(record.params.get(key, "")) for key in names]
         table.add_row(*map(Text, [*cells, str(record.attributes.get("folder", ""))]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from imago.files import atomic_write, write_text
 from imago.masking import masked
 from imago.search.board import WORDS, count_states, format_value
-from imago.search.settings import SearchSettings
+from imago.search.settings import SearchSettings, sign_of
 from imago.search.space import Choice, Interval, Space
 from imago.search.study import TrialRecord
 from imago.terminal import plain
@@ -69,7 +69,7 @@ def history_figure(settings: SearchSettings, records: Sequence[TrialRecord]) -> 
             axes.scatter([r.number + 1 for r in pruned], last, marker="x", s=22, color=PRUNED, label=label)
         numbers, values = [r.number + 1 for r in done], np.array([r.values[index] for r in done])
         axes.scatter(numbers, values, s=22, color=DONE, label="completed")
-        running = np.maximum.accumulate(values) if direction == "maximize" else np.minimum.accumulate(values)
+        running = sign_of(direction) * np.maximum.accumulate(sign_of(direction) * values)
         axes.step(numbers, running, where="post", color=BEST, label="best so far")
         axes.set_xlabel("trial")
         axes.set_ylabel(name)
@@ -147,8 +147,8 @@ def _page(
 ) -> str:
     """The page: pictures inside, no script, nothing that is loaded."""
     done = [record for record in records if record.values]
-    sign = -1 if settings.directions[0] == "maximize" else 1
-    best = min(done, key=lambda record: sign * record.values[0]).number if done else -1
+    sign = sign_of(settings.directions[0])
+    best = max(done, key=lambda record: sign * record.values[0]).number if done else -1
     head = ["trial", "state", *settings.objectives, *names.values(), "epochs", "folder"]
     rows = "".join(_row(record, settings, names, record.number == best) for record in records)
     pictures = "".join(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 FIRST_SHARE = 0.2
-"""Fraction of the trials that go on after their first validation with `first_epoch`."""
+"""Fraction of the trials that continue after their first validation with `first_epoch`."""
 FIRST_KEPT = 2
-"""Trials that `first_epoch` lets go on whatever their first value, so that there is something to compare with."""
+"""Trials that `first_epoch` lets continue whatever their first value, so that there is something to compare with."""
 
 
 def make_pruner(optuna: Any, name: str, validations: int) -> Any:
@@ -23,15 +23,15 @@ def make_pruner(optuna: Any, name: str, validations: int) -> Any:
     return pruners.NopPruner()
 
 
-def stops_after_first(value: float, others: Sequence[float], is_greater_better: bool) -> bool:
+def stops_after_first(value: float, earlier: Sequence[float], is_greater_better: bool) -> bool:
     """Whether a trial whose first validation has `value` is ended, given those of the trials before it.
 
-    One goes on if it is among the best fifth of all. "Is one epoch all you need for multi-fidelity hyperparameter
+    It continues if it is among the best fifth of all. "Is one epoch all you need for multi-fidelity hyperparameter
     optimization?" (Egele et al. 2023) found that the order after one epoch is nearly that after all of them.
     """
     if not math.isfinite(value):
         return True
-    if len(others) < FIRST_KEPT:
+    if len(earlier) < FIRST_KEPT:
         return False
-    better = sum(other > value if is_greater_better else other < value for other in others)
-    return better >= max(1, math.ceil(FIRST_SHARE * (len(others) + 1)))
+    better = sum(first > value if is_greater_better else first < value for first in earlier)
+    return better >= max(1, math.ceil(FIRST_SHARE * (len(earlier) + 1)))

@@ -27,7 +27,7 @@ class Receipt:
 
     def place(self, value: float) -> int:
         """Place that a finished trial would have among the completed ones, from 1."""
-        return 1 + sum(other >= value if self.is_greater_better else other <= value for other in self.completed)
+        return 1 + sum(done >= value if self.is_greater_better else done <= value for done in self.completed)
 
     def describe(self, pruned: int) -> str:
         """Sentence that says what pruning cost; `pruned` is the number of pruned trials."""

@@ -18,6 +18,11 @@ MEASURED = ("parameters", "seconds")
 """Objectives that are no metrics."""
 
 
+def sign_of(direction: str) -> int:
+    """1 if greater values are better, else -1."""
+    return 1 if direction == "maximize" else -1
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """Settings of a search: those of `hydra.sweeper`, with `auto` replaced.

@@ -1,6 +1,7 @@
 """The settings that a search varies, read from `hydra.sweeper.params` and from what was typed."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from imago.errors import UserError
 
 PLAIN = (str, int, float, bool, type(None))
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ def _range(value: RangeSweep) -> Interval:
 
 def _plain(text: str) -> Any:
     """The value that a study keeps for a typed one: itself if it is plain, else its text."""
+    if EXPONENT.fullmatch(text):  # YAML takes 1e-05 for a word
+        return float(text)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

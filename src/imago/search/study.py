@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from imago.errors import UserError
 from imago.masking import masked, masked_override
 from imago.run.folder import read_status
-from imago.run.trial import Outcome
+from imago.run.search_place import Outcome
 from imago.search.identity import difference, is_alive
 from imago.search.pruners import make_pruner, stops_after_first
 from imago.search.settings import SearchSettings
@@ -132,8 +132,8 @@ class SearchStudy:
         """Note how a trial ended."""
         with quiet_optuna() as optuna:
             trial, states = self._live.pop(number), optuna.trial.TrialState
-            known = {FOLDER: outcome.folder, EPOCHS: outcome.epochs, SECONDS: round(outcome.seconds, 3)}
-            for key, value in {**known, ENDED: outcome.state, MESSAGE: masked(outcome.message)[:500]}.items():
+            facts = {FOLDER: outcome.folder, EPOCHS: outcome.epochs, SECONDS: round(outcome.seconds, 3)}
+            for key, value in {**facts, ENDED: outcome.state, MESSAGE: masked(outcome.message)[:500]}.items():
                 trial.set_user_attr(key, value)
             with suppress(RuntimeError):  # the grid is through: Optuna's sampler asks an optimization to stop
                 if outcome.state == "completed":
@@ -229,7 +229,10 @@ class SearchStudy:
         grid = _grid(self.space.params)
         points = math.prod(map(len, grid.values()))
         self.settings = replace(self.settings, n_trials=min(self.settings.n_trials, points))
-        return made(grid)
+        try:
+            return made(grid)
+        except (TypeError, ValueError) as error:  # Optuna sorts the values
+            raise UserError(f"hydra/sweeper/sampler=grid takes values of one kind for each setting: {error}") from error
 
     def _check_same(self) -> None:
         """Raise UserError if the study was made for other settings or other values."""
@@ -267,13 +270,13 @@ class SearchStudy:
 
 def best_of(records: Sequence[TrialRecord], is_greater_better: bool) -> TrialRecord | None:
     """The record with the best first value; None without any."""
-    known = [record for record in records if record.values and math.isfinite(record.values[0])]
+    done = [record for record in records if record.values and math.isfinite(record.values[0])]
     sign = 1 if is_greater_better else -1
-    return max(known, key=lambda record: (sign * record.values[0], -record.number), default=None)
+    return max(done, key=lambda record: (sign * record.values[0], -record.number), default=None)
 
 
 def _record(trial: Any) -> TrialRecord:
-    states = {"COMPLETE": "completed", "PRUNED": "pruned", "RUNNING": "running", "WAITING": "running"}
+    states = {"COMPLETE": "completed", "PRUNED": "pruned", "RUNNING": "running"}
     state = states.get(trial.state.name, str(trial.user_attrs.get(ENDED, "failed")))
     values = tuple(trial.values) if trial.state.name == "COMPLETE" else ()
     reported = {int(step): float(value) for step, value in trial.intermediate_values.items()}

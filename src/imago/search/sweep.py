@@ -18,7 +18,7 @@ from imago.files import write_text
 from imago.masking import learn_secrets, masked_override
 from imago.resources import usable_cores
 from imago.run import lock
-from imago.run.trial import Outcome
+from imago.run.search_place import Outcome
 from imago.search.board import Board, count_states, format_params, show_front
 from imago.search.receipt import Receipt, to_finish, with_finished
 from imago.search.results import FILE as RESULTS

@@ -14,7 +14,7 @@ from imago.config.invocation import for_hydra
 from imago.definitions import PRUNED
 from imago.errors import DivergenceError, UserError, cause_of, message_of
 from imago.run.folder import read_status
-from imago.run.trial import Outcome, Report, Trial
+from imago.run.search_place import Outcome, Report, Trial
 from imago.search.settings import MEASURED
 
 MOST_OUTPUT = 2000

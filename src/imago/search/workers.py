@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from imago.cli.processes import describe_exit
 from imago.definitions import STOPPING, TERMINATED
-from imago.run.trial import Outcome
+from imago.run.search_place import Outcome
 from imago.search.trials import MOST_OUTPUT, TrialOrder, folder_of, run_trial
 
 PRELOADED = (
@@ -204,6 +204,7 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
 
     if order.threads is not None:
         torch.set_num_threads(order.threads)
+        os.environ["OMP_NUM_THREADS"] = str(order.threads)  # of its further processes
 
     def report(step: int, value: float) -> bool:
         try:
