@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from imago.search.results import experiment_of
 from imago.search.settings import SearchSettings, check_command, gpus_of
 from imago.search.space import read_space
 from imago.search.study import SearchStudy
-from imago.search.sweep import locked
+from imago.search.sweep import check_no_trials, locked
 from imago.search.trials import TrialOrder
 from imago.train import main
 
@@ -265,7 +266,10 @@ def test_a_folder_is_searched_by_one_process(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_search_that_is_killed_continues_with_the_same_command(train, colours, data_dir, tmp_path):
-    words = ["-m", "hparams_search=optuna", LR, "data.batch_size=8", "hydra.sweeper.n_trials=3", *FAST]
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\ntags: [own]\n")
+    words = ["-m", f"--config-dir={tmp_path}/own", "experiment=mine", "hparams_search=optuna", LR, "data.batch_size=8",
+             "hydra.sweeper.n_trials=3", *FAST]  # fmt: skip
     kill = "import os; from imago.search.study import SearchStudy as S; n = S.next_trial\n"
     kill += "S.next_trial = lambda s: (r := n(s), os.kill(os.getpid(), 9) if r and r.number == 2 else None)[0]\n"
     paths = [f"data.data_dir={colours}", *SMALL, f"paths.data_dir={data_dir}", f"paths.log_dir={tmp_path}/logs"]
@@ -282,10 +286,12 @@ def test_a_search_that_is_killed_continues_with_the_same_command(train, colours,
     assert [trial["number"] for trial in results["trials"]] == [0, 1, 2]
     assert results["best_value"] == max(trial["values"][0] for trial in results["trials"])
     assert float(max(row["best"] for row in rows_of(folder))) == pytest.approx(results["best_value"])
+    (command,) = [line for line in run.output.splitlines() if "experiment=train_best" in line]
     again = train(*words)  # it is done: the same command searches anew
     assert again.exit_code == 0, again.output
     assert len(list(folder.parent.iterdir())) == 2
-    best = train(f"--config-dir={folder}/configs", "experiment=train_best", "preflight=false", folder=tmp_path / "best")
+    best = train(*shlex.split(command[command.index("--config-dir") :]), "preflight=false",
+                 folder=tmp_path / "best")  # fmt: skip
     assert best.exit_code == 0, best.output
     assert best.json("status.json")["best_value"] == results["best_value"]
 
@@ -310,6 +316,8 @@ def test_pruned_trials_are_finished_for_the_receipt(train, tmp_path):
     completed = [trial["values"][0] for trial in results["trials"] if trial["state"] == "completed"]
     assert results["best_value"] == min([*completed, value])
     assert results["pruning"]["regret"] == pytest.approx(max(0.0, min(completed) - value))
+    with pytest.raises(UserError, match="a study in memory .* does not know them"):
+        check_no_trials(folder)
     assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "slices.png"}
     page = (folder / "search.html").read_text()
     assert page.count("data:image/png;base64,") == 2

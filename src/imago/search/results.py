@@ -67,7 +67,7 @@ def write_experiment(
         return None
     value = ", ".join(f"{value:.6g}" for value in record.values)
     paths = [word for word in words if override_key(word) == "hydra.searchpath"]
-    command = f"{program} {shlex.join(['--config-dir', str(folder / 'configs'), *paths, f'experiment={name}'])}"
+    command = f"{program} {shlex.join([f'--config-dir={folder}/configs', *paths, f'experiment={name}'])}"
     head = [
         "# @package _global_",
         f"# Trial {record.number + 1} of the search {study}: {value}",

@@ -51,7 +51,7 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
     learn_secrets(OmegaConf.to_container(config, resolve=False))
     with locked(folder):
         if settings.storage is None:
-            _check_no_trials(folder)
+            check_no_trials(folder)
         study = SearchStudy(folder, settings, space)
         words = search_words(config)
         write_text(folder / "multirun.yaml", yaml_of(config))
@@ -76,7 +76,7 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
         return best
 
 
-def _check_no_trials(folder: Path) -> None:
+def check_no_trials(folder: Path) -> None:
     """Raise UserError if a folder has trials, and the study would not know of them."""
     if any(folder.glob("*/status.json")):
         raise UserError(
