@@ -69,8 +69,7 @@ class ImagoSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Called by Hydra with the overrides that were typed."""
-        from imago.search.settings import check_command
-        from imago.search.sweep import search
+        from imago.search import check_command, search
 
         assert self.config is not None
         check_command(getattr(self.task, "command", None))

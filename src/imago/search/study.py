@@ -187,8 +187,7 @@ class SearchStudy:
         """A trial that was begun before, which keeps its place in a grid."""
         trial = self._optuna.trial.Trial(self._study, frozen._trial_id)  # Optuna has no public way
         if GRID_ID in frozen.system_attrs:
-            place = frozen.system_attrs[GRID_ID]
-            self._study._storage.set_trial_system_attr(frozen._trial_id, GRID_ID, place)
+            trial.set_system_attr(GRID_ID, frozen.system_attrs[GRID_ID])
         return trial
 
     def _progress(self, number: int) -> int:
