@@ -185,7 +185,10 @@ def _links(options: argparse.Namespace, images: "FolderImages", groups: list[str
     notes = [f"{counted(len({*groups}), 'group')}, each in one part"] if groups else []
     equal = []
     if options.duplicates == "exact":
-        equal = linked(images.digests())
+        values, known = images.digests()
+        equal = linked(
+            value if is_known else None for value, is_known in zip(values.tolist(), known.tolist(), strict=True)
+        )
     elif options.duplicates == "near":
         from imago.inspection.scan import duplicate_pairs
         from imago.resources import workers

@@ -3,7 +3,7 @@
 scikit-learn's StratifiedGroupKFold has neither a held-out part nor images that have a place already.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +25,9 @@ def units_of(count: int, links: Iterable[Sequence[int]]) -> Numbers:
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def linked(values: Iterable[object]) -> list[list[int]]:
+def linked(values: Iterable[Hashable | None]) -> list[list[int]]:
     """List the positions of equal values, except None, where there are several."""
-    positions: dict[object, list[int]] = {}
+    positions: dict[Hashable, list[int]] = {}
     for index, value in enumerate(values):
         if value is not None:
             positions.setdefault(value, []).append(index)
