@@ -67,19 +67,29 @@ def cross_validate(plan: FoldPlan) -> bool:
         raise UserError(f"Another ml-cv is at work in {plan.folder}. Wait until it has ended.")
     try:
         plan.claim()
+        _train_and_report(plan)
+        return all(run.is_finished for run in _runs(plan))
+    finally:
+        lock.release(plan.folder)
+        if is_new and not _has_begun(plan):  # the words cannot work
+            shutil.rmtree(plan.folder, ignore_errors=True)
+
+
+def _train_and_report(plan: FoldPlan) -> None:
+    """Train the folds that are not finished, and report all, also after a signal."""
+    try:
         if missing := [run.fold for run in _runs(plan) if not run.is_finished]:
             say(f"Cross-validation in {plan.folder}: fold {shortened(missing, plan.folds)} of {plan.folds}")
             _train(plan, missing)
-        return all(run.is_finished for run in _runs(plan))
     finally:
-        has_begun = any(run.state != "missing" for run in _runs(plan))
-        if has_begun:
+        if _has_begun(plan):
             from imago.evaluation.cv_report import report
 
             report(plan.folder, _runs(plan), plan.typed)
-        lock.release(plan.folder)
-        if is_new and not has_begun:  # the words cannot work
-            shutil.rmtree(plan.folder, ignore_errors=True)
+
+
+def _has_begun(plan: FoldPlan) -> bool:
+    return any(run.state != "missing" for run in _runs(plan))
 
 
 def _train(plan: FoldPlan, folds: Sequence[int]) -> None:

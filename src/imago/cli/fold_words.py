@@ -18,6 +18,8 @@ from imago.config.root import Root
 from imago.errors import UserError
 from imago.files import read_json, write_json
 from imago.masking import masked_override
+from imago.run import lock
+from imago.terminal import shortened
 
 FOLDS = 5
 FILE = "cv_plan.json"
@@ -70,9 +72,11 @@ class FoldPlan:
         words = [word for word in typed if override_key(word) not in OF_ML_CV]
         cfg = composed("train", words)
         of_file = None if cfg is None else _folds_of_file(cfg)
-        asked = _number_of_folds(typed)
+        asked = _number_of_folds(typed) or (OmegaConf.select(cfg, "data.folds") if cfg is not None else None)
         if of_file is not None and asked not in (None, of_file):
             raise UserError(f"folds={asked}: the split file has {of_file}. Remove folds=.")
+        if cfg is not None and of_file is None and cfg.seed is None and OmegaConf.select(cfg, "data.seed") is None:
+            raise UserError("seed=null would draw other folds in each run. Type a seed, such as seed=42.")
         folds = of_file or asked or FOLDS
         words += [] if of_file is not None else [f"data.folds={folds}"]
         if cfg is not None and "val" not in (cfg.report.splits or []):
@@ -95,7 +99,7 @@ class FoldPlan:
         """Record the plan in its folder.
 
         Raises:
-            UserError: The folder has another one.
+            UserError: The folder has another one, or something else.
         """
         plan: dict[str, Any] = {"folds": self.folds, "words": [masked_override(word) for word in self.words]}
         file = self.folder / FILE
@@ -107,6 +111,10 @@ class FoldPlan:
                     "these, or another hydra.sweep.dir="
                 )
             return
+        if there := sorted(entry.name for entry in self.folder.iterdir() if entry.name != lock.FILE):
+            raise UserError(
+                f"{self.folder} has files, and no cross-validation: {shortened(there)}. Type another hydra.sweep.dir="
+            )
         write_json(file, plan)
 
 

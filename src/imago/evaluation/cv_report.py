@@ -11,7 +11,7 @@ from rich.table import Table
 from imago.cli.run_columns import metric_text
 from imago.cli.sweep import describe_spent
 from imago.config.invocation import for_hydra
-from imago.evaluation.pool import BEST, METRICS, FoldRun, Pool, as_json, read_scores, spread
+from imago.evaluation.pool import BEST, FILES, METRICS, FoldRun, Pool, as_json, read_scores, spread
 from imago.files import write_json, write_text
 from imago.report.folds_page import write_folds_page
 from imago.terminal import console, say, shortened
@@ -20,7 +20,9 @@ CHOSEN = (
     "Each fold has chosen its epoch by {} on the images that it predicts: these scores are a little too good. Those of "
     "a test split are not"
 )
-TITLES = {"acc": "accuracy", "f1": "F1 (macro)", "loss": "loss"}
+STARTED = "If the weights of model.init_from={} have seen these images, all scores are too good"
+ENSEMBLE = "ensemble.txt"
+TITLES = {"acc": "accuracy", "f1": "F1 (macro)", "cross_entropy": "cross-entropy"}
 
 
 def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
@@ -34,6 +36,9 @@ def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
     unfinished = [run.fold for run in runs if not run.is_finished]
     pool = None if unfinished else Pool.of(runs)
     content = as_json(runs, pool, _facts(runs, typed))
+    if pool is None:  # those of an earlier state are of other runs
+        for name in (*FILES, ENSEMBLE):
+            (folder / name).unlink(missing_ok=True)
     files = [] if pool is None else pool.write(folder)
     write_json(folder / "cv.json", content)
     files += [folder / "cv.json", write_folds_page(folder, content, files[-1] if files else None)]
@@ -58,10 +63,13 @@ def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
 
 def _facts(runs: Sequence[FoldRun], typed: Sequence[str]) -> dict[str, Any]:
     monitor, is_complete = runs[0].overview.monitor, all(run.is_finished for run in runs)
+    chosen = CHOSEN.format(monitor) if is_complete and monitor.startswith("val/") else None
+    start = runs[0].overview.setting("model.init_from")
+    seen = None if start is None else STARTED.format(start)
     return {
         "command": list(typed),
         "number_of_folds": len(runs),
-        "note": CHOSEN.format(monitor) if is_complete and monitor.startswith("val/") else None,
+        "note": ". ".join(filter(None, [chosen, seen])) or None,
         "privacy": describe_spent([run.overview for run in runs]) or None,
         "ensemble": [f"{run.folder.name}/{BEST}" for run in runs] if is_complete else None,
     }
@@ -76,7 +84,7 @@ def _table(runs: Sequence[FoldRun], pool: Pool | None) -> Table:
         table.add_column(column, justify="left" if column in ("fold", "state") else "right", no_wrap=True)
     for run in runs:
         val, test = run.scores.get("val", {}), run.scores.get("test", {})
-        numbers = [val.get("acc"), val.get("f1"), val.get("loss"), *[test.get("acc")] * has_test]
+        numbers = [val.get("acc"), val.get("f1"), val.get("cross_entropy"), *[test.get("acc")] * has_test]
         table.add_row(str(run.fold), run.state, str(val.get("n", "")), *map(metric_text, numbers))
     table.add_section()
     means = spread(runs)
@@ -84,7 +92,7 @@ def _table(runs: Sequence[FoldRun], pool: Pool | None) -> Table:
         own = [means["val"][name][key] for name in METRICS] + [means.get("test", {}).get("acc", {}).get(key)] * has_test
         table.add_row(key, "", "", *map(metric_text, own))
     if pool is not None:
-        pooled = [metric_text(pool.metrics[name]) for name in ("acc", "f1", "cross_entropy")]
+        pooled = [metric_text(pool.metrics[name]) for name in METRICS]
         table.add_row("pooled", "", str(pool.metrics["n"]), *pooled, *[""] * has_test)
     return table
 
@@ -94,7 +102,7 @@ def _write_ensemble(folder: Path, runs: Sequence[FoldRun]) -> None:
     if not all((run.folder / BEST).is_file() for run in runs):
         return
     word = f"ckpt_path=[{','.join(for_hydra(str(run.folder / BEST)) for run in runs)}]"
-    file = folder / "ensemble.txt"
+    file = folder / ENSEMBLE
     write_text(file, f"{word}\n")
     typed = f'"$(cat {shlex.quote(str(file))})"'
     say(f"Next:\n  ml-inference {typed} source=PHOTOS")

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imago.errors import UserError
-from imago.files import UnreadableError, atomic_write, read_json
+from imago.files import NUMBER, UnreadableError, atomic_write, read_json
 from imago.report.plots import confusion_matrix_figure, save
 from imago.report.split import wilson
 from imago.run.overview import LARGEST, SCORE, Overview, first_line
 from imago.terminal import shortened
 
 PREDICTIONS, BEST = "reports/predictions_val.csv", "checkpoints/best.ckpt"
-METRICS = ("acc", "f1", "loss")
+METRICS = ("acc", "f1", "cross_entropy")
+FILES = ("predictions_oof.csv", "confusion_matrix_oof.csv", "confusion_matrix_oof.png")
 DATA = {"class_names!": [str], "counts!": {"*": {"*": int}}}
 
 
@@ -53,11 +54,11 @@ class FoldRun:
 
     @cached_property
     def scores(self) -> dict[str, dict[str, Any]]:
-        """`val`, and `test` if there is a test split -> `n`, `acc`, `f1` and `loss`."""
+        """`val`, and `test` if there is a test split -> `n`, `acc`, `f1`, `loss` and `cross_entropy`."""
         scores = {}
         for split in ("val", "test") if self.is_finished else ():
             file = self.folder / "reports" / f"metrics_{split}.json"
-            score = read_json(file, SCORE, LARGEST) if file.is_file() else {}
+            score = read_json(file, SCORE | {"cross_entropy": NUMBER}, LARGEST) if file.is_file() else {}
             if score.get("split") == split:
                 scores[split] = score
         return scores
@@ -134,7 +135,7 @@ class Pool:
 
     def write(self, folder: Path) -> list[Path]:
         """Write `predictions_oof.csv` and the confusion matrix, as a table and as a figure. Returns the paths."""
-        files = [folder / "predictions_oof.csv", folder / "confusion_matrix_oof.csv"]
+        files = [folder / name for name in FILES]
         confusion = self.confusion
         matrix: list[list[Any]] = [
             ["label", *self.class_names],
@@ -143,7 +144,7 @@ class Pool:
         _write_csv(files[0], [[*self.rows[0]], *([*row.values()] for row in self.rows)])
         _write_csv(files[1], matrix)
         figure = confusion_matrix_figure(confusion, self.class_names, f"Out of fold: {len(self.rows)} images")
-        return [*files, *save(figure, folder / "confusion_matrix_oof.png")]
+        return [*files[:2], *save(figure, files[2])]
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:

@@ -1,6 +1,7 @@
 """The page of a cross-validation, `cv.html`, made from the content of its `cv.json`."""
 
 import base64
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from imago.files import write_text
 from imago.report.content import NONE
 
-METRICS = ("acc", "f1", "loss")
+METRICS = ("acc", "f1", "cross_entropy")
 
 
 def write_folds_page(folder: Path, content: Mapping[str, Any], figure: Path | None) -> Path:
@@ -22,6 +23,7 @@ def write_folds_page(folder: Path, content: Mapping[str, Any], figure: Path | No
     page = environment.get_template("folds.html.j2").render(
         name=folder.name,
         content=content,
+        command=shlex.join(content["command"]),
         metrics=METRICS,
         has_test=any("test" in fold for fold in content["folds"]),
         figure=base64.b64encode(figure.read_bytes()).decode() if figure is not None else None,

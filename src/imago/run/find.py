@@ -10,7 +10,7 @@ from imago.run.folder import read_status
 from imago.terminal import shortened
 
 LATEST = "latest"
-PLACES = ("*/runs/*", "*/multiruns/*/*", "slurm/*", "slurm/*/*")
+PLACES = ("*/runs/*", "*/multiruns/*/*", "cv/*/*", "slurm/*", "slurm/*/*")
 """Where runs are below `paths.log_dir`: the jobs of `scripts/train.slurm` are in `slurm/`."""
 
 
