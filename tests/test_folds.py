@@ -24,9 +24,11 @@ from imago.data.folds import divide
 from imago.data.hugging_face import HuggingFaceDataModule
 from imago.data.image_folder import ImageFolderDataModule
 from imago.data.images import ImageSets, class_counts
+from imago.data.split_files import read_split_file
 from imago.data.torchvision_set import TorchVisionDataModule
 from imago.data.transforms import ImageTransform
 from imago.definitions import rounded_up
+from imago.run.find import find_run
 
 WORDS = (*SMALL, "report.splits=[val,test]", "trainer.max_epochs=1")
 
@@ -90,6 +92,26 @@ def test_folds_that_cannot_be_are_refused(options, message):
         divide(sets_of([9, 9]), 0.1, 0, **options)
     with pytest.raises(ValueError, match="Each class needs images in two folds or more, and class1 has them in one"):
         divide(sets_of([9, 1]), 0.1, 0, fold=0, folds=5)
+
+
+def test_no_draw_divides_the_groups_of_a_file(tmp_path):
+    draw_classes(tmp_path / "photos", {"blue": 12, "red": 12})
+    words = ("--group-regex", r"/0*\d", "--output", tmp_path / "splits.csv")
+    type_split(str(tmp_path / "photos"), "--test", "0", *map(str, words))
+    sets = read_split_file(tmp_path / "splits.csv", None, 0.1, 0)
+    assert list(sets.splits) == ["train", "val"]
+    for options, said in (
+        (
+            {"fold": 0, "folds": 5},
+            r"data.folds=5 draws single images, and would .* Write .*: ml-split PHOTOS --folds 5 ",
+        ),
+        (
+            {"test_ratio": 0.2},
+            r"data.test_ratio=0.2 draws single images, and .* ml-split PHOTOS --test 0.2 --group-reg",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_split_file(tmp_path / "splits.csv", None, 0.1, 0, **options)
 
 
 def test_all_kinds_of_data_have_folds(colours, tmp_path):
@@ -199,6 +221,7 @@ def pooled_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_image_is_predicted_once_by_a_network_that_has_not_seen_it(validated):
+    assert find_run("latest", validated.parent.parent).parent == validated
     pooled = pooled_rows(validated)
     runs = [Run(validated / f"fold_{fold}", 0, "") for fold in range(3)]
     tests = [{row["path"] for row in rows(run, "test")} for run in runs]
@@ -276,9 +299,12 @@ sys.exit(0)
     for fold in range(3):
         weights = (Run(folder / f"fold_{fold}", 0, "").weights() for folder in (tmp_path / "killed", validated))
         assert same(*weights)
+    before = [(tmp_path / "killed" / name).read_bytes() for name in ("cv.json", "cv.html", "ensemble.txt")]
     code, said = type_cv(*there, "seed=7")
     assert code == 1
     assert "has a cross-validation with other words" in said
+    assert "Cross-validation: " not in said
+    assert [(tmp_path / "killed" / name).read_bytes() for name in ("cv.json", "cv.html", "ensemble.txt")] == before
 
 
 def test_folds_of_a_file_are_trained_with_privacy_and_what_they_spend_adds_up(tmp_path, monkeypatch, command):
@@ -334,11 +360,13 @@ def type_split(*words: str) -> None:
         (["folds=1"], "folds must be one whole number, 2 or more; got 1"),
         (["resume=latest"], "to continue a cross-validation, type the words with which it was started"),
         (["ckpt_path=x.ckpt"], "its weights may have seen the images of a fold"),
+        (["seed=null"], "seed=null would draw other folds in each run"),
+        (["hydra.sweep.dir=CONFIGS"], "configs has files, and no cross-validation: data"),
         (["report.splits=[test]"], "lacks val, whose predictions ml-cv pools"),
         (["hydra.run.dir=x"], "Type hydra.sweep.dir="),
         (["--config-dir", "CONFIGS", "data=own"], "own.Data has no folds"),
         (["data.image_sise=8"], "data.image_sise"),
-        (["trainer.max_epochs=many"], "max_epochs"),
+        (["trainer.max_epochs=many"], "trainer.max_epochs must be a whole number or null, got many"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_before_a_fold_is_trained(extra, message, tmp_path):

@@ -46,6 +46,10 @@ def divide(
                 f"The split file of {sets.root} has folds and no val split: type data.fold=0 to "
                 f"{number_of_folds(sets) - 1}, or ml-cv, which trains a run for each."
             )
+        if test_ratio:
+            _check_groups(sets, f"data.test_ratio={test_ratio}", f"--test {test_ratio}")
+        if "val" not in sets.splits:
+            _check_groups(sets, f"data.val_ratio={val_ratio}", f"--val {val_ratio}")
         sets.draw_splits(val_ratio, seed, test_ratio, recorded)
         return
     if sets.folds:
@@ -55,11 +59,21 @@ def divide(
         raise UserError(f"data.fold={fold} of how many? Add data.folds=5, or data.split_file= with a column fold.")
     if fold >= folds:
         raise UserError(f"data.fold={fold}: folds count from 0, so that the last of data.folds={folds} is {folds - 1}.")
+    _check_groups(sets, f"data.folds={folds}", f"--folds {folds}{f' --test {test_ratio}' if test_ratio else ''}")
     pool_train_and_val(sets)
     if test_ratio:
         sets.draw_test(test_ratio, seed, recorded.get("drawn_test"))
     sets.drawn_val = _draw_fold(sets, fold, folds, seed, recorded.get("drawn_val"))
     _list_test_last(sets)
+
+
+def _check_groups(sets: ImageSets, setting: str, option: str) -> None:
+    """Raise UserError if a draw by image would put images of one group in several splits."""
+    if sets.has_groups:
+        raise UserError(
+            f"{setting} draws single images, and would divide the groups of the split file of {sets.root} (its column "
+            f"group). Write the splits to a file: ml-split PHOTOS {option} --group-regex REGEX --output FILE"
+        )
 
 
 def number_of_folds(sets: ImageSets) -> int:

@@ -186,6 +186,8 @@ class ImageSets:
     """Path -> class, as `data.relabel` has them."""
     folds: dict[str, int] = field(default_factory=dict)
     """Path -> fold, counted from 0, if a split file has folds."""
+    has_groups: bool = False
+    """Whether a split file has groups, which no draw by image may divide."""
 
     def __post_init__(self) -> None:
         check_names(self)

@@ -74,6 +74,7 @@ def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
     sets.folds = _folds_of(file, rows)
+    sets.has_groups = any(row.group for row in rows)
     return sets
 
 
