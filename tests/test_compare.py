@@ -233,7 +233,7 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
         "told from B"
     )
     assert "cannot be told apart" in shown
-    assert "p of equivalence (TOST)" in typed(*runs, "--margin", "0.1")
+    assert "p of equivalence (TOST, of this pair)" in typed(*runs, "--margin", "0.1")
     assert "--seed is that of the bootstrap" in typed(*runs, "--seed", "1")
     assert typed(*(sweep / f"lr_{lr}_seed_{seed}" for lr in (0.1, 0.01) for seed in (1, 2, 3))).startswith(
         "B is right on 17.5%"
@@ -243,6 +243,9 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["{}", "--where", "seed==1", "--columns", "seed"], "3 runs below"),
+        (["{}", "--seed", "0"], "--seed compares two runs: ml-compare A B"),
+        (["{}", "{}/none.ckpt"], "{}/none.ckpt is no run folder"),
         (["{}", "--margin", "0.02"], "--margin compares two runs: ml-compare A B"),
         (["{}", "{}", "--sort", "lr"], "--sort is for the table of one folder: ml-compare FOLDER"),
         (["{}", "--output", "runs.xlsx"], "the name must end in one of .csv, .json, .md, .html"),
@@ -253,7 +256,37 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said(typed, sweep, words, said):
-    assert said in typed(*(word.format(sweep) for word in words))
+    assert said.format(sweep) in typed(*(word.format(sweep) for word in words))
+
+
+def test_a_checkpoint_outside_of_a_run_and_folders_of_scores(typed, sweep, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "best.ckpt").write_bytes(b"")
+    assert "best.ckpt is in no run folder" in typed(sweep, tmp_path / "a" / "b" / "best.ckpt")
+    for lr in (1, 2):
+        for seed in (1, 2):
+            draw_run(tmp_path / f"eval_{lr}_{seed}", range(seed), seed=seed, task_name="eval", model__optimizer__lr=lr)
+    assert "on average over 2 seeds" in typed(tmp_path / "eval_1_*", tmp_path / "eval_2_*")
+
+
+def test_too_few_seeds_for_several_trainings_are_named(typed, tmp_path):
+    for lr in (1, 2, 3):
+        for seed in range(6):
+            draw_run(tmp_path / f"lr_{lr}_{seed}", range(10 * lr - 9), seed=seed, model__optimizer__lr=lr)
+    shown = typed(*(tmp_path / f"lr_{lr}_*" for lr in (1, 2, 3)))
+    assert (
+        "6 seeds cannot decide between 3 pairs of trainings at 5%: the least p after Holm's correction is 0.094"
+        in shown
+    )
+    assert "7 seeds could" in shown
+
+
+def test_folds_have_images_of_their_own(typed, tmp_path):
+    for fold in range(3):
+        draw_run(tmp_path / str(fold), range(fold), split="val", data__fold=fold, stamp=str(fold))
+    shown = typed(tmp_path, "--sort", "val/acc")
+    assert "3 runs below" in shown
+    assert "different sets of images" not in shown
 
 
 def test_settings_are_read_as_yaml_reads_them(tmp_path):

@@ -134,6 +134,26 @@ def test_trainings_that_differ_by_the_margin_are_rarely_called_equivalent(pairs,
     assert np.mean([result.is_equivalent for result in results]) <= MOST
 
 
+@pytest.mark.parametrize("folds", [2, 3])
+@pytest.mark.parametrize("discordant", [1, 3, 8])
+def test_equal_trainings_with_few_discordant_images_are_rarely_called_different(folds, discordant):
+    """Counts are often equal in all folds, which says nothing of their variance."""
+    n = 60
+    wrong = rng.binomial(n // folds, [discordant / n] * 2, (PAIRS, folds, 2))
+    rates = 1 - wrong / (n // folds)
+    names = [str(fold) for fold in range(folds)]
+    results = [
+        compare_repeated(names, list(a), list(b), 1 / (folds - 1), step=folds / n)
+        for a, b in zip(rates[..., 0], rates[..., 1], strict=True)
+    ]
+    assert np.mean([result.is_claimed for result in results]) <= MOST
+    assert all(result.low < result.high for result in results)
+
+
+def test_no_difference_of_two_seeds_is_not_taken_for_equivalence():
+    assert not compare_repeated(["1", "2"], [0.9, 0.9], [0.9, 0.9], margin=0.02, step=1 / 40).is_equivalent
+
+
 def test_the_probability_of_a_win_covers():
     for chance in (0.2, 0.5, 0.8):
         wins = rng.binomial(10, chance, PAIRS)
@@ -224,6 +244,8 @@ def test_the_sentence_of_seeds_and_folds():
         "B is right on 2.0% more of the images, on average over 3 seeds (95%: -0.48% to +4.5%, if the differences are "
         "normally distributed); 3 seeds cannot decide at 5%: the least p is 0.25; 6 seeds would do"
     )
+    assert said([0.1, -0.1]).startswith("A and B are right equally often")
+    assert said([0.1, -0.099999]).endswith("the least p is 0.5; even 10,000 seeds would not do")
     assert said([-0.01, -0.02, -0.03, -0.02, -0.01, -0.015]) == (
         "A is right on 1.8% more of the images, on average over 6 seeds (95%: +1.0% to +3.0%); that is more than "
         "chance (p = 0.031)"

@@ -59,7 +59,9 @@ def compare(options: argparse.Namespace) -> None:
             raise UserError(f"--output {file}: the name must end in one of {', '.join(SUFFIXES)}.")
     is_table = len(options.runs) < 2
     unused = OF_TESTS if is_table else OF_TABLE
-    if given := [f"--{name}" for name in unused if getattr(options, name) not in (None, False)]:
+    if given := [
+        f"--{name}" for name in unused if (value := getattr(options, name)) is not None and value is not False
+    ]:
         what = "compares two runs: ml-compare A B" if is_table else "is for the table of one folder: ml-compare FOLDER"
         raise UserError(f"{given[0]} {what}.")
     if is_table:

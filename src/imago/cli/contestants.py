@@ -102,11 +102,20 @@ def _runs(word: str, log_dir: Path) -> list[Overview]:
     )
     runs = [run for place in places for run in _runs_at(place)]
     if len(runs) > 1:
-        runs = [run for run in runs if run.state == "completed" and run.task == "train"]
+        runs = _completed(word, runs)
     if not runs:
         meant = did_you_mean(word, LATEST) if not path.exists() else ""
         raise UserError(f"{word} is no run folder, and no folder or pattern of any. Type ml-compare A B.{meant}")
     return runs
+
+
+def _completed(word: str, runs: Sequence[Overview]) -> list[Overview]:
+    """Completed trainings; where there are none, completed scores of ml-eval."""
+    completed = [run for run in runs if run.state == "completed"]
+    for task in ("train", "eval"):
+        if chosen := [run for run in completed if run.task == task]:
+            return chosen
+    raise UserError(f"{word} has {counted(len(runs), 'run')}, and none is a training or a score that is completed.")
 
 
 def _runs_at(path: Path) -> list[Overview]:
@@ -117,7 +126,9 @@ def _runs_at(path: Path) -> list[Overview]:
                 f"{path}: the predictions of a run are those of its best.ckpt. Score this one, and compare the folder "
                 f"of the score: ml-eval ckpt_path={path}"
             )
-        return _runs_at(folder)
+        if not (folder / "status.json").is_file():
+            raise UserError(f"{path} is in no run folder (RUN/checkpoints/best.ckpt). Type the folder of a run.")
+        return [Overview.read(folder)]
     if (path / "status.json").is_file():
         return [Overview.read(path)]
     return find_runs(path)

@@ -29,13 +29,16 @@ def as_options(words: Sequence[str], options: Mapping[str, str], fractions: Sequ
     """Words as the command takes them: `data.test_ratio=20%` becomes `--test 0.2`; other words stay.
 
     `options` maps a name that somebody may type, without dashes and `data.`, to the option; empty for the folder, which
-    has none. `fractions` are the options whose value may be a percentage.
+    has none. `fractions` are the options whose value may be a percentage. The value of an option stays, and so does a
+    comparison: `--where seed==1`.
     """
     corrected: list[str] = []
+    taking = {option for option in options.values() if option}
     for word in words:
         name, equals, value = word.partition("=")
         option = options.get(name.lstrip("-").removeprefix("data.").replace("-", "_"))
-        if option is None or not (equals or word.startswith("--")):
+        is_value = not word.startswith("--") and corrected and corrected[-1] in taking
+        if option is None or is_value or value.startswith("=") or not (equals or word.startswith("--")):
             corrected.append(_fraction(word) if corrected and corrected[-1] in fractions else word)
             continue
         value = _fraction(value) if option in fractions else value

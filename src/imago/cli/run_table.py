@@ -18,6 +18,7 @@ from rich.text import Text
 
 from imago.cli.run_columns import ERRORS, SHORTEST_ERROR, Column, metric_text
 from imago.config.invocation import for_hydra
+from imago.run.differences import kinds_of_images
 from imago.run.overview import Overview
 from imago.terminal import console, counted
 
@@ -48,7 +49,7 @@ class Group:
 
     @property
     def completed(self) -> list[Overview]:
-        """Those of which mean and deviation are."""
+        """The runs that mean and deviation are computed from."""
         return [run for run in self.runs if run.state == "completed"]
 
     def values(self, column: Column) -> list[float]:
@@ -94,7 +95,8 @@ def grouped(runs: Sequence[Overview], settings: Sequence[str]) -> list[Group]:
 
 def describe_drawn(groups: Sequence[Group]) -> str:
     """Sentence that says which splits the seeds of `groups` drew anew, and what keeps them; empty without any."""
-    drawing = [run for group in groups if len(group.runs) > 1 for run in group.runs if run.setting("data.seed") == SEED]
+    several = [group.runs for group in groups if len({str(run.setting("seed")) for run in group.runs}) > 1]
+    drawing = [run for runs in several for run in runs if run.setting("data.seed") == SEED]
     splits = [split for split in ("val", "test") if any(split in run.data.get("drawn", ()) for run in drawing)]
     if not splits:
         return ""
@@ -109,10 +111,7 @@ def describe_images(runs: Sequence[Overview], columns: Sequence[Column], monitor
     """Sentence that says in which `columns` the scores of `runs` are of different images, and what to type to compare
     them; empty if they are of the same ones, or, unless for `any_reason`, if no setting below is the reason."""
     shown = {column.title: monitor if column.name == "best" else column.name for column in columns}
-    kinds = {
-        title: len({images for run in runs if (images := run.scored_images(metric)) is not None})
-        for title, metric in shown.items()
-    }
+    kinds = {title: kinds_of_images(runs, metric) for title, metric in shown.items()}
     titles = [title.removeprefix("best ") for title in kinds if kinds[title] > 1]
     changed = [key for key in IMAGES if len({str(run.setting(key)) for run in runs}) > 1]
     others = [key for key in DRAWS if len({str(run.setting(key)) for run in runs}) > 1]

@@ -10,7 +10,7 @@ from typing import Any
 from imago.cli.contestants import Contestant, has_folds, overlap_of, paired_runs
 from imago.comparison.paired import LEVEL, RESAMPLES, Counts
 from imago.comparison.results import PairResult, RepeatedResult, compare_pair, compare_repeated
-from imago.comparison.sentences import describe, describe_several, p_text
+from imago.comparison.sentences import describe, describe_several, describe_undecided, p_text
 from imago.comparison.several import holm
 from imago.errors import UserError
 from imago.files import strict
@@ -56,9 +56,12 @@ class Versus:
         Raises:
             UserError: They were scored on different images, or with different labels.
         """
-        return {
+        results = {
             (i, j): self._compared(self.sides[i], self.sides[j]) for i, j in combinations(range(len(self.sides)), 2)
         }
+        if len(results) > 1 and (note := describe_undecided(list(results.values()))):
+            self.notes.append(note)
+        return results
 
     @cached_property
     def adjusted(self) -> dict[tuple[int, int], float]:
@@ -75,7 +78,7 @@ class Versus:
         return [sum(self._accuracy(run) for run in side.runs) / len(side.runs) for side in self.sides]
 
     def sentence(self) -> str:
-        """The sentence that everything begins with."""
+        """Sentence about all trainings, with which every output begins."""
         names = [side.name for side in self.sides]
         if len(self.sides) > 2:
             return describe_several(names, self.accuracies, self.adjusted)
@@ -162,7 +165,7 @@ class Versus:
         names, n = [name for name, _, _ in pairs], [each.n for each in counts]
         a_rates = [each.right_a / images for each, images in zip(counts, n, strict=True)]
         b_rates = [each.right_b / images for each, images in zip(counts, n, strict=True)]
-        return compare_repeated(names, a_rates, b_rates, overlap, self.margin)
+        return compare_repeated(names, a_rates, b_rates, overlap, self.margin, 1 / min(n))
 
 
 def check_options(split: str | None, margin: float | None) -> None:
@@ -239,7 +242,7 @@ def table_of_pairs(versus: Versus) -> dict[str, Any]:
         said = "differ" if versus.adjusted[i, j] <= LEVEL else "cannot be told apart"
         equivalent = [] if result.equivalence is None else [f"{result.equivalence:.2g}"]
         rows.append([names, *numbers, said, *equivalent])
-    heads = ["pair", "difference", "95% (of this pair)", "p", "p (Holm)", "", "p of equivalence (TOST)"]
+    heads = ["pair", "difference", "95% (of this pair)", "p", "p (Holm)", "", "p of equivalence (TOST, of this pair)"]
     heads = heads if versus.margin is not None else heads[:-1]
     aligned = [False, True, True, True, True, False, True][: len(heads)]
     return {"title": "Each two", "heads": heads, "numbers": aligned, "rows": rows}

@@ -198,10 +198,10 @@ def images_needed(counts: Counts, power: float = POWER) -> int | None:
     root = float(ndtri(1 - LEVEL / 2)) * math.sqrt(psi) + float(ndtri(power)) * math.sqrt(max(psi - d * d, 0))
     enough = max(1, math.ceil(root**2 / d**2))
     least = 0
-    while mcnemar_power(enough, psi, d) < power:
+    while enough <= MOST_IMAGES and mcnemar_power(enough, psi, d) < power:
         least, enough = enough, math.ceil(1.25 * enough) + 1
-        if enough > MOST_IMAGES:
-            return None
+    if enough > MOST_IMAGES:
+        return None
     while enough - least > 1:
         middle = (least + enough) // 2
         if mcnemar_power(middle, psi, d) >= power:

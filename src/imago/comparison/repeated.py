@@ -76,17 +76,19 @@ def sign_flip_interval(differences: ArrayLike) -> Floats | None:
     return np.stack([means[..., left_out - 1], means[..., -left_out]])
 
 
-def t_test(differences: ArrayLike, overlap: float = 0.0) -> tuple[Any, Any, Any]:
+def t_test(differences: ArrayLike, overlap: float = 0.0, step: float = 0.0) -> tuple[Any, Any, Any]:
     """P-value and 95% interval of the mean of k normally distributed differences: `(p, low, high)`.
 
     With an `overlap` of 0 it is Student's paired t test, for independent differences. For folds it is the number of
     test images over that of train images, and the test is the corrected resampled t test: the folds train on the same
     images, so that their differences vary together (Nadeau and Bengio 2003, Machine Learning 52, 239-281, equation 9).
-    It needs 2 differences. If all are equal, the interval has the length 0, and p is 0, or 1 if they are 0.
+    It needs 2 differences. Accuracies are multiples of a `step`, 1/n: equal differences need not be free of variance,
+    so that it counts as at least step^2 / 12, that of rounding (Sheppard 1898). Without a step the interval of equal
+    differences has the length 0, and p is 0, or 1 if they are 0.
     """
     values = np.asarray(differences, dtype=float)
     pairs, mean = values.shape[-1], values.mean(axis=-1)
-    error = np.sqrt(values.var(axis=-1, ddof=1) * (1 / pairs + overlap))
+    error = np.sqrt(np.maximum(values.var(axis=-1, ddof=1), step**2 / 12) * (1 / pairs + overlap))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = np.where(mean == 0, 1.0, 2 * stdtr(pairs - 1, -np.abs(mean / error)))
     half = stdtrit(pairs - 1, 1 - LEVEL / 2) * error

@@ -1,5 +1,6 @@
-"""All that is known of the difference of two trainings, in numbers."""
+"""Tests and intervals of the difference of two trainings, in numbers."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,8 @@ from imago.comparison.repeated import (
 
 BOOTSTRAP_DISCORDANT = 20
 """Fewest discordant images with which the bootstrap's interval is shown: with fewer it is too short."""
+DIGITS = 12
+"""Decimals of a difference of accuracies."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,12 @@ class RepeatedResult:
     @property
     def differences(self) -> list[float]:
         """B minus A in each pair."""
-        return [b - a for a, b in zip(self.a, self.b, strict=True)]
+        return _differences(self.a, self.b)
 
     @property
     def mean(self) -> float:
         """Mean difference."""
-        return statistics.fmean(self.differences)
+        return round(statistics.fmean(self.differences), DIGITS)
 
     @property
     def is_claimed(self) -> bool:
@@ -159,12 +162,23 @@ class RepeatedResult:
         return asdict(self) | {"differences": self.differences, "mean": self.mean, "least_p": self.least_p}
 
 
+def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """B minus A in each pair, without the noise of binary fractions: 0.9 - 0.8 is less than 0.8 - 0.7."""
+    return [round(y - x, DIGITS) for x, y in zip(a, b, strict=True)]
+
+
 def compare_repeated(
-    pairs: Sequence[str], a: Sequence[float], b: Sequence[float], overlap: float = 0.0, margin: float | None = None
+    pairs: Sequence[str],
+    a: Sequence[float],
+    b: Sequence[float],
+    overlap: float = 0.0,
+    margin: float | None = None,
+    step: float = 0.0,
 ) -> RepeatedResult:
-    """Compute all tests of two trainings with two or more pairs of runs."""
-    differences = [y - x for x, y in zip(a, b, strict=True)]
-    p, low, high = (float(value) for value in t_test(differences, overlap))
+    """Compute all tests of two trainings with two or more pairs of runs. `step` is that of their accuracies, 1 over
+    the number of images."""
+    differences = _differences(a, b)
+    p, low, high = (float(value) for value in t_test(differences, overlap, step))
     is_normal = True
     if not overlap:
         exact = sign_flip_interval(differences)
@@ -173,6 +187,7 @@ def compare_repeated(
             low, high = (float(end) for end in exact)
         elif len(differences) >= LEAST_PAIRS and p > LEVEL:  # very many pairs: the interval does not contradict
             low, high = min(low, 0.0), max(high, 0.0)
+    mean = round(statistics.fmean(differences), DIGITS)
     won, tied = sum(d > 0 for d in differences), sum(d == 0 for d in differences)
     return RepeatedResult(
         list(pairs),
@@ -184,17 +199,17 @@ def compare_repeated(
         high,
         is_normal,
         win_probability(won, tied, len(differences)),
-        pairs_needed(statistics.fmean(differences), statistics.stdev(differences), overlap),
+        pairs_needed(mean, max(statistics.stdev(differences), step / math.sqrt(12)), overlap),
         margin,
-        _repeated_equivalence(differences, overlap, margin) if margin is not None else None,
+        _repeated_equivalence(differences, overlap, margin, step) if margin is not None else None,
     )
 
 
-def _repeated_equivalence(differences: Sequence[float], overlap: float, margin: float) -> float:
+def _repeated_equivalence(differences: Sequence[float], overlap: float, margin: float, step: float) -> float:
     """P-value of two one-sided t tests: half the two-sided p where the mean is on the right side of the margin."""
     worst = 0.0
     for sign in (1, -1):
         shifted = [margin + sign * d for d in differences]
-        p = float(t_test(shifted, overlap)[0]) / 2
+        p = float(t_test(shifted, overlap, step)[0]) / 2
         worst = max(worst, p if statistics.fmean(shifted) > 0 else 1 - p)
     return worst

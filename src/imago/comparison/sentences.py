@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from imago.comparison.paired import LEVEL
-from imago.comparison.repeated import LEAST_PAIRS, least_p
+from imago.comparison.repeated import LEAST_PAIRS, MOST_PAIRS, least_p
 from imago.comparison.results import PairResult, RepeatedResult
 from imago.terminal import counted, shortened
 
@@ -58,14 +58,21 @@ def describe_repeated(result: RepeatedResult, a: str = "A", b: str = "B") -> str
         said.append(f"that is more than chance ({p_text(result.p)})")
     elif result.least_p > LEVEL:
         said.append(f"{pairs} {what} cannot decide at 5%: the least p is {least_p(pairs):.2g}")
-        said.append(
-            f"{max(result.needed or 0, LEAST_PAIRS)} {what} would do" if result.mean else f"{LEAST_PAIRS} could"
-        )
+        said.append(_pairs_that_would_do(result, what) or f"{LEAST_PAIRS} could")
     else:
-        said.append(CHANCE)
-        if result.needed is not None and result.needed > pairs:
-            said.append(f"about {about(result.needed)} {what} would do")
+        said += [CHANCE, *filter(None, [_pairs_that_would_do(result, what)])]
     return "; ".join([*said, *_equivalence(result)])
+
+
+def _pairs_that_would_do(result: RepeatedResult, what: str) -> str:
+    """Say how many seeds would do; empty for folds, without a difference, and where there are as many."""
+    if not result.mean or result.overlap:
+        return ""
+    if result.needed is None:
+        return f"even {MOST_PAIRS:,} {what} would not do"
+    if result.needed <= len(result.pairs):
+        return ""
+    return f"{'' if result.needed == LEAST_PAIRS else 'about '}{about(result.needed)} {what} would do"
 
 
 def describe_several(names: Sequence[str], right: Sequence[float], p_values: dict[tuple[int, int], float]) -> str:
@@ -85,6 +92,20 @@ def describe_several(names: Sequence[str], right: Sequence[float], p_values: dic
         return f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, {CHANCE} with any other"
     said = f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, it is better than {_listed(beaten)}"
     return f"{said}, and cannot be told from {_listed(rest)}" if rest else said
+
+
+def describe_undecided(results: Sequence[PairResult | RepeatedResult]) -> str:
+    """Sentence that says so if no p-value of several trainings can be 5% after Holm's correction; empty otherwise."""
+    repeated = [result for result in results if isinstance(result, RepeatedResult)]
+    least = min((result.least_p for result in repeated), default=0.0) * len(results)
+    if least <= LEVEL:
+        return ""
+    pairs = max(len(result.pairs) for result in repeated)
+    needed = 1 + math.ceil(math.log2(len(results) / LEVEL))
+    return (
+        f"{pairs} seeds cannot decide between {len(results)} pairs of trainings at 5%: the least p after Holm's "
+        f"correction is {min(1.0, least):.2g}. {needed} seeds could"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

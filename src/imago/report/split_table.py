@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 
 def split_table(counts: Mapping[str, Counter[str]], class_names: Sequence[str]) -> Table:
@@ -13,7 +14,7 @@ def split_table(counts: Mapping[str, Counter[str]], class_names: Sequence[str]) 
         table.add_column(column, justify="left" if column == "class" else "right")
     for name in class_names:
         numbers = [own[name] for own in counts.values()]
-        table.add_row(name, *map(str, numbers), str(sum(numbers)))
+        table.add_row(Text(name), *map(str, numbers), str(sum(numbers)))
     table.add_section()
     sizes = [own.total() for own in counts.values()]
     table.add_row("all", *map(str, sizes), str(sum(sizes)))

@@ -12,9 +12,9 @@ from imago.errors import MissingFileError, UserError
 from imago.files import MEGABYTE, UnreadableError
 from imago.run.overview import Overview
 
-LARGEST = 4096 * MEGABYTE
+LARGEST = 512 * MEGABYTE
 COLUMNS = ("path", "label", "prediction", "probability")
-csv_errors = (csv.Error, UnicodeDecodeError, ValueError)
+CSV_ERRORS = (csv.Error, ValueError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_answers(run: Overview, split: str) -> Answers:
             f"{run.folder} has no predictions for {split} ({path.name}). Score it, and compare the folder of the "
             f"score: ml-eval ckpt_path={run.folder} split={split}"
         ) from error
-    except csv_errors as error:
+    except CSV_ERRORS as error:
         raise UnreadableError(f"{path} is damaged: {error}") from error
     if not columns["path"]:
         raise UnreadableError(f"{path} has no rows.")

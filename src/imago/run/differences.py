@@ -65,3 +65,15 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
             if not any(f".{dotted[other]}".endswith(f".{names[key]}") for other in keys if other != key):
                 break
     return names
+
+
+def kinds_of_images(runs: Sequence[Overview], metric: str) -> int:
+    """Number of different sets of images that a metric of `runs` is of; where all are folds, the most of any fold."""
+    of_fold: dict[str | None, set[str]] = {}
+    for run in runs:
+        if (images := run.scored_images(metric)) is not None:
+            fold = run.setting("data.fold")
+            of_fold.setdefault(None if fold is None else str(fold), set()).add(images)
+    if None in of_fold:
+        return len(set().union(*of_fold.values()))
+    return max(map(len, of_fold.values()), default=0)
