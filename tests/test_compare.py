@@ -3,14 +3,16 @@
 import csv
 import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
-from drawn_runs import LABELS, draw_run
+from drawn_runs import CLASSES, LABELS, draw_run
 
 from imago import compare
 from imago.cli.run_columns import Columns
 from imago.cli.run_filter import parse_condition
+from imago.data.folder_images import FolderImages
 from imago.errors import UserError
 from imago.files import read_text
 from imago.run.overview import find_runs
@@ -76,6 +78,9 @@ def test_a_run_that_was_typed_twice_counts_once(typed, tmp_path):
         draw_run(tmp_path / name, range(seed), seed=seed)
     rows = json.loads(typed(tmp_path, "--json"))
     assert sorted(row["metrics"]["test/acc"]["n"] for row in rows) == [1, 2]
+    draw_run(tmp_path / "dated", begun=date(2026, 11, 27))
+    assert '"begun": "2026-11-27"' in typed(tmp_path, "--json")
+    (tmp_path / "dated" / "status.json").unlink()
     assert "A has two runs with seed 1" in typed(tmp_path, tmp_path)
 
 
@@ -173,8 +178,10 @@ def test_flips_are_shown_with_pictures(typed, tmp_path):
     for number, label in enumerate(LABELS):
         (photos / label).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 10), label).save(photos / label / f"{number:03d}.png")
+    paths = [f"test/{label}/{number:03d}.png" for number, label in enumerate(LABELS)]
+    stamp = FolderImages(photos.parent, paths, [CLASSES.index(label) for label in LABELS]).stamp()[:16]
     runs = [
-        draw_run(tmp_path / name, wrong, folder_of_images=str(photos.parent))
+        draw_run(tmp_path / name, wrong, folder_of_images=str(photos.parent), stamp=stamp)
         for name, wrong in (("a", (1, 2)), ("b", (3,)))
     ]
     page = tmp_path / "page.html"
@@ -185,6 +192,10 @@ def test_flips_are_shown_with_pictures(typed, tmp_path):
         (run / "reports" / "images_test.json").write_text('{"mistakes": [], "unsure": []}')
     typed(*runs, "--output", page)
     assert page.read_text().count('src="data:image/jpeg') == 3
+    (photos / "blue" / "038.png").write_bytes(b"a file of another size")
+    typed(*runs, "--output", page)
+    assert "data:image" not in page.read_text()  # a run of a stranger may name any folder
+    assert "Pictures are those of the reports alone" in page.read_text()
 
 
 @pytest.mark.parametrize(

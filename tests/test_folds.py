@@ -362,6 +362,7 @@ def type_split(*words: str) -> None:
         (["ckpt_path=x.ckpt"], "its weights may have seen the images of a fold"),
         (["seed=null"], "seed=null would draw other folds in each run"),
         (["hydra.sweep.dir=CONFIGS"], "configs has files, and no cross-validation: data"),
+        (["debug=fdr"], "trainer.fast_dev_run: ml-cv pools the predictions for all images"),
         (["report.splits=[test]"], "lacks val, whose predictions ml-cv pools"),
         (["hydra.run.dir=x"], "Type hydra.sweep.dir="),
         (["--config-dir", "CONFIGS", "data=own"], "own.Data has no folds"),

@@ -144,6 +144,7 @@ def test_what_exists_stays_and_new_images_are_added(patients, ml_split, tmp_path
         (["--folds", "30", "--dry-run"], "would be empty|two folds or more"),
         (["data.folds=5", "--dry-run"], r"Type: ml-split \S+ --folds 5 --dry-run"),
         (["--group-regex", "p(", "--dry-run"], "is no regular expression"),
+        (["--group-regex", r"\d*", "--dry-run"], "matches no character of blue/000.png"),
         (
             ["--group-regex", r"p\d", "--dry-run"],
             r"matches 0 of 16 images, and not blue/000.png.*--group-regex 'p\\d\|",

@@ -191,7 +191,7 @@ def _write_page(
 
 def _show_versus(options: argparse.Namespace) -> None:
     from imago.cli.contestants import contestants
-    from imago.cli.versus import Versus, check_options, page_facts
+    from imago.cli.versus import Versus, check_options
 
     check_options(options.split, options.margin)
     versus = Versus(contestants(options.runs, LOGS), options.split, options.margin, options.seed or 0)
@@ -203,6 +203,7 @@ def _show_versus(options: argparse.Namespace) -> None:
         _print_versus(versus, any(file.suffix == ".html" for file in options.output))
     for file in options.output:
         if file.suffix == ".html":
+            from imago.cli.versus_page import page_facts
             from imago.report.comparison import write_comparison_page
 
             write_comparison_page(file, page_facts(versus))

@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,16 @@ def _json(content: Any) -> str:
 
 
 def strict(value: Any) -> Any:
-    """Convert `value` to strict JSON: numbers that are not finite become None, those of NumPy plain numbers."""
+    """Convert `value` to strict JSON: numbers that are not finite become None, those of NumPy plain numbers,
+    and dates, as YAML reads them, text."""
     if isinstance(value, dict):
         return {key: strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [strict(entry) for entry in value]
     if hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, date):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

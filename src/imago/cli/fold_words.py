@@ -39,6 +39,10 @@ REFUSED = {
     "ckpt_path": "its weights may have seen the images of a fold, and the scores would be too good",
     "train": "ml-cv trains. To score one checkpoint use ml-eval",
     "test": "ml-cv pools the predictions of each run",
+    **dict.fromkeys(
+        ("trainer.limit_predict_batches", "trainer.fast_dev_run"),
+        "ml-cv pools the predictions for all images of each fold",
+    ),
     "preflight": "only ml-train tries a run without training it",
 }
 """Word -> reason why ml-cv does not take it."""
@@ -83,6 +87,8 @@ class FoldPlan:
             raise UserError(
                 f"report.splits={cfg.report.splits} lacks val, whose predictions ml-cv pools. Add val to it."
             )
+        if cfg is not None and OmegaConf.select(cfg, "trainer.fast_dev_run"):
+            raise UserError(f"trainer.fast_dev_run: {REFUSED['trainer.fast_dev_run']}.")
         return cls(_folder(typed, words, cfg), folds, tuple(map(masked_override, typed)), tuple(words))
 
     def folder_of(self, fold: int) -> Path:

@@ -1,7 +1,7 @@
 """Trainings against each other: reads their answers, tests each two, and puts the results into words."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -16,7 +16,6 @@ from imago.errors import UserError
 from imago.files import strict
 from imago.run.answers import Answers, check_same_images, read_answers
 from imago.run.overview import Overview
-from imago.terminal import counted
 
 Result = PairResult | RepeatedResult
 
@@ -284,30 +283,3 @@ def _of(versus: Versus, side: Contestant) -> str:
         return f" (mean of {pairs[0] if len(pairs) == 1 else len(side.runs)} runs)"
     answers = versus.answers(side.runs[0])
     return f" ({answers.right} of {len(answers)})"
-
-
-def page_facts(versus: Versus) -> Mapping[str, Any]:
-    """Values of the HTML page, with pictures of the images on which two runs differ."""
-    from imago.report.comparison import with_pictures
-
-    flips, no_pictures = [], ""
-    if versus.has_flips:
-        a, b = versus.sides
-        runs = [side.runs[0] for side in (a, b)]
-        splits = [run.scored_split(versus.asked) for run in runs]
-        may_show = all((run.folder / "reports" / f"images_{versus.asked}.json").is_file() for run in runs)
-        root = runs[0].data.get("folder")
-        for right, wrong in ((b, a), (a, b)):
-            entries = versus.flips(right, wrong)
-            title = f"{counted(len(entries), 'image')} of {splits[0]} that only {right.name} has right"
-            shown = with_pictures(entries, [run.folder for run in runs], versus.asked, root) if may_show else entries
-            if not may_show:
-                shown = [{**entry, "image": "", "whole": entry["path"]} for entry in entries]
-            flips.append({"title": title, "by": wrong.name, "n": len(entries), "entries": shown})
-        if not may_show:
-            no_pictures = (
-                "Pictures are left out, because the report of one of the runs has none (report.pictures=false)."
-            )
-    names = [side.name for side in versus.sides]
-    content = {"sentence": versus.sentence(), "names": names, "split": versus.asked, "sides": sides_of(versus)}
-    return {**content, "tables": tables(versus), "notes": versus.notes, "flips": flips, "no_pictures": no_pictures}

@@ -28,7 +28,13 @@ def groups_by_pattern(paths: Sequence[str], pattern: str) -> list[str]:
             f"{shortened(unmatched)}. Each image needs a group: to let the rest be groups of one image, type "
             f"--group-regex '{pattern}|(.+)'"
         )
-    return [next((part for part in match.groups() if part is not None), match[0]) for match in matches if match]
+    groups = [next((part for part in match.groups() if part is not None), match[0]) for match in matches if match]
+    if empty := [path for path, group in zip(paths, groups, strict=True) if not group]:
+        raise UserError(
+            f"--group-regex {pattern} matches no character of {shortened(empty)}: all of these would be one group. "
+            "Type an expression that needs one character or more, such as 'patient\\d+'"
+        )
+    return groups
 
 
 def groups_by_table(paths: Sequence[str], file: Path, column: str) -> list[str]:

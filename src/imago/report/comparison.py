@@ -73,6 +73,19 @@ def with_pictures(
     return shown
 
 
+def are_there(root: str, paths: Sequence[str], labels: Sequence[int], stamp: str | None) -> bool:
+    """Whether the images below `root` have the fingerprint `stamp`, which depends on their sizes. A run of a stranger
+    may name any folder of this machine: the pictures of others are put into no page."""
+    from imago.data.folder_images import FolderImages
+
+    if stamp is None or any(Path(path).is_absolute() or ".." in Path(path).parts for path in paths):
+        return False
+    try:
+        return FolderImages(Path(root), list(paths), list(labels)).stamp()[: len(stamp)] == stamp
+    except (OSError, ValueError):
+        return False
+
+
 def _thumbnail(file: Path) -> str:
     from imago.data.folder_images import FolderImages
     from imago.report.thumbnails import data_uri, thumbnail

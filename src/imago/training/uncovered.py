@@ -48,9 +48,10 @@ def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
     for split, drawn in (("val", data.sets.drawn_val), ("test", data.sets.drawn_test)):
         if drawn is not None and "seed" in drawn:
             name = "folds" if "folds" in drawn else f"{split}_ratio"
-            yield (
-                f"the draw of {split} from train (data.{name}={drawn[name]:g}): one more image of a small class may "
-                "move another one"
+            yield f"the draw of {split} from train (data.{name}={drawn[name]:g}): one more image " + (
+                "may move up to two others of each class"
+                if name == "folds"
+                else "of a small class may move another one"
             )
     yield "a temperature and thresholds, if they are fitted on private val images later (ml-eval calibrate=true)"
 
