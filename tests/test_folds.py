@@ -9,7 +9,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from helpers import SMALL, Command, Run, draw_classes, rows, same, type_in_subprocess, write_mnist
@@ -17,7 +17,7 @@ from PIL import Image
 from test_test_ratio import sets_of
 from torchvision.datasets import MNIST
 
-from imago import cv, split
+from imago import compare, cv, split, status
 from imago.checkpoint.fits import check_draw
 from imago.data.crops import CenterBox
 from imago.data.folds import divide
@@ -251,6 +251,25 @@ def test_every_image_is_predicted_once_by_a_network_that_has_not_seen_it(validat
     assert f"Accuracy {right / 36:.4f}" in page
     assert 'src="data:image/png;base64,' in page
     assert page.count("report.html") == 3
+
+
+def test_the_folds_are_compared_and_shown_as_one_training(validated, monkeypatch, capsys):
+    def said(command: ModuleType, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["ml-…", *map(str, words)])
+        monkeypatch.setattr("rich._console", None)
+        monkeypatch.setenv("COLUMNS", "140")
+        command.main()
+        return capsys.readouterr().out
+
+    table = said(compare, validated, "--sort", "val/acc")
+    assert f"3 runs below {validated} in 1 row" in table
+    assert "different sets of images" not in table
+    assert "Each seed draws" not in table
+    again = said(compare, validated, validated)
+    assert "A and B are right equally often, on average over 3 folds" in again
+    shown = said(status, validated)
+    assert [f"fold_{fold}" in shown for fold in range(3)] == [True] * 3
+    assert "mean ± sd" in shown
 
 
 def test_the_checkpoints_are_an_ensemble_for_inference(validated, command: Command):

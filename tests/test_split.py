@@ -1,6 +1,7 @@
 """`ml-split`: folds, groups and duplicates, and a second call on the same file."""
 
 import csv
+import re
 import shutil
 import sys
 from collections import Counter, defaultdict
@@ -133,6 +134,11 @@ def test_what_exists_stays_and_new_images_are_added(patients, ml_split, tmp_path
         row["split"] for row in table_of(file)
     )
     assert {row["fold"] for row in table_of(file) if row["split"] == "val"} == {"0"}
+    file.write_text(re.sub(r"^train,(\S+?),(\w+),\d", r"train,\1,\2,9", file.read_text(), count=1, flags=re.M))
+    with pytest.raises(
+        SystemExit, match=r"The row of \S+\.png has split train, fold 9; the settings of .* 0, 1, 2, 3, t"
+    ):
+        ml_split(*words)
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,11 @@ def compare(options: argparse.Namespace) -> None:
             raise UserError(f"--output {file}: the name must end in one of {', '.join(SUFFIXES)}.")
     is_table = len(options.runs) < 2
     unused = OF_TESTS if is_table else OF_TABLE
-    if given := [
+    if unfit := [
         f"--{name}" for name in unused if (value := getattr(options, name)) is not None and value is not False
     ]:
         what = "compares two runs: ml-compare A B" if is_table else "is for the table of one folder: ml-compare FOLDER"
-        raise UserError(f"{given[0]} {what}.")
+        raise UserError(f"{unfit[0]} {what}.")
     if is_table:
         _show_runs(options)
     else:
@@ -268,7 +268,7 @@ def _versus_csv(versus: "Versus") -> str:
 
 
 def _versus_markdown(versus: "Versus") -> str:
-    from imago.cli.run_rows import as_markdown
+    from imago.cli.run_rows import as_markdown, markdown_text
     from imago.cli.versus import sides_of, tables
 
     sides = as_markdown(
@@ -276,9 +276,9 @@ def _versus_markdown(versus: "Versus") -> str:
         [[side["name"], side["what"], side["accuracy"]] for side in sides_of(versus)],
         [False, False, True],
     )
-    parts = [f"{versus.sentence()}\n", sides]
+    parts = [f"{markdown_text(versus.sentence())}\n", sides]
     parts += [as_markdown(content["heads"], content["rows"], content["numbers"]) for content in tables(versus)]
-    return "\n".join([*parts, *(f"{note}\n" for note in versus.notes)])
+    return "\n".join([*parts, *(f"{markdown_text(note)}\n" for note in versus.notes)])
 
 
 def _say_written(file: Path, is_json: bool) -> None:

@@ -148,8 +148,8 @@ def _existing(options: argparse.Namespace, header: Mapping[str, Any]) -> "list[S
             f"{file} already exists, and is no file of ml-split: nothing is overwritten. Type another name."
         )
     there.setdefault("duplicates", header["duplicates"])
-    if other := [name for name in SETTINGS if there.get(name) != header.get(name)]:
-        had = ", ".join(f"{name} {there.get(name)} (now {header.get(name)})" for name in other)
+    if changed := [name for name in SETTINGS if there.get(name) != header.get(name)]:
+        had = ", ".join(f"{name} {there.get(name)} (now {header.get(name)})" for name in changed)
         raise UserError(
             f"{file} already exists, with other settings: {had}. What is in the file stays: type its settings to add "
             "new images, or another --output."
@@ -162,7 +162,7 @@ def _without_excluded(options: argparse.Namespace, images: "FolderImages") -> "t
         return images, []
     from imago.data.split_files import listed_paths
 
-    listed = listed_paths(options.exclude)
+    listed = listed_paths(options.exclude, "--exclude ")
     kept = [index for index, path in enumerate(images.paths) if path not in listed]
     left_out = len(images) - len(kept)
     gone = f", {len(listed) - left_out} more are not in the folder" if len(listed) > left_out else ""
@@ -195,7 +195,7 @@ def _links(options: argparse.Namespace, images: "FolderImages", groups: list[str
 
         index = {path: number for number, path in enumerate(images.paths)}
         pairs = duplicate_pairs(images.root, images.paths, list(map(str, images.labels)), workers(None, 1))
-        equal = [[index[path], index[other]] for path, other in pairs]
+        equal = [[index[one], index[two]] for one, two in pairs]
     if equal:
         alike = {number for group in equal for number in group}
         what = "are equal or look alike" if options.duplicates == "near" else "are the same file as another one"
@@ -240,14 +240,15 @@ def _write(
     from imago.data.split_files import write_table
     from imago.report.split_chart import split_chart
 
-    if list(rows) == list(before):
-        _say(f"{options.output} is unchanged")
-    else:
+    is_new, chart = list(rows) != list(before), options.output.with_suffix(".png")
+    if is_new:
         write_table(options.output, header, rows)
-    chart = options.output.with_suffix(".png")
-    if list(rows) != list(before) or not chart.exists():
+        _say(f"Written: {options.output}")
+    else:
+        _say(f"{options.output} is unchanged")
+    if is_new or not chart.exists():
         split_chart(_titled(plan, rows), header["class_names"], chart)
-        _say(f"Written: {options.output}, and a chart of its classes, {chart}")
+        _say(f"Written: {chart}, a chart of its classes")
     _next("ml-train" if plan.folds is None else "ml-cv", "split_file", options.output)
 
 

@@ -117,15 +117,15 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     settings = list(dict.fromkeys(key for row in rows for key in row["settings"]))
     metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     is_repeated = any(len(row["folders"]) > 1 for row in rows)
-    more = STATISTICS if is_repeated else ()
+    beside = STATISTICS if is_repeated else ()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    heads = [head for name in metrics for head in (name, *(f"{name}_{what}" for what in more))]
+    heads = [head for name in metrics for head in (name, *(f"{name}_{what}" for what in beside))]
     writer.writerow(["run", "state", "runs", *settings, *heads, "seconds", "checkpoint", "folder", "error"])
     for row in rows:
         cells = [row["name"], _states(row["states"]), len(row["folders"])]
         cells += [_listed(row["settings"].get(key)) for key in settings]
-        cells += [row["metrics"].get(name, {}).get(what) for name in metrics for what in ("mean", *more)]
+        cells += [row["metrics"].get(name, {}).get(what) for name in metrics for what in ("mean", *beside)]
         cells += [row["seconds"], row["checkpoint"], _listed(row["folders"]), row["error"]]
         writer.writerow([plain(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
@@ -137,8 +137,13 @@ def as_markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Se
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 
 
+def markdown_text(text: str) -> str:
+    """Text for Markdown, on one line and without tags."""
+    return " ".join(plain(text).replace("<", "&lt;").split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(plain(text).replace("|", "\\|").replace("<", "&lt;").split())
+    return markdown_text(text).replace("|", "\\|")
 
 
 def _states(states: Mapping[str, int]) -> str:

@@ -207,9 +207,9 @@ def fitted_table(
     left = left_by(columns)
     has_errors = any(column.name in ERRORS for column in columns)
     needed = max(map(len, names)) - shortest
-    more = min(max(left, 0) // (2 if has_errors else 1), max(needed, 0))
-    longest_error = max(SHORTEST_ERROR // 2, SHORTEST_ERROR + left - more)
-    table = _table(rows, columns, last, shortest + more, longest_error)
+    added = min(max(left, 0) // (2 if has_errors else 1), max(needed, 0))
+    longest_error = max(SHORTEST_ERROR // 2, SHORTEST_ERROR + left - added)
+    table = _table(rows, columns, last, shortest + added, longest_error)
     return table, [column.title for column in settings[count:]]
 
 

@@ -161,9 +161,9 @@ class Versus:
             self.notes.append(note)
         counts = [self._counts(first, second) for _, first, second in pairs]
         overlap = max(overlap_of(first) for _, first, _ in pairs) if has_folds((a, b)) else 0.0
-        names, n = [name for name, _, _ in pairs], [each.n for each in counts]
-        a_rates = [each.right_a / images for each, images in zip(counts, n, strict=True)]
-        b_rates = [each.right_b / images for each, images in zip(counts, n, strict=True)]
+        names, n = [name for name, _, _ in pairs], [count.n for count in counts]
+        a_rates = [count.right_a / images for count, images in zip(counts, n, strict=True)]
+        b_rates = [count.right_b / images for count, images in zip(counts, n, strict=True)]
         return compare_repeated(names, a_rates, b_rates, overlap, self.margin, 1 / min(n))
 
 

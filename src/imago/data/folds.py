@@ -148,9 +148,9 @@ def _interval(
     for label, name in enumerate(class_names):
         ordered = np.sort(places[labels == label])
         sizes = np.full(folds, len(ordered) // folds)
-        more = len(ordered) % folds
-        sizes[(turn + np.arange(more)) % folds] += 1
-        turn += more
+        rest = len(ordered) % folds
+        sizes[(turn + np.arange(rest)) % folds] += 1
+        turn += rest
         first, end = sizes[:fold].sum(), sizes[: fold + 1].sum()
         lows[name] = float(ordered[first - 1]) if first else -1.0
         highs[name] = HIGHEST if fold == folds - 1 else float(ordered[end - 1]) if end else -1.0

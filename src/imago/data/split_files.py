@@ -151,19 +151,20 @@ def write_table(file: Path, header: Mapping[str, Any], rows: Sequence[SplitRow])
         writer.writerows([getattr(row, column) for column in columns] for row in rows)
 
 
-def listed_paths(file: Path) -> set[str]:
-    """Read a file of paths as `write_paths` writes it: one per line, `#` begins a comment.
+def listed_paths(file: Path, setting: str = "data.exclude=") -> set[str]:
+    """Read a file of paths as `write_paths` writes it: one per line, `#` begins a comment. `setting` is what messages
+    name it by.
 
     Raises:
         FileNotFoundError, ValueError: The file does not exist, or a line in it cannot be read.
     """
     if not file.is_file():
-        raise MissingFileError(f"data.exclude={file} does not exist. ml-doctor data.data_dir=PATH writes one.")
+        raise MissingFileError(f"{setting}{file} does not exist. ml-doctor data.data_dir=PATH writes one.")
     lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
     try:
         return {json.loads(line) if line[0] == '"' else line for line in lines if line and line[0] != "#"}
     except ValueError as error:
-        raise UserError(f"data.exclude={file}: a line that begins with a quote is no JSON string: {error}") from None
+        raise UserError(f"{setting}{file}: a line that begins with a quote is no JSON string: {error}") from None
 
 
 def write_paths(file: Path, paths: Mapping[str, str]) -> None:

@@ -36,8 +36,19 @@ class SplitPlan:
         return part if self.folds is None or part == "test" else f"fold {part}"
 
     def part_of(self, row: SplitRow) -> str:
-        """Part to which a row belongs."""
-        return row.split if self.folds is None or row.split == "test" else str(row.fold)
+        """Part to which a row belongs.
+
+        Raises:
+            ValueError: These settings have no such part: the row was edited.
+        """
+        part = row.split if self.folds is None or row.split == "test" else str(row.fold)
+        if part not in self.fractions:
+            where = f"split {row.split}" + (f", fold {'' if row.fold is None else row.fold}" if self.folds else "")
+            raise UserError(
+                f"The row of {row.path} has {where}; the settings of the file have {', '.join(self.fractions)}. "
+                "Correct the row, or type another --output."
+            )
+        return part
 
     def parts(
         self,
