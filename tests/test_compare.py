@@ -276,7 +276,14 @@ def test_a_checkpoint_outside_of_a_run_and_folders_of_scores(typed, sweep, tmp_p
     assert "best.ckpt is in no run folder" in typed(sweep, tmp_path / "a" / "b" / "best.ckpt")
     for lr in (1, 2):
         for seed in (1, 2):
-            draw_run(tmp_path / f"eval_{lr}_{seed}", range(seed), seed=seed, task_name="eval", model__optimizer__lr=lr)
+            draw_run(
+                tmp_path / f"eval_{lr}_{seed}",
+                range(seed),
+                seed=seed,
+                task_name="eval",
+                ckpt_path=f"{seed}",
+                model__optimizer__lr=lr,
+            )
     assert "on average over 2 seeds" in typed(tmp_path / "eval_1_*", tmp_path / "eval_2_*")
 
 

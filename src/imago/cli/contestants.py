@@ -16,6 +16,8 @@ from imago.run.find import LATEST, find_run
 from imago.run.overview import Overview, find_runs
 from imago.terminal import counted, shortened
 
+OF_SCORES = ("ckpt_path", "trainer.default_root_dir")
+"""Settings that every folder of ml-eval has of its own, whatever was trained."""
 Key = tuple[str, ...]
 """Seed and fold of a run, as texts."""
 
@@ -72,7 +74,7 @@ def contestants(words: Sequence[str], log_dir: Path) -> list[Contestant]:
     typed = [(word, _runs(word, log_dir)) for word in words]
     if len(typed) > 2 and all(len(runs) == 1 for _, runs in typed):
         runs = [run for _, (run,) in typed]
-        groups = grouped(runs, differing_settings(runs))
+        groups = grouped(runs, _differing(runs))
         if 1 < len(groups) < len(runs):
             named = [(shown_path(group.runs[0].folder), group.runs) for group in groups]
             typed = [
@@ -134,9 +136,14 @@ def _runs_at(path: Path) -> list[Overview]:
     return find_runs(path)
 
 
+def _differing(runs: Sequence[Overview]) -> list[str]:
+    own = OF_SCORES if all(run.task == "eval" for run in runs) else ()
+    return [key for key in differing_settings(runs) if key not in own]
+
+
 def _check_alike(word: str, runs: Sequence[Overview]) -> None:
     """Raise UserError if runs of one training differ in more than their seed and fold."""
-    others = [key for key in differing_settings(runs) if key not in REPEATED]
+    others = [key for key in _differing(runs) if key not in REPEATED]
     if others:
         raise UserError(
             f"{word} has {counted(len(runs), 'run')} that differ in {shortened(others)}, too. A training is one "
