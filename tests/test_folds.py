@@ -19,6 +19,7 @@ from torchvision.datasets import MNIST
 
 from imago import compare, cv, split, status
 from imago.checkpoint.fits import check_draw
+from imago.cli.fold_words import FoldPlan
 from imago.data.crops import CenterBox
 from imago.data.folds import divide
 from imago.data.hugging_face import HuggingFaceDataModule
@@ -29,6 +30,7 @@ from imago.data.torchvision_set import TorchVisionDataModule
 from imago.data.transforms import ImageTransform
 from imago.definitions import rounded_up
 from imago.run.find import find_run
+from imago.train import main as train
 
 WORDS = (*SMALL, "report.splits=[val,test]", "trainer.max_epochs=1")
 
@@ -368,6 +370,17 @@ def type_split(*words: str) -> None:
         patch.setattr(sys, "argv", ["ml-split", *words])
         patch.setattr("rich._console", None)
         split.main()
+
+
+def test_the_number_of_folds_of_an_experiment_file_counts(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - digits\ndata:\n  folds: 3\n"
+    )
+    words = ["--config-dir", str(tmp_path), "experiment=mine"]
+    train.register(words)
+    assert FoldPlan.of(words).folds == 3
+    assert FoldPlan.of([*words, "folds=4"]).folds == 4
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,8 @@ def overlap_of(run: Overview) -> float:
     Raises:
         UserError: The run does not know them.
     """
-    images = run.status.get("card", {}).get("images", {})
+    of_score = {split: sum(counts.values()) for split, counts in run.data.get("counts", {}).items()}
+    images = run.status.get("card", {}).get("images", {}) or of_score
     if not images.get("train") or not images.get("val"):
         raise UserError(f"{run.folder} does not say how many images it was trained on, which the test of folds needs.")
     return images["val"] / images["train"]
