@@ -29,6 +29,8 @@ from imago.data.split_files import read_split_file
 from imago.data.torchvision_set import TorchVisionDataModule
 from imago.data.transforms import ImageTransform
 from imago.definitions import rounded_up
+from imago.evaluation.cv_report import report
+from imago.evaluation.pool import FoldRun
 from imago.run.find import find_run
 from imago.train import main as train
 
@@ -253,6 +255,15 @@ def test_every_image_is_predicted_once_by_a_network_that_has_not_seen_it(validat
     assert f"Accuracy {right / 36:.4f}" in page
     assert 'src="data:image/png;base64,' in page
     assert page.count("report.html") == 3
+
+
+def test_files_of_all_folds_go_when_one_is_unfinished_again(validated, tmp_path):
+    copy = Path(shutil.copytree(validated, tmp_path / "copy"))
+    (copy / "fold_1" / "reports" / "predictions_val.csv").unlink()
+    report(copy, [FoldRun(fold, copy / f"fold_{fold}") for fold in range(3)], ["folds=3"])
+    assert not [*copy.glob("*_oof.*"), *copy.glob("ensemble.txt")]
+    assert json.loads((copy / "cv.json").read_text())["pooled"] is None
+    assert "<code>ml-cv folds=3</code>" in (copy / "cv.html").read_text()
 
 
 def test_the_folds_are_compared_and_shown_as_one_training(validated, monkeypatch, capsys):

@@ -6,6 +6,8 @@ ml-compare RUN_A RUN_B --margin 0.02 --output flips.html
 """
 
 import argparse
+import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -203,10 +205,9 @@ def _show_versus(options: argparse.Namespace) -> None:
         _print_versus(versus, any(file.suffix == ".html" for file in options.output))
     for file in options.output:
         if file.suffix == ".html":
-            from imago.cli.versus_page import page_facts
-            from imago.report.comparison import write_comparison_page
+            from imago.cli.versus_page import write_page
 
-            write_comparison_page(file, page_facts(versus))
+            write_page(file, versus)
         elif file.suffix == ".json":
             write_json(file, versus.to_plain())
         else:
@@ -245,9 +246,6 @@ def _print_versus(versus: "Versus", has_page: bool) -> None:
 
 def _versus_csv(versus: "Versus") -> str:
     """The images on which two runs differ; of several trainings, each two of them."""
-    import csv
-    import io
-
     from imago.cli.versus import tables
 
     text = io.StringIO()

@@ -83,12 +83,12 @@ class FoldPlan:
             raise UserError("seed=null would draw other folds in each run. Type a seed, such as seed=42.")
         folds = of_file or asked or FOLDS
         words += [] if of_file is not None else [f"data.folds={folds}"]
+        if cfg is not None and OmegaConf.select(cfg, "trainer.fast_dev_run"):
+            raise UserError(f"trainer.fast_dev_run: {REFUSED['trainer.fast_dev_run']}.")
         if cfg is not None and "val" not in (cfg.report.splits or []):
             raise UserError(
                 f"report.splits={cfg.report.splits} lacks val, whose predictions ml-cv pools. Add val to it."
             )
-        if cfg is not None and OmegaConf.select(cfg, "trainer.fast_dev_run"):
-            raise UserError(f"trainer.fast_dev_run: {REFUSED['trainer.fast_dev_run']}.")
         return cls(_folder(typed, words, cfg), folds, tuple(map(masked_override, typed)), tuple(words))
 
     def folder_of(self, fold: int) -> Path:

@@ -1,6 +1,7 @@
-"""Values of the HTML page of trainings against each other."""
+"""The HTML page of trainings against each other."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from imago.cli.versus import Versus, sides_of, tables
@@ -20,8 +21,14 @@ def _folder_of_images(versus: Versus, runs: Sequence[Overview]) -> str | None:
     return root if are_there(root, answers.paths, numbers, answers.stamp) else None
 
 
-def page_facts(versus: Versus) -> Mapping[str, Any]:
-    """Values of the HTML page, with pictures of the images on which two runs differ."""
+def write_page(file: Path, versus: Versus) -> None:
+    """Write the HTML page, with pictures of the images on which two runs differ."""
+    from imago.report.comparison import write_comparison_page
+
+    write_comparison_page(file, _facts(versus))
+
+
+def _facts(versus: Versus) -> Mapping[str, Any]:
     from imago.report.comparison import with_pictures
 
     flips, no_pictures = [], ""

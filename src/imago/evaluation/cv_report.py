@@ -18,9 +18,9 @@ from imago.terminal import console, say, shortened
 
 CHOSEN = (
     "Each fold has chosen its epoch by {} on the images that it predicts: these scores are a little too good. Those of "
-    "a test split are not"
+    "a test split are not."
 )
-STARTED = "If the weights of model.init_from={} have seen these images, all scores are too good"
+STARTED = "If the weights of model.init_from={} have seen these images, all scores are too good."
 ENSEMBLE = "ensemble.txt"
 TITLES = {"acc": "accuracy", "f1": "F1 (macro)", "cross_entropy": "cross-entropy"}
 
@@ -69,7 +69,7 @@ def _facts(runs: Sequence[FoldRun], typed: Sequence[str]) -> dict[str, Any]:
     return {
         "command": list(typed),
         "number_of_folds": len(runs),
-        "note": ". ".join(filter(None, [chosen, seen])) or None,
+        "note": " ".join(filter(None, [chosen, seen])) or None,
         "privacy": describe_spent([run.overview for run in runs]) or None,
         "ensemble": [f"{run.folder.name}/{BEST}" for run in runs] if is_complete else None,
     }
