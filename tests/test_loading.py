@@ -1,5 +1,9 @@
 import gc
 import multiprocessing
+import os
+import select
+import signal
+import time
 import tracemalloc
 from contextlib import closing
 from pathlib import Path
@@ -96,6 +100,23 @@ def test_workers_end_when_the_loader_is_closed(colours):
     assert multiprocessing.active_children() == []
     assert len(list(given)) == 5
     given.close()
+
+
+def test_a_worker_that_waits_for_a_slow_disk_ends_with_a_run_that_is_killed(colours, monkeypatch):
+    """It holds the write end of the pipe, as it holds those that tell the other processes of the end of rank 0."""
+    read, write = os.pipe()
+    run = os.fork()
+    if run == 0:
+        slow = loader(colours, 1)
+        monkeypatch.setattr(slow.dataset.images, "read_box", lambda *_: (os.write(write, b"."), time.sleep(120)))
+        list(slow)
+    os.close(write)
+    assert os.read(read, 1) == b"."
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    assert select.select([read], [], [], 20)[0]
+    assert os.read(read, 1) == b""
+    os.close(read)
 
 
 def test_augmentation_changes_with_the_epoch_and_not_with_the_neighbours(colours):

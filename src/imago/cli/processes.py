@@ -187,7 +187,7 @@ class _Rank:
         if self.over:
             return
         record_failure(self.run, self.error())
-        os._exit(1)
+        end(1)
 
 
 def record_failure(run: RunFolder, error: Exception) -> None:

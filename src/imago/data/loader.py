@@ -15,6 +15,8 @@ from imago.data.decode import BadImageError, damaged_files
 from imago.data.samplers import SkipBatches
 from imago.definitions import STOPPING, Batch
 
+SECONDS_TO_LOOK = 1  # from look to look of a worker at whether the run lives
+
 
 class Loader:
     """Iterable over the batches of a split.
@@ -100,19 +102,24 @@ class Loader:
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """Ignore signals in a worker: schedulers send them to all processes of a job, terminals to a group, but the run
-    handles them, and needs its workers until it has saved. Only a SIGTERM of the run itself ends a worker."""
+    handles them, and needs its workers until it has saved. Only a SIGTERM of the run itself ends a worker, and the end
+    of the run."""
     del worker
     for number in (signal.SIGINT, *STOPPING):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere SIGTERM ends a worker, as usual in torch
+    if hasattr(signal, "sigtimedwait"):  # elsewhere SIGTERM ends a worker, as usual in torch
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_run, daemon=True).start()
+        threading.Thread(target=_end_with_the_run, args=[os.getppid()], daemon=True).start()
 
 
-def _end_with_the_run() -> None:
+def _end_with_the_run(parent: int) -> None:
+    """End this worker with the run, also in the middle of a batch: it holds connections of the run, and the pipes
+    whose end tells the other processes that the run is gone."""
     run = multiprocessing.parent_process()
     assert run is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run.pid and run.is_alive():
-        pass
+    while os.getppid() == parent and run.is_alive():  # workers forked later keep `is_alive` true
+        sent = signal.sigtimedwait({signal.SIGTERM}, SECONDS_TO_LOOK)
+        if sent is not None and sent.si_pid == run.pid:
+            break
     os._exit(0)
