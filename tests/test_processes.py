@@ -224,13 +224,17 @@ def test_processes_of_a_launch_need_a_gpu_each(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     cfg, launch = OmegaConf.create({"accelerator": "auto"}), Launch("torchrun", 2, 4, 2, 4, 0, 1, "", 0, has_store=True)
+    virtual, slurm = launch._replace(local_rank=0), launch._replace(launcher="srun")
     message = "torchrun started 4 processes, and this machine has 1 GPU: each process needs one. Type torchrun --nproc"
     with pytest.raises(UserError, match=message):
         process_count(cfg, launch=launch)
     assert launch.device == 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # torchrun --virtual-local-rank, or Slurm's --gpus-per-task
-    assert process_count(cfg, launch=launch) == 4
-    assert launch.device == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(UserError, match=r"has 1 GPU \(CUDA_VISIBLE_DEVICES=3\): each process needs one"):
+        process_count(cfg, launch=launch)
+    for own in (virtual, slurm):  # torchrun --virtual-local-rank, and Slurm's --gpus-per-task
+        assert process_count(cfg, launch=own) == 4
+        assert own.device == 0
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(UserError, match="this machine has no GPU.* Add trainer=ddp_sim, which runs DDP on the CPU"):
         process_count(cfg, launch=launch)

@@ -7,12 +7,12 @@ import resource
 import shutil
 import signal
 import tarfile
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -105,6 +105,7 @@ def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
     (out / ".train-000099.tar.17.tmp").write_bytes(b"left by a kill")
     (out / "train-000099.tar").write_bytes(b"of another plan")
     (out / "my-backup.tar").write_bytes(b"of the user")
+    (out / ".ml-shard" / "train-000002.tar.npz").write_bytes(b"cut by a full disk")
     with (out / "train-000001.tar").open("r+b") as damaged:
         damaged.seek(600)
         damaged.write(b"!")
@@ -408,7 +409,7 @@ class Answer(BaseHTTPRequestHandler):
 def server(own_shards, monkeypatch):
     monkeypatch.setattr("imago.data.shard_download.DELAY", 0.01)
     with Server(own_shards) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
@@ -521,3 +522,40 @@ def test_the_shards_of_the_next_window_are_downloaded_while_this_one_is_read(ser
     images = data.sets.splits["train"]
     coming = {int(images.index.shard[index]) for index in epoch(images)[8:15]}
     assert {int(path.name[6:12]) for path in cached(tmp_path)} >= coming
+
+
+def finish_downloads() -> None:
+    for thread in threading.enumerate():
+        if "_download" in thread.name:
+            thread.join()
+
+
+def test_a_resumed_epoch_downloads_no_shard_of_the_batches_before(server, shards, tmp_path):
+    order = epoch(module(shards, window=2).sets.splits["train"])
+    data = module(server.url, window=2, shard_cache_gb=0.01, cache_dir=str(tmp_path))
+    batches, images = data.train_dataloader(), data.sets.splits["train"]
+    batches.position = lambda: (0, 4)
+    assert len(list(batches)) == 1
+    finish_downloads()
+    last = {f"train-{images.index.shard[index]:06d}.tar" for index in order[32:]}
+    assert {name for name in server.asked if name.startswith("train")} == last
+
+
+def test_the_smallest_cache_has_room_for_the_next_window_and_downloads_no_shard_twice(
+    server, shards, tmp_path, monkeypatch
+):
+    """Shards that preflight has read make room; those that are about to be read stay."""
+    monkeypatch.setattr("imago.data.shard_ahead.PAUSE", 0.0)
+    order = epoch(module(shards, window=2).sets.splits["train"])
+    data = module(server.url, window=2, shard_cache_gb=81_920 / 10**9, cache_dir=str(tmp_path))
+    images = data.sets.splits["train"]
+    data.some_images("train", 39, torch.device("cpu"))
+    server.asked.clear()
+    for number, batch in enumerate(TrainBatchSampler(images, 4, seed=42)):
+        finish_downloads()
+        if number == 1:
+            coming = {int(images.index.shard[index]) for index in order[8:15]}
+            assert {int(path.name[6:12]) for path in cached(tmp_path)} >= coming
+        for _, index in batch:
+            images.read(index)
+    assert max(server.asked.values()) == 1, server.asked

@@ -59,13 +59,14 @@ def process_count(trainer: DictConfig, overrides: Sequence[str] = (), launch: La
         ValueError: This machine does not have the devices.
     """
     if launch is not None and launch.processes > 1:
-        _check_gpus(trainer, launch)
+        check_gpus(trainer, launch)
         return launch.processes
     return _devices_here(trainer, overrides)
 
 
-def _check_gpus(trainer: DictConfig, launch: Launch) -> None:
-    """Raise UserError if this node has fewer GPUs than processes."""
+def check_gpus(trainer: DictConfig, launch: Launch) -> None:
+    """Raise UserError if this node has fewer GPUs than processes. Where all see the same single GPU, only those behind
+    the first of them can tell."""
     accelerator = str(trainer.get("accelerator", "auto"))
     if accelerator == "cpu":
         return

@@ -53,7 +53,7 @@ def led(command: str, one_process: bool = False) -> Iterator["Leader | None"]:
 
     Raises:
         UserError: A launcher has started a command of one process, or says too little.
-        SystemExit: The same, in another process than the first.
+        SystemExit: One of these, in another process than the first.
     """
     launch = launch_of(command, one_process)
     if launch is None or launch.processes == 1:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.cli.devices import check_gpus
 from imago.cli.hydra_internals import restore_hydra
 from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
@@ -22,7 +23,7 @@ from imago.errors import UserError
 from imago.run.folder import RunFolder
 from imago.run.search_place import Trial
 
-SECONDS_TO_SEE = 30  # for a new file to be seen on another node
+SECONDS_TO_SEE = 90  # for a new file to be seen on another node: NFS looks again after up to 60
 
 
 def order_of(task: Callable[..., Any], cfg: DictConfig, run: RunFolder, mark: str | None = None) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> 
     """Do the task of rank 0 in this process.
 
     Raises:
-        UserError: This machine does not see the run folder.
+        UserError: This machine does not see the run folder, or has too few GPUs.
     """
     for name, place in order["own_code"].items():
         allow_imports([name], Path(place))
@@ -56,7 +57,10 @@ def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> 
     run.invocation = Invocation.from_plain(order["invocation"])
     if order["prunes"]:
         run.trial = Trial(str(run.invocation.sweep_dir), prunes=True)  # rank 0 reports
-    _at(*order["task"])(_restore_config(order["config"], run.invocation.hydra), run)
+    cfg = _restore_config(order["config"], run.invocation.hydra)
+    if launch is not None:
+        check_gpus(cfg.trainer, launch)
+    _at(*order["task"])(cfg, run)
     leave_group()
 
 

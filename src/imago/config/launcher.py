@@ -51,7 +51,8 @@ class Launch(NamedTuple):
     def has_own_device(self) -> bool:
         """Whether this process sees a single GPU, of several processes of its node."""
         visible = os.environ.get("HIP_VISIBLE_DEVICES") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return self.local_processes > 1 and visible != "" and "," not in visible
+        is_first = self.launcher == SRUN or self.local_rank == 0  # --virtual-local-rank makes each the first
+        return is_first and self.local_processes > 1 and visible != "" and "," not in visible
 
     def typed(self, program: str) -> str:
         """The program as it is typed with the launcher: `torchrun --nproc_per_node=2 src/train.py`."""
@@ -94,7 +95,7 @@ def launch_of(command: str, one_process: bool = False) -> Launch | None:
 
     Raises:
         UserError: It has, or the launcher has left something out. This is the first process, which speaks.
-        SystemExit: The same, in another process.
+        SystemExit: One of these, in another process.
     """
     try:
         launch = current_launch()

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 BLOCKS, BLOCK = 8, 4096  # number and bytes of the blocks by which a large file is recognised
+PART = 2**20  # bytes that are read at a time
 
 
 def digest_of(file: BinaryIO, size: int) -> int:
@@ -18,6 +20,14 @@ def digest_of(file: BinaryIO, size: int) -> int:
             file.seek(block * (size - BLOCK) // (BLOCKS - 1))
             digest.update(file.read(BLOCK))
     return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+def crc_of(file: BinaryIO) -> int:
+    """Compute the CRC-32 of the rest of a file."""
+    crc = 0
+    while part := file.read(PART):
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def file_digest(path: Path) -> int | None:

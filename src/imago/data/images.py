@@ -98,6 +98,9 @@ class Images(ABC):
         """Take note that the images of an epoch are read in this `order`, now from `position` on."""
         del order, position
 
+    def release(self) -> None:  # noqa: B027  most kinds leave none open
+        """Close the files that reading has left open; images can be read again."""
+
     def order_settings(self) -> dict[str, Any]:
         """Return the settings that `order` depends on, by the names that users type."""
         return {}

@@ -60,6 +60,8 @@ class Loader:
         self.batch_sampler.epoch, self._rest.first = self.position()
         if self._batches is None:
             self._batches = self._start()
+        is_cached = self.loaded is not self.dataset.images
+        self.batch_sampler.announced_from = None if is_cached else self._rest.first
         for batch in self._batches:
             if "error" in batch:
                 raise BadImageError(batch["error"])

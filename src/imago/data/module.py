@@ -160,6 +160,7 @@ class ImageDataModule(ScoredSplits):
         check_box(f"{key}.box", transform.box)
         with failed_step(key, "pixels", "batch"):
             samples = [dataset[0, index] for index in range(min(count, len(dataset)))]
+        dataset.images.release()
         bad = next((sample["error"] for sample in samples if "error" in sample), None)
         if bad is not None:
             raise BadImageError(bad)

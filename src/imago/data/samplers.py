@@ -41,6 +41,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.rank = rank
         self.processes = processes
         self.epoch = 0
+        self.announced_from: int | None = 0
+        """The first batch of which the images take note; None if their decoded pixels are cached."""
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size)
@@ -50,7 +52,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         order = self._order()
         for number in range(len(self)):
             images, first = self._images_of(number), number * self.batch_size
-            self.images.announce(order, first)
+            if self.announced_from is not None and number >= self.announced_from:
+                self.images.announce(order, first)
             part = self._part_of(images) or range(min(2, images))
             yield [(self.epoch, index) for index in order[first + part.start : first + part.stop].tolist()]
 

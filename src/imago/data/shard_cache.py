@@ -6,16 +6,16 @@ import logging
 import os
 import re
 import shutil
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from imago.data.digests import crc_of
 from imago.data.shard_ahead import NoRoomError
-from imago.data.shard_download import PART, REPAIR, Remote
+from imago.data.shard_download import REPAIR, Remote
 from imago.data.shard_files import ShardError
 from imago.data.shard_index import DIGESTS, INDEX, MANIFEST, SplitIndex
 from imago.errors import DownloadError, UserError
@@ -53,6 +53,7 @@ class RemotePlace:
         self.folder = cache / hashlib.sha256(self.root.encode()).hexdigest()[:16]
         self.budget = budget
         self._has_warned = False
+        self._kept: set[Path] = set()
 
     def index(self) -> Path:
         """Return the local copy of the index, downloaded where it has changed.
@@ -70,8 +71,9 @@ class RemotePlace:
         while True:
             with suppress(FileNotFoundError):  # another process may remove it at any time until it is locked
                 descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-                if fcntl is not None:
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                with suppress(OSError):  # of a file system without locks
+                    if fcntl is not None:
+                        fcntl.flock(descriptor, fcntl.LOCK_SH)
                 with suppress(OSError):
                     os.utime(path)
                 return descriptor
@@ -85,11 +87,22 @@ class RemotePlace:
             NoRoomError: It is not urgent, and those in use leave no room for it.
         """
         path, size, crc = self._path(index, number), int(index.shard_size[number]), int(index.shard_crc[number])
-        self._fetch(index.shard_name(number), path, size, partial(_has_crc, crc), is_urgent)
+        self._fetch(index.shard_name(number), path, size, lambda part: _crc_of(part) == crc, is_urgent)
 
-    def drop(self, index: SplitIndex, number: int) -> bool:
-        with suppress(OSError):  # of a disk that is read-only by now
-            self._path(index, number).unlink(missing_ok=True)
+    def keep(self, index: SplitIndex, numbers: Sequence[int]) -> None:
+        """Keep these shards, and no others: they make room for none that is downloaded ahead, and the last of them at
+        the very last for one that is read at once, whichever process needs it."""
+        paths = [self._path(index, number) for number in numbers]
+        self._kept = {*paths}
+        for path in paths:
+            with suppress(OSError):  # it is not there
+                os.utime(path)
+
+    def drop(self, index: SplitIndex, number: int, descriptor: int) -> bool:
+        path = self._path(index, number)
+        with suppress(OSError):  # of a disk that is read-only by now, and of a shard that is gone
+            if os.path.samestat(os.fstat(descriptor), path.stat()):  # else another process has fetched a good one
+                path.unlink()
         return True
 
     def _path(self, index: SplitIndex, number: int) -> Path:
@@ -144,13 +157,14 @@ class RemotePlace:
             ) from error
 
     def _make_room(self, part: Path, size: int, is_urgent: bool) -> None:
-        """Reserve `size` bytes for `part`, in place of shards that were opened longest ago and are in use nowhere."""
+        """Reserve `size` bytes for `part`, in place of shards that were opened longest ago and are in use nowhere; and
+        if it is not urgent, not in place of those to `keep`."""
         with FileLock(self.cache / "room.lock"):
             _remove_left_parts(self.cache, part)
-            shards = sorted(self.cache.glob("*/*.tar"), key=_time_of)
+            shards = sorted(self.cache.glob("*/*.tar"), key=lambda path: (path in self._kept, _time_of(path)))
             used = sum(map(_size_of, [*shards, *self.cache.glob("*/*.part")]))
             for path in shards:
-                if used + size <= self.budget:
+                if used + size <= self.budget or (path in self._kept and not is_urgent):
                     break
                 there = _size_of(path)
                 used -= there if _is_removed(path) else 0
@@ -194,7 +208,7 @@ def _remove_left_parts(cache: Path, own: Path) -> None:
 def _is_removed(path: Path) -> bool:
     """Remove a shard, unless a process has it open."""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # NFS gives no exclusive lock of a file that is open for reading
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -217,12 +231,9 @@ def _time_of(path: Path) -> int:
     return 0
 
 
-def _has_crc(expected: int, path: Path) -> bool:
-    crc = 0
+def _crc_of(path: Path) -> int:
     with path.open("rb") as file:
-        while part := file.read(PART):
-            crc = zlib.crc32(part, crc)
-    return crc == expected
+        return crc_of(file)
 
 
 def _has_sha(expected: str, path: Path) -> bool:

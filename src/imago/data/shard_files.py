@@ -38,8 +38,8 @@ class Place(Protocol):
     def digests(self) -> Path:
         """Return the local file of the digests."""
 
-    def drop(self, index: SplitIndex, number: int) -> bool:
-        """Remove a damaged copy of a shard; whether another one can be had."""
+    def drop(self, index: SplitIndex, number: int, descriptor: int) -> bool:
+        """Remove a damaged copy of a shard, which is open as `descriptor`; whether another one can be had."""
 
 
 class LocalPlace:
@@ -56,8 +56,8 @@ class LocalPlace:
     def digests(self) -> Path:
         return self.folder / DIGESTS
 
-    def drop(self, index: SplitIndex, number: int) -> bool:
-        del index, number
+    def drop(self, index: SplitIndex, number: int, descriptor: int) -> bool:
+        del index, number, descriptor
         return False
 
     def check(self, index: SplitIndex) -> None:
@@ -99,6 +99,12 @@ class ShardReader:
         self.most_open = most_open
         self._start()
 
+    def close(self) -> None:
+        """Close all shards, which others may then remove from a cache; the next read opens them again."""
+        with self._lock:
+            for key in [*self._handles]:
+                self._drop(key)
+
     def _start(self) -> None:
         self._handles: OrderedDict[tuple[str, int], _Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -123,13 +129,21 @@ class ShardReader:
         """
         number = int(index.shard[row])
         content, why = self._bytes(index, row, number)
-        if content is None and self.place.drop(index, number):
-            with self._lock:
-                self._drop((index.split, number))
+        if content is None and self._is_replaced(index, number):
             content, why = self._bytes(index, row, number)
         if content is None:
             raise ShardError(f"{index.shard_name(number)} in {self.place.root} {why}. {self.place.repair}")
         return content
+
+    def _is_replaced(self, index: SplitIndex, number: int) -> bool:
+        """Drop a damaged shard; whether another copy can be had."""
+        with self._lock:
+            handle = self._handles.get((index.split, number))
+            if handle is None:  # it cannot be opened, or another thread was faster
+                return True
+            can_be_had = self.place.drop(index, number, handle.descriptor)
+            self._drop((index.split, number))
+        return can_be_had
 
     def _bytes(self, index: SplitIndex, row: int, number: int) -> tuple[bytes | None, str]:
         """Return the bytes of an image, or None and what is wrong with its shard."""

@@ -16,6 +16,7 @@ from imago.data.decode import read_box, read_image
 from imago.data.headers import profile_of, shape_of
 from imago.data.images import Images
 from imago.data.shard_ahead import Ahead
+from imago.data.shard_cache import RemotePlace
 from imago.data.shard_files import ShardReader
 from imago.data.shard_index import DAMAGE, SplitIndex, map_arrays
 from imago.errors import UserError
@@ -132,15 +133,21 @@ class ShardImages(Images):
 
     def announce(self, order: Tensor, position: int) -> None:
         """Download the shards of the next window in a thread, if they are far."""
-        if self.is_near or self._window_of is None:
+        place = self.reader.place
+        if self._window_of is None or not isinstance(place, RemotePlace):
             return
         if self._ahead is None:
-            self._ahead = Ahead(self.reader.place, self.index)  # type: ignore[arg-type]
+            self._ahead = Ahead(place, self.index)
         window = int(self._window_of[self.index.shard[self._row(int(order[position]))]])
         if window != self._window:
             self._window = window
-            self._ahead.want(np.flatnonzero(self._window_of == window + 1).tolist())
+            present, coming = (np.flatnonzero(self._window_of == number).tolist() for number in (window, window + 1))
+            place.keep(self.index, [*coming, *present])
+            self._ahead.want(coming)
         self._ahead.proceed()
+
+    def release(self) -> None:
+        self.reader.close()
 
     def order_settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {

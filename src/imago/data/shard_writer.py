@@ -14,9 +14,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from imago.data.digests import digest_of
+from imago.data.digests import crc_of, digest_of
 from imago.data.folder_images import FolderImages
-from imago.data.shard_index import BLOCK, DIGESTS, INDEX, MANIFEST, SplitRows, map_arrays, shard_name, write_arrays
+from imago.data.shard_index import (
+    BLOCK,
+    DAMAGE,
+    DIGESTS,
+    INDEX,
+    MANIFEST,
+    SplitRows,
+    map_arrays,
+    shard_name,
+    write_arrays,
+)
 from imago.data.tree import stat_fingerprint
 from imago.definitions import SPLITS
 from imago.errors import UserError
@@ -188,8 +198,8 @@ class ShardFolder:
             if not np.array_equal(known["stamp"], stamp) or path.stat().st_size != known["size"][0]:
                 return None
             with path.open("rb") as file:
-                is_whole = _crc_of(file) == known["whole"][0]
-        except (OSError, ValueError, KeyError):
+                is_whole = crc_of(file) == known["whole"][0]
+        except DAMAGE:
             return None
         size, whole = int(known["size"][0]), int(known["whole"][0])
         return Shard(known["offset"], known["crc"], known["digest"], size, whole) if is_whole else None
@@ -249,13 +259,6 @@ def _verified(file: BinaryIO, sizes: list[int], offsets: list[int], crcs: list[i
             if zlib.crc32(view[offset : offset + size]) != crc:
                 raise UserError(f"{path}: the disk returns other bytes than were written. Type another --output.")
         return zlib.crc32(view)
-
-
-def _crc_of(file: BinaryIO) -> int:
-    crc = 0
-    while part := file.read(MEGABYTE):
-        crc = zlib.crc32(part, crc)
-    return crc
 
 
 def _stamp(plan: Plan, number: int) -> np.ndarray:
