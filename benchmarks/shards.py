@@ -94,7 +94,7 @@ def digits(numbers: np.ndarray, width: int) -> np.ndarray:
 
 
 def names_of(first: int, last: int, classes: int) -> np.ndarray:
-    """Bytes of names of 37 characters, as those of ImageNet, each with a zero byte behind it; with `classes` 0 names of
+    """Bytes of names of 38 characters, as those of ImageNet, each with a zero byte behind it; with `classes` 0 names of
     nine digits."""
     number = np.arange(first, last)
     zero = np.zeros((len(number), 1), np.uint8)
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--entries", type=int, default=10_000_000)
-    parser.add_argument("--short_names", action="store_true", help="nine digits in place of 37 characters")
+    parser.add_argument("--short_names", action="store_true", help="nine digits in place of 38 characters")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--window", type=int, default=16)
     options = parser.parse_args()

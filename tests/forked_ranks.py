@@ -45,10 +45,10 @@ class ForkedRank:
         read, write = os.pipe()
         self.stdin = os.fdopen(write, "w")
         streams = [Connection(read), *(Connection(os.dup(file.fileno())) for file in (stdout, stderr))]
-        leads_group, told = Pipe(duplex=False)
-        self._process = fork_context().Process(target=_be_a_rank, args=(streams, env, told))
+        leads_group, is_leading = Pipe(duplex=False)
+        self._process = fork_context().Process(target=_be_a_rank, args=(streams, env, is_leading))
         self._process.start()
-        for connection in (*streams, told):
+        for connection in (*streams, is_leading):
             connection.close()
         leads_group.poll(None)  # what is sent to its group reaches it from now on
         leads_group.close()
@@ -73,11 +73,11 @@ SUBPROCESS = SimpleNamespace(Popen=ForkedRank, PIPE=subprocess.PIPE, TimeoutExpi
 """Stands in for the module `subprocess` in imago/cli/processes.py."""
 
 
-def _be_a_rank(streams: list[Connection], environment: dict[str, str], told: Connection) -> None:
+def _be_a_rank(streams: list[Connection], environment: dict[str, str], is_leading: Connection) -> None:
     from imago.cli import processes
 
     os.setsid()
-    told.close()
+    is_leading.close()
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = [*environment["PYTHONPATH"].split(os.pathsep), *(path for path in sys.path if _is_installed(path))]

@@ -182,7 +182,7 @@ def test_data_that_differ_between_nodes_are_refused(settings, colours, own_colou
     first, second = srun(*settings, *words, code=code, nodes=2)
     assert (first.returncode, second.returncode) == (1, 1), first.stdout
     message = (
-        r"Process 1 \(\S+\) has other images in \S+ than process 0: 38 in train, 15 in val, not 39 in train, 15 in val"
+        r"Process 1 \(\S+\) has other images in \S+ than process 0: 12 of red in train, not 13\. Each node must have"
     )
     assert re.match(message, status_of(tmp_path / "run")["error"])
 

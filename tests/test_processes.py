@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score
 
 from imago.cli.devices import process_count
-from imago.cli.processes import ProcessError, other_processes
+from imago.cli.processes import ProcessError, error_in, other_processes
 from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
 from imago.config.strategies import STRATEGIES, strategy_problems
@@ -105,6 +105,13 @@ def test_the_first_cause_is_raised(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))
     with pytest.raises(ProcessError, match="In process 1 of 2: .*the disk of rank 1 is full"):
         run_it(fails, tmp_path)
+
+
+@pytest.mark.quick
+def test_a_warning_of_a_loader_worker_after_the_error_does_not_hide_it():
+    lines = [b'{"message": "the disk is full", "traceback": ""}\n', b'{"warning": "the \\"message\\" of a worker"}\n']
+    assert error_in(lines)["message"] == "the disk is full"
+    assert error_in(lines[1:]) is None
 
 
 def is_killed(_, run):

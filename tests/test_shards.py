@@ -85,13 +85,13 @@ def test_the_tars_hold_the_files_and_their_labels_as_webdataset_reads_them(tmp_p
     }
     assert samples["blue/001"]["png"] == (root / "blue" / "001.png").read_bytes()
     images = read_index(tmp_path / "out" / "index.npz").splits["train"]
-    given = module(tmp_path / "out").sets
-    paths = [path for images in given.splits.values() for path in images.paths]
+    data = module(tmp_path / "out").sets
+    paths = [path for images in data.splits.values() for path in images.paths]
     assert sorted(paths) == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
     assert sum(getattr(images, name).itemsize for name in ("label", "shard", "block", "size", "crc")) <= 16
 
 
-def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
+def test_a_second_start_resumes_to_the_same_bytes(colours, shards, tmp_path):
     child = os.fork()
     if child == 0:
         type_shard(colours, "--output", tmp_path / "out", "--shard-mb", PER_SHARD)
@@ -115,7 +115,7 @@ def test_a_second_start_goes_on_to_the_same_bytes(colours, shards, tmp_path):
     assert (out / "train-000000.tar").stat().st_mtime_ns == kept
 
 
-def test_a_full_disk_ends_with_a_sentence_and_the_next_start_goes_on(colours, shards, tmp_path):
+def test_a_full_disk_ends_with_a_sentence_and_the_next_start_resumes(colours, shards, tmp_path):
     out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (18_000, limits[1]))  # a shard has 20,480 bytes
@@ -162,15 +162,15 @@ def test_shards_that_cannot_be_written_are_refused(colours, tmp_path, words, mes
 
 def test_shards_give_the_weights_of_the_folder_to_the_bit(shards, train, command):
     folder = train("data.decode=fast")
-    given = command("train", "data=shards", f"data.shards={shards}", "data.window=null", "data.decode=fast", *SMALL)
-    assert given.exit_code == 0, given.output
-    assert same(given.weights(), folder.weights())
-    assert given.history == folder.history
-    assert rows(given, "test") == rows(folder, "test")
-    scored = command("eval", f"ckpt_path={given.dir}", "data.num_workers=0", "trainer.accelerator=cpu")
+    run = command("train", "data=shards", f"data.shards={shards}", "data.window=null", "data.decode=fast", *SMALL)
+    assert run.exit_code == 0, run.output
+    assert same(run.weights(), folder.weights())
+    assert run.history == folder.history
+    assert rows(run, "test") == rows(folder, "test")
+    scored = command("eval", f"ckpt_path={run.dir}", "data.num_workers=0", "trainer.accelerator=cpu")
     assert scored.exit_code == 0, scored.output
-    assert scored.json("reports/metrics_test.json")["acc"] == given.json("reports/metrics_test.json")["acc"]
-    both = [run.checkpoint()["imago"]["train_images"] for run in (given, folder)]
+    assert scored.json("reports/metrics_test.json")["acc"] == run.json("reports/metrics_test.json")["acc"]
+    both = [one.checkpoint()["imago"]["train_images"] for one in (run, folder)]
     assert torch.equal(*both)
 
 
@@ -306,9 +306,9 @@ def test_workers_map_the_index_and_copy_none_of_it(shards):
     assert list(again.paths) == list(images.paths)
     assert list(again.labels) == list(images.labels)
     assert torch.equal(again.read(3), images.read(3))
-    given = module(shards, num_workers=2)
-    batches = list(given.train_dataloader())
-    given.teardown("fit")
+    data = module(shards, num_workers=2)
+    batches = list(data.train_dataloader())
+    data.teardown("fit")
     for a, b in zip(batches, module(shards).train_dataloader(), strict=True):
         assert torch.equal(a["image"], b["image"])
 
@@ -321,10 +321,10 @@ def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours):
     (tmp_path / "exclude.txt").write_text("train/red/000.png\n")
     (own_colours / "splits.csv").write_text(table.read_text())
     type_shard(own_colours / "splits.csv", "--output", tmp_path / "out", "--exclude", tmp_path / "exclude.txt")
-    given = module(tmp_path / "out")
+    data = module(tmp_path / "out")
     counts = {split: sum(line.startswith(split) for line in lines) for split in ("train", "val", "test")}
-    assert given.sizes == counts | {"train": counts["train"] - 1}
-    assert "train/red/000.png" not in given.split("train").paths
+    assert data.sizes == counts | {"train": counts["train"] - 1}
+    assert "train/red/000.png" not in data.split("train").paths
     (tmp_path / "exclude.txt").write_text("train/blue/000.png\n")
     assert module(tmp_path / "out", exclude=str(tmp_path / "exclude.txt")).sizes["train"] == counts["train"] - 2
 
@@ -424,9 +424,9 @@ def cached(folder: Path) -> list[Path]:
 
 def test_a_server_that_drops_cuts_and_delays_gives_what_the_disk_gives(server, shards, tmp_path, caplog):
     server.faults = ("drop", "cut", "flip", "delay")
-    given = module(server.url, window=2, shard_cache_gb=0.0001, cache_dir=str(tmp_path))
+    data = module(server.url, window=2, shard_cache_gb=0.0001, cache_dir=str(tmp_path))
     sizes, local = [], batches_of(module(shards, window=2))
-    for batch, expected in zip(given.train_dataloader(), local, strict=True):
+    for batch, expected in zip(data.train_dataloader(), local, strict=True):
         assert torch.equal(batch["image"], expected)
         sizes.append(sum(path.stat().st_size for path in cached(tmp_path)))
     assert max(sizes) <= 100_000

@@ -61,7 +61,7 @@ class CarriedState(Callback):
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
             "drawn_test": data.sets.drawn_test,
-            **(self._images(data) if pl_module.strategy.shows_train_images else {"unrecorded": self._unrecorded}),
+            **self._images(trainer, data, pl_module.strategy.shows_train_images),
             "progress": capture_state(trainer, pl_module),
         }
 
@@ -73,9 +73,11 @@ class CarriedState(Callback):
         if restore_state(trainer, pl_module, checkpoint):
             self.epochs.best = None
 
-    def _images(self, data: ImageDataModule) -> dict[str, Any]:
+    def _images(self, trainer: Trainer, data: ImageDataModule, are_shown: bool) -> dict[str, Any]:
         """Digests of all images that the weights have seen, including the runs that this one was resumed from, and
-        why some may be missing."""
+        why some may be missing; no digests if the images are private, and in processes that write no checkpoint."""
+        if not are_shown or not trainer.is_global_zero:
+            return {"unrecorded": self._unrecorded}
         digests, unrecorded = data.train_digests, self._unrecorded
         if len(digests) < len(data.split("train")):
             unrecorded = unrecorded or "some of their train images have no digest"

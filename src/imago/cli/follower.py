@@ -40,11 +40,12 @@ class Follower:
         self._parent = os.getppid()
         self._is_busy = False
         self._using_store = threading.RLock()
+        self._pipe = -1
 
     def work(self) -> NoReturn:
         """Carry out one order after the other: one, or that of each job of a sweep."""
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  rank 0 says what there is to say
-        logging.getLogger().handlers = [WarningsToRank0(self._warnings.send_from(self._launch.rank))]
+        self._pipe = self._warnings.send_from(self._launch.rank)
         warnings.simplefilter("ignore")
         threading.Thread(target=self._watch, daemon=True).start()
         try:
@@ -55,6 +56,7 @@ class Follower:
         raise AssertionError
 
     def _wait_for_order(self, job: int) -> None:
+        logging.getLogger().handlers = [WarningsToRank0(self._pipe)]  # a new one: each job has a log of its own
         while (text := self._store.read(f"order/{job}")) is None:
             if (status := self._store.read("over")) is not None:
                 self._leave(int(status))
@@ -102,7 +104,6 @@ class Follower:
     def _watch(self) -> None:
         place = f"{os.getpid()} {this_machine()}"
         for beat in itertools.count():
-            time.sleep(1)
             try:
                 with self._using_store:
                     self._store.write(f"beat/{self._launch.rank}", f"{beat} {place}")
@@ -115,6 +116,7 @@ class Follower:
                 end(1)
             if status is not None and self._is_busy:
                 self._leave(int(status))
+            time.sleep(1)
 
     def _leave(self, status: int) -> NoReturn:
         self._using_store.acquire()  # for good: rank 0 may be gone with the store

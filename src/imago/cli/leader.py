@@ -92,7 +92,8 @@ class Leader:
         self._mark: Path | None = None
         self._error: ProcessError | None = None
         self._over = threading.Event()
-        self._warnings = RankWarnings(StoredWarnings(self._store).receive)
+        self._sent = StoredWarnings(self._store)
+        self._warnings = RankWarnings(self._sent.receive)
         self._beats = _Beats(self._store, launch.processes)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -111,6 +112,7 @@ class Leader:
             self._mark = _leave_mark(run.path)
         mark = None if self._mark is None else self._mark.name
         self._store.write(f"order/{job}", json.dumps(order_of(task, cfg, run, mark)))
+        self._warnings = RankWarnings(self._sent.receive)  # each job of a sweep has a log of its own
         self._run, self._ordered = run, time.monotonic()
         failed = True
         try:

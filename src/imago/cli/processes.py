@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -139,11 +139,10 @@ class _Rank:
             raise self.error()
 
     def error(self) -> ProcessError:
-        """What it said when it failed."""
-        try:
-            said = json.loads(self._lines(0)[-1])
+        """The message that it left when it failed; that of a kill, if it could leave none."""
+        if (said := error_in(self._lines(0))) is not None:
             message, trace = said["message"], said["traceback"]
-        except (ValueError, LookupError, TypeError):  # it could not say anything: killed, or out of memory
+        else:
             self.stderr.seek(0)
             last = self.stderr.read().strip()[-500:]
             message, trace = f"{describe_exit(self.process.returncode)}\n{last}".strip(), last
@@ -151,7 +150,7 @@ class _Rank:
         return ProcessError(f"In process {self.rank} of {self.run.processes}: {message}")
 
     def new_warnings(self) -> list[str]:
-        """What it has warned of since the last call."""
+        """Its warnings since the last call."""
         lines = self._lines(self._read)
         self._read += sum(map(len, lines))
         return list(warnings_in(lines))
@@ -196,6 +195,16 @@ def record_failure(run: RunFolder, error: Exception) -> None:
     log.error("%s", message)
     run.update(status="failed", error=message)
     logging.shutdown()
+
+
+def error_in(lines: Sequence[str | bytes]) -> dict[str, str] | None:
+    """The error in the lines of JSON of a process; a loader worker may have warned after it."""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            said = json.loads(line)
+            if isinstance(said, dict) and {"message", "traceback"} <= said.keys():
+                return said
+    return None
 
 
 def describe_exit(status: int) -> str:

@@ -15,7 +15,7 @@ from imago.data.decode import BadImageError
 from imago.definitions import SPLITS
 from imago.distributed import all_gather_objects
 from imago.errors import UserError, kind_of
-from imago.terminal import by_split
+from imago.terminal import shortened
 
 AS_POSITION = {str: "class_names.index(label)", float: "int(label)", Tensor: "int(label)"}
 """Type of a label -> what makes it a position."""
@@ -123,10 +123,18 @@ def check_same_images(counts: Mapping[str, Mapping[str, int]], root: str) -> Non
     first = processes[0][1]
     for rank, (host, these) in enumerate(processes):
         if these != first:
-            sizes, expected = (
-                by_split({split: sum(of.values()) for split, of in splits.items()}) for splits in (these, first)
-            )
             raise UserError(
-                f"Process {rank} ({host}) has other images in {root} than process 0: {sizes}, not {expected}. Each "
-                "node must have all of them."
+                f"Process {rank} ({host}) has other images in {root} than process 0: {_differences(these, first)}. "
+                "Each node must have all of them."
             )
+
+
+def _differences(counts: Mapping[str, Mapping[str, int]], expected: Mapping[str, Mapping[str, int]]) -> str:
+    """List the classes of each split of which the numbers of images differ."""
+    differences = []
+    for split in {**expected, **counts}:
+        these, those = counts.get(split, {}), expected.get(split, {})
+        for name in {**those, **these}:
+            if (here := these.get(name, 0)) != (there := those.get(name, 0)):
+                differences.append(f"{here} of {name} in {split}, not {there}")
+    return shortened(differences)

@@ -73,7 +73,7 @@ class ScoredSplits(CopyingDataModule):
 
     @property
     def warnings(self) -> list[str]:
-        """What may make results worse than they look, or wrong."""
+        """Facts that may make results worse than they look, or wrong."""
         warnings = [*self.sets.warnings, *self._changed_scores()]
         if "val" in self.sets.splits and not {"test"} & {*self.sets.splits, *self._emptied}:
             warnings.append(f"no test split in {self.sets.root}: the val split is scored as test")

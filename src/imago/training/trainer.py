@@ -116,8 +116,8 @@ def _cpu_has_bf16() -> bool:
 def _ddp(find_unused_parameters: bool) -> DDPStrategy:
     """DDP that does not synchronize buffers: processes validate on different numbers of batches.
 
-    DictModule synchronizes them before each validation. Gradients are views into DDP's buckets, which saves a copy of
-    them in memory, and in each step.
+    DictModule synchronizes them before each validation. Gradients are views into DDP's buckets, which saves
+    their memory, and the copy back in each step.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.15
