@@ -71,9 +71,9 @@ class Unwell(Callback):
         if trainer.global_rank != self.rank or trainer.global_step != self.batch or not is_first:
             return
         logging.getLogger(__name__).warning("the disk of rank %d is slow", self.rank)
-        if self.number:
-            os.kill(os.getpid(), self.number)
-        raise ValueError(f"rank {self.rank} is unwell")
+        if not self.number:
+            raise ValueError(f"rank {self.rank} is unwell")
+        os.kill(os.getpid(), self.number)
 
 
 class Indices(Callback):

@@ -267,12 +267,14 @@ def test_a_typo_is_said_once(settings, tmp_path):
 
 def test_a_sweep_is_one_run_after_the_other(settings, tmp_path):
     words = ["-m", "seed=1,2", *settings, "trainer=cpu", "trainer.max_epochs=1", "test=false"]
+    words += [*UNWELL, "+callbacks.unwell.batch=2", f"+callbacks.unwell.number={int(signal.SIGCONT)}"]
     first, second = srun(*words, f"hydra.sweep.dir={tmp_path}/sweep")
     assert (first.returncode, second.returncode) == (0, 0), first.stdout + first.stderr
     assert second.stdout + second.stderr == ""
     jobs = folders_below(tmp_path / "sweep")
     assert [status_of(job)["status"] for job in jobs] == ["completed"] * 2
     assert not same(*map(weights_of, jobs))
+    assert all("[rank 1] the disk of rank 1 is slow" in (job / "train.log").read_text() for job in jobs)
 
 
 @pytest.mark.parametrize(
