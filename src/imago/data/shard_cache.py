@@ -161,10 +161,11 @@ class RemotePlace:
         if it is not urgent, not in place of those to `keep`."""
         with FileLock(self.cache / "room.lock"):
             _remove_left_parts(self.cache, part)
-            shards = sorted(self.cache.glob("*/*.tar"), key=lambda path: (path in self._kept, _time_of(path)))
+            kept = self._kept
+            shards = sorted(self.cache.glob("*/*.tar"), key=lambda path: (path in kept, _time_of(path)))
             used = sum(map(_size_of, [*shards, *self.cache.glob("*/*.part")]))
             for path in shards:
-                if used + size <= self.budget or (path in self._kept and not is_urgent):
+                if used + size <= self.budget or (path in kept and not is_urgent):
                     break
                 there = _size_of(path)
                 used -= there if _is_removed(path) else 0
