@@ -13,7 +13,6 @@ from typing import Any, NoReturn, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.cli.devices import check_gpus
 from imago.cli.hydra_internals import restore_hydra
 from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
@@ -59,6 +58,8 @@ def do_order(order: dict[str, Any], rank: int, launch: Launch | None = None) -> 
         run.trial = Trial(str(run.invocation.sweep_dir), prunes=True)  # rank 0 reports
     cfg = _restore_config(order["config"], run.invocation.hydra)
     if launch is not None:
+        from imago.cli.devices import check_gpus
+
         check_gpus(cfg.trainer, launch)
     _at(*order["task"])(cfg, run)
     leave_group()
