@@ -212,8 +212,8 @@ def test_words_of_a_trial_become_an_experiment():
     words = ["experiment=digits", "model=tiny_net", "+model.optimizer.eps=1e-07", "logger=[]", "hparams_search=optuna",
              "data.train_transform.batch.flip=null", "tags=['a b']", "paths.log_dir=/x", "trainer=cpu"]  # fmt: skip
     made = OmegaConf.create("\n".join(experiment_of(words)))
-    assert made.defaults == ["digits", {"override /model": "tiny_net"}, {"override /logger": []},
-                             {"override /trainer": "cpu"}, "_self_"]  # fmt: skip
+    assert made.defaults == ["digits", "_self_", {"override /model": "tiny_net"}, {"override /logger": None},
+                             {"override /trainer": "cpu"}]  # fmt: skip
     assert (made.model.optimizer.eps, made.data.train_transform.batch.flip, made.tags) == (1e-7, None, ["a b"])
     assert {*made} == {"defaults", "model", "data", "tags"}
     assert experiment_of(["~trainer.max_time"]) is None

@@ -80,7 +80,8 @@ def write_experiment(
 
 def experiment_of(words: Sequence[str]) -> list[str] | None:
     """Lines of an experiment that sets what overrides set; None if one removes something, or holds a secret."""
-    defaults: list[Any] = []
+    experiments: list[Any] = []
+    options: list[Any] = []
     content = OmegaConf.create()
     for word, override in zip(words, OverridesParser.create().parse_overrides(list(words)), strict=True):
         key = override_key(word)
@@ -92,10 +93,11 @@ def experiment_of(words: Sequence[str]) -> list[str] | None:
         if not Path(CONFIG_DIR, key).is_dir() or isinstance(value, dict):
             OmegaConf.update(content, key, _plain(value), force_add=True)
         elif key == "experiment":
-            defaults += value if isinstance(value, list) else [value]
+            experiments += value if isinstance(value, list) else [value]
         else:
-            defaults.append({f"override /{key}": _plain(value)})
-    parts = [yaml.safe_dump({"defaults": [*map(_plain, defaults), "_self_"]}, sort_keys=False)] if defaults else []
+            options.append({f"override /{key}": _plain(value) if value != [] else None})  # Hydra takes no empty list
+    defaults = [*map(_plain, experiments), "_self_", *options]  # Hydra wants those that override at the end
+    parts = [yaml.safe_dump({"defaults": defaults}, sort_keys=False)] if experiments or options else []
     settings = OmegaConf.to_yaml(content) if len(content) else ""
     return "\n".join([*parts, settings]).splitlines()
 
