@@ -139,6 +139,8 @@ def _add(digest: Any, value: Any) -> None:
             raise UserError("a tensor claims more memory than it has")
         digest.update(f"t{value.numel()};".encode())
         _add(digest, f"{value.dtype} {list(value.shape)}")
+        if not value.numel():
+            return  # one from an empty array of NumPy has no step to view it by
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(content.tobytes() if content.size < 2**20 else content)
     elif value is None or isinstance(value, bool | int | float | str):
