@@ -25,7 +25,7 @@ from imago.data.folds import divide
 from imago.data.hugging_face import HuggingFaceDataModule
 from imago.data.image_folder import ImageFolderDataModule
 from imago.data.images import ImageSets, class_counts
-from imago.data.split_files import read_split_file
+from imago.data.split_files import read_rows
 from imago.data.torchvision_set import TorchVisionDataModule
 from imago.data.transforms import ImageTransform
 from imago.definitions import rounded_up
@@ -102,7 +102,8 @@ def test_no_draw_divides_the_groups_of_a_file(tmp_path):
     draw_classes(tmp_path / "photos", {"blue": 12, "red": 12})
     words = ("--group-regex", r"/0*\d", "--output", tmp_path / "splits.csv")
     type_split(str(tmp_path / "photos"), "--test", "0", *map(str, words))
-    sets = read_split_file(tmp_path / "splits.csv", None, 0.1, 0)
+    sets = read_rows(tmp_path / "splits.csv", None)
+    divide(sets, 0.1, 0)
     assert list(sets.splits) == ["train", "val"]
     for options, said in (
         (
@@ -115,7 +116,7 @@ def test_no_draw_divides_the_groups_of_a_file(tmp_path):
         ),
     ):
         with pytest.raises(ValueError, match=said):
-            read_split_file(tmp_path / "splits.csv", None, 0.1, 0, **options)
+            divide(read_rows(tmp_path / "splits.csv", None), 0.1, 0, **options)
 
 
 def test_all_kinds_of_data_have_folds(colours, tmp_path):

@@ -11,9 +11,10 @@ from helpers import SMALL, Command, Run, draw_classes, rows, type_command, write
 from imago.checkpoint.fits import check_draw
 from imago.data.crops import CenterBox
 from imago.data.folder_images import FolderImages
+from imago.data.folds import divide
 from imago.data.hugging_face import HuggingFaceDataModule
 from imago.data.images import ImageSets, class_counts
-from imago.data.split_files import read_split_file
+from imago.data.split_files import read_rows
 from imago.data.split_plan import draw
 from imago.data.transforms import ImageTransform
 
@@ -178,7 +179,8 @@ def test_a_table_without_test_rows_and_a_set_of_hugging_face_draw_it_too(tmp_pat
     table = tmp_path / "table.csv"
     names = [f"{path.relative_to(own_colours)},{path.parent.name}" for path in own_colours.rglob("*.png")]
     table.write_text("\n".join(["path,label", *names]) + "\n")
-    sets = read_split_file(table, own_colours, 0.1, 42, 0.25)
+    sets = read_rows(table, own_colours)
+    divide(sets, 0.1, 42, 0.25)
     assert 9 <= len(sets.splits["test"]) <= 17
     loaded = datasets.load_dataset("imagefolder", data_dir=str(own_colours / "train"), cache_dir=str(tmp_path / "hf"))
     look = ImageTransform(CenterBox(1.0))

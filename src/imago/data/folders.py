@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from imago.data.folder_images import FolderImages
 from imago.data.folds import divide
@@ -16,29 +15,19 @@ from imago.terminal import counted, shortened
 MOST_LISTED = 20  # names in a message
 
 
-def read_tree(
-    root: Path,
-    val_ratio: float,
-    seed: int,
-    test_ratio: float | None = None,
-    recorded: Mapping[str, Any] | None = None,
-    fold: int | None = None,
-    folds: int | None = None,
-) -> ImageSets:
-    """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly.
-
-    Class names are the sorted class folders of the train split; other splits are matched to them by name. Without
-    a `val` folder, a stratified fraction `val_ratio` of train, drawn with `seed`, becomes the val split; with
-    `test_ratio`, such a fraction becomes the test split; `recorded` repeats the draws of a checkpoint. With
-    `fold`, that one of `folds` becomes the val split. A `test` folder without class folders is left out, with a note.
-    """
+def read_tree(root: Path, val_ratio: float, seed: int) -> ImageSets:
+    """Read the splits of a folder. Without a val split, a stratified fraction `val_ratio` of train, drawn with `seed`,
+    becomes it."""
     tree = read_undrawn(root)
-    divide(tree, val_ratio, seed, test_ratio, recorded, fold, folds)
+    divide(tree, val_ratio, seed)
     return tree
 
 
 def read_undrawn(root: Path) -> ImageSets:
-    """Read the splits that a folder has, as `read_tree` does, and draw none.
+    """Read `train/ val/ test/`, `train/ val/`, `train/`, or class folders directly, and draw no splits.
+
+    Class names are the sorted class folders of the train split; other splits are matched to them by name. A `test`
+    folder without class folders is left out, with a note.
 
     Raises:
         FileNotFoundError, ValueError: As `split_folders`.

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from imago.data.folders import read_labelled, read_tree
+from imago.data.folders import read_labelled, read_undrawn
+from imago.data.folds import divide
 from imago.data.images import ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
 from imago.data.relabel import is_of_run
-from imago.data.split_files import listed_paths, read_split_file
+from imago.data.split_files import listed_paths, read_rows
 from imago.data.transforms import ImageTransform
 from imago.definitions import Fold, Folds, TestRatio, ValRatio
 from imago.errors import UserError, no_data
@@ -59,7 +60,8 @@ class ImageFolderDataModule(ImageDataModule):
         **options: Unpack[FileOptions],
     ) -> None:
         try:
-            sets = _image_sets(data_dir, split_file, source, val_ratio, seed, test_ratio, recorded, fold, folds)
+            sets = _image_sets(data_dir, split_file, source)
+            divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
             sets.as_read = sets.fingerprint()
             is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:
@@ -80,18 +82,15 @@ class ImageFolderDataModule(ImageDataModule):
             images.decode = decode
 
 
-def _image_sets(
-    data_dir: str | None, split_file: str | None, source: Callable[[], Path] | None, *draws: Any
-) -> ImageSets:
-    """Read the splits, and draw those that lack: `draws` are the further arguments of `divide`."""
+def _image_sets(data_dir: str | None, split_file: str | None, source: Callable[[], Path] | None) -> ImageSets:
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     if split_file is not None:
-        return read_split_file(Path(split_file).expanduser(), folder, *draws)
+        return read_rows(Path(split_file).expanduser(), folder)
     if folder is None:
         if source is None:
             raise UserError(no_data())
         folder = source()
-    return read_tree(folder, *draws)
+    return read_undrawn(folder)
 
 
 def leave_out(sets: ImageSets, file: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imago.data.folder_images import FolderImages
-from imago.data.folds import divide
 from imago.data.images import ImageSets
 from imago.data.source_paths import with_commas
 from imago.data.tree import class_name
@@ -28,23 +27,6 @@ class SplitRow(NamedTuple):
     label: str
     fold: int | None = None
     group: str = ""
-
-
-def read_split_file(
-    file: Path,
-    data_dir: Path | None,
-    val_ratio: float,
-    seed: int,
-    test_ratio: float | None = None,
-    recorded: Mapping[str, Any] | None = None,
-    fold: int | None = None,
-    folds: int | None = None,
-) -> ImageSets:
-    """Read a file of `ml-split` as `read_rows` does, and draw the splits that it lacks; with `fold`, that one of the
-    file, or of the `folds` that are drawn, becomes val."""
-    sets = read_rows(file, data_dir)
-    divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
-    return sets
 
 
 def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
