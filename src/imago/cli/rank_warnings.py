@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
+from imago.run.background import repeated
 from imago.run.logs import MOST_WARNINGS, PlainFormatter
 
 if TYPE_CHECKING:
@@ -119,19 +121,10 @@ class RankWarnings:
     @contextmanager
     def logged(self, own: Sequence[str]) -> Iterator[None]:
         """Inside, warnings are logged as they come; those that wait are logged at the end."""
-        ended = threading.Event()
-
-        def log_all() -> None:
-            while not ended.wait(1):
-                self.log_new(own)
-
-        thread = threading.Thread(target=log_all, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(partial(self.log_new, own), 1):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self.log_new(own, hurry=True)
 
 

@@ -15,6 +15,7 @@ from imago.config.invocation import Invocation
 from imago.config.launcher import Launch
 from imago.files import NUMBER, TEXT, UnreadableError, overwrite_json, read_json, write_json, write_text
 from imago.run import lock as run_lock
+from imago.run.background import repeated
 from imago.run.search_place import Trial
 
 ORDER = (
@@ -181,21 +182,14 @@ class RunFolder:
     @contextmanager
     def beating(self) -> Iterator[None]:
         """Inside, `status.json` is rewritten every 20 seconds, so that a dead run can be told from a slow one."""
-        ended = threading.Event()
 
         def beat() -> None:
-            while not ended.wait(HEARTBEAT_SECONDS):
-                with self._writing, suppress(OSError):  # a full disk is reported by the writes that matter
-                    if self._pending is None:
-                        self._beat()
+            with self._writing, suppress(OSError):  # a full disk is reported by the writes that matter
+                if self._pending is None:
+                    self._beat()
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with repeated(beat, HEARTBEAT_SECONDS):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def overwrite_status(self) -> None:
         """Write `status.json` in place: on a full disk there is no room for another file beside it."""
