@@ -314,6 +314,14 @@ def test_what_launchers_say_of_a_process(monkeypatch):
     assert current_launch() is None
 
 
+def launch_with(monkeypatch, variables: dict[str, str]) -> None:
+    """This process as a launcher starts it that sets these variables, and no place to meet but in them."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a run of several processes, in this one
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("launched", "said"),
     [
@@ -326,10 +334,7 @@ def test_what_launchers_say_of_a_process(monkeypatch):
     ],
 )
 def test_a_process_that_cannot_find_the_others_is_refused(train, monkeypatch, launched, said):
-    for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a run of several processes, in this one
-        monkeypatch.delenv(name, raising=False)
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
+    launch_with(monkeypatch, launched)
     first = train()
     assert said in first.error
     assert not first.dir.exists()
@@ -348,10 +353,7 @@ def test_a_process_that_cannot_find_the_others_is_refused(train, monkeypatch, la
     ],
 )
 def test_what_no_launcher_of_ours_has_started_is_refused(train, monkeypatch, launched, said):
-    for name in ("MASTER_ADDR", "MASTER_PORT"):  # of a run of several processes, in this one
-        monkeypatch.delenv(name, raising=False)
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
+    launch_with(monkeypatch, launched)
     run = train()
     assert said in run.error
     assert not run.dir.exists()

@@ -19,7 +19,6 @@ LEVEL = 0.05
 WIDER = 0.955
 """Nominal confidence at which the real one is 95%, or little below, also for few images."""
 POWER = 0.8
-LEAST_DISCORDANT = 6
 """Fewest discordant images with which the exact test can claim a difference: 2 / 2^6 is below 5%, 2 / 2^5 is not."""
 RESAMPLES = 10_000
 MOST_IMAGES = 10**7

@@ -31,8 +31,25 @@ DIGITS = 12
 """Decimals of a difference of accuracies."""
 
 
+class Claims:
+    """What p-values say of a difference."""
+
+    p: float
+    equivalence: float | None
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.p <= LEVEL
+
+    @property
+    def is_equivalent(self) -> bool:
+        """Whether the difference is below the margin."""
+        return self.equivalence is not None and self.equivalence <= LEVEL
+
+
 @dataclass(frozen=True)
-class PairResult:
+class PairResult(Claims):
     """Two runs on the same images. Intervals are of the difference, B minus A, as a fraction of the images.
 
     Args:
@@ -54,16 +71,6 @@ class PairResult:
     needed: int | None
     margin: float | None = None
     equivalence: float | None = None
-
-    @property
-    def is_claimed(self) -> bool:
-        """Whether the difference is more than chance."""
-        return self.p <= LEVEL
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether the difference is below the margin."""
-        return self.equivalence is not None and self.equivalence <= LEVEL
 
     def swapped(self) -> "PairResult":
         """The result with A and B exchanged."""
@@ -95,7 +102,7 @@ def compare_pair(counts: Counts, margin: float | None = None, seed: int = 0) -> 
 
 
 @dataclass(frozen=True)
-class RepeatedResult:
+class RepeatedResult(Claims):
     """Two trainings, each run with several seeds or folds. Accuracies and differences are fractions, run by run.
 
     Args:
@@ -135,16 +142,6 @@ class RepeatedResult:
     def mean(self) -> float:
         """Mean difference."""
         return round(statistics.fmean(self.differences), DIGITS)
-
-    @property
-    def is_claimed(self) -> bool:
-        """Whether the mean difference is more than chance."""
-        return self.p <= LEVEL
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether the mean difference is below the margin."""
-        return self.equivalence is not None and self.equivalence <= LEVEL
 
     @property
     def least_p(self) -> float:

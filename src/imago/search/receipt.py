@@ -48,12 +48,10 @@ def to_finish(records: Sequence[TrialRecord], most: int, is_greater_better: bool
     """The pruned trials that are finished: the best by what they had reached, those that went further first."""
     sign = 1 if is_greater_better else -1
     pruned = [record for record in records if record.state == "pruned" and _numbers(record)]
-    pruned.sort(key=lambda record: (-sign * _reached(record, sign), -len(record.reported), record.number))
+    pruned.sort(
+        key=lambda record: (-max(sign * value for value in _numbers(record)), -len(record.reported), record.number)
+    )
     return pruned[:most]
-
-
-def _reached(record: TrialRecord, sign: int) -> float:
-    return sign * max(sign * value for value in _numbers(record))
 
 
 def _numbers(record: TrialRecord) -> list[float]:
