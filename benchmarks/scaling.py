@@ -5,7 +5,8 @@ a DistributedSampler, AdamW. Network (ResNet-18 from scratch at 32 pixels), glob
 process has one thread and loads its own images. They take turns. An epoch is the difference between a run of three and
 one of one, halved, so that starting up does not count. The efficiency is the epoch of one process, divided by twice
 that of two. That of the CPU time, which waiting and other work on the machine do not enter, is the time of one process
-divided by that of both together.
+divided by that of both together. The limit is the efficiency of two runs of half the batch on one process, at once and
+without a word between them: two processes cannot do better on cores that share memory and caches.
 
     python benchmarks/scaling.py --data_dir PATH/cifar10_small --turns 3
 """
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def ours(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
-    words = [f"data.data_dir={data_dir}", f"data.image_size={SIZE}", f"data.batch_size={BATCH}", "data.num_workers=0"]
+def ours(processes: int, epochs: int, data_dir: Path, place: Path, batch: int = BATCH) -> list[str]:
+    words = [f"data.data_dir={data_dir}", f"data.image_size={SIZE}", f"data.batch_size={batch}", "data.num_workers=0"]
     words += ["model=resnet18", "model.net.weights=null", "data.cache=none", f"trainer.max_epochs={epochs}", "seed=42"]
     words += [f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=0", "test=false", "logger=[]"]
     words += ["preflight=false", "callbacks.resume.every_n_minutes=null", f"hydra.run.dir={place}/{epochs}"]
@@ -64,11 +65,11 @@ def ours(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
     return [sys.executable, str(ROOT / "src" / "train.py"), *words]
 
 
-def peer(processes: int, epochs: int, data_dir: Path, place: Path) -> list[str]:
+def peer(processes: int, epochs: int, data_dir: Path, place: Path, batch: int = BATCH) -> list[str]:
     script = place / "peer.py"
     script.write_text(PEER, encoding="utf-8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*torchrun, str(script), str(data_dir), *map(str, (epochs, SIZE, BATCH, STEPS))]
+    return [*torchrun, str(script), str(data_dir), *map(str, (epochs, SIZE, batch, STEPS))]
 
 
 def cpu_seconds() -> float:
@@ -77,18 +78,29 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def epoch_seconds(who: Callable[[int, int, Path, Path], list[str]], processes: int, data_dir: Path) -> np.ndarray:
-    """Seconds of an epoch without the start of the processes, wall-clock and CPU."""
+def finish(commands: Sequence[Sequence[str]]) -> np.ndarray:
+    """Run commands at once; seconds until the last has ended, and CPU seconds of all."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    began = np.array([time.perf_counter(), cpu_seconds()])
+    with tempfile.TemporaryFile("w+") as said:
+        runs = [subprocess.Popen(words, cwd=ROOT, env=env, stdout=said, stderr=said) for words in commands]
+        ends = [run.wait() for run in runs]
+        if any(ends):
+            said.seek(0)
+            raise SystemExit(f"{commands}\n{said.read()[-6000:]}")
+    return np.array([time.perf_counter(), cpu_seconds()]) - began
+
+
+def epoch_seconds(who: Callable[..., list[str]], processes: int, data_dir: Path, runs: int = 1) -> np.ndarray:
+    """Seconds of an epoch without the start of the processes, wall-clock and CPU, of `runs` runs that share the batch
+    and know nothing of one another."""
     seconds = []
     for epochs in (1, 3):
-        with tempfile.TemporaryDirectory() as place:
-            command = who(processes, epochs, data_dir, Path(place))
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-            began = np.array([time.perf_counter(), cpu_seconds()])
-            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-            seconds.append(np.array([time.perf_counter(), cpu_seconds()]) - began)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        with tempfile.TemporaryDirectory() as folder:
+            places = [Path(folder, str(run)) for run in range(runs)]
+            for place in places:
+                place.mkdir()
+            seconds.append(finish([who(processes, epochs, data_dir, place, BATCH // runs) for place in places]))
     return (seconds[1] - seconds[0]) / 2
 
 
@@ -97,21 +109,24 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    efficiency: dict[str, list[np.ndarray]] = {"ours": [], "torchrun and plain DDP": []}
+    peers = "torchrun and plain DDP"
+    efficiency: dict[str, list[np.ndarray]] = {"ours": [], peers: []}
+    limit: dict[str, list[np.ndarray]] = {"ours": [], peers: []}
     for turn in range(args.turns):
-        for name, who in (("ours", ours), ("torchrun and plain DDP", peer)):
+        for name, who in (("ours", ours), (peers, peer)):
             one, two = (epoch_seconds(who, processes, args.data_dir) for processes in (1, 2))
+            apart = epoch_seconds(who, 1, args.data_dir, runs=2)
             efficiency[name].append(one / two / [2, 1])
-            print(
-                f"turn {turn + 1}, {name}: {one.round(1)} s, {two.round(1)} s, {efficiency[name][-1].round(2)}",
-                flush=True,
-            )
-    own, peers = (np.array(values) for values in efficiency.values())
+            limit[name].append(one / apart / [2, 1])
+            times = ", ".join(f"{seconds.round(1)} s" for seconds in (one, two, apart))
+            print(f"turn {turn + 1}, {name}: {times}, {efficiency[name][-1]}, limit {limit[name][-1]}", flush=True)
     for column, clock in enumerate(("wall-clock", "CPU")):
-        for name, values in efficiency.items():
-            print(f"{clock}, {name}: efficiency {np.median(np.array(values)[:, column]):.3f}, n={args.turns}")
-        ratios = own[:, column] / peers[:, column]
-        print(f"{clock}, ours / peer: median {np.median(ratios):.3f}, best {ratios.max():.3f}, n={args.turns}")
+        reached = {name: np.array(efficiency[name])[:, column] for name in efficiency}
+        of_limit = {name: reached[name] / np.array(limit[name])[:, column] for name in efficiency}
+        for what, values in (("efficiency", reached), ("of its limit", of_limit)):
+            medians = ", ".join(f"{name} {np.median(values[name]):.3f}" for name in values)
+            ratios = values["ours"] / values[peers]
+            print(f"{clock}, {what}: {medians}; ratio {np.median(ratios):.3f}, best {ratios.max():.3f}, n={args.turns}")
 
 
 if __name__ == "__main__":
