@@ -213,7 +213,7 @@ def test_what_an_earlier_run_has_seen_is_known_too(train, command, new, colours)
     words = [f"data.data_dir={new}", "data.val_ratio=0.4", "report.splits=[val]"]
     goes_on = train(*words, f"ckpt_path={first.dir}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert goes_on.exit_code == 0, goes_on.output
-    assert "The data have changed: the best value and early stopping start again" in goes_on.output
+    assert "The data have changed: the best value, early stopping and label margins start again" in goes_on.output
     assert goes_on.json("status.json")["best_value"] == goes_on.history[1]["val/acc"]
     assert goes_on.json("reports/metrics_val.json")["acc"] == pytest.approx(goes_on.history[1]["val/acc"])
     begun = train(*words, f"model.init_from={first.dir}", "trainer.max_epochs=1")

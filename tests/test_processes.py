@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from helpers import REPO, rows, same
@@ -66,6 +67,8 @@ def test_validation_and_predictions_are_to_the_bit_those_of_one_process(train, t
     for split in ("train", "test"):
         assert three.json(f"reports/metrics_{split}.json") == one.json(f"reports/metrics_{split}.json")
         assert rows(three, split) == rows(one, split)
+    margins = [np.load(run.dir / "reports" / "label_margins.npz")["margins"] for run in (one, three)]
+    np.testing.assert_allclose(*margins, atol=1e-4)  # each image was in a part of another size
 
 
 def test_a_sweep_in_two_processes_makes_exactly_two_folders(train, tmp_path):

@@ -84,6 +84,8 @@ def check_the_same(run, whole) -> None:
     assert logged(run.dir) == logged(whole.dir)
     assert run.text("reports/predictions_test.csv") == whole.text("reports/predictions_test.csv")
     assert run.json("status.json")["status"] == "completed"
+    margins = [folder / "reports" / "label_margins.npz" for folder in (run.dir, whole.dir)]  # none of mixed images
+    assert len({file.read_bytes() if file.is_file() else b"" for file in margins}) == 1
     names = {path.name for path in (run.dir / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "last.ckpt"}
 

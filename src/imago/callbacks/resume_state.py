@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAv
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
+from imago.callbacks.label_margins import LabelMargins
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import typed_path
 from imago.data.module import ImageDataModule
@@ -113,10 +114,10 @@ def restore_state(trainer: Trainer, model: DictModule, checkpoint: dict[str, Any
             callback.load_epoch(*states)
     data_changed = progress["settings"].get(DATA) != data_of(trainer).facts["fingerprint"]
     if data_changed:
-        for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback):
+        for kind in (ModelCheckpoint, EarlyStopping, MetricsCallback, LabelMargins):
             for tracking in callbacks_of(trainer, kind):
                 checkpoint["callbacks"].pop(tracking.state_key, None)
-        log.warning("The data have changed: the best value and early stopping start again")
+        log.warning("The data have changed: the best value, early stopping and label margins start again")
     return data_changed
 
 
