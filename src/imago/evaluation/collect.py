@@ -13,6 +13,7 @@ from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.metrics import MetricsCallback
 from imago.data.module import ImageDataModule
 from imago.distributed import all_gather_objects
+from imago.evaluation.head_inputs import HeadInputs
 from imago.evaluation.score import Score, baseline_of
 from imago.lightning_internals import callbacks_of, option_of
 from imago.model.module import DictModule
@@ -20,9 +21,14 @@ from imago.model.module import DictModule
 log = logging.getLogger(__name__)
 
 
-def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str) -> Score:
-    """Score `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; others run as predict."""
+def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str, with_features: bool = False) -> Score:
+    """Score `model` as it is. `test` runs as Lightning's test and is logged as `test/*`; others run as predict.
+
+    Features, the inputs of the head, are kept if they are wanted, if there are such, and if they fit into memory.
+    """
     limit = trainer.limit_predict_batches
+    (collector,) = callbacks_of(trainer, Collector)
+    collector.head = HeadInputs(model, len(data.split(split))) if with_features else None
     try:
         if split == "test":
             count_limit(trainer, "test", data.test_dataloader())
@@ -35,6 +41,8 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
                 trainer.predict(model, datamodule=data, return_predictions=False)
     finally:
         trainer.limit_predict_batches = limit
+        if collector.head is not None:
+            collector.head.close()
     images = data.split(split)
     rows = collected_rows(trainer)
     _check_complete(trainer, split, rows.index, len(images))
@@ -52,6 +60,7 @@ def score(trainer: Trainer, model: DictModule, data: ImageDataModule, split: str
         baseline=baseline_of(data.majority, [images.labels[i] for i in index]),
         no_class=data.sets.no_class.get(data.scored_split(split), 0),
         extra=rows.losses | _callback_values(trainer),
+        features=rows.features.numpy() if rows.features is not None else None,
     )
 
 
@@ -80,7 +89,7 @@ class Rows:
     """Outputs for n images, in the order of `index`: `prediction` int64 (n,), `logits` (n, classes).
 
     `losses` are means over the images. Of each image, `bad` says why it could not be read, and `damage` what is damaged
-    inside; empty for good ones.
+    inside; empty for good ones. `features` (n, d) are the inputs of the head, where they were kept.
     """
 
     index: list[int]
@@ -89,6 +98,7 @@ class Rows:
     losses: dict[str, float]
     bad: list[str]
     damage: list[str]
+    features: torch.Tensor | None = None
 
 
 class Collector(Callback):
@@ -97,9 +107,11 @@ class Collector(Callback):
 
     def __init__(self) -> None:
         self.batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, float], list[list[str]]]] = []
+        self.features: list[torch.Tensor | None] = []
+        self.head: HeadInputs | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.batches = []
+        self.batches, self.features = [], []
 
     on_predict_start = on_test_start
 
@@ -110,19 +122,23 @@ class Collector(Callback):
         losses = {name: float(value) for name, value in outputs["losses"].items()}
         texts = [outputs.get(key) or [""] * len(index) for key in ("bad", "damage")]
         self.batches.append((index, prediction, logits, losses, texts))
+        self.features.append(self.head.take(outputs["logits"]) if self.head is not None else None)
 
     on_predict_batch_end = on_test_batch_end
 
     def rows(self) -> Rows:
         """Rows of all processes; they do not depend on the number of processes."""
-        batches = [batch for process in all_gather_objects(self.batches) for batch in process]
-        self.batches = []
+        own = [(*batch, features) for batch, features in zip(self.batches, self.features, strict=True)]
+        batches = [batch for process in all_gather_objects(own) for batch in process]
+        self.batches, self.features = [], []
         batches.sort(key=lambda batch: int(batch[0][0]))  # sums depend on their order
         index, prediction, logits = (torch.cat(column) for column in list(zip(*batches, strict=True))[:3])
         means = {name: sum(len(batch[0]) * batch[3][name] for batch in batches) / len(index) for name in batches[0][3]}
         losses = {"loss" if name == "total" else f"loss/{name}": mean for name, mean in means.items()}
         bad, damage = ([text for batch in batches for text in batch[4][column]] for column in range(2))
-        return Rows(index.tolist(), prediction, logits, losses, bad, damage)
+        parts = [batch[5] for batch in batches]
+        features = torch.cat(parts) if all(part is not None for part in parts) else None
+        return Rows(index.tolist(), prediction, logits, losses, bad, damage, features)
 
 
 def collected_rows(trainer: Trainer) -> Rows:

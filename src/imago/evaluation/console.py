@@ -239,7 +239,7 @@ def describe_label_errors(result: Result, folder: Path) -> str:
         for score in result.scores.values()
         if score.split in LABELS_CHECKED
         and score.metrics["acc"] > score.baseline
-        and knows_enough(score.labels, score.doubts)
+        and knows_enough(score.labels, score.doubts, score.margins)
         and (folder / f"reports/images_{score.asked}.json").is_file()
     }
     listed = ", ".join(f"{counted(count, 'image')} of {split}" for split, count in counts.items() if count)

@@ -15,10 +15,10 @@ from imago.data.module import ImageDataModule
 from imago.errors import UserError
 from imago.evaluation.calibration import Calibration
 from imago.evaluation.collect import score
-from imago.evaluation.outputs import note_data, show_hyperparameters, write_reports
+from imago.evaluation.label_votes import add_votes
+from imago.evaluation.outputs import LABELS_CHECKED, note_data, show_hyperparameters, write_reports
 from imago.evaluation.score import Score
 from imago.model.module import DictModule
-from imago.report.label_errors import read_held_out
 from imago.run.folder import RunFolder
 from imago.terminal import counted
 
@@ -67,7 +67,7 @@ def evaluate(
     """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
     calibration = None
-    scores = _Scores(trainer, model, data, splits)
+    scores = _Scores(trainer, model, data, splits, pictures)
     if ckpt_path is not None:
         checkpoint = load_weights(model, data, ckpt_path)
         if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
@@ -79,10 +79,8 @@ def evaluate(
     step = trainer.global_step
     for split in splits:
         result.scores[split] = replace(scores.of(split), calibration=calibration)
-        if result.scores[split].split == "train":
-            train = result.scores[split]
-            train.held_out = read_held_out(run.path, train.indices, train.labels)
         if trainer.is_global_zero:
+            add_votes(result.scores[split], model, run.path)
             images, weights = data.split(split), result.weights
             loggers = trainer.loggers
             write_reports(result.scores[split], images, run.path, loggers, step, weights, pictures, run.plots)
@@ -105,8 +103,10 @@ def evaluate(
 class _Scores:
     """Scores of the splits that are asked for. Where val is scored as test too, it is scored once."""
 
-    def __init__(self, trainer: Trainer, model: DictModule, data: ImageDataModule, splits: list[str]) -> None:
-        self.trainer, self.model, self.data = trainer, model, data
+    def __init__(
+        self, trainer: Trainer, model: DictModule, data: ImageDataModule, splits: list[str], pictures: bool
+    ) -> None:
+        self.trainer, self.model, self.data, self.pictures = trainer, model, data, pictures
         same_limits = trainer.limit_test_batches == trainer.limit_predict_batches
         self.test_is = data.scored_split("test") if "test" in splits and same_limits else None
         self._done: dict[str, Score] = {}
@@ -118,7 +118,8 @@ class _Scores:
             also = " (also as test)" if run_as == "test" and self.test_is != "test" else ""
             images = counted(len(self.data.split(split)), "image")
             log.info("Scoring %s%s: %s", self.data.scored_split(split), also, images)
-            self._done[run_as] = score(self.trainer, self.model, self.data, run_as)
+            doubts_labels = self.pictures and self.data.scored_split(split) in LABELS_CHECKED
+            self._done[run_as] = score(self.trainer, self.model, self.data, run_as, with_features=doubts_labels)
         return replace(self._done[run_as], asked=split)
 
 

@@ -16,6 +16,7 @@ from imago.evaluation.score import Predictions, Score
 from imago.files import UnreadableError, atomic_write, log_write_errors, read_json, write_json, write_text
 from imago.report.content import LARGEST
 from imago.report.gallery import gallery_figure
+from imago.report.label_ranking import ranking_file, write_ranking
 from imago.report.plots import confusion_matrix_figure, reliability_figure, save
 from imago.report.tensorboard import SCORES, show_in_tensorboard
 from imago.report.thumbnails import noteworthy_images, samples, thumbnail
@@ -52,8 +53,11 @@ def write_reports(
     write_json(reports / f"metrics_{split}.json", score.metrics)
     write_predictions(score, reports / f"predictions_{split}.csv")
     scored = images if len(images) == len(score.paths) else images.select(score.indices)
+    are_labels_checked = score.split in LABELS_CHECKED
     if pictures:
-        write_json(reports / f"images_{split}.json", noteworthy_images(score, scored, score.split in LABELS_CHECKED))
+        write_json(reports / f"images_{split}.json", noteworthy_images(score, scored, are_labels_checked))
+    if pictures and are_labels_checked:
+        write_ranking(score, ranking_file(folder, split))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
     for name, figure in (
         ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),

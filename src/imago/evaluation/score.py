@@ -45,6 +45,10 @@ class Score:
     """Number of further images whose folder is not a class."""
     held_out: NDArray[np.float64] | None = None
     """Log-probabilities (n, classes) by heads that were fitted without the image; None if there are none."""
+    margins: NDArray[np.float64] | None = None
+    """Mean margins (n,) of the labels in the training; None if there are none."""
+    features: NDArray[np.float32] | None = None
+    """Inputs (n, d) of the network's head; None if they were not kept."""
 
     @property
     def doubts(self) -> NDArray[np.float64]:

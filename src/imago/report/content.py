@@ -30,9 +30,10 @@ MOST_PICTURES, MOST_AGAIN = 48, 20
 ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of values that have the right type and make no sense."""
 # What is shown of the files of a run. The folder may be a stranger's.
+EMBEDDED = "data:image/jpeg;base64,"
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str, "held_out": bool}
+LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str, "held_out": bool, "neighbours": [SAMPLE]}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [LABEL_ERROR]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {
@@ -111,8 +112,14 @@ def thumbnails(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], str] | No
 
 
 def read_pictures(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries whose picture is embedded in the page; at most as many as Imago writes."""
-    return [entry for entry in entries if entry["image"].startswith("data:image/jpeg;base64,")][:MOST_PICTURES]
+    """Entries whose pictures are embedded in the page; at most as many as Imago writes."""
+    embedded = [entry for entry in entries if entry["image"].startswith(EMBEDDED)][:MOST_PICTURES]
+    return [
+        entry | {"neighbours": [near for near in entry["neighbours"] if near["image"].startswith(EMBEDDED)]}
+        if "neighbours" in entry
+        else entry
+        for entry in embedded
+    ]
 
 
 def read_scored_again(folder: Path) -> list[dict[str, Any]]:

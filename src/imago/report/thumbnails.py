@@ -11,9 +11,16 @@ from PIL import Image
 
 from imago.data.decode import BadImageError, open_image
 from imago.data.images import Images
-from imago.report.label_errors import confident_errors, knows_enough, likeliest_other, possible_label_errors
+from imago.report.label_errors import (
+    confident_errors,
+    knows_enough,
+    likeliest_other,
+    nearest,
+    possible_label_errors,
+)
 
-SIDE, LARGE = 112, 192  # pixels; of pictures that are looked at more closely
+SIDE, LARGE, SMALL = 112, 192, 48  # pixels; of pictures that are looked at more closely, and of their neighbours
+NEIGHBOURS = 5
 OF_EACH_KIND, MOST_LABEL_ERRORS = 12, 48
 SAMPLES = 24
 
@@ -72,6 +79,8 @@ class Answers(Protocol):
     labels: NDArray[np.int64]
     predictions: NDArray[np.int64]
     log_probabilities: NDArray[np.float64]
+    margins: NDArray[np.float64] | None
+    features: NDArray[np.float32] | None
 
     @property
     def doubts(self) -> NDArray[np.float64]:
@@ -84,8 +93,8 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
     With `label_errors`, and if the network `knows_enough`, there is also `possibly_mislabelled`: the
     `possible_label_errors`, up to 48. An entry has `path`, `label`, `prediction`, `probability`, `label_probability`
     and `image`, in this list also `contradicted` (one of the `confident_errors`), `other`, the likeliest class beside
-    the label, and `held_out` where the answer is that of a head which was fitted without the image. `images` are those
-    of `answers`, in the same order.
+    the label, `held_out` where the answer is that of a head which was fitted without the image, and `neighbours`, the
+    images with the most similar features. `images` are those of `answers`, in the same order.
     """
     log_p = answers.log_probabilities
     sure, of_label = log_p.max(axis=1), log_p[np.arange(len(answers.labels)), answers.labels]
@@ -108,12 +117,31 @@ def noteworthy_images(answers: Answers, images: Images, label_errors: bool = Fal
         "unsure": [entry(i, log_p, answers.predictions[i]) for i in unsure.tolist()],
     }
     labels, doubts = answers.labels, answers.doubts
-    if label_errors and knows_enough(labels, doubts):
+    if label_errors and knows_enough(labels, doubts, answers.margins):
         is_contradicted, others = confident_errors(labels, doubts), likeliest_other(labels, doubts)
         held_out = {"held_out": True} if doubts is not log_p else {}
+        listed = possible_label_errors(labels, doubts, OF_EACH_KIND, MOST_LABEL_ERRORS, answers.margins)
         entries["possibly_mislabelled"] = [
             entry(i, doubts, int(doubts[i].argmax()))
             | {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]], **held_out}
-            for i in possible_label_errors(labels, doubts, OF_EACH_KIND, MOST_LABEL_ERRORS).tolist()
+            | {"neighbours": neighbours}
+            for i, neighbours in zip(listed.tolist(), _neighbours(answers, images, listed), strict=True)
         ]
     return entries
+
+
+def _neighbours(answers: Answers, images: Images, chosen: NDArray[np.int64]) -> list[list[dict[str, str]]]:
+    """Label, path and small picture of the images that are most similar to each of the `chosen` ones; none without
+    features."""
+    if answers.features is None:
+        return [[] for _ in chosen]
+    rows = nearest(answers.features, chosen, NEIGHBOURS).tolist()
+    shown = {
+        i: {
+            "label": answers.class_names[answers.labels[i]],
+            "path": answers.paths[i],
+            "image": data_uri(thumbnail(images, i, side=SMALL, largest=SMALL)),
+        }
+        for i in {i for row in rows for i in row}
+    }
+    return [[shown[i] for i in row] for row in rows]
