@@ -1,8 +1,9 @@
-"""Show augmented images, predictions, curves, reports, and runs in TensorBoard.
+"""Show augmented images, predictions, curves, reports, labels to check, and runs in TensorBoard.
 
 ml-visualise
 ml-visualise mode=samples experiment=digits
 ml-visualise mode=report run=RUN
+ml-visualise mode=labels run=RUN
 """
 
 import logging
@@ -49,7 +50,8 @@ def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Serve TensorBoard until Ctrl-C, or write a figure to the command's folder, or a run's report again."""
+    """Serve TensorBoard or the labels of a run until Ctrl-C, or write a figure to the command's folder, or a run's
+    report again."""
     if cfg.mode == "launch":
         from imago.report.tensorboard import serve_tensorboard
 
@@ -62,6 +64,9 @@ def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
             show_written(path)
         return
     folder = find_run(cfg.run, Path(cfg.paths.log_dir))
+    if cfg.mode == "labels":
+        _labels(folder, cfg)
+        return
     drawing = {"curves": _curves, "predictions": _predictions, "report": _report}[cfg.mode]
     for path in drawing(folder, run.path / cfg.mode, run.plots):
         show_written(path)
@@ -102,6 +107,13 @@ def _report(folder: Path, path: Path, plots: PlotOptions) -> list[Path]:
 
     del path, plots
     return [write_report(folder)]
+
+
+def _labels(folder: Path, cfg: DictConfig) -> None:
+    from imago.report.label_page import serve_labels
+    from imago.training.label_suspects import suspects_and_decisions
+
+    serve_labels(*suspects_and_decisions(folder, cfg.paths), folder.name, cfg.port)
 
 
 main = Command(

@@ -1,0 +1,110 @@
+"""Decisions about labels that may be wrong, kept as files that the settings data.exclude and data.relabel read."""
+
+import csv
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imago.errors import UserError
+from imago.files import atomic_write, quoted_path
+
+FOLDER, DECISIONS, EXCLUDE, RELABEL = "labels", "decisions.csv", "exclude.txt", "relabel.csv"
+KEEP, CORRECT, LEAVE_OUT = "keep", "relabel", "exclude"
+KINDS = (KEEP, CORRECT, LEAVE_OUT)
+COLUMNS = ("path", "decision", "label")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided about an image: `keep`, `relabel` or `exclude`, and the label that it then has."""
+
+    kind: str
+    label: str
+
+
+class Decisions:
+    """The decisions about the images of a run, in `labels/` of its folder. Each one is on the disk when the call
+    returns: `decisions.csv`, and `exclude.txt` and `relabel.csv`, which begin with what the run had already.
+
+    Args:
+        run: The run folder.
+        class_names: Valid labels.
+        excluded: Paths that the run left out.
+        corrections: Labels that the run corrected, path -> class name.
+
+    Raises:
+        UserError: `decisions.csv` is not what this class writes.
+    """
+
+    def __init__(
+        self, run: Path, class_names: Sequence[str], excluded: Collection[str] = (), corrections: Mapping[str, str] = {}
+    ) -> None:
+        self.folder = run / FOLDER
+        self.class_names = list(class_names)
+        self.excluded, self.corrections = list(excluded), dict(corrections)
+        self.made = self._read()
+        """Path -> decision, in the order in which they were made."""
+
+    def decide(self, path: str, kind: str, label: str) -> None:
+        """Make or replace the decision about an image.
+
+        Raises:
+            UserError: The kind or the label is unknown.
+            DiskError: The disk refuses it; the decision is not made.
+        """
+        if kind not in KINDS:
+            raise UserError(f"decision must be {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}.")
+        if label not in self.class_names:
+            raise UserError(f"{label!r} is not a class of this run.")
+        rest = {key: value for key, value in self.made.items() if key != path}
+        self._write(rest | {path: Decision(kind, label)})
+
+    def undo(self) -> str | None:
+        """Take the last decision back. Returns its path; None if there is none."""
+        if not self.made:
+            return None
+        *before, (path, _) = self.made.items()
+        self._write(dict(before))
+        return path
+
+    def settings(self) -> str:
+        """Settings with which the next training uses the decisions; empty if they change nothing."""
+        lists = {"data.exclude": self.folder / EXCLUDE, "data.relabel": self.folder / RELABEL}
+        return " ".join(f"{setting}={file}" for setting, file in lists.items() if file.is_file())
+
+    def _write(self, made: dict[str, Decision]) -> None:
+        rows = [(path, decision.kind, decision.label) for path, decision in made.items()]
+        _write_csv(self.folder / DECISIONS, [COLUMNS, *rows])
+        self.made = made
+        gone = [*self.excluded, *(path for path, decision in made.items() if decision.kind == LEAVE_OUT)]
+        _write_lines(self.folder / EXCLUDE, [quoted_path(path) for path in dict.fromkeys(gone)])
+        new = {path: decision.label for path, decision in made.items() if decision.kind == CORRECT}
+        labels = [*(self.corrections | new).items()]
+        _write_csv(self.folder / RELABEL, [("path", "label"), *labels] if labels else [])
+
+    def _read(self) -> dict[str, Decision]:
+        file = self.folder / DECISIONS
+        if not file.is_file():
+            return {}
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
+            first, *rows = [tuple(row) for row in csv.reader(table)] or [()]
+        if first != COLUMNS or any(len(row) != 3 or row[1] not in KINDS for row in rows):
+            raise UserError(f"{file} is not a list of decisions ({','.join(COLUMNS)}). Move it away to begin again.")
+        return {path: Decision(kind, label) for path, kind, label in rows if label in self.class_names}
+
+
+def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> None:
+    with (
+        atomic_write(file) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as table,
+    ):
+        csv.writer(table).writerows(rows)
+    if not rows:
+        file.unlink()
+
+
+def _write_lines(file: Path, lines: Sequence[str]) -> None:
+    with atomic_write(file) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    if not lines:
+        file.unlink()
