@@ -29,6 +29,7 @@ def test_the_run_folder_holds_what_the_blueprint_promises(trained):
         expected |= {f"reports/predictions_{split}.csv", f"reports/metrics_{split}.json"}
         expected |= {f"reports/confusion_matrix_{split}.csv", f"reports/images_{split}.json"}
         expected |= {f"plots/confusion_matrix_{split}.png", f"plots/reliability_{split}.png"}
+    expected |= {"reports/label_margins.npz", *(f"reports/label_errors_{split}.csv" for split in ("train", "val"))}
     assert expected <= files
     others = {name for name in files - expected if not name.startswith("tensorboard/")}
     assert others - {"scored_again.jsonl"} == {"csv/hparams.yaml", ".lock"}  # other tests score it again

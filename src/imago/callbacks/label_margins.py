@@ -1,8 +1,9 @@
 """Margins of the labels of train images, added up while a network learns: those of wrong labels are low.
 
 Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020: a wrong label is
-learned late, against what images of its class have taught, so that its margin is low over the epochs. Theirs is a
-difference of logits; differences of probabilities are bounded, and add up as whole numbers.
+learned late, against what images of its class have taught, so that its margin is low over the epochs. Here margins are
+bounded: a sure answer of the last epochs, which may be learned by heart, does not outweigh the first ones, and they add
+up as whole numbers.
 """
 
 import logging
@@ -20,10 +21,12 @@ from imago.report.label_errors import MARGINS, write_margins
 
 log = logging.getLogger(__name__)
 
-UNIT = 2**16
+BOUND = 5.0
+"""Greatest margin, either way: a class that is 148 times as probable."""
+UNIT = 2**13
 """Margin of 1 as a whole number: sums of these depend neither on their order nor on the number of processes."""
 MOST_EPOCHS = 2**14
-"""Epochs that count. An image that is drawn twice in each is still below the greatest int32."""
+"""Epochs that count. The sum of an image that is drawn three times in each is below the greatest int32."""
 
 
 class LabelMargins(Callback):
@@ -103,9 +106,9 @@ class LabelMargins(Callback):
 
 
 def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Probability of each image's label less that of the likeliest other class, float32 (n,), from -1 to 1; 0 where
-    logits (n, classes) are not finite."""
-    probabilities = torch.softmax(logits.detach().float(), dim=1)
-    of_label = probabilities.gather(1, labels[:, None])[:, 0]
-    others = probabilities.scatter(1, labels[:, None], -1.0).amax(dim=1)
-    return (of_label - others).nan_to_num_(0.0)
+    """Logit of each image's label less the greatest other one, float32 (n,), from -5 to 5; 0 where logits (n, classes)
+    are not finite."""
+    logits = logits.detach().float()
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return (of_label - others).nan_to_num_(0.0).clamp_(-BOUND, BOUND)

@@ -53,10 +53,9 @@ def write_reports(
     write_json(reports / f"metrics_{split}.json", score.metrics)
     write_predictions(score, reports / f"predictions_{split}.csv")
     scored = images if len(images) == len(score.paths) else images.select(score.indices)
-    are_labels_checked = score.split in LABELS_CHECKED
     if pictures:
-        write_json(reports / f"images_{split}.json", noteworthy_images(score, scored, are_labels_checked))
-    if pictures and are_labels_checked:
+        write_json(reports / f"images_{split}.json", noteworthy_images(score, scored, score.split in LABELS_CHECKED))
+    if pictures and split in LABELS_CHECKED:
         write_ranking(score, ranking_file(folder, split))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
     for name, figure in (

@@ -69,19 +69,30 @@ def confident_errors(labels: NDArray[np.int64], log_probabilities: NDArray[np.fl
 def suspicion(
     labels: NDArray[np.int64], log_probabilities: NDArray[np.float64], margins: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Order of the images (n,), in which wrong labels are low: that of `label_margin`, or of the mean of two ranks,
-    its and that of the `margins` from training. An image without a margin (NaN) keeps the rank of the first."""
+    """Order of the images (n,), in which wrong labels are low.
+
+    Without `margins` from training it is that of `label_margin`. With them it is the mean of two ranks: that of the
+    margin, less the mean of its class, and that of the held-out answer, half by `label_margin`, which finds labels that
+    were taken for a similar class, and half by the probability of the label, which finds those of any class. An image
+    without a margin (NaN) has the second alone.
+    """
     vote = label_margin(labels, log_probabilities)
     if margins is None:
         return vote
-    of_vote = _ranks(vote)
-    of_margin = np.where(np.isnan(margins), of_vote, _ranks(margins))
-    return np.asarray(of_vote + of_margin) / 2
+    of_label = log_probabilities[np.arange(len(labels)), labels]
+    second = (_ranks(vote) + _ranks(of_label)) / 2
+    is_known = ~np.isnan(margins)
+    first = second.copy()
+    if is_known.any():
+        sums, counts = (np.bincount(labels[is_known], weights) for weights in (margins[is_known], None))
+        first[is_known] = _ranks(margins[is_known] - (sums / np.maximum(counts, 1))[labels[is_known]])
+    return np.asarray(first + second)
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 0 to 1."""
     ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values)) / max(len(values) - 1, 1)
     return ranks
 
 
