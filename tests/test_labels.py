@@ -13,6 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, Browser
+from drawn_results import drawn_score
 from helpers import SMALL, draw_classes, type_command
 from omegaconf import OmegaConf
 from PIL import Image
@@ -30,6 +32,7 @@ from imago.errors import DiskError, UserError
 from imago.report.label_decisions import Decisions
 from imago.report.label_errors import nearest, suspicion
 from imago.report.label_page import LabelPage, Suspect
+from imago.report.label_ranking import read_ranking, write_ranking
 from imago.training.label_suspects import suspects_and_decisions
 
 
@@ -91,6 +94,22 @@ def test_a_run_ranks_its_labels_and_shows_similar_images(mislabelled):
     assert {entry["path"] for entry in shown[: len(wrong)]} == wrong
     assert [len(entry["neighbours"]) for entry in shown] == [5] * len(shown)
     assert 'class="near"' in mislabelled.text("report.html")
+
+
+def test_a_ranking_keeps_any_path(tmp_path):
+    score = drawn_score("train", ["a", "b,c"], 30, wrong=[3, 40])
+    score.paths[3] = odd = 'a\n"b"\u2028\udcff.jpg'
+    score = replace(score, features=np.eye(60, dtype=np.float32))
+    write_ranking(score, tmp_path / "ranking.csv")
+    first = read_ranking(tmp_path / "ranking.csv")[:2]
+    assert {(row.path, row.label, row.suggestion) for row in first} == {
+        (odd, "b,c", "a"),
+        (score.paths[40], "a", "b,c"),
+    }
+    assert [len(row.neighbours) for row in first] == [5, 5]
+    (tmp_path / "ranking.csv").write_text("something else\n1\n")
+    with pytest.raises(UserError, match="is damaged"):
+        read_ranking(tmp_path / "ranking.csv")
 
 
 def table(file: Path) -> list[dict[str, str]]:

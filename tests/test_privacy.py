@@ -307,6 +307,12 @@ def private(finished, tmp_path) -> Run:
     return Run(copied, finished.exit_code, finished.output)
 
 
+def test_no_margins_of_single_images_are_added_up(finished):
+    assert "Label margins are off: with strategy=dp they would tell of single train images" in finished.output
+    assert not (finished.dir / "reports" / "label_margins.npz").exists()
+    assert not any("LabelMargins" in key for key in finished.checkpoint()["callbacks"])
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(("name", "kind"), [("prv", PRVAccountant), ("rdp", RDPAccountant)])
 @pytest.mark.filterwarnings("ignore:Optimal order is the")

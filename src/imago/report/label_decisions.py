@@ -44,6 +44,8 @@ class Decisions:
         self.excluded, self.corrections = list(excluded), dict(corrections)
         self.made = self._read()
         """Path -> decision, in the order in which they were made."""
+        if self.made:
+            self._write_lists(self.made)  # of a process that was killed between two files
 
     def decide(self, path: str, kind: str, label: str) -> None:
         """Make or replace the decision about an image.
@@ -73,9 +75,12 @@ class Decisions:
         return " ".join(f"{setting}={file}" for setting, file in lists.items() if file.is_file())
 
     def _write(self, made: dict[str, Decision]) -> None:
+        self._write_lists(made)
         rows = [(path, decision.kind, decision.label) for path, decision in made.items()]
         _write_csv(self.folder / DECISIONS, [COLUMNS, *rows])
         self.made = made
+
+    def _write_lists(self, made: dict[str, Decision]) -> None:
         gone = [*self.excluded, *(path for path, decision in made.items() if decision.kind == LEAVE_OUT)]
         _write_lines(self.folder / EXCLUDE, [quoted_path(path) for path in dict.fromkeys(gone)])
         new = {path: decision.label for path, decision in made.items() if decision.kind == CORRECT}
@@ -87,10 +92,15 @@ class Decisions:
         if not file.is_file():
             return {}
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
-            first, *rows = [tuple(row) for row in csv.reader(table)] or [()]
+            try:
+                first, *rows = [tuple(row) for row in csv.reader(table)] or [()]
+            except csv.Error:
+                first, rows = (), []
         if first != COLUMNS or any(len(row) != 3 or row[1] not in KINDS for row in rows):
             raise UserError(f"{file} is not a list of decisions ({','.join(COLUMNS)}). Move it away to begin again.")
-        return {path: Decision(kind, label) for path, kind, label in rows if label in self.class_names}
+        if strange := next((label for _, _, label in rows if label not in self.class_names), None):
+            raise UserError(f"{file}: {strange!r} is not a class of this run. Correct the line, or remove it.")
+        return {path: Decision(kind, label) for path, kind, label in rows}
 
 
 def _write_csv(file: Path, rows: Sequence[Sequence[str]]) -> None:

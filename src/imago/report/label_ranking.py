@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imago.errors import UserError
-from imago.files import atomic_write, read_text
+from imago.files import atomic_write
 from imago.report.content import LARGEST
 from imago.report.label_errors import confident_errors, knows_enough, likeliest_other, nearest, possible_label_errors
 from imago.report.thumbnails import NEIGHBOURS, Answers
@@ -63,11 +63,13 @@ def read_ranking(file: Path) -> list[Ranked]:
     Raises:
         UserError: The file is not one.
     """
-    rows = list(csv.DictReader(read_text(file, LARGEST).splitlines()))
     try:
-        return [
-            Ranked(row["path"], row["label"], row["suggestion"], [row[name] for name in NEAR if row[name]])
-            for row in rows
-        ]
-    except (KeyError, TypeError) as error:
+        if file.stat().st_size > LARGEST:
+            raise KeyError(file)
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
+            return [
+                Ranked(row["path"], row["label"], row["suggestion"], [row[name] for name in NEAR if row[name]])
+                for row in csv.DictReader(table)
+            ]
+    except (KeyError, csv.Error) as error:
         raise UserError(f"{file} is damaged: it is not what Imago writes there.") from error
