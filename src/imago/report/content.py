@@ -33,7 +33,14 @@ ODD = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, 
 EMBEDDED = "data:image/jpeg;base64,"
 SAMPLE = {"label!": str, "path!": str, "image!": str}
 PICTURE = {**SAMPLE, "prediction!": str, "probability!": NUMBER, "label_probability!": NUMBER}
-LABEL_ERROR = {**PICTURE, "contradicted": bool, "other": str, "held_out": bool, "neighbours": [SAMPLE]}
+LABEL_ERROR = {
+    **PICTURE,
+    "contradicted": bool,
+    "other": str,
+    "held_out": bool,
+    "neighbours": [SAMPLE],
+    "margin": NUMBER,
+}
 IMAGES = {"mistakes!": [PICTURE], "unsure!": [PICTURE], "possibly_mislabelled": [LABEL_ERROR]}
 BIN = dict.fromkeys(("low!", "high!", "n!"), NUMBER) | dict.fromkeys(("accuracy!", "confidence!"), OPTIONAL)
 SCORE = {

@@ -90,43 +90,52 @@ class Answers(Protocol):
 def noteworthy_images(answers: Answers, images: Images, label_errors: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Find the `mistakes` with the highest loss, and the `unsure` answers with the lowest probability.
 
-    With `label_errors`, and if the network `knows_enough`, there is also `possibly_mislabelled`: the
-    `possible_label_errors`, up to 48. An entry has `path`, `label`, `prediction`, `probability`, `label_probability`
-    and `image`, in this list also `contradicted` (one of the `confident_errors`), `other`, the likeliest class beside
-    the label, `held_out` where the answer is that of a head which was fitted without the image, and `neighbours`, the
-    images with the most similar features. `images` are those of `answers`, in the same order.
+    With `label_errors`, and if the network `knows_enough`, there is also `possibly_mislabelled`. An entry has `path`,
+    `label`, `prediction`, `probability`, `label_probability` and `image`. `images` are those of `answers`, in the same
+    order.
     """
     log_p = answers.log_probabilities
     sure, of_label = log_p.max(axis=1), log_p[np.arange(len(answers.labels)), answers.labels]
     wrong = np.flatnonzero(answers.predictions != answers.labels)
     mistakes = wrong[np.argsort(of_label[wrong], kind="stable")][:OF_EACH_KIND]
     unsure = np.argsort(sure, kind="stable")[:OF_EACH_KIND]
-
-    def entry(index: int, log_p: NDArray[np.float64], prediction: int) -> dict[str, Any]:
-        return {
-            "path": answers.paths[index],
-            "label": answers.class_names[answers.labels[index]],
-            "prediction": answers.class_names[prediction],
-            "probability": float(np.exp(log_p[index, prediction])),
-            "label_probability": float(np.exp(log_p[index, answers.labels[index]])),
-            "image": data_uri(thumbnail(images, index, largest=LARGE)),
-        }
-
     entries = {
-        "mistakes": [entry(i, log_p, answers.predictions[i]) for i in mistakes.tolist()],
-        "unsure": [entry(i, log_p, answers.predictions[i]) for i in unsure.tolist()],
+        "mistakes": [_entry(answers, images, i, log_p, answers.predictions[i]) for i in mistakes.tolist()],
+        "unsure": [_entry(answers, images, i, log_p, answers.predictions[i]) for i in unsure.tolist()],
     }
-    labels, doubts = answers.labels, answers.doubts
-    if label_errors and knows_enough(labels, doubts, answers.margins):
-        is_contradicted, others = confident_errors(labels, doubts), likeliest_other(labels, doubts)
-        held_out = {"held_out": True} if doubts is not log_p else {}
-        listed = possible_label_errors(labels, doubts, OF_EACH_KIND, MOST_LABEL_ERRORS, answers.margins)
-        entries["possibly_mislabelled"] = [
-            entry(i, doubts, int(doubts[i].argmax()))
-            | {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]], **held_out}
-            | {"neighbours": neighbours}
-            for i, neighbours in zip(listed.tolist(), _neighbours(answers, images, listed), strict=True)
-        ]
+    if label_errors and knows_enough(answers.labels, answers.doubts, answers.margins):
+        entries["possibly_mislabelled"] = _possibly_mislabelled(answers, images)
+    return entries
+
+
+def _entry(answers: Answers, images: Images, index: int, log_p: NDArray[np.float64], prediction: int) -> dict[str, Any]:
+    return {
+        "path": answers.paths[index],
+        "label": answers.class_names[answers.labels[index]],
+        "prediction": answers.class_names[prediction],
+        "probability": float(np.exp(log_p[index, prediction])),
+        "label_probability": float(np.exp(log_p[index, answers.labels[index]])),
+        "image": data_uri(thumbnail(images, index, largest=LARGE)),
+    }
+
+
+def _possibly_mislabelled(answers: Answers, images: Images) -> list[dict[str, Any]]:
+    """Entries of the `possible_label_errors`, up to 48.
+
+    They also have `contradicted` (one of the `confident_errors`), `other`, the likeliest class beside the label,
+    `held_out` where the answer is that of a head which was fitted without the image, `neighbours`, the images with the
+    most similar features, and `margin`, the mean margin in training, where it is known.
+    """
+    labels, doubts, margins = answers.labels, answers.doubts, answers.margins
+    is_contradicted, others = confident_errors(labels, doubts), likeliest_other(labels, doubts)
+    listed = possible_label_errors(labels, doubts, OF_EACH_KIND, MOST_LABEL_ERRORS, margins)
+    entries = []
+    for i, neighbours in zip(listed.tolist(), _neighbours(answers, images, listed), strict=True):
+        entry = _entry(answers, images, i, doubts, int(doubts[i].argmax()))
+        entry |= {"contradicted": bool(is_contradicted[i]), "other": answers.class_names[others[i]]}
+        entry |= {"held_out": True} if doubts is not answers.log_probabilities else {}
+        entry |= {"margin": float(margins[i])} if margins is not None and not np.isnan(margins[i]) else {}
+        entries.append(entry | {"neighbours": neighbours})
     return entries
 
 
