@@ -17,6 +17,7 @@ from imago.cli.entry import Command
 from imago.cli.start_from import Arguments, resolve_checkpoint_args
 from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint, splits_of
+from imago.config.ensemble import TTA, check_ensemble, checkpoints_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
 from imago.data.source_paths import check_source
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHOICES = {"tta": ("none", "flip", "five_crop", "ten_crop"), "format": ("csv", "jsonl")}
+CHOICES = {"tta": TTA, "format": ("csv", "jsonl")}
 
 SOURCE = "source"
-
-OF_A_NETWORK = ("model", "data.image_size", "data.eval_transform")
 
 
 @dataclass
@@ -55,10 +54,9 @@ class InferenceRoot(KeptRoot):
 def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work, or not together, before anything is made."""
     check_from_checkpoint(cfg, invocation, needs_data=cfg.source is None)
-    several = OmegaConf.is_list(cfg.ckpt_path)
     if cfg.source is not None and "split" in invocation.keys:
         raise UserError(f"source={cfg.source} and split={cfg.split}: type only one of them.")
-    exports = [path for path in (cfg.ckpt_path if several else [cfg.ckpt_path]) if is_export(path)]
+    exports = [path for path in checkpoints_of(cfg) if is_export(path)]
     if cfg.source is None and exports:
         raise UserError(f"{exports[0]} is an export, which does not say where its data are. Type source=PHOTOS.")
     if cfg.source is not None and cfg.data.get("relabel") is not None and "data.relabel" in invocation.keys:
@@ -66,26 +64,9 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
             f"data.relabel={cfg.data.relabel} is for the splits of the data. With source=, labels come from the "
             "folders, or from a CSV with the columns path and label: source=FILE.csv"
         )
-    if cfg.weights is not None:
-        if not several or not OmegaConf.is_list(cfg.weights) or len(cfg.weights) != len(cfg.ckpt_path):
-            raise UserError(
-                f"weights must be one per checkpoint, as in 'ckpt_path=[A,B]' 'weights=[2,1]'; got {cfg.weights}."
-            )
-        if not all(type(weight) in (int, float) and weight >= 0 for weight in cfg.weights) or not sum(cfg.weights):
-            raise UserError(f"weights must be numbers of 0 or more, not all 0; got {cfg.weights}.")
-    if several and cfg.calibrated:
-        raise UserError("calibrated=true works with one checkpoint only, because each has its own calibration.")
-    of_each = [word for word in invocation.overrides if override_key(word).startswith(OF_A_NETWORK)]
-    if several and of_each:
-        raise UserError(
-            f"{of_each[0]}: the checkpoints of an ensemble set their own networks and image sizes. Remove it."
-        )
+    check_ensemble(cfg, invocation)
     for option, choices in CHOICES.items():
         check_choice(option, cfg[option], choices)
-    if cfg.calibrated and cfg.tta != "none":
-        raise UserError(
-            "calibrated=true does not apply to test-time augmentation, without which it was fitted. Type tta=none."
-        )
     limit = cfg.trainer.get("limit_predict_batches", 1.0)
     if isinstance(limit, int) or limit != 1.0 or cfg.trainer.get("fast_dev_run"):  # 1 is one batch, 1.0 are all
         raise UserError("ml-inference predicts every image. Remove limits, and type a smaller source= instead.")
@@ -99,11 +80,12 @@ def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Load the checkpoints, predict, and write `predictions.csv` (for a split, `predictions_<split>.csv`)."""
     from imago.evaluation.calibration import calibration_of
     from imago.evaluation.console import show_predictions, show_written
+    from imago.evaluation.loading import members_of
     from imago.evaluation.predict import predict
     from imago.training.build import build_predictor
 
-    files = [Path(path) for path in (cfg.ckpt_path if OmegaConf.is_list(cfg.ckpt_path) else [cfg.ckpt_path])]
-    members = _members(cfg, files)
+    files = checkpoints_of(cfg)
+    members = members_of(cfg, files)
     calibration = calibration_of(members[0].checkpoint, cfg.data, files[0]) if cfg.calibrated else None
     trainer = build_predictor(cfg, run)
     bad: dict[str, str] = {}
@@ -142,28 +124,6 @@ def _describe_unread(bad: dict[str, str], total: int) -> str:
     reasons = "\n  ".join([*list(bad.values())[:10], *(["…"] if len(bad) > 10 else [])])
     rest = " All others were predicted." if len(bad) < total else ""
     return f"{counted(len(bad), 'image')} could not be read.{rest}\n  {reasons}"
-
-
-def _members(cfg: DictConfig, files: list[Path]) -> "list[Classifier]":
-    """Make one classifier from the composed config, with the typed settings; several from their own configs."""
-    from imago.checkpoint.exported import read_model
-    from imago.evaluation.classifier import Classifier
-    from imago.evaluation.loading import check_own_code, of_checkpoint
-
-    if len(files) == 1:
-        checkpoint = read_model(files[0])
-        return [Classifier.from_config(cfg, checkpoint, files[0], check_own_code(checkpoint))]
-    members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
-    names = members[0].class_names
-    for file, member in zip(files, members, strict=True):
-        if member.channels != members[0].channels:
-            raise UserError(f"{files[0]} and {file}: one takes colour images, the other grey ones.")
-        if member.class_names != names:
-            raise UserError(
-                "The checkpoints of an ensemble must have the same classes.\n"
-                f"  {files[0]}: {', '.join(names)}\n  {file}: {', '.join(member.class_names)}"
-            )
-    return members
 
 
 def _images(

@@ -3,8 +3,9 @@
 import logging
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "return"]
 ON_ERROR = ("raise", "return")
+Floats = NDArray[np.float64]
 _global_generators = threading.Lock()
 
 
@@ -188,7 +190,7 @@ class Classifier:
         for number, image in numbered:
             damage: dict[str, str] = {}
             try:
-                pixels = self._seen(read_pixels(image, self.channels, self.decoding, damage), number)
+                pixels = self.see(read_pixels(image, self.channels, self.decoding, damage), number)
             except BadImageError as error:
                 named = not several or isinstance(image, str | Path)
                 message = str(error) if named else f"images[{number}]: {error}"
@@ -199,8 +201,9 @@ class Classifier:
                 images.append(_Image(pixels, warning=next((DAMAGED % what for what in damage.values()), None)))
         return images
 
-    def _seen(self, pixels: Tensor, number: int) -> Tensor:
-        """Apply the crop and pixel stages to an image, as `ml-inference` does to the image at that position."""
+    def see(self, pixels: Tensor, number: int = 0) -> Tensor:
+        """Apply the crop and pixel stages to an image, as `ml-inference` does to the image at that position: uint8
+        (channels, height, width) becomes uint8 (channels, *image_size)."""
         with self._draws(number):
             return self.transform.image(pixels, self.image_size)
 
@@ -215,34 +218,46 @@ class Classifier:
         return _repeatable(derive_seed("augmentation", 0, 0, number))
 
     @torch.inference_mode()
-    def _predict(self, batch: list["_Image"], first: int, top: int) -> list[Prediction]:
-        """Predict a batch of images. Unreadable ones keep their place in it, as the bits of the other predictions may
-        depend on the size of the batch."""
-        if all(image.pixels is None for image in batch):
-            return [Prediction(None, None, error=image.error) for image in batch]
-        pixels = [self._black(first + n) if image.pixels is None else image.pixels for n, image in enumerate(batch)]
-        output = self.model(self.transform.to_batch(pixels, first, device=self.model.device))
-        log_probabilities = torch.log_softmax(output["logits"].cpu().double(), dim=1).numpy()
+    def forward(self, images: Sequence[Tensor], first: int = 0) -> tuple[Floats, list[int]]:
+        """Pass images through the network, as `see` returns them; `first` is the position of the first one.
+
+        Returns:
+            Log-probabilities, float64 (n, classes), without calibration, and the predicted class of each image.
+        """
+        output = self.model(self.transform.to_batch(images, first, device=self.model.device))
+        return torch.log_softmax(output["logits"].cpu().double(), dim=1).numpy(), output["prediction"].tolist()
+
+    def describe(self, log_probabilities: Floats, predicted: Sequence[int], top: int = 5) -> list[Prediction]:
+        """Return the prediction of each image, calibrated if the classifier is, from what `forward` returns."""
         names = self.class_names
-        extra: list[dict[str, Any]] = [{} for _ in batch]
+        extra: list[dict[str, Any]] = [{} for _ in predicted]
         if self.calibration is not None:
             log_probabilities = self.calibration.apply(log_probabilities)
             accepted = self.calibration.accepts(log_probabilities).tolist()
             sets = [[names[index] for index in np.flatnonzero(row)] for row in self.calibration.sets(log_probabilities)]
             extra = [{"accepted": accepts, "set": inside} for accepts, inside in zip(accepted, sets, strict=True)]
         predictions = []
-        for image, best, row, more in zip(batch, output["prediction"].tolist(), log_probabilities, extra, strict=True):
-            if image.pixels is None:
-                predictions.append(Prediction(None, None, error=image.error))
-                continue
+        for best, row, more in zip(predicted, log_probabilities, extra, strict=True):
             shares = np.exp(row).tolist()
             order = np.argsort(-row, kind="stable")[:top].tolist()
             ranked = [(names[index], shares[index]) for index in order]
             probabilities = dict(zip(names, shares, strict=True))
-            predictions.append(
-                Prediction(names[best], shares[best], probabilities, ranked, warning=image.warning, **more)
-            )
+            predictions.append(Prediction(names[best], shares[best], probabilities, ranked, **more))
         return predictions
+
+    def _predict(self, batch: list["_Image"], first: int, top: int) -> list[Prediction]:
+        """Predict a batch of images. Unreadable ones keep their place in it, as the bits of the other predictions may
+        depend on the size of the batch."""
+        if all(image.pixels is None for image in batch):
+            return [Prediction(None, None, error=image.error) for image in batch]
+        pixels = [self._black(first + n) if image.pixels is None else image.pixels for n, image in enumerate(batch)]
+        predictions = self.describe(*self.forward(pixels, first), top)
+        return [
+            replace(prediction, warning=image.warning)
+            if image.pixels is not None
+            else Prediction(None, None, error=image.error)
+            for image, prediction in zip(batch, predictions, strict=True)
+        ]
 
 
 class _Image(NamedTuple):

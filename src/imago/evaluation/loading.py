@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.checkpoint.exported import read_model
@@ -101,3 +101,25 @@ def of_checkpoint(
         raise UserError(f"{key}={file}: the config in it cannot be used: {message_of(error)}") from error
     classifier.calibration = calibration
     return classifier
+
+
+def members_of(cfg: DictConfig, files: Sequence[Path]) -> list[Classifier]:
+    """Make one classifier from the composed config, with the typed settings; several from their own configs.
+
+    Raises:
+        ValueError: A checkpoint cannot be used, or those of an ensemble have different classes or channels.
+    """
+    if len(files) == 1:
+        checkpoint = read_model(files[0])
+        return [Classifier.from_config(cfg, checkpoint, files[0], check_own_code(checkpoint))]
+    members = [of_checkpoint(file, list(cfg.trusted_targets)) for file in files]
+    names = members[0].class_names
+    for file, member in zip(files, members, strict=True):
+        if member.channels != members[0].channels:
+            raise UserError(f"{files[0]} and {file}: one takes colour images, the other grey ones.")
+        if member.class_names != names:
+            raise UserError(
+                "The checkpoints of an ensemble must have the same classes.\n"
+                f"  {files[0]}: {', '.join(names)}\n  {file}: {', '.join(member.class_names)}"
+            )
+    return members

@@ -73,6 +73,11 @@ def read_pixels(image: Any, channels: int, decoding: Decoding, damage: dict[str,
         pixels = read_image(source, name, decoding, damage)
         for what in damage.values():
             log.warning(f"%s is {DAMAGED}", name, what)
+    return with_channels(pixels, channels)
+
+
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Convert RGB or grey pixels, uint8 (1 or 3, height, width), to 3 channels, or to 1 for grey."""
     pixels = pixels.expand(3, -1, -1)
     return F.rgb_to_grayscale(pixels) if channels == 1 else pixels
 
