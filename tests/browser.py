@@ -60,6 +60,12 @@ class Browser:
             assert time.monotonic() < end, f"{expression} is not so: {self.value('document.body.innerText')}"
             time.sleep(0.05)
 
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -176,7 +177,7 @@ def type_shard(*words: object) -> None:
         shard.main()
 
 
-def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], folder: Path) -> None:
+def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], folder: Path, script: str) -> None:
     """The process of `type_in_subprocess`: a session, standard streams, environment and handlers of its own."""
     os.setsid()  # signals to its group are not for the tests
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is born deaf to Ctrl-C
@@ -189,7 +190,7 @@ def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], fol
     warnings.resetwarnings()
     warnings.simplefilter("ignore")
     Figure.savefig = save_figure
-    sys.argv = ["-c", "src/train.py", *words]
+    sys.argv = ["-c", script, *words]
     try:
         exec(code, {"__name__": "__main__"})
         del sys.argv[0]
@@ -200,15 +201,21 @@ def _in_a_fork(words: Sequence[str], code: str, environment: dict[str, str], fol
         sys.stderr.flush()
 
 
+def start_in_subprocess(folder: Path, *words: str, code: str = "", script: str = "src/train.py") -> BaseProcess:
+    """Starts `python <script> <words>`, as `type_in_subprocess` does. `folder` gets the files stdout and stderr."""
+    environment = os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
+    process = fork_context().Process(target=_in_a_fork, args=(words, code, environment, folder, script))
+    process.start()
+    return process
+
+
 def type_in_subprocess(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """Types `python src/train.py <words>` in a process of its own, which runs `code` first.
 
     It is forked from one that has only imported what a run imports, which saves three seconds each time.
     """
-    environment = os.environ | {"PYTHONPATH": str(REPO / "tests"), "PYTHONWARNINGS": "ignore"}
     with TemporaryDirectory() as folder:
-        process = fork_context().Process(target=_in_a_fork, args=(words, code, environment, Path(folder)))
-        process.start()
+        process = start_in_subprocess(Path(folder), *words, code=code)
         process.join(timeout=600)
         assert process.exitcode is not None, "it has not ended after 10 minutes"
         said = [Path(folder, name).read_text(errors="replace") for name in ("stdout", "stderr")]

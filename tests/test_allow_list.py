@@ -402,7 +402,7 @@ def test_the_commands_and_python_refuse_a_stranger(trained, command):
         content["model"]["net"] = {"_target_": "torch.utils.collect_env.run", "command": f"touch {MARK}"}
 
     path = stranger(trained, change)
-    for words in (["eval"], ["inference", "source=kept"], ["inference", "tta=flip"], ["export"]):
+    for words in (["eval"], ["inference", "source=kept"], ["inference", "tta=flip"], ["export"], ["serve"]):
         run = command(words[0], f"ckpt_path={path}", *words[1:])
         assert run.exit_code == 1
         assert "wants to create torch.utils.collect_env.run (model.net), which is not on the allow-list" in run.output

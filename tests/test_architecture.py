@@ -30,6 +30,7 @@ COMMANDS = (
     "eval",
     "inference",
     "export",
+    "serve",
     "visualise",
     "doctor",
     "split",
@@ -51,7 +52,7 @@ FLOORS = (  # each room may import from those before it
     ("cli",),
     ("evaluation",),
     ("training",),
-    ("search",),
+    ("search", "serving"),
     ("commands",),
 )
 KNOW_HYDRA = {

@@ -22,6 +22,7 @@ SCRIPTS = (
     "ml-inference",
     "ml-visualise",
     "ml-export",
+    "ml-serve",
     "ml-split",
     "ml-shard",
     "ml-compare",

@@ -201,7 +201,7 @@ def test_defaults_are_those_for_photographs():
     assert cfg.trainer.accelerator == "auto"
 
 
-@pytest.mark.parametrize("command", ["eval", "inference", "export"])
+@pytest.mark.parametrize("command", ["eval", "inference", "export", "serve"])
 def test_commands_that_start_from_a_checkpoint_have_the_groups_of_train(command):
     register_checkpoint_options({"data": {"image_size": 8}, "trainer": {"precision": "bf16-mixed"}, "seed": 5})
     cfg = composed(command=command)

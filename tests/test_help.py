@@ -13,7 +13,7 @@ from helpers import REPO
 from imago.cli.environment import read_env_file
 from imago.cli.help import help_page, page_for, version_line
 
-COMMANDS = ("train", "eval", "inference", "export", "visualise", "doctor")
+COMMANDS = ("train", "eval", "inference", "export", "serve", "visualise", "doctor")
 FRAGMENT = re.compile(r"(of|or|that|below|at|up to|for which|when|name ->) ")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM
 from drawn_results import DrawnImages, draw_run, drawn_score
 from helpers import REPO, draw_classes
 from markupsafe import escape
@@ -38,9 +39,6 @@ from imago.report.page import refresh_report, write_report
 from imago.report.split import wilson
 from imago.report.thumbnails import noteworthy_images
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 MEASURE = """<script>
 for (const each of document.querySelectorAll("details")) each.open = true;
 for (const each of document.querySelectorAll(".panel")) each.style.display = "block";

@@ -154,7 +154,7 @@ def load_config(*overrides: str, command: str = "train") -> DictConfig:
 
     Args:
         overrides: What one would type.
-        command: The command that they are for: `train`, `eval`, `inference`, `export` or `visualise`.
+        command: The command that they are for: `train`, `eval`, `inference`, `export`, `serve` or `visualise`.
 
     Returns:
         The config, with interpolations resolved; the run folder, which is not known yet, is `RUN`.
@@ -164,7 +164,7 @@ def load_config(*overrides: str, command: str = "train") -> DictConfig:
     """
     from importlib import import_module
 
-    if command not in ("train", "eval", "inference", "export", "visualise"):
-        raise UserError(f"command must be train, eval, inference, export or visualise, got {command}.")
+    if command not in ("train", "eval", "inference", "export", "serve", "visualise"):
+        raise UserError(f"command must be train, eval, inference, export, serve or visualise, got {command}.")
     main: Command = import_module(f"imago.{command}").main
     return main.load_config(*overrides)

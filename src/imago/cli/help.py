@@ -25,6 +25,7 @@ FIRST = {  # command -> inherited settings without which it does little
     "eval": ("ckpt_path",),
     "inference": ("ckpt_path",),
     "export": ("ckpt_path",),
+    "serve": ("ckpt_path",),
     "doctor": ("data.data_dir",),
 }
 COMMON = {  # command -> further inherited settings that most people type
@@ -36,11 +37,15 @@ COMMON = {  # command -> further inherited settings that most people type
     "eval": ("data.data_dir", "data.batch_size", "data.num_workers", "trusted_targets"),
     "inference": ("data.data_dir", "data.batch_size", "data.num_workers", "trusted_targets"),
     "export": ("trusted_targets",),
+    "serve": ("trusted_targets",),
     "visualise": ("data.data_dir", "data.image_size"),
     "doctor": ("data.exclude", "data.num_workers"),
 }
 RUN_DIR = ("hydra.run.dir=FOLDER", "run folder, in place of a new one below paths.log_dir")
-CHOSEN = {"train": (), "eval": ("data", "trainer", "logger"), "inference": ("data", "trainer"), "export": ()}
+CHOSEN = {
+    **{"train": (), "eval": ("data", "trainer", "logger"), "inference": ("data", "trainer")},
+    **{"export": (), "serve": ()},
+}
 """Groups whose options are listed; an empty tuple with `train` stands for all of them."""
 FLAGS = (
     ("--help", "Show this page, with the settings of options that are typed: strategy=dp --help."),

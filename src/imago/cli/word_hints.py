@@ -40,7 +40,7 @@ FLAGS = (
     *("--multirun", "-m", *FLAGS_WITH_VALUE),
 )
 NOT_FILES = ("from_run", "from_checkpoint")  # options that Imago makes
-FROM_CHECKPOINT = ("eval", "inference", "export")
+FROM_CHECKPOINT = ("eval", "inference", "export", "serve")
 NULLABLE = ("ckpt_path", "debug", "experiment", "hparams_search", "replay", "resume", "seed")
 """Settings of the root, and groups, that can be null."""
 OF_ONE_OPTION = ("data", "model", "model/optimizer", "model/scheduler", "strategy", "trainer")

@@ -7,6 +7,7 @@ TASKS = {  # words with which other command lines begin -> what to do here
     **dict.fromkeys(("val", "validate", "test", "eval", "evaluate"), "To score a run, type ml-eval ckpt_path=RUN."),
     **dict.fromkeys(("predict", "inference"), "To predict, type ml-inference ckpt_path=RUN source=PATH."),
     "export": "To export a run, type ml-export ckpt_path=RUN.",
+    "serve": "To serve a run, type ml-serve ckpt_path=RUN.",
 }
 NO_LOGGER = Hint(note="There is no option for it. The options of logger are tensorboard, csv, wandb, mlflow and many.")
 PROGRESS_BAR = Hint(note="The progress bar is callbacks.progress_bar, and callbacks.progress_bar=null removes it.")

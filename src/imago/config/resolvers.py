@@ -19,7 +19,7 @@ from imago.errors import UserError
 from imago.masking import is_secret, learn_secrets, masked, masked_override
 
 LONGEST_NAME, LONGEST_NUMBER = 60, 7
-SCORING = ("eval", "inference", "export")
+SCORING = ("eval", "inference", "export", "serve")
 
 
 def name_of_run(sweep: Mapping[str, Any] | None = None) -> str:

@@ -12,7 +12,7 @@ IN_CLONE = not (_HERE / "configs").is_dir()
 CONFIG_DIR = str(_CLONE / "configs" if IN_CLONE else _HERE / "configs")
 PROJECT_ROOT = _CLONE if IN_CLONE else Path.cwd()
 COMMAND_KEYS = ("resume", "auto_resume", "replay", "preflight")  # how to run, not what
-OTHER_COMMANDS = ("eval", "inference", "export", "visualise", "doctor")
+OTHER_COMMANDS = ("eval", "inference", "export", "serve", "visualise", "doctor")
 """Values of `task_name` by which the run folders of the commands that train nothing are known."""
 
 

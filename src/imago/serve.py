@@ -1,0 +1,183 @@
+"""Serve the predictions of one or several checkpoints over HTTP.
+
+ml-serve ckpt_path=RUN
+ml-serve ckpt_path=RUN host=0.0.0.0 port=8080
+"""
+
+import importlib.util
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from imago.cli.entry import Command
+from imago.cli.start_from import resolve_checkpoint_args
+from imago.cli.typed_words import check_choice
+from imago.config.checks import check_from_checkpoint
+from imago.config.ensemble import TTA, check_ensemble, checkpoints_of
+from imago.config.invocation import Invocation, override_key
+from imago.config.root import KeptRoot
+from imago.errors import UserError
+from imago.run.folder import RunFolder
+from imago.serving.address import is_local, listen, url_of
+from imago.terminal import counted
+
+if TYPE_CHECKING:
+    from imago.evaluation.calibration import Calibration
+    from imago.evaluation.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+LEAST = {"port": 0, "max_batch_size": 1, "max_images": 1, "max_pixels": 1, "max_in_flight": 1, "batch_wait_ms": 0}
+ABOVE_0 = ("max_body_mb", "timeout_s")
+WITHOUT_USE = ("trainer", "logger", "callbacks", "strategy", "data.batch_size", "data.num_workers", "data.data_dir")
+SHORTEST_KEY = 16
+
+
+@dataclass
+class ServeRoot(KeptRoot):
+    """Settings that `serve.yaml` adds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    weights: Any = None
+    tta: str = "none"
+    calibrated: Any = "auto"
+    max_batch_size: int = 32
+    batch_wait_ms: float = 10
+    max_body_mb: float = 16
+    max_images: int = 32
+    max_pixels: int = 50_000_000
+    max_in_flight: int = 32
+    timeout_s: float = 30
+    api_key: Any = None
+    allowed_hosts: list[str] = field(default_factory=list)
+
+
+def check_serve(cfg: DictConfig, invocation: Invocation) -> None:
+    """Raise UserError for settings that cannot work, a package that is missing, and a port in use."""
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"ml-serve needs {', '.join(missing)}, not installed here: pip install 'imago[serve]'")
+    check_from_checkpoint(cfg, invocation, needs_data=False)
+    for word in invocation.overrides:
+        key = override_key(word)
+        if any(f"{key}.".startswith(f"{name}.") for name in WITHOUT_USE):
+            raise UserError(f"{word} has no use in ml-serve: remove it. device= and max_batch_size= are its own.")
+    check_ensemble(cfg, invocation)
+    check_choice("tta", cfg.tta, TTA)
+    if cfg.calibrated not in (True, False, "auto"):
+        raise UserError(f"calibrated must be true, false or auto, got {cfg.calibrated}.")
+    for option, least in LEAST.items():
+        if cfg[option] < least:
+            raise UserError(f"{option} must be {least} or more, got {cfg[option]}.")
+    for option in ABOVE_0:
+        if not 0 < cfg[option] < float("inf"):
+            raise UserError(f"{option} must be a number above 0, got {cfg[option]}.")
+    if cfg.port > 65535:
+        raise UserError(f"port must be 65535 or less, got {cfg.port}.")
+    _check_key(cfg.api_key)
+    listen(cfg.host, cfg.port).close()
+
+
+def _check_key(key: Any) -> None:
+    """Raise UserError for a key that is easy to guess, or that no header can hold. The message does not contain it."""
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise UserError(
+            "api_key is a number, which can be written in several ways. Put it into quotes: 'api_key=\"…\"'"
+        )
+    if len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"api_key must have {SHORTEST_KEY} characters or more, of ASCII and without spaces. To draw one, type "
+            "export IMAGO_API_KEY=\"$(python -c 'import secrets; print(secrets.token_urlsafe())')\""
+        )
+
+
+def serve_from_config(cfg: DictConfig, run: RunFolder) -> None:
+    """Load the checkpoints, and serve until SIGTERM or Ctrl-C."""
+    from imago.evaluation.loading import members_of
+    from imago.serving.gate import host_of
+    from imago.serving.limits import Limits
+    from imago.serving.predictor import Predictor
+    from imago.serving.server import serve
+    from imago.serving.service import Service
+
+    files = checkpoints_of(cfg)
+    members = members_of(cfg, files)
+    if len(members) == 1:
+        members[0].calibration = _calibration(cfg, members[0], files[0])
+    for member in members:
+        member.model.to(_device(cfg.device))
+    limits = Limits(int(cfg.max_body_mb * 2**20), cfg.max_images, cfg.max_pixels, cfg.max_in_flight, cfg.timeout_s)
+    predictor = Predictor(members, cfg.weights, cfg.tta)
+    service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, cfg.api_key)
+    with listen(cfg.host, cfg.port) as listener:
+        if not is_local(listener.getsockname()[0]) and cfg.api_key is None:
+            log.warning("host=%s without api_key=: everybody who reaches this machine can use the server", cfg.host)
+        allowed = [host_of(name) for name in cfg.allowed_hosts]
+        serve(service, listener, allowed, partial(_announce, members, url_of(listener)))
+    log.info("Stopped. %s answered", counted(service.metrics.total, "request"))
+    run.sections["Results"] = {"requests": service.metrics.total}
+
+
+def _announce(members: "list[Classifier]", url: str) -> None:
+    for member in members:
+        log.info("%r", member)
+    log.info("Serving at %s (Ctrl-C ends it)", url)
+
+
+def _calibration(cfg: DictConfig, member: "Classifier", file: Path) -> "Calibration | None":
+    """The calibration of the checkpoint. For `auto`, None if it has none, or one for another transform."""
+    from imago.definitions import is_export
+    from imago.evaluation.calibration import calibration_of, file_beside
+
+    if cfg.calibrated is True:
+        return calibration_of(member.checkpoint, cfg.data, file)
+    there = member.checkpoint.get("calibration") is not None if is_export(file) else file_beside(file).is_file()
+    if cfg.calibrated is False or not there or cfg.tta != "none":
+        return None
+    try:
+        return calibration_of(member.checkpoint, cfg.data, file)
+    except UserError as error:
+        log.warning("Predictions are not calibrated: %s", error)
+        return None
+
+
+def _device(name: str) -> str:
+    """Name of the device, which is tried.
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"device={name}: {reason}. Type device=cpu, cuda, cuda:1, … or auto") from error
+    return name
+
+
+main = Command(
+    "serve",
+    serve_from_config,
+    check_serve,
+    root=ServeRoot,
+    arguments=partial(resolve_checkpoint_args, predicts=True),
+    choices={"tta": TTA},
+    one_process=True,
+)
+"""Command line of `ml-serve`."""
+
+
+if __name__ == "__main__":
+    main()
