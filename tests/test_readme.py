@@ -8,10 +8,15 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -22,6 +27,7 @@ from torchvision.models import resnet18
 import imago
 from imago import compare, split, status
 from imago.cli.fold_words import FoldPlan
+from imago.serving.address import listen
 from imago.train import main
 
 FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
@@ -288,6 +294,31 @@ def test_what_is_shown(line, workplace, data_dir):
     assert "Written: " in run.output
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-serve")])
+def test_what_is_served(line, workplace):
+    """Until SIGTERM, as soon as it answers."""
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    statuses: list[int] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not statuses and not ended.is_set():
+            with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+                statuses.append(answer.status)
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    words = [word for word in typed(line)[1] if not word.startswith("port=")]
+    run = type_command("serve", [*words, f"port={port}", f"paths.log_dir={workplace}/logs"], workplace / "out")
+    ended.set()
+    asking.join()
+    assert (run.exit_code, statuses) == (0, [200]), run.output
+
+
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
 def test_the_make_targets_run(line, tmp_path):
     if not (REPO / ".venv" / ".installed").exists():
@@ -336,6 +367,7 @@ def test_nothing_is_left_out():
         "ml-status",
         "ml-compare",
         "ml-doctor",
+        "ml-serve",
         *FROM_CHECKPOINT,
     )
     others = [line for line in commands() if not line.startswith((*run, *FROM_CHECKPOINT))]
