@@ -213,10 +213,19 @@ def describe(answers: Sequence[tuple[int, float]], seconds: float) -> dict[str, 
     }
 
 
-def timed(port: int, messages: Callable[[int], bytes], count: int, clients: int) -> dict[str, Any]:
-    began = time.perf_counter()
+def timed(port: int, messages: Callable[[int], bytes], count: int, clients: int, pid: int = 0) -> dict[str, Any]:
+    began, before = time.perf_counter(), cpu_seconds(pid)
     answers = asyncio.run(load(port, messages, count, clients))
-    return describe(answers, time.perf_counter() - began)
+    cpu = 1000 * (cpu_seconds(pid) - before) / count
+    return describe(answers, time.perf_counter() - began) | ({"CPU ms": round(cpu, 1)} if pid else {})
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far: other work on the machine changes it little."""
+    if not pid:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
@@ -224,12 +233,12 @@ def throughput(checkpoint: Path, folder: Path, given: argparse.Namespace) -> Non
     results: dict[str, list[dict[str, Any]]] = {"ml-serve": [], "naive": []}
     for turn in range(given.turns):
         for name, start in (("ml-serve", batching(checkpoint, folder, *given.more)), ("naive", naive(checkpoint))):
-            with start:
+            with start as pid:
                 port = PORT if name == "ml-serve" else PORT + 1
                 timed(port, lambda n: contents[n % 16], given.clients * 2, given.clients)  # warm
-                results[name].append(timed(port, lambda n: contents[n % 16], given.count, given.clients))
+                results[name].append(timed(port, lambda n: contents[n % 16], given.count, given.clients, pid))
                 print(f"turn {turn} {name}: {results[name][-1]}", flush=True)
-    for key in ("per second", "p50 ms", "p99 ms"):
+    for key in ("per second", "p50 ms", "p99 ms", "CPU ms"):
         ours, theirs = ([turn[key] for turn in results[name]] for name in results)
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         print(f"{key}: {median(ours)} against {median(theirs)}, ratio {median(ratios):.2f} (n = {given.turns})")

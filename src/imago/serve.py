@@ -6,6 +6,7 @@ ml-serve ckpt_path=RUN host=0.0.0.0 port=8080
 
 import importlib.util
 import logging
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,13 @@ def check_serve(cfg: DictConfig, invocation: Invocation) -> None:
             raise UserError(f"{option} must be a number above 0, got {cfg[option]}.")
     if cfg.port > 65535:
         raise UserError(f"port must be 65535 or less, got {cfg.port}.")
-    _check_key(cfg.api_key)
+    _check_key(_key(cfg))
     listen(cfg.host, cfg.port).close()
+
+
+def _key(cfg: DictConfig) -> Any:
+    """The key that was typed, or that of the environment, which no config contains."""
+    return cfg.api_key if cfg.api_key is not None else os.environ.get("IMAGO_API_KEY")
 
 
 def _check_key(key: Any) -> None:
@@ -116,9 +122,9 @@ def serve_from_config(cfg: DictConfig, run: RunFolder) -> None:
         member.model.to(_device(cfg.device))
     limits = Limits(int(cfg.max_body_mb * 2**20), cfg.max_images, cfg.max_pixels, cfg.max_in_flight, cfg.timeout_s)
     predictor = Predictor(members, cfg.weights, cfg.tta)
-    service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, cfg.api_key)
+    service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, _key(cfg))
     with listen(cfg.host, cfg.port) as listener:
-        if not is_local(listener.getsockname()[0]) and cfg.api_key is None:
+        if not is_local(listener.getsockname()[0]) and service.api_key is None:
             log.warning("host=%s without api_key=: everybody who reaches this machine can use the server", cfg.host)
         allowed = [host_of(name) for name in cfg.allowed_hosts]
         serve(service, listener, allowed, partial(_announce, members, url_of(listener)))
