@@ -5,15 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from imago.evaluation.calibration import (
-    Calibration,
-    describe_calibration,
-    expected_calibration_error,
-    fit,
-    read,
-    reliability,
-    write,
-)
+from imago.evaluation.calibration import Answers, Calibration, Wanted, describe_calibration, fit
+from imago.evaluation.calibration_file import read, write
+from imago.evaluation.temperature import expected_calibration_error, reliability
 
 
 def answers(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +21,7 @@ def answers(n: int, sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def fitted(logs: np.ndarray, labels: np.ndarray, target: float = 0.9, coverage: float = 0.9) -> Calibration:
-    return fit(logs, labels, target, coverage, "data", "now")
+    return fit(Answers(logs, labels), None, Wanted(target, 0.95, coverage), "data", "now")
 
 
 @pytest.mark.quick
@@ -73,7 +67,7 @@ def test_a_temperature_that_does_not_help_on_other_images_is_not_taken():
     assert fitted(*hopeless).temperature == 1.0
 
 
-def test_the_threshold_keeps_its_promise_on_new_images():
+def test_the_estimated_threshold_is_about_right_on_many_images():
     calibration = fitted(*answers(20000, 2.0), target=0.95)
     logs, labels = answers(20000, 2.0, seed=1)
     measured = calibration.measured(logs, labels)
@@ -83,7 +77,7 @@ def test_the_threshold_keeps_its_promise_on_new_images():
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.95])
-def test_the_conformal_sets_hold_the_true_class_as_often_as_promised(coverage):
+def test_the_conformal_sets_hold_the_true_class_as_often_as_they_should(coverage):
     calibration = fitted(*answers(5000, 2.0), coverage=coverage)
     logs, labels = answers(20000, 2.0, seed=1)
     measured = calibration.measured(logs, labels)
@@ -94,7 +88,7 @@ def test_the_conformal_sets_hold_the_true_class_as_often_as_promised(coverage):
 def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
     logs = np.log(np.array([[0.9, 0.1], [0.8, 0.2]]))
     calibration = fitted(logs, np.array([1, 1]), coverage=0.95)
-    assert calibration.quantile == 1.0
+    assert calibration.set_thresholds == [0.0, 0.0]
     assert calibration.threshold is None
     assert calibration.sets(calibration.apply(logs)).all()
     assert not calibration.accepts(calibration.apply(logs)).any()
@@ -102,7 +96,7 @@ def test_too_few_images_give_whole_sets_and_an_unreachable_target_no_answers():
 
 
 def test_words_and_file(tmp_path, caplog):
-    measured = {"accepted_acc": 0.991, "accepted_share": 0.82, "temperature": 1.0}
+    measured = {"accepted_acc": 0.991, "accepted_share": 0.82, "temperature": 1.0, "threshold": 0.9}
     assert describe_calibration(measured) == "99.1% right on the 82% accepted, 18% flagged for review"
     measured |= {"cross_entropy_before": 0.4, "cross_entropy": 0.3, "temperature": 1.5}
     assert describe_calibration(measured) == (
@@ -116,20 +110,23 @@ def test_words_and_file(tmp_path, caplog):
     )
     calibration = fitted(np.log(0.97 * np.eye(4)[labels] + 0.0075), labels)
     write(calibration, tmp_path / "best.calibration.json")
-    assert read(tmp_path / "best.calibration.json", "now") == calibration
+    assert read(tmp_path / "best.calibration.json", "now", 4) == calibration
     assert "leaves the probabilities as they are (temperature 1): 0 mistakes on 100 images are too few" in caplog.text
     with pytest.raises(ValueError, match="was fitted for another checkpoint"):
-        read(tmp_path / "best.calibration.json", "later")
+        read(tmp_path / "best.calibration.json", "later", 4)
     with pytest.raises(ValueError, match=r"ml-eval ckpt_path=.*other\.ckpt calibrate=true"):
-        read(tmp_path / "other.calibration.json", "now")
-    for edited in ({"temperature": -1}, {"temperature": math.nan}, {"threshold": 2}, {"quantile": -0.1}):
+        read(tmp_path / "other.calibration.json", "now", 4)
+    for edited in ({"temperature": -1}, {"temperature": math.nan}, {"threshold": 2}, {"set_thresholds": [0.5]}):
         content = json.loads((tmp_path / "best.calibration.json").read_text()) | edited
         (tmp_path / "edited.calibration.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match="is damaged"):
-            read(tmp_path / "edited.calibration.json", "now")
+            read(tmp_path / "edited.calibration.json", "now", 4)
+    (tmp_path / "former.calibration.json").write_text(json.dumps({"temperature": 1.0, "quantile": 0.3}))
+    with pytest.raises(ValueError, match=r"earlier Imago, whose threshold promises nothing. To fit it: ml-eval ckpt_p"):
+        read(tmp_path / "former.calibration.json", "now", 4)
     (tmp_path / "bad.calibration.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a calibration"):
-        read(tmp_path / "bad.calibration.json", "now")
+        read(tmp_path / "bad.calibration.json", "now", 4)
 
 
 def test_log_probabilities_of_zero_do_no_harm():

@@ -200,14 +200,16 @@ def test_calibrated_answers_are_given_or_left_to_a_person(infer, command, traine
     files = sorted(photos.rglob("[!.]*.png"))
     flat = np.array([list(each.probabilities.values()) for each in imago.load_classifier(copy).predict(files)]) ** 0.5
     best = np.sort((flat / flat.sum(axis=1, keepdims=True)).max(axis=1))
-    told = {"temperature": 2.0, "threshold": best[2:4].mean(), "quantile": 0.9, "why_not": None}
+    told = {"temperature": 2.0, "threshold": best[2:4].mean(), "set_thresholds": [0.1, 0.2, 0.3], "why_not": None}
     told = json.loads(file.read_text()) | told  # val has too few mistakes to fit a temperature
     file.write_text(json.dumps(told))
     run = infer(f"source={photos}", "calibrated=true", ckpt_path=copy)
     assert run.exit_code == 0, run.output
     for row, p in zip(rows(run), probabilities(run), strict=True):
         assert row["accepted"] == str(int(told["threshold"] is not None and p.max() >= told["threshold"]))
-        expected = {n for n, x in zip(NAMES, p, strict=True) if x >= 1 - told["quantile"] or x == p.max()}
+        expected = {
+            n for n, x in zip(NAMES, p, strict=True) if x >= told["set_thresholds"][NAMES.index(n)] or x == p.max()
+        }
         assert set(row["set"].split(" | ")) == expected
     otherwise = infer(f"source={photos}", "calibrated=true", "data.image_size=20", ckpt_path=copy)
     assert "with another transform" in otherwise.output

@@ -16,8 +16,17 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHU
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, as in shells
 EXPORT_SUFFIX = ".safetensors"
 """Suffix of the file of `ml-export`."""
-SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+CALIBRATION = "calibration"
+"""The split that neither trains a network nor chooses its checkpoint."""
+SPLITS = ("train", "val", CALIBRATION, "test")
+HELD_OUT = SPLITS[1:]
+"""Splits that no network is trained on."""
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "calibration": ("calibration",),
+    "test": ("test", "testing"),
+}
 ALL_DIGITS = Context(prec=400)  # of any float
 Interpolation = Literal["auto", "bilinear", "bicubic"]
 """`auto`, that of the weights, is replaced when a config is composed."""
@@ -69,6 +78,7 @@ Positive = Annotated[int, AtLeast(1)]
 ZeroOrMore = Annotated[int, AtLeast(0)]
 ValRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
 TestRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)] | None
+CalibrationRatio = Annotated[float, AtLeast(0.0), AtMost(0.5)]
 Fold = Annotated[int, AtLeast(0)] | None
 Folds = Annotated[int, AtLeast(2)] | None
 ZeroOrMoreFloat = Annotated[float, AtLeast(0.0)]

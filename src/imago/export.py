@@ -54,7 +54,7 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.checkpoint.exported import export_entry, write_export
     from imago.checkpoint.read import read_checkpoint
     from imago.dp.published import privacy_of, warn_before_publishing
-    from imago.evaluation.calibration import file_beside
+    from imago.evaluation.calibration_file import file_beside
     from imago.evaluation.classifier import Classifier
     from imago.evaluation.console import show_next, show_privacy, show_written
     from imago.evaluation.from_config import seen_images
@@ -82,7 +82,9 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
     is_there = path.exists()
     write_export(classifier.model.net.state_dict(), metadata, path)
-    condition = "if the val images are public, which its calibration tells of (or type calibration=false)"
+    condition = (
+        "if the images of val and calibration are public, which its calibration tells of (or type calibration=false)"
+    )
     limits = condition if calibration is not None else "within what docs/privacy.md says"
     is_part = privacy is not None and "counted" in privacy
     publish = "Its run may have spent more: to publish the weights, export them from the run folder (ckpt_path=RUN)"
@@ -93,7 +95,7 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
 
 def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The calibration of the checkpoint, as plain types; None if it has none, or one for another transform."""
-    from imago.evaluation.calibration import calibration_of, file_beside
+    from imago.evaluation.calibration_file import calibration_of, file_beside
 
     if not file_beside(Path(cfg.ckpt_path)).is_file():
         return None

@@ -78,7 +78,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
 
 def infer_from_config(cfg: DictConfig, run: RunFolder) -> None:
     """Load the checkpoints, predict, and write `predictions.csv` (for a split, `predictions_<split>.csv`)."""
-    from imago.evaluation.calibration import calibration_of
+    from imago.evaluation.calibration_file import calibration_of
     from imago.evaluation.console import show_predictions, show_written
     from imago.evaluation.loading import members_of
     from imago.evaluation.predict import predict

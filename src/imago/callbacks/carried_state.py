@@ -29,6 +29,7 @@ class CarriedState(Callback):
         self.carried = carried
         self._progress: Progress | None = None
         self._seen_before: torch.Tensor | None = None
+        self._chosen_before: torch.Tensor | None = None
         self._unrecorded = str(carried.get("unrecorded") or "")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -61,6 +62,7 @@ class CarriedState(Callback):
             "data": data.facts,
             "drawn_val": data.sets.drawn_val,
             "drawn_test": data.sets.drawn_test,
+            "drawn_calibration": data.sets.drawn_calibration,
             **self._images(trainer, data, pl_module.strategy.shows_train_images),
             "progress": capture_state(trainer, pl_module),
         }
@@ -69,18 +71,26 @@ class CarriedState(Callback):
         self.epochs.restore(checkpoint)
         self._progress = checkpoint["imago"]["progress"]
         self._seen_before = checkpoint["imago"].get("train_images")
+        self._chosen_before = checkpoint["imago"].get("val_images")
         self._unrecorded = str(checkpoint["imago"].get("unrecorded") or "")
         if restore_state(trainer, pl_module, checkpoint):
             self.epochs.best = None
 
     def _images(self, trainer: Trainer, data: ImageDataModule, are_shown: bool) -> dict[str, Any]:
-        """Digests of all images that the weights have seen, including the runs that this one was resumed from, and
-        why some may be missing; no digests if the images are private, and in processes that write no checkpoint."""
+        """Digests of all images that the weights have seen, and of those of val, which chose them, including the runs
+        that this one was resumed from, and why some may be missing; no digests if the images are private, and in
+        processes that write no checkpoint."""
         if not are_shown or not trainer.is_global_zero:
             return {"unrecorded": self._unrecorded}
         digests, unrecorded = data.train_digests, self._unrecorded
         if len(digests) < len(data.split("train")):
             unrecorded = unrecorded or "some of their train images have no digest"
-        if self._seen_before is not None:
-            digests = torch.unique(torch.cat([digests, self._seen_before]))
-        return {"train_images": digests, "unrecorded": unrecorded}
+        return {
+            "train_images": _joined(digests, self._seen_before),
+            "val_images": _joined(data.val_digests, self._chosen_before),
+            "unrecorded": unrecorded,
+        }
+
+
+def _joined(digests: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+    return digests if before is None else torch.unique(torch.cat([digests, before]))

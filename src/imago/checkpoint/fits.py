@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from imago.checkpoint.read import Checkpoint, read_checkpoint
 from imago.config.own_code import MAKERS, own_file, own_files
+from imago.definitions import HELD_OUT
 from imago.errors import UserError
 from imago.terminal import shortened
 
@@ -45,9 +46,7 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module, data: LabelledImages, p
     check_weights(checkpoint, model, path)
 
 
-def check_data(
-    entry: dict[str, Any], data: LabelledImages, path: str | Path, splits: Sequence[str] = ("val", "test")
-) -> None:
+def check_data(entry: dict[str, Any], data: LabelledImages, path: str | Path, splits: Sequence[str] = HELD_OUT) -> None:
     """Raise ValueError unless `entry` (`imago` in a checkpoint) has the classes of `data` and its draw of `splits`."""
     check_draw(entry, data, path, splits)
     trained, data_names = entry["class_names"], data.class_names
@@ -62,16 +61,18 @@ def check_draw(
     entry: dict[str, Any] | Mapping[str, Any],
     data: LabelledImages,
     path: str | Path,
-    splits: Sequence[str] = ("val", "test"),
+    splits: Sequence[str] = HELD_OUT,
 ) -> None:
-    """Raise ValueError if one of `splits` was drawn from train differently than for the checkpoint, or if test was
-    drawn from images that it may have been trained on without saying so."""
+    """Raise ValueError if one of `splits` was drawn differently than for the checkpoint, or if test or calibration were
+    drawn from images that trained or chose it without saying so."""
     which = f"ckpt_path={path}" if path else "The checkpoint"
-    draws = {"val": (entry["drawn_val"], data.sets.drawn_val), "test": (entry.get("drawn_test"), data.sets.drawn_test)}
+    draws = {split: (entry.get(f"drawn_{split}"), getattr(data.sets, f"drawn_{split}")) for split in HELD_OUT}
     for split, (drawn, now) in draws.items():
         if split in splits and drawn is not None and now is not None and drawn != now:
+            source = "val" if split == "calibration" else "train"
             what = (
-                f"{which} was trained with a different {split} split drawn from train and has seen images of this one. "
+                f"{which} was trained with a different {split} split drawn from {source} and has seen images of this "
+                "one. "
             )
             if drawn.get("by") != now.get("by") and "fold" not in {*drawn, *now}:
                 raise UserError(
@@ -89,6 +90,18 @@ def check_draw(
             f"{which} does not record its training images, and it was trained without data.test_ratio, so it may have "
             "seen images of this test split. Type data.test_ratio=null"
         )
+    if "calibration" in splits and draws["calibration"][0] is None and _chose_by_all(entry, data):
+        raise UserError(
+            f"{which} was trained without data.calibration_ratio, so all images of val chose it. Type "
+            "data.calibration_ratio=0, or train a new run with it"
+        )
+
+
+def _chose_by_all(entry: Mapping[str, Any], data: LabelledImages) -> bool:
+    """Whether the calibration split of `data` was drawn from the val split of a checkpoint."""
+    splits, counts = data.sets.splits, entry["data"].get("counts", {}).get("val", {})
+    is_drawn = data.sets.drawn_calibration is not None and entry["drawn_val"] == data.sets.drawn_val
+    return is_drawn and sum(counts.values()) == len(splits["val"]) + len(splits.get("calibration", ()))
 
 
 def _retyped(drawn: Mapping[str, Any], now: Mapping[str, Any], split: str) -> str:

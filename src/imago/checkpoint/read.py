@@ -161,16 +161,17 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
     shape = {"fingerprint!": str, "counts!": {"*": {"*": int}}, "*": object}
     if not isinstance(data, dict) or fitting({"counts": {}} | data, shape) is MISFIT:
         raise UserError(f"{where} is damaged: its entry about the data is not valid.")
-    draws = [entry.get(key) for key in ("drawn_val", "drawn_test")]
+    draws = [entry.get(key) for key in ("drawn_val", "drawn_test", "drawn_calibration")]
     if not all(isinstance(draw, dict | None) for draw in draws) or any(
         draw and fitting(draw.get(key, {}), {"*": NUMBER}) is MISFIT
         for draw in draws
         for key in ("edges", "lows", "highs")
     ):
         raise UserError(f"{where} is damaged: it does not say how its splits were drawn.")
-    seen = entry.get("train_images")
-    if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
-        raise UserError(f"{where} is damaged: its train images are not a list of numbers.")
+    for split in ("train", "val"):
+        seen = entry.get(f"{split}_images")
+        if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
+            raise UserError(f"{where} is damaged: its {split} images are not a list of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:

@@ -111,16 +111,17 @@ def is_repeatable(recorded: Mapping[str, Any] | None, record: Mapping[str, Any])
 
 
 def describe_draw(
-    split: str, record: Mapping[str, Any], counts: Mapping[str, tuple[int, int]], is_repeated: bool
+    split: str, source: str, record: Mapping[str, Any], counts: Mapping[str, tuple[int, int]], is_repeated: bool
 ) -> tuple[str, str | None]:
-    """Describe a draw by `counts`, class name -> drawn images and all of the class: how many of each, and which classes
-    are far from the ratio; classes without any are not named, because every split lists them."""
+    """Describe a draw from the split `source` by `counts`, class name -> drawn images and all of the class: how many of
+    each, and which classes are far from the ratio; classes without any are not named, because every split lists them.
+    """
     ratio = record[f"{split}_ratio"]
     drawn, size = sum(n for n, _ in counts.values()), sum(n for _, n in counts.values())
     how = "as the checkpoint records" if is_repeated else "stratified"
     note = (
-        f"{drawn} of the {size} train images ({drawn / size:.0%}) were drawn as the {split} split (data.{split}_ratio="
-        f"{ratio}, {how}, by seed {record['seed']} and path): {_listed(counts)}"
+        f"{drawn} of the {size} {source} images ({drawn / size:.0%}) were drawn as the {split} split "
+        f"(data.{split}_ratio={ratio}, {how}, by seed {record['seed']} and path): {_listed(counts)}"
     )
     odd = {name: (n, of) for name, (n, of) in counts.items() if n and abs(n / of - ratio) > ratio / 2 + 1e-9}
     if not odd:

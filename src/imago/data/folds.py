@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imago.data.calibration_split import draw_calibration
 from imago.data.drawn_splits import places_of
 from imago.data.images import Images, ImageSets
 from imago.errors import UserError
@@ -25,9 +26,11 @@ def divide(
     recorded: Mapping[str, Any] | None = None,
     fold: int | None = None,
     folds: int | None = None,
+    calibration_ratio: float = 0.0,
 ) -> None:
     """Draw the splits that `sets` lacks. With a `fold`, that fold becomes val and the others train: one that the split
-    file has, or else one of the `folds` that are drawn from train and val together, by seed and path.
+    file has, or else one of the `folds` that are drawn from train and val together, by seed and path. A
+    `calibration_ratio` above 0 then moves a fraction of val to the calibration split.
 
     `recorded` is the entry `imago` of a checkpoint: equal draws are repeated, so that images added later move none.
 
@@ -50,8 +53,16 @@ def divide(
             _check_groups(sets, f"data.test_ratio={test_ratio}", f"--test {test_ratio}")
         if "val" not in sets.splits:
             _check_groups(sets, f"data.val_ratio={val_ratio}", f"--val {val_ratio}")
+        if calibration_ratio:
+            _check_groups(sets, f"data.calibration_ratio={calibration_ratio}", "--calibration 0.1")
         sets.draw_splits(val_ratio, seed, test_ratio, recorded)
+        draw_calibration(sets, calibration_ratio, seed, recorded.get("drawn_calibration"))
         return
+    if calibration_ratio:
+        raise UserError(
+            f"data.fold={fold} and data.calibration_ratio={calibration_ratio}: val is a fold, of which every image is "
+            "predicted. Remove one of them."
+        )
     if sets.folds:
         _take_fold(sets, fold, folds, test_ratio)
         return
@@ -69,7 +80,7 @@ def divide(
 
 def _check_groups(sets: ImageSets, setting: str, option: str) -> None:
     """Raise UserError if a draw by image would put images of one group in several splits."""
-    if sets.has_groups:
+    if sets.groups:
         raise UserError(
             f"{setting} draws single images, and would divide the groups of the split file of {sets.root} (its column "
             f"group). Write the splits to a file: ml-split PHOTOS {option} --group-regex REGEX --output FILE"

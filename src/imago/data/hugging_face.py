@@ -14,7 +14,7 @@ from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import FileOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import SPLIT_NAMES, Fold, Folds, TestRatio, ValRatio
+from imago.definitions import SPLIT_NAMES, CalibrationRatio, Fold, Folds, TestRatio, ValRatio
 from imago.errors import DownloadError, UserError
 
 
@@ -37,6 +37,8 @@ class HuggingFaceDataModule(ImageDataModule):
             split when the data grow.
         fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
         folds: Number of folds that are drawn from train and val, by seed and path.
+        calibration_ratio: Stratified fraction of val that becomes the calibration split, which chooses no checkpoint;
+            0 draws none.
         options: Those of ImageDataModule.
     """
 
@@ -53,10 +55,11 @@ class HuggingFaceDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         fold: Fold = None,
         folds: Folds = None,
+        calibration_ratio: CalibrationRatio = 0.0,
         **options: Unpack[FileOptions],
     ) -> None:
         sets = _image_sets(_loaded(dataset), image_column, label_column)
-        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds, calibration_ratio)
         super().__init__(sets, train_transform, eval_transform, seed=seed, **options)
 
 

@@ -12,7 +12,7 @@ from imago.data.options import FileOptions
 from imago.data.relabel import is_of_run
 from imago.data.split_files import listed_paths, read_rows
 from imago.data.transforms import ImageTransform
-from imago.definitions import Fold, Folds, TestRatio, ValRatio
+from imago.definitions import CalibrationRatio, Fold, Folds, TestRatio, ValRatio
 from imago.errors import UserError, no_data
 
 
@@ -38,6 +38,8 @@ class ImageFolderDataModule(ImageDataModule):
             split when the data grow.
         fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
         folds: Number of folds that are drawn from train and val, by seed and path, if `split_file` has none.
+        calibration_ratio: Stratified fraction of val that becomes the calibration split, which chooses no checkpoint;
+            0 draws none.
         options: Those of ImageDataModule.
     """
 
@@ -57,11 +59,12 @@ class ImageFolderDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         fold: Fold = None,
         folds: Folds = None,
+        calibration_ratio: CalibrationRatio = 0.0,
         **options: Unpack[FileOptions],
     ) -> None:
         try:
             sets = _image_sets(data_dir, split_file, source)
-            divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
+            divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds, calibration_ratio)
             sets.as_read = sets.fingerprint()
             is_new = trained is not None and sets.as_read != trained["data"].get("as_read", "")
         except ValueError:

@@ -181,6 +181,8 @@ class ImageSets:
     """`val_ratio`, `seed` and how images were drawn, if val was drawn from train."""
     drawn_test: dict[str, Any] | None = None
     """`test_ratio`, `seed` and how images were drawn, if test was drawn from train."""
+    drawn_calibration: dict[str, Any] | None = None
+    """`calibration_ratio`, `seed` and how images were drawn, if calibration was drawn from val."""
     relabelled: dict[str, Any] | None = None
     """`file`, number of `images` and `digest` of the corrected labels, if `data.relabel` was applied."""
     changed: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -189,8 +191,8 @@ class ImageSets:
     """Path -> class, as `data.relabel` has them."""
     folds: dict[str, int] = field(default_factory=dict)
     """Path -> fold, counted from 0, if a split file has folds."""
-    has_groups: bool = False
-    """Whether a split file has groups, which no draw by image may divide."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Path -> group, if a split file has groups, which no draw by image may divide; empty for images without one."""
 
     def __post_init__(self) -> None:
         check_names(self)
@@ -228,7 +230,7 @@ class ImageSets:
             )
         if not 0 < test_ratio <= MOST_OF_TRAIN:
             raise UserError(f"{setting}: must be above 0 and at most {MOST_OF_TRAIN}, or null for no test split.")
-        self.drawn_test = self._draw("test", test_ratio, seed, recorded)
+        self.drawn_test = self.draw("test", test_ratio, seed, recorded)
 
     def draw_val(self, val_ratio: float, seed: int, recorded: Mapping[str, Any] | None = None) -> None:
         """Make a stratified fraction of train the val split, if there is none. A test split that was drawn before
@@ -248,30 +250,33 @@ class ImageSets:
         if val_ratio + test_ratio >= 1:
             setting = f"data.val_ratio={val_ratio} and data.test_ratio={test_ratio}"
             raise UserError(f"{setting} leave nothing to train on. Type smaller ones.")
-        self.drawn_val = self._draw("val", val_ratio, seed, recorded)
+        self.drawn_val = self.draw("val", val_ratio, seed, recorded)
 
-    def _draw(self, split: str, ratio: float, seed: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Move a fraction of train to a new split. Returns the record of the draw."""
-        train, drawn_before = self.splits["train"], self.splits["test"] if self.drawn_test is not None else None
-        parts = [train] if drawn_before is None else [train, drawn_before]
+    def draw(
+        self, split: str, ratio: float, seed: int, recorded: Mapping[str, Any] | None, source: str = "train"
+    ) -> dict[str, Any]:
+        """Move a fraction of `source` to a new split. Returns the record of the draw."""
+        images = self.splits[source]
+        drawn_before = self.splits["test"] if source == "train" and self.drawn_test is not None else None
+        parts = [images] if drawn_before is None else [images, drawn_before]
         paths = chain.from_iterable(part.paths for part in parts)
         labels = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
         record = {f"{split}_ratio": ratio, "seed": seed}
         repeated = recorded if is_repeatable(recorded, record) else None
-        rule, taken = recorded_rule(repeated, self.class_names), range(len(train), len(labels))
+        rule, taken = recorded_rule(repeated, self.class_names), range(len(images), len(labels))
         chosen, edges = draw_split(paths, labels, ratio, seed, taken, from_end=split == "test", rule=rule)
         if not chosen:
             least = "three" if split == "test" or drawn_before is not None else "two"
             raise UserError(
                 f"data.{split}_ratio={ratio}: {self.root} has too few images per class to draw a {split} split from "
-                f"train. At least {least} per class are needed."
+                f"{source}. At least {least} per class are needed."
             )
-        self.splits["train"], self.splits[split] = train.remove(chosen), train.select(chosen)
+        self.splits[source], self.splits[split] = images.remove(chosen), images.select(chosen)
         sizes, drawn = (
             np.bincount(some, minlength=len(self.class_names)).tolist() for some in (labels, labels[chosen])
         )
         counts = {name: (drawn[n], sizes[n]) for n, name in enumerate(self.class_names) if sizes[n]}
-        note, warning = describe_draw(split, record, counts, repeated is not None)
+        note, warning = describe_draw(split, source, record, counts, repeated is not None)
         self.notes.append(f"no {split} split in {self.root}: {note}")
         self.warnings += [warning] if warning is not None else []
         named = {self.class_names[label]: edge for label, edge in edges.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from imago.data.images import Images, ImageSets, class_counts, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
-from imago.definitions import SPLITS
+from imago.definitions import HELD_OUT, SPLITS
 from imago.errors import UserError
 from imago.terminal import CONTROL, by_split, counted, shortened
 
@@ -130,9 +130,9 @@ class ScoredSplits(CopyingDataModule):
             raise UserError(f"{self.sets.root} has no {split} split. Type split= with one of {there}.")
         return scored
 
-    def leave_out_trained(self, trained: Mapping[str, Any], splits: Collection[str] = ("val", "test")) -> None:
-        """Leave out of `splits` (val, test) the images that a checkpoint was trained on, by content, unless these data
-        are those of its run; `trained` is its entry `imago`."""
+    def leave_out_trained(self, trained: Mapping[str, Any], splits: Collection[str] = HELD_OUT) -> None:
+        """Leave out of `splits` the images that a checkpoint was trained on, by content, unless these data are those of
+        its run; `trained` is its entry `imago`."""
         self._trained_counts = train_counts(trained, self.class_names)
         same, known = trained["data"]["fingerprint"] == self.facts["fingerprint"], trained.get("train_images")
         if known is None or not len(known):
@@ -162,17 +162,22 @@ class ScoredSplits(CopyingDataModule):
         digests, is_known = self.sets.splits["train"].digests()
         return torch.from_numpy(np.sort(digests[is_known]))
 
+    @cached_property
+    def val_digests(self) -> Tensor:
+        """Sorted digests of the val images, int64 (n,), by which `evaluation.promise` recognises those that chose a
+        checkpoint."""
+        digests, is_known = self.sets.splits["val"].digests()
+        return torch.from_numpy(np.sort(digests[is_known]))
+
     def log_shared_images(self) -> None:
-        """Warn of images of val and test whose content is also in train: scores on them are too good."""
+        """Warn of images of val, calibration and test whose content is also in train: scores on them are too good."""
         for split, count, paths in self._seen_before(self.train_digests):
             what = f"{len(paths)} of the {count} images of {split} are also in train"
             self.say(f"{what}, which makes its scores too good: {shortened(paths)}")
 
-    def _seen_before(
-        self, known: Tensor, splits: Collection[str] = ("val", "test")
-    ) -> Iterator[tuple[str, int, list[str]]]:
+    def _seen_before(self, known: Tensor, splits: Collection[str] = HELD_OUT) -> Iterator[tuple[str, int, list[str]]]:
         """Yield split, size and paths of images whose digests are `known`, for those of `splits` that there are."""
-        for split in ("val", "test"):
+        for split in HELD_OUT:
             if split not in splits or (images := self.sets.splits.get(split)) is None:
                 continue
             digests, has_digest = images.digests()

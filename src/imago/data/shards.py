@@ -15,7 +15,7 @@ from imago.data.shard_files import MOST_OPEN, LocalPlace, ShardReader, missing_i
 from imago.data.shard_images import ShardImages
 from imago.data.shard_index import INDEX, ShardIndex, read_index
 from imago.data.transforms import ImageTransform
-from imago.definitions import Fold, Folds, Positive, PositiveFloat, TestRatio, ValRatio
+from imago.definitions import CalibrationRatio, Fold, Folds, Positive, PositiveFloat, TestRatio, ValRatio
 from imago.errors import MissingFileError, UserError
 
 
@@ -41,6 +41,8 @@ class ShardDataModule(ImageDataModule):
             split when the data grow.
         fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
         folds: Number of folds that are drawn from train and val, by seed and path.
+        calibration_ratio: Stratified fraction of val that becomes the calibration split, which chooses no checkpoint;
+            0 draws none.
         options: Those of ImageDataModule.
     """
 
@@ -59,6 +61,7 @@ class ShardDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         fold: Fold = None,
         folds: Folds = None,
+        calibration_ratio: CalibrationRatio = 0.0,
         **options: Unpack[FileOptions],
     ) -> None:
         if window is not None and window < 1:
@@ -69,7 +72,7 @@ class ShardDataModule(ImageDataModule):
             options["cache"] = "none" if options.get("cache", "auto") == "auto" else options["cache"]
         else:
             sets, white = _local_sets(Path(shards).expanduser(), window)
-        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds, calibration_ratio)
         if exclude is not None:
             leave_out(sets, Path(exclude).expanduser())
         if options.get("range", "auto") == "auto":

@@ -11,12 +11,13 @@ from imago.data.folder_images import FolderImages
 from imago.data.images import ImageSets
 from imago.data.source_paths import with_commas
 from imago.data.tree import class_name
-from imago.definitions import SPLIT_NAMES, SPLITS
+from imago.definitions import CALIBRATION, SPLIT_NAMES, SPLITS
 from imago.errors import MissingFileError, UserError
 from imago.files import MISFIT, atomic_write, fitting, quoted_path, write_text
 from imago.terminal import shortened
 
 SPLIT_FILE_HEADER = "# imago split: "
+WITHOUT_FOLDS = (CALIBRATION, "test")
 
 
 class SplitRow(NamedTuple):
@@ -56,7 +57,7 @@ def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
     if "train" not in sets.splits:
         raise UserError(f"data.split_file={file} has no images of train.")
     sets.folds = _folds_of(file, rows)
-    sets.has_groups = any(row.group for row in rows)
+    sets.groups = {row.path: row.group for row in rows} if any(row.group for row in rows) else {}
     return sets
 
 
@@ -65,10 +66,11 @@ def _folds_of(file: Path, rows: Sequence[SplitRow]) -> dict[str, int]:
     folds = {row.path: row.fold for row in rows if row.fold is not None}
     if not folds:
         return {}
-    if without := [row.path for row in rows if row.split != "test" and row.fold is None]:
+    if without := [row.path for row in rows if row.split not in WITHOUT_FOLDS and row.fold is None]:
         raise UserError(f"data.split_file={file}: {shortened(without)} of train and val have no fold.")
-    if there := [row.path for row in rows if row.split == "test" and row.fold is not None]:
-        raise UserError(f"data.split_file={file}: {shortened(there)} of test have a fold. Leave it empty there.")
+    if there := [row.path for row in rows if row.split in WITHOUT_FOLDS and row.fold is not None]:
+        listed = " and ".join(WITHOUT_FOLDS)
+        raise UserError(f"data.split_file={file}: {shortened(there)} of {listed} have a fold. Leave it empty there.")
     if len(known := sorted({*folds.values()})) < 2 or known != list(range(len(known))):
         raise UserError(
             f"data.split_file={file}: its folds are {', '.join(map(str, known))}. Folds are 0, 1, … without gaps, two "
@@ -114,7 +116,7 @@ def read_table(file: Path) -> tuple[dict[str, Any], list[SplitRow]]:
 def _no_split_file(file: Path, why: str) -> UserError:
     return UserError(
         f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
-        f"split (train, val, test) and fold (0, 1, …): {why}"
+        f"split ({', '.join(SPLITS)}) and fold (0, 1, …): {why}"
     )
 
 

@@ -15,7 +15,7 @@ from imago.data.images import Images, ImageSets
 from imago.data.module import ImageDataModule
 from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
-from imago.definitions import Fold, Folds, TestRatio, ValRatio
+from imago.definitions import CalibrationRatio, Fold, Folds, TestRatio, ValRatio
 from imago.errors import DownloadError
 
 
@@ -34,6 +34,8 @@ class TorchVisionDataModule(ImageDataModule):
             split when the data grow.
         fold: Fold, counted from 0, that is the val split; the others are train. None has no folds.
         folds: Number of folds that are drawn from train and val, by seed and path.
+        calibration_ratio: Stratified fraction of val that becomes the calibration split, which chooses no checkpoint;
+            0 draws none.
         options: Those of ImageDataModule.
     """
 
@@ -49,13 +51,14 @@ class TorchVisionDataModule(ImageDataModule):
         recorded: Mapping[str, Any] | None = None,
         fold: Fold = None,
         folds: Folds = None,
+        calibration_ratio: CalibrationRatio = 0.0,
         **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
         sets = ImageSets(
             data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
         )
-        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds)
+        divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds, calibration_ratio)
         usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
         super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
 

@@ -57,13 +57,14 @@ def warn_before_publishing(
     file: Path, calibration: dict[str, Any] | None, calibration_file: Path, log_dir: Path
 ) -> None:
     """Warn of what the epsilon of the checkpoint `file` does not cover in its export: what its training warned of, by
-    now further runs on its images below `log_dir`, and its `calibration`, which loses the scores of the images that
-    determined it."""
+    now further runs on its images below `log_dir`, and its `calibration`, which loses the scores and counts of
+    the images that determined it."""
     if calibration is not None:
-        calibration["held_out"] = {}
+        calibration |= {"held_out": {}, "evidence": {}}
         log.warning(
-            "The export contains temperature, threshold and quantile of %s, and the number of images that determined "
-            "them without noise. If these images are private, type calibration=false",
+            "The export contains temperature and thresholds of %s, some of which are probabilities of single images, "
+            "and the number of images that determined them without noise. If these images are private, type "
+            "calibration=false",
             calibration_file,
         )
     folder = file.absolute().parent.parent

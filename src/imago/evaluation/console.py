@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from imago.data.sources import UNKNOWN
-from imago.evaluation.calibration import Calibration, describe_calibration
+from imago.evaluation.calibration import Calibration, describe_calibration, describe_guarantee, describe_threshold
+from imago.evaluation.conformal import least_images, small_classes
 from imago.evaluation.evaluate import Result
 from imago.evaluation.next_commands import next_commands, relative
 from imago.evaluation.outputs import LABELS_CHECKED
 from imago.evaluation.rows import prediction_rows
 from imago.evaluation.score import Predictions, Score
+from imago.evaluation.temperature import Ints
 from imago.files import strict
 from imago.report.label_errors import confident_errors, knows_enough
 from imago.report.page import refresh_report
@@ -172,7 +174,8 @@ def show_predictions(
         _print(f"accuracy {answers.accuracy:.4f}{of}")
     if calibration is not None:
         accepted = calibration.accepts(calibration.apply(answers.log_probabilities))[answers.is_good]
-        _print(f"{int(accepted.sum())} accepted, {int((~accepted).sum())} flagged for review")
+        flagged = f"{int(accepted.sum())} accepted, {int((~accepted).sum())} flagged for review"
+        _print(f"{flagged} ({describe_guarantee(calibration)})")
     counts = np.bincount(answers.predictions[answers.is_good], minlength=len(answers.class_names))
     predicted = [(name, int(count)) for name, count in zip(answers.class_names, counts, strict=True) if count]
     if predicted:
@@ -189,8 +192,8 @@ def show_written(path: Path, replaced: bool = False) -> None:
     _print("Replaced: " if replaced else "Written: ", path)
 
 
-def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
-    """Print the calibration that was fitted on val."""
+def show_calibration(calibration: Calibration, val: Score, labels: Ints, path: Path) -> None:
+    """Print the calibration whose temperature was fitted on val, and threshold and sets on images with `labels`."""
     lines = [
         f"Fitted on the {counted(len(val.labels), 'image')} of {val.split}: temperature {calibration.temperature:.4f}"
     ]
@@ -201,9 +204,16 @@ def show_calibration(calibration: Calibration, val: Score, path: Path) -> None:
             f"On held-out fifths of {val.split}: cross-entropy {held['cross_entropy_before']:.4f} -> "
             f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
         )
-    use = " (column accepted of predictions with calibrated=true)" if calibration.threshold is not None else ""
-    threshold = f"{calibration.threshold:.4f}" if calibration.threshold is not None else "no threshold reaches it"
-    lines.append(f"Threshold for {calibration.target_accuracy:.1%} accuracy: {threshold}{use}")
+    lines.append(describe_threshold(calibration))
+    if calibration.threshold is not None:
+        lines.append("It is the column accepted of ml-inference ckpt_path=RUN calibrated=true")
+    names = val.class_names
+    if small := small_classes(labels, len(names), calibration.coverage):
+        listed = shortened((f"{names[label]} ({count})" for label, count in small.items()), MOST_COUNTS)
+        lines.append(
+            f"Conformal sets: {listed} have fewer than {least_images(calibration.coverage)} images, and the threshold "
+            "of all classes together"
+        )
     for line in lines:
         _print(line)
     show_written(path)

@@ -58,12 +58,13 @@ def evaluate(
     run: RunFolder,
     ckpt_path: str | Path | None,
     splits: list[str],
-    calibrate: Callable[[Score, Checkpoint], Calibration] | None = None,
+    calibrate: Callable[[Callable[[str], Score], Checkpoint], Calibration] | None = None,
     pictures: bool = True,
 ) -> Result:
     """Score the weights of a checkpoint, or those that the model has, on `splits`.
 
-    `calibrate` is called first, with the score of val and the checkpoint. Without `pictures`, reports show no images.
+    `calibrate` is called first, with a function that scores a split, and the checkpoint. Without `pictures`, reports
+    show no images.
     """
     result = Result(checkpoint=Path(ckpt_path) if ckpt_path is not None else None)
     calibration = None
@@ -75,7 +76,7 @@ def evaluate(
         if calibrate is not None and "val" not in data.sets.splits:
             raise UserError(f"calibrate=true needs a val split, and {data.sets.root} has none. Add a folder val/.")
         if calibrate is not None:
-            calibration = calibrate(scores.of("val"), checkpoint)
+            calibration = calibrate(scores.of, checkpoint)
     step = trainer.global_step
     for split in splits:
         result.scores[split] = replace(scores.of(split), calibration=calibration)

@@ -80,7 +80,7 @@ def of_checkpoint(
     `key` is the setting that names the file, for messages.
     """
     from imago.config.resolvers import register_functions  # which imports Hydra, as `make` does
-    from imago.evaluation.calibration import calibration_of
+    from imago.evaluation.calibration_file import calibration_of
 
     register_functions()
     checkpoint = read_model(file, key)

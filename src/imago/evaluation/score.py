@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from imago.data.images import train_counts
 from imago.data.scored_splits import most_frequent
 from imago.data.sources import UNKNOWN
-from imago.evaluation.calibration import Calibration, expected_calibration_error, reliability
+from imago.evaluation.calibration import FITTED_ON, Calibration
+from imago.evaluation.temperature import expected_calibration_error, reliability
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class Score:
         if self.calibration is None:
             return {}
         measured = self.calibration.measured(self.log_probabilities, self.labels)
-        return {"calibrated": measured | {"fitted_here": self.split == "val"}}
+        return {"calibrated": measured | {"fitted_here": self.split in FITTED_ON}}
 
     @property
     def _present(self) -> list[int]:

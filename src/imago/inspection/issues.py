@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.data.tree import SUFFIXES, is_image
+from imago.definitions import SPLITS
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
@@ -53,7 +54,7 @@ KINDS: dict[str, tuple[str, str]] = {  # level, and what it means
     "several frames": (NOTE, "only the first one is used"),
 }
 UNUSABLE = ("unreadable", "empty file", "not an image", "decompression bomb", "damaged", "unsupported pixels")
-ORDER = ("train", "val", "test")
+ORDER = SPLITS
 MOST_BITS, MOST_LEVELS = 3, 6.0  # by which near-duplicates may differ: of 64 bits, and in mean grey levels
 WINDOW = 200  # images sharing a band that are compared with each other; if there are more, in the order of their hashes
 

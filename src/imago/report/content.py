@@ -14,7 +14,7 @@ from imago.terminal import counted
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("test", "val", "train")
+SPLITS = ("test", "val", "calibration", "train")
 NONE = "\N{EN DASH}"
 Json = Any
 AGAIN = {

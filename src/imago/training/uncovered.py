@@ -53,7 +53,10 @@ def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
                 if name == "folds"
                 else "of a small class may move another one"
             )
-    yield "a temperature and thresholds, if they are fitted on private val images later (ml-eval calibrate=true)"
+    yield (
+        "a temperature and thresholds, if they are fitted on private images of val or calibration later (ml-eval "
+        "calibrate=true)"
+    )
 
 
 def _of_other_runs(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> Iterator[str]:

@@ -1,0 +1,112 @@
+"""The file of a calibration, beside its checkpoint, and its copy in an export."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from imago.definitions import is_export
+from imago.errors import UserError
+from imago.evaluation.calibration import Calibration
+from imago.evaluation.from_config import looks
+from imago.files import MISFIT, NUMBER, fitting, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+SHAPE = {
+    **dict.fromkeys(("temperature!", "target_accuracy!", "coverage!"), NUMBER),
+    **dict.fromkeys(("threshold!", "confidence!"), (*NUMBER, type(None))),
+    "set_thresholds!": [NUMBER],
+    "n!": int,
+    **dict.fromkeys(("fingerprint!", "checkpoint!"), str),
+    "evidence": {"*": (int, type(None))},
+    "held_out": {"*": NUMBER},
+    "why_not": (str, type(None)),
+}
+"""The content of a calibration file."""
+FORMER = "quantile"
+"""Entry of the files of earlier versions, whose threshold was not tested and whose sets were those of all classes."""
+
+
+def key_of(timestamp: str, data: DictConfig) -> str:
+    """Key of a calibration: the time stamp of the checkpoint, and a hash of image size and evaluation transform."""
+    return f"{timestamp} {hashlib.sha256(json.dumps(looks(data), sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def file_beside(checkpoint: Path) -> Path:
+    """Path of the calibration of a checkpoint."""
+    return checkpoint.with_suffix(".calibration.json")
+
+
+def write(calibration: Calibration, path: Path) -> None:
+    """Write the calibration as JSON."""
+    write_json(path, asdict(calibration))
+
+
+def calibration_of(entry: Mapping[str, Any], data: DictConfig, checkpoint: Path) -> Calibration:
+    """Read the calibration of a checkpoint with the entry `imago` and the settings `data`: that in an export, or the
+    file beside the checkpoint.
+
+    Raises:
+        ValueError: There is none, or it is for another checkpoint or transform.
+    """
+    key, classes = key_of(entry["timestamp"], data), len(entry["class_names"])
+    if not is_export(checkpoint):
+        return read(file_beside(checkpoint), key, classes)
+    how = "Type ml-eval ckpt_path=RUN calibrate=true, and then ml-export ckpt_path=RUN again."
+    content = entry.get("calibration")
+    if content is None:
+        raise UserError(f"There is no calibration in {checkpoint}. {how}")
+    _check_version(content, checkpoint, how)
+    return _checked(fitting(content, SHAPE), checkpoint, key, classes, how)
+
+
+def read(path: Path, checkpoint: str, classes: int) -> Calibration:
+    """Read the calibration in a file, for the checkpoint with that `key_of` and number of classes.
+
+    Raises:
+        ValueError: There is none, or it is for another checkpoint.
+    """
+    file = path.with_name(path.name.replace(".calibration.json", ".ckpt"))
+    how = f"To fit it: ml-eval ckpt_path={file} calibrate=true"
+    if not path.is_file():
+        raise UserError(f"There is no calibration at {path}. {how}")
+    try:
+        is_former = FORMER in read_json(path, {"*": object})
+        content = read_json(path, {"*": object} if is_former else SHAPE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a calibration ({error}). {how}") from error
+    _check_version(content, path, how)
+    return _checked(content, path, checkpoint, classes, how)
+
+
+def _check_version(content: Any, path: Path, how: str) -> None:
+    if isinstance(content, dict) and FORMER in content:
+        raise UserError(
+            f"The calibration in {path} is that of an earlier Imago, whose threshold promises nothing. {how}"
+        )
+
+
+def _is_in_range(content: Mapping[str, Any], classes: int) -> bool:
+    """Whether the numbers of a calibration file can be those of a calibration."""
+    fractions = [content[key] for key in ("threshold", "confidence", "target_accuracy", "coverage")]
+    fractions += content["set_thresholds"]
+    are_fractions = all(fraction is None or 0 <= fraction <= 1 for fraction in fractions)
+    return are_fractions and len(content["set_thresholds"]) == classes and 0 < content["temperature"] < math.inf
+
+
+def _checked(content: Any, path: Path, checkpoint: str, classes: int, how: str) -> Calibration:
+    if content is MISFIT or not _is_in_range(content, classes):
+        raise UserError(f"The calibration in {path} is damaged. {how}")
+    calibration = Calibration(**content)
+    if calibration.checkpoint != checkpoint:
+        raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
+    if calibration.why_not is not None:
+        log.warning("%s leaves the probabilities as they are (temperature 1): %s", path.name, calibration.why_not)
+    return calibration

@@ -1,0 +1,78 @@
+"""The images of the calibration split that count: unseen ones, and each independent of the others."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imago.data.drawn_splits import places_of
+from imago.data.module import ImageDataModule
+from imago.definitions import CALIBRATION
+from imago.errors import UserError
+from imago.terminal import counted
+
+HOW = "Train with data.calibration_ratio=0.5"
+
+
+def independent_images(data: ImageDataModule, entry: Mapping[str, Any]) -> tuple[NDArray[np.bool_], list[str]]:
+    """Mask (n,) of the images of the calibration split that count for a checkpoint with the entry `imago`, and notes on
+    the others: those that trained or chose it, and copies. Of each group of a split file one image counts.
+
+    Raises:
+        ValueError: It cannot be told which images trained or chose the checkpoint, or labels were changed since.
+    """
+    _check_source(data, entry)
+    images, size = data.split(CALIBRATION), len(data.split(CALIBRATION))
+    digests, is_known = images.digests()
+    seen = [known.numpy() for name in ("train_images", "val_images") if (known := entry.get(name)) is not None]
+    seen += [getattr(data, f"{split}_digests").numpy() for split in ("train", "val") if split in data.sets.splits]
+    is_seen = np.isin(digests, np.concatenate(seen)) & is_known
+    contents = [digest if is_known[index] else images.paths[index] for index, digest in enumerate(digests.tolist())]
+    is_copy = _repeats(contents, images.paths, is_seen)
+    left_out = is_seen | is_copy
+    notes = _described(int(is_seen.sum()), size, "are also in train or val, or trained or chose the checkpoint")
+    notes += _described(int(is_copy.sum()), size, "have the content of another one")
+    if groups := data.sets.groups:
+        others = {groups[path] for split in ("train", "val") for path in data.sets.splits[split].paths}
+        own = [groups[path] or path for path in images.paths]
+        is_shared = np.array([group in others for group in own]) & ~left_out
+        is_further = _repeats(own, images.paths, left_out | is_shared)
+        notes += _described(int(is_shared.sum()), size, "are of a group that is also in train or val")
+        notes += _described(int(is_further.sum()), size, "are of the group of another one")
+        left_out |= is_shared | is_further
+    return ~left_out, notes
+
+
+def _repeats(keys: list[Any], paths: Any, left_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mask of the images, among those that are not `left_out`, with the key of another one. Which one counts depends on
+    the path alone, not on its label or its prediction."""
+    first: dict[Any, int] = {}
+    for index in np.argsort(places_of(paths, seed=0), kind="stable").tolist():
+        if not left_out[index]:
+            first.setdefault(keys[index], index)
+    kept = {*first.values()}
+    return np.array([index not in kept for index in range(len(keys))]) & ~left_out
+
+
+def _described(count: int, size: int, what: str) -> list[str]:
+    return [f"{count} of the {counted(size, 'image')} of {CALIBRATION} {what}, and do not count"] if count else []
+
+
+def _check_source(data: ImageDataModule, entry: Mapping[str, Any]) -> None:
+    """Raise UserError if images of the calibration split may have trained or chosen the checkpoint, or may have been
+    left out, or given another label, for what it says of them."""
+    if entry["data"]["fingerprint"] == data.facts["fingerprint"]:
+        return
+    if changes := [option for option, counts in data.sets.changed.items() if CALIBRATION in counts]:
+        raise UserError(
+            f"{' and '.join(changes)} changes images of {CALIBRATION} after the training: nothing can be promised of "
+            "images that may have been chosen by what the network says of them. Remove it, or train a new run with it."
+        )
+    unknown = any(entry.get(name) is None for name in ("train_images", "val_images")) or entry.get("unrecorded")
+    if data.sets.drawn_calibration is None and unknown:
+        raise UserError(
+            "The checkpoint does not record all images that it was trained on and chosen by (strategy=dp, or an "
+            f"earlier Imago), so it may have seen those of {CALIBRATION} in {data.sets.root}: nothing can be promised. "
+            f"{HOW}."
+        )

@@ -1,0 +1,232 @@
+"""The promise of accepted predictions: how often it is broken, when it cannot be made, and on which images it rests."""
+
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from helpers import SMALL, draw_classes, type_command
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from imago.data import ImageFolderDataModule, ImageTransform, WholeBox, divide
+from imago.data.digests import file_digest
+from imago.data.split_files import read_rows
+from imago.evaluation.calibration import Answers, Wanted, describe_threshold, fit
+from imago.evaluation.calibration_images import independent_images
+from imago.evaluation.conformal import set_thresholds, small_classes
+from imago.evaluation.promise import GRID, estimated_threshold, first_threshold, promised_threshold
+
+SPLITS, CONFIDENCE = 1000, 0.95
+MOST_BROKEN = 72
+"""Promises of 1,000 that a method which breaks 5% of them breaks more often with a probability of 1 in 1,000."""
+
+
+def digits() -> Answers:
+    """Predictions of a regression that has seen 150 of the digits, for the others."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    seen, others = order[:150], order[150:]
+    model = LogisticRegression(max_iter=1000).fit(images[seen] / 16, labels[seen])
+    return Answers(model.predict_log_proba(images[others] / 16), labels[others])
+
+
+def drawn(spread: float, sharpness: float, noise: float, classes: int = 4) -> Answers:
+    """Predictions that are `sharpness` times as sure as they should be; a fraction `noise` of the labels is wrong."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, spread, (20_000, classes))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (true.cumsum(axis=1) < generator.random((len(true), 1))).sum(axis=1).clip(0, classes - 1)
+    labels = np.where(generator.random(len(labels)) < noise, generator.integers(0, classes, len(labels)), labels)
+    logits = logits * sharpness
+    return Answers(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), labels)
+
+
+def wrong_where_sure() -> Answers:
+    """Predictions of which the surest tenth is wrong more often than the others."""
+    right, sure = drawn(6, 1, 0), np.zeros((2_000, 4))
+    sure[:, 0] = 40
+    return Answers(np.concatenate([right[0], sure - 40]), np.concatenate([right[1], np.arange(2_000) % 5 == 0]))
+
+
+def sure_and_right(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    return np.exp(answers[0].max(axis=1)), answers[0].argmax(axis=1) == answers[1]
+
+
+def some(answers: Answers, generator: np.random.Generator, n: int) -> Answers:
+    chosen = generator.integers(0, len(answers.labels), n)
+    return Answers(answers.log_probabilities[chosen], answers.labels[chosen])
+
+
+@pytest.mark.parametrize(
+    ("make", "n", "target", "made"),
+    [
+        (digits, 150, 0.95, 0.5),
+        (digits, 1000, 0.98, 0.7),
+        (partial(drawn, 6, 1, 0), 300, 0.95, 0.9),
+        (wrong_where_sure, 1000, 0.9, 0.5),
+    ],
+)
+def test_of_1000_promises_at_most_a_twentieth_is_broken(make, n, target, made):
+    """All images are the population, from which val and calibration are drawn, so that the true accuracy is known."""
+    generator, wanted, answers = np.random.default_rng(0), (target, CONFIDENCE), make()
+    sure, right = sure_and_right(answers)
+    accuracy = {float(t): right[sure >= t].mean() for t in GRID if (sure >= t).any()}
+    broken = promised = estimates_broken = 0
+    for _ in range(SPLITS):
+        val, calibration = some(answers, generator, n), some(answers, generator, n)
+        promise = promised_threshold(*calibration, first_threshold(*val, n, *wanted), *wanted)
+        promised += promise.threshold is not None
+        broken += promise.threshold is not None and accuracy[promise.threshold] < target
+        estimate = estimated_threshold(*val, target)
+        estimates_broken += estimate is not None and right[sure >= estimate].mean() < target
+    assert broken <= MOST_BROKEN
+    assert promised >= made * SPLITS
+    assert estimates_broken > 0.3 * SPLITS  # what counts mistakes on the images that set the threshold
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "target", "words"),
+    [
+        (
+            40,
+            0,
+            0.99,
+            "99% accuracy cannot be promised with 40 images (confidence 95%): about 300 would do. No",
+        ),
+        (298, 0, 0.99, "cannot be promised with 298 images (confidence 95%): about 300 would do"),
+        (299, 0, 0.99, "at least 99% of the accepted predictions are right, on new images like those of calibration."),
+        (472, 1, 0.99, "cannot be promised with 472 images (confidence 95%): about 630 would do"),
+        (473, 1, 0.99, "of 473 images, 1 of the 473 accepted ones wrong"),
+        (40, 20, 0.9, "20 of the 40 accepted ones wrong. Type a smaller target_accuracy. No prediction is accepted"),
+    ],
+)
+def test_how_many_images_a_promise_needs_is_said(n, wrong, target, words):
+    """By the limits of Clopper and Pearson: 0.99 ** 299 is below 0.05, 0.99 ** 298 is not."""
+    logs, labels = np.log(np.tile([0.75, 0.25], (n, 1))), np.zeros(n, int)
+    labels[:wrong] = 1
+    unseen = Answers(logs, labels)
+    calibration = fit(Answers(logs, np.zeros(n, int)), unseen, Wanted(target, CONFIDENCE, 0.9), "data", "now")
+    assert words in describe_threshold(calibration)
+    assert calibration.accepts(logs).all() == (calibration.threshold is not None)
+    assert json.loads(json.dumps(calibration.threshold)) == calibration.threshold
+
+
+def test_the_sets_of_each_class_hold_it_and_small_classes_share_a_threshold():
+    """Of a class that is hard, the threshold of all classes would leave out many images."""
+    generator, answers = np.random.default_rng(1), drawn(2, 1, 0)
+    logs = answers.log_probabilities - 1.5 * (np.arange(4) == 3)
+    answers = Answers(logs - np.log(np.exp(logs).sum(axis=1, keepdims=True)), answers.labels)
+    own, means = np.exp(answers[0])[np.arange(len(answers.labels)), answers.labels], []
+    for _ in range(300):
+        thresholds = set_thresholds(*some(answers, generator, 200), coverage=0.9)
+        means.append([(own >= threshold)[answers.labels == c].mean() for c, threshold in enumerate(thresholds)])
+    assert (np.mean(means, axis=0) >= 0.895).all()
+    assert (np.mean(means, axis=0) <= 0.93).all()
+    few = [*np.flatnonzero(answers.labels != 3)[:101], *np.flatnonzero(answers.labels == 3)[:8]]
+    thresholds = set_thresholds(answers.log_probabilities[few], answers.labels[few], coverage=0.9)
+    assert thresholds[3] == np.sort(own[few])[11 - 1]  # rank 11 of 109 from below: (109 + 1) / 10
+    assert len({*thresholds}) == 4
+    assert small_classes(answers.labels[few], 4, coverage=0.9) == {3: 8}
+
+
+@pytest.fixture(scope="module")
+def set_aside(colours, tmp_path_factory):
+    """A run with 6 of the 15 val images set aside, and its folder of images."""
+    folder = tmp_path_factory.mktemp("set_aside")
+    words = [*SMALL, "trainer.max_epochs=5", "data.calibration_ratio=0.4", f"paths.log_dir={folder}/logs"]
+    images = shutil.copytree(colours, folder / "images")
+    run = type_command("train", [f"data.data_dir={images}", *words], folder / "run")
+    assert run.exit_code == 0, run.output
+    return run, images
+
+
+def test_images_that_chose_the_checkpoint_promise_nothing(set_aside, command):
+    run, images = set_aside
+    assert "train 39, val 9, calibration 6 images" in run.output
+    assert "6 of the 15 val images (40%) were drawn as the calibration split (data.calibration_ratio=0.4" in run.output
+    entry = run.checkpoint("best")["imago"]
+    assert len(entry["val_images"]) == 9
+    assert entry["drawn_calibration"].items() >= {"calibration_ratio": 0.4, "seed": 42}.items()
+    fit_words = ["calibrate=true", "target_accuracy=0.5", "confidence=0.9"]
+    scored = command("eval", f"ckpt_path={run.dir}", *fit_words)
+    promise = "Promise: with confidence 90%, at least 50% of the accepted predictions are right, on new images"
+    assert promise in scored.output
+    assert "of 6 images, 0 of the 6 accepted ones wrong" in scored.output
+    predicted = command("inference", f"ckpt_path={run.dir}", "calibrated=true", f"source={images}/val", "rows=0")
+    assert "15 accepted, 0 flagged for review (50% right, promised with confidence 90%" in predicted.output
+
+
+def test_only_unseen_images_of_another_folder_count(set_aside, command, tmp_path):
+    """Of 30 images in calibration/, 3 were trained on, 3 chose the checkpoint, 3 are in val/ too, and 3 are copies."""
+    run, images = set_aside
+    root, counts = tmp_path / "new", dict.fromkeys(("blue", "green", "red"), 6)
+    for split, seed in (("val", 7), ("calibration", 8)):
+        draw_classes(root / split, counts, seed)
+    chose = set(run.checkpoint("best")["imago"]["val_images"].tolist())
+    for name in counts:
+        of_val = next(path for path in (images / "val" / name).iterdir() if file_digest(path) in chose)
+        for source in (images / "train" / name / "000.png", of_val, root / "val" / name / "000.png"):
+            shutil.copy(source, root / "calibration" / name / f"{source.parents[2].name}_{source.parents[1].name}.png")
+        shutil.copy(root / "calibration" / name / "001.png", root / "calibration" / name / "copy.png")
+    words = [f"ckpt_path={run.dir}", f"data.data_dir={root}", "calibrate=true", "target_accuracy=0.5", "split=val"]
+    scored = command("eval", *words)
+    assert (
+        "3 of the 30 images of calibration are images that the checkpoint was trained on, and are exc" in scored.output
+    )
+    assert "6 of the 27 images of calibration are also in train or val, or trained or chose the chec" in scored.output
+    assert "3 of the 27 images of calibration have the content of another one, and do not count" in scored.output
+    assert "of 18 images, 0 of the 18 accepted ones wrong" in scored.output
+    forgetful = run.checkpoint("best")
+    del forgetful["imago"]["val_images"]
+    torch.save(forgetful, tmp_path / "old.ckpt")
+    refused = command("eval", f"ckpt_path={tmp_path}/old.ckpt", *words[1:])
+    assert "does not record all images that it was trained on and chosen by" in refused.output
+    assert refused.exit_code == 1
+
+
+def test_one_image_of_each_group_counts(tmp_path):
+    """Images of one patient are right or wrong together: a hundred of them say little more than one."""
+    draw_classes(tmp_path, {"blue": 8, "red": 8})
+    places = [("train", "p0")] * 2 + [("val", "p1"), ("calibration", "p1")]
+    places += [("calibration", group) for group in ("p2", "p2", "p3", "p3")]
+    rows = [(place, f"{name}/00{n}.png", name) for name in ("blue", "red") for n, place in enumerate(places)]
+    lines = [f"{split},{path},{name},{group}" for (split, group), path, name in rows]
+    (tmp_path / "splits.csv").write_text("\n".join(["split,path,label,group", *lines]))
+    look = ImageTransform(WholeBox())
+    data = ImageFolderDataModule(
+        look, look, split_file=str(tmp_path / "splits.csv"), image_size=8, cache_dir=str(tmp_path)
+    )
+    counts, notes = independent_images(data, {"data": data.facts})
+    kept = [path for path, is_counted in zip(data.split("calibration").paths, counts, strict=True) if is_counted]
+    assert sorted({4: "p2", 5: "p2", 6: "p3", 7: "p3"}[int(path[-5])] for path in kept) == ["p2", "p3"]
+    assert notes == [
+        "2 of the 10 images of calibration are of a group that is also in train or val, and do not count",
+        "6 of the 10 images of calibration are of the group of another one, and do not count",
+    ]
+    with pytest.raises(ValueError, match=r"data.calibration_ratio=0.5 draws single images, .* --calibration 0.1"):
+        divide(read_rows(tmp_path / "splits.csv", None), 0.1, 0, calibration_ratio=0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["data.calibration_ratio=0.2"],
+            "trained with a different calibration split drawn from val and has seen images",
+        ),
+        (["data.calibration_ratio=0", "confidence=0.9"], "confidence=0.9: nothing can be promised"),
+        (["trainer.limit_predict_batches=1", "data.batch_size=2"], "leaves 2 of the 6 images of calibration"),
+        (["data.exclude=EXCLUDE"], "data.exclude changes images of calibration after the training"),
+    ],
+)
+def test_a_promise_that_could_be_false_is_refused(set_aside, command, tmp_path, words, message):
+    run, _ = set_aside
+    listed = "".join(f"val/{name}/00{number}.png\n" for name in ("blue", "green", "red") for number in range(4))
+    (tmp_path / "list.txt").write_text(listed)
+    words = [word.replace("EXCLUDE", str(tmp_path / "list.txt")) for word in words]
+    refused = command("eval", f"ckpt_path={run.dir}", "calibrate=true", *words)
+    assert refused.exit_code == 1
+    assert message in refused.output
