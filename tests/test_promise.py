@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from imago.data import ImageFolderDataModule, ImageTransform, WholeBox, divide
 from imago.data.digests import file_digest
+from imago.data.folder_images import FolderImages
 from imago.data.split_files import read_rows
+from imago.data.split_plan import SplitPlan
 from imago.evaluation.calibration import Answers, Wanted, describe_threshold, fit
 from imago.evaluation.calibration_images import independent_images
 from imago.evaluation.conformal import set_thresholds, small_classes
@@ -206,6 +209,10 @@ def test_one_image_of_each_group_counts(tmp_path):
         "2 of the 10 images of calibration are of a group that is also in train or val, and do not count",
         "6 of the 10 images of calibration are of the group of another one, and do not count",
     ]
+    photos = FolderImages(tmp_path, [f"{name}/{n}.png" for name in "ab" for n in range(20)], [0] * 20 + [1] * 20)
+    parts, _ = SplitPlan(0.2, 0.2, 0, calibration=0.2).parts(photos, [[n, n + 1] for n in range(0, 40, 2)], {})
+    assert Counter(parts) == {"train": 16, "val": 8, "calibration": 8, "test": 8}
+    assert parts[::2] == parts[1::2]
     with pytest.raises(ValueError, match=r"data.calibration_ratio=0.5 draws single images, .* --calibration 0.1"):
         divide(read_rows(tmp_path / "splits.csv", None), 0.1, 0, calibration_ratio=0.5)
 

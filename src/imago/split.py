@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OPTIONS = {
     **dict.fromkeys(("val", "val_ratio", "valid", "validation", "validation_split"), "--val"),
     **dict.fromkeys(("test", "test_ratio", "test_split", "test_size"), "--test"),
+    **dict.fromkeys(("calibration", "calibration_ratio"), "--calibration"),
     **dict.fromkeys(("folds", "n_folds", "n_splits", "k", "k_folds", "cv"), "--folds"),
     **dict.fromkeys(("output", "out", "split_file"), "--output"),
     **dict.fromkeys(("folder", "data_dir", "data", "path", "source", "input"), ""),
@@ -36,9 +37,10 @@ OPTIONS = {
     **{name: f"--{name}" for name in ("seed", "exclude", "duplicates")},
 }
 """Name that somebody may type, without dashes and `data.` -> the option; empty for the folder, which has none."""
-FRACTIONS = ("--val", "--test")
+FRACTIONS = ("--val", "--calibration", "--test")
 VAL = 0.15
-SETTINGS = ("data_dir", "seed", "val", "test", "folds", "group_regex", "group_file", "group_column", "duplicates")
+OF_GROUPS = ("group_regex", "group_file", "group_column")
+SETTINGS = ("data_dir", "seed", "val", "calibration", "test", "folds", *OF_GROUPS, "duplicates")
 """Entries of the header of a split file that a second call must not change."""
 EXAMPLES = """examples:
   ml-split photos --dry-run                              counts of each class and split
@@ -78,7 +80,7 @@ def split(options: argparse.Namespace) -> None:
     images, excluded = _without_excluded(options, images)
     header = _header(options, class_names)
     before = _existing(options, header)
-    plan = SplitPlan(options.val, options.test, options.seed, options.folds)
+    plan = SplitPlan(options.val, options.test, options.seed, options.folds, options.calibration or 0.0)
     rows, notes = _drawn(options, class_names, images, plan, before)
     console().print(split_table(_titled(plan, rows), class_names))
     for note in [*excluded, *notes]:
@@ -98,16 +100,18 @@ def _check(options: argparse.Namespace) -> None:
             f"{options.folder} is not a folder. Type the folder that has one folder of images per class: "
             "ml-split PHOTOS --dry-run"
         )
-    if options.folds is not None and options.val is not None:
-        raise UserError("--folds and --val contradict each other: each fold is val once. Remove --val.")
+    if options.folds is not None and (options.val, options.calibration) != (None, None):
+        other = "--val" if options.val is not None else "--calibration"
+        raise UserError(f"--folds and {other} contradict each other: each fold is val once. Remove {other}.")
     if options.folds is not None and (options.folds < 2 or options.copy_to is not None):
         what = "two or more" if options.folds < 2 else "for --output alone: folds are no folders. Remove --copy-to"
         raise UserError(f"--folds {options.folds}: folds are {what}.")
     options.val = VAL if options.val is None and options.folds is None else options.val or 0.0
-    if min(options.val, options.test) < 0 or options.val + options.test >= 1:
+    fractions = [options.val, options.test, *[options.calibration] * (options.calibration is not None)]
+    if min(fractions) < 0 or sum(fractions) >= 1:
         raise UserError(
-            f"--val and --test must be fractions with a sum below 1, got {options.val} and {options.test}. "
-            "The rest is train. For example: --val 0.1 --test 0.2"
+            f"Parts must be fractions with a sum below 1, got {' and '.join(map(str, fractions))}; the rest is train. "
+            "For example: --val 0.1 --test 0.2"
         )
     if options.group_regex is not None and options.group_file is not None:
         raise UserError("--group-regex and --group-file contradict each other. Remove one of them.")
@@ -292,6 +296,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("folder", type=Path, help="the data: a folder with one folder of images per class")
     add("--val", type=float, help=f"fraction of the images for val (default {VAL})")
+    add("--calibration", type=float, help="fraction of the images for calibration, which chooses no checkpoint")
     add("--test", type=float, default=0.15, help="fraction of the images for test (default 0.15)")
     add("--folds", type=int, metavar="K", help="divide the rest into K folds for ml-cv, instead of train and val")
     add("--group-regex", metavar="REGEX", help="group of an image, searched in its path: a group is never divided")

@@ -9,18 +9,21 @@ from imago.data.allocation import Allocation, units_of
 from imago.data.drawn_splits import draw_split, places_of
 from imago.data.folder_images import FolderImages
 from imago.data.split_files import SplitRow
+from imago.definitions import CALIBRATION, HELD_OUT
 from imago.errors import UserError
 from imago.terminal import shortened
 
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Fractions of all images that become val and test; with `folds`, test is held out and the rest divided evenly."""
+    """Fractions of all images that become val, calibration and test; with `folds`, test is held out, and the rest is
+    divided evenly."""
 
     val: float
     test: float
     seed: int
     folds: int | None = None
+    calibration: float = 0.0
 
     @property
     def fractions(self) -> dict[str, float]:
@@ -28,7 +31,8 @@ class SplitPlan:
         if self.folds is not None:
             fractions = {str(fold): (1 - self.test) / self.folds for fold in range(self.folds)} | {"test": self.test}
         else:
-            fractions = {"train": 1 - self.val - self.test, "val": self.val, "test": self.test}
+            rest = 1 - self.val - self.calibration - self.test
+            fractions = {"train": rest, "val": self.val, CALIBRATION: self.calibration, "test": self.test}
         return {part: fraction for part, fraction in fractions.items() if fraction > 0}
 
     def title_of(self, part: str) -> str:
@@ -65,7 +69,7 @@ class SplitPlan:
         Returns:
             The parts, and the positions of linked images that were in several parts before.
         """
-        if self.folds is None and not links and not before:
+        if self.folds is None and not links and not before and not self.calibration:
             drawn = draw(images, self.val, self.test, self.seed)
             part_of = {path: part for part, own in drawn.items() for path in own.paths}
             return [part_of[path] for path in images.paths], []
@@ -105,7 +109,7 @@ class SplitPlan:
                 f"{shortened(empty)} would be empty: there are too few images, or too few groups. Type larger "
                 "fractions, or fewer folds."
             )
-        trained = {(part, label) for part, label in zip(parts, labels, strict=True) if part not in ("val", "test")}
+        trained = {(part, label) for part, label in zip(parts, labels, strict=True) if part not in HELD_OUT}
         counts = np.bincount([label for _, label in trained], minlength=len(class_names)).tolist()
         least = 1 if self.folds is None else 2
         if lacking := [name for name, count in zip(class_names, counts, strict=True) if count < least]:
