@@ -57,6 +57,7 @@ TRIED = {  # the override -> the module with the test that trains with it
     "data.split_file=splits.csv": "test_commands.py",
     "data.test_ratio=0.2": "test_test_ratio.py",
     "data.fold=1": "test_folds.py",
+    "data.calibration_ratio=0.5": "test_promise.py",
     "data.relabel=corrections.csv": "test_relabel.py",
     "trainer.accumulate_grad_batches=2": "test_groups.py",
     "model.criterions.criterions.ce.label_smoothing=0.1": "test_train.py",

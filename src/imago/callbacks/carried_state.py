@@ -30,6 +30,7 @@ class CarriedState(Callback):
         self._progress: Progress | None = None
         self._seen_before: torch.Tensor | None = None
         self._chosen_before: torch.Tensor | None = None
+        self._is_resumed = False
         self._unrecorded = str(carried.get("unrecorded") or "")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -71,7 +72,7 @@ class CarriedState(Callback):
         self.epochs.restore(checkpoint)
         self._progress = checkpoint["imago"]["progress"]
         self._seen_before = checkpoint["imago"].get("train_images")
-        self._chosen_before = checkpoint["imago"].get("val_images")
+        self._chosen_before, self._is_resumed = checkpoint["imago"].get("val_images"), True
         self._unrecorded = str(checkpoint["imago"].get("unrecorded") or "")
         if restore_state(trainer, pl_module, checkpoint):
             self.epochs.best = None
@@ -85,9 +86,10 @@ class CarriedState(Callback):
         digests, unrecorded = data.train_digests, self._unrecorded
         if len(digests) < len(data.split("train")):
             unrecorded = unrecorded or "some of their train images have no digest"
+        is_recorded = self._chosen_before is not None or not self._is_resumed  # by the checkpoint that is resumed
         return {
             "train_images": _joined(digests, self._seen_before),
-            "val_images": _joined(data.val_digests, self._chosen_before),
+            "val_images": _joined(data.val_digests, self._chosen_before) if is_recorded else None,
             "unrecorded": unrecorded,
         }
 

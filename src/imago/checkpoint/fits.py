@@ -99,9 +99,10 @@ def check_draw(
 
 def _chose_by_all(entry: Mapping[str, Any], data: LabelledImages) -> bool:
     """Whether the calibration split of `data` was drawn from the val split of a checkpoint."""
-    splits, counts = data.sets.splits, entry["data"].get("counts", {}).get("val", {})
-    is_drawn = data.sets.drawn_calibration is not None and entry["drawn_val"] == data.sets.drawn_val
-    return is_drawn and sum(counts.values()) == len(splits["val"]) + len(splits.get("calibration", ()))
+    if data.sets.drawn_calibration is None or entry["drawn_val"] != data.sets.drawn_val:
+        return False
+    counts = entry["data"].get("counts", {}).get("val", {})
+    return sum(counts.values()) == sum(len(data.sets.splits[split]) for split in ("val", "calibration"))
 
 
 def _retyped(drawn: Mapping[str, Any], now: Mapping[str, Any], split: str) -> str:

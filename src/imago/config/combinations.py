@@ -67,6 +67,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         "one of them.",
     ),
     (
+        lambda cfg, _: cfg.data.get("fold") is not None and bool(cfg.data.get("calibration_ratio")),
+        "data.fold and data.calibration_ratio contradict each other: each image of a fold is predicted, so that none "
+        "is set aside. Remove one of them.",
+    ),
+    (
         lambda cfg, _: cfg.trainer.get("num_nodes", 1) != 1 and current_launch() is None,
         NOT_OF_THE_TRAINER["num_nodes"],
     ),

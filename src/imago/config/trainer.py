@@ -11,6 +11,7 @@ from imago.config.durations import is_duration, read_duration
 from imago.config.invocation import Invocation
 from imago.config.setting_source import in_file, is_users_own
 from imago.config.strategies import strategy_problems
+from imago.errors import UserError
 
 NO_LIMIT = "0 or more, -1 for no limit, or null"
 LEAST = {  # option of the Trainer -> smallest valid number, all valid values
@@ -82,3 +83,13 @@ def trainer_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]:
 
 def _limit(value: Any) -> float:
     return value if isinstance(value, int) and value >= 0 else math.inf
+
+
+def check_full_precision(cfg: DictConfig, option: str) -> None:
+    """Raise UserError if `option`, which fits or uses a calibration, is on with another precision than `32-true`: other
+    images would be accepted than those that were tested."""
+    if cfg[option] and (precision := cfg.trainer.get("precision", "32-true")) not in ("32-true", "32", 32):
+        raise UserError(
+            f"{option}=true and trainer.precision={precision}: probabilities would differ from those of other "
+            "commands, and so would what is accepted. Type trainer.precision=32-true"
+        )
