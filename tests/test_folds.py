@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 import signal
 import sys
@@ -30,7 +31,7 @@ from imago.data.torchvision_set import TorchVisionDataModule
 from imago.data.transforms import ImageTransform
 from imago.definitions import rounded_up
 from imago.evaluation.cv_report import report
-from imago.evaluation.pool import FoldRun
+from imago.evaluation.pool import FoldRun, Pool, spread
 from imago.run.find import find_run
 from imago.train import main as train
 
@@ -424,3 +425,16 @@ def test_words_that_do_not_fit_are_refused_before_a_fold_is_trained(extra, messa
     assert message in said
     assert said.count(message) <= 3
     assert not list(tmp_path.glob("cv/*/fold_*/checkpoints"))
+
+
+def test_a_loss_that_is_no_number_ends_no_cross_validation(tmp_path):
+    rows = [{"label": "a", "prediction": "a", "loss": "0.1"}, {"label": "b", "prediction": "", "loss": ""}]
+    assert math.isnan(Pool(["a", "b"], rows).metrics["cross_entropy"])
+    for fold, loss in enumerate((None, 0.1)):  # JSON has no NaN
+        reports = tmp_path / str(fold) / "reports"
+        reports.mkdir(parents=True)
+        (reports.parent / "status.json").write_text('{"status": "completed"}')
+        (reports / "predictions_val.csv").write_text("path,label,prediction,loss\n")
+        score = {"split": "val", "n": 2, "acc": 0.5, "f1": 0.5, "cross_entropy": loss}
+        (reports / "metrics_val.json").write_text(json.dumps(score))
+    assert spread([FoldRun(fold, tmp_path / str(fold)) for fold in (0, 1)])["val"].keys() == {"acc", "f1"}

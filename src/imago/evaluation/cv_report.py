@@ -89,7 +89,8 @@ def _table(runs: Sequence[FoldRun], pool: Pool | None) -> Table:
     table.add_section()
     means = spread(runs)
     for key in ("mean", "sd") if means else ():
-        own = [means["val"][name][key] for name in METRICS] + [means.get("test", {}).get("acc", {}).get(key)] * has_test
+        own = [means.get("val", {}).get(name, {}).get(key) for name in METRICS]
+        own += [means.get("test", {}).get("acc", {}).get(key)] * has_test
         table.add_row(key, "", "", *map(metric_text, own))
     if pool is not None:
         pooled = [metric_text(pool.metrics[name]) for name in METRICS]

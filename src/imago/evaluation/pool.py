@@ -130,7 +130,7 @@ class Pool:
             "acc": accuracy,
             "interval": list(wilson(accuracy, len(labels))),
             "f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-            "cross_entropy": statistics.fmean(float(row["loss"]) for row in self.rows),
+            "cross_entropy": statistics.fmean(float(row["loss"] or "nan") for row in self.rows),
         }
 
     def write(self, folder: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def spread(runs: Sequence[FoldRun]) -> dict[str, dict[str, dict[str, float]]]:
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for split in ("val", "test"):
         for name in METRICS:
-            values = [run.scores[split][name] for run in runs if split in run.scores]
+            values = [run.scores[split][name] for run in runs if name in run.scores.get(split, {})]
             if len(values) > 1:
                 own = {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
                 summary.setdefault(split, {})[name] = own
