@@ -1,6 +1,7 @@
 """Columns of a table of runs: what is known of every run, its settings, and its metrics."""
 
 import difflib
+import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -172,8 +173,8 @@ class Columns:
 
 def sort_runs(runs: Iterable[Overview], column: Column) -> list[Overview]:
     """Sort runs by a column: the best first, and those without a value last."""
-    known = [run for run in runs if column.value(run) is not None]
-    unknown = [run for run in runs if column.value(run) is None]
+    known = [run for run in runs if is_known(column.value(run))]
+    unknown = [run for run in runs if not is_known(column.value(run))]
     known.sort(key=lambda run: sort_key(column.value(run)), reverse=column.is_descending)
     return [*known, *unknown]
 
@@ -258,11 +259,16 @@ def _nothing(run: Overview) -> None:
     del run
 
 
+def are_folds(runs: Sequence[Overview]) -> bool:
+    """Whether some runs differ in their fold."""
+    return len({str(run.setting("data.fold")) for run in runs}) > 1
+
+
 def _interval_of(score: Column) -> Callable[[Sequence[Overview]], str]:
-    """The 95% interval of the mean of a score; empty for a single run."""
+    """The 95% interval of the mean of a score; empty for a single run, and where `summary` has none."""
 
     def text(runs: Sequence[Overview]) -> str:
-        known = summary([value for run in runs if (value := score.value(run)) is not None])
+        known = summary([value for run in runs if (value := score.value(run)) is not None], are_folds(runs))
         if "low" not in known:
             return ""
         is_fraction = score.is_descending and 0 <= known["mean"] <= 1  # an accuracy is not above 1
@@ -301,6 +307,11 @@ def _updated_and_error() -> Column:
         return f"{_updated(run)}: {error}" if error else _updated(run)
 
     return Column("updated, error", "updated, error", lambda run: seconds_since(run.status.get("heartbeat")), text)
+
+
+def is_known(value: Any) -> bool:
+    """Whether a row can be sorted by a value: it is not None and not NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def sort_key(value: Any) -> tuple[bool, Any]:

@@ -27,6 +27,8 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 TOKEN = re.compile(r"""\s*(?:(==|!=|<=|>=|[<>=()])|"([^"]*)"|'([^']*)'|([^\s<>=!()"']+)|(\S))""")
 NO_VALUE = ("null", "none")
 STATES = ("completed", "running", "failed", "dead", "interrupted", "preempted", "pruned", "checked", "unknown")
+MOST_NESTED = 50
+"""Brackets and `not` in a condition: each is a call in a call, and Python has a limit."""
 EXAMPLE = "--where 'model.net.name==resnet18 and val/acc>0.9'"
 
 
@@ -57,6 +59,8 @@ class _Parser:
         self.at = 0
 
     def parse(self) -> Test:
+        if sum(token.kind != "text" and token.text in ("(", "not") for token in self.tokens) > MOST_NESTED:
+            self._fail(f"it has more than {MOST_NESTED} brackets and nots")
         test = self._either()
         if self.at < len(self.tokens):
             self._fail(f"and or or is missing before {self.tokens[self.at].text}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imago.cli.run_columns import Column, Columns, sort_key
+from imago.cli.run_columns import Column, Columns, are_folds, is_known, sort_key
 from imago.cli.run_table import REPEATED, Group, name_below
 from imago.comparison.summary import summary
 from imago.files import strict
@@ -40,9 +40,9 @@ def group_value(group: Group, column: Column) -> Any:
 def sort_groups(groups: Iterable[Group], column: Column) -> list[Group]:
     """Sort rows by a column: the best first, and those without a value last."""
     valued = [(group_value(group, column), group) for group in groups]
-    known = [(value, group) for value, group in valued if value is not None]
+    known = [(value, group) for value, group in valued if is_known(value)]
     known.sort(key=lambda entry: sort_key(entry[0]), reverse=column.is_descending)
-    return [*(group for _, group in known), *(group for value, group in valued if value is None)]
+    return [*(group for _, group in known), *(group for value, group in valued if not is_known(value))]
 
 
 def group_name(group: Group, folder: Path) -> str:
@@ -105,7 +105,7 @@ def _scores(columns: Columns) -> dict[str, Column]:
 def _metrics(group: Group, scores: Mapping[str, Column]) -> dict[str, dict[str, float]]:
     runs = group.completed if len(group.runs) > 1 else group.runs
     known = {
-        name: summary([value for run in runs if isinstance(value := column.value(run), int | float)])
+        name: summary([value for run in runs if isinstance(value := column.value(run), int | float)], are_folds(runs))
         for name, column in scores.items()
     }
     return {name: values for name, values in known.items() if values}
