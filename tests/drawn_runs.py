@@ -60,8 +60,9 @@ def draw_run(
     facts = {"folder": folder_of_images, "fingerprint": "f", "class_names": list(CLASSES), "drawn": []}
     counts = {name: labels.count(name) for name in CLASSES}
     _write_json(folder / "reports" / "data.json", facts | {"counts": {split: counts}, "stamps": {split: stamp}})
+    place = split if config["data"]["fold"] is None else f"{split}_{config['data']['fold']}"  # images of its own
     table = [
-        {"index": n, "path": f"{split}/{label}/{n:03d}.png", "label": label, "prediction": answer, "probability": 0.9}
+        {"index": n, "path": f"{place}/{label}/{n:03d}.png", "label": label, "prediction": answer, "probability": 0.9}
         for n, (label, answer) in enumerate(zip(labels, answers(wrong, labels), strict=True))
     ]
     with (folder / "reports" / f"predictions_{split}.csv").open("w", newline="") as file:

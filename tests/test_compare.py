@@ -221,17 +221,24 @@ def test_other_labels_of_the_same_images_are_refused(typed, tmp_path):
 def test_seeds_are_paired_and_folds_have_a_test_of_their_own(typed, sweep, tmp_path):
     shown = typed(f"{sweep}/*lr_0.1*", f"{sweep}/*lr_0.01*")
     assert shown.splitlines()[0] == (
-        "B is right on 17.5% more of the images, on average over 3 seeds (95%: +11.3% to +23.7%, if the differences "
-        "are normally distributed); 3 seeds cannot decide at 5%: the least p is 0.25; 6 seeds would do"
+        "B is right on 17.5% more of these images, on average over 3 seeds (95%: +11.3% to +23.7%, if the differences "
+        "are normally distributed); 3 seeds cannot decide at 5%: the least p is 0.25; if the difference is as large as "
+        "seen, 6 seeds would do (80% power)"
     )
     assert "probability that B wins a pair" in shown
     assert "1.00 (95%: 0.29 to 1.00)" in shown
+    assert "1 of 4 runs of A is not completed, and is left out" in shown
     for name, counts in (("a", (9, 8, 7, 9, 8)), ("b", (2, 1, 2, 1, 3))):
         for fold, wrong in enumerate(counts):
             draw_run(tmp_path / name / str(fold), range(wrong), split="val", data__fold=fold, stamp=str(fold))
     shown = typed(tmp_path / "a", tmp_path / "b")
     assert "on average over 5 folds (95%: +9.8% to +22.2%); that is more than chance" in shown
     assert "corrected resampled t" in shown
+    assert "accuracy on val 0.9550 (mean of 5 runs)" in shown
+    assert "val has chosen the epoch of each run (monitor val/acc)" in shown
+    assert "--split test: the folds of a training have the images of test in common" in typed(
+        tmp_path / "a", tmp_path / "b", "--split", "test"
+    )
     assert "A has seed 1" in typed(sweep / "lr_0.1_seed_1", f"{sweep}/*lr_0.01*")
     assert "differ in model.optimizer.lr, model.net.name, too" in typed(sweep, tmp_path / "a")
 
@@ -262,6 +269,8 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
         (["{}", "--output", "runs.xlsx"], "the name must end in one of .csv, .json, .md, .html"),
         (["{}/nothing"], "is not a folder"),
         (["{}", "{}/nothing"], "is no run folder, and no folder or pattern of any"),
+        (["{}", "{}", "--seed", "-1"], "--seed must be 0 or more, got -1."),
+        (["{}", "--where", "(" * 3000 + "lr==1" + ")" * 3000], "it has more than 50 brackets and nots"),
         (["{}", "{}", "--margin", "0"], "--margin must be a fraction above 0 and below 1, got 0"),
         (["{}", "--sotr", "lr"], "unrecognized arguments: --sotr"),
     ],
@@ -290,13 +299,111 @@ def test_a_checkpoint_outside_of_a_run_and_folders_of_scores(typed, sweep, tmp_p
 def test_too_few_seeds_for_several_trainings_are_named(typed, tmp_path):
     for lr in (1, 2, 3):
         for seed in range(6):
-            draw_run(tmp_path / f"lr_{lr}_{seed}", range(10 * lr - 9), seed=seed, model__optimizer__lr=lr)
+            draw_run(tmp_path / f"lr_{lr}_{seed}", range(seed, seed + 10 * lr - 9), seed=seed, model__optimizer__lr=lr)
     shown = typed(*(tmp_path / f"lr_{lr}_*" for lr in (1, 2, 3)))
     assert (
         "6 seeds cannot decide between 3 pairs of trainings at 5%: the least p after Holm's correction is 0.094"
         in shown
     )
     assert "7 seeds could" in shown
+
+
+def test_runs_are_ranked_over_the_seeds_that_all_have(typed, tmp_path):
+    """B is better than A in each seed that both have, and the further seeds of A are easy ones."""
+    for seed in range(8):
+        for name, count in (("A", 8), ("B", 7), ("C", 30)):
+            draw_run(tmp_path / f"{name}{seed}", range(seed, seed + count), seed=seed, model__optimizer__lr=ord(name))
+    for seed in range(8, 12):
+        draw_run(tmp_path / f"A{seed}", (), seed=seed, model__optimizer__lr=ord("A"))
+    shown = typed(*(tmp_path / f"{name}*" for name in "ABC"))
+    assert shown.startswith(
+        "B has the best accuracy, 82.5%; after Holm's correction for 3 comparisons, it is better than A and C\n"
+    )
+    assert "Left out, because not all of A, B and C have them: seed 10, seed 11, seed 8, seed 9" in shown
+
+
+def test_seeds_without_effect_are_one_run(typed, tmp_path):
+    for seed in range(6):
+        for name, wrong in (("a", range(4)), ("b", range(3)), ("c", range(seed))):
+            draw_run(tmp_path / f"{name}{seed}", wrong, seed=seed, model__optimizer__lr=ord(name))
+    shown = typed(tmp_path / "a*", tmp_path / "b*")
+    assert shown.startswith("B is right on 1 more of 40 images (95%: -3 to +5); that cannot be told from chance\n")
+    assert "All 6 runs of each training gave the same answers: the seeds change nothing" in shown
+    assert "All 6 runs of A gave the same answers" in typed(tmp_path / "a*", tmp_path / "c*")
+    assert "95% of test acc\n" in (shown := typed(tmp_path, "--where", "lr<99", "--columns", "interval"))
+    assert " to " not in shown
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"reverse": True}, "the images stand in another order"),
+        ({"class_names": ["green", "blue"]}, "the classes stand in another order"),
+        ({"counts": {}}, "not every run has one"),
+    ],
+)
+def test_fingerprints_that_say_nothing_are_said(typed, tmp_path, changed, why):
+    a, b = draw_run(tmp_path / "a"), draw_run(tmp_path / "b", stamp="b", reverse="reverse" in changed)
+    file = b / "reports" / "data.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert f"Fingerprints could not be compared, because {why}" in typed(a, b)
+
+
+def test_seeds_that_draw_their_own_images_have_the_test_of_folds(typed, tmp_path):
+    for lr, more in (("1", 4), ("2", 0)):
+        for seed in range(6):
+            draw_run(tmp_path / f"{lr}_{seed}", range(seed + more), seed=seed, model__optimizer__lr=int(lr))
+            table = tmp_path / f"{lr}_{seed}" / "reports" / "predictions_test.csv"
+            table.write_text(table.read_text().replace("test/", f"seed_{seed}/"))
+    shown = typed(tmp_path / "1_*", tmp_path / "2_*")
+    assert "more of the images, on average over 6 seeds, each with images of its own" in shown
+    assert "corrected resampled t" in shown
+
+
+def test_folds_with_the_same_images_are_refused_and_seeds_are_counted(typed, tmp_path):
+    for lr in (1, 2):
+        for seed in (1, 2):
+            for fold in (0, 1):
+                draw_run(
+                    tmp_path / f"{lr}_{seed}_{fold}",
+                    range(lr + seed + fold),
+                    split="val",
+                    seed=seed,
+                    data__fold=fold,
+                    model__optimizer__lr=lr,
+                )
+    words = [tmp_path / "1_*", tmp_path / "2_*"]
+    assert "on average over 4 runs (2 seeds, 2 folds) (95%" in typed(*words)
+    for table in tmp_path.glob("*/reports/predictions_val.csv"):
+        table.write_text(table.read_text().replace("val_1/", "val_0/"))
+    assert "seed 1, fold 0 and seed 1, fold 1 of A have the same images in val, such as val_0/" in typed(*words)
+
+
+def test_what_was_scored_is_said(typed, tmp_path):
+    """val in place of test, images that could not be read, groups, and probabilities that are none."""
+    split = tmp_path / "split.csv"
+    split.write_text("# imago split: {}\nsplit,path,label,group\n")
+    runs = [draw_run(tmp_path / name, range(10), data__split_file=str(split)) for name in ("a", "b")]
+    for run in runs:
+        file = run / "reports" / "metrics_test.json"
+        file.write_text(file.read_text().replace('"split": "test"', '"split": "val"'))
+    table = runs[0] / "reports" / "predictions_test.csv"
+    rows = table.read_text().replace("000.png,blue,green,0.9", "000.png,blue,,nan")
+    table.write_text(rows.replace(",green,blue,0.9", ",green,blue,inf"))
+    draw_run(tmp_path / "right")
+    shown = typed(*runs)
+    assert "accuracy on val 0.7500" in shown
+    assert "A could not read 1 of 40 images: they count as wrong" in shown
+    assert "The split file has groups" in shown
+    assert "This is about these 2 networks: another seed of the same trainings may say otherwise" in shown
+    flips = json.loads(typed(runs[0], tmp_path / "right", "--json"))["flips"]["only_B"]
+    assert [entry["probability"] for entry in flips] == 4 * [0.9] + 6 * [0.0]
+
+
+def test_runs_without_a_number_are_the_last(typed, tmp_path):
+    for name, lr in (("a", 0.3), ("b", float("nan")), ("c", 0.1)):
+        draw_run(tmp_path / name, model__optimizer__lr=lr)
+    assert [row["name"] for row in json.loads(typed(tmp_path, "--sort", "lr", "--json"))] == ["c", "a", "b"]
 
 
 def test_folds_have_images_of_their_own(typed, tmp_path):

@@ -6,8 +6,6 @@ ml-compare RUN_A RUN_B --margin 0.02 --output flips.html
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -194,13 +192,14 @@ def _write_page(
 def _show_versus(options: argparse.Namespace) -> None:
     from imago.cli.contestants import contestants
     from imago.cli.versus import Versus, check_options
+    from imago.cli.versus_tables import as_csv, as_json, as_markdown
 
-    check_options(options.split, options.margin)
+    check_options(options.split, options.margin, options.seed)
     versus = Versus(contestants(options.runs, LOGS), options.split, options.margin, options.seed or 0)
     if options.seed is not None and (versus.is_repeated or len(versus.sides) > 2):
         raise UserError("--seed is that of the bootstrap, which compares two single runs.")
     if options.json:
-        print(json.dumps(versus.to_plain(), indent=2))
+        print(json.dumps(as_json(versus), indent=2))
     else:
         _print_versus(versus, any(file.suffix == ".html" for file in options.output))
     for file in options.output:
@@ -209,9 +208,9 @@ def _show_versus(options: argparse.Namespace) -> None:
 
             write_page(file, versus)
         elif file.suffix == ".json":
-            write_json(file, versus.to_plain())
+            write_json(file, as_json(versus))
         else:
-            write_text(file, _versus_csv(versus) if file.suffix == ".csv" else _versus_markdown(versus))
+            write_text(file, as_csv(versus) if file.suffix == ".csv" else as_markdown(versus))
         _say_written(file, options.json)
 
 
@@ -221,13 +220,14 @@ def _print_versus(versus: "Versus", has_page: bool) -> None:
     from rich.text import Text
 
     from imago.cli.run_table import screen_width
-    from imago.cli.versus import sides_of, tables
+    from imago.cli.versus_notes import notes_of
+    from imago.cli.versus_tables import sides_of, tables
 
     screen_width()
     say(versus.sentence())
     say("")
     for side in sides_of(versus):
-        say(f"{side['name']}: {side['what']}, accuracy on {versus.asked} {side['accuracy']}")
+        say(f"{side['name']}: {side['what']}, accuracy on {versus.scored} {side['accuracy']}")
     for content in tables(versus):
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for head, is_number in zip(content["heads"], content["numbers"], strict=True):
@@ -238,45 +238,10 @@ def _print_versus(versus: "Versus", has_page: bool) -> None:
         with console().capture() as drawn:
             console().print(table)
         print(drawn.get(), end="")
-    for note in versus.notes:
+    for note in notes_of(versus):
         say(note)
     if versus.has_flips and not has_page and any(versus.flip_counts):
         say("The images on which they differ, with pictures: --output comparison.html")
-
-
-def _versus_csv(versus: "Versus") -> str:
-    """The images on which two runs differ; of several trainings, each two of them."""
-    from imago.cli.versus import tables
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if versus.has_flips:
-        a, b = versus.sides
-        writer.writerow(["path", "label", "right", "wrong", "answer", "probability"])
-        for right, wrong in ((a, b), (b, a)):
-            for entry in versus.flips(right, wrong):
-                writer.writerow(
-                    [entry["path"], entry["label"], right.name, wrong.name, entry["wrong"], entry["probability"]]
-                )
-        return text.getvalue()
-    content = tables(versus)[-1]
-    writer.writerow(content["heads"])
-    writer.writerows(content["rows"])
-    return text.getvalue()
-
-
-def _versus_markdown(versus: "Versus") -> str:
-    from imago.cli.run_rows import as_markdown, markdown_text
-    from imago.cli.versus import sides_of, tables
-
-    sides = as_markdown(
-        ["", "run", f"accuracy on {versus.asked}"],
-        [[side["name"], side["what"], side["accuracy"]] for side in sides_of(versus)],
-        [False, False, True],
-    )
-    parts = [f"{markdown_text(versus.sentence())}\n", sides]
-    parts += [as_markdown(content["heads"], content["rows"], content["numbers"]) for content in tables(versus)]
-    return "\n".join([*parts, *(f"{markdown_text(note)}\n" for note in versus.notes)])
 
 
 def _say_written(file: Path, is_json: bool) -> None:

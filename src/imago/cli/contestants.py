@@ -2,7 +2,7 @@
 
 import glob
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,12 +29,14 @@ class Contestant:
     Args:
         name: Its letter.
         what: What was typed for it, or its first run and the number of others.
-        runs: Its run, or its runs by seed or fold.
+        runs: Its run, or its completed runs by seed or fold.
+        unfinished: Number of runs that were typed, too, and are not completed.
     """
 
     name: str
     what: str
     runs: Sequence[Overview]
+    unfinished: int = 0
 
     @property
     def keys(self) -> dict[Key, Overview]:
@@ -71,18 +73,18 @@ def contestants(words: Sequence[str], log_dir: Path) -> list[Contestant]:
     Raises:
         UserError: A word names no run, or runs that differ in other settings, too.
     """
-    typed = [(word, _runs(word, log_dir)) for word in words]
-    if len(typed) > 2 and all(len(runs) == 1 for _, runs in typed):
-        runs = [run for _, (run,) in typed]
+    typed = [(word, *_runs(word, log_dir)) for word in words]
+    if len(typed) > 2 and all(len(runs) == 1 for _, runs, _ in typed):
+        runs = [run for _, (run,), _ in typed]
         groups = grouped(runs, _differing(runs))
         if 1 < len(groups) < len(runs):
             named = [(shown_path(group.runs[0].folder), group.runs) for group in groups]
             typed = [
-                (f"{name} and {len(runs) - 1} more" if len(runs) > 1 else name, list(runs)) for name, runs in named
+                (f"{name} and {len(runs) - 1} more" if len(runs) > 1 else name, list(runs), 0) for name, runs in named
             ]
-    for word, runs in typed:
+    for word, runs, _ in typed:
         _check_alike(word, runs)
-    return [Contestant(letter, word, runs) for letter, (word, runs) in zip(_letters(len(typed)), typed, strict=True)]
+    return [Contestant(letter, *side) for letter, side in zip(_letters(len(typed)), typed, strict=True)]
 
 
 def _letters(count: int) -> list[str]:
@@ -93,22 +95,21 @@ def _letters(count: int) -> list[str]:
     )
 
 
-def _runs(word: str, log_dir: Path) -> list[Overview]:
-    """The run, or the completed runs, that a word names: a run folder, its checkpoint, a folder of runs, or a
-    pattern."""
+def _runs(word: str, log_dir: Path) -> tuple[list[Overview], int]:
+    """The run, or the completed runs, that a word names (a run folder, its checkpoint, a folder of runs, or a pattern),
+    and the number of others of their kind that are not completed."""
     if word == LATEST:
-        return [Overview.read(find_run(LATEST, log_dir))]
+        return [Overview.read(find_run(LATEST, log_dir))], 0
     path = Path(word).expanduser().absolute()
     places = (
         [path] if path.exists() or not glob.has_magic(word) else [Path(match) for match in sorted(glob.glob(str(path)))]
     )
     runs = [run for place in places for run in _runs_at(place)]
-    if len(runs) > 1:
-        runs = _completed(word, runs)
     if not runs:
         meant = did_you_mean(word, LATEST) if not path.exists() else ""
         raise UserError(f"{word} is no run folder, and no folder or pattern of any. Type ml-compare A B.{meant}")
-    return runs
+    chosen = _completed(word, runs) if len(runs) > 1 else runs
+    return chosen, sum(run.task == chosen[0].task and run not in chosen for run in runs)
 
 
 def _completed(word: str, runs: Sequence[Overview]) -> list[Overview]:
@@ -152,24 +153,46 @@ def _check_alike(word: str, runs: Sequence[Overview]) -> None:
         )
 
 
-def paired_runs(a: Contestant, b: Contestant) -> tuple[list[tuple[str, Overview, Overview]], str]:
-    """The runs of A and B with equal seed and fold, with what they have in common, and a sentence about the others.
+def matched_runs(sides: Sequence[Contestant]) -> list[tuple[Key, list[Overview]]]:
+    """Each seed and fold that all sides have, with the run of each side.
 
     Raises:
-        UserError: Fewer than two have.
+        UserError: They share fewer than two.
     """
-    first, second = a.keys, b.keys
-    shared = [key for key in first if key in second]
+    keys = [side.keys for side in sides]
+    shared = [key for key in keys[0] if all(key in others for others in keys[1:])]
     if len(shared) < 2:
-        listed = {side.name: shortened([describe_key(key) for key in side.keys], 8) for side in (a, b)}
+        has = [f"{side.name} has {shortened([describe_key(key) for key in side.keys], 8)}" for side in sides]
         raise UserError(
-            f"Runs are paired by seed and fold, and {a.name} and {b.name} have {counted(len(shared), 'pair')}. "
-            f"{a.name} has {listed[a.name]}, and {b.name} has {listed[b.name]}. Train both with the same "
-            "ones: ml-train -m … seed=1,2,3,4,5,6"
+            f"Runs are paired by seed and fold, and {listed([side.name for side in sides])} share "
+            f"{counted(len(shared), 'pair')}. {', '.join(has[:-1])}, and {has[-1]}. Train all with the same ones: "
+            "ml-train -m … seed=1,2,3,4,5,6"
         )
-    left_out = [describe_key(key) for key in {**first, **second} if key not in shared]
-    note = f"Left out, because only one of {a.name} and {b.name} has them: {shortened(left_out, 8)}" if left_out else ""
-    return [(describe_key(key), first[key], second[key]) for key in shared], note
+    return [(key, [runs[key] for runs in keys]) for key in shared]
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words as a sentence does: `A, B and C`."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def describe_keys(keys: Sequence[Key]) -> str:
+    """Name the runs of a training: `6 seeds`, `5 folds`, or `6 runs (2 seeds, 3 folds)`."""
+    numbers = [
+        counted(number, noun)
+        for noun, values in zip(REPEATED.values(), zip(*keys, strict=True), strict=True)
+        if (number := len({*values})) > 1
+    ]
+    return numbers[0] if len(numbers) == 1 else f"{counted(len(keys), 'run')} ({', '.join(numbers)})"
+
+
+def by_seed(matched: Sequence[tuple[Key, list[Overview]]]) -> Iterable[Sequence[tuple[Key, list[Overview]]]]:
+    """The folds of each seed, where there are two or more."""
+    place = list(REPEATED).index("data.fold")
+    groups: dict[Key, list[tuple[Key, list[Overview]]]] = {}
+    for key, runs in matched:
+        groups.setdefault((*key[:place], *key[place + 1 :]), []).append((key, runs))
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def has_folds(sides: Sequence[Contestant]) -> bool:
@@ -178,14 +201,17 @@ def has_folds(sides: Sequence[Contestant]) -> bool:
     return any(len({key_of(run)[place] for run in side.runs}) > 1 for side in sides)
 
 
-def overlap_of(run: Overview) -> float:
-    """Number of images of a fold over that of the images that are trained on: 1 / (k - 1) for k folds.
+def overlap_of(run: Overview, split: str) -> float:
+    """Number of images of a split over that of the images that are trained on: 1 / (k - 1) for val of k folds.
 
     Raises:
         UserError: The run does not know them.
     """
-    of_score = {split: sum(counts.values()) for split, counts in run.data.get("counts", {}).items()}
+    of_score = {name: sum(counts.values()) for name, counts in run.data.get("counts", {}).items()}
     images = run.status.get("card", {}).get("images", {}) or of_score
-    if not images.get("train") or not images.get("val"):
-        raise UserError(f"{run.folder} does not say how many images it was trained on, which the test of folds needs.")
-    return images["val"] / images["train"]
+    if not images.get("train") or not images.get(split):
+        raise UserError(
+            f"{run.folder} does not say how many images it was trained on, which the test of runs with images of their "
+            "own needs."
+        )
+    return images[split] / images["train"]

@@ -7,13 +7,22 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from imago.cli.contestants import Contestant, has_folds, overlap_of, paired_runs
-from imago.comparison.paired import LEVEL, RESAMPLES, Counts
+from imago.cli.contestants import (
+    Contestant,
+    Key,
+    by_seed,
+    describe_key,
+    describe_keys,
+    has_folds,
+    listed,
+    matched_runs,
+    overlap_of,
+)
+from imago.comparison.paired import Counts
 from imago.comparison.results import PairResult, RepeatedResult, compare_pair, compare_repeated
-from imago.comparison.sentences import describe, describe_several, describe_undecided, p_text
+from imago.comparison.sentences import describe, describe_several
 from imago.comparison.several import holm
 from imago.errors import UserError
-from imago.files import strict
 from imago.run.answers import Answers, check_same_images, read_answers
 from imago.run.overview import Overview
 
@@ -35,7 +44,6 @@ class Versus:
     split: str | None = None
     margin: float | None = None
     seed: int = 0
-    notes: list[str] = field(default_factory=list)
     _answers: dict[Any, Answers] = field(default_factory=dict)
 
     @property
@@ -43,10 +51,51 @@ class Versus:
         """The split that is compared."""
         return self.split or ("val" if has_folds(self.sides) else "test")
 
+    @cached_property
+    def scored(self) -> str:
+        """The split whose images were scored: val, where there is no test split."""
+        return " and ".join(sorted({run.scored_split(self.asked) for side in self.sides for run in side.runs}))
+
+    @cached_property
+    def shared(self) -> list[tuple[Key, list[Overview]]]:
+        """Each seed and fold that all trainings have, with the run of each; of single runs, these.
+
+        Raises:
+            UserError: They share fewer than two, or their folds are none.
+        """
+        if all(len(side.runs) == 1 for side in self.sides):
+            return [((), [side.runs[0] for side in self.sides])]
+        shared = matched_runs(self.sides)
+        if has_folds(self.sides):
+            self._check_folds(shared)
+        return shared
+
+    @cached_property
+    def matched(self) -> list[tuple[Key, list[Overview]]]:
+        """What is `shared`, but the first runs alone where no seed changes an answer: they are one run.
+
+        Raises:
+            UserError: That is so of some trainings, and not of all.
+        """
+        alike = [side.name for place, side in enumerate(self.sides) if self._are_alike(place)]
+        if len(self.shared) == 1 or not alike:
+            return self.shared
+        if len(alike) < len(self.sides):
+            raise UserError(
+                f"All {len(self.shared)} runs of {listed(alike)} gave the same answers: the seeds change nothing, and "
+                "this is one run, which cannot be compared with several. Compare one of each: ml-compare RUN_A RUN_B"
+            )
+        return self.shared[:1]
+
+    @property
+    def first_runs(self) -> list[Overview]:
+        """The first of the runs of each training that are compared."""
+        return self.matched[0][1]
+
     @property
     def is_repeated(self) -> bool:
-        """Whether some training has several runs."""
-        return any(len(side.runs) > 1 for side in self.sides)
+        """Whether several runs of each training are compared."""
+        return len(self.matched) > 1
 
     @cached_property
     def results(self) -> dict[tuple[int, int], Result]:
@@ -55,12 +104,7 @@ class Versus:
         Raises:
             UserError: They were scored on different images, or with different labels.
         """
-        results = {
-            (i, j): self._compared(self.sides[i], self.sides[j]) for i, j in combinations(range(len(self.sides)), 2)
-        }
-        if len(results) > 1 and (note := describe_undecided(list(results.values()))):
-            self.notes.append(note)
-        return results
+        return {(i, j): self._compared(i, j) for i, j in combinations(range(len(self.sides)), 2)}
 
     @cached_property
     def adjusted(self) -> dict[tuple[int, int], float]:
@@ -69,20 +113,25 @@ class Versus:
 
     @cached_property
     def accuracies(self) -> list[float]:
-        """Accuracy of each training; the mean over its runs, of two trainings over the paired ones."""
-        if len(self.sides) == 2 and self.is_repeated:
-            (result,) = self.results.values()
-            assert isinstance(result, RepeatedResult)
-            return [statistics.fmean(result.a), statistics.fmean(result.b)]
-        return [sum(self._accuracy(run) for run in side.runs) / len(side.runs) for side in self.sides]
+        """Accuracy of each training: the mean over its runs that are compared."""
+        answers = [[self.answers(run) for run in runs] for _, runs in self.matched]
+        return [statistics.fmean(one.right / len(one) for one in column) for column in zip(*answers, strict=True)]
+
+    @cached_property
+    def overlap(self) -> float:
+        """Scored images over train images where the runs have images of their own: folds, or splits that each seed
+        draws; 0 where all have the same ones."""
+        paths = [self.answers(runs[0]).index.keys() for _, runs in self.matched]
+        if all(own == paths[0] for own in paths):
+            return 0.0
+        return max(overlap_of(runs[0], self.scored) for _, runs in self.matched)
 
     def sentence(self) -> str:
         """Sentence about all trainings, with which every output begins."""
-        names = [side.name for side in self.sides]
+        names, results = [side.name for side in self.sides], list(self.results.values())
         if len(self.sides) > 2:
             return describe_several(names, self.accuracies, self.adjusted)
-        (result,) = self.results.values()
-        return describe(result, *names)
+        return describe(results[0], *names)
 
     def answers(self, run: Overview) -> Answers:
         """Answers of a run on the split."""
@@ -92,7 +141,7 @@ class Versus:
 
     def flips(self, right: Contestant, wrong: Contestant) -> list[dict[str, Any]]:
         """Images that one run has right and the other one wrong, the surest wrong answers first."""
-        good, bad = self.answers(right.runs[0]), self.answers(wrong.runs[0])
+        good, bad = (self.answers(self.first_runs[self.sides.index(side)]) for side in (right, wrong))
         entries = []
         for path, label, answer in zip(good.paths, good.labels, good.predictions, strict=True):
             at = bad.index[path]
@@ -102,27 +151,6 @@ class Versus:
                     {"path": path, "label": label, "wrong": wrong_answer, "probability": bad.probabilities[at]}
                 )
         return sorted(entries, key=lambda entry: -entry["probability"])
-
-    def to_plain(self) -> dict[str, Any]:
-        """Everything in plain types, for JSON."""
-        content: dict[str, Any] = {"sentence": self.sentence(), "split": self.asked}
-        content["trainings"] = [
-            {
-                "name": side.name,
-                "what": side.what,
-                "folders": [str(run.folder) for run in side.runs],
-                "accuracy": accuracy,
-            }
-            for side, accuracy in zip(self.sides, self.accuracies, strict=True)
-        ]
-        content["comparisons"] = [
-            {"a": self.sides[i].name, "b": self.sides[j].name, "holm_p": self.adjusted[i, j], **result.to_plain()}
-            for (i, j), result in self.results.items()
-        ]
-        if self.has_flips:
-            a, b = self.sides
-            content["flips"] = {f"only_{a.name}": self.flips(a, b), f"only_{b.name}": self.flips(b, a)}
-        return strict(content | {"notes": self.notes})
 
     @property
     def flip_counts(self) -> tuple[int, int]:
@@ -135,9 +163,30 @@ class Versus:
         """Whether there are lists of the images on which two runs differ."""
         return len(self.sides) == 2 and not self.is_repeated
 
-    def _accuracy(self, run: Overview) -> float:
-        answers = self.answers(run)
-        return answers.right / len(answers)
+    def _are_alike(self, place: int) -> bool:
+        """Whether all runs of a training gave the same answers."""
+        answers = [self.answers(runs[place]) for _, runs in self.shared]
+        return all((own.paths, own.predictions) == (answers[0].paths, answers[0].predictions) for own in answers)
+
+    def _check_folds(self, shared: Sequence[tuple[Key, list[Overview]]]) -> None:
+        """Raise UserError for folds that are not compared on images of their own."""
+        if self.asked != "val":
+            raise UserError(
+                f"--split {self.asked}: the folds of a training have the images of {self.asked} in common, and there "
+                "is no test for that. Leave --split out, to compare them on val, or compare two single runs: "
+                f"ml-compare RUN_A RUN_B --split {self.asked}"
+            )
+        for folds in by_seed(shared):
+            seen: dict[str, Key] = {}
+            for key, runs in folds:
+                paths = self.answers(runs[0]).paths
+                if path := next((path for path in paths if path in seen), None):
+                    raise UserError(
+                        f"{describe_key(seen[path])} and {describe_key(key)} of {self.sides[0].name} have the same "
+                        f"images in val, such as {path}: they are no folds of one division. Score each on its own "
+                        "fold, or compare two single runs: ml-compare RUN_A RUN_B"
+                    )
+                seen.update(dict.fromkeys(paths, key))
 
     def _counts(self, a: Overview, b: Overview) -> Counts:
         first, second = self.answers(a), self.answers(b)
@@ -153,133 +202,25 @@ class Versus:
         )
         return Counts(both, only_a, only_b, neither, same=sum(same for _, _, same in rights))
 
-    def _compared(self, a: Contestant, b: Contestant) -> Result:
+    def _compared(self, i: int, j: int) -> Result:
+        counts = [self._counts(runs[i], runs[j]) for _, runs in self.matched]
         if not self.is_repeated:
-            return compare_pair(self._counts(a.runs[0], b.runs[0]), self.margin, self.seed)
-        pairs, note = paired_runs(a, b)
-        if note:
-            self.notes.append(note)
-        counts = [self._counts(first, second) for _, first, second in pairs]
-        overlap = max(overlap_of(first) for _, first, _ in pairs) if has_folds((a, b)) else 0.0
-        names, n = [name for name, _, _ in pairs], [count.n for count in counts]
+            return compare_pair(counts[0], self.margin, self.seed)
+        keys, n = [key for key, _ in self.matched], [count.n for count in counts]
         a_rates = [count.right_a / images for count, images in zip(counts, n, strict=True)]
         b_rates = [count.right_b / images for count, images in zip(counts, n, strict=True)]
-        return compare_repeated(names, a_rates, b_rates, overlap, self.margin, 1 / min(n))
+        over = describe_keys(keys)
+        if self.overlap and not has_folds(self.sides):
+            over = f"{over}, each with images of its own"
+        names = [describe_key(key) for key in keys]
+        return compare_repeated(names, a_rates, b_rates, self.overlap, self.margin, 1 / min(n), over)
 
 
-def check_options(split: str | None, margin: float | None) -> None:
-    """Raise UserError for a split or a margin that cannot be."""
+def check_options(split: str | None, margin: float | None, seed: int | None) -> None:
+    """Raise UserError for a split, a margin or a seed that cannot be."""
     if margin is not None and not 0 < margin < 1:
         raise UserError(f"--margin must be a fraction above 0 and below 1, got {margin:g}. For example: --margin 0.02")
     if split is not None and split not in ("train", "val", "test"):
         raise UserError(f"--split must be train, val or test, got {split}.")
-
-
-def table_of_tests(versus: Versus) -> dict[str, Any]:
-    """The tests of two trainings, each with its result: `title`, `heads`, `numbers` and `rows`."""
-    (result,) = versus.results.values()
-    a, b = versus.sides
-    rows = (
-        _pair_rows(result, a.name, b.name, versus.seed)
-        if isinstance(result, PairResult)
-        else _repeated_rows(result, b.name)
-    )
-    return {"title": "Tests", "heads": ["test", "result"], "numbers": [False, False], "rows": rows}
-
-
-def _pair_rows(result: PairResult, a: str, b: str, seed: int) -> list[list[str]]:
-    counts = result.counts
-    rows = [
-        [
-            "images",
-            f"both right {counts.both}, only {a} {counts.only_a}, only {b} {counts.only_b}, neither {counts.neither}",
-        ],
-        ["exact McNemar", p_text(result.p)],
-        [f"95% interval of {b} - {a}", _interval(result.low, result.high, counts.n)],
-    ]
-    if result.bootstrap is not None:
-        name = f"paired bootstrap ({RESAMPLES:,} resamples, seed {seed})"
-        rows.append([name, _interval(*result.bootstrap, counts.n)])
-    return [*rows, *_equivalence_rows(result)]
-
-
-def _repeated_rows(result: RepeatedResult, b: str) -> list[list[str]]:
-    wins, low, high = result.wins
-    if result.overlap:
-        tests = [["corrected resampled t", p_text(result.p)]]
-    else:
-        least = f", the least possible is {result.least_p:.2g}" if result.least_p > LEVEL else ""
-        tests = [["exact sign-flip permutation", f"{p_text(result.p)}{least}"]]
-    interval = "95% interval (t)" if result.is_normal else "95% interval (sign-flip)"
-    return [
-        ["mean difference", f"{100 * result.mean:+.2f}%"],
-        *tests,
-        [interval, f"{100 * result.low:+.2f}% to {100 * result.high:+.2f}%"],
-        [f"probability that {b} wins a pair", f"{wins:.2f} (95%: {low:.2f} to {high:.2f})"],
-        *_equivalence_rows(result),
-    ]
-
-
-def _equivalence_rows(result: Result) -> list[list[str]]:
-    if result.margin is None or result.equivalence is None:
-        return []
-    return [[f"equivalence within {100 * result.margin:g}% (TOST)", p_text(result.equivalence)]]
-
-
-def _interval(low: float, high: float, n: int) -> str:
-    return f"{100 * low:+.2f}% to {100 * high:+.2f}% ({n * low:+.1f} to {n * high:+.1f} images)"
-
-
-def table_of_pairs(versus: Versus) -> dict[str, Any]:
-    """Each two of several trainings, by their p after Holm's correction."""
-    rows = []
-    for (i, j), result in sorted(versus.results.items(), key=lambda entry: versus.adjusted[entry[0]]):
-        mean = result.counts.gain / result.counts.n if isinstance(result, PairResult) else result.mean
-        interval = f"{100 * result.low:+.2f}% to {100 * result.high:+.2f}%"
-        names = f"{versus.sides[j].name} - {versus.sides[i].name}"
-        numbers = [f"{100 * mean:+.2f}%", interval, f"{result.p:.2g}", f"{versus.adjusted[i, j]:.2g}"]
-        said = "differ" if versus.adjusted[i, j] <= LEVEL else "cannot be told apart"
-        equivalent = [] if result.equivalence is None else [f"{result.equivalence:.2g}"]
-        rows.append([names, *numbers, said, *equivalent])
-    heads = ["pair", "difference", "95% (of this pair)", "p", "p (Holm)", "", "p of equivalence (TOST, of this pair)"]
-    heads = heads if versus.margin is not None else heads[:-1]
-    aligned = [False, True, True, True, True, False, True][: len(heads)]
-    return {"title": "Each two", "heads": heads, "numbers": aligned, "rows": rows}
-
-
-def table_of_runs(versus: Versus) -> dict[str, Any] | None:
-    """Accuracy in each pair of runs; None for single runs."""
-    if not versus.is_repeated or len(versus.sides) != 2:
-        return None
-    (result,) = versus.results.values()
-    assert isinstance(result, RepeatedResult)
-    rows = [
-        [name, f"{a:.4f}", f"{b:.4f}", f"{100 * (b - a):+.2f}%"]
-        for name, a, b in zip(result.pairs, result.a, result.b, strict=True)
-    ]
-    heads = ["pair", *(side.name for side in versus.sides), "difference"]
-    return {"title": "Runs", "heads": heads, "numbers": [False, True, True, True], "rows": rows}
-
-
-def tables(versus: Versus) -> list[dict[str, Any]]:
-    """All tables, in their order."""
-    if len(versus.sides) > 2:
-        return [table_of_pairs(versus)]
-    runs = table_of_runs(versus)
-    return [table_of_tests(versus), *([runs] if runs is not None else [])]
-
-
-def sides_of(versus: Versus) -> list[dict[str, str]]:
-    """Name, run and accuracy of each training."""
-    return [
-        {"name": side.name, "what": side.what, "accuracy": f"{accuracy:.4f}{_of(versus, side)}"}
-        for side, accuracy in zip(versus.sides, versus.accuracies, strict=True)
-    ]
-
-
-def _of(versus: Versus, side: Contestant) -> str:
-    if len(side.runs) > 1:
-        pairs = [len(result.pairs) for result in versus.results.values() if isinstance(result, RepeatedResult)]
-        return f" (mean of {pairs[0] if len(pairs) == 1 else len(side.runs)} runs)"
-    answers = versus.answers(side.runs[0])
-    return f" ({answers.right} of {len(answers)})"
+    if seed is not None and seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {seed}.")

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imago.cli.versus import Versus, sides_of, tables
+from imago.cli.versus import Versus
+from imago.cli.versus_notes import notes_of
+from imago.cli.versus_tables import sides_of, tables
 from imago.run.overview import Overview
 from imago.terminal import counted
 
@@ -34,13 +36,12 @@ def _facts(versus: Versus) -> Mapping[str, Any]:
     flips, no_pictures = [], ""
     if versus.has_flips:
         a, b = versus.sides
-        runs = [side.runs[0] for side in (a, b)]
-        splits = [run.scored_split(versus.asked) for run in runs]
+        runs = versus.first_runs
         may_show = all((run.folder / "reports" / f"images_{versus.asked}.json").is_file() for run in runs)
         root = _folder_of_images(versus, runs)
         for right, wrong in ((b, a), (a, b)):
             entries = versus.flips(right, wrong)
-            title = f"{counted(len(entries), 'image')} of {splits[0]} that only {right.name} has right"
+            title = f"{counted(len(entries), 'image')} of {versus.scored} that only {right.name} has right"
             shown = with_pictures(entries, [run.folder for run in runs], versus.asked, root) if may_show else entries
             if not may_show:
                 shown = [{**entry, "image": "", "whole": entry["path"]} for entry in entries]
@@ -52,5 +53,5 @@ def _facts(versus: Versus) -> Mapping[str, Any]:
         elif root is None:
             no_pictures = "Pictures are those of the reports alone: the scored images are not where both runs had them."
     names = [side.name for side in versus.sides]
-    content = {"sentence": versus.sentence(), "names": names, "split": versus.asked, "sides": sides_of(versus)}
-    return {**content, "tables": tables(versus), "notes": versus.notes, "flips": flips, "no_pictures": no_pictures}
+    content = {"sentence": versus.sentence(), "names": names, "split": versus.scored, "sides": sides_of(versus)}
+    return {**content, "tables": tables(versus), "notes": notes_of(versus), "flips": flips, "no_pictures": no_pictures}

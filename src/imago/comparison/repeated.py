@@ -21,6 +21,8 @@ MOST_EXACT = 16
 """With more pairs than this, signs are drawn in place of all being listed."""
 DRAWS = 100_000
 MOST_PAIRS = 10_000
+SIMULATED, LEAST_T_POWER = 1000, 12
+"""Draws for the power of the sign-flip test, and pairs from which on it has that of the t test."""
 NEARLY = 1e-9
 """Relative difference below which two means count as equal: rounding must not decide a test."""
 
@@ -30,7 +32,7 @@ def least_p(pairs: int) -> float:
     return min(1.0, 2.0 ** (1 - pairs))
 
 
-def sign_flip(differences: ArrayLike, seed: int = 0) -> Any:
+def sign_flip(differences: ArrayLike) -> Any:
     """Two-sided p-value of the sign-flip permutation test that the mean difference is 0.
 
     Fisher 1935, The Design of Experiments, section 21. If the two trainings are equal, each difference is as likely
@@ -39,7 +41,7 @@ def sign_flip(differences: ArrayLike, seed: int = 0) -> Any:
     signs are drawn, and the seen ones are counted with them (Phipson and Smyth 2010).
     """
     values = np.asarray(differences, dtype=float)
-    signs = _signs(values.shape[-1]) if values.shape[-1] <= MOST_EXACT else _drawn_signs(values.shape[-1], seed)
+    signs = _signs(values.shape[-1])
     seen = np.abs(values.sum(axis=-1))[..., None]
     allowance = NEARLY * np.abs(values).sum(axis=-1)[..., None]
     return (np.abs(values @ signs.T) >= seen - allowance).mean(axis=-1)
@@ -47,33 +49,36 @@ def sign_flip(differences: ArrayLike, seed: int = 0) -> Any:
 
 @cache
 def _signs(pairs: int) -> Floats:
-    """All signs, (2^(k - 1), k), up to a change of every sign, which changes no distance from 0."""
-    numbers = np.arange(2 ** (pairs - 1))[:, None]
-    return np.asarray(1 - 2 * (numbers >> np.arange(pairs) & 1), dtype=np.float64)
-
-
-def _drawn_signs(pairs: int, seed: int) -> Floats:
-    drawn: Floats = np.random.default_rng(seed).choice([-1.0, 1.0], (DRAWS, pairs)).astype(np.float64)
+    """All signs, (2^(k - 1), k), up to a change of every sign, which changes no distance from 0; of more than 16 pairs,
+    drawn ones, always the same."""
+    if pairs <= MOST_EXACT:
+        numbers = np.arange(2 ** (pairs - 1))[:, None]
+        return np.asarray(1 - 2 * (numbers >> np.arange(pairs) & 1), dtype=np.float64)
+    drawn: Floats = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS, pairs)).astype(np.float64)
     drawn[0] = 1  # those that were seen
     return drawn
 
 
 def sign_flip_interval(differences: ArrayLike) -> Floats | None:
-    """Interval of the mean difference with at least 95% confidence, (2, ...); None for fewer than 6 or more than 16
-    pairs.
+    """Interval of the mean difference with at least 95% confidence, (2, ...); None for fewer than 6 pairs.
 
-    Hartigan 1969, JASA 64, 1303-1317: the means of all 2^k - 1 subsets of the differences divide the line into 2^k
-    parts that hold the centre of any symmetric distribution with equal probability. It is the set of centres that the
-    sign-flip test does not reject.
+    It is the set of centres that the sign-flip test does not reject, with the signs of that test, so that the two never
+    contradict each other. A vector of signs counts against a centre unless this lies between the mean of the
+    differences that keep their sign and the mean of the others. With all signs it is the interval of Hartigan 1969,
+    JASA 64, 1303-1317, which holds the centre of any symmetric distribution.
     """
     values = np.asarray(differences, dtype=float)
     pairs = values.shape[-1]
-    if not LEAST_PAIRS <= pairs <= MOST_EXACT:
+    if pairs < LEAST_PAIRS:
         return None
-    subsets = (np.arange(1, 2**pairs)[:, None] >> np.arange(pairs) & 1).astype(float)
-    means = np.sort(values @ (subsets / subsets.sum(axis=1, keepdims=True)).T, axis=-1)
-    left_out = int(LEVEL / 2 * 2**pairs)
-    return np.stack([means[..., left_out - 1], means[..., -left_out]])
+    signs = _signs(pairs)
+    signs = signs[np.abs(signs.sum(axis=1)) < pairs]  # those that change no sign, or all, reject no centre
+    balance, total, flipped = signs.sum(axis=1), values.sum(axis=-1)[..., None], values @ signs.T
+    means = np.stack([(total + flipped) / (pairs + balance), (total - flipped) / (pairs - balance)])
+    left_out = int(LEVEL * len(_signs(pairs))) - (len(_signs(pairs)) - len(signs))
+    low = np.partition(means.min(axis=0), left_out, axis=-1)[..., left_out]
+    high = np.partition(means.max(axis=0), -left_out - 1, axis=-1)[..., -left_out - 1]
+    return np.stack([low, high])
 
 
 def t_test(differences: ArrayLike, overlap: float = 0.0, step: float = 0.0) -> tuple[Any, Any, Any]:
@@ -107,20 +112,26 @@ def win_probability(wins: int, ties: int, pairs: int) -> tuple[float, float, flo
     return (wins + ties / 2) / pairs, low, high
 
 
-def pairs_needed(mean: float, deviation: float, overlap: float = 0.0, least: int = LEAST_PAIRS) -> int | None:
-    """Number of pairs with which a t test would claim this mean difference with 80% probability, at least `least`; None
-    without a difference, with an `overlap`, under which more folds do not help, and for more than 10,000.
-
-    From the noncentral t distribution (Cohen 1988, chapter 2). The sign-flip test needs about as many.
-    """
+def pairs_needed(mean: float, deviation: float, overlap: float = 0.0) -> int | None:
+    """Number of pairs with which the sign-flip test would claim this mean difference with 80% probability, at least 6;
+    None without a difference, with an `overlap`, under which more folds do not help, and for more than 10,000."""
     if not mean or overlap:
         return None
-    pairs = least
-    while pairs <= MOST_PAIRS:
-        if not deviation:
-            return pairs
-        shift, limit = math.sqrt(pairs) * abs(mean) / deviation, stdtrit(pairs - 1, 1 - LEVEL / 2)
-        if 1 - nctdtr(pairs - 1, shift, limit) >= POWER:
-            return pairs
+    pairs = LEAST_PAIRS
+    while deviation and pairs <= MOST_PAIRS and sign_flip_power(pairs, abs(mean) / deviation) < POWER:
         pairs += max(1, pairs // 50)
-    return None
+    return pairs if pairs <= MOST_PAIRS else None
+
+
+def sign_flip_power(pairs: int, effect: float) -> float:
+    """Probability that the sign-flip test claims normally distributed differences whose mean is `effect` standard
+    deviations from 0.
+
+    Simulated with 1,000 draws where it is well below that of the t test (0.63 against 0.8 with 6 pairs); with 12 pairs
+    or more that of the t test, from the noncentral t distribution (Cohen 1988, chapter 2).
+    """
+    if pairs < LEAST_T_POWER:
+        drawn = np.random.default_rng(0).standard_normal((SIMULATED, pairs)) + effect
+        return float((sign_flip(drawn) <= LEVEL).mean())
+    limit = stdtrit(pairs - 1, 1 - LEVEL / 2)
+    return float(1 - nctdtr(pairs - 1, math.sqrt(pairs) * effect, limit))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imago.comparison.paired import (
+    LEAST_DISCORDANT,
     LEVEL,
     Counts,
     bootstrap_interval,
@@ -24,6 +25,7 @@ from imago.comparison.repeated import (
     t_test,
     win_probability,
 )
+from imago.terminal import counted
 
 BOOTSTRAP_DISCORDANT = 20
 """Fewest discordant images with which the bootstrap's interval is shown: with fewer it is too short."""
@@ -58,7 +60,8 @@ class PairResult(Claims):
         low: Lower end of the 95% interval.
         high: Its upper end.
         bootstrap: Interval of the paired bootstrap; None with too few discordant images.
-        needed: Images with which the test would claim the seen difference with 80% probability.
+        needed: Images with which the test would claim the seen difference with 80% probability; None for fewer than 6
+            discordant images, of which it can claim nothing.
         margin: Difference below which two runs count as equivalent; None if none was typed.
         equivalence: P-value of the two one-sided tests with this margin.
     """
@@ -88,14 +91,14 @@ def compare_pair(counts: Counts, margin: float | None = None, seed: int = 0) -> 
     n, a, b = counts.n, counts.only_a, counts.only_b
     p = float(mcnemar(a, b))
     low, high = (float(end) for end in difference_interval(n, a, b))
-    has_enough = counts.discordant >= BOOTSTRAP_DISCORDANT
+    bootstrap = bootstrap_interval(counts, seed) if counts.discordant >= BOOTSTRAP_DISCORDANT else None
     return PairResult(
         counts,
         p,
         low,
         high,
-        bootstrap_interval(counts, seed) if has_enough else None,
-        images_needed(counts) if p > LEVEL else None,
+        bootstrap if bootstrap is not None and bootstrap[0] < bootstrap[1] else None,
+        images_needed(counts) if p > LEVEL and counts.discordant >= LEAST_DISCORDANT else None,
         margin,
         float(equivalence(n, a, b, margin)) if margin is not None else None,
     )
@@ -107,20 +110,23 @@ class RepeatedResult(Claims):
 
     Args:
         pairs: What the two runs of each pair have in common, such as `seed 1`.
+        over: The pairs in words: `6 seeds`, `5 folds`, or `6 runs (2 seeds, 3 folds)`.
         a: Accuracy of A in each pair.
         b: Accuracy of B in each pair.
-        overlap: Test images over train images, for folds; 0 for seeds.
-        p: Of the sign-flip test, or, for folds, of the corrected resampled t test.
+        overlap: Scored images over train images, where each pair has images of its own (folds); 0 where all pairs have
+            the same ones.
+        p: Of the sign-flip test, or, with an overlap, of the corrected resampled t test.
         low: Lower end of the 95% interval.
         high: Its upper end.
-        is_normal: Whether the interval assumes normally distributed differences, where the test assumes nothing.
+        is_normal: Whether the interval assumes normally distributed differences.
         wins: Probability that B has the greater accuracy in a pair, with its 95% interval.
-        needed: Pairs that would do.
+        needed: Pairs with which the test would claim the seen difference with 80% probability.
         margin: Difference below which the two count as equivalent; None if none was typed.
-        equivalence: P-value of the two one-sided t tests with this margin.
+        equivalence: P-value of the two one-sided tests with this margin; None for fewer than 6 seeds.
     """
 
     pairs: list[str]
+    over: str
     a: list[float]
     b: list[float]
     overlap: float
@@ -171,42 +177,45 @@ def compare_repeated(
     overlap: float = 0.0,
     margin: float | None = None,
     step: float = 0.0,
+    over: str = "",
 ) -> RepeatedResult:
     """Compute all tests of two trainings with two or more pairs of runs. `step` is that of their accuracies, 1 over
-    the number of images."""
+    the number of images; `over` names the pairs, by default as seeds or folds."""
     differences = _differences(a, b)
     p, low, high = (float(value) for value in t_test(differences, overlap, step))
-    is_normal = True
+    exact = sign_flip_interval(differences) if not overlap else None
     if not overlap:
-        exact = sign_flip_interval(differences)
-        p, is_normal = float(sign_flip(differences)), exact is None
-        if exact is not None:
-            low, high = (float(end) for end in exact)
-        elif len(differences) >= LEAST_PAIRS and p > LEVEL:  # very many pairs: the interval does not contradict
-            low, high = min(low, 0.0), max(high, 0.0)
+        p = float(sign_flip(differences))
+    if exact is not None:
+        low, high = (round(float(end), DIGITS) for end in exact)
+        spare = step / 2 if low == high else 0.0  # equal differences: they are known to half a step
+        low, high = low - spare, high + spare
     mean = round(statistics.fmean(differences), DIGITS)
     won, tied = sum(d > 0 for d in differences), sum(d == 0 for d in differences)
     return RepeatedResult(
         list(pairs),
+        over or counted(len(differences), "fold" if overlap else "seed"),
         list(a),
         list(b),
         overlap,
         p,
         low,
         high,
-        is_normal,
+        exact is None,
         win_probability(won, tied, len(differences)),
-        pairs_needed(mean, max(statistics.stdev(differences), step / math.sqrt(12)), overlap),
+        pairs_needed(mean, max(statistics.stdev(differences), step / math.sqrt(12)), overlap) if p > LEVEL else None,
         margin,
         _repeated_equivalence(differences, overlap, margin, step) if margin is not None else None,
     )
 
 
-def _repeated_equivalence(differences: Sequence[float], overlap: float, margin: float, step: float) -> float:
-    """P-value of two one-sided t tests: half the two-sided p where the mean is on the right side of the margin."""
+def _repeated_equivalence(differences: Sequence[float], overlap: float, margin: float, step: float) -> float | None:
+    """P-value of two one-sided tests: half the two-sided p where the mean is on the right side of the margin."""
+    if not overlap and len(differences) < LEAST_PAIRS:
+        return None
     worst = 0.0
     for sign in (1, -1):
         shifted = [margin + sign * d for d in differences]
-        p = float(t_test(shifted, overlap, step)[0]) / 2
+        p = float(t_test(shifted, overlap, step)[0] if overlap else sign_flip(shifted)) / 2
         worst = max(worst, p if statistics.fmean(shifted) > 0 else 1 - p)
     return worst

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from imago.comparison.paired import LEVEL
-from imago.comparison.repeated import LEAST_PAIRS, MOST_PAIRS, least_p
+from imago.comparison.paired import LEAST_DISCORDANT, LEVEL, POWER
+from imago.comparison.repeated import LEAST_PAIRS, MOST_PAIRS
 from imago.comparison.results import PairResult, RepeatedResult
 from imago.terminal import counted, shortened
 
 MOST_NAMES = 5
 CHANCE = "that cannot be told from chance"
+AS_SEEN, WITH_POWER = "if the difference is as large as seen", f"({POWER:.0%} power)"
 
 
 def describe(result: PairResult | RepeatedResult, a: str = "A", b: str = "B") -> str:
@@ -18,8 +19,8 @@ def describe(result: PairResult | RepeatedResult, a: str = "A", b: str = "B") ->
 
 
 def describe_pair(result: PairResult, a: str = "A", b: str = "B") -> str:
-    """Sentence about two runs: `B is right on 9 more of 153 images (95%: -1 to +19); that cannot be told from chance;
-    about 620 images would do`."""
+    """Sentence about two runs: `B is right on 9 more of 153 images (95%: -1 to +20); that cannot be told from chance;
+    if the difference is as large as seen, about 400 images would do (80% power)`."""
     if result.counts.gain < 0:
         return describe_pair(result.swapped(), b, a)
     counts, n = result.counts, counted(result.counts.n, "image")
@@ -35,9 +36,9 @@ def describe_pair(result: PairResult, a: str = "A", b: str = "B") -> str:
         said = [f"{b} is right on {counts.gain} more of {n} ({interval})"]
         said.append(f"that is more than chance ({p_text(result.p)})" if result.is_claimed else CHANCE)
         if not result.is_claimed and result.needed is not None:
-            said.append(f"about {about(result.needed)} images would do")
-        elif not result.is_claimed:
-            said.append("even ten million images would not do")
+            said.append(f"{AS_SEEN}, about {about(result.needed)} images would do {WITH_POWER}")
+        elif not result.is_claimed and counts.discordant >= LEAST_DISCORDANT:
+            said.append(f"{AS_SEEN}, even ten million images would not do")
     return "; ".join([*said, *_equivalence(result)])
 
 
@@ -45,53 +46,58 @@ def describe_repeated(result: RepeatedResult, a: str = "A", b: str = "B") -> str
     """Sentence about two trainings with several seeds or folds."""
     if result.mean < 0:
         return describe_repeated(result.swapped(), b, a)
-    pairs, what = len(result.pairs), "folds" if result.overlap else "seeds"
+    images = "the images" if result.overlap else "these images"
     assumed = ", if the differences are normally distributed" if result.is_normal and not result.overlap else ""
-    interval = f"95%: {_points(result.low)} to {_points(result.high)}{assumed}"
+    ends = f"{_points(result.low)} to {_points(result.high)}{assumed}"
     if not result.mean:
-        said = [f"{a} and {b} are right equally often, on average over {pairs} {what} ({interval} for {b})"]
+        said = [f"{a} and {b} are right equally often on {images}, on average over {result.over} (95% for {b}: {ends})"]
     else:
         said = [
-            f"{b} is right on {_percent(result.mean)} more of the images, on average over {pairs} {what} ({interval})"
+            f"{b} is right on {_percent(result.mean)} more of {images}, on average over {result.over} (95%: {ends})"
         ]
     if result.is_claimed:
         said.append(f"that is more than chance ({p_text(result.p)})")
     elif result.least_p > LEVEL:
-        said.append(f"{pairs} {what} cannot decide at 5%: the least p is {least_p(pairs):.2g}")
-        said.append(_pairs_that_would_do(result, what) or f"{LEAST_PAIRS} could")
+        said.append(f"{result.over} cannot decide at 5%: the least p is {result.least_p:.2g}")
+        said.append(_seeds_that_would_do(result) or f"{LEAST_PAIRS} could")
     else:
-        said += [CHANCE, *filter(None, [_pairs_that_would_do(result, what)])]
+        said += [CHANCE, *filter(None, [_seeds_that_would_do(result)])]
     return "; ".join([*said, *_equivalence(result)])
 
 
-def _pairs_that_would_do(result: RepeatedResult, what: str) -> str:
+def _seeds_that_would_do(result: RepeatedResult) -> str:
     """Say how many seeds would do; empty for folds, without a difference, and where there are as many."""
     if not result.mean or result.overlap:
         return ""
     if result.needed is None:
-        return f"even {MOST_PAIRS:,} {what} would not do"
+        return f"{AS_SEEN}, even {MOST_PAIRS:,} seeds would not do"
     if result.needed <= len(result.pairs):
         return ""
-    return f"{'' if result.needed == LEAST_PAIRS else 'about '}{about(result.needed)} {what} would do"
+    number = "" if result.needed == LEAST_PAIRS else "about "
+    return f"{AS_SEEN}, {number}{about(result.needed)} seeds would do {WITH_POWER}"
 
 
 def describe_several(names: Sequence[str], right: Sequence[float], p_values: dict[tuple[int, int], float]) -> str:
     """Sentence about three or more trainings: the best one, and those that it is better than.
 
-    `right` are their accuracies, and `p_values` of each two of them, by their places, are adjusted.
+    `right` are their accuracies on the same images and over the same seeds, and `p_values` of each two of them, by
+    their places, are adjusted.
     """
     best = max(range(len(names)), key=lambda place: right[place])
+    equal = [name for name, rate in zip(names, right, strict=True) if math.isclose(rate, right[best], rel_tol=1e-9)]
     beaten = [
         names[place]
         for place in range(len(names))
-        if place != best and right[place] < right[best] and p_values[min(best, place), max(best, place)] <= LEVEL
+        if names[place] not in equal and p_values[min(best, place), max(best, place)] <= LEVEL
     ]
     rest = [name for place, name in enumerate(names) if place != best and name not in beaten]
+    head, subject = f"{names[best]} has the best accuracy", "it"
+    if len(equal) > 1:
+        head, subject = f"{_listed(equal)} share the best accuracy", names[best]
+    said = [f"is better than {_listed(beaten)}"] if beaten else []
+    said += [f"cannot be told from {_listed(rest)}"] if rest else []
     corrected = f"after Holm's correction for {len(p_values)} comparisons"
-    if not beaten:
-        return f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, {CHANCE} with any other"
-    said = f"{names[best]} has the best accuracy, {right[best]:.1%}; {corrected}, it is better than {_listed(beaten)}"
-    return f"{said}, and cannot be told from {_listed(rest)}" if rest else said
+    return f"{head}, {right[best]:.1%}; {corrected}, {subject} {', and '.join(said)}"
 
 
 def describe_undecided(results: Sequence[PairResult | RepeatedResult]) -> str:
@@ -115,9 +121,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _equivalence(result: PairResult | RepeatedResult) -> list[str]:
-    if result.margin is None or result.equivalence is None:
+    if result.margin is None:
         return []
     margin = f"within {100 * result.margin:.3g}%"
+    if result.equivalence is None:
+        return [f"that they are equivalent {margin} takes {LEAST_PAIRS} seeds to show"]
     if result.is_equivalent and result.is_claimed:
         return [f"the difference is below the margin of {100 * result.margin:.3g}% ({p_text(result.equivalence)})"]
     if result.is_equivalent:
@@ -126,8 +134,13 @@ def _equivalence(result: PairResult | RepeatedResult) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    """Show a p-value with two digits: `p = 0.036`, `p < 0.0001`."""
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+    """Show a p-value: `p = 0.036`, `p < 0.0001`."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p_number(p)}"
+
+
+def p_number(p: float) -> str:
+    """Show a p-value with two digits, near 5% with three: `0.036`, `0.0501`."""
+    return f"{p:.3g}" if 0.9 * LEVEL <= p <= 1.1 * LEVEL else f"{p:.2g}"
 
 
 def about(number: int) -> str:

@@ -41,6 +41,11 @@ class Answers:
         return {path: place for place, path in enumerate(self.paths)}
 
     @property
+    def unreadable(self) -> int:
+        """Number of images that could not be read, which count as wrong."""
+        return self.predictions.count("")
+
+    @property
     def right(self) -> int:
         """Number of right answers."""
         return sum(label == answer for label, answer in zip(self.labels, self.predictions, strict=True))
@@ -104,10 +109,26 @@ def _columns(path: Path) -> dict[str, list[str]]:
 
 
 def _number(text: str) -> float:
+    """Probability of an answer; 0 where there is none."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return 0.0
+    return value if 0 <= value <= 1 else 0.0
+
+
+def fingerprint_doubt(first: Answers, second: Answers, classes: tuple[Any, Any]) -> str:
+    """Why the fingerprints of two runs on images with the same paths say nothing; empty if they can be compared.
+
+    They depend on the order of the images, and on that of the classes.
+    """
+    if None in (first.stamp, second.stamp):
+        return "not every run has one"
+    if first.stamp == second.stamp:
+        return ""
+    if first.paths != second.paths:
+        return "the images stand in another order"
+    return "the classes stand in another order" if classes[0] != classes[1] else ""
 
 
 def check_same_images(first: Answers, second: Answers, names: tuple[str, str], classes: tuple[Any, Any]) -> list[int]:
@@ -135,13 +156,7 @@ def check_same_images(first: Answers, second: Answers, names: tuple[str, str], c
             f"{a} and {b} have different labels for {len(changed)} of {len(first)} images, such as {changed[0]}. Score "
             f"both with the same ones, and compare those folders: ml-eval ckpt_path={a} data.relabel=FILE"
         )
-    is_ordered = places == list(range(len(places)))
-    if (
-        is_ordered
-        and classes[0] == classes[1]
-        and None not in (first.stamp, second.stamp)
-        and first.stamp != second.stamp
-    ):
+    if first.stamp != second.stamp and not fingerprint_doubt(first, second, classes):
         raise UserError(
             f"{a} and {b} were scored on different images with the same paths: their fingerprints are {first.stamp} "
             f"and {second.stamp}. Score both on the same ones, and compare those folders: ml-eval ckpt_path={a} "
