@@ -226,6 +226,8 @@ def test_seeds_are_paired_and_folds_have_a_test_of_their_own(typed, sweep, tmp_p
         "seen, 6 seeds would do (80% power)"
     )
     assert "probability that B wins a pair" in shown
+    (result,) = json.loads(typed(f"{sweep}/*lr_0.1*", f"{sweep}/*lr_0.01*", "--json"))["comparisons"]
+    assert (result["a"], result["b"], result["accuracies_a"]) == ("A", "B", [0.8, 0.75, 0.7])
     assert "1.00 (95%: 0.29 to 1.00)" in shown
     assert "1 of 4 runs of A is not completed, and is left out" in shown
     for name, counts in (("a", (9, 8, 7, 9, 8)), ("b", (2, 1, 2, 1, 3))):
@@ -236,7 +238,7 @@ def test_seeds_are_paired_and_folds_have_a_test_of_their_own(typed, sweep, tmp_p
     assert "corrected resampled t" in shown
     assert "accuracy on val 0.9550 (mean of 5 runs)" in shown
     assert "val has chosen the epoch of each run (monitor val/acc)" in shown
-    assert "--split test: the folds of a training have the images of test in common" in typed(
+    assert "--split test: the folds of a training share images of test" in typed(
         tmp_path / "a", tmp_path / "b", "--split", "test"
     )
     assert "A has seed 1" in typed(sweep / "lr_0.1_seed_1", f"{sweep}/*lr_0.01*")
@@ -328,7 +330,7 @@ def test_seeds_without_effect_are_one_run(typed, tmp_path):
             draw_run(tmp_path / f"{name}{seed}", wrong, seed=seed, model__optimizer__lr=ord(name))
     shown = typed(tmp_path / "a*", tmp_path / "b*")
     assert shown.startswith("B is right on 1 more of 40 images (95%: -3 to +5); that cannot be told from chance\n")
-    assert "All 6 runs of each training gave the same answers: the seeds change nothing" in shown
+    assert "All 6 runs of each training gave the same answers, as if the seeds changed nothing" in shown
     assert "All 6 runs of A gave the same answers" in typed(tmp_path / "a*", tmp_path / "c*")
     assert "95% of test acc\n" in (shown := typed(tmp_path, "--where", "lr<99", "--columns", "interval"))
     assert " to " not in shown

@@ -82,8 +82,9 @@ class Versus:
             return self.shared
         if len(alike) < len(self.sides):
             raise UserError(
-                f"All {len(self.shared)} runs of {listed(alike)} gave the same answers: the seeds change nothing, and "
-                "this is one run, which cannot be compared with several. Compare one of each: ml-compare RUN_A RUN_B"
+                f"All {len(self.shared)} runs of {listed(alike)} gave the same answers, as if the seeds changed "
+                "nothing: this is one run, which cannot be compared with several. Compare one of each: "
+                "ml-compare RUN_A RUN_B"
             )
         return self.shared[:1]
 
@@ -172,8 +173,8 @@ class Versus:
         """Raise UserError for folds that are not compared on images of their own."""
         if self.asked != "val":
             raise UserError(
-                f"--split {self.asked}: the folds of a training have the images of {self.asked} in common, and there "
-                "is no test for that. Leave --split out, to compare them on val, or compare two single runs: "
+                f"--split {self.asked}: the folds of a training share images of {self.asked}, and there is no test "
+                "for that. Leave --split out, to compare them on val, or compare two single runs: "
                 f"ml-compare RUN_A RUN_B --split {self.asked}"
             )
         for folds in by_seed(shared):

@@ -43,8 +43,8 @@ def _alike(versus: Versus) -> str:
     if len(versus.matched) == len(versus.shared):
         return ""
     return (
-        f"All {len(versus.shared)} runs of each training gave the same answers: the seeds change nothing, and this is "
-        "one run of each"
+        f"All {len(versus.shared)} runs of each training gave the same answers, as if the seeds changed nothing: "
+        "this is one run of each"
     )
 
 

@@ -161,8 +161,10 @@ class RepeatedResult(Claims):
         return RepeatedResult(**{**vars(self), **ends})
 
     def to_plain(self) -> dict[str, Any]:
-        """Convert to plain types for JSON."""
-        return asdict(self) | {"differences": self.differences, "mean": self.mean, "least_p": self.least_p}
+        """Convert to plain types for JSON, where `a` and `b` are the names of the trainings."""
+        content = asdict(self)
+        accuracies = {"accuracies_a": content.pop("a"), "accuracies_b": content.pop("b")}
+        return accuracies | content | {"differences": self.differences, "mean": self.mean, "least_p": self.least_p}
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:

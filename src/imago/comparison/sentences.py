@@ -46,11 +46,11 @@ def describe_repeated(result: RepeatedResult, a: str = "A", b: str = "B") -> str
     """Sentence about two trainings with several seeds or folds."""
     if result.mean < 0:
         return describe_repeated(result.swapped(), b, a)
-    images = "the images" if result.overlap else "these images"
+    images, on_them = ("the images", "") if result.overlap else ("these images", " on these images")
     assumed = ", if the differences are normally distributed" if result.is_normal and not result.overlap else ""
     ends = f"{_points(result.low)} to {_points(result.high)}{assumed}"
     if not result.mean:
-        said = [f"{a} and {b} are right equally often on {images}, on average over {result.over} (95% for {b}: {ends})"]
+        said = [f"{a} and {b} are right equally often{on_them}, on average over {result.over} (95% for {b}: {ends})"]
     else:
         said = [
             f"{b} is right on {_percent(result.mean)} more of {images}, on average over {result.over} (95%: {ends})"
