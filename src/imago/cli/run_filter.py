@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from imago.cli.run_columns import Column, Columns, as_text
+from imago.cli.run_columns import Column, Columns, as_text, cut
 from imago.errors import UserError
 from imago.run.overview import Overview
 from imago.terminal import shortened
@@ -27,8 +27,8 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 TOKEN = re.compile(r"""\s*(?:(==|!=|<=|>=|[<>=()])|"([^"]*)"|'([^']*)'|([^\s<>=!()"']+)|(\S))""")
 NO_VALUE = ("null", "none")
 STATES = ("completed", "running", "failed", "dead", "interrupted", "preempted", "pruned", "checked", "unknown")
-MOST_NESTED = 50
-"""Brackets and `not` in a condition: each is a call in a call, and Python has a limit."""
+MOST_NESTED, LONGEST = 50, 200
+"""Brackets and `not` in a condition, each of which is a call in a call; characters of it that a message shows."""
 EXAMPLE = "--where 'model.net.name==resnet18 and val/acc>0.9'"
 
 
@@ -154,7 +154,7 @@ class _Parser:
         return self.tokens[self.at - 1]
 
     def _fail(self, reason: str) -> NoReturn:
-        raise UserError(f"--where {self.text!r}: {reason}. For example: {EXAMPLE}")
+        raise UserError(f"--where {cut(self.text, LONGEST)!r}: {reason}. For example: {EXAMPLE}")
 
 
 def _value(token: Token) -> Any:
