@@ -141,7 +141,7 @@ def _announce(members: "list[Classifier]", url: str) -> None:
 def _calibration(cfg: DictConfig, member: "Classifier", file: Path) -> "Calibration | None":
     """The calibration of the checkpoint. For `auto`, None if it has none, or one for another transform."""
     from imago.definitions import is_export
-    from imago.evaluation.calibration import calibration_of, file_beside
+    from imago.evaluation.calibration_file import calibration_of, file_beside
 
     if cfg.calibrated is True:
         return calibration_of(member.checkpoint, cfg.data, file)
