@@ -2,7 +2,6 @@
 
 import atexit
 import csv
-import functools
 import gc
 import io
 import json
@@ -27,7 +26,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, one core each: before t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import omegaconf.base
 import pytest
 import torch
 from forked_ranks import SUBPROCESS, fork_context
@@ -36,10 +34,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageCms
 
 from imago import shard
-from imago.cli.hydra_internals import composed_again
+from imago.cli.hydra_internals import interpolations_parsed_once
 
-# OmegaConf parses each ${…} each time that it is read: 1,700 times in a run, a fifth of a short one. Here, and in forks
-omegaconf.base.parse = functools.cache(omegaconf.base.parse)
+PARSED_ONCE = interpolations_parsed_once()
+PARSED_ONCE.__enter__()  # in tests that compose without a command, too, and in forks
 
 REPO = Path(__file__).resolve().parent.parent
 HYMENOPTERA = REPO.parent / "shared" / "data" / "hymenoptera_data"
@@ -124,21 +122,10 @@ def save_figure(figure: Figure, file: Any, **options: Any) -> None:
 draw_figure = Figure.savefig
 
 
-@functools.cache
-def _defaults_of_train() -> Any:
-    return composed_again("train", [])
-
-
 def _compose_once(patch: pytest.MonkeyPatch, overrides: Sequence[str]) -> None:
-    """Hydra composes everything once more for `hydra.mode`, and Imago for the defaults: a quarter of a short run."""
+    """Hydra composes everything once more for `hydra.mode`: an eighth of a short run."""
     if not any(word.startswith(("-", "hydra", "hparams_search")) for word in overrides):
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-        patch.setattr("imago.cli.compose.composed_again", _composed_again)
-
-
-def _composed_again(config_name: str, words: Sequence[str]) -> Any:
-    """The defaults of other commands are those of a checkpoint, or of a run: not the same ones each time."""
-    return _defaults_of_train() if config_name == "train" and not words else composed_again(config_name, words)
 
 
 def type_command(name: str, overrides: Sequence[str], folder: Path) -> Run:

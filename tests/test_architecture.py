@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import omegaconf.base
 import pytest
 import torch
 from helpers import REPO
@@ -227,8 +228,15 @@ def test_hydra_is_as_we_know_it(tmp_path):
 
     register()
     words = ["seed=3", f"hydra.run.dir={tmp_path}"]
-    with hydra_internals.singletons_kept(), hydra_internals.config_store_not_copied():
+    with hydra_internals.singletons_kept(), hydra_internals.composed_fast():
         hydra_internals.run_job("train", words, job)
+        cfg = OmegaConf.create({"a": 1, "b": "${a} and ${best_mode:val/${c}}", "c": "loss"})
+        texts = [cfg.b]
+        cfg.a, cfg.c = 2, "acc"
+        parses = omegaconf.base.parse.cache_info().misses
+        texts.append(cfg.b)
+        assert omegaconf.base.parse.cache_info().misses == parses, changed
+    assert texts == ["1 and min", "2 and max"], changed  # parsed once, and read each time
     where, invocation, again = made
     assert where == invocation.output_dir == str(tmp_path), changed
     assert (invocation.config_name, invocation.overrides, invocation.choices["model"]) == (

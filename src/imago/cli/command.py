@@ -28,7 +28,7 @@ from imago.config.checks import check_paths, own_targets
 from imago.config.invocation import Invocation
 from imago.config.launcher import Launch, current_launch
 from imago.config.own_code import allow_imports
-from imago.config.saved import as_new_run, mask_sweep, save_config, yaml_of
+from imago.config.saved import as_new_run, mask_sweep, save_config
 from imago.config.setting_source import with_places
 from imago.definitions import CHECKED, PRUNED, STOPPING, TERMINATED
 from imago.errors import BUILDING, IncompleteError, MissingModuleError, UserError, cause_of, message_of
@@ -192,9 +192,9 @@ def _check(run: RunFolder, cfg: DictConfig, check: Check, changed: list[str]) ->
         cfg.seed = random.SystemRandom().randrange(2**31)
         log.info("seed=null: drew seed=%d", cfg.seed)
     run.write_when_accepted(partial(_write_config, run, copy.deepcopy(cfg)))  # the task completes it
-    before_check = yaml_of(cfg)
+    before_check = OmegaConf.to_container(cfg, resolve=False)
     check(cfg, run.invocation)
-    if yaml_of(cfg) != before_check:  # what a new target does not take is gone
+    if OmegaConf.to_container(cfg, resolve=False) != before_check:  # what a new target does not take is gone
         run.write_when_accepted(partial(save_config, copy.deepcopy(cfg), run.path, run.invocation))
     run.plots = PlotOptions.of(cfg.plots)
     if changed:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,10 @@ def _is_path_override(word: str) -> bool:
 def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, Any]]:
     """What differs from the command's defaults: `key`, `default` and `value`, as they are written in YAML."""
     try:
-        plain = choose_preprocessing(composed_again(invocation.config_name, invocation.search_path))
+        before = _defaults(invocation)
     except HydraException:  # a config of one's own that needs an override
         return []
-    before, after = (
-        dict(leaves(masked_config(OmegaConf.to_container(config, resolve=False)))) for config in (plain, cfg)
-    )
+    after = _plain_settings(cfg)
     no_settings = ("hydra", "paths", "name", "task_name", *COMMAND_KEYS)
     keys = [key for key in {**before, **after} if key.partition(".")[0] not in no_settings]
     return [
@@ -59,6 +58,23 @@ def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, An
         for key in keys
         if before.get(key) != after.get(key)
     ]
+
+
+def _defaults(invocation: Invocation) -> dict[str, Any]:
+    """Settings without overrides; runs of one process compose them once, as long as no shipped file changes."""
+    if invocation.search_path:
+        return _composed_defaults.__wrapped__(invocation.config_name, invocation.search_path, ())
+    files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(Path(CONFIG_DIR).rglob("*.yaml")))
+    return _composed_defaults(invocation.config_name, (), files)
+
+
+@lru_cache(4)
+def _composed_defaults(config_name: str, words: Sequence[str], _: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    return _plain_settings(choose_preprocessing(composed_again(config_name, words)))
+
+
+def _plain_settings(cfg: DictConfig) -> dict[str, Any]:
+    return dict(leaves(masked_config(OmegaConf.to_container(cfg, resolve=False))))
 
 
 def describe_changes(changes: Sequence[Mapping[str, Any]]) -> dict[str, str]:

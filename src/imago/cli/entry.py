@@ -23,7 +23,7 @@ from imago.cli.compose import own_folder, own_folders
 from imago.cli.environment import prepare_shell
 from imago.cli.help import page_for
 from imago.cli.hydra_errors import config_folder, explain_hydra_error, yaml_message
-from imago.cli.hydra_internals import config_store_not_copied, errors_raised, run_job
+from imago.cli.hydra_internals import composed_fast, errors_raised, run_job
 from imago.cli.isolation import isolated, isolated_torch
 from imago.cli.leader import Leader, led
 from imago.cli.search_space import check_search
@@ -81,7 +81,7 @@ class Command:
             closed_pipe_allowed(),
             stopped_by_signals(),
             errors_raised(),
-            config_store_not_copied(),
+            composed_fast(),
             explained(),
             led(f"ml-{self.name}", self.one_process) as leader,
             explained(),  # before the leader ends the other processes, and a launcher this one
@@ -126,7 +126,7 @@ class Command:
             TaskError: The task failed in another way. Its words, too, are those that the command line shows.
             KeyboardInterrupt: Ctrl-C.
         """
-        with closed_output_survived(), isolated(), isolated_torch(), errors_raised():
+        with closed_output_survived(), isolated(), isolated_torch(), errors_raised(), composed_fast():
             return self._compose(
                 words,
                 lambda cfg, made: (self._execute(cfg, made, trial=trial), Path(made.output_dir)),
@@ -136,7 +136,7 @@ class Command:
 
     def load_config(self, *words: str) -> DictConfig:
         """The composed config, interpolations and all; nothing is run and no folder is made."""
-        with isolated(), errors_raised():
+        with isolated(), errors_raised(), composed_fast():
             return self._compose(words, _resolved, "hydra.run.dir=.")
 
     def _compose(

@@ -7,8 +7,10 @@ when Hydra changes. The messages of Hydra that are translated stand in hydra_err
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, cast
 
+import omegaconf.base
 from hydra import initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
@@ -74,12 +76,38 @@ def errors_raised() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
+MOST_TEXTS = 4096
+_parsed = lru_cache(MOST_TEXTS)(omegaconf.base.parse)
+
+
+@contextmanager
+def interpolations_parsed_once() -> Iterator[None]:
+    """Inside, OmegaConf parses each text with a `${…}` once, not each time that it is read: 1,700 times in a run, a
+    fifth of the time of a short one. What it evaluates, it reads from the same tree."""
+    before = omegaconf.base.parse
+    omegaconf.base.parse = _parsed
+    try:
+        yield
+    finally:
+        omegaconf.base.parse = before
+
+
 @contextmanager
 def config_store_not_copied() -> Iterator[None]:
     """Hydra copies the store of all schemas with each of the 130 questions of --help, and again what it loads."""
     store: Any = ConfigStore
+    if "__deepcopy__" in vars(store):  # a trial in the process of its search
+        yield
+        return
     store.__deepcopy__ = lambda store, memo: store
     try:
         yield
     finally:
         del store.__deepcopy__
+
+
+@contextmanager
+def composed_fast() -> Iterator[None]:
+    """Inside, configs are composed and read without doing anything twice."""
+    with config_store_not_copied(), interpolations_parsed_once():
+        yield

@@ -51,6 +51,20 @@ def group_name(group: Group, folder: Path) -> str:
     return name if len(group.runs) == 1 else f"{name} +{len(group.runs) - 1}"
 
 
+def mean_history(group: Group) -> list[dict[str, float]]:
+    """Epochs of a row: those that all of its runs have, with the means of the metrics that all of them have there."""
+    histories = [{int(row["epoch"]): row for row in run.history} for run in group.completed or group.runs]
+    if len(histories) == 1:
+        return [*histories[0].values()]
+    epochs = sorted(set.intersection(*(set(history) for history in histories)))
+    return [_mean_row([history[epoch] for history in histories]) for epoch in epochs]
+
+
+def _mean_row(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    shared = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: statistics.fmean(row[name] for row in rows) for name in shared}
+
+
 def best_checkpoint(group: Group, columns: Columns) -> Path | None:
     """Checkpoint of the best run of a row."""
     best = columns.fixed["best"]

@@ -20,15 +20,19 @@ def nodes(cfg: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     if isinstance(cfg, DictConfig):
         if path and cfg.get("_target_"):
             yield path, cfg
-        children = [(str(key), key) for key in cfg]
+        keys: list[Any] = [key for key, value in cfg.items_ex(resolve=False) if _may_hold_nodes(value)]
     elif isinstance(cfg, ListConfig):
-        children = [(str(index), index) for index in range(len(cfg))]
+        keys = [*range(len(cfg))]
     else:
         return
-    for name, key in children:
-        if OmegaConf.is_missing(cfg, key):
-            continue
-        yield from nodes(cfg[key], f"{path}.{name}" if path else name)
+    for key in keys:
+        if not OmegaConf.is_missing(cfg, key):
+            yield from nodes(cfg[key], f"{path}.{key}" if path else str(key))
+
+
+def _may_hold_nodes(value: Any) -> bool:
+    """Whether a value is a group, or may lead to one; most are neither, and need not be looked up."""
+    return OmegaConf.is_config(value) or (isinstance(value, str) and "${" in value)
 
 
 def all_keys(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """Image files in a folder as the images of a split."""
 
 import hashlib
+import os
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ class FolderImages(Images):
 
     def stamp(self, times: bool = False) -> str:
         digest = hashlib.sha256(super().stamp().encode())
+        root = str(self.root)
         for path in self.paths:
-            digest.update(f"{stat_fingerprint(self.root / path)[: 1 + times]}\n".encode())
+            digest.update(f"{stat_fingerprint(os.path.join(root, path))[: 1 + times]}\n".encode())
         return digest.hexdigest()

@@ -104,10 +104,10 @@ def is_photo_not_read(path: str) -> bool:
     return name.endswith(NOT_READ) and not name.endswith(SUFFIXES) and not name.startswith(".")
 
 
-def stat_fingerprint(path: Path) -> tuple[int, ...]:
+def stat_fingerprint(path: Path | str) -> tuple[int, ...]:
     """Return size in bytes and modification time in ns; empty if there is no file."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:  # a link that leads nowhere
         return ()
     return stat.st_size, stat.st_mtime_ns
