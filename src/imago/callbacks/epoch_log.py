@@ -81,7 +81,7 @@ class EpochLog(Callback):
         self._show(trainer, *self._pace.end_epoch(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.history and trainer.is_global_zero:
+        if self.history and trainer.is_global_zero and self.run.plots.formats:
             with log_write_errors("plots/curves"):
                 figure = curves_figure(self.history, self.best_row)
                 save(figure, self.run.path / "plots" / "curves", self.run.plots)

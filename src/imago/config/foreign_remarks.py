@@ -87,7 +87,7 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
     ),
     ("poisson_sampling", "true", says(f"{LEAVE}: with strategy=dp, batches are always Poisson samples.")),
     ("task prefetcher", "classify", says(f"{LEAVE}: Imago classifies images.")),
-    ("plots visualize", "true", no_counterpart("the figures are always drawn, and plots.format chooses their format")),
+    ("plots visualize", "true", no_counterpart("the figures are drawn anyway, and plots.format chooses their format")),
     ("val", "true", no_counterpart("val is scored after each epoch")),
     (
         "single_cls rect multi_scale close_mosaic mosaic copy_paste nbs box cls dfl pose kobj overlap_mask mask_ratio "

@@ -20,9 +20,12 @@ def _plot_problems(plots: Any) -> Iterator[str]:
         yield f"plots holds several settings, got {plots}. Type plots.format=png for example."
         return
     formats = plots.get("format")
-    known = [formats] if isinstance(formats, str) else list(formats) if OmegaConf.is_list(formats) else []
-    if not known or any(form not in FORMATS for form in known):
+    known = list(formats) if OmegaConf.is_list(formats) else [formats]
+    if any(form not in FORMATS for form in known):
         names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        yield f"plots.format must be {names}, or a list of them such as 'plots.format=[pdf,svg]'; got {formats}."
+        yield (
+            f"plots.format must be {names}, or a list of them such as 'plots.format=[pdf,svg]' (plots.format=[] draws "
+            f"none); got {formats}."
+        )
     if not isinstance(plots.get("title", True), bool):
         yield f"plots.title must be true or false, got {plots.title}."

@@ -58,13 +58,14 @@ def write_reports(
     if pictures and split in LABELS_CHECKED:
         write_ranking(score, ranking_file(folder, split))
     _write_confusion(score, reports / f"confusion_matrix_{split}.csv")
-    for name, figure in (
-        ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
-        ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
-    ):
-        show_in_tensorboard(loggers, f"{name}_{split}", figure, step)
-        save(figure, folder / "plots" / f"{name}_{split}", plots)
     boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if boards or plots.formats:
+        for name, figure in (
+            ("confusion_matrix", confusion_matrix_figure(score.confusion, score.class_names, title)),
+            ("reliability", reliability_figure(score.metrics["reliability"], score.metrics["ece"], title)),
+        ):
+            show_in_tensorboard(loggers, f"{name}_{split}", figure, step)
+            save(figure, folder / "plots" / f"{name}_{split}", plots)
     if not boards:
         return
     for logger in boards:

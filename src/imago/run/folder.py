@@ -40,7 +40,7 @@ HEARTBEAT_SECONDS = 20
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """Formats of the figures below `plots/` (png, svg, pdf), and whether they have a title."""
+    """Formats of the figures below `plots/` (png, svg, pdf; none draws none), and whether they have a title."""
 
     formats: tuple[str, ...] = ("png",)
     title: bool = True
