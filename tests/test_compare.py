@@ -12,10 +12,12 @@ from drawn_runs import CLASSES, LABELS, draw_run
 from imago import compare
 from imago.cli.run_columns import Columns
 from imago.cli.run_filter import parse_condition
+from imago.cli.run_rows import mean_history
+from imago.cli.run_table import Group
 from imago.data.folder_images import FolderImages
 from imago.errors import UserError
 from imago.files import read_text
-from imago.run.overview import find_runs
+from imago.run.overview import Overview, find_runs
 from imago.run.saved_yaml import read_yaml
 
 OPENED: list[str] = []
@@ -49,6 +51,17 @@ def sweep(tmp_path_factory) -> Path:
     draw_run(root / "lr_0.1_seed_4", state="running", model__optimizer__lr=0.1, seed=4)
     draw_run(root / "resnet50", range(5), model__net__name="resnet50")
     return root
+
+
+def test_the_curve_of_a_row_is_the_mean_of_its_runs(tmp_path):
+    for name, values in (("a", (0.2, 0.4, 0.6)), ("b", (0.4, 0.8))):
+        lines = [json.dumps({"epoch": epoch, "val/acc": value}) for epoch, value in enumerate(values)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    runs = [Overview(tmp_path / name, state="completed") for name in "ab"]
+    rows = mean_history(Group([*runs, Overview(tmp_path / "c", state="dead")]))
+    assert [(row["epoch"], row["val/acc"]) for row in rows] == [(0, pytest.approx(0.3)), (1, pytest.approx(0.6))]
+    assert [row["val/acc"] for row in mean_history(Group(runs[:1]))] == [0.2, 0.4, 0.6]
 
 
 def test_runs_that_differ_in_their_seed_are_one_row(typed, sweep):

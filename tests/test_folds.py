@@ -200,7 +200,7 @@ def validated(words: list[str]) -> Path:
     code, said = type_cv(*words)
     assert code == 1, said
     assert "fold 1: RuntimeError: no power" in said
-    assert "Not finished: fold 1. To resume, type the same words again." in said
+    assert "Not finished: fold 1. Remove the cause, and type the same words again." in said
     (folder,) = (root / "logs" / "cv").iterdir()
     assert folder.name.startswith("data_dir_photos")
     states = [entry["state"] for entry in json.loads((folder / "cv.json").read_text())["folds"]]

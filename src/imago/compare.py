@@ -166,7 +166,7 @@ def _write_runs(
 def _write_page(
     file: Path, groups: Sequence["Group"], columns: "Columns", folder: Path, shown: Sequence["Column"]
 ) -> None:
-    from imago.cli.run_rows import group_name, group_value, row_texts
+    from imago.cli.run_rows import group_name, group_value, mean_history, row_texts
     from imago.report.comparison import write_runs_page
 
     def cells(group: "Group") -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _write_page(
     ]
     heads = [{"title": "run", "is_number": False}]
     heads += [{"title": column.title, "is_number": column.is_number} for column in shown]
-    histories = {name: group.runs[0].history for name, group in zip(names, groups, strict=True)}
+    histories = {name: mean_history(group) for name, group in zip(names, groups, strict=True)}
     count = sum(len(group.runs) for group in groups)
     write_runs_page(
         file, f"Runs below {folder}", [counted(count, "run"), counted(len(groups), "row")], heads, rows, histories

@@ -54,7 +54,9 @@ def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
     for sentence in filter(None, (content["note"], content["privacy"])):
         say(sentence)
     if unfinished:
-        say(f"Not finished: fold {shortened(unfinished, len(runs))}. To resume, type the same words again.")
+        failed = any(run.state == "failed" for run in runs)
+        how = "Remove the cause, and type the same words again" if failed else "To resume, type the same words again"
+        say(f"Not finished: fold {shortened(unfinished, len(runs))}. {how}.")
         return
     for file in files:
         say(f"Written: {file}")

@@ -39,7 +39,7 @@ def write_runs_page(
         "columns": columns,
         "rows": [row | {"number": numbers.get(row["name"])} for row in map(dict, rows)],
         "curves": overlaid(chosen, CURVES),
-        "curves_of": f"{more} A row of several runs has the curve of its first one.".strip(),
+        "curves_of": f"{more} A row of several runs has their mean, as far as all of them have come.".strip(),
     }
     write_text(path, templates("runs.html").get_template("runs.html.j2").render(page_frame() | facts))
 
