@@ -30,13 +30,17 @@ SETTINGS = (
 
 
 def command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-W", "ignore", str(REPO / "src" / "train.py"), *SETTINGS, *words]
+    return [sys.executable, "-W", "ignore", str(REPO / "src" / "train.py"), *words]
+
+
+def run(words: Sequence[str], log: Path) -> None:
+    with log.open("w") as file:
+        subprocess.run(command(words), stdout=file, stderr=file, check=True)
 
 
 def search(folder: Path, log: Path, words: Sequence[str]) -> dict[str, Any]:
     """Runs a search; returns its results."""
-    with log.open("w") as file:
-        subprocess.run(command([*words, f"hydra.sweep.dir={folder}"]), stdout=file, stderr=file, check=True)
+    run([*SETTINGS, *words, f"hydra.sweep.dir={folder}"], log)
     return yaml.safe_load((folder / "optimization_results.yaml").read_text())
 
 
@@ -84,7 +88,9 @@ def kill(arguments: argparse.Namespace, work: Path) -> int:
         searches += 1
         while True:
             with (work / f"search_{searches}.log").open("a") as log:
-                process = subprocess.Popen(command([*words, f"hydra.sweep.dir={folder}"]), stdout=log, stderr=log)
+                process = subprocess.Popen(
+                    command([*SETTINGS, *words, f"hydra.sweep.dir={folder}"]), stdout=log, stderr=log
+                )
                 try:
                     process.wait(drawn.uniform(arguments.least, arguments.most) if killed < arguments.kills else None)
                     break

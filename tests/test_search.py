@@ -19,6 +19,7 @@ from imago.cli.search_space import check_search
 from imago.config.launcher import Launch
 from imago.errors import UserError
 from imago.files import write_json
+from imago.resources import CORES, workers
 from imago.run import lock
 from imago.run.search_place import Outcome, Trial
 from imago.search.pruners import stops_after_first
@@ -195,15 +196,15 @@ def test_pruners_end_bad_trials_and_let_good_ones_go_on(tmp_path):
         answers = [study.report(bad, step, 0.1) for step in range(3)]
         assert (answers.index(True) if True in answers else None) == ended_at
         assert not any(study.report(good, step, 0.9) for step in range(3))
-    assert stops_after_first(float("nan"), [], True)
-    assert [stops_after_first(value, [0.1, 0.2, 0.3, 0.4], False) for value in (0.05, 0.15)] == [False, True]
+    assert stops_after_first(float("nan"), [], 1)
+    assert [stops_after_first(value, [0.1, 0.2, 0.3, 0.4], -1) for value in (0.05, 0.15)] == [False, True]
 
 
 def test_a_receipt_says_what_pruning_cost():
-    receipt = Receipt({4: 0.91, 7: 0.89}, (0.95, 0.93, 0.8), True)
+    receipt = Receipt({4: 0.91, 7: 0.89}, (0.95, 0.93, 0.8), 1)
     said = "Pruning cost nothing: 2 trials of 30 pruned ones were finished, and the best of them (0.9100, trial 5) "
     assert receipt.describe(30) == f"{said}would have come third"
-    assert Receipt({4: 0.2}, (0.3, 0.5), False).describe(1) == (
+    assert Receipt({4: 0.2}, (0.3, 0.5), -1).describe(1) == (
         "Pruning cost 0.1000: 1 trial of 1 pruned ones was finished, and trial 5 is the best of all, 0.2000"
     )
 
@@ -224,6 +225,15 @@ def test_gpus_are_divided_among_the_trials_that_run_at_the_same_time():
     assert [gpus_of(slot, 1, ["4", "5"]) for slot in range(3)] == ["4", "5", "4"]
     assert [gpus_of(slot, 2, ["0", "1", "2", "3"]) for slot in range(2)] == ["0,1", "2,3"]
     assert gpus_of(0, 1, []) is None
+
+
+def test_trials_at_the_same_time_divide_the_cores_for_loader_workers_too(monkeypatch):
+    cores = workers(None, 1)
+    for share in (1, 2, 1000):
+        monkeypatch.setenv(CORES, str(share))
+        assert workers(None, 1) == min(cores, share)
+    monkeypatch.setenv(CORES, "many")
+    assert workers(None, 1) == cores
 
 
 def test_settings_that_contradict_each_other_are_refused_before_the_first_trial(train, tmp_path):
@@ -299,7 +309,8 @@ def test_a_search_that_is_killed_continues_with_the_same_command(train, colours,
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_pruned_trials_are_finished_for_the_receipt(train, tmp_path):
     words = ["-m", "hparams_search=optuna", LR, "data.batch_size=8", "monitor=val/loss", "hydra.sweeper.n_trials=5"]
-    run = train(*words, *FAST, "hydra.sweeper.pruner=first_epoch", "hydra.sweeper.receipt=1", "trainer.max_epochs=2")
+    run = train(*words, *FAST, "hydra.sweeper.pruner=first_epoch", "hydra.sweeper.receipt=1", "trainer.max_epochs=2",
+                "plots.format=[]")  # fmt: skip
     assert run.exit_code == 0, run.output
     (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     results = results_of(folder)
@@ -318,6 +329,7 @@ def test_pruned_trials_are_finished_for_the_receipt(train, tmp_path):
     assert results["pruning"]["regret"] == pytest.approx(max(0.0, min(completed) - value))
     with pytest.raises(UserError, match="a study in memory .* does not know them"):
         check_no_trials(folder)
+    assert not [*folder.glob("0*/plots/*")]
     assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "slices.png"}
     page = (folder / "search.html").read_text()
     assert page.count("data:image/png;base64,") == 2
@@ -339,19 +351,23 @@ def test_a_crash_costs_one_trial_of_several_at_the_same_time(train, tmp_path, mo
     (tmp_path / "crashing.py").write_text(CRASHING)
     monkeypatch.chdir(tmp_path)
     words = ["+callbacks.crash._target_=crashing.Crash", "data.batch_size=8", "trainer.max_epochs=1", *FAST[:3], LR]
-    search = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+    search = ["-m", "hparams_search=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2"]
     run = train(*search, "hydra.sweeper.objectives=[val/acc,parameters]", *words,
                 "hydra.sweeper.direction=[maximize,minimize]")  # fmt: skip
     assert run.exit_code == 0, run.output
-    assert "Trials: 2 completed, 1 failed" in run.output
+    assert "Trials: 3 completed, 1 failed" in run.output
     (folder,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     results = results_of(folder)
-    assert [trial["state"] for trial in results["trials"]] == ["completed", "failed", "completed"]
+    assert [trial["state"] for trial in results["trials"]] == ["completed", "failed", "completed", "completed"]
+    pids = [json.loads(path.read_text())["pid"] for path in folder.glob("*/status.json")]
+    assert os.getpid() not in pids
+    assert len({*pids}) < len(pids)  # a process that has run a short trial runs another one
     assert results["trials"][1]["message"].startswith("it was killed by SIGKILL")
-    assert all(len(trial["values"]) == 2 for trial in results["trials"][::2])
+    done = [trial for trial in results["trials"] if trial["state"] == "completed"]
+    assert all(len(trial["values"]) == 2 for trial in done)
     assert "Pareto front: no other trial is better in all objectives" in run.output
     front = [solution["values"] for solution in results["solutions"]]
-    assert max(trial["values"][0] for trial in results["trials"][::2]) in [values[0] for values in front]
+    assert max(trial["values"][0] for trial in done) in [values[0] for values in front]
 
 
 def trial_words(colours: Path, tmp_path: Path, name: str) -> list[str]:

@@ -38,7 +38,8 @@ class ImagoSweeper(Sweeper):
         storage: `auto` keeps the study in its folder, None in memory; or a URL, or a path.
         n_jobs: Trials that run at the same time, each in a process.
         pruner: What ends bad trials early.
-        isolation: Whether each trial has a process of its own.
+        isolation: `process` starts one for each trial, and `auto` lets that of a short trial on the CPU run the next
+            one, too; with `none`, all of them run in that of the search.
         max_failure_rate: Fraction of failed trials above which the search ends, of three finished trials or more.
         receipt: Number of pruned trials that are finished at the end, the best first.
         sampler: What chooses the values of the next trial.
@@ -54,7 +55,7 @@ class ImagoSweeper(Sweeper):
         storage: str | None = "auto",
         n_jobs: Positive = 1,
         pruner: Literal["auto", "median", "hyperband", "first_epoch", "none"] = "auto",
-        isolation: Literal["process", "none"] = "process",
+        isolation: Literal["auto", "process", "none"] = "auto",
         max_failure_rate: Annotated[float, AtLeast(0.0), AtMost(1.0)] = 0.5,
         receipt: Annotated[int, AtLeast(0)] = 3,
         sampler: Any = None,

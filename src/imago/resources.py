@@ -4,6 +4,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+CORES = "IMAGO_CORES"
+"""Environment variable with the number of cores of a process that shares the machine with others."""
+
 
 def workers(num_workers: int | None, processes: int) -> int:
     """The number of loader workers for one of `processes`; None divides the cores among them, at most 8 for each."""
@@ -14,7 +17,8 @@ def usable_cores(most: int = 8) -> int:
     """The number of cores that this process may use; at most `most`: with more than 8, disks do not keep up with one
     device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, most)
+    share = os.environ.get(CORES, "")
+    return min(cores, most, max(1, int(share)) if share.isdecimal() else cores)
 
 
 def free_memory() -> int:

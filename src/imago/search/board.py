@@ -13,7 +13,7 @@ from rich.text import Text
 
 from imago.callbacks.pace import format_duration
 from imago.run.differences import short_names
-from imago.search.settings import SearchSettings, sign_of
+from imago.search.settings import SearchSettings
 from imago.search.study import TrialRecord, best_of
 from imago.terminal import console, counted, say
 
@@ -45,17 +45,15 @@ class Board:
 
     Args:
         objectives: Names of the values.
-        is_greater_better: Whether the first of them is maximized.
+        sign: 1 if greater values of the first are better, else -1.
         keys: Settings that are searched.
         trials: Number of trials in all.
         jobs: Trials at the same time.
     """
 
-    def __init__(
-        self, objectives: Sequence[str], is_greater_better: bool, keys: Sequence[str], trials: int, jobs: int
-    ) -> None:
+    def __init__(self, objectives: Sequence[str], sign: int, keys: Sequence[str], trials: int, jobs: int) -> None:
         self.objectives = objectives
-        self.is_greater_better = is_greater_better
+        self.sign = sign
         self.names = short_names(keys)
         self.trials = trials
         self.jobs = jobs
@@ -104,7 +102,7 @@ class Board:
         return f"{WORDS[record.state]}{after}{at}" + (f": {message[0]}" if message else "")
 
     def _best(self, records: Sequence[TrialRecord]) -> str:
-        best = best_of(records, self.is_greater_better) if len(self.objectives) == 1 else None
+        best = best_of(records, self.sign) if len(self.objectives) == 1 else None
         return f"best {best.values[0]:.4f} in trial {best.number + 1}" if best is not None else ""
 
     def _left(self, records: Sequence[TrialRecord]) -> str:
@@ -118,7 +116,7 @@ class Board:
         table = Table(box=box.SIMPLE_HEAD, caption="; ".join(filter(None, caption)), caption_justify="left")
         for name in ("trial", "state", *(self.names.values()), *self.objectives, "epochs"):
             table.add_column(name, no_wrap=True)
-        best = best_of(records, self.is_greater_better) if len(self.objectives) == 1 else None
+        best = best_of(records, self.sign) if len(self.objectives) == 1 else None
         for record in records[-MOST_ROWS:]:
             values = [f"{value:.4f}" for value in record.values] or [
                 f"{record.last:.4f}" if record.last is not None else "",
@@ -139,8 +137,7 @@ def show_front(records: Sequence[TrialRecord], settings: SearchSettings, names: 
     titles = [f"{name} ({arrow})" for name, arrow in zip(settings.objectives, arrows, strict=True)]
     for title in ("trial", *titles, *names.values(), "folder"):
         table.add_column(title, no_wrap=True)
-    sign = sign_of(settings.directions[0])
-    for record in sorted(records, key=lambda record: -sign * record.values[0]):
+    for record in sorted(records, key=lambda record: -settings.sign * record.values[0]):
         cells = [str(record.number + 1), *map(_format_objective, record.values)]
         cells += [format_value(record.params.get(key, "")) for key in names]
         table.add_row(*map(Text, [*cells, str(record.attributes.get("folder", ""))]))

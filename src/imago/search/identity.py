@@ -1,10 +1,12 @@
 """Whether a search is that for which its study was made, and whether another process searches it."""
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imago.errors import UserError
 from imago.run import lock
 
 
@@ -36,3 +38,33 @@ def is_alive(owner: Mapping[str, Any], folder: Path) -> bool:
         return lock.is_taken(former)
     except OSError:  # a file system without locks
         return True
+
+
+def check_no_trials(folder: Path) -> None:
+    """Raise UserError if a folder has trials, and the study would not know of them."""
+    if any(folder.glob("*/status.json")):
+        raise UserError(
+            f"{folder} has trials of an earlier search, and a study in memory (hydra.sweeper.storage=null) does not "
+            "know them. Type another hydra.sweep.dir= or hydra.sweeper.study_name=."
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, the folder of a search belongs to this process.
+
+    Raises:
+        UserError: Another search has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not lock.take(folder):
+        process, machine = lock.owner(folder) or ("", "a machine")
+        raise UserError(
+            f"{folder} is searched by process {process} on {machine}. Wait until it has ended, or type another "
+            "hydra.sweeper.study_name= or hydra.sweep.dir=. For more trials at the same time type "
+            "hydra.sweeper.n_jobs=."
+        )
+    try:
+        yield
+    finally:
+        lock.release(folder)

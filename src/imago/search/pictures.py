@@ -18,7 +18,7 @@ from imago.masking import masked
 from imago.search.board import WORDS, count_states, format_value
 from imago.search.settings import SearchSettings, sign_of
 from imago.search.space import Choice, Interval, Space
-from imago.search.study import TrialRecord
+from imago.search.study import TrialRecord, best_of
 from imago.terminal import plain
 
 DPI = 150
@@ -146,11 +146,9 @@ def _page(
     settings: SearchSettings, names: Mapping[str, str], records: Sequence[TrialRecord], images: Mapping[str, bytes]
 ) -> str:
     """The page: pictures inside, no script, nothing that is loaded."""
-    done = [record for record in records if record.values]
-    sign = sign_of(settings.directions[0])
-    best = max(done, key=lambda record: sign * record.values[0]).number if done else -1
+    best = best_of(records, settings.sign)
     head = ["trial", "state", *settings.objectives, *names.values(), "epochs", "folder"]
-    rows = "".join(_row(record, settings, names, record.number == best) for record in records)
+    rows = "".join(_row(record, settings, names, record is best) for record in records)
     pictures = "".join(
         f'<h2>{name.capitalize()}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         for name, image in images.items()

@@ -23,8 +23,9 @@ def make_pruner(optuna: Any, name: str, validations: int) -> Any:
     return pruners.NopPruner()
 
 
-def stops_after_first(value: float, earlier: Sequence[float], is_greater_better: bool) -> bool:
-    """Whether a trial whose first validation has `value` is ended, given those of the trials before it.
+def stops_after_first(value: float, earlier: Sequence[float], sign: int) -> bool:
+    """Whether a trial whose first validation has `value` is ended, given those of the trials before it; `sign` is 1 if
+    greater values are better, else -1.
 
     It continues if it is among the best fifth of all. "Is one epoch all you need for multi-fidelity hyperparameter
     optimization?" (Egele et al. 2023) found that the order after one epoch is nearly that after all of them.
@@ -33,5 +34,5 @@ def stops_after_first(value: float, earlier: Sequence[float], is_greater_better:
         return True
     if len(earlier) < FIRST_KEPT:
         return False
-    better = sum(first > value if is_greater_better else first < value for first in earlier)
+    better = sum(sign * first > sign * value for first in earlier)
     return better >= max(1, math.ceil(FIRST_SHARE * (len(earlier) + 1)))

@@ -10,29 +10,32 @@ from imago.terminal import counted
 
 @dataclass(frozen=True)
 class Receipt:
-    """Pruned trials that were finished: number -> value; and the best value of the completed ones."""
+    """Pruned trials that were finished: number -> value; the values of the completed ones; and the sign of what is
+    better: 1 for greater values, else -1."""
 
     finished: dict[int, float]
     completed: tuple[float, ...]
-    is_greater_better: bool
+    sign: int
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Number and value of the best of the finished trials."""
+        return max(self.finished.items(), key=lambda entry: self.sign * entry[1])
 
     @property
     def regret(self) -> float:
         """By how much the best of the finished trials is better than the best completed one; 0 if it is not."""
         if not self.finished or not self.completed:
             return 0.0
-        best = max if self.is_greater_better else min
-        gain = best(self.finished.values()) - best(self.completed)
-        return max(0.0, gain if self.is_greater_better else -gain)
+        return max(0.0, self.sign * self.best[1] - max(self.sign * value for value in self.completed))
 
     def place(self, value: float) -> int:
         """Place that a finished trial would have among the completed ones, from 1."""
-        return 1 + sum(done >= value if self.is_greater_better else done <= value for done in self.completed)
+        return 1 + sum(self.sign * done >= self.sign * value for done in self.completed)
 
     def describe(self, pruned: int) -> str:
         """Sentence that says what pruning cost; `pruned` is the number of pruned trials."""
-        best = max if self.is_greater_better else min
-        number, value = best(self.finished.items(), key=lambda entry: entry[1])
+        number, value = self.best
         what = f"{counted(len(self.finished), 'trial')} of {pruned} pruned ones {_was(len(self.finished))} finished"
         if self.regret:
             return f"Pruning cost {self.regret:.4f}: {what}, and trial {number + 1} is the best of all, {value:.4f}"
@@ -44,9 +47,8 @@ def _was(number: int) -> str:
     return "was" if number == 1 else "were"
 
 
-def to_finish(records: Sequence[TrialRecord], most: int, is_greater_better: bool) -> list[TrialRecord]:
+def to_finish(records: Sequence[TrialRecord], most: int, sign: int) -> list[TrialRecord]:
     """The pruned trials that are finished: the best by what they had reached, those that went further first."""
-    sign = 1 if is_greater_better else -1
     pruned = [record for record in records if record.state == "pruned" and _numbers(record)]
     pruned.sort(
         key=lambda record: (-max(sign * value for value in _numbers(record)), -len(record.reported), record.number)

@@ -1,5 +1,6 @@
 """Settings of a search, checked before its first trial."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,11 @@ class SearchSettings:
     def prunes(self) -> bool:
         """Whether trials are pruned."""
         return self.pruner != "none"
+
+    @property
+    def sign(self) -> int:
+        """1 if greater values of the first objective are better, else -1."""
+        return sign_of(self.directions[0])
 
 
 def search_settings(config: DictConfig) -> SearchSettings:
@@ -176,3 +182,12 @@ def gpus_of(slot: int, devices: int, gpus: Sequence[str]) -> str | None:
     if not gpus:
         return None
     return ",".join(gpus[(slot * devices + number) % len(gpus)] for number in range(min(devices, len(gpus))))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count()
+    return visible[:count] if visible else [str(number) for number in range(count)]

@@ -165,11 +165,6 @@ class SearchStudy:
         with quiet_optuna():
             return [_record(trial) for trial in self._study.best_trials]
 
-    @property
-    def is_greater_better(self) -> bool:
-        """Whether the first objective is maximized."""
-        return self.settings.directions[0] == "maximize"
-
     def note(self, key: str, value: Any) -> None:
         """Keep a fact of the whole study."""
         with quiet_optuna():
@@ -198,7 +193,7 @@ class SearchStudy:
 
     def _stops_after_first(self, number: int, value: float) -> bool:
         firsts = [t.intermediate_values[0] for t in self._trials() if t.number != number and 0 in t.intermediate_values]
-        return stops_after_first(value, firsts, self.is_greater_better)
+        return stops_after_first(value, firsts, self.settings.sign)
 
     def _open(self, storage: Any) -> Any:
         """The study in a storage, which is made if it is not there."""
@@ -267,10 +262,9 @@ class SearchStudy:
         )
 
 
-def best_of(records: Sequence[TrialRecord], is_greater_better: bool) -> TrialRecord | None:
-    """The record with the best first value; None without any."""
+def best_of(records: Sequence[TrialRecord], sign: int) -> TrialRecord | None:
+    """The record with the best first value; None without any. `sign` is 1 if greater values are better, else -1."""
     done = [record for record in records if record.values and math.isfinite(record.values[0])]
-    sign = 1 if is_greater_better else -1
     return max(done, key=lambda record: (sign * record.values[0], -record.number), default=None)
 
 

@@ -1,10 +1,9 @@
 """The search itself: one trial after the other, or several at the same time, until all are done."""
 
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from imago.errors import UserError, message_of
 from imago.files import write_text
 from imago.masking import learn_secrets, masked_override
 from imago.resources import usable_cores
-from imago.run import lock
 from imago.run.search_place import Outcome
 from imago.search.board import Board, count_states, format_params, show_front
+from imago.search.identity import check_no_trials, locked
 from imago.search.receipt import Receipt, to_finish, with_finished
 from imago.search.results import FILE as RESULTS
 from imago.search.results import write_experiment, write_results
-from imago.search.settings import check_gpus, gpus_of, search_settings
+from imago.search.settings import check_gpus, gpus_of, search_settings, visible_gpus
 from imago.search.space import read_space
 from imago.search.study import SearchStudy, TrialRecord, best_of
 from imago.search.trials import TrialOrder, run_trial
@@ -60,8 +59,9 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
         run = _Search(folder, study, _shared_words(hydra_words(config)))
         run.announce()
         try:
-            run.run_all()
-            best = run.finish()
+            with run.workers, ended_by_one_signal() if run.is_apart else nullcontext():
+                run.run_all()
+                best = run.finish()
         except (KeyboardInterrupt, SystemExit):
             study.stop()
             _say_how_to_continue(study, folder)
@@ -74,36 +74,6 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
                 study.close()
         note_search(folder, words, DONE)
         return best
-
-
-def check_no_trials(folder: Path) -> None:
-    """Raise UserError if a folder has trials, and the study would not know of them."""
-    if any(folder.glob("*/status.json")):
-        raise UserError(
-            f"{folder} has trials of an earlier search, and a study in memory (hydra.sweeper.storage=null) does not "
-            "know them. Type another hydra.sweep.dir= or hydra.sweeper.study_name=."
-        )
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, the folder of a search belongs to this process.
-
-    Raises:
-        UserError: Another search has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not lock.take(folder):
-        process, machine = lock.owner(folder) or ("", "a machine")
-        raise UserError(
-            f"{folder} is searched by process {process} on {machine}. Wait until it has ended, or type another "
-            "hydra.sweeper.study_name= or hydra.sweep.dir=. For more trials at the same time type "
-            "hydra.sweeper.n_jobs=."
-        )
-    try:
-        yield
-    finally:
-        lock.release(folder)
 
 
 def _shared_words(words: Sequence[str]) -> list[str]:
@@ -123,11 +93,12 @@ class _Search:
         self.shared = shared
         self.program = typed_program(settings.command)
         self.is_apart = settings.isolation != "none"
-        self.gpus = _gpus() if self.is_apart else []
+        self.gpus = visible_gpus() if self.is_apart else []
+        self.workers = Workers(reuses=settings.isolation == "auto" and not self.gpus)
         self.slots: dict[int, int] = {}
         check_gpus(settings, len(self.gpus))
         keys, jobs = list(space.params), settings.n_jobs
-        self.board = Board(settings.objectives, study.is_greater_better, keys, settings.n_trials, jobs)
+        self.board = Board(settings.objectives, settings.sign, keys, settings.n_trials, jobs)
 
     def announce(self) -> None:
         """Say what is searched, and what was done before."""
@@ -144,15 +115,14 @@ class _Search:
         """Run all trials that are left."""
         with self.board:
             if self.is_apart:
-                with ended_by_one_signal():
-                    self._run_apart()
+                self._run_apart()
             else:
                 while (record := self.study.next_trial()) is not None:
                     outcome = run_trial(self.order(record), self._reporter(record.number))
                     self._note(record.number, outcome)
 
     def _run_apart(self) -> None:
-        workers = Workers()
+        workers = self.workers
         try:
             while True:
                 while len(workers) < self.settings.n_jobs and (record := self.study.next_trial()) is not None:
@@ -171,9 +141,8 @@ class _Search:
                     self._note(number, outcome)
         except (KeyboardInterrupt, SystemExit):
             self.study.stop()  # before a scheduler ends this process, too
-            raise
-        finally:
             workers.stop()
+            raise
 
     def _redraw(self) -> None:
         if self.board.is_live:
@@ -239,7 +208,7 @@ class _Search:
 
     def _write(self, records: Sequence[TrialRecord], facts: Mapping[str, Any]) -> list[TrialRecord]:
         """Write the results so far; returns the best trials."""
-        best = best_of(with_finished(records, facts.get("finished", {})), self.study.is_greater_better)
+        best = best_of(with_finished(records, facts.get("finished", {})), self.settings.sign)
         front = self.study.front() if len(self.settings.objectives) > 1 else [best] if best is not None else []
         write_results(self.folder, self.settings, records, front, facts)
         return front
@@ -264,17 +233,16 @@ class _Search:
 
     def _receipt(self, records: Sequence[TrialRecord]) -> Receipt:
         """Finish the best pruned trials, unless an earlier start has; say what pruning cost."""
-        is_greater_better = self.study.is_greater_better
         completed = tuple(record.values[0] for record in records if record.state == "completed")
         finished = {int(number): float(value) for number, value in (self.study.noted("finished") or {}).items()}
-        for record in to_finish(records, self.settings.receipt, is_greater_better):
+        for record in to_finish(records, self.settings.receipt, self.settings.sign):
             if record.number in finished:
                 continue
             outcome = self._finish_trial(record)
             if outcome.state == "completed":
                 finished[record.number] = outcome.values[0]
                 self.study.note("finished", {str(number): value for number, value in finished.items()})
-        receipt = Receipt(finished, completed, is_greater_better)
+        receipt = Receipt(finished, completed, self.settings.sign)
         if finished:
             say(receipt.describe(sum(record.state == "pruned" for record in records)))
         return receipt
@@ -284,12 +252,8 @@ class _Search:
         order = self.order(record, prunes=False)
         if not self.is_apart:
             return run_trial(order, lambda step, value: False)
-        workers = Workers()
-        try:
-            workers.start(order)
-            return workers.next_end(lambda number, step, value: False, lambda: None)[1]
-        finally:
-            workers.stop()
+        self.workers.start(order)
+        return self.workers.next_end(lambda number, step, value: False, lambda: None)[1]
 
 
 def _error_of(record: TrialRecord) -> str:
@@ -307,12 +271,3 @@ def _say_how_to_continue(study: SearchStudy, folder: Path) -> None:
     line = shlex.join([*words, f"hydra.sweep.dir={for_hydra(str(folder))}"])
     say(f"The search was stopped ({states}). It continues with the same command, or with")
     say(f"  {typed_program(study.settings.command)} {line}")
-
-
-def _gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    count = torch.cuda.device_count()
-    return visible[:count] if visible else [str(number) for number in range(count)]

@@ -1,9 +1,10 @@
-"""Trials in processes of their own: a crash, or memory that runs out, costs one trial.
+"""Trials in other processes than the search: a crash, or memory that runs out, costs one trial.
 
-They are forked from a server that has imported what a run imports, so that a trial starts in tenths of a second and
-inherits no CUDA. Each has a session of its own: Ctrl-C reaches the search alone, which asks its trials to stop and to
-save. When the search is killed, its trials end, too. Only the search touches the study: a trial sends its values and
-waits for the answer.
+The processes are forked from a server that has imported what a run imports, so that a trial starts in tenths of a
+second and inherits no CUDA. One that has run a short trial may run the next one, too, which finds all that is read
+once. Each has a session of its own: Ctrl-C reaches the search alone, which asks its trials to stop and to save. When
+the search is killed, its trials end, too. Only the search touches the study: a trial sends its values and waits for the
+answer.
 """
 
 import multiprocessing
@@ -22,6 +23,7 @@ from typing import IO, Any
 
 from imago.cli.processes import describe_exit
 from imago.definitions import STOPPING, TERMINATED
+from imago.resources import CORES
 from imago.run.search_place import Outcome
 from imago.search.trials import MOST_OUTPUT, TrialOrder, folder_of, run_trial
 
@@ -30,6 +32,8 @@ PRELOADED = (
     *("imago.evaluation.console", "imago.report.page", "sklearn.metrics", "opacus.accountants", "torch._dynamo"),
 )
 """Modules that a run imports."""
+SHORT_SECONDS = 60
+"""Duration of a trial whose process may run another one: in longer ones, the start of a process does not matter."""
 SECONDS_TO_SAVE = 25
 """Time for a trial that is asked to stop: below the 30 s after which Slurm kills the search."""
 STOPPED = "stopped"
@@ -38,7 +42,7 @@ STOPPED = "stopped"
 
 @dataclass
 class Worker:
-    """A process that runs one trial."""
+    """A process that runs a trial."""
 
     order: TrialOrder
     process: Any
@@ -47,6 +51,15 @@ class Worker:
     output: IO[str]
     path: str
     began: float
+
+    def take(self, order: TrialOrder) -> bool:
+        """Run another trial; returns whether the process is there."""
+        self.order, self.began = order, time.monotonic()
+        try:
+            self.connection.send(order)
+        except OSError:
+            return False
+        return self.process.is_alive()
 
     def close(self) -> None:
         """End the process and its loader workers, if they have not ended."""
@@ -61,18 +74,39 @@ class Worker:
 
 
 class Workers:
-    """The processes of the trials that run at the same time."""
+    """The processes of the trials that run at the same time; none outlives the block.
 
-    def __init__(self) -> None:
+    Args:
+        reuses: Whether the process of a short trial that did not fail runs further ones.
+    """
+
+    def __init__(self, reuses: bool = False) -> None:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        self._reuses = reuses
         self._running: dict[int, Worker] = {}
+        self._idle: list[Worker] = []
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def __len__(self) -> int:
         return len(self._running)
 
     def start(self, order: TrialOrder) -> None:
-        """Start the process of a trial."""
+        """Start a trial, in a process that is idle or in a new one."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.take(order):
+                self._running[order.number] = worker
+                return
+            worker.close()
+        self._running[order.number] = self._new(order)
+
+    def _new(self, order: TrialOrder) -> Worker:
         if hasattr(self._context, "set_forkserver_preload"):
             self._context.set_forkserver_preload([*PRELOADED])
         ours, theirs = self._context.Pipe()
@@ -84,7 +118,7 @@ class Workers:
         output = os.fdopen(handle, errors="replace")
         theirs.close()
         watched.close()
-        self._running[order.number] = Worker(order, process, ours, alive, output, name, time.monotonic())
+        return Worker(order, process, ours, alive, output, name, time.monotonic())
 
     def next_end(self, report: Callable[[int, int, float], bool], tick: Callable[[], None]) -> tuple[int, Outcome]:
         """Wait until a trial has ended, and answer what the others report meanwhile."""
@@ -112,7 +146,11 @@ class Workers:
                 worker.connection.send(answer)
             return None
         del self._running[number]
-        worker.close()
+        is_good = message.state in ("completed", "pruned") and worker.process.is_alive()
+        if self._reuses and is_good and message.seconds <= SHORT_SECONDS:
+            self._idle.append(worker)
+        else:
+            worker.close()
         return number, message
 
     def _died(self, worker: Worker) -> Outcome:
@@ -135,7 +173,10 @@ class Workers:
         for worker in self._running.values():
             worker.process.join(max(0.0, deadline - time.monotonic()))
             worker.close()
+        for worker in self._idle:
+            worker.close()
         self._running.clear()
+        self._idle.clear()
 
 
 @contextmanager
@@ -183,7 +224,7 @@ def _importable() -> Iterator[None]:
 
 
 def _main(order: TrialOrder, connection: Connection, watched: Connection, output: str) -> None:
-    """The process of a trial."""
+    """The process of a trial, and of those that it is given after it."""
     if hasattr(os, "setsid"):
         os.setsid()  # its loader workers end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -204,7 +245,7 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
 
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-        os.environ["OMP_NUM_THREADS"] = str(order.threads)  # of its further processes
+        os.environ["OMP_NUM_THREADS"] = os.environ[CORES] = str(order.threads)  # of its further processes, too
 
     def report(step: int, value: float) -> bool:
         try:
@@ -217,9 +258,13 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
     from imago.cli.stop_signals import stopped_by_signals
 
     try:
-        with stopped_by_signals():
-            outcome = run_trial(order, report)
-            connection.send(outcome)
+        while True:
+            with stopped_by_signals():
+                outcome = run_trial(order, report)
+                connection.send(outcome)
+            order = connection.recv()
+    except (EOFError, OSError):  # the search needs this process no more, or is gone
+        pass
     except SystemExit as error:
         if error.code == TERMINATED:
             with suppress(OSError):
