@@ -53,6 +53,7 @@ FLOORS = (  # each room may import from those before it
     ("cli",),
     ("evaluation",),
     ("training",),
+    ("exporting",),
     ("search", "serving"),
     ("commands",),
 )

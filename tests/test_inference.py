@@ -323,10 +323,6 @@ def test_exported_weights_stand_alone(command, trained, tmp_path, monkeypatch):
     assert told["normalisation"]["mean"] == [0.485, 0.456, 0.406]
     assert told["network"]["_target_"] == "imago.model.TinyNet"
     assert "must be a file that ends in" in command("export", f"ckpt_path={trained.dir}", "output=x.pt").output
-    assert (
-        "format=onnx is not supported yet; available: safetensors. For ONNX and torch.export, docs/inference.md has"
-        in command("export", f"ckpt_path={trained.dir}", "format=onnx").output
-    )
     assert f"Replaced: {path}" in command("export", f"ckpt_path={trained.dir}", f"output={path}").output
     refused = command("eval", f"ckpt_path={path}")
     assert f"type ml-inference ckpt_path={path} source=PHOTOS" in refused.output

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from serve import fuzzed
 
 import imago
 from imago.config.carried import read_checkpoint_config
-from imago.evaluation.calibration import Calibration, file_beside, key_of, write
+from imago.evaluation.calibration import Calibration
+from imago.evaluation.calibration_file import file_beside, key_of, write
 from imago.serving.address import listen, url_of
 from imago.serving.limits import Limits
 from imago.serving.predictor import Predictor
@@ -81,7 +81,8 @@ def calibrated(trained: Run, colours: Path, tmp_path_factory: pytest.TempPathFac
     sure = sorted(p.probability for p in classifier.predict(sorted((colours / "val").rglob("*.png"))))
     data = OmegaConf.create(read_checkpoint_config(classifier.checkpoint["config"], file, True)).data
     key = key_of(classifier.checkpoint["timestamp"], data)
-    write(Calibration(1.0, (sure[6] + sure[7]) / 2, 0.9, 0.9, 0.9, 15, "val", key), file_beside(file))
+    sets = [0.1] * len(classifier.class_names)
+    write(Calibration(1.0, (sure[6] + sure[7]) / 2, 0.9, None, sets, 0.9, 15, "val", key), file_beside(file))
     return file
 
 
@@ -354,9 +355,9 @@ def test_images_are_dropped_on_the_page_in_a_browser(predictor, tmp_path):
     (member,) = predictor.members
     sure = member.predict([png(1), png(2)])
     threshold = sum(prediction.probability for prediction in sure) / 2
-    calibration = Calibration(1.0, threshold, 0.9, 0.9, 0.9, 15, "val", "none")
     classifier = imago.load_classifier(member.file)
-    classifier.calibration = replace(calibration)
+    sets = [0.1] * len(classifier.class_names)
+    classifier.calibration = Calibration(1.0, threshold, 0.9, None, sets, 0.9, 15, "val", "none")
     files = {"sure.png": png(1), UNUSUAL: png(2), "text.txt": b"no image"}
     contents = json.dumps({name: base64.b64encode(content).decode() for name, content in files.items()})
     drop = f"""(async () => {{

@@ -1,87 +1,114 @@
-"""Write the weights of a checkpoint in a format that other software reads.
+"""Write the network of a checkpoint in a format that other software reads.
 
 ml-export ckpt_path=RUN
+ml-export ckpt_path=RUN format=onnx
 ml-export ckpt_path=latest output=ants.safetensors
 """
 
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from imago.cli.entry import Command
 from imago.cli.start_from import resolve_checkpoint_args
-from imago.cli.typed_words import OTHER_FORMATS, check_choice
+from imago.cli.typed_words import check_choice
 from imago.config.allow_list import TRANSFORMS, own_prefixes
 from imago.config.carried import prediction_config
 from imago.config.checks import check_from_checkpoint
 from imago.config.invocation import Invocation
+from imago.config.missing_data import forget_missing_data, lacks_images
 from imago.config.root import KeptRoot
 from imago.errors import UserError
 from imago.run.folder import RunFolder
 
+if TYPE_CHECKING:
+    from imago.evaluation.classifier import Classifier
+    from imago.exporting.proven import ProvenExport
+
 log = logging.getLogger(__name__)
 
-FORMATS = ("safetensors",)
+WEIGHTS, BUNDLE = "safetensors", "bundle"
+FILES = {
+    WEIGHTS: "model_only.safetensors",
+    "onnx": "model.onnx",
+    "onnx_fp16": "model_fp16.onnx",
+    "onnx_int8": "model_int8.onnx",
+    "torch_export": "model.pt2",
+    BUNDLE: "model.zip",
+}
+"""Format -> the file in the run folder. All but the weights are compared with the checkpoint."""
+OF_PROOF = ("allow_flips", "tolerance", "proof_images")
+RECORD = "export.json"
 
 
 @dataclass
 class ExportRoot(KeptRoot):
     """Settings that `export.yaml` adds."""
 
-    format: str = "safetensors"
+    format: str = WEIGHTS
     output: str | None = None
     calibration: bool = True
+    proof_images: int = 100
+    allow_flips: int = 0
+    tolerance: float = 1e-4
 
 
 def check_export(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work, before anything is made."""
-    check_from_checkpoint(cfg, invocation, needs_data=False)
-    check_choice("format", cfg.format, FORMATS)
-    if cfg.model.get("forward_fn") is not None:
+    check_choice("format", cfg.format, tuple(FILES))
+    is_proven = cfg.format != WEIGHTS
+    forget_missing_data(cfg, invocation)
+    check_from_checkpoint(cfg, invocation, needs_data=is_proven and not lacks_images(cfg.data))
+    if cfg.format in (WEIGHTS, BUNDLE) and cfg.model.get("forward_fn") is not None:
         raise UserError(
-            "model.forward_fn is part of this network, but the export contains the weights of model.net only. Use the "
-            "checkpoint itself, with imago.load_classifier or ml-inference"
+            "model.forward_fn is part of this network, but the file of weights contains those of model.net only. Type "
+            "format=onnx, which contains all of it, or use the checkpoint itself, with imago.load_classifier or "
+            "ml-inference"
         )
-    if cfg.output is not None and Path(cfg.output).suffix != ".safetensors":
-        raise UserError(f"output must be a file that ends in .safetensors, got {cfg.output}.{OTHER_FORMATS}")
+    suffix = Path(FILES[cfg.format]).suffix
+    if cfg.output is not None and Path(cfg.output).suffix != suffix:
+        close = next((name for name, file in FILES.items() if Path(cfg.output).suffix == Path(file).suffix), None)
+        meant = f" For such a file type format={close}" if close is not None else ""
+        raise UserError(f"output must be a file that ends in {suffix}, got {cfg.output}.{meant}")
+    for key in OF_PROOF:
+        if not is_proven and key in invocation.keys:
+            raise UserError(f"{key}={cfg[key]} is for exports that are compared with the checkpoint: type format=onnx")
+        if cfg[key] < 0:
+            raise UserError(f"{key} must be 0 or more, got {cfg[key]}.")
+    if is_proven and cfg.format != "torch_export":
+        from imago.exporting.onnx_file import check_packages
+
+        check_packages()
 
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
-    """Write the network's own tensors, under its own names, and what is needed to use them as metadata."""
-    from imago.checkpoint.exported import export_entry, write_export
+    """Write the network in the chosen format, and what is needed to use it as metadata."""
     from imago.checkpoint.read import read_checkpoint
     from imago.dp.published import privacy_of, warn_before_publishing
     from imago.evaluation.calibration_file import file_beside
     from imago.evaluation.classifier import Classifier
     from imago.evaluation.console import show_next, show_privacy, show_written
-    from imago.evaluation.from_config import seen_images
     from imago.evaluation.loading import check_own_code
     from imago.evaluation.next_commands import after_export
 
-    checkpoint = read_checkpoint(cfg.ckpt_path)
+    file = Path(cfg.ckpt_path)
+    checkpoint = read_checkpoint(file)
     classifier = Classifier.from_config(cfg, checkpoint, cfg.ckpt_path, check_own_code(checkpoint))
-    metadata: dict[str, Any] = {
-        "class_names": classifier.class_names,
-        **seen_images(cfg.data, classifier.transform),
-        "versions": classifier.checkpoint["versions"],
-    }
-    metadata["network"] = {key: value for key, value in cfg.model.net.items() if isinstance(value, str | int | float)}
     calibration = _calibration(cfg, checkpoint) if cfg.calibration else None
-    if (privacy := privacy_of(Path(cfg.ckpt_path), checkpoint["imago"])) is not None:
-        metadata["privacy"] = privacy
+    if (privacy := privacy_of(file, checkpoint["imago"])) is not None:
         run.sections["Strategy"] = privacy
-        warn_before_publishing(
-            Path(cfg.ckpt_path), calibration, file_beside(Path(cfg.ckpt_path)), Path(cfg.paths.log_dir)
-        )
-    if checkpoint["imago"].get("unrecorded"):
-        metadata["unrecorded"] = True
-    metadata["imago"] = export_entry(checkpoint["imago"], prediction_config(cfg), calibration)
-    path = Path(cfg.output) if cfg.output is not None else run.path / "model_only.safetensors"
+        warn_before_publishing(file, calibration, file_beside(file), Path(cfg.paths.log_dir))
+    metadata = _metadata(cfg, classifier, privacy)
+    path = Path(cfg.output) if cfg.output is not None else run.path / FILES[cfg.format]
     is_there = path.exists()
-    write_export(classifier.model.net.state_dict(), metadata, path)
+    if cfg.format == WEIGHTS:
+        _write_weights(cfg, classifier, metadata, calibration, path)
+    else:
+        _write_proven(cfg, run, classifier, metadata, calibration, path)
     condition = (
         "if the images of val and calibration are public, which its calibration tells of (or type calibration=false)"
     )
@@ -90,7 +117,92 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     publish = "Its run may have spent more: to publish the weights, export them from the run folder (ckpt_path=RUN)"
     show_privacy(run, publish if is_part else f"This file may be published, {limits}")
     show_written(path, replaced=is_there)
-    show_next(after_export(path, calibration is not None, own_prefixes(cfg, ("model", *TRANSFORMS))))
+    if cfg.format != WEIGHTS:
+        show_written(run.path / RECORD)
+    further = file if cfg.format == "onnx" else None
+    show_next(after_export(path, calibration is not None, own_prefixes(cfg, ("model", *TRANSFORMS)), further))
+
+
+def _metadata(cfg: DictConfig, classifier: "Classifier", privacy: dict[str, Any] | None) -> dict[str, Any]:
+    """Class names, how the network sees an image, and where it comes from, as plain types."""
+    from imago.evaluation.from_config import seen_images
+
+    network = cfg.model.net or {}
+    metadata = {
+        "class_names": classifier.class_names,
+        **seen_images(cfg.data, classifier.transform),
+        "versions": classifier.checkpoint["versions"],
+        "network": {key: value for key, value in network.items() if isinstance(value, str | int | float)},
+    }
+    if privacy is not None:
+        metadata["privacy"] = privacy
+    if classifier.checkpoint.get("unrecorded"):
+        metadata["unrecorded"] = True
+    return metadata
+
+
+def _write_weights(
+    cfg: DictConfig,
+    classifier: "Classifier",
+    metadata: dict[str, Any],
+    calibration: dict[str, Any] | None,
+    path: Path,
+) -> None:
+    """Write the network's own tensors, under its own names."""
+    from imago.checkpoint.exported import export_entry, write_export
+
+    entry = export_entry(classifier.checkpoint, prediction_config(cfg), calibration)
+    write_export(classifier.model.net.state_dict(), {**metadata, "imago": entry}, path)
+
+
+def _write_proven(
+    cfg: DictConfig,
+    run: RunFolder,
+    classifier: "Classifier",
+    metadata: dict[str, Any],
+    calibration: dict[str, Any] | None,
+    path: Path,
+) -> None:
+    """Write a file that other software runs, once it has answered as the checkpoint does; and `export.json`."""
+    from imago.evaluation.calibration import Calibration
+    from imago.exporting.bundle import write_bundle
+    from imago.exporting.facts import facts_of
+    from imago.exporting.images import data_of
+    from imago.exporting.proven import ProvenExport, Terms
+
+    is_private = "privacy" in metadata
+    if calibration is not None:
+        classifier.calibration = Calibration(**calibration)
+    elif cfg.calibration:
+        log.info("The probabilities are not calibrated: first type ml-eval ckpt_path=RUN calibrate=true")
+    data = None if is_private else data_of(cfg, classifier.checkpoint, run.invocation)
+    if is_private:
+        log.info("Private training: no image of the data is used, and the export is compared on odd images alone")
+    terms = Terms(cfg.proof_images, cfg.allow_flips, cfg.tolerance)
+    kind = "onnx" if cfg.format == BUNDLE else cfg.format
+    export = ProvenExport(classifier, kind, metadata | facts_of(classifier, is_private), data)
+    if cfg.format != BUNDLE:
+        export.write(path, terms, run.path / RECORD)
+    else:
+        with TemporaryDirectory(dir=run.path, prefix=".", suffix=".tmp") as folder:
+            onnx, weights = Path(folder, "model.onnx"), Path(folder, "model.safetensors")
+            export.write(onnx, terms, run.path / RECORD)
+            _write_weights(cfg, classifier, metadata, calibration, weights)
+            write_bundle(onnx, weights, export.metadata, export.record, path)
+    _show_proof(export, cfg.format)
+
+
+def _show_proof(export: "ProvenExport", name: str) -> None:
+    """Print what was compared, sizes, and the table of speed."""
+    from imago.exporting.proof import describe
+    from imago.exporting.speed import speed_table
+    from imago.terminal import console
+
+    for line in describe(export.proof, export.split):
+        console().print(line, highlight=False, soft_wrap=True)
+    sizes = export.record["weights_bytes"] / 1e6, export.record["bytes"] / 1e6
+    console().print(f"Size: {sizes[0]:.1f} MB of weights -> {sizes[1]:.1f} MB", highlight=False)
+    console().print(speed_table(export.record["speed"], name))
 
 
 def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,7 +224,7 @@ main = Command(
     check_export,
     root=ExportRoot,
     arguments=resolve_checkpoint_args,
-    choices={"format": FORMATS},
+    choices={"format": tuple(FILES)},
     one_process=True,
 )
 """Command line of `ml-export`."""

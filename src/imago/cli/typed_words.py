@@ -14,7 +14,6 @@ from imago.errors import UserError
 
 SHOWING = ("--cfg", "-c", "--info", "-i")
 """Flags that show the settings of one run."""
-OTHER_FORMATS = " For ONNX and torch.export, docs/inference.md has the lines to write."
 
 
 def check_words(words: Sequence[str], command: str, settings: Collection[str], program: str = "") -> None:
@@ -50,8 +49,6 @@ def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Raise UserError unless `value` is one of `choices`."""
     if value in choices:
         return
-    if len(choices) == 1:
-        raise UserError(f"{key}={value} is not supported yet; available: {choices[0]}.{OTHER_FORMATS}")
     close = [name for name in choices if name in str(value)] or get_close_matches(str(value), choices, n=1)
     meant = f" Type {key}={close[0]}" if close else ""
     raise UserError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value}.{meant}")

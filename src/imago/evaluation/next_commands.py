@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imago.config.invocation import typed_path
+from imago.definitions import is_export
 from imago.evaluation.evaluate import Result
 from imago.run.folder import RunFolder
 
@@ -44,8 +45,19 @@ def after_calibration(checkpoint: Path, is_private: bool = False) -> list[str]:
     return [f"ml-inference {word} source=PHOTOS calibrated=true", export]
 
 
-def after_export(file: Path, is_calibrated: bool, prefixes: Sequence[str] = ()) -> list[str]:
-    """Command that predicts with an export; one has no signature, so `prefixes` of the user's own code are allowed."""
+def after_export(
+    file: Path, is_calibrated: bool, prefixes: Sequence[str] = (), checkpoint: Path | None = None
+) -> list[str]:
+    """Commands that predict with an export; one has no signature, so `prefixes` of the user's own code are allowed.
+    Files for other software are not read by Imago: with its `checkpoint`, a bundle is named, which has a script."""
+    if file.suffix == ".zip":
+        folder = shlex.quote(relative(file.with_suffix("")))
+        return [
+            f"{python()} -m zipfile -e {shlex.quote(relative(file))} {folder}",
+            f"{python()} {folder}/predict.py PHOTO",
+        ]
+    if not is_export(file):
+        return [f"ml-export {_checkpoint_word(checkpoint)} format=bundle"] if checkpoint is not None else []
     words = [_word("ckpt_path", file), "source=PHOTOS", *["calibrated=true"] * is_calibrated]
     words += [shlex.quote(f"trusted_targets=[{','.join(prefixes)}]")] if prefixes else []
     return [f"ml-inference {' '.join(words)}"]

@@ -1,0 +1,166 @@
+"""The part of an exported network behind crop and resize: pixel and batch transforms, the network, probabilities."""
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imago.data.crops import pair
+from imago.data.transforms import Normalize
+from imago.definitions import Batch
+from imago.errors import UserError
+from imago.evaluation.classifier import Classifier
+from imago.exporting.front import PIXELS
+from imago.randomness import seeded
+
+PROBABILITIES = "probabilities"
+"""Name of the output, float32 (n, classes)."""
+EXAMPLES = 2
+"""Images that a network is traced with; another number could be taken for a property of the network."""
+LARGEST = 1.9e9
+"""Bytes of weights that fit into one file of ONNX, whose format ends at 2 GB."""
+
+
+class Scaled(nn.Module):
+    """`Normalize` of uint8 images without its shortcuts in memory, which cannot be traced."""
+
+    def __init__(self, normalise: Normalize) -> None:
+        super().__init__()
+        mean, std = torch.tensor(normalise.mean), torch.tensor(normalise.std)
+        self.register_buffer("scale", (1 / (255 * std.double())).float()[:, None, None])
+        self.register_buffer("shift", (-mean.double() / std.double()).float()[:, None, None])
+
+    def forward(self, batch: Batch) -> Batch:
+        return {"image": batch["image"].to(torch.float32) * self.scale + self.shift}
+
+
+class Network(nn.Module):
+    """Images after crop and resize, uint8 (n, channels, height, width), to calibrated probabilities (n, classes)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.model = classifier.model
+        self.pixels = classifier.transform.pixels
+        steps = classifier.transform.batch.steps
+        first = next(iter(steps), None)  # behind other steps, images may have another type
+        self.steps: dict[str, Callable[[Batch], Batch]] = {
+            name: Scaled(step) if name == first and type(step) is Normalize else step for name, step in steps.items()
+        }
+        self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
+        self.temperature = 1.0 if classifier.calibration is None else classifier.calibration.temperature
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for change in self.pixels.values():
+            pixels = change(pixels)
+        count = pixels.shape[0]
+        batch: Batch = {"image": pixels, "label": pixels.new_zeros(count, dtype=torch.long), "epoch": 0}
+        batch["index"] = torch.arange(count, device=pixels.device)
+        for step in self.steps.values():
+            batch = batch | step(batch)
+        logits = self.model(batch)["logits"].float()
+        return (logits / self.temperature).softmax(dim=1)
+
+
+def example_of(classifier: Classifier) -> Tensor:
+    """Images to trace a network with, uint8 (2, channels, height, width)."""
+    shape = (EXAMPLES, classifier.channels, *pair(classifier.image_size))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def check_draws(classifier: Classifier) -> None:
+    """Raise UserError for transforms that draw random numbers."""
+    pixels = example_of(classifier)
+    for name, step in classifier.transform.pixels.items():
+        results = []
+        for seed in (1, 2, 3):
+            with seeded(seed):
+                results.append(step(pixels[0].clone()))
+        if any(not torch.equal(result, results[0]) for result in results):
+            raise UserError(
+                f"data.eval_transform.pixels.{name} draws random numbers, which an exported file cannot repeat. Type "
+                f"data.eval_transform.pixels.{name}=null"
+            )
+
+
+def bytes_of(classifier: Classifier) -> int:
+    """Size of the weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in classifier.model.state_dict().values())
+
+
+@torch.no_grad()
+def network_model(classifier: Classifier) -> Any:
+    """Make the ONNX model of the network, for any number of images.
+
+    Raises:
+        UserError: It has an operator that ONNX does not have, or cannot be traced.
+    """
+    check_draws(classifier)
+    if (size := bytes_of(classifier)) > LARGEST:
+        raise UserError(
+            f"The weights have {size / 1e9:.1f} GB, and a file of ONNX ends at 2 GB. Type format=torch_export"
+        )
+    with quiet(), _explained("ONNX", "format=torch_export or format=safetensors"):
+        program = torch.onnx.export(
+            Network(classifier).eval(),
+            (example_of(classifier),),
+            dynamo=True,
+            dynamic_shapes={"pixels": {0: torch.export.Dim("images")}},
+            input_names=[PIXELS],
+            output_names=[PROBABILITIES],
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+@torch.no_grad()
+def exported_program(classifier: Classifier) -> torch.export.ExportedProgram:
+    """Trace the network with `torch.export`, for any number of images.
+
+    Raises:
+        UserError: It cannot be traced.
+    """
+    check_draws(classifier)
+    with quiet(), _explained("torch.export", "format=safetensors"):
+        network, example = Network(classifier).eval(), (example_of(classifier),)
+        return torch.export.export(network, example, dynamic_shapes={"pixels": {0: torch.export.Dim("images")}})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep from the console what exporters say to their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _explained(target: str, instead: str) -> Iterator[None]:
+    """Turn an error of the exporter into one that names the operator or the reason, and the way out."""
+    try:
+        yield
+    except (UserError, MemoryError, OSError):
+        raise
+    except Exception as error:  # of many types, most of them private
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        text = "\n".join(str(cause) for cause in causes)
+        missing = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)))
+        if missing:
+            what = f"it has no form of the operator {', '.join(missing)}. Replace that in the network"
+        else:
+            first = str(causes[-1]).strip().partition("\n")[0] or type(causes[-1]).__name__
+            what = f"{first.rstrip('.')}. Often that is a branch or a loop that depends on pixel values"
+        raise UserError(f"The network cannot be exported to {target}: {what}, or type {instead}") from error
