@@ -18,6 +18,7 @@ from browser import CHROMIUM
 from drawn_results import DrawnImages, draw_run, drawn_score
 from helpers import REPO, draw_classes
 from markupsafe import escape
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
@@ -184,6 +185,54 @@ def test_names_cannot_break_the_page(tmp_path, train):
 
 
 HOSTILE = ["<script>document.title = 7</script>", "a\"b'c</script><img src=x onerror=alert(1)>", "x, y", "${z} {{ 7 }}"]
+
+
+def test_the_model_card_has_the_metadata_of_the_hub_and_no_path_of_this_machine(trained, tmp_path, capsys):
+    card = trained.text("model_card.md")
+    data = pytest.importorskip("huggingface_hub").ModelCard(card).data
+    metrics = trained.json("reports/metrics_val.json")  # there is no test split
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values == {"accuracy": round(metrics["acc"], 4), "f1": round(metrics["f1"], 4)}
+    assert (data.pipeline_tag, data.eval_results[0].dataset_split) == ("image-classification", "val")
+    assert "Val chose the checkpoint, so that its scores are too good." in card
+    low, high = wilson(metrics["acc"], metrics["n"])
+    assert f"| val | {metrics['n']} | {metrics['acc']:.4f} | {low:.4f} to {high:.4f} |" in card
+    counts = trained.json("reports/data.json")["counts"]
+    assert f"- train: {sum(counts['train'].values())} images" in card
+    assert "pixels, fit: crop, interpolation: bilinear" in card
+    folders = (REPO, trained.dir, trained.dir.parent, Path.home(), trained.json("reports/data.json")["folder"])
+    assert [folder for folder in map(str, folders) if folder in card] == []
+    code = re.search("```python\n(.*?)```", card, re.DOTALL)[1]
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 30), "red").save(photo)
+    exec(code.replace("best.ckpt", str(trained.dir / "checkpoints/best.ckpt")).replace("photo.jpg", str(photo)))
+    assert capsys.readouterr().out.startswith("Prediction('")
+
+
+def test_the_model_card_names_weak_classes_and_of_private_training_no_score(tmp_path):
+    run = draw_run(tmp_path / "run", HOSTILE, images=20)
+    write_report(run)
+    assert not (run / "model_card.md").exists()  # a run that only scored a checkpoint
+    card = {"network": "SimpleCNN", "parameters": 94_762, "weights": "from scratch"}
+    write_json(run / "status.json", json.loads((run / "status.json").read_text()) | {"card": card})
+    write_report(run)
+    text = (run / "model_card.md").read_text()
+    score = json.loads((run / "reports/metrics_test.json").read_text())
+    name, weakest = min(score["per_class"].items(), key=lambda row: row[1]["recall"])
+    table = text[text.index("lowest recall") :]
+    assert f"{name.replace('<', '&lt;')} | 20 | {weakest['recall']:.4f} |" in table
+    assert re.search(r"taken for .*: \d+ \(", table)
+    assert "<script" not in text
+    spent = {"epsilon": 3.2, "delta": 1e-5, "max_grad_norm": 1, "sample_rate": 0.1, "noise_multiplier": 1, "steps": 9}
+    words = {"mechanism": "DP-SGD", "accountant": "rdp", "unit": "image", "counted": "", "not_covered": ["val images"]}
+    write_json(run / "reports/privacy.json", spent | words)
+    write_report(run)
+    private = (run / "model_card.md").read_text()
+    assert "epsilon 3.2" in private
+    assert "Not covered: val images." in private
+    assert f"{score['acc']:.4f}" not in private
+    assert "model-index" not in private
+    assert "images\n- fingerprint" not in private
 
 
 def test_hostile_names_stay_text(tmp_path):

@@ -23,6 +23,7 @@ def test_the_run_folder_holds_what_the_blueprint_promises(trained):
     expected = {"config.yaml", "train.log", "status.json", "summary.txt", "metrics.jsonl", ".hydra/config.yaml"}
     expected |= {".hydra/overrides.yaml", ".hydra/hydra.yaml", "csv/metrics.csv"}
     expected |= {"checkpoints/best.ckpt", "checkpoints/last.ckpt", "plots/curves.png", "report.html", "report.md"}
+    expected |= {"model_card.md"}
     expected |= {f"reports/{name}.json" for name in ("changes", "data", "environment", "samples")}
     for split in ("train", "val", "test"):
         expected |= {f"reports/classification_report_{split}.{kind}" for kind in ("txt", "json")}

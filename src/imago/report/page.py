@@ -1,4 +1,4 @@
-"""The page of a run, `report.html` and `report.md`, made from the files in its folder alone."""
+"""The pages of a run, `report.html`, `report.md` and `model_card.md`, made from the files in its folder alone."""
 
 import base64
 import hashlib
@@ -38,6 +38,7 @@ from imago.report.content import (
     read_scored_again,
 )
 from imago.report.curves import curves_of
+from imago.report.model_card import CARD_FILE, model_card_facts
 from imago.report.split import split_section, wilson
 from imago.run.folder import read_status
 
@@ -48,16 +49,17 @@ MOST_ROWS = 40  # of a table of classes that are shown without scrolling, and in
 
 
 def write_report(folder: Path) -> Path:
-    """Write both pages again. Returns the path of the HTML page.
+    """Write both pages again and, once the run was scored, its model card. Returns the path of the HTML page.
 
     Raises:
         ValueError: The folder holds results that no page can show.
     """
     try:
         facts = gathered(folder)
-        pages = {
-            name: templates(name).get_template(f"{name}.j2").render(facts) for name in ("report.html", "report.md")
-        }
+        names = ["report.html", "report.md"]
+        if (model := model_card_facts(folder, facts)) is not None:
+            facts, names = {**facts, "model": model}, [*names, CARD_FILE]
+        pages = {name: templates(name).get_template(f"{name}.j2").render(facts) for name in names}
     except (*ODD, TemplateError) as error:
         raise UserError(f"{folder} holds results that cannot be shown: {type(error).__name__}: {error}") from error
     for name, page in pages.items():

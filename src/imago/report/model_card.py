@@ -1,0 +1,110 @@
+"""The model card of a run, `model_card.md`: what somebody has to know of its network before using it.
+
+Its header is metadata of the Hugging Face Hub, so that it can be uploaded as it is. The author chooses the licence.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imago.files import NUMBER
+from imago.report.content import OPTIONAL, format_count, read_report
+from imago.run.folder import read_status
+from imago.run.saved_yaml import read_yaml
+
+CARD_FILE = "model_card.md"
+MOST_WEAK, MOST_PAIRS, MOST_NAMED = 5, 3, 40
+BEST = "checkpoints/best"
+CALIBRATION = {
+    **dict.fromkeys(("temperature!", "target_accuracy!"), NUMBER),
+    "threshold!": OPTIONAL,
+    "confidence!": OPTIONAL,
+}
+STAGES = ("box", "pixels", "batch")
+
+
+def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Values that the template shows beside the `facts` of the report; None before a training was scored.
+
+    Of private training, scores and counts are left out: they tell of images that epsilon does not cover.
+    """
+    card = read_status(folder / "status.json").get("card") or {}
+    section = next((entry for entry in facts["sections"] if entry["split"] in ("test", "val")), None)
+    if section is None or "network" not in card:
+        return None
+    is_private = bool(facts["privacy"])
+    name, split = folder.resolve().name, section["split"]
+    weak = sorted(section["classes"], key=lambda row: (row["recall"], -row["support"]))
+    return {
+        "header": _header(name, card, facts["data"], None if is_private else section),
+        "title": name,
+        "network": card["network"],
+        "parameters": format_count(card["parameters"]),
+        "weights": card.get("weights", "unknown weights"),
+        "scored": None if is_private else split,
+        "tested": [] if is_private else [entry for entry in facts["sections"] if entry["split"] != "train"],
+        "weak": [row for row in weak if row["recall"] < 1][:MOST_WEAK],
+        "confused": section["pairs"][:MOST_PAIRS],
+        "calibration": None if is_private else _calibration(folder),
+        "looks": _looks(read_yaml(folder / "config.yaml", "data") or {}),
+        "most_named": MOST_NAMED,
+    }
+
+
+def _calibration(folder: Path) -> dict[str, Any] | None:
+    """What `ml-eval calibrate=true` has fitted to `best.ckpt`; None if that was written again since."""
+    fitted, best = folder / f"{BEST}.calibration.json", folder / f"{BEST}.ckpt"
+    if not fitted.is_file() or not best.is_file() or fitted.stat().st_mtime < best.stat().st_mtime:
+        return None
+    return read_report(folder, f"{BEST}.calibration.json", CALIBRATION)
+
+
+def _header(name: str, card: Mapping[str, Any], data: Mapping[str, Any], section: Mapping[str, Any] | None) -> str:
+    """YAML between the lines of dashes. No path is in it, only the name of the data folder."""
+    header: dict[str, Any] = {
+        "library_name": "imago",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "imago", str(card["network"])],
+    }
+    if section is not None:
+        score = section["score"]
+        values = {"accuracy": ("Accuracy", score["acc"]), "f1": ("F1 (macro)", score["f1"])}
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {
+                "name": Path(data.get("root", "")).name or "unknown",
+                "type": "imagefolder",
+                "split": section["split"],
+            },
+            "metrics": [
+                {"type": kind, "name": title, "value": round(value, 4)}
+                for kind, (title, value) in values.items()
+                if isfinite(value)
+            ],
+        }
+        header |= {"metrics": [*values], "model-index": [{"name": name, "results": [result]}]}
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _looks(data: Mapping[str, Any]) -> dict[str, str]:
+    """What is done to an image before the network sees it, and besides in training, as far as the config says it."""
+    size = data.get("image_size")
+    sides = " x ".join(map(str, size)) if isinstance(size, Sequence) else f"{size} x {size}"
+    rows = {"size": f"{sides} pixels, fit: {data.get('fit')}, interpolation: {data.get('interpolation')}"}
+    seen, trained = data.get("eval_transform") or {}, data.get("train_transform") or {}
+    rows["prediction"] = ", ".join(_steps(seen))
+    rows["training"] = ", ".join(_steps(trained))
+    return {what: text for what, text in rows.items() if text}
+
+
+def _steps(transform: Mapping[str, Any]) -> Iterator[str]:
+    """Classes of the steps of a transform with their arguments, in order."""
+    for stage in STAGES:
+        node = transform.get(stage) or {}
+        for step in [node] if "_target_" in node else node.values():
+            if isinstance(step, Mapping) and "_target_" in step:
+                arguments = ", ".join(f"{key}={value}" for key, value in step.items() if not key.startswith("_"))
+                yield f"{str(step['_target_']).rpartition('.')[2]}({arguments})"
