@@ -12,7 +12,7 @@ from torchvision import models
 
 from imago.callbacks.head_first import describe_gain, paired_gain
 from imago.data.features import FEATURES, FeatureCache
-from imago.model.linear_head import fit_linear_head, stratified_folds
+from imago.model.linear_head import fit_linear_head, held_out_answers, stratified_folds
 from imago.model.networks import TinyNet
 from imago.run.overview import Overview
 
@@ -41,6 +41,10 @@ def test_the_head_is_that_of_scikit_learn(images, width, classes):
     assert head.cv_loss[head.inverse_penalty] == min(head.cv_loss.values())
     held_out = -head.held_out[torch.arange(len(labels)), labels].mean().item()
     assert held_out == pytest.approx(head.cv_loss[head.inverse_penalty], rel=1e-4)
+    assert torch.equal(held_out_answers(features, labels, classes), head.held_out)
+    alone = torch.cat([labels, torch.tensor([classes])])  # the only image of its class is never held out
+    unknown = held_out_answers(torch.cat([features, features[:1]]), alone, classes + 1).isnan()
+    assert unknown.any(dim=1).nonzero().flatten().tolist() == [len(labels)]
 
 
 def test_the_head_is_the_one_that_is_trained_through_the_frozen_network():

@@ -117,6 +117,20 @@ def table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(rows))
 
 
+def test_the_page_makes_no_data_that_a_stranger_names(mislabelled, tmp_path):
+    paths = OmegaConf.load(mislabelled.dir / "config.yaml").paths
+    with pytest.raises(UserError, match="has no list of possibly mislabelled images in reports/"):
+        suspects_and_decisions(tmp_path, paths)
+    run = Path(shutil.copytree(mislabelled.dir, tmp_path / "run"))
+    file = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    config = checkpoint["imago"]["config"]
+    checkpoint["imago"]["config"] = config.replace("imago.data.ImageFolderDataModule", "subprocess.run")
+    torch.save(checkpoint, file)
+    with pytest.raises(UserError, match="subprocess.run"):
+        suspects_and_decisions(run, paths)
+
+
 @contextmanager
 def served(run: Path, folder: Path):
     """`ml-visualise mode=labels` of a run, and the address that it logs."""

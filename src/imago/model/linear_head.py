@@ -5,7 +5,6 @@ scikit-learn's LogisticRegression. Every class has a row of W, also if there are
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +67,37 @@ def fit_linear_head(
     Raises:
         ValueError: A class does not occur, or has no weight.
     """
+    problem, basis, mean, scale = _posed(features, labels, num_classes, class_weights)
+    fold_of, folds = stratified_folds(labels)
+    losses, held_out = _cross_validate(problem, fold_of, folds, scale) if folds else ({}, None)
+    best = min(losses, key=lambda candidate: (losses[candidate], candidate)) if losses else 1 / scale
+    solution = problem.solve(best)
+    weight = solution[:, :-1] @ basis.T
+    bias = solution[:, -1] - weight @ mean
+    own = problem.log_probabilities(solution)
+    held_out = torch.where(fold_of[:, None] < 0, own, held_out.double()) if held_out is not None else own
+    return LinearHead(weight, bias - bias.mean(), best, folds, losses, held_out)
+
+
+def held_out_answers(features: Tensor, labels: Tensor, num_classes: int, class_weights: Tensor | None = None) -> Tensor:
+    """Log-probabilities of the n images, float64 (n, classes), by heads that were fitted without their fold: those of
+    `fit_linear_head`, without the head itself, which takes as long again. NaN for an image that is never held out."""
+    problem, _, _, scale = _posed(features, labels, num_classes, class_weights)
+    fold_of, folds = stratified_folds(labels)
+    if not folds:
+        return torch.full((len(labels), num_classes), torch.nan, dtype=torch.float64)
+    _, held_out = _cross_validate(problem, fold_of, folds, scale)
+    return held_out.double().masked_fill(fold_of[:, None] < 0, torch.nan)
+
+
+def _posed(
+    features: Tensor, labels: Tensor, num_classes: int, class_weights: Tensor | None
+) -> tuple["_Problem", Tensor, Tensor, float]:
+    """The problem, the basis of its features, their mean, and their mean squared distance from it.
+
+    Raises:
+        ValueError: A class does not occur, or has no weight.
+    """
     if missing := sorted(set(range(num_classes)) - set(labels.tolist())):
         raise ValueError(f"the classes {missing} have no image")
     by_class = torch.ones(num_classes).double() if class_weights is None else class_weights.double()
@@ -77,16 +107,7 @@ def fit_linear_head(
     reduced, basis = _rotate(features - mean)
     problem = _Problem(reduced, labels, num_classes, by_class[labels])
     scale = max(float(reduced.square().sum(dim=1).mean()), torch.finfo(torch.float64).tiny)
-    fold_of, folds = stratified_folds(labels)
-    candidates = [factor / scale for factor in CANDIDATES]
-    losses, held_out = _cross_validate(problem, fold_of, folds, candidates) if folds else ({}, None)
-    best = min(losses, key=lambda candidate: (losses[candidate], candidate)) if losses else 1 / scale
-    solution = problem.solve(best)
-    weight = solution[:, :-1] @ basis.T
-    bias = solution[:, -1] - weight @ mean
-    own = problem.log_probabilities(solution)
-    held_out = torch.where(fold_of[:, None] < 0, own, held_out.double()) if held_out is not None else own
-    return LinearHead(weight, bias - bias.mean(), best, folds, losses, held_out)
+    return problem, basis, mean, scale
 
 
 def stratified_folds(labels: Tensor) -> tuple[Tensor, int]:
@@ -122,7 +143,7 @@ def _rotate(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cross_validate(
-    problem: "_Problem", fold_of: Tensor, folds: int, candidates: Sequence[float]
+    problem: "_Problem", fold_of: Tensor, folds: int, scale: float
 ) -> tuple[dict[float, float], Tensor]:
     """Candidate -> mean held-out cross-entropy, from the strongest penalty on; each starts from the one before. And
     the held-out log-probabilities (n, classes) of the best one."""
@@ -132,7 +153,7 @@ def _cross_validate(
     losses: dict[float, float] = {}
     weight = sum(float(held_out.weights.sum()) for _, held_out in parts)
     least, failures, best = math.inf, 0, states
-    for candidate in candidates:
+    for candidate in (factor / scale for factor in CANDIDATES):
         states = [train.solve_roughly(candidate, state) for (train, _), state in zip(parts, states, strict=True)]
         total = sum(held_out.cross_entropy(state) for (_, held_out), state in zip(parts, states, strict=True))
         losses[candidate] = total / weight
