@@ -1,8 +1,8 @@
 """Loads `ml-serve` over the loopback device: throughput, latency, overload, memory, and bodies that are no images.
 
 The peer is the service that docs/inference.md shows: FastAPI and uvicorn, one image per request, no batches. Both serve
-the same checkpoint, one after the other in each turn, to the same clients: connections of one process, each of which
-sends its next request when it has the answer.
+the same checkpoint to the same clients, in turns: connections of one process, each of which sends its next request when
+it has the answer.
 
     python benchmarks/serve.py                       # a ResNet-18 at 224 pixels, with random weights
     python benchmarks/serve.py --net small           # a small network at 16 pixels
@@ -158,7 +158,9 @@ async def load(port: int, messages: Callable[[int], bytes], count: int, clients:
 @contextmanager
 def running(words: Sequence[str], port: int) -> Iterator[int]:
     """The server that `words` start, as its process id, from its first answer on. SIGTERM ends it."""
-    process = subprocess.Popen([sys.executable, "-W", "ignore", *words], cwd=REPO, env=environment())
+    command = [sys.executable, "-W", "ignore", *words]
+    # in a session of its own, Linux gives it a share of a busy machine that does not depend on its number of threads
+    process = subprocess.Popen(command, cwd=REPO, env=environment(), start_new_session=True)
     try:
         for _ in range(1200):
             assert process.poll() is None, "the server has ended"
@@ -231,17 +233,16 @@ def cpu_seconds(pid: int) -> float:
 def throughput(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
     contents = [request(photograph(seed, given.size)) for seed in range(16)]
     results: dict[str, list[dict[str, Any]]] = {"ml-serve": [], "naive": []}
-    for turn in range(given.turns):
-        for name, start in (("ml-serve", batching(checkpoint, folder, *given.more)), ("naive", naive(checkpoint))):
-            with start as pid:
-                port = PORT if name == "ml-serve" else PORT + 1
+    with batching(checkpoint, folder, *given.more) as ours, naive(checkpoint) as theirs:
+        for turn in range(given.turns):
+            for name, port, pid in (("ml-serve", PORT, ours), ("naive", PORT + 1, theirs)):
                 timed(port, lambda n: contents[n % 16], given.clients * 2, given.clients)  # warm
                 results[name].append(timed(port, lambda n: contents[n % 16], given.count, given.clients, pid))
                 print(f"turn {turn} {name}: {results[name][-1]}", flush=True)
     for key in ("per second", "p50 ms", "p99 ms", "CPU ms"):
-        ours, theirs = ([turn[key] for turn in results[name]] for name in results)
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        print(f"{key}: {median(ours)} against {median(theirs)}, ratio {median(ratios):.2f} (n = {given.turns})")
+        a, b = ([turn[key] for turn in results[name]] for name in results)
+        ratio = median(x / y for x, y in zip(a, b, strict=True))
+        print(f"{key}: {median(a)} against {median(b)}, ratio {ratio:.2f} (n = {given.turns})")
 
 
 def overload(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:

@@ -71,11 +71,11 @@ def check_serve(cfg: DictConfig, invocation: Invocation) -> None:
             raise UserError(f"{word} has no use in ml-serve: remove it. device= and max_batch_size= are its own.")
     check_ensemble(cfg, invocation)
     check_choice("tta", cfg.tta, TTA)
-    if cfg.calibrated not in (True, False, "auto"):
+    if not isinstance(cfg.calibrated, bool) and cfg.calibrated != "auto":
         raise UserError(f"calibrated must be true, false or auto, got {cfg.calibrated}.")
     for option, least in LEAST.items():
-        if cfg[option] < least:
-            raise UserError(f"{option} must be {least} or more, got {cfg[option]}.")
+        if not least <= cfg[option] < float("inf"):
+            raise UserError(f"{option} must be a number of {least} or more, got {cfg[option]}.")
     for option in ABOVE_0:
         if not 0 < cfg[option] < float("inf"):
             raise UserError(f"{option} must be a number above 0, got {cfg[option]}.")

@@ -107,7 +107,7 @@ async def _predict(request: "Request", service: Service) -> "Response":
             async with asyncio.timeout(seconds):
                 answers = await service.answers(await uploads_of(request, service.limits))
     except ClientDisconnect:
-        return Response(status_code=400)  # which nobody reads
+        return Response(status_code=499)  # for the metrics: nobody reads it
     except TimeoutError:
         if not request.scope[IS_READ]:
             raise RefusedError(408, f"The body did not come within {seconds:g} s (timeout_s).") from None

@@ -58,7 +58,7 @@ class Gate:
         """Answer a request, and count it."""
         headers = dict(reversed(scope["headers"]))  # of several of a name, the first
         scope[IS_READ] = not {b"content-length", b"transfer-encoding"} & headers.keys()
-        began, status = time.monotonic(), 499  # as nginx says that the client has gone
+        began, status = time.monotonic(), 499  # nginx's word for a client that has gone
 
         async def noting(message: MutableMapping[str, Any]) -> None:
             nonlocal status
