@@ -198,7 +198,7 @@ def trained(net: str, folder: Path) -> Path:
     words += ["data.num_workers=0", "data.batch_size=8", f"hydra.run.dir={folder}/run", "trainer.accelerator=cpu"]
     subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "imago.train", *words],
-        cwd=REPO, env=environment(), check=True, stdout=subprocess.DEVNULL,
+        cwd=REPO, env=environment(), check=True, stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     return folder / "run"
 

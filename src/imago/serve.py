@@ -122,7 +122,8 @@ def serve_from_config(cfg: DictConfig, run: RunFolder) -> None:
         member.model.to(_device(cfg.device))
     limits = Limits(int(cfg.max_body_mb * 2**20), cfg.max_images, cfg.max_pixels, cfg.max_in_flight, cfg.timeout_s)
     predictor = Predictor(members, cfg.weights, cfg.tta)
-    service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, _key(cfg))
+    threads = _network_threads(members[0].model.device.type)
+    service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, threads, _key(cfg))
     with listen(cfg.host, cfg.port) as listener:
         if not is_local(listener.getsockname()[0]) and service.api_key is None:
             log.warning("host=%s without api_key=: everybody who reaches this machine can use the server", cfg.host)
@@ -153,6 +154,17 @@ def _calibration(cfg: DictConfig, member: "Classifier", file: Path) -> "Calibrat
     except UserError as error:
         log.warning("Predictions are not calibrated: %s", error)
         return None
+
+
+def _network_threads(device: str) -> int:
+    """Number of threads for the network. On a CPU there are two, which divide the cores: a single one waits at the end
+    of every layer for the slowest core."""
+    import torch
+
+    if device != "cpu" or torch.get_num_threads() == 1:
+        return 1
+    torch.set_num_threads(torch.get_num_threads() // 2)
+    return 2
 
 
 def _device(name: str) -> str:

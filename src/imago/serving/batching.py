@@ -1,4 +1,4 @@
-"""Dynamic batching: one thread for the network, which predicts the images of several requests at a time."""
+"""Dynamic batching: threads for the network, which predict the images of several requests at a time."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """Thread that predicts images in batches.
+    """Threads that predict images in batches.
 
     A batch is what has come while the one before was predicted. It waits for further images only while some are being
     decoded, and at most `wait_s`: a single client never waits. `coming` and `submit` are for the thread of the event
@@ -28,32 +28,38 @@ class Batcher:
         predict: Returns the prediction of each image of a batch.
         max_size: Greatest number of images of a batch.
         wait_s: Seconds that the first image of a batch waits for others.
+        threads: Number of threads, which divide what has come. With two on a CPU, one computes where the other waits.
     """
 
-    def __init__(self, predict: Callable[[Sequence[Any]], Sequence[Any]], max_size: int, wait_s: float) -> None:
+    def __init__(
+        self, predict: Callable[[Sequence[Any]], Sequence[Any]], max_size: int, wait_s: float, threads: int = 1
+    ) -> None:
         self.predict = predict
         self.max_size = max_size
         self.wait_s = wait_s
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._coming = 0
-        self._began: float | None = None
-        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+        self._lock = threading.Lock()
+        self._began: dict[int, float] = {}  # of the threads that predict, when they began
+        self._threads = [threading.Thread(target=self._run, name="network", daemon=True) for _ in range(threads)]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread after the images that are queued, or leave it behind after `timeout` seconds."""
+        """End the threads after the images that are queued, or leave one behind after `timeout` seconds."""
         self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout)
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the batch that is being predicted began; 0 between batches."""
-        began = self._began
-        return 0.0 if began is None else time.monotonic() - began
+        """Seconds since the oldest batch that is being predicted began; 0 between batches."""
+        with self._lock:
+            return max((time.monotonic() - began for began in self._began.values()), default=0.0)
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -71,10 +77,20 @@ class Batcher:
         return future
 
     def _run(self) -> None:
+        me = threading.get_ident()
         while (first := self._queue.get()) is not None:
             batch = [item for item in self._collected(first) if not item.future.cancelled()]
+            with self._lock:
+                self._began[me] = time.monotonic()
+                is_last = len(self._began) == len(self._threads)
+            half = len(batch) if is_last else -(-len(batch) // 2)
+            for item in batch[half:]:
+                self._queue.put(item)  # for a thread that has nothing to do
             if batch:
-                self._answer(batch)
+                self._answer(batch[:half])
+            with self._lock:
+                del self._began[me]
+        self._queue.put(None)  # for the next thread
 
     def _collected(self, first: _Item) -> list[_Item]:
         batch, until = [first], time.monotonic() + self.wait_s
@@ -91,15 +107,12 @@ class Batcher:
         return batch
 
     def _answer(self, batch: Sequence[_Item]) -> None:
-        self._began = time.monotonic()
         answers: Sequence[Any]
         try:
             answers = self.predict([item.image for item in batch])
         except Exception as error:
             log.exception("A batch of %d could not be predicted", len(batch))
             answers = [error] * len(batch)
-        finally:
-            self._began = None
         with suppress(RuntimeError):  # the event loop is closed: nobody waits
             batch[0].future.get_loop().call_soon_threadsafe(_deliver, batch, answers)
 

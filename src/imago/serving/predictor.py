@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 class Predictor:
     """Weighted mean of the probabilities of all members, each averaged over the views of `tta`, as in `ml-inference`.
 
-    `read` may be called from several threads at once, `predict` from one.
+    Both methods may be called from several threads at once.
 
     Args:
         members: Classifiers with the same classes. A single one may be calibrated.

@@ -31,13 +31,14 @@ class Upload(NamedTuple):
 
 
 class Service:
-    """Answers to uploads, within limits. Threads decode, and one thread has the network.
+    """Answers to uploads, within limits. Some threads decode, others have the network.
 
     Args:
         predictor: Reads and predicts images.
         limits: Limits of requests.
         max_batch_size: Greatest number of images that go through the network at a time.
         batch_wait_ms: Milliseconds that an image waits for others that are being decoded.
+        network_threads: Number of threads that pass batches through the network.
         api_key: Key that requests for predictions and metrics must bring; None asks for none.
     """
 
@@ -47,13 +48,14 @@ class Service:
         limits: Limits,
         max_batch_size: int = 32,
         batch_wait_ms: float = 10.0,
+        network_threads: int = 1,
         api_key: str | None = None,
     ) -> None:
         self.predictor = predictor
         self.limits = limits
         self.api_key = api_key
         self.metrics = Metrics(limits)
-        self.batcher = Batcher(self._predict, max_batch_size, batch_wait_ms / 1000)
+        self.batcher = Batcher(self._predict, max_batch_size, batch_wait_ms / 1000, network_threads)
         self.decoders = ThreadPoolExecutor(usable_cores(), "decoder")
         self.in_flight = 0
         self.is_stopping = False
