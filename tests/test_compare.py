@@ -143,7 +143,7 @@ def test_conditions_choose_runs(sweep, condition, count):
         ("state==complete", "Did you mean completed?"),
         ("lr=0.1", "lr= compares nothing. Type lr=="),
         ("lr>high", "> needs a number, got high"),
-        ("lr==0.1 seed==1", "and or or is missing before seed"),
+        ("lr==0.1 seed==1", "'and' or 'or' is missing before seed"),
         ("(lr==0.1", "a ) is missing"),
         ("lr==", "a value after lr== is missing at the end"),
         ("__import__('os').system('id')", "Unknown column __import__."),
@@ -288,6 +288,8 @@ def test_several_runs_are_corrected_for(typed, sweep, tmp_path):
         (["{}", "--where", "(" * 3000 + "lr==1" + ")" * 3000], "it has more than 50 brackets and nots"),
         (["{}", "{}", "--margin", "0"], "--margin must be a fraction above 0 and below 1, got 0"),
         (["{}", "--sotr", "lr"], "unrecognized arguments: --sotr"),
+        (["{}/resnet50", "{}/resnet50"], "A and B are the same run: {}/resnet50"),
+        (["{}", "--columns", "lr,"], "3 rows"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said(typed, sweep, words, said):

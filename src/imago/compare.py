@@ -98,8 +98,8 @@ def _show_runs(options: argparse.Namespace) -> None:
     order = columns.named(options.sort) if options.sort is not None else columns.fixed["best"]
     if options.sort is not None or columns.monitor:
         groups = sort_groups(groups, order)
-    names = [name.strip() for name in (options.columns or "").split(",")]
-    chosen = [columns.named(name) for name in names] if options.columns is not None else None
+    names = [name.strip() for name in (options.columns or "").split(",") if name.strip()]
+    chosen = [columns.named(name) for name in names] or None
     below = common_folder(runs, folder)
     if not options.json:
         _print_runs(groups, columns, below, chosen, order if options.sort is not None else None)
@@ -167,7 +167,7 @@ def _write_page(
     file: Path, groups: Sequence["Group"], columns: "Columns", folder: Path, shown: Sequence["Column"]
 ) -> None:
     from imago.cli.run_rows import group_name, group_value, mean_history, row_texts
-    from imago.report.comparison import write_runs_page
+    from imago.report.comparison import MOST_CURVES, write_runs_page
 
     def cells(group: "Group") -> list[dict[str, Any]]:
         texts = row_texts(group, columns, shown, folder)
@@ -182,11 +182,10 @@ def _write_page(
     ]
     heads = [{"title": "run", "is_number": False}]
     heads += [{"title": column.title, "is_number": column.is_number} for column in shown]
-    histories = {name: mean_history(group) for name, group in zip(names, groups, strict=True)}
-    count = sum(len(group.runs) for group in groups)
-    write_runs_page(
-        file, f"Runs below {folder}", [counted(count, "run"), counted(len(groups), "row")], heads, rows, histories
-    )
+    trained = [(name, group) for name, group in zip(names, groups, strict=True) if any(r.metrics for r in group.runs)]
+    histories = {name: mean_history(group) for name, group in trained[:MOST_CURVES]}
+    lines = [counted(sum(len(group.runs) for group in groups), "run"), counted(len(groups), "row")]
+    write_runs_page(file, f"Runs below {folder}", lines, heads, rows, histories, len(trained))
 
 
 def _show_versus(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.compose import composed, is_sweep, log_dir_of
 from imago.cli.typed_words import check_words
+from imago.config.checks import check_paths
 from imago.config.invocation import for_hydra, override_key, override_value
 from imago.config.resolvers import slug
 from imago.config.root import Root
@@ -46,6 +47,8 @@ REFUSED = {
     "preflight": "only ml-train tries a run without training it",
 }
 """Word -> reason why ml-cv does not take it."""
+HARMLESS = (("test", "true"), ("train", "true"), ("preflight", "true"), ("preflight", "false"))
+"""Words and values that change nothing of what ml-cv needs."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class FoldPlan:
         Raises:
             UserError: ml-cv does not take a word, or the data have no folds.
         """
-        check_words(typed, "train", [*(field.name for field in fields_of(Root)), "folds"], "ml-cv")
         _check(typed)
+        plain = [f"data.{word}" if override_key(word) == "folds" else word for word in typed]
+        check_words(plain, "train", [field.name for field in fields_of(Root)], "ml-cv")
         words = [word for word in typed if override_key(word) not in OF_ML_CV]
         cfg = composed("train", words)
+        if cfg is not None and isinstance(cfg.data, DictConfig):
+            check_paths(cfg)
         of_file = None if cfg is None else _folds_of_file(cfg)
         asked = _number_of_folds(typed) or (OmegaConf.select(cfg, "data.folds") if cfg is not None else None)
         if of_file is not None and asked not in (None, of_file):
@@ -127,8 +133,10 @@ class FoldPlan:
 def _check(typed: Sequence[str]) -> None:
     for word in typed:
         key = override_key(word)
-        if key in REFUSED and not (key == "test" and override_value(word) == "true"):
+        if key in REFUSED and (key, override_value(word)) not in HARMLESS:
             raise UserError(f"{word}: {REFUSED[key]}.")
+        if key.startswith("--fold"):
+            raise UserError(f"{word} is not a flag of ml-cv. Type the number of folds as folds={FOLDS}.")
         if key == "auto_resume" and override_value(word) != "true":
             raise UserError(f"{word}: ml-cv resumes what was begun. Remove it.")
         if is_sweep(word):

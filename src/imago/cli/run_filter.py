@@ -63,7 +63,7 @@ class _Parser:
             self._fail(f"it has more than {MOST_NESTED} brackets and nots")
         test = self._either()
         if self.at < len(self.tokens):
-            self._fail(f"and or or is missing before {self.tokens[self.at].text}")
+            self._fail(f"'and' or 'or' is missing before {self.tokens[self.at].text}")
         return test
 
     def _tokens(self) -> list[Token]:

@@ -1,12 +1,14 @@
 """What a comparison leaves out, does not know, or does not mean, in sentences below its tables."""
 
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
-from imago.cli.contestants import describe_key, has_folds, listed
+from imago.cli.contestants import Contestant, describe_key, has_folds, listed
 from imago.cli.run_table import Group, describe_drawn
 from imago.cli.versus import Versus
 from imago.comparison.sentences import describe_undecided
+from imago.config.setting_source import shown_path
 from imago.run.answers import fingerprint_doubt
 from imago.run.overview import Overview
 from imago.terminal import shortened
@@ -17,6 +19,7 @@ MOST_OF_A_LINE = 65536
 def notes_of(versus: Versus) -> list[str]:
     """Sentences about the runs, the images, and how far the answer reaches; those without an occasion are left out."""
     notes = [_unfinished(versus), _unmatched(versus), _alike(versus), _undecided(versus), _unreadable(versus)]
+    notes += [_same_runs(a, b) for a, b in combinations(versus.sides, 2)]
     return [note for note in [*notes, _fingerprints(versus), _seen(versus), _groups(versus), _reach(versus)] if note]
 
 
@@ -27,6 +30,13 @@ def _unfinished(versus: Versus) -> str:
     ]
     verb = "is" if sum(side.unfinished for side in versus.sides) == 1 else "are"
     return f"{listed(counts)} {verb} not completed, and {verb} left out" if counts else ""
+
+
+def _same_runs(a: Contestant, b: Contestant) -> str:
+    """Sentence about the runs that two trainings have in common, and that are compared with themselves."""
+    both = sorted({run.folder.resolve() for run in a.runs} & {run.folder.resolve() for run in b.runs})
+    names = shortened([shown_path(folder) for folder in both])
+    return f"{a.name} and {b.name} are the same {'run' if len(both) == 1 else 'runs'}: {names}" if both else ""
 
 
 def _unmatched(versus: Versus) -> str:

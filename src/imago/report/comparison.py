@@ -21,18 +21,18 @@ def write_runs_page(
     columns: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
     histories: Mapping[str, Sequence[Mapping[str, float]]],
+    trained: int,
 ) -> None:
-    """Write the table of runs, with the curves of the first `histories` over each other.
+    """Write the table of runs, with the curves of `histories`, the first of the `trained` rows, over each other.
 
     A column has `title` and `is_number`, a row `name` and `cells`, each with `text` and the `key` that it is sorted by,
     None for its text. `histories` maps the names of rows to their epochs.
     """
     from imago.report.curves import overlaid
 
-    drawn = {name: history for name, history in histories.items() if history}
-    chosen = dict(list(drawn.items())[:MOST_CURVES])
+    chosen = {name: history for name, history in histories.items() if history}
     numbers = {name: number for number, name in enumerate(chosen)}
-    more = f"The first {len(chosen)} of {len(drawn)} rows that have epochs." if len(drawn) > len(chosen) else ""
+    more = f"The first {len(chosen)} of {trained} rows that have epochs." if trained > len(chosen) else ""
     facts = {
         "title": title,
         "lines": lines,
