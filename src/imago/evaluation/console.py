@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import textwrap
 from collections.abc import Sequence
 from itertools import islice
@@ -258,7 +259,10 @@ def describe_label_errors(result: Result, folder: Path) -> str:
     is_cut = max(counts.values()) > MOST_LABEL_ERRORS
     them = "it" if sum(counts.values()) == 1 else f"{MOST_LABEL_ERRORS} of them" if is_cut else "them"
     marked = f'marks {them} as "contradicted", and lists more labels to check in {" and ".join(counts)}'
-    return f"Possibly mislabelled: {listed}. The report {marked}; data.relabel= or data.exclude= corrects labels"
+    how = "data.relabel= or data.exclude= corrects labels"
+    if result.was_trained:
+        how = f"ml-visualise mode=labels run={shlex.quote(str(folder))} shows them one by one"
+    return f"Possibly mislabelled: {listed}. The report {marked}; {how}"
 
 
 def _warn_about_baseline(scores: dict[str, Score]) -> None:

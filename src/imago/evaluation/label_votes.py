@@ -40,6 +40,7 @@ def add_votes(score: Score, model: DictModule, folder: Path) -> None:
     began = time.monotonic()
     weights = model.criterions.class_weights
     weights = weights.cpu() if weights is not None and bool((weights > 0).all()) else None
-    answers = held_out_answers(torch.from_numpy(features).double(), torch.from_numpy(score.labels), classes, weights)
+    labels = torch.from_numpy(score.labels)
+    answers = held_out_answers(torch.from_numpy(features).double(), labels, classes, weights).numpy()
     score.held_out = np.where(np.isnan(answers), score.log_probabilities, answers)
     log.info("Possible label errors: heads on the features of train were fitted in %.1f s", time.monotonic() - began)
