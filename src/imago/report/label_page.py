@@ -91,7 +91,9 @@ class LabelPage(ThreadingHTTPServer):
             "entries": [
                 _shown(suspect) | {"neighbours": [*map(_shown, suspect.neighbours)]} for suspect in self.suspects
             ],
-            "decisions": {self._places[path]: [each.kind, each.label] for path, each in made if path in self._places},
+            "decisions": {
+                self._places[path]: [decision.kind, decision.label] for path, decision in made if path in self._places
+            },
         }
         script = SCRIPT.read_text(encoding="utf-8")
         page = (
