@@ -188,6 +188,8 @@ def test_a_forward_function_alone_can_be_the_network(train, command):
     refused = command("export", f"ckpt_path={run.dir}")
     assert "model.forward_fn is part of this network" in refused.output
     assert refused.exit_code == 1
+    whole = command("export", f"ckpt_path={run.dir}", "format=onnx", "proof_images=5")  # contains it
+    assert "5 images of val and 30 odd images, in batches of 1 and 17: 0 flips" in whole.output
     missing = train("model.net=null")
     assert "model.net is missing" in missing.output
     assert missing.exit_code == 1

@@ -8,7 +8,7 @@ from typing import Any
 from imago.errors import MissingModuleError
 from imago.evaluation.classifier import Classifier
 from imago.exporting.front import PIXELS, front_model
-from imago.files import atomic_write, strict
+from imago.files import strict
 
 INSTALL = "pip install 'imago[onnx]'"
 Convert = Callable[[Any], Any]
@@ -36,10 +36,9 @@ def onnx_model(classifier: Classifier, network: Any) -> Any:
 
 
 def write_onnx(model: Any, metadata: Mapping[str, Any], path: Path) -> None:
-    """Write an ONNX model, with each entry of `metadata` as JSON."""
+    """Write an ONNX model, with each entry of `metadata` as JSON, not atomically: `path` is a temporary one."""
     import onnx
 
     onnx.helper.set_model_props(model, {name: json.dumps(strict(value)) for name, value in metadata.items()})
     model.producer_name = "imago"
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+    path.write_bytes(model.SerializeToString())

@@ -107,7 +107,8 @@ class ProvenExport:
         if self.data is None:
             raise UserError(
                 "format=onnx_int8 needs the images of the run's val split, by which the range of each activation is "
-                "chosen. Type data.data_dir=PATH, or format=onnx_fp16"
+                "chosen. Those of a private run are never used. Type format=onnx_fp16, or for another run "
+                "data.data_dir=PATH"
             )
         images = self.data.split(self.data.scored_split("val"))
         cases = cases_of_split(images, RANGE_IMAGES, self.classifier.channels)
