@@ -4,6 +4,7 @@ ml-visualise
 ml-visualise mode=samples experiment=digits
 ml-visualise mode=report run=RUN
 ml-visualise mode=labels run=RUN
+ml-visualise mode=explain run=RUN
 """
 
 import logging
@@ -25,6 +26,8 @@ from imago.run.folder import PlotOptions, RunFolder
 
 log = logging.getLogger(__name__)
 
+METHODS = ("auto", "grad_cam", "occlusion")  # of mode=explain
+
 
 @dataclass
 class VisualiseRoot(KeptRoot):
@@ -35,11 +38,13 @@ class VisualiseRoot(KeptRoot):
     logdir: str = "logs"
     port: int = 6006
     samples: int = 8
+    method: str = "auto"
 
 
 def check_visualise(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work. Only `mode=samples` needs data."""
     check_choice("mode", cfg.mode, VIEWS)
+    check_choice("method", cfg.method, METHODS)
     for option, value, least in (("port", cfg.port, 0), ("samples", cfg.samples, 1)):
         if value < least:
             raise UserError(f"{option} must be {least} or more, got {value}.")
@@ -66,6 +71,9 @@ def visualise_from_config(cfg: DictConfig, run: RunFolder) -> None:
     folder = find_run(cfg.run, Path(cfg.paths.log_dir))
     if cfg.mode == "labels":
         _labels(folder, cfg)
+        return
+    if cfg.mode == "explain":
+        show_written(_explain(folder, cfg, run.invocation))
         return
     drawing = {"curves": _curves, "predictions": _predictions, "report": _report}[cfg.mode]
     for path in drawing(folder, run.path / cfg.mode, run.plots):
@@ -116,12 +124,25 @@ def _labels(folder: Path, cfg: DictConfig) -> None:
     serve_labels(*suspects_and_decisions(folder, cfg.paths), folder.name, cfg.port)
 
 
+def _explain(folder: Path, cfg: DictConfig, invocation: Invocation) -> Path:
+    from imago.report.page import write_report
+    from imago.training.explained_images import explain_run
+
+    if (folder / "reports" / "privacy.json").is_file() and "report.pictures=true" not in invocation.overrides:
+        raise UserError(
+            f"run={folder} was trained with strategy=dp, and explanations show its test or val images. Type "
+            "report.pictures=true to show them to those who may see them"
+        )
+    explain_run(folder, cfg.paths, cfg.method)
+    return write_report(folder)
+
+
 main = Command(
     "visualise",
     visualise_from_config,
     check_visualise,
     root=VisualiseRoot,
-    choices={"mode": VIEWS},
+    choices={"mode": VIEWS, "method": METHODS},
     one_process=True,
 )
 """Command line of `ml-visualise`."""

@@ -13,7 +13,7 @@ from imago.config.setting_source import in_file, is_users_own
 from imago.definitions import best_mode
 
 OWN = ("imago.", "lightning.")
-VIEWS = ("launch", "samples", "predictions", "curves", "report", "labels")  # of ml-visualise
+VIEWS = ("launch", "samples", "predictions", "curves", "report", "labels", "explain")  # of ml-visualise
 STAGES = ("train/", "val/")
 HIGH = re.compile(
     r"torchmetrics\.classification\.\w*"

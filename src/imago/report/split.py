@@ -6,6 +6,7 @@ from typing import Any
 
 from imago.report.confusion import MOST_NUMBERS, confusions_of
 from imago.report.content import read_images
+from imago.report.explained import read_explained
 
 CLASSES_OF_BARS = 100  # rows that draw their interval
 BARS = 20  # of the histogram of F1
@@ -25,6 +26,7 @@ def split_section(folder: Path, split: str, score: dict[str, Any]) -> dict[str, 
         "bins": reliability_bars(score),
         "images": images or NO_IMAGES,
         "has_pictures": images is not None,
+        "explained": read_explained(folder, split),
     }
 
 

@@ -34,7 +34,7 @@ def suspects_and_decisions(folder: Path, paths: DictConfig) -> tuple[list[Suspec
             f"run={folder} has no list of possibly mislabelled images in reports/. It is written at the end of "
             "a training, with report.pictures=true, where the network knows enough to doubt a label."
         )
-    data = _data_of(folder, paths)
+    data = data_of_run(folder, paths)
     places = {path: (images, i) for images in data.sets.splits.values() for i, path in enumerate(images.paths)}
     suspects = [
         _suspect(row, places, data.class_names) for rows in ranked.values() for row in rows if row.path in places
@@ -44,7 +44,7 @@ def suspects_and_decisions(folder: Path, paths: DictConfig) -> tuple[list[Suspec
     return suspects, Decisions(folder, data.class_names, data.sets.excluded, data.sets.corrections)
 
 
-def _data_of(folder: Path, paths: DictConfig) -> ImageDataModule:
+def data_of_run(folder: Path, paths: DictConfig) -> ImageDataModule:
     """The data of a run, from the config in its checkpoint, with its draws. Like `ml-eval`, it makes what a checkpoint
     without your signature names only if that is on the allow-list."""
     file = folder / BEST
