@@ -45,8 +45,10 @@ SHAPES = ((1, 1), (1, 7), (3, 2), (16, 16), (37, 500), (333, 91), (128, 130))
 @pytest.fixture(scope="module")
 def calibrated(trained, tmp_path_factory) -> Path:
     """A checkpoint with a temperature of 0.5."""
-    folder = tmp_path_factory.mktemp("calibrated")
+    folder = tmp_path_factory.mktemp("calibrated") / "checkpoints"
+    folder.mkdir()
     shutil.copy(trained.dir / "checkpoints/best.ckpt", folder)
+    shutil.copy(trained.dir / "model_card.md", folder.parent)
     run = type_command("eval", [f"ckpt_path={folder}/best.ckpt", "calibrate=true", "split=val"], folder / "eval")
     assert run.exit_code == 0, run.output
     file = folder / "best.calibration.json"
@@ -110,6 +112,8 @@ def test_the_proof_is_printed_and_kept(bundle):
     assert "network, batch of 17" in bundle.output
     record = bundle.json("export.json")
     assert record == json.loads((bundle.dir / "model" / "export.json").read_text())
+    card = (bundle.dir / "model" / "model_card.md").read_text()
+    assert re.search(r"## Export\n\nCompared with its checkpoint on 5 images of val .*: 0 flips", card)
     assert (record["flips"], record["pixels"], record["problems"]) == ([], {"off": 0.0, "levels": 0}, [])
     assert record["images"] == {"test": 5, "odd": 30}
     assert max(record["greatest_difference"].values()) < 1e-5

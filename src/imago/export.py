@@ -23,6 +23,7 @@ from imago.config.invocation import Invocation
 from imago.config.missing_data import forget_missing_data, lacks_images
 from imago.config.root import KeptRoot
 from imago.errors import UserError
+from imago.files import UnreadableError, read_text
 from imago.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -188,8 +189,20 @@ def _write_proven(
             onnx, weights = Path(folder, "model.onnx"), Path(folder, "model.safetensors")
             export.write(onnx, terms, run.path / RECORD)
             _write_weights(cfg, classifier, metadata, calibration, weights)
-            write_bundle(onnx, weights, export.metadata, export.record, path)
+            write_bundle(onnx, weights, _card(Path(cfg.ckpt_path), export), export.metadata, export.record, path)
     _show_proof(export, cfg.format)
+
+
+def _card(checkpoint: Path, export: "ProvenExport") -> str:
+    """Model card in the run folder of a checkpoint, with what was compared; empty if there is none."""
+    from imago.exporting.proof import describe
+    from imago.report.model_card import CARD_FILE
+
+    try:
+        card = read_text(checkpoint.absolute().parent.parent / CARD_FILE)
+    except (OSError, UnreadableError):
+        return ""
+    return "\n\n".join([f"{card}\n## Export", *describe(export.proof, export.split)]) + "\n"
 
 
 def _show_proof(export: "ProvenExport", name: str) -> None:

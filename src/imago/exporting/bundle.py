@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.files import atomic_write, strict
+from imago.report.model_card import CARD_FILE
 
 PREDICT = "predict.py"
 NEEDED = ("numpy", "onnxruntime", "pillow")
@@ -24,6 +25,7 @@ An image classifier of {classes} classes, exported by Imago {imago}.
 | `predict.py` | decodes image files, and prints the most likely class |
 | `model.safetensors` | the weights, which `imago.load_classifier` reads, too |
 | `class_names.json` | the classes, in the order of the probabilities |
+| `model_card.md` | data, scores and limits, as far as the run is known |
 | `export.json` | on which images `model.onnx` was compared with the checkpoint, and what differed |
 """
 
@@ -33,8 +35,11 @@ def predict_script() -> str:
     return Path(__file__).with_name("predict.py.txt").read_text(encoding="utf-8")
 
 
-def write_bundle(onnx: Path, weights: Path, metadata: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
-    """Write the zip: the ONNX file and the weights, which were made before, and what explains them."""
+def write_bundle(
+    onnx: Path, weights: Path, card: str, metadata: Mapping[str, Any], record: Mapping[str, Any], path: Path
+) -> None:
+    """Write the zip: the ONNX file and the weights, which were made before, and what explains them. `card` is the text
+    of the model card, empty without one."""
     names = metadata["class_names"]
     title = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     readme = README.format(
@@ -49,6 +54,7 @@ def write_bundle(onnx: Path, weights: Path, metadata: Mapping[str, Any], record:
         "README.md": readme,
         "class_names.json": _json(names),
         "export.json": _json(record),
+        **({CARD_FILE: card} if card else {}),
         "requirements.txt": "".join(f"{name}>={version(name)}\n" for name in NEEDED),
     }
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
