@@ -5,11 +5,13 @@ scikit-learn's LogisticRegression. Every class has a row of W, also if there are
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 FOLDS = 5
@@ -22,6 +24,9 @@ ROUGH, EXACT = 1e-3, 1e-11
 """Norms of the preconditioned gradient, divided by the root of the number of images, at which a solution ends: that of
 a fold, and that of the head."""
 MOST_NEWTON_STEPS, MOST_CG_STEPS = 50, 500
+SMALL = 1e8
+"""Images x features x classes up to which one thread fits: several wait for one another in thousands of small products,
+on a busy machine fifty times as long as one needs."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,12 @@ def fit_linear_head(
     Raises:
         ValueError: A class does not occur, or has no weight.
     """
-    problem, basis, mean, scale = _posed(features, labels, num_classes, class_weights)
     fold_of, folds = stratified_folds(labels)
-    losses, held_out = _cross_validate(problem, fold_of, folds, scale) if folds else ({}, None)
-    best = min(losses, key=lambda candidate: (losses[candidate], candidate)) if losses else 1 / scale
-    solution = problem.solve(best)
+    with _few_threads(features.numel() * num_classes):
+        problem, basis, mean, scale = _posed(features, labels, num_classes, class_weights)
+        losses, held_out = _cross_validate(problem, fold_of, folds, scale) if folds else ({}, None)
+        best = min(losses, key=lambda candidate: (losses[candidate], candidate)) if losses else 1 / scale
+        solution = problem.solve(best)
     weight = solution[:, :-1] @ basis.T
     bias = solution[:, -1] - weight @ mean
     own = problem.log_probabilities(solution)
@@ -82,12 +88,18 @@ def fit_linear_head(
 def held_out_answers(features: Tensor, labels: Tensor, num_classes: int, class_weights: Tensor | None = None) -> Tensor:
     """Log-probabilities of the n images, float64 (n, classes), by heads that were fitted without their fold: those of
     `fit_linear_head`, without the head itself, which takes as long again. NaN for an image that is never held out."""
-    problem, _, _, scale = _posed(features, labels, num_classes, class_weights)
     fold_of, folds = stratified_folds(labels)
     if not folds:
         return torch.full((len(labels), num_classes), torch.nan, dtype=torch.float64)
-    _, held_out = _cross_validate(problem, fold_of, folds, scale)
+    with _few_threads(features.numel() * num_classes):
+        problem, _, _, scale = _posed(features, labels, num_classes, class_weights)
+        _, held_out = _cross_validate(problem, fold_of, folds, scale)
     return held_out.double().masked_fill(fold_of[:, None] < 0, torch.nan)
+
+
+def _few_threads(size: int) -> AbstractContextManager[Any]:
+    """One thread for a `SMALL` problem, of torch and of SciPy."""
+    return threadpool_limits(limits=1 if size <= SMALL else None)
 
 
 def _posed(
