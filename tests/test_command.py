@@ -83,7 +83,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         ("model.freeze=head", "model.freeze must be backbone"),
         ("model.freeze_batch_norm=true", "model.freeze_batch_norm=true needs pretrained weights"),
         ("callbacks.ema.start=2", "callbacks.ema.start must be a fraction of the run"),
-        ("report.splits=[tset]", "Unknown split tset. The splits are train, val, test"),
+        ("report.splits=[tset]", "Unknown split tset. The splits are train, val, calibration, test"),
         ("monitor=acc", "monitor must name the stage too, for example monitor=val/acc"),
         ("model.optimizer.lr=fast", "model.optimizer.lr must be a number, got fast"),
         ("data.image_size=[32,32,3]", "data.image_size must be the side of a square (1 or more) or [height,width]"),

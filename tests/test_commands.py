@@ -76,7 +76,10 @@ def test_a_run_is_drawn_from_its_folder_alone(command, trained, mode):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["mode=pictures"], "mode must be launch, samples, predictions, curves, report, labels or explain, got pictures"),
+        (
+            ["mode=pictures"],
+            "mode must be launch, samples, predictions, curves, report, labels or explain, got pictures",
+        ),
         (["mode=samples"], "No data was chosen"),
         (["samples=0"], "samples must be 1 or more, got 0"),
         (["logdir=/nowhere"], "logdir=/nowhere has no TensorBoard files"),

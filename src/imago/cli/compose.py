@@ -61,8 +61,9 @@ def config_changes(cfg: DictConfig, invocation: Invocation) -> list[dict[str, An
 
 
 def _defaults(invocation: Invocation) -> dict[str, Any]:
-    """Settings without overrides; runs of one process compose them once, as long as no shipped file changes."""
-    if invocation.search_path:
+    """Settings without overrides. Trainings of one process compose them once, as long as no shipped file changes; those
+    of commands that start from a checkpoint are its settings."""
+    if invocation.search_path or invocation.config_name != "train":
         return _composed_defaults.__wrapped__(invocation.config_name, invocation.search_path, ())
     files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(Path(CONFIG_DIR).rglob("*.yaml")))
     return _composed_defaults(invocation.config_name, (), files)
