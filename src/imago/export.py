@@ -220,15 +220,11 @@ def _show_proof(export: "ProvenExport", name: str) -> None:
 
 def _calibration(cfg: DictConfig, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
     """The calibration of the checkpoint, as plain types; None if it has none, or one for another transform."""
-    from imago.evaluation.calibration_file import calibration_of, file_beside
+    from imago.evaluation.calibration_file import calibration_if_any
 
-    if not file_beside(Path(cfg.ckpt_path)).is_file():
-        return None
-    try:
-        return asdict(calibration_of(checkpoint["imago"], cfg.data, Path(cfg.ckpt_path)))
-    except UserError as error:
-        log.warning("The export has no calibration: %s", error)
-        return None
+    file, without = Path(cfg.ckpt_path), "The export has no calibration"
+    calibration = calibration_if_any(checkpoint["imago"], cfg.data, file, without)
+    return asdict(calibration) if calibration is not None else None
 
 
 main = Command(

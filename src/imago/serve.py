@@ -141,19 +141,13 @@ def _announce(members: "list[Classifier]", url: str) -> None:
 
 def _calibration(cfg: DictConfig, member: "Classifier", file: Path) -> "Calibration | None":
     """The calibration of the checkpoint. For `auto`, None if it has none, or one for another transform."""
-    from imago.definitions import is_export
-    from imago.evaluation.calibration_file import calibration_of, file_beside
+    from imago.evaluation.calibration_file import calibration_if_any, calibration_of
 
     if cfg.calibrated is True:
         return calibration_of(member.checkpoint, cfg.data, file)
-    there = member.checkpoint.get("calibration") is not None if is_export(file) else file_beside(file).is_file()
-    if cfg.calibrated is False or not there or cfg.tta != "none":
+    if cfg.calibrated is False or cfg.tta != "none":
         return None
-    try:
-        return calibration_of(member.checkpoint, cfg.data, file)
-    except UserError as error:
-        log.warning("Predictions are not calibrated: %s", error)
-        return None
+    return calibration_if_any(member.checkpoint, cfg.data, file, "Predictions are not calibrated")
 
 
 def _network_threads(device: str) -> int:

@@ -67,6 +67,21 @@ def calibration_of(entry: Mapping[str, Any], data: DictConfig, checkpoint: Path)
     return _checked(fitting(content, SHAPE), checkpoint, key, classes, how)
 
 
+def calibration_if_any(
+    entry: Mapping[str, Any], data: DictConfig, checkpoint: Path, without: str
+) -> Calibration | None:
+    """Read it as `calibration_of` does; None if there is none and, with a warning that begins with `without`, if it is
+    for another checkpoint or transform."""
+    is_there = entry.get("calibration") is not None if is_export(checkpoint) else file_beside(checkpoint).is_file()
+    if not is_there:
+        return None
+    try:
+        return calibration_of(entry, data, checkpoint)
+    except UserError as error:
+        log.warning("%s: %s", without, error)
+        return None
+
+
 def read(path: Path, checkpoint: str, classes: int) -> Calibration:
     """Read the calibration in a file, for the checkpoint with that `key_of` and number of classes.
 
