@@ -64,13 +64,19 @@ def _defaults(invocation: Invocation) -> dict[str, Any]:
     """Settings without overrides. Trainings of one process compose them once, as long as no shipped file changes; those
     of commands that start from a checkpoint are its settings."""
     if invocation.search_path or invocation.config_name != "train":
-        return _composed_defaults.__wrapped__(invocation.config_name, invocation.search_path, ())
-    files = tuple((str(file), file.stat().st_mtime_ns) for file in sorted(Path(CONFIG_DIR).rglob("*.yaml")))
-    return _composed_defaults(invocation.config_name, (), files)
+        return _composed_defaults(invocation.config_name, invocation.search_path)
+    return _defaults_of_train(
+        tuple((str(file), file.stat().st_mtime_ns) for file in sorted(Path(CONFIG_DIR).rglob("*.yaml")))
+    )
 
 
 @lru_cache(4)
-def _composed_defaults(config_name: str, words: Sequence[str], _: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+def _defaults_of_train(_: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    """Settings of `ml-train` without overrides, while the shipped files have these times."""
+    return _composed_defaults("train", ())
+
+
+def _composed_defaults(config_name: str, words: Sequence[str]) -> dict[str, Any]:
     return _plain_settings(choose_preprocessing(composed_again(config_name, words)))
 
 
