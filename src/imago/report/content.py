@@ -155,6 +155,12 @@ def read_report(folder: Path, name: str, shape: Any) -> Json:
         return None
 
 
+def is_of_best(folder: Path, file: Path) -> bool:
+    """Whether a file about `best.ckpt` is there, and was written after it."""
+    best = folder / "checkpoints" / "best.ckpt"
+    return file.is_file() and not (best.is_file() and file.stat().st_mtime < best.stat().st_mtime)
+
+
 def describe_answer(label: str, prediction: str, probability: float) -> str:
     """Caption of a picture: `bees, rightly 50.3%` or `bees taken for ants 98.0%`."""
     answer = f"{label}, rightly" if label == prediction else f"{label} taken for {prediction}"

@@ -1,4 +1,4 @@
-"""What a report shows of where a network looked."""
+"""Pictures of where a network looked, in a report."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imago.files import NUMBER
-from imago.report.content import SAMPLE, read_pictures, read_report
+from imago.report.content import SAMPLE, is_of_best, read_pictures, read_report
 
 EXPLAINED = {"method!": str, "pictures!": [{**SAMPLE, "prediction!": str, "probability!": NUMBER}]}
 METHODS = {
@@ -25,8 +25,8 @@ def explained_file(folder: Path, split: str) -> Path:
 
 def read_explained(folder: Path, split: str) -> dict[str, Any] | None:
     """Method and pictures of a split; None without any, or if `best.ckpt` was written since."""
-    file, best = explained_file(folder, split), folder / "checkpoints" / "best.ckpt"
-    if not file.is_file() or (best.is_file() and file.stat().st_mtime < best.stat().st_mtime):
+    file = explained_file(folder, split)
+    if not is_of_best(folder, file):
         return None
     content = read_report(folder, f"reports/{file.name}", EXPLAINED)
     if content is None or content["method"] not in METHODS:

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from imago.files import NUMBER
-from imago.report.content import OPTIONAL, format_count, read_report
+from imago.report.content import OPTIONAL, format_count, is_of_best, read_report
 from imago.run.folder import read_status
 from imago.run.saved_yaml import read_yaml
 
 CARD_FILE = "model_card.md"
 MOST_WEAK, MOST_PAIRS, MOST_NAMED = 5, 3, 40
-BEST = "checkpoints/best"
+CALIBRATION_FILE = "checkpoints/best.calibration.json"
 CALIBRATION = {
     **dict.fromkeys(("temperature!", "target_accuracy!"), NUMBER),
     "threshold!": OPTIONAL,
@@ -48,18 +48,16 @@ def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] |
         "tested": [] if is_private else [entry for entry in facts["sections"] if entry["split"] != "train"],
         "weak": [row for row in weak if row["recall"] < 1][:MOST_WEAK],
         "confused": section["pairs"][:MOST_PAIRS],
-        "calibration": None if is_private else _calibration(folder),
+        "calibration": _calibration(folder) if facts["checkpoint"] and not is_private else None,
         "looks": _looks(read_yaml(folder / "config.yaml", "data") or {}),
         "most_named": MOST_NAMED,
     }
 
 
 def _calibration(folder: Path) -> dict[str, Any] | None:
-    """What `ml-eval calibrate=true` has fitted to `best.ckpt`; None if that was written again since."""
-    fitted, best = folder / f"{BEST}.calibration.json", folder / f"{BEST}.ckpt"
-    if not fitted.is_file() or not best.is_file() or fitted.stat().st_mtime < best.stat().st_mtime:
-        return None
-    return read_report(folder, f"{BEST}.calibration.json", CALIBRATION)
+    """The calibration that `ml-eval calibrate=true` has fitted to `best.ckpt`; None if that was written since."""
+    is_there = is_of_best(folder, folder / CALIBRATION_FILE)
+    return read_report(folder, CALIBRATION_FILE, CALIBRATION) if is_there else None
 
 
 def _header(name: str, card: Mapping[str, Any], data: Mapping[str, Any], section: Mapping[str, Any] | None) -> str:
@@ -90,7 +88,7 @@ def _header(name: str, card: Mapping[str, Any], data: Mapping[str, Any], section
 
 
 def _looks(data: Mapping[str, Any]) -> dict[str, str]:
-    """What is done to an image before the network sees it, and besides in training, as far as the config says it."""
+    """Steps of an image on its way to the network, and besides in training, as far as the config says it."""
     size = data.get("image_size")
     sides = " x ".join(map(str, size)) if isinstance(size, Sequence) else f"{size} x {size}"
     rows = {"size": f"{sides} pixels, fit: {data.get('fit')}, interpolation: {data.get('interpolation')}"}

@@ -35,7 +35,12 @@ def thumbnail(images: Images, index: int, side: int = SIDE, largest: int = SIDE)
     except BadImageError:
         return Image.new("RGB", (side, side), "#cccccc")
     picture = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    scale = min(max(side, *picture.size), max(side, largest)) / max(picture.size)
+    return resized(picture, min(max(side, *picture.size), max(side, largest)))
+
+
+def resized(picture: Image.Image, longest: int) -> Image.Image:
+    """Picture whose longer side has `longest` pixels, enlarged without smoothing."""
+    scale = longest / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 

@@ -20,7 +20,7 @@ from imago.evaluation.loading import of_checkpoint
 from imago.files import write_json
 from imago.report.content import read_images
 from imago.report.explained import explained_file, heat
-from imago.report.thumbnails import LARGE, data_uri
+from imago.report.thumbnails import LARGE, data_uri, resized
 from imago.run.answers import Answers, read_answers
 from imago.run.overview import Overview
 from imago.terminal import counted
@@ -95,11 +95,8 @@ def _picture(explainer: Explainer, images: Images, places: Mapping[str, int], ro
 
 
 def _side_by_side(pixels: Tensor, values: NDArray[np.float64]) -> Image.Image:
-    seen = Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())
-    scale = LARGE / max(seen.size)
-    size = (max(1, round(seen.width * scale)), max(1, round(seen.height * scale)))
-    seen = seen.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    pair = Image.new("RGB", (2 * size[0], size[1]))
+    seen = resized(Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()), LARGE)
+    pair = Image.new("RGB", (2 * seen.width, seen.height))
     pair.paste(seen, (0, 0))
-    pair.paste(heat(seen, values), (size[0], 0))
+    pair.paste(heat(seen, values), (seen.width, 0))
     return pair
