@@ -179,8 +179,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPO / "src")}
 
 
-def batching(checkpoint: Path, folder: Path, *more: str) -> Any:
-    words = [f"ckpt_path={checkpoint}", f"port={PORT}", f"paths.log_dir={folder}/logs", *more]
+def batching(checkpoint: Path, folder: Path, *settings: str) -> Any:
+    words = [f"ckpt_path={checkpoint}", f"port={PORT}", f"paths.log_dir={folder}/logs", *settings]
     return running(["-m", "imago.serve", *words], PORT)
 
 
@@ -230,26 +230,26 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def throughput(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
-    contents = [request(photograph(seed, given.size)) for seed in range(16)]
+def throughput(checkpoint: Path, folder: Path, options: argparse.Namespace) -> None:
+    contents = [request(photograph(seed, options.size)) for seed in range(16)]
     results: dict[str, list[dict[str, Any]]] = {"ml-serve": [], "naive": []}
-    with batching(checkpoint, folder, *given.more) as ours, naive(checkpoint) as theirs:
-        for turn in range(given.turns):
+    with batching(checkpoint, folder, *options.more) as ours, naive(checkpoint) as theirs:
+        for turn in range(options.turns):
             for name, port, pid in (("ml-serve", PORT, ours), ("naive", PORT + 1, theirs)):
-                timed(port, lambda n: contents[n % 16], given.clients * 2, given.clients)  # warm
-                results[name].append(timed(port, lambda n: contents[n % 16], given.count, given.clients, pid))
+                timed(port, lambda n: contents[n % 16], options.clients * 2, options.clients)  # warm
+                results[name].append(timed(port, lambda n: contents[n % 16], options.count, options.clients, pid))
                 print(f"turn {turn} {name}: {results[name][-1]}", flush=True)
     for key in ("per second", "p50 ms", "p99 ms", "CPU ms"):
         a, b = ([turn[key] for turn in results[name]] for name in results)
         ratio = median(x / y for x, y in zip(a, b, strict=True))
-        print(f"{key}: {median(a)} against {median(b)}, ratio {ratio:.2f} (n = {given.turns})")
+        print(f"{key}: {median(a)} against {median(b)}, ratio {ratio:.2f} (n = {options.turns})")
 
 
-def overload(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
-    contents = [request(photograph(seed, given.size)) for seed in range(16)]
-    with batching(checkpoint, folder, f"max_in_flight={given.clients}"):
-        result = timed(PORT, lambda n: contents[n % 16], 4 * given.count, 4 * given.clients)
-    print(f"4 x overload, {4 * given.clients} clients, {given.clients} in flight: {result}", flush=True)
+def overload(checkpoint: Path, folder: Path, options: argparse.Namespace) -> None:
+    contents = [request(photograph(seed, options.size)) for seed in range(16)]
+    with batching(checkpoint, folder, f"max_in_flight={options.clients}"):
+        result = timed(PORT, lambda n: contents[n % 16], 4 * options.count, 4 * options.clients)
+    print(f"4 x overload, {4 * options.clients} clients, {options.clients} in flight: {result}", flush=True)
 
 
 def resident(pid: int) -> float:
@@ -257,25 +257,27 @@ def resident(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def memory(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
-    contents = [request(photograph(seed, given.size)) for seed in range(16)]
+def memory(checkpoint: Path, folder: Path, options: argparse.Namespace) -> None:
+    contents = [request(photograph(seed, options.size)) for seed in range(16)]
     with batching(checkpoint, folder) as pid:
         for number in range(11):
             print(f"memory after {1000 * number} requests: {resident(pid):.0f} MB", flush=True)
             if number < 10:
-                asyncio.run(load(PORT, lambda n: contents[n % 16], 1000, given.clients))
+                asyncio.run(load(PORT, lambda n: contents[n % 16], 1000, options.clients))
 
 
-def fuzz(checkpoint: Path, folder: Path, given: argparse.Namespace) -> None:
-    good = request(photograph(0, given.size))
+def fuzz(checkpoint: Path, folder: Path, options: argparse.Namespace) -> None:
+    good = request(photograph(0, options.size))
     with batching(checkpoint, folder) as pid:
         timed(PORT, lambda _: good, 50, 4)
         before = resident(pid)
-        result = timed(PORT, lambda n: request(*reversed(fuzzed(n))), given.bodies, 8)  # type: ignore[arg-type]
+        result = timed(PORT, lambda n: request(*reversed(fuzzed(n))), options.bodies, 8)  # type: ignore[arg-type]
         after = timed(PORT, lambda _: good, 50, 4)
         with urlopen(f"http://127.0.0.1:{PORT}/health") as health:
             state = json.load(health)
-        print(f"{given.bodies} fuzzed bodies: {result}; {before:.0f} to {resident(pid):.0f} MB; then {after}, {state}")
+        print(
+            f"{options.bodies} fuzzed bodies: {result}; {before:.0f} to {resident(pid):.0f} MB; then {after}, {state}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -289,12 +291,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--more", nargs="*", default=[], help="settings of ml-serve, for the throughput")
     parts = {"throughput": throughput, "overload": overload, "memory": memory, "fuzz": fuzz}
     parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
-    given = parser.parse_args(arguments)
-    given.size = tuple(given.size)
+    options = parser.parse_args(arguments)
+    options.size = tuple(options.size)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = trained(given.net, Path(folder))
-        for name in given.only:
-            parts[name](checkpoint, Path(folder), given)
+        checkpoint = trained(options.net, Path(folder))
+        for name in options.only:
+            parts[name](checkpoint, Path(folder), options)
 
 
 if __name__ == "__main__":

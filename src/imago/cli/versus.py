@@ -72,7 +72,7 @@ class Versus:
 
     @cached_property
     def matched(self) -> list[tuple[Key, list[Overview]]]:
-        """What is `shared`, but the first runs alone where no seed changes an answer: they are one run.
+        """The `shared` runs, but the first ones alone where no seed changes an answer: they are one run.
 
         Raises:
             UserError: That is so of some trainings, and not of all.

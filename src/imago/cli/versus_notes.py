@@ -1,4 +1,4 @@
-"""What a comparison leaves out, does not know, or does not mean, in sentences below its tables."""
+"""Sentences below the tables of a comparison: runs left out, what is not known, and how far the answer reaches."""
 
 from contextlib import suppress
 from itertools import combinations
@@ -84,7 +84,7 @@ def _fingerprints(versus: Versus) -> str:
 
 
 def _seen(versus: Versus) -> str:
-    """What the runs knew of the images before they were scored."""
+    """Sentence about images that the runs knew before they were scored."""
     if versus.scored == "train":
         return "The networks were trained on these images: their accuracies say nothing of other images"
     monitors = sorted({run.monitor for _, runs in versus.matched for run in runs if run.monitor.startswith("val/")})

@@ -237,12 +237,12 @@ class Classifier:
             sets = [[names[index] for index in np.flatnonzero(row)] for row in self.calibration.sets(log_probabilities)]
             extra = [{"accepted": accepts, "set": inside} for accepts, inside in zip(accepted, sets, strict=True)]
         predictions = []
-        for best, row, more in zip(predicted, log_probabilities, extra, strict=True):
+        for best, row, calibrated in zip(predicted, log_probabilities, extra, strict=True):
             shares = np.exp(row).tolist()
             order = np.argsort(-row, kind="stable")[:top].tolist()
             ranked = [(names[index], shares[index]) for index in order]
             probabilities = dict(zip(names, shares, strict=True))
-            predictions.append(Prediction(names[best], shares[best], probabilities, ranked, **more))
+            predictions.append(Prediction(names[best], shares[best], probabilities, ranked, **calibrated))
         return predictions
 
     def _predict(self, batch: list["_Image"], first: int, top: int) -> list[Prediction]:

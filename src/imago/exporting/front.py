@@ -43,9 +43,9 @@ def front_model(box: CropPolicy, size: Size, interpolation: str, channels: int, 
     lines = _lowered(graph, lines, rows, interpolation)
     seen = graph.op("Transpose", graph.op("Reshape", lines, graph.whole([rows, channels, columns])), perm=[1, 0, 2])
     graph.op("Unsqueeze", seen, graph.whole([0]), output=PIXELS)
-    given = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["height", "width", channels])
+    image_info = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, ["height", "width", channels])
     made = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, ["images", channels, rows, columns])
-    proto = helper.make_graph(graph.nodes, "front", [given], [made], graph.constants)
+    proto = helper.make_graph(graph.nodes, "front", [image_info], [made], graph.constants)
     model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
     onnx.checker.check_model(model)
     return model

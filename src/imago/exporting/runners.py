@@ -1,4 +1,4 @@
-"""What an exported file computes, by the library that will run it, beside what its checkpoint does."""
+"""Runners of an exported file, by the library that will run it, and of its checkpoint beside it."""
 
 import copy
 import io

@@ -16,7 +16,7 @@ COLUMNS = ("path", "decision", "label")
 
 @dataclass(frozen=True)
 class Decision:
-    """What is decided about an image: `keep`, `relabel` or `exclude`, and the label that it then has."""
+    """Decision about an image: `keep`, `relabel` or `exclude`, and the label that it then has."""
 
     kind: str
     label: str

@@ -1,4 +1,4 @@
-"""What every request passes: checks of host, origin and key, headers against misuse, and answers to refused ones."""
+"""Gate that every request passes: host, origin and key, headers against misuse, and answers to refused ones."""
 
 import asyncio
 import hmac

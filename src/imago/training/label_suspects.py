@@ -66,5 +66,5 @@ def _suspect(row: Ranked, places: dict[str, tuple[Images, int]], class_names: li
         label=class_names[images.labels[index]],
         suggestion=row.suggestion,
         picture=partial(thumbnail, images, index, side=LARGE, largest=2 * LARGE),
-        neighbours=[_suspect(each, places, class_names) for each in near],
+        neighbours=[_suspect(neighbour, places, class_names) for neighbour in near],
     )
