@@ -16,9 +16,9 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--rem
 
 
 class Browser:
-    """A page in a browser of its own, with its profile in `folder`."""
+    """A page in a browser of its own, with its profile in `folder`; `flags` go to its command line."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
 
@@ -28,7 +28,7 @@ class Browser:
             os.dup2(ends[1], 4)
 
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *OPTIONS, *QUIET, f"--user-data-dir={folder}", "about:blank"],
+            [str(CHROMIUM), *OPTIONS, *QUIET, *flags, f"--user-data-dir={folder}", "about:blank"],
             stderr=subprocess.DEVNULL,
             preexec_fn=place_pipes,
             close_fds=False,

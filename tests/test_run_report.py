@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import CHROMIUM
+from browser import CHROMIUM, Browser
 from drawn_results import DrawnImages, draw_run, drawn_score
 from helpers import REPO, draw_classes
 from markupsafe import escape
@@ -433,26 +432,9 @@ def in_browser(name: str, expression: str, width: int, tmp_path: Path, *flags: s
     """Opens a page of `tmp_path` in a frame of this width; returns the value of an expression that gives JSON."""
     frame = tmp_path / "frame.html"  # windows of a headless browser are at least 500 px wide
     frame.write_text(f'<iframe id="f" src="{name}" style="width:{width}px;height:40000px;border:0"></iframe>')
-    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-sync",
-        *quiet,
-        "--allow-file-access-from-files",
-    ]
-    script = f"<script>f.onload = async () => document.title = await {expression}</script>"
-    frame.write_text(frame.read_text() + script)
-    command = [CHROMIUM, *options, *flags, f"--user-data-dir={tmp_path}/profile", "--window-size=1800,9000"]
-    done = subprocess.run(
-        [*command, "--virtual-time-budget=5000", "--dump-dom", f"file://{frame}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL).group(1)))
+    with Browser(tmp_path / "profile", "--allow-file-access-from-files", "--window-size=1800,9000", *flags) as browser:
+        browser.open(f"file://{frame}")
+        return json.loads(browser.value(expression))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")

@@ -29,11 +29,13 @@ STAGES = ("box", "pixels", "batch")
 def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Values that the template shows beside the `facts` of the report; None before a training was scored.
 
+    Also None where the description of the data is missing or damaged: no card goes out without its data.
+
     Of private training, scores and counts are left out: they tell of images that epsilon does not cover.
     """
     card = read_status(folder / "status.json").get("card") or {}
     section = next((entry for entry in facts["sections"] if entry["split"] in ("test", "val")), None)
-    if section is None or "network" not in card:
+    if section is None or "network" not in card or not facts["data"]:
         return None
     is_private = bool(facts["privacy"])
     name, split = folder.resolve().name, section["split"]
