@@ -209,17 +209,19 @@ def test_the_model_card_has_the_metadata_of_the_hub_and_no_path_of_this_machine(
 
 
 def test_the_model_card_names_weak_classes_and_of_private_training_no_score(tmp_path):
-    run = draw_run(tmp_path / "run", HOSTILE, images=20)
+    run = draw_run(tmp_path / "run", [*HOSTILE, "![p](https://evil.example/p.png) *b*"], images=20)
     write_report(run)
     assert not (run / "model_card.md").exists()  # a run that only scored a checkpoint
-    card = {"network": "SimpleCNN", "parameters": 94_762, "weights": "from scratch"}
+    card = {"network": "SimpleCNN", "parameters": 94_762, "weights": "from /home/Jane Doe/best.ckpt"}
     write_json(run / "status.json", json.loads((run / "status.json").read_text()) | {"card": card})
     write_report(run)
     text = (run / "model_card.md").read_text()
     score = json.loads((run / "reports/metrics_test.json").read_text())
-    name, weakest = min(score["per_class"].items(), key=lambda row: row[1]["recall"])
+    weakest = min(row["recall"] for row in score["per_class"].values())
     table = text[text.index("lowest recall") :]
-    assert f"{name.replace('<', '&lt;')} | 20 | {weakest['recall']:.4f} |" in table
+    assert f" | 20 | {weakest:.4f} |" in table
+    assert r"!\[p\](https:\//evil.example/p.png) \*b\*" in text
+    assert "(from best.ckpt)" in text
     assert re.search(r"taken for .*: \d+ \(", table)
     assert "<script" not in text
     spent = {"epsilon": 3.2, "delta": 1e-5, "max_grad_norm": 1, "sample_rate": 0.1, "noise_multiplier": 1, "steps": 9}
@@ -232,6 +234,10 @@ def test_the_model_card_names_weak_classes_and_of_private_training_no_score(tmp_
     assert f"{score['acc']:.4f}" not in private
     assert "model-index" not in private
     assert "images\n- fingerprint" not in private
+    (run / "model_card.md").unlink()
+    (run / "reports/privacy.json").write_text("{}")  # damaged
+    write_report(run)
+    assert not (run / "model_card.md").exists()
 
 
 def test_hostile_names_stay_text(tmp_path):

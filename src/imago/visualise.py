@@ -23,6 +23,7 @@ from imago.config.root import KeptRoot
 from imago.errors import UserError
 from imago.run.find import find_run
 from imago.run.folder import PlotOptions, RunFolder
+from imago.run.spent import is_private_run
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _explain(folder: Path, cfg: DictConfig, invocation: Invocation) -> Path:
     from imago.report.page import write_report
     from imago.training.explained_images import explain_run
 
-    if (folder / "reports" / "privacy.json").is_file() and "report.pictures=true" not in invocation.overrides:
+    if is_private_run(folder) and "report.pictures=true" not in invocation.overrides:
         raise UserError(
             f"run={folder} was trained with strategy=dp, and explanations show its test or val images. Type "
             "report.pictures=true to show them to those who may see them"

@@ -3,17 +3,20 @@
 Its header is metadata of the Hugging Face Hub, so that it can be uploaded as it is. The author chooses the licence.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from imago.files import NUMBER
 from imago.report.content import OPTIONAL, format_count, is_of_best, read_report
 from imago.run.folder import read_status
 from imago.run.saved_yaml import read_yaml
+from imago.run.spent import is_private_run
 
 CARD_FILE = "model_card.md"
 MOST_WEAK, MOST_PAIRS, MOST_NAMED = 5, 3, 40
@@ -29,23 +32,25 @@ STAGES = ("box", "pixels", "batch")
 def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """Values that the template shows beside the `facts` of the report; None before a training was scored.
 
-    Also None where the description of the data is missing or damaged: no card goes out without its data.
-
-    Of private training, scores and counts are left out: they tell of images that epsilon does not cover.
+    Also None where the description of the data, or of the privacy of a private training, is missing or damaged: no card
+    goes out without them. Of private training, scores and counts are left out: they tell of images that epsilon does
+    not cover.
     """
     card = read_status(folder / "status.json").get("card") or {}
     section = next((entry for entry in facts["sections"] if entry["split"] in ("test", "val")), None)
     if section is None or "network" not in card or not facts["data"]:
         return None
-    is_private = bool(facts["privacy"])
+    is_private = is_private_run(folder)
+    if is_private and not facts["privacy"]:
+        return None
     name, split = folder.resolve().name, section["split"]
     weak = sorted(section["classes"], key=lambda row: (row["recall"], -row["support"]))
     return {
-        "header": _header(name, card, facts["data"], None if is_private else section),
+        "header": Markup(_header(name, card, facts["data"], None if is_private else section)),
         "title": name,
         "network": card["network"],
         "parameters": format_count(card["parameters"]),
-        "weights": card.get("weights", "unknown weights"),
+        "weights": _weights(str(card.get("weights", "unknown weights"))),
         "scored": None if is_private else split,
         "tested": [] if is_private else [entry for entry in facts["sections"] if entry["split"] != "train"],
         "weak": [row for row in weak if row["recall"] < 1][:MOST_WEAK],
@@ -54,6 +59,11 @@ def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] |
         "looks": _looks(read_yaml(folder / "config.yaml", "data") or {}),
         "most_named": MOST_NAMED,
     }
+
+
+def _weights(start: str) -> str:
+    """What the training started from: of a file, its name without its folders, which may name people."""
+    return re.sub(r"^(from |pretrained \().*[/\\]", r"\1", start)
 
 
 def _calibration(folder: Path) -> dict[str, Any] | None:

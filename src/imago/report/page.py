@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from math import isfinite
@@ -45,6 +46,8 @@ from imago.run.folder import read_status
 log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("html") / "script.js"
+MARKS = re.compile(r"[\\`*\[\]~|&$]|(?<!\w)_|_(?!\w)|(?<=:)(?=//)|^#")
+"""What Markdown takes for more than text: emphasis, code, links and pictures, formulas, headings."""
 MOST_ROWS = 40  # of a table of classes that are shown without scrolling, and in report.md
 
 
@@ -187,12 +190,12 @@ def _is_unicode(path: str) -> bool:
 
 
 def _cell(text: Any) -> str:
-    """Escape text for a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())
+    """Text of one line, in a Markdown table and elsewhere: names show no pictures and no links."""
+    return MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def _without_tags(value: Any) -> Any:
-    return value.replace("<", "&lt;") if isinstance(value, str) else value
+    return value.replace("<", "&lt;") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _time(timing: dict[str, float]) -> dict[str, Any] | None:

@@ -6,7 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from imago.definitions import rounded_up
+from imago.run.folder import read_status
 from imago.run.overview import Overview, find_runs
+from imago.run.saved_yaml import read_yaml
 from imago.terminal import counted
 
 
@@ -45,6 +47,13 @@ def describe_others(runs: Sequence[Overview], log_dir: Path) -> str:
         return f"{them}: {why}, so that for all runs together there is no guarantee (docs/privacy.md)"
     together = "together, " * (len(private) > 1)
     return f"{them}: {together}{total_spent(private)}. Those of this run come on top (docs/privacy.md)"
+
+
+def is_private_run(folder: Path) -> bool:
+    """Whether any file of a run says that it was trained with strategy=dp: the others may be damaged or gone."""
+    strategy = str(read_yaml(folder / "config.yaml", "strategy", "_target_"))
+    says_so = "epsilon" in read_status(folder / "status.json") or (folder / "reports" / "privacy.json").is_file()
+    return says_so or strategy.startswith("imago.dp.")
 
 
 def private_runs(runs: Sequence[Overview]) -> list[Overview]:

@@ -43,8 +43,7 @@ def _of_val(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
     ]
     if "ReduceLROnPlateau" in str((cfg.model.get("scheduler") or {}).get("_target_")):
         chosen.append(f"the learning rate ({cfg.model.get('monitor')})")
-    images = counted(len(data.split("val")), "val image")
-    yield f"the {images}: {f'they choose {_joined(chosen)}, and ' if chosen else ''}nothing is guaranteed to them"
+    yield f"the val images: {f'they choose {_joined(chosen)}, and ' if chosen else ''}nothing is guaranteed to them"
     for split, drawn in (("val", data.sets.drawn_val), ("test", data.sets.drawn_test)):
         if drawn is not None and "seed" in drawn:
             name = "folds" if "folds" in drawn else f"{split}_ratio"
@@ -66,11 +65,11 @@ def _of_other_runs(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> It
     same = [known for known in same if known.folder.resolve() != continued]
     if private := describe_others(same, log_dir):
         log.warning("%s", private)
-        yield private
+        yield private.replace(f" below {log_dir.absolute()}", "")
     plain = [known for known in same if "epsilon" not in known.status and known.task == "train" and known.has_begun]
     if plain:
         text = (
-            f"{counted(len(plain), 'run')} without privacy on these data below {log_dir}, such as "
+            f"{counted(len(plain), 'run')} without privacy on these data, such as "
             f"{plain[-1].folder.name}: whatever is published of it has no guarantee, and your choice of settings by "
             "it is not covered"
         )
@@ -108,20 +107,20 @@ def _of_files(cfg: DictConfig, data: ImageDataModule) -> Iterator[str]:
         "the losses and metrics of train and val, which have no noise, in metrics.jsonl, checkpoints and reports"
         f"{f', and in {_joined(loggers)}' if loggers else ''}"
     )
-    if (test := data.sets.splits.get("test")) is not None:
-        images = counted(len(test), "test image")
-        yield f"the scores of test, which have no noise: nothing is guaranteed to the {images}"
+    if "test" in data.sets.splits:
+        yield "the scores of test, which have no noise: nothing is guaranteed to its images"
     splits = [data.scored_split(split) for split in cfg.report.splits] if cfg.test else []
     if splits:
         with_pictures = ", with thumbnails" if cfg.report.pictures else ""
         yield f"the reports about single images of {_joined(sorted(set(splits)))}: path, label and loss{with_pictures}"
     for option in ("exclude", "relabel"):
         if cfg.data.get(option) is not None:
-            yield f"the list data.{option}={cfg.data[option]}, if it comes from a look at train images, and its paths"
+            name = Path(str(cfg.data[option])).name
+            yield f"the list data.{option}={name}, if it comes from a look at train images, and its paths"
     if data.skipped:
         yield f"{counted(len(data.skipped), 'unreadable image')} that was left out (data.on_bad_image=skip)"
     if cfg.data.get("cache") == "disk":
-        yield f"the decoded images in {cfg.paths.cache_dir}/pixels (data.cache=disk)"
+        yield "the decoded images in the cache folder (data.cache=disk)"
 
 
 def _is_own(target: str) -> bool:
