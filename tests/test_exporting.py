@@ -93,7 +93,8 @@ def test_one_file_goes_from_the_image_to_calibrated_probabilities(bundle, calibr
     session = onnxruntime.InferenceSession(str(file))
     facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
     assert facts["class_names"] == ["blue", "green", "red"]
-    assert (facts["temperature"], facts["threshold"], facts["calibrated"]) == (0.5, 0.75, True)
+    assert (facts["temperature"], facts["threshold"], facts["acceptance"]) == (0.5, 0.75, "estimated")
+    assert (facts["target_accuracy"], facts["confidence"], facts["calibrated"]) == (0.99, None, True)
     assert facts["versions"]["torch"] == torch.__version__
     checkpoint = torch.load(calibrated, weights_only=True)["imago"]
     assert facts["data_fingerprint"] == checkpoint["data"]["fingerprint"]
@@ -201,6 +202,7 @@ def test_smaller_numbers_and_torch_export(command, calibrated):
 
 def test_a_bundle_needs_only_its_requirements(bundle, calibrated, tmp_path):
     """Its script runs with links to the packages that it names, and no others."""
+        assert ("has no threshold in its metadata" in run.output) == (kind != "torch_export")
     (tmp_path / "packages").mkdir()
     for name in ("numpy", "numpy.libs", "onnxruntime", "PIL", "pillow.libs"):
         origin = Path(np.__file__).parents[1] / name
@@ -213,7 +215,7 @@ def test_a_bundle_needs_only_its_requirements(bundle, calibrated, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = imago.load_classifier(calibrated, calibrated=True).predict(photograph(7, 50))
     assert done.stdout.startswith(f"photo.png: {expected.class_name} {expected.probability:.4f}")
-    assert ("below the threshold" in done.stdout) == (not expected.accepted)
+    assert ("look at it" in done.stdout) == (not expected.accepted)
     decode = runpy.run_path(str(bundle.dir / "model" / "predict.py"))["decode"]
     for name, content in odd_images():
         pixels = read_image(io.BytesIO(content)).permute(1, 2, 0).numpy()
@@ -226,6 +228,19 @@ class Branching(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.head = nn.Linear(3, num_classes)
+
+@pytest.mark.parametrize(("threshold", "accepts"), [("null", False), ("0.0", True), ("0.999999", False)])
+def test_the_script_of_a_bundle_accepts_what_imago_accepts(bundle, tmp_path, monkeypatch, capsys, threshold, accepts):
+    """A calibrated file without a threshold accepts nothing: its promise could not be made."""
+    shutil.copy(bundle.dir / "model" / "predict.py", tmp_path)
+    model = onnx.load(bundle.dir / "model" / "model.onnx")
+    next(entry for entry in model.metadata_props if entry.key == "threshold").value = threshold
+    onnx.save(model, tmp_path / "model.onnx")
+    photograph(7, 50).save(tmp_path / "photo.png")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.png")])
+    runpy.run_path(str(tmp_path / "predict.py"), run_name="__main__")
+    assert ("look at it" not in capsys.readouterr().out) == accepts
+
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image.mean() > 0:

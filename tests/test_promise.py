@@ -59,6 +59,12 @@ def wrong_where_sure() -> Answers:
 
 def sure_and_right(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
     return np.exp(answers[0].max(axis=1)), answers[0].argmax(axis=1) == answers[1]
+def test_a_32_bit_probability_can_be_compared_with_each_threshold():
+    """Exported files return these; above 1 - 2**-25 all of them are 1."""
+    assert all(np.float32(threshold) < 1 and np.float32(1 - 6e-8) >= threshold for threshold in GRID)
+    assert estimated_threshold(np.log(np.array([[1 - 1e-12, 1e-12]] * 9)), np.zeros(9, int), 0.9) == GRID[0]
+
+
 
 
 def some(answers: Answers, generator: np.random.Generator, n: int) -> Answers:

@@ -169,7 +169,7 @@ def _write_proven(
     from imago.exporting.bundle import write_bundle
     from imago.exporting.facts import facts_of
     from imago.exporting.images import data_of
-    from imago.exporting.proven import ProvenExport, Terms
+    from imago.exporting.proven import EXACT, ProvenExport, Terms
 
     is_private = "privacy" in metadata
     if calibration is not None:
@@ -181,7 +181,13 @@ def _write_proven(
         log.info("Private training: no image of the data is used, and the export is compared on odd images alone")
     terms = Terms(cfg.proof_images, cfg.allow_flips, cfg.tolerance)
     kind = "onnx" if cfg.format == BUNDLE else cfg.format
-    export = ProvenExport(classifier, kind, metadata | facts_of(classifier, is_private), data)
+    if calibration is not None and kind not in EXACT:
+        log.warning(
+            "format=%s has no threshold in its metadata: its probabilities are coarser than those that were tested, "
+            "and other images would be accepted. For the threshold type format=onnx",
+            kind,
+        )
+    export = ProvenExport(classifier, kind, metadata | facts_of(classifier, is_private, kind in EXACT), data)
     if cfg.format != BUNDLE:
         export.write(path, terms, run.path / RECORD)
     else:

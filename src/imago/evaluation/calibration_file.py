@@ -15,6 +15,7 @@ from imago.definitions import is_export
 from imago.errors import UserError
 from imago.evaluation.calibration import Calibration
 from imago.evaluation.from_config import looks
+from imago.evaluation.promise import GRID
 from imago.files import MISFIT, NUMBER, fitting, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,11 @@ def _checked(content: Any, path: Path, checkpoint: str, classes: int, how: str) 
     if content is MISFIT or not _is_in_range(content, classes):
         raise UserError(f"The calibration in {path} is damaged. {how}")
     calibration = Calibration(**content)
+    if calibration.threshold is not None and calibration.threshold > GRID[0]:
+        raise UserError(
+            f"The calibration in {path} is that of an earlier Imago: 32-bit probabilities, as exported files return "
+            f"them, cannot be compared with its threshold. {how}"
+        )
     if calibration.checkpoint != checkpoint:
         raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
     if calibration.why_not is not None:

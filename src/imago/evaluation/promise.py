@@ -13,9 +13,10 @@ from scipy.stats import binom
 
 from imago.evaluation.temperature import Floats, Ints
 
-STEPS, STEPS_OF_TEN = 240, 20
+STEPS, STEPS_OF_TEN = 120, 20
 GRID = np.array([round(1 - float(f"{10 ** (-step / STEPS_OF_TEN):.2e}"), 15) for step in range(STEPS, -1, -1)])
-"""Thresholds, the strictest first: 1 - 1e-12, ..., 0.99, 0.9888, ..., 0. With the last one all images are accepted."""
+"""Thresholds, the strictest first: 1 - 1e-6, ..., 0.99, 0.9888, ..., 0. With the last one all images are accepted.
+Above the first one, a float32 probability, as exported files return it, could not be told from 1."""
 MOST_WRONG = 1000
 """Greatest number of mistakes among the accepted images for which a number of images is suggested."""
 UNLUCKY = 1.5
@@ -75,9 +76,10 @@ def promised_threshold(calibrated: Floats, labels: Ints, first: int, target: flo
 
 
 def estimated_threshold(calibrated: Floats, labels: Ints, target: float) -> float | None:
-    """Least confidence above which a fraction `target` of the answers is right; None if there is none. It promises
-    nothing: on new images the fraction is smaller as often as not."""
-    confidence, correct = np.exp(calibrated.max(axis=1)), calibrated.argmax(axis=1) == labels
+    """Least confidence above which a fraction `target` of the answers is right, at most the strictest of `GRID`; None
+    if there is none. It promises nothing: on new images the fraction is smaller as often as not."""
+    confidence = np.minimum(np.exp(calibrated.max(axis=1)), GRID[0])
+    correct = calibrated.argmax(axis=1) == labels
     order = np.argsort(-confidence, kind="stable")
     accuracy = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
     last_of_equals = np.append(confidence[order][1:] != confidence[order][:-1], True)
