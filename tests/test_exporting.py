@@ -162,6 +162,13 @@ def test_spoiled_graphs_fail_the_proof(parts, tmp_path):
         with pytest.raises(UserError, match="a probability differs by .*, and tolerance is 0.0001"):
             proof.check(0, 1e-4)
 
+    spoiled, first = OnnxRunner(tmp_path / "spoiled.onnx"), parts[2][0]
+    sure = [runner.whole(first.pixels).max() for runner in (CheckpointRunner(classifier), spoiled)]
+    near = compare(CheckpointRunner(classifier), spoiled, [first], classifier.class_names, threshold=float(max(sure)))
+    assert {(flip.before.split(" ", 1)[1], flip.after.split(" ", 1)[1]) for flip in near.flips} == {
+        ("accepted", "flagged for review")[:: 1 if sure[0] > sure[1] else -1]
+    }
+
     def other_resize(_):
         front = front_model(classifier.transform.box, 16, "bicubic", 3, opset=20, ir_version=10)
         front.opset_import[0].version = network.opset_import[0].version
@@ -195,6 +202,7 @@ def test_smaller_numbers_and_torch_export(command, calibrated):
         sizes[kind] = record["bytes"]
         assert max(record["greatest_difference"].values()) < limit
         assert "Accuracy on these 5 images:" in run.output
+        assert ("has no threshold in its metadata" in run.output) == (kind != "torch_export")
     program = torch.export.load(run.dir / "model.pt2").module()
     probabilities = program(torch.zeros(3, 3, 16, 16, dtype=torch.uint8))
     assert torch.allclose(probabilities.sum(1), torch.ones(3))
@@ -202,7 +210,6 @@ def test_smaller_numbers_and_torch_export(command, calibrated):
 
 def test_a_bundle_needs_only_its_requirements(bundle, calibrated, tmp_path):
     """Its script runs with links to the packages that it names, and no others."""
-        assert ("has no threshold in its metadata" in run.output) == (kind != "torch_export")
     (tmp_path / "packages").mkdir()
     for name in ("numpy", "numpy.libs", "onnxruntime", "PIL", "pillow.libs"):
         origin = Path(np.__file__).parents[1] / name
@@ -222,13 +229,6 @@ def test_a_bundle_needs_only_its_requirements(bundle, calibrated, tmp_path):
         assert np.array_equal(decode(io.BytesIO(content)), pixels), name
 
 
-class Branching(nn.Module):
-    """Depends on pixel values."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, num_classes)
-
 @pytest.mark.parametrize(("threshold", "accepts"), [("null", False), ("0.0", True), ("0.999999", False)])
 def test_the_script_of_a_bundle_accepts_what_imago_accepts(bundle, tmp_path, monkeypatch, capsys, threshold, accepts):
     """A calibrated file without a threshold accepts nothing: its promise could not be made."""
@@ -241,6 +241,13 @@ def test_the_script_of_a_bundle_accepts_what_imago_accepts(bundle, tmp_path, mon
     runpy.run_path(str(tmp_path / "predict.py"), run_name="__main__")
     assert ("look at it" not in capsys.readouterr().out) == accepts
 
+
+class Branching(nn.Module):
+    """Depends on pixel values."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if image.mean() > 0:

@@ -266,3 +266,5 @@ def test_a_promise_that_could_be_false_is_refused(set_aside, command, tmp_path, 
     refused = command("eval", f"ckpt_path={run.dir}", "calibrate=true", *words)
     assert refused.exit_code == 1
     assert message in refused.output
+        (["matmul_precision=medium"], "calibrate=true and matmul_precision=medium: on a GPU, products of 8 bits"),
+        (["data.decode=fast"], "calibrate=true and data.decode=fast: a calibration is that of the network in the"),

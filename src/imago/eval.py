@@ -19,7 +19,7 @@ from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.invocation import Invocation
 from imago.config.root import KeptRoot
 from imago.config.setting_source import is_typed
-from imago.config.trainer import check_full_precision
+from imago.config.trainer import check_as_tested
 from imago.definitions import CALIBRATION
 from imago.errors import UserError
 from imago.run.folder import RunFolder
@@ -52,7 +52,7 @@ def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
     """Raises ValueError for settings that cannot work, before anything is made."""
     check_from_checkpoint(cfg, invocation)
     splits_of(cfg.split, cfg)
-    check_full_precision(cfg, "calibrate")
+    check_as_tested(cfg, invocation, "calibrate")
     for option in OF_CALIBRATION:
         if not cfg.calibrate and is_typed(option, invocation):
             raise UserError(f"{option}={cfg[option]} is a setting of calibrate=true. Add it, or remove {option}=.")

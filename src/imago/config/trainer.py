@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.config.combinations import number_or_infinity
 from imago.config.durations import is_duration, read_duration
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, override_key
 from imago.config.setting_source import in_file, is_users_own
 from imago.config.strategies import strategy_problems
 from imago.errors import UserError
@@ -21,6 +21,8 @@ LEAST = {  # option of the Trainer -> smallest valid number, all valid values
     "min_steps": (0, "0 or more, or null"),
 }
 LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
+OTHER_NUMBERS = ("model.net.", "model.forward_fn.", "data.decode.")
+"""Settings with which a checkpoint answers otherwise, beside those that the calibration itself records."""
 ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
 
 
@@ -85,11 +87,24 @@ def _limit(value: Any) -> float:
     return value if isinstance(value, int) and value >= 0 else math.inf
 
 
-def check_full_precision(cfg: DictConfig, option: str) -> None:
-    """Raise UserError if `option`, which fits or uses a calibration, is on with another precision than `32-true`: other
-    images would be accepted than those that were tested."""
-    if cfg[option] and (precision := cfg.trainer.get("precision", "32-true")) not in ("32-true", "32", 32):
+def check_as_tested(cfg: DictConfig, invocation: Invocation, option: str) -> None:
+    """Raise UserError if `option`, which fits or uses a calibration, is on and other numbers would be computed than
+    those of the checkpoint in full precision: other images would be accepted than those that were tested."""
+    if not cfg[option]:
+        return
+    if (precision := cfg.trainer.get("precision", "32-true")) not in ("32-true", "32", 32):
         raise UserError(
             f"{option}=true and trainer.precision={precision}: probabilities would differ from those of other "
             "commands, and so would what is accepted. Type trainer.precision=32-true"
         )
+    if cfg.matmul_precision == "medium":
+        raise UserError(
+            f"{option}=true and matmul_precision=medium: on a GPU, products of 8 bits would change what is accepted. "
+            "Type matmul_precision=high"
+        )
+    for word in invocation.overrides:
+        if f"{override_key(word)}.".startswith(OTHER_NUMBERS):
+            raise UserError(
+                f"{option}=true and {word}: a calibration is that of the network in the checkpoint, which sees images "
+                f"as it was trained. Remove {word}"
+            )

@@ -31,7 +31,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Flip:
-    """An image whose most likely class is another one; `margin` is by how much it was the likeliest."""
+    """An image whose most likely class is another one, or that is accepted by one of the two only; `margin` is by how
+    much it was the likeliest, or how far its probability was from the threshold."""
 
     image: str
     batch: int
@@ -102,9 +103,17 @@ class Proof:
         }
 
 
-def compare(before: Runner, after: Runner, cases: Iterable[Case], class_names: Sequence[str]) -> Proof:
-    """Compare a file with its checkpoint, image by image, and in batches of the largest of BATCHES."""
+def compare(
+    before: Runner,
+    after: Runner,
+    cases: Iterable[Case],
+    class_names: Sequence[str],
+    threshold: float | None = None,
+) -> Proof:
+    """Compare a file with its checkpoint, image by image, and in batches of the largest of BATCHES. With a `threshold`,
+    the same predictions must be accepted."""
     proof, values, off = Proof(), 0, 0
+    answer = _Answer(class_names, threshold)
     remaining = iter(cases)
     while chunk := list(islice(remaining, max(BATCHES))):
         seen = [before.seen(case.pixels) for case in chunk]
@@ -116,24 +125,41 @@ def compare(before: Runner, after: Runner, cases: Iterable[Case], class_names: S
         expected, answers = (
             np.concatenate([runner.whole(case.pixels) for case in chunk]) for runner in (before, after)
         )
-        _note(proof, chunk, 1, expected, answers, class_names)
+        _note(proof, chunk, 1, expected, answers, answer)
         _count(proof, chunk, expected, answers)
         many = before.network(np.concatenate(seen)), after.network(np.concatenate(own))
-        _note(proof, chunk, max(BATCHES), many[0], many[1], class_names)
+        _note(proof, chunk, max(BATCHES), many[0], many[1], answer)
     proof.off = off / max(values, 1)
     return proof
 
 
-def _note(
-    proof: Proof, chunk: Sequence[Case], batch: int, before: Floats, after: Floats, class_names: Sequence[str]
-) -> None:
+@dataclass(frozen=True)
+class _Answer:
+    """Answers in words: the most likely class and, with a `threshold`, whether it is accepted."""
+
+    class_names: Sequence[str]
+    threshold: float | None
+
+    def __call__(self, probabilities: Floats) -> str:
+        name = self.class_names[int(probabilities.argmax())]
+        if self.threshold is None:
+            return name
+        return f"{name} {'accepted' if probabilities.max() >= self.threshold else 'flagged for review'}"
+
+    def margin(self, before: Floats, after: Floats) -> float:
+        """How near the answer `before` was to another one."""
+        if self.threshold is None or before.argmax() != after.argmax():
+            return top_two(before)[1]
+        return abs(float(before.max()) - self.threshold)
+
+
+def _note(proof: Proof, chunk: Sequence[Case], batch: int, before: Floats, after: Floats, answer: _Answer) -> None:
     """Add the flips and the greatest difference of one batch size to a proof."""
     for case, expected, probabilities in zip(chunk, before, after, strict=True):
         gap = float(np.abs(expected - probabilities).max())
         proof.differences[batch] = max(proof.differences[batch], gap if np.isfinite(gap) else np.inf)
-        best, margin = top_two(expected)
-        if (other := int(probabilities.argmax())) != best:
-            proof.flips.append(Flip(case.name, batch, class_names[best], class_names[other], margin))
+        if (wanted := answer(expected)) != (got := answer(probabilities)):
+            proof.flips.append(Flip(case.name, batch, wanted, got, answer.margin(expected, probabilities)))
 
 
 def _count(proof: Proof, chunk: Sequence[Case], before: Floats, after: Floats) -> None:

@@ -78,7 +78,8 @@ class ProvenExport:
         before = CheckpointRunner(self.classifier)
         with atomic_write(path) as temporary:
             after = self._make(temporary, before)
-            self.proof = compare(before, after, self._cases(terms.images), self.classifier.class_names)
+            names, threshold = self.classifier.class_names, self.metadata.get("threshold")
+            self.proof = compare(before, after, self._cases(terms.images), names, threshold)
             tolerance = terms.tolerance if self.kind in EXACT else None
             problems = [*self.proof.problems(terms.allow_flips, tolerance)]
             self.record = self._record(temporary, terms, tolerance, problems)
