@@ -24,6 +24,8 @@ from imago.evaluation.calibration import Answers, Wanted, describe_threshold, fi
 from imago.evaluation.calibration_images import independent_images
 from imago.evaluation.conformal import set_thresholds, small_classes
 from imago.evaluation.promise import GRID, estimated_threshold, first_threshold, promised_threshold
+from imago.report import page
+from imago.terminal import percent_down, threshold_text
 
 SPLITS, CONFIDENCE = 1000, 0.95
 MOST_BROKEN = 72
@@ -123,6 +125,32 @@ def test_how_many_images_a_promise_needs_is_said(n, wrong, target, words):
     assert words in describe_threshold(calibration)
     assert calibration.accepts(logs).all() == (calibration.threshold is not None)
     assert json.loads(json.dumps(calibration.threshold)) == calibration.threshold
+
+
+def test_no_page_promises_more_than_was_shown():
+    """Neither a target nor a confidence is rounded up, nor a threshold down."""
+    assert [percent_down(fraction) for fraction in (0.95, 0.9995, 0.9975)] == ["95%", "99.95%", "99.75%"]
+    assert [threshold_text(value) for value in (0.99874, 1 - 4.47e-6, 0.87651234, 0.0)] == [
+        *("0.99874", "0.99999553", "0.8766", "0")
+    ]
+    assert all(float(threshold_text(threshold)) == threshold for threshold in GRID)
+    made = {"temperature": 1.3, "threshold": 0.99874, "target_accuracy": 0.9995, "confidence": 0.9995}
+    score = {"calibrated": made | {"accepted_acc": 0.9, "accepted_share": 0.9, "fitted_here": False}}
+    promises = {}
+    for template, facts in (
+        ("model_card.md.j2", {"model": {"calibration": made}}),
+        ("report.html.j2", {"score": score}),
+    ):
+        text = (Path(page.__file__).parent / template).read_text()
+        part = text[text.index("{% if model.calibration %}" if "card" in template else "{% if score.calibrated") :]
+        part = part[: part.index("## Images" if "card" in template else "<h2>Scores")]
+        promises[template] = page.templates(template.removesuffix(".j2")).from_string(part).render(**facts)
+    assert (
+        "probability of at least 0.99874, at least 99.95% are right, with a confidence of 99.95%"
+        in (promises["model_card.md.j2"])
+    )
+    assert "below 0.99874 are flagged" in promises["report.html.j2"]
+    assert "With confidence 99.95%, at least 99.95% are right" in promises["report.html.j2"]
 
 
 def test_the_sets_of_each_class_hold_it_and_small_classes_share_a_threshold():

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from decimal import ROUND_FLOOR, Decimal
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
@@ -74,6 +75,20 @@ def shortened(items: Iterable[Any], most: int = 5) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Number and noun, as in `1 image` and `2 images`; `plural` is for nouns that take more than an s."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def percent_down(fraction: float) -> str:
+    """Percentage of a fraction that is promised: `99.95%`. It is never rounded up, which would promise more."""
+    percent = Decimal(repr(float(fraction))) * 100
+    return f"{percent.quantize(Decimal('1e-9'), ROUND_FLOOR).normalize():f}%"
+
+
+def threshold_text(threshold: float) -> str:
+    """Least accepted probability: `0.9987`, `0.99999553`. Four digits of its distance to 1 are shown. It is never
+    rounded down, which would accept more."""
+    distance = 1 - Decimal(repr(float(threshold)))
+    unit = Decimal(1).scaleb(min(distance.adjusted(), -1) - 3)
+    return f"{(1 - distance.quantize(unit, ROUND_FLOOR)).normalize():f}"
 
 
 def by_split(counts: Mapping[str, int]) -> str:

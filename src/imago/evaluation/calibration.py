@@ -17,7 +17,7 @@ from imago.evaluation.temperature import (
     reliability,
     scaled,
 )
-from imago.terminal import counted
+from imago.terminal import counted, percent_down, threshold_text
 
 FITTED_ON = ("val", CALIBRATION)
 """Splits that determine a calibration."""
@@ -157,37 +157,34 @@ def describe_calibration(measured: dict[str, Any]) -> str:
 
 def describe_threshold(calibration: Calibration) -> str:
     """Sentence that says what is promised of accepted predictions, and by what evidence; or why nothing is."""
-    target, confidence, evidence = calibration.target_accuracy, calibration.confidence, calibration.evidence
-    if confidence is None:
-        threshold = f"{calibration.threshold:.4f}" if calibration.threshold is not None else "no threshold reaches it"
+    target, evidence, images = percent_down(calibration.target_accuracy), calibration.evidence, calibration.n
+    threshold = None if calibration.threshold is None else threshold_text(calibration.threshold)
+    if calibration.confidence is None:
         return (
-            f"Threshold for {_percent(target)} accuracy: {threshold}. It is an estimate, and promises nothing: no "
-            "images were set aside for it. For a promise, train with data.calibration_ratio=0.5"
+            f"Threshold for {target} accuracy: {threshold or 'no threshold reaches it'}. It is an estimate, and "
+            "promises nothing: no images were set aside for it. For a promise, train with data.calibration_ratio=0.5"
         )
+    confidence = percent_down(calibration.confidence)
     seen = f"{evidence['wrong']} of the {evidence['accepted']} accepted ones wrong"
-    if calibration.threshold is not None:
+    if threshold is not None:
         return (
-            f"Promise: with confidence {_percent(confidence)}, at least {_percent(target)} of the accepted predictions "
-            f"are right, on new images like those of calibration. Threshold {calibration.threshold:.15g}: of "
-            f"{calibration.n} images, {seen}"
+            f"Promise: with confidence {confidence}, at least {target} of the accepted predictions are right, on new "
+            f"images like those of calibration. Threshold {threshold}: of {images} images, {seen}"
         )
     needed = evidence["needed"]
     how = f"about {needed:,} would do" if needed is not None else f"{seen}. Type a smaller target_accuracy"
     return (
-        f"{_percent(target)} accuracy cannot be promised with {counted(calibration.n, 'image')} (confidence "
-        f"{_percent(confidence)}): {how}. No prediction is accepted"
+        f"{target} accuracy cannot be promised with {counted(images, 'image')} (confidence {confidence}): {how}. No "
+        "prediction is accepted"
     )
 
 
 def describe_guarantee(calibration: Calibration) -> str:
     """Phrase that says how many accepted predictions are right, as `99% right, promised with confidence 95%`."""
-    right, confidence = f"{_percent(calibration.target_accuracy)} right", calibration.confidence
-    if confidence is None:
+    right = f"{percent_down(calibration.target_accuracy)} right"
+    if calibration.confidence is None:
         return f"{right} is an estimate, without a promise"
     if calibration.threshold is None:
         return f"{right} cannot be promised"
-    return f"{right}, promised with confidence {_percent(confidence)} for images like those of calibration"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.10g}%"
+    confidence = percent_down(calibration.confidence)
+    return f"{right}, promised with confidence {confidence} for images like those of calibration"

@@ -51,7 +51,11 @@ SCORE = {
     "split!": str,
     "per_class!": {"*": dict.fromkeys(("precision!", "recall!", "f1!", "support!"), NUMBER)},
     "reliability!": [BIN],
-    "calibrated": {"*": object},
+    "calibrated": {
+        **dict.fromkeys(("temperature!", "target_accuracy!", "accepted_share!"), NUMBER),
+        **dict.fromkeys(("threshold!", "confidence!", "accepted_acc!"), OPTIONAL),
+        "fitted_here!": bool,
+    },
 }
 DATA = {
     **dict.fromkeys(("root!", "fingerprint!"), str),

@@ -42,6 +42,7 @@ from imago.report.curves import curves_of
 from imago.report.model_card import CARD_FILE, model_card_facts
 from imago.report.split import split_section, wilson
 from imago.run.folder import read_status
+from imago.terminal import percent_down, threshold_text
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,8 @@ def templates(name: str) -> Environment:
     environment.filters |= {
         "number": format_number,
         "percent": lambda fraction: f"{fraction:.1%}",
+        "promised": percent_down,
+        "threshold": threshold_text,
         "short": lambda value: NONE if value is None else value if isinstance(value, str) else f"{value:.4g}",
         "compact": _compact,
         "bound": lambda value: value if isinstance(value, str) or not isfinite(value) else rounded_up(value),
