@@ -59,14 +59,14 @@ def wrong_where_sure() -> Answers:
     return Answers(np.concatenate([right[0], sure - 40]), np.concatenate([right[1], np.arange(2_000) % 5 == 0]))
 
 
-def sure_and_right(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
-    return np.exp(answers[0].max(axis=1)), answers[0].argmax(axis=1) == answers[1]
 def test_a_32_bit_probability_can_be_compared_with_each_threshold():
     """Exported files return these; above 1 - 2**-25 all of them are 1."""
     assert all(np.float32(threshold) < 1 and np.float32(1 - 6e-8) >= threshold for threshold in GRID)
     assert estimated_threshold(np.log(np.array([[1 - 1e-12, 1e-12]] * 9)), np.zeros(9, int), 0.9) == GRID[0]
 
 
+def sure_and_right(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
+    return np.exp(answers[0].max(axis=1)), answers[0].argmax(axis=1) == answers[1]
 
 
 def some(answers: Answers, generator: np.random.Generator, n: int) -> Answers:
@@ -247,6 +247,39 @@ def test_images_that_are_added_move_none_between_val_and_calibration():
         splits(30, ratio=0.6)
 
 
+def test_images_that_may_have_been_seen_or_chosen_are_refused(tmp_path):
+    for split, seed in (("train", 0), ("val", 1)):
+        draw_classes(tmp_path / "images" / split, {"blue": 10, "red": 10}, seed)
+
+    def data_with(ratio: float, recorded=None) -> ImageFolderDataModule:
+        options = {"data_dir": str(tmp_path / "images"), "image_size": 8, "cache_dir": str(tmp_path)}
+        look = ImageTransform(WholeBox())
+        return ImageFolderDataModule(look, look, calibration_ratio=ratio, recorded=recorded, **options)
+
+    def entry_of(data: ImageFolderDataModule, is_known: bool = True) -> dict:
+        names = ("train", "val", "calibration")
+        seen = dict(zip(names, (data.train_digests, data.val_digests, data.calibration_images), strict=True))
+        images = {f"{name}_images": seen[name] if is_known else None for name in names}
+        draws = {f"drawn_{name}": getattr(data.sets, f"drawn_{name}") for name in ("val", "test", "calibration")}
+        return {"data": data.facts, "class_names": data.class_names, "unrecorded": "", **draws, **images}
+
+    aside = data_with(0.5)
+    entry, unknown = entry_of(aside), entry_of(data_with(0), is_known=False)
+    assert independent_images(aside, entry)[0].sum() == 10
+    with pytest.raises(ValueError, match=r"may have seen images of calibration, .* \(training began with OLD\)"):
+        independent_images(aside, entry | {"unrecorded": "training began with OLD"})
+    extra = draw_classes(tmp_path / "extra", {"blue": 1}, seed=2) / "blue/000.png"
+    shutil.copy(extra, tmp_path / "images/val/blue/010.png")  # the split is not that of the run any more
+    with pytest.raises(ValueError, match="does not record all images that it was trained on and chosen by"):
+        independent_images(data_with(0.5, unknown), unknown)
+    (tmp_path / "images/val/blue/010.png").unlink()
+    first, *_, last = aside.split("calibration").paths
+    shutil.move(tmp_path / "images" / last, tmp_path / "images/val/blue/moved.png")
+    (tmp_path / "images" / first).unlink()
+    with pytest.raises(ValueError, match="2 images of calibration that the run set aside are gone, or have another la"):
+        independent_images(data_with(0.5, entry), entry)
+
+
 def test_one_image_of_each_group_counts(tmp_path):
     """Images of one patient are right or wrong together: a hundred of them say little more than one."""
     draw_classes(tmp_path, {"blue": 8, "red": 8})
@@ -263,9 +296,16 @@ def test_one_image_of_each_group_counts(tmp_path):
     kept = [path for path, is_counted in zip(data.split("calibration").paths, counts, strict=True) if is_counted]
     assert sorted({4: "p2", 5: "p2", 6: "p3", 7: "p3"}[int(path[-5])] for path in kept) == ["p2", "p3"]
     assert notes == [
-        "2 of the 10 images of calibration are of a group that is also in train or val, and do not count",
+        "2 of the 10 images of calibration are of a group that trained or chose the checkpoint, and do not count",
         "6 of the 10 images of calibration are of the group of another one, and do not count",
     ]
+    digests = data.split("calibration").digests()[0]
+    of_p2 = torch.from_numpy(digests[[data.split("calibration").paths.index("blue/004.png")]])
+    another = {"data": {"fingerprint": "another"}, "train_images": of_p2, "val_images": of_p2}
+    counts, _ = independent_images(data, another)  # the other images of a patient that was trained on
+    assert [
+        path[-7:-4] for path, is_counted in zip(data.split("calibration").paths, counts, strict=True) if is_counted
+    ] == [kept[-1][-7:-4]]
     photos = FolderImages(tmp_path, [f"{name}/{n}.png" for name in "ab" for n in range(20)], [0] * 20 + [1] * 20)
     parts, _ = SplitPlan(0.2, 0.2, 0, calibration=0.2).parts(photos, [[n, n + 1] for n in range(0, 40, 2)], {})
     assert Counter(parts) == {"train": 16, "val": 8, "calibration": 8, "test": 8}
@@ -284,6 +324,8 @@ def test_one_image_of_each_group_counts(tmp_path):
         (["data.calibration_ratio=0", "confidence=0.9"], "confidence=0.9: nothing can be promised"),
         (["trainer.limit_predict_batches=1", "data.batch_size=2"], "leaves 2 of the 6 images of calibration"),
         (["data.exclude=EXCLUDE"], "data.exclude changes images of calibration after the training"),
+        (["matmul_precision=medium"], "calibrate=true and matmul_precision=medium: on a GPU, products of 8 bits"),
+        (["data.decode=fast"], "calibrate=true and data.decode=fast: a calibration is that of the network in the"),
     ],
 )
 def test_a_promise_that_could_be_false_is_refused(set_aside, command, tmp_path, words, message):
@@ -294,5 +336,3 @@ def test_a_promise_that_could_be_false_is_refused(set_aside, command, tmp_path, 
     refused = command("eval", f"ckpt_path={run.dir}", "calibrate=true", *words)
     assert refused.exit_code == 1
     assert message in refused.output
-        (["matmul_precision=medium"], "calibrate=true and matmul_precision=medium: on a GPU, products of 8 bits"),
-        (["data.decode=fast"], "calibrate=true and data.decode=fast: a calibration is that of the network in the"),

@@ -30,6 +30,7 @@ class CarriedState(Callback):
         self._progress: Progress | None = None
         self._seen_before: torch.Tensor | None = None
         self._chosen_before: torch.Tensor | None = None
+        self._set_aside_before: torch.Tensor | None = None
         self._is_resumed = False
         self._unrecorded = str(carried.get("unrecorded") or "")
 
@@ -73,14 +74,15 @@ class CarriedState(Callback):
         self._progress = checkpoint["imago"]["progress"]
         self._seen_before = checkpoint["imago"].get("train_images")
         self._chosen_before, self._is_resumed = checkpoint["imago"].get("val_images"), True
+        self._set_aside_before = checkpoint["imago"].get("calibration_images")
         self._unrecorded = str(checkpoint["imago"].get("unrecorded") or "")
         if restore_state(trainer, pl_module, checkpoint):
             self.epochs.best = None
 
     def _images(self, trainer: Trainer, data: ImageDataModule, are_shown: bool) -> dict[str, Any]:
-        """Digests of all images that the weights have seen, and of those of val, which chose them, including the runs
-        that this one was resumed from, and why some may be missing; no digests if the images are private, and in
-        processes that write no checkpoint."""
+        """Digests of all images that the weights have seen, of those of val, which chose them, and of those that were
+        set aside, including the runs that this one was resumed from, and why some may be missing; no digests if the
+        images are private, and in processes that write no checkpoint."""
         if not are_shown or not trainer.is_global_zero:
             return {"unrecorded": self._unrecorded}
         digests, unrecorded = data.train_digests, self._unrecorded
@@ -90,9 +92,10 @@ class CarriedState(Callback):
         return {
             "train_images": _joined(digests, self._seen_before),
             "val_images": _joined(data.val_digests, self._chosen_before) if is_recorded else None,
+            "calibration_images": _joined(data.calibration_images, self._set_aside_before),
             "unrecorded": unrecorded,
         }
 
 
 def _joined(digests: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-    return digests if before is None else torch.unique(torch.cat([digests, before]))
+    return digests if before is None else torch.unique(torch.cat([digests, before]), dim=0)

@@ -172,6 +172,11 @@ def check_entry(checkpoint: Checkpoint, where: str) -> None:
         seen = entry.get(f"{split}_images")
         if seen is not None and not (isinstance(seen, torch.Tensor) and seen.dtype == torch.int64 and seen.ndim == 1):
             raise UserError(f"{where} is damaged: its {split} images are not a list of numbers.")
+    aside = entry.get("calibration_images")
+    if aside is not None and not (
+        isinstance(aside, torch.Tensor) and aside.dtype == torch.int64 and aside.shape == (len(aside), 2)
+    ):
+        raise UserError(f"{where} is damaged: its calibration images are not a list of pairs of numbers.")
 
 
 def _what_it_is(path: Path, error: str) -> str:

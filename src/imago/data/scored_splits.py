@@ -12,7 +12,7 @@ from torch import Tensor
 from imago.data.images import Images, ImageSets, class_counts, train_counts
 from imago.data.transfer import CopyingDataModule
 from imago.data.tree import divide_skipped
-from imago.definitions import HELD_OUT, SPLITS
+from imago.definitions import CALIBRATION, HELD_OUT, SPLITS
 from imago.errors import UserError
 from imago.terminal import CONTROL, by_split, counted, shortened
 
@@ -37,6 +37,8 @@ class ScoredSplits(CopyingDataModule):
         self._emptied: dict[str, str] = {}  # split -> why it has no images
         self._trained_counts: list[int] = []
         self.skipped: list[str] = []
+        self.trained_paths: list[str] = []
+        """Images that were left out because the checkpoint was trained on them."""
         self.damaged: dict[str, str] = {}
         """Decoded JPEGs that are damaged inside: path -> what is wrong."""
 
@@ -151,6 +153,7 @@ class ScoredSplits(CopyingDataModule):
                 self._emptied[split] = f"{what}. Nothing is left to score."
             else:
                 self.sets.leave_out(split, set(paths))
+            self.trained_paths += paths
             self.say(f"{what}, and are excluded: {shortened(sorted(paths))}")
         if not self.sets.splits:
             raise UserError("\n".join(self._emptied.values()))
@@ -168,6 +171,17 @@ class ScoredSplits(CopyingDataModule):
         checkpoint."""
         digests, is_known = self.sets.splits["val"].digests()
         return torch.from_numpy(np.sort(digests[is_known]))
+
+    @cached_property
+    def calibration_images(self) -> Tensor:
+        """Digest and label of each image of the calibration split, int64 (n, 2), by which
+        `evaluation.calibration_images` recognises that one is gone."""
+        images = self.sets.splits.get(CALIBRATION)
+        if images is None:
+            return torch.empty(0, 2, dtype=torch.int64)
+        digests, is_known = images.digests()
+        rows = np.stack([digests, np.asarray(images.labels, np.int64)], axis=1)[is_known]
+        return torch.from_numpy(np.unique(rows, axis=0))
 
     def log_shared_images(self) -> None:
         """Warn of images of val, calibration and test whose content is also in train: scores on them are too good."""

@@ -13,6 +13,10 @@ from imago.errors import UserError
 from imago.terminal import counted
 
 HOW = "Train with data.calibration_ratio=0.5"
+CHOSEN = (
+    "nothing can be promised of images that may have been chosen by what the network says of them. Undo it, or "
+    "calibrate on new images."
+)
 
 
 def independent_images(data: ImageDataModule, entry: Mapping[str, Any]) -> tuple[NDArray[np.bool_], list[str]]:
@@ -34,11 +38,15 @@ def independent_images(data: ImageDataModule, entry: Mapping[str, Any]) -> tuple
     notes = _described(int(is_seen.sum()), size, "are also in train or val, or trained or chose the checkpoint")
     notes += _described(int(is_copy.sum()), size, "have the content of another one")
     if groups := data.sets.groups:
-        others = {groups[path] for split in ("train", "val") for path in data.sets.splits[split].paths}
+        of_others = [
+            path for split in ("train", "val") if split in data.sets.splits for path in data.split(split).paths
+        ]
         own = [groups[path] or path for path in images.paths]
+        others = {groups[path] for path in [*of_others, *data.trained_paths]}
+        others |= {group for group, known in zip(own, is_seen.tolist(), strict=True) if known}
         is_shared = np.array([group in others for group in own]) & ~left_out
         is_further = _repeats(own, images.paths, left_out | is_shared)
-        notes += _described(int(is_shared.sum()), size, "are of a group that is also in train or val")
+        notes += _described(int(is_shared.sum()), size, "are of a group that trained or chose the checkpoint")
         notes += _described(int(is_further.sum()), size, "are of the group of another one")
         left_out |= is_shared | is_further
     return ~left_out, notes
@@ -62,17 +70,38 @@ def _described(count: int, size: int, what: str) -> list[str]:
 def _check_source(data: ImageDataModule, entry: Mapping[str, Any]) -> None:
     """Raise UserError if images of the calibration split may have trained or chosen the checkpoint, or may have been
     left out, or given another label, for what it says of them."""
+    if reason := entry.get("unrecorded"):
+        raise UserError(
+            f"The first weights of the checkpoint may have seen images of {CALIBRATION}, and it does not record theirs "
+            f"({reason}): nothing can be promised. Train from model.init_from=RUN, whose images are compared, or "
+            "without it."
+        )
     if entry["data"]["fingerprint"] == data.facts["fingerprint"]:
         return
     if changes := [option for option, counts in data.sets.changed.items() if CALIBRATION in counts]:
-        raise UserError(
-            f"{' and '.join(changes)} changes images of {CALIBRATION} after the training: nothing can be promised of "
-            "images that may have been chosen by what the network says of them. Remove it, or train a new run with it."
-        )
-    unknown = any(entry.get(name) is None for name in ("train_images", "val_images")) or entry.get("unrecorded")
-    if data.sets.drawn_calibration is None and unknown:
+        raise UserError(f"{' and '.join(changes)} changes images of {CALIBRATION} after the training: {CHOSEN}")
+    if any(entry.get(name) is None for name in ("train_images", "val_images")):
         raise UserError(
             "The checkpoint does not record all images that it was trained on and chosen by (strategy=dp, or an "
-            f"earlier Imago), so it may have seen those of {CALIBRATION} in {data.sets.root}: nothing can be promised. "
-            f"{HOW}."
+            f"earlier Imago), so it may have seen those of {CALIBRATION} in {data.sets.root}, which are not the data "
+            f"of its run: nothing can be promised. {HOW}."
         )
+    if gone := _gone(data, entry):
+        raise UserError(
+            f"{counted(gone, 'image')} of {CALIBRATION} that the run set aside {'is' if gone == 1 else 'are'} gone, or "
+            f"{'has' if gone == 1 else 'have'} another label: {CHOSEN}"
+        )
+
+
+def _gone(data: ImageDataModule, entry: Mapping[str, Any]) -> int:
+    """Number of images that the run of the checkpoint set aside, and that calibration lacks now, or has with another
+    label; 0 if none of these images is there, so that it is another set."""
+    recorded = entry.get("calibration_images")
+    if recorded is None:
+        return 0
+    known = {tuple(row) for row in recorded.tolist()}
+    there = {tuple(row) for row in data.calibration_images.tolist()}
+    if known.isdisjoint(there):
+        return 0
+    trained = {*entry["train_images"].tolist()}  # left out of calibration before
+    return sum(digest not in trained for digest, _ in known - there)
