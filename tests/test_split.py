@@ -103,6 +103,10 @@ def test_duplicates_are_on_one_side(ml_split, tmp_path):
     assert all(near[f"blue/{n:03d}.png"] == near[f"blue/copy_{n}.png"] for n in range(8))
     assert all(near[f"red/view_{n}.png"] == near[f"red/smaller_{n}.jpg"] for n in range(8))
     assert "stay together (--duplicates near)" in said
+    group_of = {
+        row["path"]: row["group"] for row in table_of(tmp_path / "near.csv")
+    }  # of which one counts for a promise
+    assert all(group_of[f"red/view_{n}.png"] == group_of[f"red/smaller_{n}.jpg"] != "" for n in range(8))
     ml_split(root, "--folds", 5, "--duplicates", "none", "--output", tmp_path / "none.csv")
     none = places_of(tmp_path / "none.csv")
     assert not all(none[f"blue/{n:03d}.png"] == none[f"blue/copy_{n}.png"] for n in range(8))

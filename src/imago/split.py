@@ -218,7 +218,7 @@ def _drawn(
     groups = _groups(options, list(images.paths))
     links, notes = _links(options, images, groups)
     parts, torn = plan.parts(images, links, {row.path: plan.part_of(row) for row in before}, groups)
-    rows = plan.rows(images, class_names, parts, groups)
+    rows = plan.rows(images, class_names, parts, groups, links if options.duplicates == "near" else ())
     if torn:
         names = shortened(images.paths[index] for index in torn)
         notes.append(

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def groups_by_pattern(paths: Sequence[str], pattern: str) -> list[str]:
             "Type an expression that needs one character or more, such as 'patient\\d+'"
         )
     return groups
+
+
+def groups_of_units(paths: Sequence[str], groups: Sequence[str], units: Sequence[int]) -> list[str]:
+    """Name the group of each image by its unit: images that look alike are one group, and so are the `groups` that they
+    connect. Empty for an image that stands alone."""
+    names: dict[int, str] = {}
+    for index, unit in enumerate(units):
+        names.setdefault(unit, groups[index] if groups else paths[index])
+    sizes = Counter(units)
+    return [names[unit] if groups or sizes[unit] > 1 else "" for unit in units]
 
 
 def groups_by_table(paths: Sequence[str], file: Path, column: str) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from imago.data.allocation import Allocation, units_of
 from imago.data.drawn_splits import draw_split, places_of
 from imago.data.folder_images import FolderImages
+from imago.data.grouping import groups_of_units
 from imago.data.split_files import SplitRow
 from imago.definitions import CALIBRATION, HELD_OUT
 from imago.errors import UserError
@@ -86,9 +87,15 @@ class SplitPlan:
         return allocation.of_all(known)
 
     def rows(
-        self, images: FolderImages, class_names: Sequence[str], parts: Sequence[str], groups: Sequence[str] = ()
+        self,
+        images: FolderImages,
+        class_names: Sequence[str],
+        parts: Sequence[str],
+        groups: Sequence[str] = (),
+        alike: Sequence[Sequence[int]] = (),
     ) -> list[SplitRow]:
         """Return a row per image, in the order of the parts and of the images. Fold 0 is val for who asks for none.
+        Images that `alike` connects, lists of positions, are a group in the file.
 
         Raises:
             ValueError: A part would be empty, or train would lack a class.
@@ -99,6 +106,8 @@ class SplitPlan:
             part if fold is None else "val" if fold == 0 else "train" for part, fold in zip(parts, folds, strict=True)
         ]
         names = [class_names[label] for label in images.labels]
+        if alike:
+            groups = groups_of_units(images.paths, groups, units_of(len(images), alike).tolist())
         rows = list(map(SplitRow, splits, images.paths, names, folds, groups or [""] * len(splits)))
         order = {part: number for number, part in enumerate(self.fractions)}
         return sorted(rows, key=lambda row: order[self.part_of(row)])
