@@ -24,6 +24,7 @@ from imago.data.crops import CenterBox
 from imago.data.samplers import TrainBatchSampler
 from imago.data.shard_index import map_arrays, read_index, write_arrays
 from imago.data.shards import ShardDataModule
+from imago.data.split_files import read_rows
 from imago.data.transforms import ImageTransform, Normalize
 from imago.errors import UserError
 
@@ -327,6 +328,18 @@ def test_a_table_of_splits_and_exclusions_are_followed(tmp_path, own_colours):
     assert "train/red/000.png" not in data.split("train").paths
     (tmp_path / "exclude.txt").write_text("train/blue/000.png\n")
     assert module(tmp_path / "out", exclude=str(tmp_path / "exclude.txt")).sizes["train"] == counts["train"] - 2
+    assert data.sets.groups == {}
+    groups = [f"{line},{'' if n % 5 == 0 else f'p{n % 4}{n % 3}'}" for n, line in enumerate(lines)]
+    (own_colours / "splits.csv").write_text("\n".join(["split,path,label,group", *groups]))
+    type_shard(own_colours / "splits.csv", "--output", tmp_path / "out")
+    group_of = read_rows(own_colours / "splits.csv", None).groups
+    kept = module(tmp_path / "out").sets.groups  # by numbers, which are equal where the names are
+    assert kept.keys() == group_of.keys()
+    pairs = {(kept[path], group) for path, group in group_of.items()}
+    assert len(pairs) == len({*kept.values()}) == len({*group_of.values()})
+    assert {kept[path] for path, group in group_of.items() if not group} == {""}
+    with pytest.raises(UserError, match="data.calibration_ratio=0.5 draws single images"):
+        module(tmp_path / "out", calibration_ratio=0.5)
 
 
 def test_the_doctor_reads_every_shard(own_shards, command, server):

@@ -59,15 +59,15 @@ def shard(options: argparse.Namespace) -> None:
     sets = _sets(options)
     with _claimed(options) as folder:
         from imago.data.shard_index import write_index
-        from imago.data.shard_writer import plan, rows_of
+        from imago.data.shard_writer import numbered_groups, plan, rows_of
 
         white = _checked(sets, folder.work)
         plans = [plan(split, images, options.shard_mb) for split, images in _files(sets).items()]
         folder.remove_others(plans)
-        rows = {}
+        rows, groups = {}, numbered_groups(sets.groups)
         for part in plans:
             numbers = _shown(range(len(part.shards)), f"Shards of {part.split}")
-            rows[part.split] = rows_of(part, [folder.write(part, number) for number in numbers])
+            rows[part.split] = rows_of(part, [folder.write(part, number) for number in numbers], groups)
         write_index(options.output, sets.class_names, rows, white)
     _report(options, plans, folder, sets)
 

@@ -19,10 +19,11 @@ from imago.errors import UserError
 from imago.files import atomic_write, write_json
 
 INDEX, DIGESTS, MANIFEST = "index.npz", "digests.npz", "index.json"
-FORMAT = 1
+FORMAT, WITH_GROUPS = 1, 2  # an Imago that does not know groups refuses an index that has them
 BLOCK = 512  # bytes by which parts of a tar are aligned
 COLUMNS = ("label", "shard", "block", "size", "crc", "names", "name_starts", "shard_size", "shard_crc")
 PER_IMAGE = COLUMNS[:5]
+GROUP = "group"
 WHITES = range(2**8, 2**16)
 DAMAGE = (
     *(ValueError, KeyError, TypeError, IndexError, EOFError, OSError, NotImplementedError, RecursionError),
@@ -45,6 +46,7 @@ class SplitRows:
         digest: `Images.digest` of the content.
         shard_size: Bytes of each shard.
         shard_crc: CRC-32 of each shard.
+        group: Numbers of the groups of a split file, in all splits, 0 for an image without one; None without groups.
     """
 
     paths: Sequence[str]
@@ -56,6 +58,7 @@ class SplitRows:
     digest: np.ndarray
     shard_size: np.ndarray
     shard_crc: np.ndarray
+    group: np.ndarray | None = None
 
     def packed(self) -> dict[str, np.ndarray]:
         """Return the columns of the index."""
@@ -71,14 +74,15 @@ class SplitRows:
             "name_starts": starts,
             "shard_size": self.shard_size.astype(np.uint64),
             "shard_crc": self.shard_crc.astype(np.uint32),
+            **({} if self.group is None else {GROUP: _small(self.group)}),
         }
 
 
 class SplitIndex:
     """Columns of a split, mapped from the file: processes share its pages. A copy for another process maps it again.
 
-    `label`, `shard`, `block`, `size` and `crc` have an entry per image; `names` and `name_starts` are those of
-    `pack_names`; `shard_size` and `shard_crc` have an entry per shard.
+    `label`, `shard`, `block`, `size`, `crc` and, where there are groups, `group` have an entry per image; `names` and
+    `name_starts` are those of `pack_names`; `shard_size` and `shard_crc` have an entry per shard.
     """
 
     label: np.ndarray
@@ -90,6 +94,7 @@ class SplitIndex:
     name_starts: np.ndarray
     shard_size: np.ndarray
     shard_crc: np.ndarray
+    group: np.ndarray | None = None
 
     def __init__(self, file: Path, split: str, columns: Mapping[str, np.ndarray]) -> None:
         self.file = file
@@ -126,7 +131,9 @@ def shard_name(split: str, number: int) -> str:
 def write_index(folder: Path, class_names: Sequence[str], splits: Mapping[str, SplitRows], white: int | str) -> None:
     """Write the index and the digests of shards into their folder, and a manifest by which copies are checked."""
     packed = {split: rows.packed() for split, rows in splits.items()}
-    meta = {"format": FORMAT, "class_names": list(class_names), "digest": _digest(class_names, packed), "white": white}
+    has_groups = any(rows.group is not None for rows in splits.values())
+    form = WITH_GROUPS if has_groups else FORMAT
+    meta = {"format": form, "class_names": list(class_names), "digest": _digest(class_names, packed), "white": white}
     columns = {f"{split}.{name}": column for split, part in packed.items() for name, column in part.items()}
     write_arrays(folder / DIGESTS, {split: rows.digest.astype(np.int64) for split, rows in splits.items()})
     write_arrays(folder / INDEX, {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)} | columns)
@@ -147,9 +154,10 @@ def read_index(file: Path) -> ShardIndex:
     try:
         arrays = map_arrays(file)
         meta = json.loads(arrays["meta"].tobytes())
-        if meta["format"] != FORMAT:
+        if meta["format"] not in (FORMAT, WITH_GROUPS):
             raise UserError(
-                f"{file} has the format {meta['format']}, and this Imago reads {FORMAT}. Type ml-shard again."
+                f"{file} has the format {meta['format']}, and this Imago reads {FORMAT} and {WITH_GROUPS}. Type "
+                "ml-shard again."
             )
         class_names, white = meta["class_names"], meta["white"]
         splits = {split: _columns_of(file, split, arrays) for split in SPLITS if f"{split}.label" in arrays}
@@ -205,7 +213,8 @@ def _reopened(file: Path, split: str) -> SplitIndex:
 
 
 def _columns_of(file: Path, split: str, arrays: Mapping[str, np.ndarray]) -> SplitIndex:
-    return SplitIndex(file, split, {name: arrays[f"{split}.{name}"] for name in COLUMNS})
+    names = [*COLUMNS, *[GROUP] * (f"{split}.{GROUP}" in arrays)]
+    return SplitIndex(file, split, {name: arrays[f"{split}.{name}"] for name in names})
 
 
 def _is_odd(index: SplitIndex, classes: int) -> bool:
@@ -214,6 +223,8 @@ def _is_odd(index: SplitIndex, classes: int) -> bool:
     if any(getattr(index, name).dtype.kind != "u" for name in COLUMNS):
         return True
     lengths = {len(getattr(index, name)) for name in PER_IMAGE}
+    if index.group is not None:
+        lengths |= {len(index.group)} if index.group.dtype.kind == "u" else {-1}
     blocks = -(-len(index) // STEP)
     if lengths != {len(index)} or not len(index) or len(index.name_starts) != blocks + 1:
         return True

@@ -6,7 +6,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -271,8 +271,9 @@ def _stamp(plan: Plan, number: int) -> np.ndarray:
     return np.frombuffer(digest.digest(), np.uint8)
 
 
-def rows_of(plan: Plan, shards: Sequence[Shard]) -> SplitRows:
-    """Collect the facts about all shards of a split in the order of its paths."""
+def rows_of(plan: Plan, shards: Sequence[Shard], groups: Mapping[str, int] | None = None) -> SplitRows:
+    """Collect the facts about all shards of a split in the order of its paths; `groups` maps these to the numbers of
+    their groups."""
     order = np.concatenate(plan.shards)
     lengths = [len(part) for part in plan.shards]
     numbers = np.repeat(np.arange(len(shards)), lengths)
@@ -296,4 +297,11 @@ def rows_of(plan: Plan, shards: Sequence[Shard]) -> SplitRows:
         digest,
         np.array([shard.size for shard in shards]),
         np.array([shard.whole for shard in shards]),
+        np.array([groups[path] for path in plan.images.paths]) if groups else None,
     )
+
+
+def numbered_groups(groups: Mapping[str, str]) -> dict[str, int]:
+    """Map paths to the numbers of their groups, from 1 on; 0 is that of an image without one."""
+    numbers = {group: number for number, group in enumerate(sorted({*groups.values()} - {""}), 1)} | {"": 0}
+    return {path: numbers[group] for path, group in groups.items()}

@@ -148,7 +148,12 @@ def image_sets(index: ShardIndex, reader: ShardReader, window: int | None, is_ne
     splits = {
         name: ShardImages(columns, reader, index.digest, window, is_near) for name, columns in index.splits.items()
     }
-    return ImageSets(reader.place.root, index.class_names, dict(splits))
+    sets = ImageSets(reader.place.root, index.class_names, dict(splits))
+    for images in splits.values():
+        if images.index.group is not None:
+            groups = images.index.group.tolist()
+            sets.groups |= {path: str(group or "") for path, group in zip(images.paths, groups, strict=True)}
+    return sets
 
 
 def _white(white: int | str, sets: ImageSets) -> int:
