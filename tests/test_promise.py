@@ -164,11 +164,24 @@ def test_the_sets_of_each_class_hold_it_and_small_classes_share_a_threshold():
         means.append([(own >= threshold)[answers.labels == c].mean() for c, threshold in enumerate(thresholds)])
     assert (np.mean(means, axis=0) >= 0.895).all()
     assert (np.mean(means, axis=0) <= 0.93).all()
-    few = [*np.flatnonzero(answers.labels != 3)[:101], *np.flatnonzero(answers.labels == 3)[:8]]
-    thresholds = set_thresholds(answers.log_probabilities[few], answers.labels[few], coverage=0.9)
-    assert thresholds[3] == np.sort(own[few])[11 - 1]  # rank 11 of 109 from below: (109 + 1) / 10
-    assert len({*thresholds}) == 4
-    assert small_classes(answers.labels[few], 4, coverage=0.9) == {3: 8}
+    of_class = [np.flatnonzero(answers.labels == label) for label in range(4)]
+    for few, place in ((8, 2), (1, None)):  # of 16 images that two small classes share: (16 + 1) / 10; of 2: none
+        chosen = np.concatenate([*(images[:50] for images in of_class[:2]), *(images[:few] for images in of_class[2:])])
+        thresholds = set_thresholds(answers.log_probabilities[chosen], answers.labels[chosen], coverage=0.9)
+        shared = 0 if place is None else np.sort(own[chosen[100:]])[place - 2]
+        assert (thresholds[2], thresholds[3], len({*thresholds})) == (shared, shared, 3)
+        assert small_classes(answers.labels[chosen], 4, coverage=0.9) == {2: few, 3: few}
+    covered = []
+    for _ in range(300):  # many small classes, which are harder: on average 90% of all images, and of theirs
+        many = some(answers, generator, 2_000)
+        classes = np.where(many.labels < 3, many.labels, 3 + generator.integers(0, 20, 2_000))
+        logs = np.concatenate([many.log_probabilities[:, :3], np.repeat(many.log_probabilities[:, 3:], 20, axis=1)], 1)
+        logs = logs - np.where(np.arange(23) < 3, 0, np.log(20))
+        fitted, tested = np.arange(2_000) < 150, np.arange(2_000) >= 150
+        inside = np.exp(logs) >= set_thresholds(logs[fitted], classes[fitted], coverage=0.9)
+        hit = inside[np.arange(2_000), classes]
+        covered.append([hit[tested].mean(), hit[tested & (classes > 2)].mean()])
+    assert (np.mean(covered, axis=0) >= 0.895).all()
 
 
 @pytest.fixture(scope="module")

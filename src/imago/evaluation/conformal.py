@@ -15,13 +15,17 @@ def least_images(coverage: float) -> int:
 def set_thresholds(calibrated: Floats, labels: Ints, coverage: float) -> Floats:
     """Least probability of each class, float64 (classes,), with which it belongs to the set of an image.
 
-    The split-conformal quantile of the images of the class (Vovk 2012, Sadinle et al. 2019). A class with fewer than
-    `least_images` has that of all images together, whose coverage holds on average over the classes.
+    The split-conformal quantile of the images of the class (Vovk 2012, Sadinle et al. 2019). Classes with fewer than
+    `least_images` share that of their images together, whose coverage holds on average over these classes; 0, with
+    which each of them is in every set, if these are fewer than `least_images` as well. The quantile of all images would
+    not do: large classes, which do not use it, would have made it too high.
     """
-    own = np.exp(calibrated[np.arange(len(labels)), labels])
-    pooled, least = _threshold(own, coverage), least_images(coverage)
-    of_class = [own[labels == label] for label in range(calibrated.shape[1])]
-    return np.array([_threshold(some, coverage) if len(some) >= least else pooled for some in of_class])
+    own, classes = np.exp(calibrated[np.arange(len(labels)), labels]), calibrated.shape[1]
+    small = [*small_classes(labels, classes, coverage)]
+    shared = _threshold(own[np.isin(labels, small)], coverage)
+    return np.array(
+        [shared if label in small else _threshold(own[labels == label], coverage) for label in range(classes)]
+    )
 
 
 def small_classes(labels: Ints, classes: int, coverage: float) -> dict[int, int]:

@@ -211,10 +211,11 @@ def show_calibration(calibration: Calibration, val: Score, labels: Ints, path: P
     names = val.class_names
     if small := small_classes(labels, len(names), calibration.coverage):
         listed = shortened((f"{names[label]} ({count})" for label, count in small.items()), MOST_COUNTS)
-        lines.append(
-            f"Conformal sets: {listed} have fewer than {least_images(calibration.coverage)} images, and the threshold "
-            "of all classes together"
+        least = least_images(calibration.coverage)
+        together = (
+            "share a threshold" if sum(small.values()) >= least else "are in every set: together they are too few"
         )
+        lines.append(f"Conformal sets: {listed} have fewer than {least} images, and {together}")
     for line in lines:
         _print(line)
     show_written(path)
