@@ -20,8 +20,9 @@ from imago.data.digests import file_digest
 from imago.data.folder_images import FolderImages
 from imago.data.split_files import read_rows
 from imago.data.split_plan import SplitPlan
-from imago.evaluation.calibration import Answers, Wanted, describe_threshold, fit
-from imago.evaluation.calibration_images import independent_images
+from imago.evaluation.calibration import Answers, Wanted, describe_looks, describe_threshold, fit
+from imago.evaluation.calibration_file import write
+from imago.evaluation.calibration_images import independent_images, note_on_earlier_runs
 from imago.evaluation.conformal import set_thresholds, small_classes
 from imago.evaluation.promise import GRID, estimated_threshold, first_threshold, promised_threshold
 from imago.report import page
@@ -107,11 +108,11 @@ def test_of_1000_promises_at_most_a_twentieth_is_broken(make, n, target, made):
             40,
             0,
             0.99,
-            "99% accuracy cannot be promised with 40 images (confidence 95%): about 300 would do. No",
+            "99% accuracy cannot be promised with 40 images (confidence 95%): about 300 new ones would do. No",
         ),
-        (298, 0, 0.99, "cannot be promised with 298 images (confidence 95%): about 300 would do"),
+        (298, 0, 0.99, "cannot be promised with 298 images (confidence 95%): about 300 new ones would do"),
         (299, 0, 0.99, "at least 99% of the accepted predictions are right, on new images like those of calibration."),
-        (472, 1, 0.99, "cannot be promised with 472 images (confidence 95%): about 630 would do"),
+        (472, 1, 0.99, "cannot be promised with 472 images (confidence 95%): about 630 new ones would do"),
         (473, 1, 0.99, "of 473 images, 1 of the 473 accepted ones wrong"),
         (40, 20, 0.9, "20 of the 40 accepted ones wrong. Type a smaller target_accuracy. No prediction is accepted"),
     ],
@@ -125,6 +126,24 @@ def test_how_many_images_a_promise_needs_is_said(n, wrong, target, words):
     assert words in describe_threshold(calibration)
     assert calibration.accepts(logs).all() == (calibration.threshold is not None)
     assert json.loads(json.dumps(calibration.threshold)) == calibration.threshold
+
+
+def test_each_look_at_the_images_is_counted(tmp_path):
+    def looked(n: int, target: float, images: str, confidence: float = 0.95) -> str:
+        answers = Answers(np.log(np.tile([0.75, 0.25], (n, 1))), np.zeros(n, int))
+        calibration = fit(answers, answers, Wanted(target, confidence, 0.9), images, "now")
+        return describe_looks(write(calibration, tmp_path / "best.calibration.json"))
+
+    assert looked(40, 0.99, "forty images") == ""
+    assert looked(40, 0.99, "forty images") == ""  # the same question, and the same answer
+    assert looked(40, 0.9, "forty images").startswith(
+        "This is look 2 at images of calibration; before: 99% with confidence 95% by 40 images (not promised). Each"
+    )
+    third = looked(300, 0.99, "further images")
+    assert (
+        "before: 99% with confidence 95% by 40 images (not promised), 90% with confidence 95% by 40 images. E" in third
+    )
+    assert "who plans 3 types confidence=0.98334 for each" in third
 
 
 def test_no_page_promises_more_than_was_shown():

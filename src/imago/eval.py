@@ -117,7 +117,7 @@ def _calibrate(
         key_of(checkpoint["imago"]["timestamp"], cfg.data),
     )
     if run.rank == 0:
-        write(calibration, file_beside(Path(cfg.ckpt_path)))
+        calibration = write(calibration, file_beside(Path(cfg.ckpt_path)))
         show_calibration(calibration, val, (unseen or val).labels, file_beside(Path(cfg.ckpt_path)))
     return calibration
 

@@ -60,7 +60,7 @@ def warn_before_publishing(
     now further runs on its images below `log_dir`, and its `calibration`, which loses the scores and counts of
     the images that determined it."""
     if calibration is not None:
-        calibration |= {"held_out": {}, "evidence": {}}
+        calibration |= {"held_out": {}, "evidence": {}, "looks": []}
         log.warning(
             "The export contains temperature and thresholds of %s, some of which are probabilities of single images, "
             "and the number of images that determined them without noise. If these images are private, type "

@@ -17,10 +17,11 @@ from imago.evaluation.temperature import (
     reliability,
     scaled,
 )
-from imago.terminal import counted, percent_down, threshold_text
+from imago.terminal import counted, percent_down, shortened, threshold_text
 
 FITTED_ON = ("val", CALIBRATION)
 """Splits that determine a calibration."""
+LOOK = ("target_accuracy", "confidence", "n", "threshold", "fingerprint")
 
 
 class Answers(NamedTuple):
@@ -50,7 +51,8 @@ class Calibration:
     `set_thresholds`; the most likely class always does. `n` images determined threshold and sets. `checkpoint` is the
     `key_of` the checkpoint and of the way in which it saw the images. `evidence` has the numbers of the promise.
     `held_out` has cross-entropy and calibration error without and with a temperature, on fifths of val that it was not
-    fitted on; `why_not` says why the temperature is 1, if none was found that helps there.
+    fitted on; `why_not` says why the temperature is 1, if none was found that helps there. `looks` are the earlier
+    calibrations of this checkpoint by a calibration split, each a chance of a false promise.
     """
 
     temperature: float
@@ -65,6 +67,12 @@ class Calibration:
     evidence: dict[str, int | None] = field(default_factory=dict)
     held_out: dict[str, float] = field(default_factory=dict)
     why_not: str | None = None
+    looks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """This calibration as one of the `looks` of a later one."""
+        return {key: getattr(self, key) for key in LOOK}
 
     def apply(self, log_probabilities: Floats) -> Floats:
         """Calibrate log-probabilities, float64 (n, classes). Returns the same shape."""
@@ -172,11 +180,31 @@ def describe_threshold(calibration: Calibration) -> str:
             f"images like those of calibration. Threshold {threshold}: of {images} images, {seen}"
         )
     needed = evidence["needed"]
-    how = f"about {needed:,} would do" if needed is not None else f"{seen}. Type a smaller target_accuracy"
+    how = f"about {needed:,} new ones would do" if needed is not None else f"{seen}. Type a smaller target_accuracy"
     return (
         f"{target} accuracy cannot be promised with {counted(images, 'image')} (confidence {confidence}): {how}. No "
         "prediction is accepted"
     )
+
+
+def describe_looks(calibration: Calibration) -> str:
+    """Sentence about the earlier looks at images of calibration; empty without any."""
+    if not calibration.looks or calibration.confidence is None:
+        return ""
+    number = len(calibration.looks) + 1
+    planned = threshold_text(1 - (1 - calibration.confidence) / number)
+    return (
+        f"This is look {number} at images of calibration; before: {shortened(map(_asked, calibration.looks))}. Each "
+        f"look is a further chance of a false promise: who plans {number} types confidence={planned} for each "
+        "(docs/evaluation.md)"
+    )
+
+
+def _asked(look: dict[str, Any]) -> str:
+    """One of the `looks` in words."""
+    target, confidence = percent_down(look["target_accuracy"]), percent_down(look["confidence"])
+    outcome = "" if look["threshold"] is not None else " (not promised)"
+    return f"{target} with confidence {confidence} by {counted(look['n'], 'image')}{outcome}"
 
 
 def describe_guarantee(calibration: Calibration) -> str:

@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from imago.definitions import is_export
 from imago.errors import UserError
-from imago.evaluation.calibration import Calibration
+from imago.evaluation.calibration import LOOK, Calibration
 from imago.evaluation.from_config import looks
 from imago.evaluation.promise import GRID
 from imago.files import MISFIT, NUMBER, fitting, read_json, write_json
@@ -29,8 +29,15 @@ SHAPE = {
     "evidence": {"*": (int, type(None))},
     "held_out": {"*": NUMBER},
     "why_not": (str, type(None)),
+    "looks": [
+        {
+            **dict.fromkeys(("target_accuracy!", "confidence!"), NUMBER),
+            **{"n!": int, "threshold!": (*NUMBER, type(None)), "fingerprint!": str},
+        }
+    ],
 }
 """The content of a calibration file."""
+FRACTIONS = ("threshold", "confidence", "target_accuracy")
 FORMER = "quantile"
 """Entry of the files of earlier versions, whose threshold was not tested and whose sets were those of all classes."""
 
@@ -45,9 +52,32 @@ def file_beside(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".calibration.json")
 
 
-def write(calibration: Calibration, path: Path) -> None:
-    """Write the calibration as JSON."""
+def write(calibration: Calibration, path: Path) -> Calibration:
+    """Write the calibration as JSON. Returns it with the `looks` of the one that it replaces; that one is another look,
+    unless it asked the same of the same images."""
+    looks = _looks_in(path)
+    if calibration.confidence is not None:
+        looks = [look for look in looks if _question(look) != _question(calibration.look)]
+    calibration = replace(calibration, looks=looks)
     write_json(path, asdict(calibration))
+    return calibration
+
+
+def _looks_in(path: Path) -> list[dict[str, Any]]:
+    """The looks in a file, and that which it is itself; none if there is no such file, or one of an earlier version."""
+    if not path.is_file():
+        return []
+    try:
+        content = read_json(path, SHAPE)
+    except (OSError, ValueError) as error:
+        log.warning("How often its images were looked at before is not known: %s", error)
+        return []
+    own = [{key: content[key] for key in LOOK}] if content["confidence"] is not None else []
+    return [look for look in content.get("looks", []) + own if _are_fractions(look[key] for key in FRACTIONS)]
+
+
+def _question(look: Mapping[str, Any]) -> list[Any]:
+    return [look[key] for key in LOOK if key != "threshold"]
 
 
 def calibration_of(entry: Mapping[str, Any], data: DictConfig, checkpoint: Path) -> Calibration:
@@ -111,10 +141,12 @@ def _check_version(content: Any, path: Path, how: str) -> None:
 
 def _is_in_range(content: Mapping[str, Any], classes: int) -> bool:
     """Whether the numbers of a calibration file can be those of a calibration."""
-    fractions = [content[key] for key in ("threshold", "confidence", "target_accuracy", "coverage")]
-    fractions += content["set_thresholds"]
-    are_fractions = all(fraction is None or 0 <= fraction <= 1 for fraction in fractions)
+    are_fractions = _are_fractions([*(content[key] for key in (*FRACTIONS, "coverage")), *content["set_thresholds"]])
     return are_fractions and len(content["set_thresholds"]) == classes and 0 < content["temperature"] < math.inf
+
+
+def _are_fractions(values: Iterable[float | None]) -> bool:
+    return all(value is None or 0 <= value <= 1 for value in values)
 
 
 def _checked(content: Any, path: Path, checkpoint: str, classes: int, how: str) -> Calibration:

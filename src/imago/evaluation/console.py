@@ -14,7 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from imago.data.sources import UNKNOWN
-from imago.evaluation.calibration import Calibration, describe_calibration, describe_guarantee, describe_threshold
+from imago.evaluation.calibration import (
+    Calibration,
+    describe_calibration,
+    describe_guarantee,
+    describe_looks,
+    describe_threshold,
+)
 from imago.evaluation.conformal import least_images, small_classes
 from imago.evaluation.evaluate import Result
 from imago.evaluation.next_commands import next_commands, relative
@@ -205,7 +211,7 @@ def show_calibration(calibration: Calibration, val: Score, labels: Ints, path: P
             f"On held-out fifths of {val.split}: cross-entropy {held['cross_entropy_before']:.4f} -> "
             f"{held['cross_entropy_after']:.4f}, calibration error {held['ece_before']:.4f} -> {held['ece_after']:.4f}"
         )
-    lines.append(describe_threshold(calibration))
+    lines += filter(None, [describe_threshold(calibration), describe_looks(calibration)])
     if calibration.threshold is not None:
         lines.append("It is the column accepted of ml-inference ckpt_path=RUN calibrated=true")
     names = val.class_names
