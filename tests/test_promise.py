@@ -298,6 +298,14 @@ def test_images_that_may_have_been_seen_or_chosen_are_refused(tmp_path):
     aside = data_with(0.5)
     entry, unknown = entry_of(aside), entry_of(data_with(0), is_known=False)
     assert independent_images(aside, entry)[0].sum() == 10
+    (tmp_path / "logs/first/reports").mkdir(parents=True)
+    (tmp_path / "logs/first/status.json").write_text(json.dumps({"started": "2026-01-01T00:00:00+00:00"}))
+    facts = data_with(0).facts | {"folder": str((tmp_path / "images").resolve())}
+    (tmp_path / "logs/first/reports/data.json").write_text(json.dumps(facts))
+    now = {"timestamp": "2026-01-02T00:00:00+00:00"}
+    (note,) = note_on_earlier_runs(aside, entry | now, tmp_path / "logs")
+    assert note.startswith("1 earlier run had no calibration split, and scored these 20 images as val (first): if")
+    assert note_on_earlier_runs(aside, entry | {"timestamp": "2025-12-31T00:00:00+00:00"}, tmp_path / "logs") == []
     with pytest.raises(ValueError, match=r"may have seen images of calibration, .* \(training began with OLD\)"):
         independent_images(aside, entry | {"unrecorded": "training began with OLD"})
     extra = draw_classes(tmp_path / "extra", {"blue": 1}, seed=2) / "blue/000.png"

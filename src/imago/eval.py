@@ -131,7 +131,7 @@ def _unseen(
 ) -> "Answers | None":
     """Predict the images of the calibration split that count; None without that split."""
     from imago.evaluation.calibration import Answers
-    from imago.evaluation.calibration_images import HOW, independent_images
+    from imago.evaluation.calibration_images import HOW, independent_images, note_on_earlier_runs
 
     if CALIBRATION not in data.sets.splits:
         if is_typed("confidence", run.invocation):
@@ -142,7 +142,7 @@ def _unseen(
             )
         return None
     is_counted, notes = independent_images(data, entry)
-    for note in notes:
+    for note in notes + note_on_earlier_runs(data, entry, Path(cfg.paths.log_dir)):
         log.warning("%s", note)
     score = score_of(CALIBRATION)
     if len(score.labels) < len(is_counted):

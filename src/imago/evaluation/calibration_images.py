@@ -1,6 +1,7 @@
 """The images of the calibration split that count: unseen ones, and each independent of the others."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from imago.data.drawn_splits import places_of
 from imago.data.module import ImageDataModule
 from imago.definitions import CALIBRATION
 from imago.errors import UserError
-from imago.terminal import counted
+from imago.run.overview import find_runs, seconds_since
+from imago.terminal import counted, shortened
 
 HOW = "Train with data.calibration_ratio=0.5"
 CHOSEN = (
@@ -50,6 +52,30 @@ def independent_images(data: ImageDataModule, entry: Mapping[str, Any]) -> tuple
         notes += _described(int(is_further.sum()), size, "are of the group of another one")
         left_out |= is_shared | is_further
     return ~left_out, notes
+
+
+def note_on_earlier_runs(data: ImageDataModule, entry: Mapping[str, Any], log_dir: Path) -> list[str]:
+    """Note on the runs below `log_dir` that began before the checkpoint was written, and whose val scores are partly
+    those of its calibration images: settings that were chosen by them make a promise too good."""
+    if data.sets.drawn_calibration is None:
+        return []
+    folder, images = str(Path(data.sets.root).resolve()), len(data.split("val")) + len(data.split(CALIBRATION))
+    runs = [
+        run.folder.name
+        for run in find_runs(log_dir)
+        if run.task == "train"
+        and run.data.get("folder") == folder
+        and seconds_since(run.status.get("started")) > seconds_since(entry["timestamp"])
+        and CALIBRATION not in (counts := run.data.get("counts", {}))
+        and sum(counts.get("val", {}).values()) == images
+    ]
+    if not runs:
+        return []
+    return [
+        f"{counted(len(runs), 'earlier run')} had no calibration split, and scored these {images} images as val "
+        f"({shortened(runs)}): if these scores chose settings of this run, they have seen the images of {CALIBRATION}, "
+        "and the promise is too good. Set data.calibration_ratio from the first run on"
+    ]
 
 
 def _repeats(keys: list[Any], paths: Any, left_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
