@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_each_image_whatever_the_batch():
         ({"defekt": 5}, "names defekt, but the classes are defect, ok. Did you mean defect"),
         ([1.0], "has 1 weights for 2 classes"),
         ({"defect": -1}, "must be numbers of 0 or more"),
-        ("balanced", "must be auto, or class names with weights"),
+        ("balanced", "must be auto, effective, or class names with weights"),
     ],
 )
 def test_weights_that_fit_no_class_are_refused(weights, words):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation
 from imago.config.launcher import current_launch
@@ -129,6 +129,15 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         ),
         "model.layer_decay and model.freeze: only the head is trained, so there are no layers below it whose learning "
         "rate could decay. Type model.layer_decay=null, or model.freeze=null.",
+    ),
+    (
+        lambda cfg, _: any(
+            OmegaConf.is_dict(loss) and "_target_" not in loss
+            for loss in (OmegaConf.select(cfg, "model.criterions.criterions") or {}).values()
+        ),
+        "A loss of model.criterions.criterions has settings and no _target_. recipe=large and recipe=scratch set the "
+        "label smoothing of the cross-entropy, which model/criterions= replaces: type "
+        "'~model.criterions.criterions.ce', or recipe=none.",
     ),
     (
         lambda cfg, _: bool(cfg.model.get("freeze_batch_norm")) and cfg.model.get("norm") == "group",

@@ -27,8 +27,11 @@ REASONS = {
     "norm": "model.norm other than group: BatchNorm normalises an image by the others of its batch, so that no "
     "gradient belongs to one image. Type model.norm=group, which replaces the BatchNorm of any network and changes "
     "nothing else",
-    "class_weights": "model.class_weights=auto: the class frequencies would not be private. Type numbers that do not "
-    "come from these data: 'model.class_weights={NAME: 5}'",
+    "class_weights": "model.class_weights=auto: the class frequencies would not be private, nor would those of "
+    "effective. Type numbers that do not come from these data: 'model.class_weights={NAME: 5}'",
+    "class_counts": "a loss with class_counts=auto (model/criterions=logit_adjusted): the class frequencies would not "
+    "be private. Type numbers that do not come from these data: "
+    "'model.criterions.criterions.adjusted.class_counts=[100,20]'",
     "probe": "model.probe: the head would see private images without noise. Type model.probe=false",
     "on_bad_loss": "model.on_bad_loss=skip: which batches are skipped depends on private images. "
     "Type model.on_bad_loss=error",
@@ -69,7 +72,8 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("matmul_precision", lambda cfg: cfg.matmul_precision in ("high", "medium")),
     ("compile", lambda cfg: cfg.model.get("compile") is True),
     ("norm", lambda cfg: cfg.model.get("norm") != "group" and not freezes_norms(cfg)),
-    ("class_weights", lambda cfg: cfg.model.get("class_weights") == "auto"),
+    ("class_weights", lambda cfg: cfg.model.get("class_weights") in ("auto", "effective")),
+    ("class_counts", lambda cfg: any(node.get("class_counts") == "auto" for _, node in nodes(cfg.model, "model"))),
     ("probe", lambda cfg: cfg.model.get("probe") in (True, "only")),
     ("on_bad_loss", lambda cfg: cfg.model.get("on_bad_loss") == "skip"),
     ("mixing", lambda cfg: any(MIXING.search(target) for target in _targets(cfg, "data"))),

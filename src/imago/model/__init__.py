@@ -7,6 +7,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "module": ["DictModule"],
         "losses": ["CriterionsComposition", "MeanLosses"],
+        "class_losses": ["FocalLoss", "LogitAdjustedLoss", "OneVsAllLoss"],
         "metrics": ["ClassCounts", "MetricsComposition"],
         "torchvision": ["torchvision_net"],
         "timm": ["timm_net"],

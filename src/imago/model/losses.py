@@ -241,14 +241,15 @@ def bad_loss(value: float, epoch: int, batch: int, step: int) -> str:
 def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:
     """Weight of each class, float32 (classes,), in the order of `class_names`; 1 by default.
 
-    training/build.py has replaced `auto` by numbers before.
+    training/class_frequencies.py has replaced `auto` and `effective` by numbers before.
 
     Raises:
         UserError: A name is not a class, or a weight is negative or not finite.
     """
     if isinstance(weights, str):
         raise UserError(
-            f"model.class_weights must be auto, or class names with weights such as {{NAME: 5}}; got {weights}."
+            "model.class_weights must be auto, effective, or class names with weights such as {NAME: 5}; got "
+            f"{weights}."
         )
     if isinstance(weights, Mapping):
         if unknown := [str(name) for name in weights if str(name) not in class_names]:

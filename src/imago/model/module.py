@@ -49,7 +49,7 @@ class DictModule(TrainSteps):
         channels_last: Keep weights and images channels-last (NHWC), which makes convolutions faster. None does so for
             the networks of torchvision and Imago; others may use `.view`, which cannot take it.
         class_weights: Class name -> weight in the losses, 1 by default, or a list by label. The loss of a batch is the
-            sum of its images' weighted losses, divided by their number. In a config also `auto`.
+            sum of its images' weighted losses, divided by their number. In a config also `auto` and `effective`.
         init_from: A run folder, `latest`, a checkpoint or a weights file to start from: tensors that fit are loaded,
             and the head is new if the classes differ.
         freeze: `backbone` trains the head only.
@@ -74,7 +74,7 @@ class DictModule(TrainSteps):
         scheduler: Callable[..., Any] | None = None,
         scheduler_interval: Literal["step", "epoch"] | None = None,
         forward_fn: ComposeTransform | None = None,
-        class_weights: Mapping[str, float] | Sequence[float] | Literal["auto"] | None = None,
+        class_weights: Mapping[str, float] | Sequence[float] | Literal["auto", "effective"] | None = None,
         init_from: str | None = None,
         compile: bool = False,
         channels_last: bool | None = None,

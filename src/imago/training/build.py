@@ -1,7 +1,6 @@
 """Makes the objects of a run from the composed config."""
 
 import logging
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,6 @@ from imago.config.own_code import OWN_CODE
 from imago.config.saved import as_new_run
 from imago.config.setting_source import is_users_own
 from imago.config.tree import nodes
-from imago.data.images import class_counts
 from imago.data.module import ImageDataModule
 from imago.data.samplers import Placement
 from imago.errors import BUILDING, CREATING_DATA, UserError, message_of, noted
@@ -56,8 +54,8 @@ from imago.masking import masked_config
 from imago.model.module import DictModule
 from imago.model.strategy import Strategy
 from imago.run.folder import RunFolder
-from imago.terminal import shortened
 from imago.training.build_data import make_data, recorded_draws, warn_of_few_val_images, warn_of_test_on_val
+from imago.training.class_frequencies import choose_by_frequency
 from imago.training.head_first import head_first
 from imago.training.loggers import CSVLogger, continue_records, log_settings, remember_records, tolerate_full_disks
 from imago.training.origins import check_private_start, origins_of, unrecorded_by
@@ -138,7 +136,7 @@ def _build_model(cfg: DictConfig, run: RunFolder, data: ImageDataModule) -> Dict
     if run.resume_from is not None or cfg.ckpt_path is not None:
         without_pretrained(cfg.model)  # the checkpoint's are loaded later
     find_initial_weights(cfg, run)
-    _choose_class_weights(cfg, data)
+    choose_by_frequency(cfg, data)
     if "range" in cfg.data:
         cfg.data.range = data.range  # the value of `auto`, for later images too
     return make_model(cfg.model, data.class_names)
@@ -242,17 +240,6 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         if is_scored and callback.save_top_k not in (0, 1) and "{" not in name and callback not in own:
             what = f"{kind}.save_top_k={callback.save_top_k} with a fixed filename keeps the last, not the best"
             raise UserError(f"{what}. Type a filename with {{epoch}}, or keep callbacks.model_checkpoint")
-
-
-def _choose_class_weights(cfg: DictConfig, data: ImageDataModule) -> None:
-    """Replace `model.class_weights=auto` by inverse class frequencies, with a mean of 1 over the train images."""
-    if cfg.model.get("class_weights") != "auto":
-        return
-    counts = class_counts(data.sets.splits["train"], data.class_names)
-    weights = {name: round(sum(counts.values()) / (len(counts) * count), 6) for name, count in counts.items()}
-    log.info("model.class_weights=auto: %s", shortened((f"{name} {weight:g}" for name, weight in weights.items()), 20))
-    plain = all(re.fullmatch(r"[\w .-]+", name) and not name.startswith("_") for name in weights)
-    cfg.model.class_weights = weights if plain else list(weights.values())
 
 
 def read_back(cfg: DictConfig, file: Path) -> None:

@@ -94,6 +94,8 @@ def _of_facts(cfg: DictConfig, data: ImageDataModule, model: DictModule) -> Iter
         yield f"the range of 16-bit images (data.range={data.range}), which is treated as public"
     if cfg.model.get("class_weights") is not None:
         yield "the class weights (model.class_weights), which are treated as public"
+    if any("class_counts" in node for _, node in nodes(cfg.model, "model")):
+        yield "the class frequencies in the loss (class_counts), which are treated as public"
     weights = weights_of(model.net, str((cfg.model.get("net") or {}).get("_target_", "imago.")), {})
     if weights.startswith(("pretrained", "weights made")):
         yield f"the weights to start from ({weights}), which are treated as public"
