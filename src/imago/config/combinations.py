@@ -94,6 +94,11 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         f"Type model.on_bad_loss=error. {NO_FSDP}",
     ),
     (
+        lambda cfg, _: is_fsdp(cfg) and (cfg.model.get("optimizer") or {}).get("_target_") == "imago.model.Muon",
+        "trainer.strategy=fsdp and model/optimizer=muon: an update needs the whole matrix, and no process has it. Type "
+        f"model/optimizer=adamw. {NO_FSDP}",
+    ),
+    (
         lambda cfg, _: is_fsdp(cfg) and bool(cfg.model.get("compile")),
         f"trainer.strategy=fsdp and model.compile=true: not tested together. Type model.compile=false. {NO_FSDP}",
     ),

@@ -180,15 +180,18 @@ def dataset_hint(value: str) -> Hint:
 def optimizer_hint(value: str) -> Hint:
     """The name of an optimizer, in any spelling."""
     name = value.lower().removesuffix("_torch").removesuffix("_torch_fused").removesuffix("w_hf")
-    if name in ("adam", "adamw", "sgd"):
+    if name in ("adam", "adamw", "sgd", "rmsprop", "muon"):
         return Hint((f"model/optimizer={name}",))
     if name in ("momentum", "nesterov"):  # timm's sgd variants
         return Hint(("model/optimizer=sgd",))
-    proper = {entry.lower(): entry for entry in ("RMSprop", "NAdam", "RAdam", "Adagrad", "Adamax", "Adadelta", "ASGD")}
+    proper = {entry.lower(): entry for entry in ("NAdam", "RAdam", "Adagrad", "Adamax", "Adadelta", "ASGD")}
     if name in proper:
         words = ("model/optimizer=adam", f"model.optimizer._target_=torch.optim.{proper[name]}")
-        return Hint(words, "The options of model/optimizer are adamw, adam and sgd.")
-    return Hint(note="Choose model/optimizer=adamw, adam or sgd. docs/extend/optimizer.md shows how to use another.")
+        return Hint(words, "The options of model/optimizer are adamw, adam, sgd, rmsprop and muon.")
+    return Hint(
+        note="Choose model/optimizer=adamw, adam, sgd, rmsprop or muon. docs/extend/optimizer.md shows how to use "
+        "another."
+    )
 
 
 def scheduler_hint(value: str) -> Hint:

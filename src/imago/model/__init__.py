@@ -13,6 +13,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "timm": ["timm_net"],
         "weight_files": ["read_weights"],
         "efficientnet": ["EfficientNetLite0", "efficientnet_lite0"],
+        "muon": ["Muon"],
         "networks": ["SimpleCNN", "SimpleDenseNet", "TinyNet"],
         "optimizers": ["warmup_cosine"],
         "strategy": ["Strategy"],

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from imago.errors import DivergenceError, UserError
 from imago.model.contract import bind_net, check_output, make_net, run_forward_fn
 from imago.model.initial_weights import start_from
 from imago.model.losses import DIVERGENCE_HINT, CriterionsComposition, class_weight_tensor, with_losses
-from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings
+from imago.model.muon import matrices_of
+from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings, takes_matrices
 from imago.model.parameter_groups import ParameterGroups
 from imago.model.strategy import Strategy
 from imago.model.surgery import freeze_layers, head_names, to_channels_last, with_group_norm, without_weights
@@ -40,7 +42,8 @@ class DictModule(TrainSteps):
         class_names: Class names of the data; their number sizes the head.
         net: Makes the network, given `num_classes`; None if `forward_fn` has all layers itself.
         criterions: The losses.
-        optimizer: Makes the optimizer, given the trainable parameters. None for a network that is only scored.
+        optimizer: Makes the optimizer, given the trainable parameters, and `matrices`, those that are weights of layers
+            below the head, if it takes that. None for a network that is only scored.
         scheduler: Makes the learning-rate scheduler, given the optimizer, and `total_steps` if it takes that.
         scheduler_interval: `step` or `epoch`: when it is stepped. None steps schedulers that count steps
             (`total_steps`, CyclicLR) per optimizer step, others per epoch.
@@ -97,10 +100,11 @@ class DictModule(TrainSteps):
         self.class_names = list(class_names)
         self.groups = ParameterGroups(head_lr, layer_decay, decay_norms_and_biases)
         on_layers = self.groups.by_layer or freeze is not None or freeze_batch_norm or init_from is not None
+        on_layers = on_layers or takes_matrices(optimizer)
         if net is None and (forward_fn is None or on_layers):
             raise UserError(
                 "model.net is missing. Choose a network, for example model=resnet18. model.forward_fn can replace it "
-                "if model.freeze, freeze_batch_norm, init_from, head_lr and layer_decay are not set."
+                "if model.freeze, freeze_batch_norm, init_from, head_lr, layer_decay and optimizer=muon are not set."
             )
         self.net = make_net(net, len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
@@ -242,7 +246,10 @@ class DictModule(TrainSteps):
 
     def configure_optimizers(self) -> Any:
         parameters = self.groups.divide(self, self.net, self.head)
-        optimizer = make_optimizer(self.optimizer, parameters, self.device, self.trainer, self.groups)
+        make = self.optimizer
+        if make is not None and takes_matrices(make):
+            make = partial(make, matrices=matrices_of(self.net, self.head))
+        optimizer = make_optimizer(make, parameters, self.device, self.trainer, self.groups)
         config = None
         if self.scheduler is not None:
             config = make_scheduler(self.scheduler, optimizer, self.interval, self.trainer, self.monitor)

@@ -62,7 +62,7 @@ def make_optimizer(
     try:
         optimizer = make(parameters, **_fused(make, parameters, device, trainer))
     except (TypeError, ValueError) as error:
-        settings = getattr(make, "keywords", {})
+        settings = {key: value for key, value in getattr(make, "keywords", {}).items() if key != "matrices"}
         where = f" with {' and '.join(groups.settings)}" if groups is not None and groups.settings else ""
         raise UserError(f"model.optimizer does not accept {settings}{where}: {error}") from error
     if not isinstance(optimizer, Optimizer):
@@ -204,6 +204,11 @@ def _plain(value: Any) -> Any:
 
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 FUSED_IF_DIVIDED = (torch.optim.Adam, torch.optim.AdamW)  # in torch 2.15, SGD has none for tensors on several processes
+
+
+def takes_matrices(optimizer: Callable[..., Any] | None) -> bool:
+    """Whether an optimizer treats matrices in another way, and has to be told which parameters these are."""
+    return optimizer is not None and "matrices" in inspect.signature(optimizer).parameters
 
 
 def takes_total_steps(scheduler: Callable[..., Any]) -> bool:

@@ -34,7 +34,12 @@ BASES = {  # key, or beginning of a key -> class from which the classes there in
     "logger.": (Logger, "lightning.pytorch.loggers.Logger"),
     f"{METRICS}.": (Metric, "torchmetrics.Metric"),
 }
-COMPLETED = {"model": ("class_names",), "model.net": ("num_classes",), "model.scheduler": ("total_steps",)}
+COMPLETED = {
+    "model": ("class_names",),
+    "model.net": ("num_classes",),
+    "model.optimizer": ("matrices",),
+    "model.scheduler": ("total_steps",),
+}
 """Arguments that a run adds to those of a node."""
 FIRST = ("model.optimizer", "model.scheduler")
 """Nodes to whose arguments a run adds the first, whatever its name."""
