@@ -114,6 +114,7 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
         ["data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1", CUTMIX],
+        ["callbacks=[default,unfreeze]", "model/optimizer=muon", "model/criterions=focal", ONE_CYCLE],
         ["trainer=ddp_sim", "trainer.val_check_interval=2"],
     ],
     ids=lambda overrides: overrides[0].replace("trainer.", ""),

@@ -23,6 +23,7 @@ from imago.config.combinations import (
     refused_callback,
 )
 from imago.config.invocation import Invocation, override_key, override_value
+from imago.config.model_combinations import REFUSED_MODELS
 from imago.config.monitors import mode_warnings, monitor_problems, unlogged_monitors
 from imago.config.node_checks import class_problems, node_problems
 from imago.config.outputs import output_problems
@@ -192,7 +193,7 @@ def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) 
         yield f"seed must be a whole number from 0 to 2**32 - 1, or null; got {cfg.seed}."
     yield from trainer_problems(cfg, invocation)
     yield from device_problems(cfg)
-    yield from (refusal for is_given, refusal in REFUSED if is_given(cfg, invocation))
+    yield from (refusal for is_given, refusal in (*REFUSED, *REFUSED_MODELS) if is_given(cfg, invocation))
     yield from monitor_problems(cfg, invocation)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
 from imago.config.launcher import current_launch
@@ -39,8 +39,8 @@ CALLBACKS = {
     "-m model.optimizer.lr=0.01,0.001",
     "SpikeDetection": "a run with it cannot be resumed (a bug in Lightning). model.on_bad_loss=skip leaves out batches "
     "whose loss is not finite.",
-    "BackboneFinetuning": "it needs a network with the parts backbone and head. Type model.freeze=backbone, or write a "
-    "subclass of BaseFinetuning (docs/extend/callback.md).",
+    "BackboneFinetuning": "it needs a network with the parts backbone and head. Type model.freeze=backbone, "
+    "'callbacks=[default,unfreeze]', or write a subclass of BaseFinetuning (docs/extend/callback.md).",
     "OnExceptionCheckpoint": "callbacks.resume already writes on_exception.ckpt after an exception.",
     "AsyncCheckpointIO": "Imago uses a CheckpointIO of its own, which never leaves a partial file.",
 }
@@ -76,7 +76,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         NOT_OF_THE_TRAINER["num_nodes"],
     ),
     (
-        lambda cfg, _: is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in _callbacks(cfg)),
+        lambda cfg, _: is_fsdp(cfg) and any(target.endswith(AVERAGES) for target in callback_targets(cfg)),
         f"trainer.strategy=fsdp and callbacks that average weights: no process has all of them. {NO_FSDP}",
     ),
     (
@@ -92,11 +92,6 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         lambda cfg, _: is_fsdp(cfg) and cfg.model.get("on_bad_loss") == "skip",
         "trainer.strategy=fsdp and model.on_bad_loss=skip: the gradients of a batch that is left out are not divided. "
         f"Type model.on_bad_loss=error. {NO_FSDP}",
-    ),
-    (
-        lambda cfg, _: is_fsdp(cfg) and (cfg.model.get("optimizer") or {}).get("_target_") == "imago.model.Muon",
-        "trainer.strategy=fsdp and model/optimizer=muon: an update needs the whole matrix, and no process has it. Type "
-        f"model/optimizer=adamw. {NO_FSDP}",
     ),
     (
         lambda cfg, _: is_fsdp(cfg) and bool(cfg.model.get("compile")),
@@ -117,7 +112,7 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
     (
         lambda cfg, invocation: (
-            cfg.model.get("freeze") is not None and is_of_group("model.layer_decay", "recipe", invocation)
+            cfg.model.get("freeze") == "backbone" and is_of_group("model.layer_decay", "recipe", invocation)
         ),
         "model.freeze and the recipe contradict each other: recipes from small to large train all layers. Remove "
         "model.freeze, or type recipe=none, or recipe=head for an exact head on frozen layers.",
@@ -128,21 +123,12 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
     ),
     (
         lambda cfg, invocation: (
-            cfg.model.get("freeze") is not None
+            cfg.model.get("freeze") == "backbone"
             and cfg.model.get("layer_decay") is not None
             and not is_of_group("model.layer_decay", "recipe", invocation)
         ),
         "model.layer_decay and model.freeze: only the head is trained, so there are no layers below it whose learning "
         "rate could decay. Type model.layer_decay=null, or model.freeze=null.",
-    ),
-    (
-        lambda cfg, _: any(
-            OmegaConf.is_dict(loss) and "_target_" not in loss
-            for loss in (OmegaConf.select(cfg, "model.criterions.criterions") or {}).values()
-        ),
-        "A loss of model.criterions.criterions has settings and no _target_. recipe=large and recipe=scratch set the "
-        "label smoothing of the cross-entropy, which model/criterions= replaces: type "
-        "'~model.criterions.criterions.ce', or recipe=none.",
     ),
     (
         lambda cfg, _: bool(cfg.model.get("freeze_batch_norm")) and cfg.model.get("norm") == "group",
@@ -256,7 +242,9 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         NOT_OF_THE_TRAINER["plugins"],
     ),
     (
-        lambda cfg, _: not cfg.logger and any(lightning_name(target) in NEED_A_LOGGER for target in _callbacks(cfg)),
+        lambda cfg, _: (
+            not cfg.logger and any(lightning_name(target) in NEED_A_LOGGER for target in callback_targets(cfg))
+        ),
         f"{' and '.join(NEED_A_LOGGER)} need a logger: type logger=csv, or remove them.",
     ),
     (
@@ -300,7 +288,8 @@ def number_or_infinity(value: Any) -> float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else math.inf
 
 
-def _callbacks(cfg: DictConfig) -> list[str]:
+def callback_targets(cfg: DictConfig) -> list[str]:
+    """The targets of all callbacks."""
     return [str(node._target_) for _, node in nodes(cfg.callbacks, "callbacks")]
 
 
@@ -311,7 +300,7 @@ def is_fsdp(cfg: DictConfig) -> bool:
 
 def freezes_norms(cfg: DictConfig) -> bool:
     """Whether the BatchNorms of the network are frozen, or those of all layers but the head."""
-    return bool(cfg.model.get("freeze_batch_norm")) or cfg.model.get("freeze") is not None
+    return bool(cfg.model.get("freeze_batch_norm")) or cfg.model.get("freeze") == "backbone"
 
 
 def _has_fixed_folder(invocation: Invocation) -> bool:

@@ -219,7 +219,9 @@ def pretrained_hint(value: str) -> Hint:
 def freeze_hint(value: str) -> Hint:
     """Whether to train the head only; Ultralytics gives a number of layers."""
     if value.isdigit() and int(value) > 1:
-        return Hint(("model.freeze=backbone",), "To freeze single layers, write a callback (docs/extend/callback.md).")
+        return Hint(
+            ("model.freeze=backbone",), "To freeze the layers below one of them, type model.freeze=until:LAYER."
+        )
     return switch("model.freeze=backbone", "model.freeze=null")(value)
 
 

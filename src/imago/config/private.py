@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.combinations import freezes_norms, lightning_name
+from imago.config.model_combinations import UNFREEZING
 from imago.config.tree import nodes
 
 REASONS = {
@@ -79,6 +80,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("mixing", lambda cfg: any(MIXING.search(target) for target in _targets(cfg, "data"))),
     ("overfit_batches", lambda cfg: bool(cfg.trainer.get("overfit_batches"))),
     ("averages", lambda cfg: _has(cfg, AVERAGES)),
+    ("unfreezing", lambda cfg: _has(cfg, (UNFREEZING,))),
     ("monitor", lambda cfg: any(str(name).startswith("train/") for name in _monitors(cfg))),
     ("lbfgs", lambda cfg: "torch.optim.LBFGS" in _targets(cfg, "model")),
     ("least", lambda cfg: bool(cfg.trainer.get("min_epochs") or cfg.trainer.get("min_steps"))),

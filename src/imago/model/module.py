@@ -24,6 +24,7 @@ from imago.model.parameter_groups import ParameterGroups
 from imago.model.strategy import Strategy
 from imago.model.surgery import freeze_layers, head_names, to_channels_last, with_group_norm, without_weights
 from imago.model.train_steps import ON_BAD_LOSS, TrainSteps
+from imago.randomness import seeded_scope
 from imago.wiring import ComposeTransform
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class DictModule(TrainSteps):
             sum of its images' weighted losses, divided by their number. In a config also `auto` and `effective`.
         init_from: A run folder, `latest`, a checkpoint or a weights file to start from: tensors that fit are loaded,
             and the head is new if the classes differ.
-        freeze: `backbone` trains the head only.
+        freeze: `backbone` trains the head only, `until:layer3` this layer and those above it.
         freeze_batch_norm: Keep all BatchNorms as they are: running statistics, scale and shift.
         head_lr: Learning rate of the head; None: that of the optimizer.
         layer_decay: Factor of the learning rate from each layer to the one below it, 0 to 1; None: one rate for all.
@@ -110,7 +111,7 @@ class DictModule(TrainSteps):
         self.criterions = criterions
         if class_weights is not None:
             criterions.class_weights = class_weight_tensor(class_weights, self.class_names)
-        self.optimizer = optimizer
+        self._make_net, self.optimizer = net, optimizer
         self.scheduler = scheduler
         if scheduler_interval not in (None, "step", "epoch"):
             raise UserError(f"model.scheduler_interval must be step, epoch or null, got {scheduler_interval}.")
@@ -158,6 +159,13 @@ class DictModule(TrainSteps):
         """
         self.seed, self.strategy = seed, strategy
         self._folder, self._publish = folder, publish
+
+    def head_tensors(self) -> set[str]:
+        """Names of the head's tensors in the network; empty if it has none."""
+        if not self.head and self._make_net is not None:
+            with seeded_scope("head"):  # making a network draws random numbers
+                self.head = head_names(without_weights(self._make_net), len(self.class_names))
+        return self.head
 
     def on_fit_start(self) -> None:
         self.strategy.on_fit_start(self.trainer, self, self._folder, self._publish)
@@ -265,7 +273,7 @@ class DictModule(TrainSteps):
     def train(self, mode: bool = True) -> "DictModule":
         super().train(mode)
         for module in self.frozen:  # a frozen BatchNorm keeps its statistics
-            module.eval()
+            module.training = False  # not that of its parts: the tokens of a transformer are tensors of the whole
         return self
 
     def _step(self, batch: Batch, stage: str) -> Batch:

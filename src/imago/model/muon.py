@@ -1,7 +1,7 @@
 """Muon for the matrices of a network, and AdamW for all else, as one optimizer."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -38,20 +38,20 @@ class Muon(Optimizer):
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         momentum: float = 0.95,
-        betas: Sequence[float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         unused = [torch.zeros(1, 1)]  # the optimizers below get their parameters in each step
         self._muon = torch.optim.Muon(
             unused, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
         )
-        self._adamw = torch.optim.AdamW(unused, lr=lr, weight_decay=weight_decay, betas=tuple(betas))
+        self._adamw = torch.optim.AdamW(unused, lr=lr, weight_decay=weight_decay, betas=betas)
         groups = _divided(params, {id(matrix) for matrix in matrices}, self._muon.defaults)
         if not any(group[MUON] for group in groups):
             log.warning("Muon: nothing is trained but the head, vectors and tokens, so that all of it is AdamW")
         super().__init__(groups, self._adamw.defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -12,9 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from imago.errors import UserError
+from imago.model.stages import freeze_until
 
 log = logging.getLogger(__name__)
 
+UNTIL = "until:"
 LEAST_CHANNELS = 4  # per group
 Build = Callable[..., nn.Module]
 
@@ -70,18 +72,26 @@ def freeze_layers(net: nn.Module, freeze: str | None, batch_norm: bool, head: Co
 
     Args:
         net: The network.
-        freeze: `backbone` freezes all tensors that are not in `head`; None freezes none of them.
+        freeze: `backbone` freezes all tensors that are not in `head`, `until:LAYER` what stands before a layer; None
+            freezes none of them.
         batch_norm: Freeze scale and shift of each BatchNorm, as torchvision's FrozenBatchNorm2d does.
         head: Names of the head's tensors.
 
     Raises:
-        UserError: `freeze` is neither `backbone` nor None.
+        UserError: `freeze` is none of them, or there is no such layer.
     """
-    if freeze not in (None, "backbone"):
-        raise UserError(f"model.freeze must be backbone (train the head only) or null, got {freeze}.")
-    for name, parameter in net.named_parameters() if freeze is not None else []:
-        parameter.requires_grad = name in head
-    frozen = [module for module in net.modules() if is_frozen(module)] if freeze is not None else []
+    frozen: list[nn.Module] = []
+    if freeze is not None and freeze.startswith(UNTIL):
+        frozen = freeze_until(net, freeze.removeprefix(UNTIL))
+    elif freeze == "backbone":
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad = name in head
+        frozen = [module for module in net.modules() if is_frozen(module)]
+    elif freeze is not None:
+        raise UserError(
+            "model.freeze must be backbone (train the head only), until:LAYER (train this layer and those above), or "
+            f"null, got {freeze}."
+        )
     norms = [layer for layer in net.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if batch_norm and not norms:
         log.warning("model.freeze_batch_norm=true: %s has no BatchNorm, so nothing is frozen", type(net).__name__)

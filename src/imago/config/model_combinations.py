@@ -1,0 +1,41 @@
+"""Settings of losses, optimizers and layers that cannot work together: a part of the table in combinations.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.config.combinations import NO_FSDP, callback_targets, is_fsdp
+from imago.config.invocation import Invocation
+
+UNFREEZING = "imago.callbacks.GradualUnfreezing"
+REFUSED_MODELS: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
+    (
+        lambda cfg, _: is_fsdp(cfg) and _target(cfg.model.get("optimizer")) == "imago.model.Muon",
+        "trainer.strategy=fsdp and model/optimizer=muon: an update needs the whole matrix, and no process has it. Type "
+        f"model/optimizer=adamw. {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: any(
+            OmegaConf.is_dict(loss) and "_target_" not in loss
+            for loss in (OmegaConf.select(cfg, "model.criterions.criterions") or {}).values()
+        ),
+        "A loss of model.criterions.criterions has settings and no _target_. recipe=large and recipe=scratch set the "
+        "label smoothing of the cross-entropy, which model/criterions= replaces: type "
+        "'~model.criterions.criterions.ce', or recipe=none.",
+    ),
+    (
+        lambda cfg, _: cfg.model.get("freeze") == "backbone" and UNFREEZING in callback_targets(cfg),
+        "model.freeze=backbone and callbacks.unfreeze contradict each other: the callback trains the head first, and "
+        "then the other layers. Remove one of them.",
+    ),
+    (
+        lambda cfg, _: is_fsdp(cfg) and UNFREEZING in callback_targets(cfg),
+        f"trainer.strategy=fsdp and callbacks.unfreeze: not tested together. {NO_FSDP}",
+    ),
+)
+"""Tests of the config and its invocation, and the messages for those that are true."""
+
+
+def _target(node: Any) -> str:
+    return str((node or {}).get("_target_"))
