@@ -63,6 +63,7 @@ TRIED = {  # the override -> the module with the test that trains with it
     "model.criterions.criterions.ce.label_smoothing=0.1": "test_train.py",
     "model.optimizer={_target_: torch.optim.NAdam, _partial_: true, lr: 0.001}": "test_mistakes.py",
     "strategy=dp": "test_privacy.py",
+    "budget=10m": "test_time_budget.py",
     "data.cache=disk": "test_cache.py",
     "+data.train_transform.pixels.jitter={_target_: torchvision.transforms.v2.ColorJitter, brightness: 0.3}":
         "test_mistakes.py",
@@ -175,6 +176,7 @@ def test_the_commands_run(line, workplace, data_dir, colours, digits_run):
     words = [word for word in words if "n_trials" not in word]
     paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
     short = [word for word in SHORT if "debug=overfit" not in words or "limit" not in word]
+    short = [word for word in short if "budget=10m" not in words or "epochs" not in word]
     words = [word.replace("seed=1,2,3", "seed=1,2").replace("lr=0.001,0.003", "lr=0.003") for word in words]
     if "trainer=ddp_sim" in words:  # test_processes.py runs it, in processes that take long to start
         assert imago.load_config(*words).trainer.devices == 2

@@ -92,6 +92,8 @@ PRUNED = "pruned"
 """Status of a trial of a search that was ended early."""
 TIME_OVER = "trainer.max_time was reached"
 """Reason, too, with the number of epochs after it."""
+TIME_BUDGET_USED = "the time budget is used"
+"""Reason, too, with the number of epochs after it."""
 BUDGET_SPENT = "privacy budget spent"
 """Reason in `status.json` of a run that its privacy budget has ended."""
 

@@ -97,6 +97,11 @@ def train_no_epoch(trainer: Trainer) -> None:
     trainer.fit_loop.max_epochs = 0
 
 
+def set_max_epochs(trainer: Trainer, epochs: int) -> None:
+    """Changes the last epoch of a training that has begun."""
+    trainer.fit_loop.max_epochs = epochs
+
+
 def validate_now(trainer: Trainer) -> None:
     """Validates in `on_train_start`, as the loop does after an epoch; Lightning has a public way only before or after
     `fit`, where the optimizer, the loggers' step and the checkpoint callbacks are not those of the training."""

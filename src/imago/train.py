@@ -23,6 +23,7 @@ from imago.config.checks import check as check_settings_of_training
 from imago.config.invocation import Invocation, override_key
 from imago.config.recipe import TrainFacts
 from imago.config.schema import shipped
+from imago.config.time_budget import with_budget
 from imago.config.tree import nodes
 from imago.errors import UserError
 from imago.run.folder import RunFolder
@@ -39,6 +40,7 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
     from imago.training.build import build
     from imago.training.fit import train
     from imago.training.replay import check_replayable
+    from imago.training.time_budget import log_used_time
 
     if cfg.replay is not None:
         check_replayable(Path(cfg.replay))
@@ -53,6 +55,8 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
             return None
     else:
         result = evaluate(data, model, trainer, run, cfg.ckpt_path, splits, pictures=cfg.report.pictures)
+    if cfg.train:
+        log_used_time(trainer, run)
     show_results(result, run, quiet=bool(cfg.trainer.get("fast_dev_run")))
     if cfg.replay is not None and run.rank == 0:
         _print_replay(Path(cfg.replay), run.path)
@@ -86,7 +90,8 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
 
 
 def _complete(cfg: DictConfig, invocation: Invocation) -> tuple[DictConfig, Invocation]:
-    return with_recipe(with_data_and_model(cfg, invocation), invocation, _look)
+    cfg, invocation = with_recipe(with_data_and_model(cfg, invocation), invocation, _look)
+    return with_budget(cfg, invocation), invocation
 
 
 def _look(cfg: DictConfig) -> TrainFacts:

@@ -200,7 +200,8 @@ def made_by(model: DictModule) -> dict[str, str | None]:
         for part, function in functions.items()
     }
     if model.scheduler is not None:
-        names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}"
+        fitted = " and fitted to a time (budget=)" if model.schedule_steps is not None else ""
+        names["scheduler"] = f"{names['scheduler']}, stepped per {model.interval}{fitted}"
     if model.groups.settings:
         names["optimizer"] = f"{names['optimizer']}, divided by {' and '.join(model.groups.settings)}"
     return names | {part: str(value).lower() for part, value in model.frozen_parts.items()}

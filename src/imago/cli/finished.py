@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from imago.config.durations import twice
+from imago.config.durations import as_max_time, read_seconds, twice
 from imago.definitions import BUDGET_SPENT, TIME_OVER
 from imago.errors import UserError
 from imago.run.folder import RunFolder
@@ -14,7 +14,13 @@ from imago.terminal import counted, say
 
 RESULT_KEYS = ("data.", "model.", "seed ", "strategy.")
 NEUTRAL_KEYS = ("data.num_workers", "data.cache", "data.data_dir")
-EXTENDING_KEYS = ("trainer.max_", "callbacks.early_stopping", "strategy.target_epsilon", "model.probe only -> True")
+EXTENDING_KEYS = (
+    "trainer.max_",
+    "budget",
+    "callbacks.early_stopping",
+    "strategy.target_epsilon",
+    "model.probe only -> True",
+)
 """Settings that give a finished run something to do."""
 DURATION = re.compile(r"callbacks\.[^.]+\.duration ")
 """That of a Timer gives it something to do, too."""
@@ -58,6 +64,8 @@ def _extension(run: RunFolder, cfg: DictConfig) -> tuple[str, ...]:
         return "Its privacy budget is spent. To raise it, type", "strategy.target_epsilon="
     if reason.startswith(TIME_OVER) and cfg.trainer.get("max_time") is not None:
         return "Its time was over. For more time type", f"trainer.max_time={twice(cfg.trainer.max_time)}"
+    if cfg.get("budget") is not None and (seconds := read_seconds(str(cfg.budget))) is not None:
+        return "Its time was used. For more time type", f"budget={as_max_time(2 * seconds)}"
     after_head = () if run.former.get("epoch") else ("model.probe=true",)  # it was the head alone
     doubled = 2 * epochs if isinstance(epochs, int) and epochs > 0 else ""
     return "For more epochs type", *after_head, f"trainer.max_epochs={doubled}"

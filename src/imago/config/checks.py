@@ -34,6 +34,7 @@ from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own
 from imago.config.targets import NETWORKS, families_of
+from imago.config.time_budget import budget_problems
 from imago.config.trainer import device_problems, device_warnings, is_one_device, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS, is_export
@@ -210,6 +211,7 @@ def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
                 check_split(cfg, split)
             except ValueError as error:
                 yield str(error)
+    yield from budget_problems(cfg)
     if cfg.train:
         yield from private_problems(cfg)
         yield from checkpoint_problems(cfg)

@@ -24,12 +24,18 @@ def as_max_time(seconds: float) -> str:
 
 def read_duration(text: str) -> str | None:
     """A time that people write in another way, as DD:HH:MM:SS; None where its unit is not known."""
-    if (match := CLOCK.fullmatch(text)) is not None:
-        return as_max_time(_seconds(*(int(part or 0) for part in match.groups())))
+    seconds = read_seconds(text)
+    return as_max_time(seconds) if seconds is not None else None
+
+
+def read_seconds(text: str) -> float | None:
+    """Seconds of a time as people write it: 10m, 1h30m, 01:30:00, 00:01:30:00; None where its unit is not known."""
+    if (match := DURATION.fullmatch(text) or CLOCK.fullmatch(text)) is not None:
+        return _seconds(*(int(part or 0) for part in match.groups()))
     amounts = AMOUNT.findall(text)
     if not amounts or AMOUNT.sub("", text).strip():
         return None
-    return as_max_time(sum(float(number) * SECONDS[unit.lower()] for number, unit in amounts))
+    return sum(float(number) * SECONDS[unit.lower()] for number, unit in amounts)
 
 
 def twice(text: str) -> str:

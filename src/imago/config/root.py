@@ -40,6 +40,7 @@ class Root:
     auto_resume: bool = False
     replay: str | None = None
     preflight: Any = True  # or the word only
+    budget: str | None = None
     trusted_targets: list[str] = field(default_factory=list)
     monitor: str = "val/acc"
     mode: str = "max"

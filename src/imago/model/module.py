@@ -121,6 +121,8 @@ class DictModule(TrainSteps):
         self.on_bad_loss = on_bad_loss
         self.optimizer_settings: dict[str, Any] = {}
         """The settings of the optimizer and its scheduler when they were created."""
+        self.schedule_steps: int | None = None
+        """Steps of the schedule where the run does not know its own yet (`budget=`)."""
         self.strategy = Strategy()
         self.seed: int | None = None
         self._folder, self._publish = Path(), _nothing
@@ -260,7 +262,8 @@ class DictModule(TrainSteps):
         optimizer = make_optimizer(make, parameters, self.device, self.trainer, self.groups)
         config = None
         if self.scheduler is not None:
-            config = make_scheduler(self.scheduler, optimizer, self.interval, self.trainer, self.monitor)
+            run = (self.interval, self.trainer, self.monitor, self.schedule_steps)
+            config = make_scheduler(self.scheduler, optimizer, *run)
         self.optimizer_settings = optimizer_settings(optimizer, config["scheduler"] if config is not None else None)
         return {"optimizer": optimizer, "lr_scheduler": config} if config is not None else optimizer
 

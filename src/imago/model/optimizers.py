@@ -20,6 +20,8 @@ from imago.model.parameter_groups import ParameterGroups
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # learning rates of an optimizer's groups, which schedulers change
 COUNTERS = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter", "last_lr")
 OF_THE_STATE = ("fused", "foreach", "capturable")  # how a step is computed belongs to the optimizer's state
+SCHEDULE_STEPS = 100_000
+"""Steps of a schedule that is fitted to a time: each step of the run is a part of it."""
 PLAIN = dict | list | tuple | bool | int | float | str | None
 
 
@@ -84,15 +86,28 @@ def _fused(make: Callable[..., Optimizer], parameters: Any, device: torch.device
 
 
 def make_scheduler(
-    make: Callable[..., Any], optimizer: Optimizer, interval: str, trainer: Trainer, monitor: str
+    make: Callable[..., Any],
+    optimizer: Optimizer,
+    interval: str,
+    trainer: Trainer,
+    monitor: str,
+    schedule_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Create Lightning's configuration of the learning-rate scheduler, which gets the steps of the whole run.
+    """Create Lightning's configuration of the learning-rate scheduler, which gets the steps of the whole run, or
+    `schedule_steps`, where these are not known yet.
 
     Raises:
         UserError: The run has no end, or more steps than the schedule, or the schedule sets one rate for all groups.
     """
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     planned = planned_steps(trainer) if interval == "step" else float(epochs or 0)
+    if schedule_steps is not None:
+        if not takes_total_steps(make) or interval != "step":
+            raise UserError(
+                "budget= fits the schedule to the time, and that of model.scheduler has steps of its own. Type "
+                "model/scheduler=cosine, or model.scheduler=null."
+            )
+        planned = float(schedule_steps)
     before = [group["lr"] for group in optimizer.param_groups]
     if takes_total_steps(make):
         if math.isinf(planned):

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -84,6 +85,8 @@ class RunFolder:
     warnings: list[str] = field(default_factory=list)
     """Warnings that were logged, in their order and each once; for the end of the run."""
     invocation: Invocation = field(default_factory=lambda: Invocation(""))
+    began: float = field(default_factory=time.monotonic)
+    """Value of `time.monotonic()` when this process took the folder."""
     _pending: list[Callable[[], None]] | None = field(default=None, init=False)
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
 

@@ -61,6 +61,7 @@ from imago.training.loggers import CSVLogger, continue_records, log_settings, re
 from imago.training.origins import check_private_start, origins_of, unrecorded_by
 from imago.training.own_parts import check_own_parts
 from imago.training.start_weights import check_start_weights, find_initial_weights, start_weights
+from imago.training.time_budget import time_budget
 from imago.training.trainer import build_trainer, divide_cores, instantiate_all
 from imago.training.uncovered import uncovered
 
@@ -185,7 +186,8 @@ def _own_callbacks(
     first = head_first(cfg, run, model, weights, epochs)
     trial = run.trial
     pruning = [Pruning(cfg.monitor, trial.report)] if trial is not None and trial.prunes else []
-    return [CarriedState(run, epochs, carried), timing, epochs, status, *filter(None, [first]), *pruning]
+    budget = time_budget(cfg, run, model)
+    return [CarriedState(run, epochs, carried), timing, epochs, status, *filter(None, [first, budget]), *pruning]
 
 
 def _preflight(cfg: DictConfig, run: RunFolder) -> list[Callback]:

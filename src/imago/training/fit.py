@@ -16,13 +16,14 @@ from imago.callbacks.memory import memory_errors_explained
 from imago.callbacks.preflight import Preflight
 from imago.callbacks.pruning import Pruning
 from imago.callbacks.resume_state import check_resumable
+from imago.callbacks.time_budget import TimeBudget
 from imago.checkpoint.fits import check_fits
 from imago.checkpoint.read import read_checkpoint
 from imago.config.durations import as_max_time
 from imago.config.setting_source import is_users_own
 from imago.data.module import ImageDataModule
 from imago.data.relabel import changed_labels
-from imago.definitions import TIME_OVER
+from imago.definitions import TIME_BUDGET_USED, TIME_OVER
 from imago.evaluation.collect import count_limit
 from imago.evaluation.evaluate import Result, evaluate
 from imago.lightning_internals import callbacks_of, log_every, option_of
@@ -137,7 +138,8 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
             log.info("Early stopping after epoch %d: %s", stopping.stopped_epoch + 1, reason)
             run.sections.setdefault("Progress", {})["stopped early"] = reason
     if _spent_time(trainer) is not None:
-        reason = f"{TIME_OVER} after {counted(trainer.current_epoch, 'epoch')}"
+        over = TIME_BUDGET_USED if callbacks_of(trainer, TimeBudget) else TIME_OVER
+        reason = f"{over} after {counted(trainer.current_epoch, 'epoch')}"
         log.info("Training ended: %s", reason)
         run.sections.setdefault("Progress", {})["ended"] = reason
         run.update(reason=reason)
@@ -157,6 +159,8 @@ def _log_stop_reason(trainer: Trainer, model: DictModule, run: RunFolder, epochs
 
 def _spent_time(trainer: Trainer) -> float | None:
     """Seconds that a run was given and has used up; None without a limit, or with time left."""
+    for budget in callbacks_of(trainer, TimeBudget):
+        return budget.budget if budget.is_used(trainer) else None
     for timer in callbacks_of(trainer, Timer):
         left = timer.time_remaining()
         if left is not None and left <= 0:
@@ -168,7 +172,8 @@ def longer_training(trainer: Trainer, monitor: str) -> tuple[str | None, str | N
     """Setting that trains twice as long, and what was still improving at the end; None if nothing was, or patience was
     over. A run whose time was over gets the setting in any case."""
     if spent := _spent_time(trainer):
-        return f"trainer.max_time={as_max_time(2 * spent)}", None
+        key = "budget" if callbacks_of(trainer, TimeBudget) else "trainer.max_time"
+        return f"{key}={as_max_time(2 * spent)}", None
     epochs, limit = callbacks_of(trainer, EpochLog)[0], trainer.max_epochs or -1
     trend = describe_trend(epochs.history, {monitor: epochs.mode, "val/loss": "min"})
     has_no_gain = any(head.is_within_noise for head in callbacks_of(trainer, HeadFirst))
