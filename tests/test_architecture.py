@@ -56,6 +56,7 @@ FLOORS = (  # each room may import from those before it
     ("exporting",),
     ("search", "serving"),
     ("commands",),
+    ("tuning",),  # commands that train
 )
 KNOW_HYDRA = {
     *("config/resolvers.py", "config/invocation.py", "config/signatures.py"),

@@ -29,6 +29,7 @@ from imago import compare, split, status
 from imago.cli.fold_words import FoldPlan
 from imago.serving.address import listen
 from imago.train import main
+from imago.tuning import find_lr
 
 FROM_CHECKPOINT = ("python src/eval.py", "ml-eval", "ml-inference", "ml-export")
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
@@ -64,6 +65,7 @@ TRIED = {  # the override -> the module with the test that trains with it
     "model.optimizer={_target_: torch.optim.NAdam, _partial_: true, lr: 0.001}": "test_mistakes.py",
     "strategy=dp": "test_privacy.py",
     "budget=10m": "test_time_budget.py",
+    "data.batch_size=auto": "test_finders.py",
     "data.cache=disk": "test_cache.py",
     "+data.train_transform.pixels.jitter={_target_: torchvision.transforms.v2.ColorJitter, brightness: 0.3}":
         "test_mistakes.py",
@@ -284,6 +286,17 @@ def test_the_shards_are_written(line, workplace):
     type_split(["PHOTOS", "--output", "splits.csv"])
     type_shard(*typed(line.replace("PATH", "PHOTOS"))[1])
     assert (workplace / "SHARDS" / "index.npz").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-find-lr")])
+def test_a_learning_rate_is_tried(line, workplace, colours, data_dir, monkeypatch, capsys):
+    words = [word.replace("PATH", str(colours)) for word in typed(line)[1]]
+    small = [] if any(word.startswith("experiment=") for word in words) else ["data.image_size=32"]
+    paths = [f"paths.data_dir={data_dir}", f"paths.log_dir={workplace}/logs", f"paths.cache_dir={workplace}/cache"]
+    here = ["trainer.accelerator=cpu", "data.num_workers=0", "--steps", "30"]
+    monkeypatch.setattr(sys, "argv", ["ml-find-lr", *words, *small, *paths, *here])
+    find_lr.main()
+    assert "Suggested: model.optimizer.lr=" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("ml-visualise")])

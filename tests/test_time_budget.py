@@ -33,7 +33,8 @@ def state_of(run) -> dict:
     return next(state for name, state in run.checkpoint()["callbacks"].items() if name.startswith(PLAN))
 
 
-def test_a_run_ends_in_time_with_its_schedule_and_is_resumed_with_its_plan(budgeted, command, tmp_path, steady_clock):
+@pytest.mark.usefixtures("steady_clock")
+def test_a_run_ends_in_time_with_its_schedule_and_is_resumed_with_its_plan(budgeted, command, tmp_path):
     to = tmp_path / "snapshots"
     watch = ["+callbacks.snapshots._target_=snapshots.Snapshots", f"+callbacks.snapshots.to={to}"]
     whole = budgeted("budget=100s", "callbacks.resume.every_n_train_steps=1", *watch)

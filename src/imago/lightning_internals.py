@@ -21,6 +21,11 @@ def callbacks_of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
+def add_callback(trainer: Trainer, callback: Callback) -> None:
+    """Adds a callback to a Trainer that was made already."""
+    trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+
+
 def average_of(callback: WeightAveraging) -> AveragedModel | None:
     """The averaged model; None before `setup`, and outside of a training."""
     return callback._average_model

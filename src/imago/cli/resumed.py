@@ -9,16 +9,19 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.config.invocation import Invocation
-from imago.config.saved import drawn_seed, settings_changed
+from imago.config.saved import drawn_seed, found_batch_size, settings_changed
 from imago.run.folder import RunFolder
 
 
 def resume_settings(run: RunFolder, cfg: DictConfig, check: Callable[[DictConfig, Invocation], None]) -> list[str]:
-    """The settings that have changed since a run that is resumed began. The seed that it drew is taken over."""
+    """The settings that have changed since a run that is resumed began. The seed and
+    the batch size that it has found are taken over."""
     if not run.former:
         return []
     if cfg.seed is None:
         cfg.seed = drawn_seed(run.path)
+    if cfg.data.get("batch_size") == "auto":
+        cfg.data.batch_size = found_batch_size(run.path)
     return settings_changed(cfg, run.path) and settings_changed(_settled(cfg, run.invocation, check), run.path)
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from imago.config.allow_list import TRANSFORMS, check_targets
+from imago.config.batch_size import batch_size_problems
 from imago.config.carried import GROUPS, OPTION, leave_out_training
 from imago.config.combinations import (
     REFUSED,
@@ -100,6 +101,8 @@ def check_from_checkpoint(cfg: DictConfig, invocation: Invocation, needs_data: b
         if not needs_data and "data" in groups:
             groups = [*(group for group in groups if group != "data"), *TRANSFORMS]
         check_targets(cfg, [*groups, "params"], list(cfg.trusted_targets), invocation.overrides, is_export(file))
+    if cfg.data.get("batch_size") == "auto":
+        raise UserError("data.batch_size=auto is found by a training. Type a number, for example data.batch_size=32.")
     check_settings(cfg, invocation, needs_data)
 
 
@@ -211,7 +214,7 @@ def _training_problems(cfg: DictConfig, invocation: Invocation) -> Iterator[str]
                 check_split(cfg, split)
             except ValueError as error:
                 yield str(error)
-    yield from budget_problems(cfg)
+    yield from chain(budget_problems(cfg), batch_size_problems(cfg))
     if cfg.train:
         yield from private_problems(cfg)
         yield from checkpoint_problems(cfg)

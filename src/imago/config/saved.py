@@ -41,6 +41,13 @@ def drawn_seed(folder: Path) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
+def found_batch_size(folder: Path) -> int | str:
+    """Read the batch size from the `config.yaml` of a run folder; `auto` where none was found."""
+    file = folder / "config.yaml"
+    found: int | str = OmegaConf.select(read_yaml(file), "data.batch_size") if file.is_file() else "auto"
+    return found
+
+
 def as_new_run(cfg: DictConfig, invocation: Invocation) -> Invocation:
     """The invocation that composes a resumed or replayed run from the defaults: what was typed for it then and now."""
     files = Path(cfg.resume or cfg.replay or "", ".hydra")

@@ -35,6 +35,7 @@ from imago.resources import workers
 
 log = logging.getLogger(__name__)
 
+BATCH_SIZE = 32
 CACHES = ("none", "ram", "disk", "auto")
 
 
@@ -46,7 +47,7 @@ class ImageDataModule(ScoredSplits):
         train_transform: Crop, pixel and batch stages of the training images.
         eval_transform: Crop, pixel and batch stages of all scored images, the train split included.
         image_size: Input size of the network in pixels: the side of a square, or [height, width].
-        batch_size: Images per training step of the whole run.
+        batch_size: Images per training step of the whole run; in a training also `auto`: the most that fit.
         num_workers: Processes that load images; None divides the cores among the run's processes, at most 8 for each.
         on_bad_image: `error` stops at an unreadable image, most of them at the start; `skip` decodes all images
             once before the run and leaves unreadable ones out.
@@ -75,7 +76,7 @@ class ImageDataModule(ScoredSplits):
         train_transform: ImageTransform,
         eval_transform: ImageTransform,
         image_size: Size = 224,
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = BATCH_SIZE,
         num_workers: int | None = None,
         on_bad_image: str = "error",
         seed: int = 42,
@@ -95,8 +96,10 @@ class ImageDataModule(ScoredSplits):
     ) -> None:
         super().__init__(sets)
         check_sets(sets)
+        if batch_size == "auto":
+            batch_size = BATCH_SIZE  # until a training has found its own
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"data.batch_size must be a whole number (1 or more), got {batch_size}.")
+            raise UserError(f"data.batch_size must be a whole number (1 or more), or auto; got {batch_size}.")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"data.num_workers must be 0 (load in the main process), more, or null; got {num_workers}.")
         if on_bad_image not in ("error", "skip"):
@@ -108,7 +111,7 @@ class ImageDataModule(ScoredSplits):
         self.train_transform = train_transform.completed(image_size, fit, fill, transform, interpolation)
         self.eval_transform = eval_transform.completed(image_size, fit, fill, transform, interpolation)
         self.image_size = image_size
-        self.batch_size = batch_size
+        self.batch_size: int = batch_size
         self.num_workers = num_workers
         self.seed = seed
         self.strategy = Strategy()

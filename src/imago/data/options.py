@@ -10,7 +10,7 @@ class DataOptions(TypedDict, total=False):
     """Keyword arguments of every data module, with the types that configs are checked against."""
 
     image_size: Positive | Sequence[int]
-    batch_size: Positive
+    batch_size: Positive | Literal["auto"]
     num_workers: ZeroOrMore | None
     on_bad_image: Literal["error", "skip"]
     cache_dir: str

@@ -54,6 +54,7 @@ from imago.masking import masked_config
 from imago.model.module import DictModule
 from imago.model.strategy import Strategy
 from imago.run.folder import RunFolder
+from imago.training.batch_size import choose_batch_size
 from imago.training.build_data import make_data, recorded_draws, warn_of_few_val_images, warn_of_test_on_val
 from imago.training.class_frequencies import choose_by_frequency
 from imago.training.head_first import head_first
@@ -105,6 +106,8 @@ def build(
         carried = {"unrecorded": unrecorded, **_carried(cfg, data, model.net)}
         callbacks = [*_preflight(cfg, run), *callbacks, *_own_callbacks(cfg, run, model, strategy, carried)]
     trainer = build_trainer(cfg, run, [*callbacks, Collector()], loggers)
+    if is_training:
+        choose_batch_size(cfg, run, data, model, trainer)
     _begin_records(cfg, run, trainer, start)
     if is_training:
         warn_of_test_on_val(cfg, data, trainer)
