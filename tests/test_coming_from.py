@@ -236,7 +236,7 @@ def batches(hints: Sequence[Hint]) -> list[list[str]]:
     packed: list[list[str]] = []
     alone: list[list[str]] = []
     for words in dict.fromkeys(tuple(word for word in hint.words if word != "-m") for hint in hints if hint.words):
-        if {"debug", "strategy", "hparams_search"} & {*keys_of(words)}:  # these set further settings
+        if {"debug", "strategy", "hparams_search", "data.augment"} & {*keys_of(words)}:  # these set further settings
             alone.append([*words])
             continue
         for batch in packed:

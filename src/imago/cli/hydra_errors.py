@@ -176,8 +176,9 @@ def _quoted(override: str) -> str:
 
 def _no_such_option(error: MissingConfigException, program: str) -> str:
     path = error.missing_cfg_file or ""
-    options = [str(option) for option in error.options or [] if option not in (OPTION, RUN_OPTION)]
     group, _, option = path.rpartition("/")
+    there = error.options or sorted(file.stem for file in Path(CONFIG_DIR, group).glob("*.yaml"))  # none for a list
+    options = [str(option) for option in there if option not in (OPTION, RUN_OPTION)]
     if path in SWEEPERS:
         return f"hparams_search={option} needs a package that is not installed: pip install 'imago[{SWEEPERS[path]}]'"
     if path in PLUGINS:
@@ -300,6 +301,11 @@ def _kept_group(group: str, typed: list[str]) -> str | None:
     for word in typed:
         name = override_key(word)
         if name == "resume":
+            if group == "data/augment":
+                return (
+                    f"{word} continues with the augmentation of that run, so {group} cannot be chosen. To start a new "
+                    f"run from its weights, type model.init_from=RUN {group}=OPTION and the other settings."
+                )
             return (
                 f"{word} continues with the optimizer and scheduler of that run, so {group} cannot be chosen. To start "
                 f"a new run from its weights, type model.init_from=RUN {group}=OPTION and the other settings."

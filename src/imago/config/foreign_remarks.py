@@ -12,8 +12,7 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
         says("Scoring uses the batch size of training, data.batch_size."),
     ),
     (
-        "auto_augment aa item_tfms batch_tfms color_jitter reprob erasing randaugment vflip flipud degrees hsv_h hsv_s "
-        "hsv_v translate shear perspective remode recount aug_repeats aug_splits",
+        "item_tfms batch_tfms hsv_h hsv_s hsv_v translate shear perspective remode recount aug_repeats aug_splits",
         "0.4",
         says(EXTEND),
     ),

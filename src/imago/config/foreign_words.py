@@ -13,6 +13,7 @@ from imago.config.hints import (
     AMP,
     Hint,
     Translate,
+    augment_hint,
     batch_hint,
     cache_hint,
     clip_hint,
@@ -38,14 +39,6 @@ from imago.config.hints import (
 )
 from imago.config.invocation import override_key, override_value
 
-AUGMENTATION = (
-    f"{LEAVE}: crops and flips are on by default (data.train_transform.* in --help-all), and docs/extend/transform.md "
-    "shows how to add others."
-)
-NO_AUGMENTATION = Hint(
-    ("data.train_transform.box=${data.eval_transform.box}", "data.train_transform.batch.flip=null"),
-    "This trains on the images as they are scored.",
-)
 ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value, what to type
     # duration
     (
@@ -85,7 +78,7 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
     (
         "augment augmentation aug transforms train_transforms use_augmentation data_augmentation",
         "false",
-        switch(Hint(note=AUGMENTATION), NO_AUGMENTATION),
+        augment_hint,
     ),
     *(
         (
@@ -99,6 +92,19 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         for words, name in (("mixup mixup_alpha", "MixUp"), ("cutmix cutmix_alpha", "CutMix"))
     ),
     ("fliplr hflip horizontal_flip flip", "0.5", types("data.train_transform.batch.flip.p={}")),
+    ("auto_augment aa", "rand-m9", types("data/augment=rand_augment", note="Or trivial_augment, aug_mix.")),
+    ("randaugment", "9", types("data/augment=rand_augment", "data.train_transform.pixels.rand_augment.magnitude={}")),
+    (
+        "color_jitter",
+        "0.4",
+        types(
+            "data/augment=color_jitter",
+            *(f"data.train_transform.pixels.color_jitter.{name}={{}}" for name in ("brightness", "contrast")),
+        ),
+    ),
+    ("reprob erasing", "0.4", types("data/augment=random_erasing", "data.train_transform.batch.random_erasing.p={}")),
+    ("vflip flipud", "0.4", types("data/augment=vertical_flip", "data.train_transform.batch.vertical_flip.p={}")),
+    ("degrees", "10", types("data/augment=rotation", "data.train_transform.pixels.rotation.degrees={}")),
     ("crop_pct", "0.875", types("data.eval_transform.box.share={}")),
     ("interpolation train_interpolation", "bicubic", types("data.interpolation={}")),
     ("mean", "[0.5,0.5,0.5]", types("data.eval_transform.batch.normalize.mean={}")),

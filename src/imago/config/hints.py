@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imago.config.auto_model import PRETRAINED
 from imago.config.invocation import for_hydra
+from imago.config.root import CONFIG_DIR
 from imago.config.targets import MEMORY_SETS, torchvision_names
 
 YES = ("true", "yes", "on", "1")
@@ -108,6 +109,21 @@ def batch_hint(value: str) -> Hint:
     if not value.isdigit():
         return Hint(note="The batch size is a whole number: type data.batch_size=32, for example.")
     return Hint((f"data.batch_size={value}",))
+
+
+def augment_hint(value: str) -> Hint:
+    """An option of data/augment, or whether images are augmented."""
+    name = value.lower()
+    options = sorted(file.stem for file in Path(CONFIG_DIR, "data", "augment").glob("*.yaml"))
+    chosen = [option for option in re.split(r"[\s,\[\]]+", name) if option in options]
+    if chosen and chosen != ["none"]:
+        return Hint((f"data/augment={chosen[0]}" if len(chosen) == 1 else f"data/augment=[{','.join(chosen)}]",))
+    if name in NO:
+        return Hint(("data/augment=none",), "This trains on the images as they are scored.")
+    return Hint(
+        note="Crops and flips are on by default. For others type data/augment=light, medium or strong, or a list such "
+        "as 'data/augment=[light,color_jitter]' (docs/recipes.md)."
+    )
 
 
 def image_size_hint(value: str) -> Hint:

@@ -40,6 +40,8 @@ REPLACEABLE = (
     *("data.train_transform.box", "data.eval_transform.box"),
 )
 """Nodes whose `_target_` people replace without their options."""
+AUGMENTED = "data.train_transform.box"
+"""Node whose `_target_` options of data/augment replace, whichever box the data have."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,12 @@ def drop_inherited(cfg: DictConfig, invocation: Invocation, schemas: Mapping[str
             continue
         ours = {name for target in shipped() if _is_a(target, path) for name in shipped()[target]["properties"]}
         replaced = path in names or f"{path}._target_" in names
-        if not (replaced or node._target_ not in shipped()):
+        is_chosen = replaced or node._target_ not in shipped()
+        if not is_chosen and path != AUGMENTED:
             continue
         for option in sorted((ours & set(map(str, node))) - schema["properties"].keys()):
-            if f"{path}.{option}" not in names:
+            key = f"{path}.{option}"
+            if key not in names and (is_chosen or not is_users_own(key, invocation)):
                 _drop(node, option)
 
 

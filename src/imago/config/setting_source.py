@@ -11,7 +11,7 @@ import yaml
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.root import CONFIG_DIR
 
-GLOBAL = ("recipe", "experiment", "hparams_search", "debug")
+GLOBAL = ("recipe", "data/augment", "experiment", "hparams_search", "debug")
 """Groups that come last, in this order, and set what belongs to others."""
 NOTHING = object()
 """Value of a setting that a file does not have."""

@@ -1,6 +1,7 @@
 """The three stages from an image to the network: crop, pixels, and batch on the device."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -155,6 +156,7 @@ class RandomHorizontalFlip(nn.Module):
     """
 
     draws = False
+    purpose, side = "horizontal flip", -1
 
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         super().__init__()
@@ -162,14 +164,80 @@ class RandomHorizontalFlip(nn.Module):
         self.seed = seed
 
     def forward(self, batch: Batch) -> Batch:
-        flipped = uniforms(batch["index"], "horizontal flip", self.seed, batch["epoch"]) < self.p
+        flipped = image_uniforms(batch, self.purpose, self.seed) < self.p
         image = batch["image"]
         if image.device.type == "cpu":  # one by one: a fifth of the time of indexing, mirroring and putting back
             mirrored = image.clone()
             for row in flipped.nonzero()[:, 0].tolist():
-                mirrored[row] = image[row].flip(-1)
+                mirrored[row] = image[row].flip(self.side)
             return {"image": mirrored}
-        return {"image": torch.where(flipped[:, None, None, None], image.flip(-1), image)}  # without asking the device
+        return {"image": torch.where(flipped[:, None, None, None], image.flip(self.side), image)}  # asks no device
+
+
+class RandomVerticalFlip(RandomHorizontalFlip):
+    """Turn the images of a batch upside down, left staying left, as `RandomHorizontalFlip` mirrors them."""
+
+    purpose, side = "vertical flip", -2
+
+
+class RandomErasing(nn.Module):
+    """Replace a random rectangle of some images (n, channels, height, width) of a batch by 0, by (seed, epoch, index):
+    after `Normalize` the mean colour, before it black ([Zhong et al. 2020](https://arxiv.org/abs/1708.04896)).
+
+    Args:
+        p: Probability.
+        scale: Least and greatest fraction of the image's area.
+        ratio: Least and greatest height / width.
+        seed: Seed of the run.
+    """
+
+    draws = False
+
+    def __init__(
+        self,
+        p: float = 0.25,
+        scale: Sequence[float] = (0.02, 0.33),
+        ratio: Sequence[float] = (0.3, 3.3),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for option, (least, greatest), most in (("scale", scale, 1), ("ratio", ratio, math.inf)):
+            if not 0 < least <= greatest <= most:
+                limit = ", at most 1" if most == 1 else ""
+                what = f"{option} must be the least value, above 0, and the greatest{limit}; got {[least, greatest]}."
+                raise UserError(f"RandomErasing: {what}")
+        self.p = p
+        self.scale = tuple(scale)
+        self.log_ratio = tuple(math.log(bound) for bound in ratio)
+        self.seed = seed
+
+    def forward(self, batch: Batch) -> Batch:
+        image = batch["image"]
+        erased, area, shape, down, across = (
+            image_uniforms(batch, f"erasing {purpose}", self.seed)
+            for purpose in ("or not", "area", "ratio", "top", "left")
+        )
+        height, width = image.shape[-2:]
+        pixels = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+        ratio = (self.log_ratio[0] + shape * (self.log_ratio[1] - self.log_ratio[0])).exp()
+        rows = _between(down, (pixels * ratio).sqrt(), height)
+        columns = _between(across, (pixels / ratio).sqrt(), width)
+        mask = (erased < self.p)[:, None, None] & rows[:, :, None] & columns[:, None, :]
+        return {"image": image.masked_fill(mask[:, None], 0)}
+
+
+def _between(place: Tensor, length: Tensor, side: int) -> Tensor:
+    """Whether each of `side` pixels lies in an interval of `length` pixels, float (n,), at a `place` from 0 to 1: bool
+    (n, side)."""
+    length = length.round().clamp(1, side)
+    first = (place * (side - length + 1)).floor()
+    pixel = torch.arange(side, device=place.device)
+    return (pixel >= first[:, None]) & (pixel < (first + length)[:, None])
+
+
+def image_uniforms(batch: Batch, purpose: str, seed: int) -> Tensor:
+    """Draw a float32 value in [0, 1) for each image of a batch, by purpose, seed, epoch and index."""
+    return uniforms(batch["index"], purpose, seed, batch["epoch"])
 
 
 class Normalize(nn.Module):
