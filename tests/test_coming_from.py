@@ -290,7 +290,7 @@ def test_every_setting_that_is_offered_exists_and_takes_the_value():
         (["max_grad_norm=1"], "Type trainer.gradient_clip_val=1. For private training, type strategy=dp strategy.max_"),
         (["strategy=dp", "max_grad_norm=1"], "Unknown setting max_grad_norm. Type strategy.max_grad_norm=1"),
         (["--epsilon", "3", "max_grad_norm=1"], "max_grad_norm=1  Type strategy.max_grad_norm=1"),
-        (["sampler=weighted"], "There is no setting for the sampler."),
+        (["sampler=weighted"], "Type data.sampler=balanced. Or sqrt, or weights"),
         (["trainer.gpus=2"], "Type trainer=ddp trainer.devices=2"),
         (["help"], '"help" is not KEY=VALUE. See --help.'),
         (["predict"], "To predict, type ml-inference ckpt_path=RUN source=PATH."),

@@ -56,6 +56,7 @@ TRIED = {  # the override -> the module with the test that trains with it
     "data.train_transform.batch.flip=null": "test_privacy.py",
     "data.exclude=RUN/exclude.txt": "test_new_images.py",
     "data/augment=[light,color_jitter]": "test_augment.py",
+    "data.sampler=balanced": "test_sampling.py",
     "data.split_file=splits.csv": "test_commands.py",
     "data.test_ratio=0.2": "test_test_ratio.py",
     "data.fold=1": "test_folds.py",

@@ -31,7 +31,7 @@ EACH_STEP = ("trainer.max_epochs=3", "callbacks.resume.every_n_train_steps=1", "
 @pytest.fixture
 def snapshots(train, tmp_path, monkeypatch):
     """A whole run, and what its folder was at each of its checkpoints."""
-    monkeypatch.setenv("PYTHONPATH", str(REPO / "tests"))  # for the second of two processes
+    monkeypatch.setenv("PYTHONPATH", f"{REPO / 'src'}:{REPO / 'tests'}")  # for the second of two processes
 
     def run_it(*overrides: str):
         to = tmp_path / "snapshots"
@@ -113,9 +113,12 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
-        ["data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1", CUTMIX],
         ["callbacks=[default,unfreeze]", "model/optimizer=muon", "model/criterions=focal", ONE_CYCLE],
-        ["trainer=ddp_sim", "trainer.val_check_interval=2"],
+        [
+            *("data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1"),
+            *(CUTMIX, "data.sampler=balanced", "data/augment=[strong,color_jitter,vertical_flip]"),
+        ],
+        ["trainer=ddp_sim", "trainer.val_check_interval=2", "data.sampler=sqrt"],
     ],
     ids=lambda overrides: overrides[0].replace("trainer.", ""),
 )

@@ -38,7 +38,9 @@ PARTNER_LABEL, SHARE = "partner_label", "share"
 STEP_WEIGHT = "step_weight"
 """Key of a train batch that is divided unevenly among the processes: the weight of a process's mean loss in the step, 0
 for images that stand in for a part that the process does not have. Without the key it is 1."""
-SampleKey = tuple[int, int]  # epoch, index
+REPEAT = "repeat"
+"""Key of a train batch of `data.sampler`: how often each image was drawn before in the epoch, int64 (n,)."""
+SampleKey = tuple[int, int] | tuple[int, int, int]  # epoch, index, and the number of earlier draws if there can be any
 
 
 def is_export(path: str | Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from imago.definitions import PARTNER_LABEL, STEP_WEIGHT
+from imago.definitions import PARTNER_LABEL, REPEAT, STEP_WEIGHT
 from imago.files import log_write_errors
 from imago.lightning_internals import data_of, option_of
 from imago.report.label_errors import MARGINS, write_margins
@@ -70,8 +70,11 @@ class LabelMargins(Callback):
             self._has_said = True
             return
         margins, index = margins_of(outputs["logits"], outputs["label"]), outputs["index"]
-        self._sums.index_add_(0, index, (UNIT * margins).round_().int())
-        self._counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+        counts = torch.ones_like(index, dtype=torch.int32)
+        if REPEAT in outputs:
+            counts = (outputs[REPEAT] == 0).int()  # once in an epoch, so that sums stay in range
+        self._sums.index_add_(0, index, (UNIT * margins).round_().int() * counts)
+        self._counts.index_add_(0, index, counts)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self._sums is None or option_of(trainer, "fast_dev_run"):

@@ -19,6 +19,7 @@ from imago.callbacks.label_margins import LabelMargins
 from imago.callbacks.metrics import MetricsCallback
 from imago.config.invocation import typed_path
 from imago.data.module import ImageDataModule
+from imago.data.sampling import WEIGHTS
 from imago.data.shard_images import DIVISION
 from imago.distributed import all_gather_objects
 from imago.errors import UserError
@@ -171,6 +172,7 @@ def _settings(trainer: Trainer, data: ImageDataModule) -> dict[str, Any]:
         "trainer.accumulate_grad_batches": _accumulation(trainer),
         "trainer.limit_train_batches": trainer.limit_train_batches,
         DATA: data.facts["fingerprint"],
+        **data.sampler_settings(),
         **data.split("train").order_settings(),
     }
 
@@ -216,7 +218,7 @@ def _check_settings(progress: Progress, now: dict[str, Any], best: str) -> None:
         had = [
             f"{name}={before[name]}"
             for name, value in now.items()
-            if name not in (DATA, DIVISION)
+            if name not in (DATA, DIVISION, WEIGHTS)
             and before.get(name) != value
             and isinstance(before.get(name), int | float | str)
         ]

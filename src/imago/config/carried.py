@@ -239,6 +239,9 @@ def leave_out_training(cfg: DictConfig, groups: Sequence[str], typed: Sequence[s
                 cfg.model[key] = None
     if "data" in groups and not is_typed("data.train_transform") and "eval_transform" in cfg.data:
         cfg.data.train_transform = cfg.data.eval_transform
+    for key in ("sampler", "sample_weights"):
+        if "data" in groups and not is_typed(f"data.{key}") and key in cfg.data:
+            cfg.data[key] = None
     if "strategy" in groups and not is_typed("strategy"):
         cfg.strategy = {"_target_": "imago.model.Strategy"}
     if "callbacks" in groups:

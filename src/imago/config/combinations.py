@@ -248,6 +248,15 @@ REFUSED: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (
         f"{' and '.join(NEED_A_LOGGER)} need a logger: type logger=csv, or remove them.",
     ),
     (
+        lambda cfg, _: cfg.data.get("sampler") in ("balanced", "sqrt") and _weighs_rare_classes(cfg),
+        "data.sampler and class weights or counts that come from the data (auto, effective): both make up for rare "
+        "classes, and together too much. Remove one of them.",
+    ),
+    (
+        lambda cfg, _: cfg.data.get("sample_weights") is not None and cfg.data.get("sampler") != "weights",
+        "data.sample_weights has no effect without data.sampler=weights. Add it, or remove data.sample_weights.",
+    ),
+    (
         lambda cfg, _: cfg.data.get("prefetch_factor") is not None and cfg.data.get("num_workers") == 0,
         "data.prefetch_factor needs workers, and data.num_workers is 0: add data.num_workers=2, or remove it.",
     ),
@@ -301,6 +310,12 @@ def is_fsdp(cfg: DictConfig) -> bool:
 def freezes_norms(cfg: DictConfig) -> bool:
     """Whether the BatchNorms of the network are frozen, or those of all layers but the head."""
     return bool(cfg.model.get("freeze_batch_norm")) or cfg.model.get("freeze") == "backbone"
+
+
+def _weighs_rare_classes(cfg: DictConfig) -> bool:
+    """Whether the loss makes up for the class frequencies of the data."""
+    by_counts = any(node.get("class_counts") == "auto" for _, node in nodes(cfg.model, "model"))
+    return by_counts or cfg.model.get("class_weights") in ("auto", "effective")
 
 
 def _has_fixed_folder(invocation: Invocation) -> bool:

@@ -75,15 +75,6 @@ REMARKS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a va
             "strategy=dp), and val and test keep their order."
         ),
     ),
-    (
-        "sampler weighted_sampler use_weighted_sampler oversampling balanced_sampling",
-        "weighted",
-        says(
-            "There is no setting for the sampler. To give rare classes more weight, type model.class_weights=auto. "
-            "With strategy=dp, batches are drawn by Poisson sampling, and class weights are numbers: "
-            "'model.class_weights={NAME: 5}'."
-        ),
-    ),
     ("poisson_sampling", "true", says(f"{LEAVE}: with strategy=dp, batches are always Poisson samples.")),
     ("task prefetcher", "classify", says(f"{LEAVE}: Imago classifies images.")),
     ("plots visualize", "true", no_counterpart("the figures are drawn anyway, and plots.format chooses their format")),

@@ -175,6 +175,11 @@ ROWS: tuple[tuple[str, str, Translate], ...] = (  # names, an example of a value
         "0.1",
         types("model.criterions.criterions.ce.label_smoothing={}"),
     ),
+    (
+        "sampler weighted_sampler use_weighted_sampler oversampling balanced_sampling",
+        "weighted",
+        switch(Hint(("data.sampler=balanced",), "Or sqrt, or weights (docs/recipes.md)."), "data.sampler=null"),
+    ),
     ("class_weights class_weight", "balanced", switch("model.class_weights=auto", "model.class_weights=null")),
     ("clip_grad grad_clip gradient_clip_val gradient_clip clipnorm", "1.0", types("trainer.gradient_clip_val={}")),
     ("max_grad_norm", "1.0", clip_hint),

@@ -42,6 +42,8 @@ REASONS = {
     "Type trainer.overfit_batches=0, or strategy=none",
     "batches": "train batches that it does not draw (a weighted sampler, or a train_dataloader of your own): the "
     "reported privacy would be wrong. Use the batches of Imago's data modules, or strategy=none",
+    "sampler": "data.sampler: with images that are drawn more often, the reported privacy would be wrong. Type "
+    "data.sampler=null. Class weights that do not come from these data can stay: 'model.class_weights={NAME: 5}'",
     "averages": "callbacks that average weights (SWA, EMA): other weights than those that were accounted for would be "
     "saved and scored. Remove them",
     "unfreezing": "callbacks that unfreeze layers later: their gradients would not be clipped. Remove them; "
@@ -79,6 +81,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("on_bad_loss", lambda cfg: cfg.model.get("on_bad_loss") == "skip"),
     ("mixing", lambda cfg: any(MIXING.search(target) for target in _targets(cfg, "data"))),
     ("overfit_batches", lambda cfg: bool(cfg.trainer.get("overfit_batches"))),
+    ("sampler", lambda cfg: cfg.data.get("sampler") is not None),
     ("averages", lambda cfg: _has(cfg, AVERAGES)),
     ("unfreezing", lambda cfg: _has(cfg, (UNFREEZING,))),
     ("monitor", lambda cfg: any(str(name).startswith("train/") for name in _monitors(cfg))),

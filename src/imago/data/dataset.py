@@ -13,7 +13,7 @@ from imago.data.crops import Size, pair
 from imago.data.decode import BadImageError, damaged_files
 from imago.data.images import Images
 from imago.data.transforms import ImageTransform, stacked
-from imago.definitions import Batch, SampleKey
+from imago.definitions import REPEAT, Batch, SampleKey
 from imago.randomness import derive_seed, seeded
 
 
@@ -21,7 +21,8 @@ class ImageDataset(Dataset[Batch]):
     """Dataset of the images of a split, indexed by (epoch, index).
 
     With `keep_bad`, an unreadable image is black, and its `bad` says why; `damage` says what is damaged inside a JPEG.
-    `draw_key` makes the 64-bit key of an image's random numbers from ("augmentation", seed, epoch, image number).
+    `draw_key` makes the 64-bit key of an image's random numbers from ("augmentation", seed, epoch, image number), and
+    the number of earlier draws of the image in the epoch, if there are any.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ImageDataset(Dataset[Batch]):
             return self._empty()
         if not self.is_sliced:
             return self._until_error(positions)
-        indices = [index for _, index in positions]
+        indices = [index for _, index, *_ in positions]
         images = self.images.read_many(indices)
         assert images is not None
         labels, numbers = self._labels_and_numbers
@@ -63,6 +64,7 @@ class ImageDataset(Dataset[Batch]):
             "label": labels[indices],
             "index": numbers[indices],
             "epoch": positions[0][0],
+            **_repeats(positions),
         }
 
     def _until_error(self, positions: list[SampleKey]) -> list[Batch]:
@@ -88,17 +90,19 @@ class ImageDataset(Dataset[Batch]):
         return torch.tensor(list(self.images.labels)), torch.as_tensor(numbers)
 
     def __getitem__(self, position: SampleKey) -> Batch:
-        epoch, index = position
+        epoch, index, *repeat = position
         number = index if self.images.numbers is None else int(self.images.numbers[index])
         error = ""
         try:
-            image = self.augmented(index, self.draw_key("augmentation", self.seed, epoch, number))
+            key = self.draw_key("augmentation", self.seed, epoch, number, *filter(None, repeat))
+            image = self.augmented(index, key)
         except BadImageError as bad:
             error = str(bad)
             if not self.keep_bad:
                 return {"error": advised(bad)}  # a worker would turn an exception into the text of a traceback
             image = self.transform.resized(torch.zeros(self.images.channels, 1, 1, dtype=torch.uint8), self.image_size)
         sample = {"image": image, "label": self.images.labels[index], "index": number, "epoch": epoch}
+        sample |= {REPEAT: repeat[0]} if repeat else {}
         if damaged := damaged_files():
             sample["damaged"] = damaged
         return sample | ({"bad": error, "damage": "; ".join(damaged.values())} if self.keep_bad else {})
@@ -121,6 +125,12 @@ def advised(error: BadImageError) -> str:
     return ". ".join(text for text in (str(error), error.advice) if text)
 
 
+def _repeats(positions: list[SampleKey]) -> Batch:
+    """Entry `REPEAT` of a batch, if its images may be drawn repeatedly."""
+    repeats = [repeat for _, _, *rest in positions for repeat in rest]
+    return {REPEAT: torch.tensor(repeats)} if repeats else {}
+
+
 def collate(samples: list[Batch] | Batch) -> Batch:
     """Make a batch: `image` uint8 (n, channels, height, width), `label`, `index` int64 (n,), and `epoch`; or `error`.
 
@@ -135,6 +145,8 @@ def collate(samples: list[Batch] | Batch) -> Batch:
     extras: Batch = {key: [sample[key] for sample in samples] for key in ("bad", "damage") if key in samples[0]}
     if damaged := {path: what for sample in samples for path, what in sample.get("damaged", {}).items()}:
         extras["damaged"] = damaged
+    if REPEAT in samples[0]:
+        extras[REPEAT] = torch.tensor([sample[REPEAT] for sample in samples])
     return extras | {
         "image": stacked([sample["image"] for sample in samples]),
         "label": torch.tensor([sample["label"] for sample in samples]),

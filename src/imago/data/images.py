@@ -193,6 +193,8 @@ class ImageSets:
     """Path -> fold, counted from 0, if a split file has folds."""
     groups: dict[str, str] = field(default_factory=dict)
     """Path -> group, if a split file has groups, which no draw by image may divide; empty for images without one."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Path -> weight in `data.sampler=weights`, if a split file has weights."""
 
     def __post_init__(self) -> None:
         check_names(self)

@@ -1,7 +1,8 @@
 """The base data module: from image sets of any kind to batches."""
 
 import logging
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from imago.data.images import Images, ImageSets
 from imago.data.loader import Loader
 from imago.data.relabel import relabel as correct_labels
 from imago.data.samplers import EvalBatchSampler, Placement, TrainBatchSampler
+from imago.data.sampling import WEIGHTS, draw_weights
 from imago.data.scored_splits import ScoredSplits
 from imago.data.survey import MOST_NAMED, check_headers, chosen_range, leave_out_bad_images, notes_on_pixels
 from imago.data.transfer import to_network
@@ -68,6 +70,9 @@ class ImageDataModule(ScoredSplits):
         relabel: CSV with the columns `path` and `label` (a class name) that corrects labels; splits do not change.
         range: Value that is white in 16-bit images; `auto` derives it from the train images (1023, 4095, …).
         icc: Convert colours to sRGB by the profiles in the files.
+        sampler: How often train images are drawn in an epoch, which has as many as train: `balanced` draws each class
+            equally often, `sqrt` by the square root of its frequency, `weights` by weights. None draws each once.
+        sample_weights: Class name -> weight of each of its images in `sampler=weights`, 1 by default.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class ImageDataModule(ScoredSplits):
         range: Literal["auto"] | int = "auto",
         icc: bool = True,
         relabel: str | None = None,
+        sampler: Literal["balanced", "sqrt", "weights"] | None = None,
+        sample_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(sets)
         check_sets(sets)
@@ -127,6 +134,8 @@ class ImageDataModule(ScoredSplits):
             self.skipped = leave_out_bad_images(sets, Path(cache_dir))
         else:
             check_headers(sets, Path(cache_dir))
+        self.sampler = sampler
+        self.draw_weights = draw_weights(sets, sampler, sample_weights)
         self.cache = cache
         self.loading: dict[str, Any] = {
             "pin_memory": pin_memory,
@@ -149,9 +158,18 @@ class ImageDataModule(ScoredSplits):
 
     def train_dataloader(self) -> Loader:
         images = self.sets.splits["train"]
-        sampler = TrainBatchSampler(images, self.batch_size, self.seed, self.fixed_order, *self.placement)
+        sampler = TrainBatchSampler(
+            images, self.batch_size, self.seed, self.fixed_order, *self.placement, weights=self.draw_weights
+        )
         self._train_batches = sampler
         return self._loader("training", "train", self.train_transform, self.strategy.train_batch_sampler(sampler))
+
+    def sampler_settings(self) -> dict[str, Any]:
+        """Return the settings that decide how often images are drawn, by the names that users type."""
+        settings: dict[str, Any] = {"data.sampler": self.sampler}
+        if self.sampler == "weights" and self.draw_weights is not None:
+            settings[WEIGHTS] = zlib.crc32(self.draw_weights.numpy().tobytes())
+        return settings
 
     def some_images(self, split: str, count: int, device: torch.device) -> Batch:
         """Return the first `count` images of a split as the network gets them in training or validation: `image`

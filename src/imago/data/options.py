@@ -1,6 +1,6 @@
 """Options that all kinds of data share: `ImageDataModule` has their meaning and their defaults."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypedDict
 
 from imago.definitions import Batch, Interpolation, Positive, ZeroOrMore, ZeroOrMoreFloat
@@ -24,6 +24,8 @@ class DataOptions(TypedDict, total=False):
     prefetch_factor: Positive | None
     persistent_workers: bool
     relabel: str | None
+    sampler: Literal["balanced", "sqrt", "weights"] | None
+    sample_weights: Mapping[str, float] | None
 
 
 class FileOptions(DataOptions, total=False):

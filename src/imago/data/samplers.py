@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -28,10 +29,20 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     stand in, with the weight 0. A last batch of a single image is left out (unless it is the only batch), because
     BatchNorm cannot train on one value. Which image this is changes with every epoch. `fixed_order` repeats the order
     of epoch 0. If images are removed from the data, the remaining ones keep their order.
+
+    With `weights` of the images, float64 (n,), an epoch draws each as often as its weight says, and has keys with the
+    number of earlier draws of an image.
     """
 
     def __init__(
-        self, images: Images, batch_size: int, seed: int, fixed_order: bool = False, rank: int = 0, processes: int = 1
+        self,
+        images: Images,
+        batch_size: int,
+        seed: int,
+        fixed_order: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         self.images = images
         self.size = len(images)
@@ -40,6 +51,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.fixed_order = fixed_order
         self.rank = rank
         self.processes = processes
+        self.weights = weights
         self.epoch = 0
         self.announced_from: int | None = 0
         """The first batch of which the images take note; None if their decoded pixels are cached."""
@@ -50,12 +62,18 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self._order()
+        repeats = None if self.weights is None else _earlier_draws(order)
         for number in range(len(self)):
             images, first = self._images_of(number), number * self.batch_size
             if self.announced_from is not None and number >= self.announced_from:
                 self.images.announce(order, first)
             part = self._part_of(images) or range(min(2, images))
-            yield [(self.epoch, index) for index in order[first + part.start : first + part.stop].tolist()]
+            these = slice(first + part.start, first + part.stop)
+            indices = order[these].tolist()
+            if repeats is None:
+                yield [(self.epoch, index) for index in indices]
+            else:
+                yield [(self.epoch, *key) for key in zip(indices, repeats[these].tolist(), strict=True)]
 
     def weight(self, number: int) -> float:
         """Weight of the mean over this process's part of batch `number`: with it, the mean over the processes is that
@@ -82,7 +100,33 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         if self.images.numbers is not None:
             order = torch.from_numpy(self.images.places())[order]
             order = order[order >= 0]
+        if self.weights is not None:
+            order = self._drawn(order, generator)
         return self.images.order(order, generator)
+
+    def _drawn(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw as many images as there are from a random `order`: each as often as its weight says, rounded up or down
+        at random (systematic sampling), and so is each class."""
+        assert self.weights is not None
+        labels = torch.as_tensor(np.asarray(self.images.labels, np.int64))
+        order = order[torch.argsort(labels[order], stable=True)]
+        ends = self.weights[order].cumsum(0)
+        ends *= self.size / ends[-1].clone()
+        offset = torch.rand((), dtype=torch.float64, generator=generator)
+        upto = (ends - offset).ceil().clamp(0, self.size).long()  # draws at offset, offset + 1, …
+        upto[-1] = self.size  # whatever the sum is rounded to
+        drawn = order.repeat_interleave(upto.diff(prepend=upto.new_zeros(1)))
+        return drawn[torch.randperm(self.size, generator=generator)]
+
+
+def _earlier_draws(order: Tensor) -> Tensor:
+    """Count how often each entry of an order stands before it in the order, int64 (n,)."""
+    by_index = torch.argsort(order, stable=True)
+    _, sizes = torch.unique_consecutive(order[by_index], return_counts=True)
+    firsts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    earlier = torch.empty_like(order)
+    earlier[by_index] = torch.arange(len(order)) - firsts
+    return earlier
 
 
 class EvalBatchSampler(Sampler[list[SampleKey]]):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from imago.data.crops import FILL, FITS, CropPolicy, FittedBox, Randomness, Size, box_randomness, crop, pair
-from imago.definitions import INTERPOLATIONS, Batch
+from imago.definitions import INTERPOLATIONS, REPEAT, Batch
 from imago.errors import UserError
 from imago.randomness import uniforms
 from imago.wiring import ComposeTransform
@@ -236,8 +236,12 @@ def _between(place: Tensor, length: Tensor, side: int) -> Tensor:
 
 
 def image_uniforms(batch: Batch, purpose: str, seed: int) -> Tensor:
-    """Draw a float32 value in [0, 1) for each image of a batch, by purpose, seed, epoch and index."""
-    return uniforms(batch["index"], purpose, seed, batch["epoch"])
+    """Draw a float32 value in [0, 1) for each image of a batch, by purpose, seed, epoch and index; for an image that is
+    drawn repeatedly in an epoch, also by its number among these."""
+    key = batch["index"]
+    if REPEAT in batch:
+        key = key + (batch[REPEAT] << 40)
+    return uniforms(key, purpose, seed, batch["epoch"])
 
 
 class Normalize(nn.Module):

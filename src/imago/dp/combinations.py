@@ -41,6 +41,7 @@ REFUSED: dict[str, Is] = {
     "on_bad_loss": lambda trainer, model, data: model.on_bad_loss == "skip",
     "mixing": lambda trainer, model, data: data.train_transform.batch_draws,
     "overfit_batches": lambda trainer, model, data: option_of(trainer, "overfit_batches") > 0,
+    "sampler": lambda trainer, model, data: data.draw_weights is not None,
     "batches": lambda trainer, model, data: not isinstance(data.train_dataloader().batch_sampler, PoissonBatchSampler),
     "averages": lambda trainer, model, data: _has(trainer, StochasticWeightAveraging) or _has(trainer, WeightAveraging),
     "unfreezing": lambda trainer, model, data: _has(trainer, BaseFinetuning),

@@ -146,6 +146,8 @@ class DifferentialPrivacy(PrivacyBudget):
                 f"strategy=dp draws its own batches, and {type(sampler).__name__} draws them in another way: the "
                 "reported privacy would be wrong. Use the batches of Imago's data modules, or strategy=none"
             )
+        if sampler.weights is not None:
+            raise UserError(f"strategy=dp and {REASONS['sampler']}.")
         self.check_images(sampler.size, sampler.batch_size)
         made = PoissonBatchSampler(sampler.size, sampler.batch_size, self.draws)
         self.num_examples, self.sample_rate = sampler.size, made.rate

@@ -75,7 +75,7 @@ class Score:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """`acc`, macro `precision`, `recall`, `f1` as scikit-learn defines them, the losses, and `per_class`.
+        """`acc`, `balanced_acc`, macro `precision`, `recall`, `f1` as in scikit-learn, the losses, and `per_class`.
 
         `loss` is the model's (weighted total of its criterions), `cross_entropy` the mean of `losses`. With 10 classes
         or more there is also `top5_acc`.
@@ -83,6 +83,7 @@ class Score:
         precision, recall, f1, _ = self._scores(average="macro")
         own = {
             "acc": float(np.mean(self.labels == self.predictions)),
+            "balanced_acc": self._balanced_accuracy(),
             "precision": float(precision),
             "recall": float(recall),
             "f1": float(f1),
@@ -120,6 +121,12 @@ class Score:
             zero_division=0,
             output_dict=as_dict,
         )
+
+    def _balanced_accuracy(self) -> float:
+        """Mean of the accuracies of the classes that have images."""
+        right = np.bincount(self.labels[self.labels == self.predictions], minlength=len(self.class_names))
+        images = np.bincount(self.labels, minlength=len(self.class_names))
+        return float(np.mean(right[images > 0] / images[images > 0]))
 
     def _top_accuracy(self) -> float:
         """Fraction of the images whose class is among the `TOP` most likely; of equal ones, the first count first."""

@@ -8,7 +8,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "module": ["DictModule"],
         "losses": ["CriterionsComposition", "MeanLosses"],
         "class_losses": ["FocalLoss", "LogitAdjustedLoss", "OneVsAllLoss"],
-        "metrics": ["ClassCounts", "MetricsComposition"],
+        "metrics": ["BalancedAccuracy", "ClassCounts", "MetricsComposition"],
         "torchvision": ["torchvision_net"],
         "timm": ["timm_net"],
         "weight_files": ["read_weights"],

@@ -238,8 +238,12 @@ def bad_loss(value: float, epoch: int, batch: int, step: int) -> str:
     return f"The loss became {value} in epoch {epoch + 1}, batch {batch + 1} (step {step})"
 
 
-def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, class_names: Sequence[str]) -> Tensor:
-    """Weight of each class, float32 (classes,), in the order of `class_names`; 1 by default.
+def class_weight_tensor(
+    weights: Mapping[str, float] | Sequence[float] | str,
+    class_names: Sequence[str],
+    setting: str = "model.class_weights",
+) -> Tensor:
+    """Weight of each class, float32 (classes,), in the order of `class_names`; 1 by default. Messages name `setting`.
 
     training/class_frequencies.py has replaced `auto` and `effective` by numbers before.
 
@@ -256,11 +260,11 @@ def class_weight_tensor(weights: Mapping[str, float] | Sequence[float] | str, cl
             close = difflib.get_close_matches(unknown[0], class_names, n=1)
             meant = f" Did you mean {close[0]}?" if close else ""
             known = f"the classes are {shortened(class_names, 20)}"
-            raise UserError(f"model.class_weights names {', '.join(unknown)}, but {known}.{meant}")
+            raise UserError(f"{setting} names {', '.join(unknown)}, but {known}.{meant}")
         class_weights = {str(name): weight for name, weight in weights.items()}
         weights = [class_weights.get(name, 1.0) for name in class_names]
     if len(weights) != len(class_names):
-        raise UserError(f"model.class_weights has {len(weights)} weights for {len(class_names)} classes.")
+        raise UserError(f"{setting} has {len(weights)} weights for {len(class_names)} classes.")
     if any(not isinstance(weight, int | float) or not 0 <= weight < math.inf for weight in weights) or not any(weights):
-        raise UserError(f"model.class_weights must be numbers of 0 or more, not all 0; got {list(weights)}.")
+        raise UserError(f"{setting} must be numbers of 0 or more, not all 0; got {list(weights)}.")
     return torch.tensor(weights, dtype=torch.float32)

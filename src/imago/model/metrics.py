@@ -147,6 +147,27 @@ class MetricsComposition(MetricCollection):
                 _load_state(self[name], state["metrics"][name])
 
 
+class BalancedAccuracy(MulticlassStatScores):
+    """Mean of the accuracies of the classes that have images, as scikit-learn's `balanced_accuracy_score`.
+
+    `MulticlassAccuracy(average="macro")` differs where a class without images was predicted.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(num_classes=num_classes, average="macro", **options)
+
+    def compute(self) -> Tensor:
+        right, _, _, wrong = self._final_state()
+        images = right + wrong
+        return (right[images > 0] / images[images > 0]).mean()
+
+
 class ClassCounts:
     """Images per true class, per predicted class, and correctly predicted, counted on the device of the labels.
 

@@ -34,7 +34,8 @@ OF_EPOCHS = (
     *("trainer.max_epochs", "trainer.max_steps", "trainer.min_", "trainer.accumulate_grad_batches"),
     *("trainer.gradient_clip", "trainer.val_check_interval", "trainer.check_val_every_n_epoch"),
     *("model.optimizer", "model.scheduler", "model.head_lr", "model.layer_decay", "model.decay_norms_and_biases"),
-    *("model.freeze", "model.on_bad_loss", "data.train_transform", "callbacks.early_stopping", "callbacks.ema"),
+    *("model.freeze", "model.on_bad_loss", "callbacks.early_stopping", "callbacks.ema"),
+    *("data.train_transform", "data.augment", "data.sampler", "data.sample_weights"),
 )
 """Beginnings of the settings that have no effect on the head alone."""
 LIBRARIES = ("imago.", "torch.", "torchvision.", "timm.")
