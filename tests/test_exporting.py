@@ -29,7 +29,7 @@ from imago.data.crops import CenterBox, RandomResizedBox, WholeBox
 from imago.data.decode import read_image
 from imago.data.transforms import ImageTransform, Normalize
 from imago.errors import UserError
-from imago.exporting import Case, Proof, compare
+from imago.exporting import Case, Proof, ProvenExport, Terms, compare
 from imago.exporting.front import check_box, front_model
 from imago.exporting.network import network_model
 from imago.exporting.odd_images import odd_images
@@ -37,6 +37,7 @@ from imago.exporting.onnx_file import onnx_model
 from imago.exporting.runners import CheckpointRunner, OnnxRunner
 from imago.model.losses import CriterionsComposition
 from imago.model.module import DictModule
+from imago.wiring import ComposeTransform, WrapTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # exporters warn their own developers
 SHAPES = ((1, 1), (1, 7), (3, 2), (16, 16), (37, 500), (333, 91), (128, 130))
@@ -262,10 +263,11 @@ class Fourier(Branching):
         return self.head(torch.special.bessel_j0(image).mean((2, 3)))
 
 
-def _classifier(net, pixels=None, channels: int = 3, size: int = 16) -> imago.Classifier:
+def _classifier(net, pixels=None, channels: int = 3, size: int = 16, forward_fn=None) -> imago.Classifier:
     normalise = Normalize([0.5] * channels, [0.25] * channels)
     transform = ImageTransform(CenterBox(), pixels, {"normalize": normalise}).completed(size)
-    module = DictModule(["a", "b"], net, CriterionsComposition({"ce": nn.CrossEntropyLoss()}), optimizer=None)
+    losses = CriterionsComposition({"ce": nn.CrossEntropyLoss()})
+    module = DictModule(["a", "b"], net, losses, optimizer=None, forward_fn=forward_fn)
     return imago.Classifier(module, transform, size, {})
 
 
@@ -288,6 +290,46 @@ def test_what_cannot_be_exported_is_named(command, trained):
     ):
         run = command("export", f"ckpt_path={trained.dir}", *words)
         assert (run.exit_code, message in run.output) == (1, True), run.output
+
+
+class Heads(nn.Module):
+    """Classes, places, and what is no row per image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.classes, self.places = nn.Linear(3, num_classes), nn.Linear(3, 4)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        means = image.mean((2, 3))
+        return {"logits": self.classes(means), "means": means, "places": self.places(means), "norm": means.norm()}
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
+def test_further_heads_are_outputs_of_the_file(kind, tmp_path, caplog):
+    best = WrapTransform(partial(torch.argmax, dim=1), {"logits": "input"}, "prediction")
+    squares = WrapTransform(torch.square, {"means": "input"}, "probabilities")
+    wired = ComposeTransform(heads=WrapTransform("net", {"image": "image"}), prediction=best, squares=squares)
+    classifier = _classifier(Heads, forward_fn=wired)
+    classifier.checkpoint["timestamp"] = "today"
+    export = ProvenExport(classifier, kind, {}, None)
+    export.write(tmp_path / "model", Terms(0, 0, 1e-4), tmp_path / "export.json")
+    assert "The file does not contain norm: no tensor with a row per image" in caplog.text
+    record = json.loads((tmp_path / "export.json").read_text())
+    assert {*record["outputs"]} == {"forward_fn.probabilities", "places"}
+    assert max(record["outputs"].values()) < 1e-6
+    with pytest.raises(UserError, match=r"the output places differs by 0\.1, and tolerance is 0\.0001"):
+        Proof(outputs={"places": 0.1}).check(0, 1e-4)
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(str(tmp_path / "model"))
+        image = np.asarray(photograph(3, 40))
+        values = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": image}), strict=True))
+        before = CheckpointRunner(classifier, {"places": "places"})
+        assert values["places"] == pytest.approx(before.further(before.seen(image))["places"], abs=1e-6)
+        assert (values["probabilities"].shape, values["forward_fn.probabilities"].shape) == ((1, 2), (1, 3))
+    best.transform = partial(torch.argmin, dim=1)
+    with pytest.raises(UserError, match="predicts another class than the most likely one"):
+        export.write(tmp_path / "other", Terms(0, 0, 1e-4), tmp_path / "export.json")
+    assert not (tmp_path / "other").exists()
 
 
 def test_grey_networks_take_grey_images():

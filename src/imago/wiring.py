@@ -142,6 +142,13 @@ def arguments(batch: Batch, mapping: Mapping[str, str], call: Callable[..., Any]
     return {argument: batch[key] for key, argument in mapping.items()}
 
 
+def keys_read(step: Any) -> set[str]:
+    """Keys of the batch that a transform reads, as far as its `mapping` says."""
+    if isinstance(step, ComposeTransform):
+        return {key for inner in step.steps.values() for key in keys_read(inner)}
+    return {*step.mapping} if isinstance(step, WrapTransform | RenameTransform) else set()
+
+
 def shapes_of(inputs: Mapping[str, Any]) -> str:
     """Arguments of a call, with type and shape of each tensor: `input float32 (8, 3), target int64 (8,)`."""
     return ", ".join(

@@ -4,8 +4,9 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from imago.data.transforms import Normalize
 from imago.definitions import Batch
 from imago.errors import UserError
 from imago.evaluation.classifier import Classifier
-from imago.exporting.front import PIXELS
+from imago.exporting.front import IMAGE, PIXELS
+from imago.model.contract import RESULTS
 from imago.randomness import seeded
+from imago.wiring import keys_read
+
+log = logging.getLogger(__name__)
 
 PROBABILITIES = "probabilities"
 """Name of the output, float32 (n, classes)."""
@@ -41,10 +46,12 @@ class Scaled(nn.Module):
 
 
 class Network(nn.Module):
-    """Images after crop and resize, uint8 (n, channels, height, width), to calibrated probabilities (n, classes)."""
+    """Images after crop and resize, uint8 (n, channels, height, width), to calibrated probabilities (n, classes), and
+    to `further` outputs: name -> key in the batch."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, further: Mapping[str, str]) -> None:
         super().__init__()
+        self.further = dict(further)
         self.model = classifier.model
         self.pixels = classifier.transform.pixels
         steps = classifier.transform.batch.steps
@@ -55,7 +62,13 @@ class Network(nn.Module):
         self.registered = nn.ModuleList(step for step in self.steps.values() if isinstance(step, nn.Module))
         self.temperature = 1.0 if classifier.calibration is None else classifier.calibration.temperature
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+        batch = self.run(pixels)
+        probabilities = (batch["logits"].float() / self.temperature).softmax(dim=1)
+        return (probabilities, *(batch[key] for key in self.further.values())) if self.further else probabilities
+
+    def run(self, pixels: Tensor) -> Batch:
+        """Return the batch as the model leaves it."""
         for change in self.pixels.values():
             pixels = change(pixels)
         count = pixels.shape[0]
@@ -63,8 +76,23 @@ class Network(nn.Module):
         batch["index"] = torch.arange(count, device=pixels.device)
         for step in self.steps.values():
             batch = batch | step(batch)
-        logits = self.model(batch)["logits"].float()
-        return (logits / self.temperature).softmax(dim=1)
+        return self.model(batch)
+
+
+@torch.no_grad()
+def further_outputs(classifier: Classifier) -> dict[str, str]:
+    """Map the names of further outputs to their keys in the batch: the tensors with a row per image that
+    `model.forward_fn` adds beside logits and prediction, and that no step of it reads."""
+    forward_fn = classifier.model.forward_fn
+    if forward_fn is None:
+        return {}
+    batch = Network(classifier, {}).eval().run(example_of(classifier))
+    ends = batch.keys() - {"image", "label", "index", "epoch", *RESULTS} - keys_read(forward_fn)
+    rows = sorted(key for key in ends if isinstance(batch[key], Tensor) and batch[key].shape[:1] == (EXAMPLES,))
+    if left := sorted(ends - {*rows}):
+        log.warning("The file does not contain %s: no tensor with a row per image", ", ".join(left))
+    taken = (IMAGE, PIXELS, PROBABILITIES)
+    return {f"forward_fn.{key}" if key in taken else key: key for key in rows}
 
 
 def example_of(classifier: Classifier) -> Tensor:
@@ -94,7 +122,7 @@ def bytes_of(classifier: Classifier) -> int:
 
 
 @torch.no_grad()
-def network_model(classifier: Classifier) -> Any:
+def network_model(classifier: Classifier, further: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Make the ONNX model of the network, for any number of images.
 
     Raises:
@@ -107,12 +135,12 @@ def network_model(classifier: Classifier) -> Any:
         )
     with quiet(), _explained("ONNX", "format=torch_export or format=safetensors"):
         program = torch.onnx.export(
-            Network(classifier).eval(),
+            Network(classifier, further).eval(),
             (example_of(classifier),),
             dynamo=True,
             dynamic_shapes={"pixels": {0: torch.export.Dim("images")}},
             input_names=[PIXELS],
-            output_names=[PROBABILITIES],
+            output_names=[PROBABILITIES, *further],
             verbose=False,
         )
     assert program is not None
@@ -120,7 +148,9 @@ def network_model(classifier: Classifier) -> Any:
 
 
 @torch.no_grad()
-def exported_program(classifier: Classifier) -> torch.export.ExportedProgram:
+def exported_program(
+    classifier: Classifier, further: Mapping[str, str] = MappingProxyType({})
+) -> torch.export.ExportedProgram:
     """Trace the network with `torch.export`, for any number of images.
 
     Raises:
@@ -128,7 +158,7 @@ def exported_program(classifier: Classifier) -> torch.export.ExportedProgram:
     """
     check_draws(classifier)
     with quiet(), _explained("torch.export", "format=safetensors"):
-        network, example = Network(classifier).eval(), (example_of(classifier),)
+        network, example = Network(classifier, further).eval(), (example_of(classifier),)
         return torch.export.export(network, example, dynamic_shapes={"pixels": {0: torch.export.Dim("images")}})
 
 

@@ -45,15 +45,17 @@ class Flip:
 class Proof:
     """Comparison of a file with its checkpoint.
 
-    `differences` maps a batch size to the greatest difference of a probability; `off` is the fraction of differing
-    values behind crop and resize, and `levels` their greatest difference; `right` counts correct answers on labelled
-    images, before and after.
+    `differences` maps a batch size to the greatest difference of a probability, and `outputs` a further output to the
+    greatest difference of its values, as a fraction of the greatest one where that is above 1; `off` is the fraction of
+    differing values behind crop and resize, and `levels` their greatest difference; `right` counts correct answers on
+    labelled images, before and after.
     """
 
     test: int = 0
     odd: int = 0
     flips: list[Flip] = field(default_factory=list)
     differences: dict[int, float] = field(default_factory=lambda: dict.fromkeys(BATCHES, 0.0))
+    outputs: dict[str, float] = field(default_factory=dict)
     off: float = 0.0
     levels: int = 0
     labelled: int = 0
@@ -75,6 +77,9 @@ class Proof:
             yield f"{counted(len(self.flips), 'prediction')} flipped:\n  {listed}"
         if tolerance is not None and not self.greatest <= tolerance:
             yield f"a probability differs by {self.greatest:.2g}, and tolerance is {tolerance:g}"
+        for name, gap in self.outputs.items():
+            if tolerance is not None and not gap <= tolerance:
+                yield f"the output {name} differs by {gap:.2g}, and tolerance is {tolerance:g}"
         if self.off > MOST_OFF or self.levels > 1:
             yield (
                 f"{self.off:.2%} of the values behind crop and resize differ, by up to "
@@ -98,6 +103,7 @@ class Proof:
             "images": {"test": self.test, "odd": self.odd},
             "flips": [asdict(flip) for flip in self.flips],
             "greatest_difference": {str(size): value for size, value in self.differences.items()},
+            "outputs": self.outputs,
             "pixels": {"off": self.off, "levels": self.levels},
             "accuracy": accuracy,
         }
@@ -127,8 +133,10 @@ def compare(
         )
         _note(proof, chunk, 1, expected, answers, answer)
         _count(proof, chunk, expected, answers)
-        many = before.network(np.concatenate(seen)), after.network(np.concatenate(own))
+        batches = np.concatenate(seen), np.concatenate(own)
+        many = before.network(batches[0]), after.network(batches[1])
         _note(proof, chunk, max(BATCHES), many[0], many[1], answer)
+        _note_outputs(proof, before.further(batches[0]), after.further(batches[1]))
     proof.off = off / max(values, 1)
     return proof
 
@@ -162,6 +170,14 @@ def _note(proof: Proof, chunk: Sequence[Case], batch: int, before: Floats, after
             proof.flips.append(Flip(case.name, batch, wanted, got, answer.margin(expected, probabilities)))
 
 
+def _note_outputs(proof: Proof, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Add the greatest differences of further outputs to a proof."""
+    for name, expected in before.items():
+        wanted, values = expected.astype(float), after[name].astype(float)
+        gap = float(np.abs(wanted - values).max(initial=0.0) / np.abs(wanted).max(initial=1.0))
+        proof.outputs[name] = max(proof.outputs.get(name, 0.0), gap if np.isfinite(gap) else np.inf)
+
+
 def _count(proof: Proof, chunk: Sequence[Case], before: Floats, after: Floats) -> None:
     for case, expected, probabilities in zip(chunk, before, after, strict=True):
         proof.odd += case.is_odd
@@ -182,6 +198,9 @@ def describe(proof: Proof, split: str) -> list[str]:
         f"Compared with its checkpoint on {' and '.join(kinds)}, in batches of {sizes}: {flips}, probabilities differ "
         f"by {proof.greatest:.1e} at most, pixels in {proof.off:.2%} of the values"
     ]
+    if proof.outputs:
+        gap = max(proof.outputs.values())
+        lines.append(f"Further outputs: {', '.join(proof.outputs)}, which differ by {gap:.1e} at most")
     if proof.labelled:
         before, after = (right / proof.labelled for right in proof.right)
         lines.append(f"Accuracy on these {counted(proof.labelled, 'image')}: {before:.4f} -> {after:.4f}")

@@ -18,7 +18,7 @@ from imago.errors import UserError
 from imago.evaluation.classifier import Classifier
 from imago.exporting.front import check_box
 from imago.exporting.images import cases_of_split, odd_cases, spread
-from imago.exporting.network import bytes_of, exported_program, network_model
+from imago.exporting.network import PROBABILITIES, bytes_of, exported_program, further_outputs, network_model
 from imago.exporting.onnx_file import onnx_model, write_onnx
 from imago.exporting.precision import to_half, to_int8
 from imago.exporting.proof import Case, Proof, compare
@@ -75,7 +75,7 @@ class ProvenExport:
         Raises:
             UserError: It does not answer as the checkpoint does. Then `record_file` says more, and there is no file.
         """
-        before = CheckpointRunner(self.classifier)
+        before = CheckpointRunner(self.classifier, further_outputs(self.classifier))
         with atomic_write(path) as temporary:
             after = self._make(temporary, before)
             names, threshold = self.classifier.class_names, self.metadata.get("threshold")
@@ -89,18 +89,19 @@ class ProvenExport:
             self.proof.check(terms.allow_flips, tolerance)
 
     def _make(self, file: Path, before: CheckpointRunner) -> Runner:
+        metadata = {**self.metadata, "outputs": [PROBABILITIES, *before.outputs]}
         if self.kind == "torch_export":
             content = io.BytesIO()
-            texts = {"metadata.json": json.dumps(strict(dict(self.metadata)))}
-            torch.export.save(exported_program(self.classifier), content, extra_files=texts)
+            texts = {"metadata.json": json.dumps(strict(metadata))}
+            torch.export.save(exported_program(self.classifier, before.outputs), content, extra_files=texts)
             file.write_bytes(content.getvalue())
             return ProgramRunner(file, before)
-        network = network_model(self.classifier)
+        network = network_model(self.classifier, before.outputs)
         if self.kind == "onnx_fp16":
             network = to_half(network)
         if self.kind == "onnx_int8":
             network = to_int8(network, self._range_pixels(before))
-        write_onnx(onnx_model(self.classifier, network), self.metadata, file)
+        write_onnx(onnx_model(self.classifier, network), metadata, file)
         return OnnxRunner(file)
 
     def _range_pixels(self, before: CheckpointRunner) -> list[Bytes]:

@@ -2,13 +2,17 @@
 
 import copy
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imago.definitions import Batch
+from imago.errors import UserError
 from imago.evaluation.classifier import Classifier
 from imago.exporting.front import IMAGE, PIXELS
 from imago.exporting.network import PROBABILITIES
@@ -26,15 +30,20 @@ class Runner(Protocol):
     def network(self, pixels: Bytes) -> Floats:
         """Compute the probabilities (n, classes) of such pixels."""
 
+    def further(self, pixels: Bytes) -> dict[str, Any]:
+        """Compute the further outputs of such pixels: name -> array (n, …)."""
+
     def whole(self, image: Bytes) -> Floats:
         """Compute the probabilities (1, classes) of an image."""
 
 
 class CheckpointRunner:
-    """The classifier of the checkpoint, as `imago.load_classifier` returns it."""
+    """The classifier of the checkpoint, as `imago.load_classifier` returns it; `outputs` are further ones of it: name
+    -> key in the batch."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, outputs: Mapping[str, str] = MappingProxyType({})) -> None:
         self.classifier = classifier
+        self.outputs = outputs
         self._crop = copy.copy(classifier.transform)
         self._crop.pixels = {}
 
@@ -44,13 +53,26 @@ class CheckpointRunner:
 
     @torch.inference_mode()
     def network(self, pixels: Bytes) -> Floats:
+        batch = self._batch(pixels)
+        if not torch.equal(batch["prediction"], batch["logits"].argmax(dim=1)):
+            raise UserError(
+                "model.forward_fn predicts another class than the most likely one, and an exported file has the "
+                "probabilities only. Use the checkpoint itself, with ml-inference, ml-serve or imago.load_classifier"
+            )
+        log_probabilities = torch.log_softmax(batch["logits"].cpu().double(), dim=1).numpy()
+        if self.classifier.calibration is not None:
+            log_probabilities = self.classifier.calibration.apply(log_probabilities)
+        return np.exp(log_probabilities)
+
+    @torch.inference_mode()
+    def further(self, pixels: Bytes) -> dict[str, Any]:
+        batch = self._batch(pixels) if self.outputs else {}
+        return {name: batch[key].cpu().numpy() for name, key in self.outputs.items()}
+
+    def _batch(self, pixels: Bytes) -> Batch:
         classifier = self.classifier
         images = [classifier.transform.resized(image, classifier.image_size) for image in torch.from_numpy(pixels)]
-        batch = classifier.transform.to_batch(images, device=classifier.model.device)
-        log_probabilities = torch.log_softmax(classifier.model(batch)["logits"].cpu().double(), dim=1).numpy()
-        if classifier.calibration is not None:
-            log_probabilities = classifier.calibration.apply(log_probabilities)
-        return np.exp(log_probabilities)
+        return classifier.model(classifier.transform.to_batch(images, device=classifier.model.device))
 
     def whole(self, image: Bytes) -> Floats:
         return self.network(self.seen(image))
@@ -64,14 +86,20 @@ class OnnxRunner:
 
         extractor = onnx.utils.Extractor(onnx.load(file))
         self._whole = _session(str(file))
+        self._outputs = [output.name for output in self._whole.get_outputs() if output.name != PROBABILITIES]
         self._front = _session(extractor.extract_model([IMAGE], [PIXELS]).SerializeToString())
-        self._network = _session(extractor.extract_model([PIXELS], [PROBABILITIES]).SerializeToString())
+        network = extractor.extract_model([PIXELS], [PROBABILITIES, *self._outputs])
+        self._network = _session(network.SerializeToString())
 
     def seen(self, image: Bytes) -> Bytes:
         return self._front.run([PIXELS], {IMAGE: image})[0]
 
     def network(self, pixels: Bytes) -> Floats:
         return self._network.run([PROBABILITIES], {PIXELS: pixels})[0]
+
+    def further(self, pixels: Bytes) -> dict[str, Any]:
+        values = self._network.run(self._outputs, {PIXELS: pixels}) if self._outputs else []
+        return dict(zip(self._outputs, values, strict=True))
 
     def whole(self, image: Bytes) -> Floats:
         return self._whole.run([PROBABILITIES], {IMAGE: image})[0]
@@ -91,11 +119,19 @@ class ProgramRunner:
 
     def __init__(self, file: Path, checkpoint: CheckpointRunner) -> None:
         self._network = torch.export.load(io.BytesIO(file.read_bytes())).module()  # its name may end otherwise
+        self._outputs = checkpoint.outputs
         self.seen = checkpoint.seen
 
-    @torch.inference_mode()
     def network(self, pixels: Bytes) -> Floats:
-        return self._network(torch.from_numpy(pixels)).numpy()
+        return self._run(pixels)[0].numpy()
+
+    def further(self, pixels: Bytes) -> dict[str, Any]:
+        return {name: value.numpy() for name, value in zip(self._outputs, self._run(pixels)[1:], strict=True)}
+
+    @torch.inference_mode()
+    def _run(self, pixels: Bytes) -> tuple[torch.Tensor, ...]:
+        results = self._network(torch.from_numpy(pixels))
+        return results if isinstance(results, tuple) else (results,)
 
     def whole(self, image: Bytes) -> Floats:
         return self.network(self.seen(image))
