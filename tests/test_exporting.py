@@ -271,7 +271,7 @@ def _classifier(net, pixels=None, channels: int = 3, size: int = 16, forward_fn=
     return imago.Classifier(module, transform, size, {})
 
 
-def test_what_cannot_be_exported_is_named(command, trained):
+def test_what_cannot_be_exported_is_named(command, trained, monkeypatch):
     with pytest.raises(UserError, match=r"no form of the operator prims\.bessel_j0.* or type format=torch"):
         network_model(_classifier(Fourier))
     with pytest.raises(UserError, match="Often that is a branch or a loop that depends on pixel values, or type"):
@@ -290,6 +290,9 @@ def test_what_cannot_be_exported_is_named(command, trained):
     ):
         run = command("export", f"ckpt_path={trained.dir}", *words)
         assert (run.exit_code, message in run.output) == (1, True), run.output
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    run = command("export", f"ckpt_path={trained.dir}", "format=bundle")
+    assert "format=bundle needs onnxscript, not installed here: pip install 'imago[onnx]'" in run.error
 
 
 class Heads(nn.Module):

@@ -338,12 +338,15 @@ def test_the_lines_of_the_docs_are_answered(predictor, tmp_path):
     ("words", "message"),
     [
         (["port=PORT"], "is in use. Type another one, such as port="),
+        ([], "ml-serve needs uvicorn, not installed here: pip install 'imago[serve]'"),
         (["api_key=short"], "api_key must have 16 characters or more"),
         (["trainer=gpu"], "trainer=gpu has no use in ml-serve"),
         (["device=gpu0"], "Type device=cpu, cuda, cuda:1, … or auto"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(command, trained, words, message):
+def test_settings_that_cannot_work_are_refused(command, trained, words, message, monkeypatch):
+    if "needs" in message:
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(imago.UserError, match="host=256.1.1.1 is no address of this machine"):
         listen("256.1.1.1", 0)
     with listen("127.0.0.1", 0) as listener:

@@ -83,7 +83,7 @@ def check_export(cfg: DictConfig, invocation: Invocation) -> None:
     if is_proven and cfg.format != "torch_export":
         from imago.exporting.onnx_file import check_packages
 
-        check_packages()
+        check_packages(cfg.format)
 
 
 def export_from_config(cfg: DictConfig, run: RunFolder) -> None:

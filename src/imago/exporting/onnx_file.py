@@ -14,13 +14,13 @@ INSTALL = "pip install 'imago[onnx]'"
 Convert = Callable[[Any], Any]
 
 
-def check_packages() -> None:
-    """Raise MissingModuleError if a package of the extra `onnx` is missing."""
+def check_packages(kind: str) -> None:
+    """Raise MissingModuleError if a package of the extra `onnx` is missing, which the format `kind` needs."""
     import importlib.util
 
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingModuleError(f"format=onnx needs {', '.join(missing)}, which is not installed: {INSTALL}")
+        raise MissingModuleError(f"format={kind} needs {', '.join(missing)}, not installed here: {INSTALL}")
 
 
 def onnx_model(classifier: Classifier, network: Any) -> Any:

@@ -35,13 +35,14 @@ class _Batches:
         return None if batch is None else {PIXELS: batch}
 
 
-def to_int8(network: Any, pixels: Sequence[Bytes]) -> Any:
-    """Quantise an ONNX network to 8 bits per channel, with the ranges of activations on `pixels`."""
+def to_int8(network: Any, pixels: Sequence[Bytes], place: Path) -> Any:
+    """Quantise an ONNX network to 8 bits per channel, with the ranges of activations on `pixels`. Temporary files are
+    in the folder `place`, where there must be space for the result anyway."""
     import onnx
     from onnxruntime import transformers
 
-    if (place := str(Path(transformers.__file__).parent)) not in sys.path:
-        sys.path.append(place)  # as the package does itself once: its modules import one another by their bare names
+    if (modules := str(Path(transformers.__file__).parent)) not in sys.path:
+        sys.path.append(modules)  # as the package does itself once: its modules import one another by their bare names
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -51,7 +52,7 @@ def to_int8(network: Any, pixels: Sequence[Bytes]) -> Any:
     )
 
     CalibrationDataReader.register(_Batches)
-    with TemporaryDirectory() as folder, quiet():
+    with TemporaryDirectory(dir=place, prefix=".", suffix=".tmp") as folder, quiet():
         prepared, file = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         quant_pre_process(network, prepared)
         quantize_static(

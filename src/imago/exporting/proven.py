@@ -100,7 +100,7 @@ class ProvenExport:
         if self.kind == "onnx_fp16":
             network = to_half(network)
         if self.kind == "onnx_int8":
-            network = to_int8(network, self._range_pixels(before))
+            network = to_int8(network, self._range_pixels(before), file.parent)
         write_onnx(onnx_model(self.classifier, network), metadata, file)
         return OnnxRunner(file)
 
