@@ -3,7 +3,7 @@
 Each is exported to ONNX and with torch.export, and answers two batches of noise, of 1 and 3 images, as PyTorch does.
 Prints a row per network: the greatest difference of a probability, or why it cannot be exported.
 
-    python benchmarks/export_families.py
+    python benchmarks/export_families.py --out FILE     # which keeps the rows that are in FILE already
     python benchmarks/export_families.py --only convnext
 """
 
@@ -90,26 +90,35 @@ def outcome(kind: str, classifier: Classifier, size: int) -> str:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
 
 
+def row_of(library: str, name: str, size: int) -> str:
+    began = time.process_time()
+    try:
+        classifier = classifier_of(library, name, size)
+    except Exception as error:
+        return f"| {library} | {name} | {size} | cannot be made: {error} | | |"
+    results = [outcome(kind, classifier, size) for kind in ("onnx", "torch_export")]
+    return f"| {library} | {name} | {size} | {' | '.join(results)} | {time.process_time() - began:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| library | network | pixels | onnx | torch_export | seconds |\n| --- | --- | --- | --- | --- | --- |")
-    for library, networks in (("torchvision", TORCHVISION), ("timm", TIMM)):
-        for name, size in networks:
-            if options.only not in name:
-                continue
-            began = time.monotonic()
-            try:
-                classifier = classifier_of(library, name, size)
-            except Exception as error:
-                print(f"| {library} | {name} | {size} | cannot be made: {error} | | |", flush=True)
-                continue
-            results = [outcome(kind, classifier, size) for kind in ("onnx", "torch_export")]
-            print(
-                f"| {library} | {name} | {size} | {' | '.join(results)} | {time.monotonic() - began:.0f} |", flush=True
-            )
+    torch.set_num_threads(1)
+    head = f"| library | network | pixels | onnx | torch_export | seconds of CPU |\n{'| --- ' * 6}|"
+    kept = options.out.read_text() if options.out is not None and options.out.exists() else ""
+    networks = [("torchvision", *network) for network in TORCHVISION] + [("timm", *network) for network in TIMM]
+    print(kept.rstrip() or head, flush=True)
+    for library, name, size in networks:
+        if options.only not in name or f"| {library} | {name} |" in kept:
+            continue
+        row = row_of(library, name, size)
+        print(row, flush=True)
+        if options.out is not None:
+            kept = f"{kept.rstrip() or head}\n{row}\n"
+            options.out.write_text(kept)
 
 
 if __name__ == "__main__":

@@ -159,11 +159,15 @@ def test_the_command_answers_as_inference_does_and_finishes_what_is_in_flight(
             while client.get("/health").json()["in_flight"] == 0:
                 time.sleep(0.05)
             os.kill(process.pid, signal.SIGTERM)
-            while not is_refused(client):
+            while (health := client.get("/health")).status_code == 200:
                 time.sleep(0.05)
+            assert (health.status_code, health.json()["status"]) == (503, "stopping")
+            late = client.post("/predict", content=png())
+            assert (late.status_code, late.json()) == (503, {"detail": "The server is stopping. Try again later."})
+            assert late.headers["connection"] == "close"
             slow.sendall(png()[50:])
             assert slow.recv(1000).startswith(b"HTTP/1.1 200 OK")
-        process.join(30)
+        process.join(5)  # with nobody in flight it is there at once
         assert process.exitcode == 0, (tmp_path / "stderr").read_text()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "completed"
     for file in (tmp_path / "run").rglob("*"):
@@ -174,14 +178,6 @@ def rows_of(run: Run) -> list[dict[str, str]]:
     (run.dir / "reports").mkdir(exist_ok=True)
     shutil.copy(run.dir / "predictions.csv", run.dir / "reports" / "predictions_source.csv")
     return rows(run, "source")
-
-
-def is_refused(client: Any) -> bool:
-    try:
-        socket.create_connection((client.base_url.host, client.base_url.port), timeout=5).close()
-    except OSError:
-        return True
-    return False
 
 
 def test_ensembles_and_views_are_averaged_as_in_inference(trained, colours, command, calibrated):
@@ -313,6 +309,25 @@ def test_a_network_that_fails_or_hangs_is_said(trained):
         assert (failed.status_code, failed.json()) == (500, {"detail": "The server failed. Its log says why."})
         hook.remove()
         assert client.post("/predict", content=png()).status_code == 200
+
+
+def test_a_server_stops_in_time_whatever_is_in_flight(trained, monkeypatch):
+    monkeypatch.setattr("imago.serving.server.STOP_S", 0.5)
+    predictor = Predictor([imago.load_classifier(trained.dir)])
+    go_on = threading.Event()
+    predictor.members[0].model.register_forward_pre_hook(lambda *_: go_on.wait(20) and None)
+    with ThreadPoolExecutor(1) as pool:
+        go_on.set()
+        with serving(predictor, network_threads=2) as (client, service):
+            go_on.clear()
+            asked = pool.submit(client.post, "/predict", content=png())
+            while service.batcher.busy_s == 0:
+                time.sleep(0.01)
+            began = time.monotonic()
+        seconds = time.monotonic() - began
+        go_on.set()
+    assert (asked.result().status_code, asked.result().json()["detail"][:23]) == (503, "The server is stopping.")
+    assert 0.5 <= seconds < 7  # a second for slow readers, one for the network, and the rest for a busy machine
 
 
 def test_the_lines_of_the_docs_are_answered(predictor, tmp_path):

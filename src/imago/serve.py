@@ -7,6 +7,8 @@ ml-serve ckpt_path=RUN host=0.0.0.0 port=8080
 import importlib.util
 import logging
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from imago.cli.entry import Command
+from imago.cli.orders import end
 from imago.cli.start_from import resolve_checkpoint_args
 from imago.cli.typed_words import check_choice
 from imago.config.checks import check_from_checkpoint
@@ -191,5 +194,15 @@ main = Command(
 """Command line of `ml-serve`."""
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Run `ml-serve`, and end its process at once: Python would wait for images that are being decoded, and take
+    seconds to free what was imported."""
     main()
+    logging.shutdown()
+    with suppress(OSError):
+        sys.stdout.flush()
+    end(0)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,6 +1,5 @@
 """Routes of the server: predictions, health, metrics, and the page."""
 
-import asyncio
 import base64
 import hashlib
 from functools import cache
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imago.definitions import __version__
 from imago.serving.gate import IS_READ, refuse
 from imago.serving.limits import RefusedError
-from imago.serving.service import FAILED, Service
+from imago.serving.service import FAILED, STOPS, Service
 from imago.serving.uploads import FORM, uploads_of
 
 if TYPE_CHECKING:
@@ -103,12 +102,13 @@ async def _predict(request: "Request", service: Service) -> "Response":
 
     seconds = service.limits.timeout_s
     try:
-        with service.slot():
-            async with asyncio.timeout(seconds):
-                answers = await service.answers(await uploads_of(request, service.limits))
+        async with service.slot():
+            answers = await service.answers(await uploads_of(request, service.limits))
     except ClientDisconnect:
         return Response(status_code=499)  # for the metrics: nobody reads it
     except TimeoutError:
+        if service.is_stopping:
+            raise RefusedError(503, STOPS) from None
         if not request.scope[IS_READ]:
             raise RefusedError(408, f"The body did not come within {seconds:g} s (timeout_s).") from None
         raise RefusedError(503, f"There was no answer within {seconds:g} s (timeout_s). Try again later.") from None

@@ -48,12 +48,14 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def close(self, timeout: float = 5.0) -> None:
-        """End the threads after the images that are queued, or leave one behind after `timeout` seconds."""
+    def close(self, timeout: float = 1.0) -> None:
+        """End the threads after the images that are queued, or leave those behind that take more than `timeout`
+        seconds."""
         self._queue.put(None)
+        end = time.monotonic() + timeout
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout)
+                thread.join(max(0.0, end - time.monotonic()))
 
     @property
     def busy_s(self) -> float:

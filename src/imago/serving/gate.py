@@ -25,6 +25,7 @@ LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20
 SLOW_READER_S = 30.0
 IS_READ = "imago.is_read"
 """Key of the scope: whether the body of the request has been read to its end."""
+CLOSE = (b"connection", b"close")
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -56,15 +57,17 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
-        headers = dict(reversed(scope["headers"]))  # of several of a name, the first
-        scope[IS_READ] = not {b"content-length", b"transfer-encoding"} & headers.keys()
+        sent = dict(reversed(scope["headers"]))  # of several of a name, the first
+        scope[IS_READ] = not {b"content-length", b"transfer-encoding"} & sent.keys()
         began, status = time.monotonic(), 499  # nginx's word for a client that has gone
 
         async def noting(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                headers = [*message.get("headers", []), *HEADERS]
+                closing = self.service.is_stopping and not any(name == b"connection" for name, _ in headers)
+                message["headers"] = headers + [CLOSE] * closing
             await send(message)
 
         async def reading() -> MutableMapping[str, Any]:
@@ -73,7 +76,7 @@ class Gate:
             return message
 
         try:
-            await self._answer(scope, reading, noting, headers)
+            await self._answer(scope, reading, noting, sent)
         except Exception:  # it has been answered; raised again, it would close the connection without a word
             log.exception("A request for %s failed", shown(scope["path"]))
         finally:
@@ -138,7 +141,7 @@ async def refuse(refused: RefusedError, scope: Scope, receive: Receive, send: Se
     headers += [(b"retry-after", b"1")] * (refused.status in (429, 503))
     headers += [(b"www-authenticate", b"Bearer")] * (refused.status == 401)
     is_read = scope[IS_READ]
-    headers += [(b"connection", b"close")] * (not is_read)
+    headers += [CLOSE] * (not is_read)
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": not is_read})
     if is_read:

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import math
 import signal
 import socket
 import threading
@@ -23,8 +22,9 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = 500
 """Least number of connections that are kept open at a time."""
-STOP_S = 8
-"""Most seconds for the requests in flight when the server stops: containers are killed after ten."""
+STOP_S, SENDING_S = 7, 1
+"""Most seconds for the requests in flight when the server stops, and for sending their answers: containers are killed
+after ten."""
 
 
 def serve(
@@ -85,6 +85,13 @@ def make_server(service: Service, listener: socket.socket, allowed_hosts: Collec
             service.is_stopping = True
             super().handle_exit(sig, frame)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Answer those in flight first, and meanwhile others with 503: uvicorn would refuse their connections."""
+            service.stop(STOP_S)
+            while service.in_flight and not self.force_exit:
+                await asyncio.sleep(0.02)
+            await super().shutdown(sockets)
+
     limits = service.limits
     config = uvicorn.Config(
         Gate(make_app(service), service, hosts_of(listener, allowed_hosts), allowed_hosts),
@@ -98,7 +105,7 @@ def make_server(service: Service, listener: socket.socket, allowed_hosts: Collec
         proxy_headers=False,
         server_header=False,
         limit_concurrency=max(CONNECTIONS, 8 * limits.max_in_flight),
-        timeout_graceful_shutdown=min(math.ceil(limits.timeout_s), STOP_S),
+        timeout_graceful_shutdown=SENDING_S,
     )
     return StoppingServer(config)
 

@@ -3,9 +3,9 @@
 import asyncio
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from imago.serving.metrics import Metrics
 from imago.serving.predictor import Predictor, Seen, answer, unreadable
 
 FAILED = "The server failed. Its log says why."
+STOPS = "The server is stopping. Try again later."
 
 
 class Upload(NamedTuple):
@@ -59,6 +60,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(usable_cores(), "decoder")
         self.in_flight = 0
         self.is_stopping = False
+        self._timeouts: set[asyncio.Timeout] = set()
 
     def start(self) -> None:
         """Predict a full batch, and start the thread of the network.
@@ -88,23 +90,35 @@ class Service:
             return "stopping"
         return "stuck" if self.batcher.busy_s > self.limits.timeout_s else "ok"
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Inside, a request is in flight.
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, and let those in flight have `seconds` at most."""
+        self.is_stopping = True
+        end = asyncio.get_running_loop().time() + seconds
+        for timeout in self._timeouts:
+            if (planned := timeout.when()) is not None and not timeout.expired():
+                timeout.reschedule(min(planned, end))
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Inside, a request is in flight, for `timeout_s` at most.
 
         Raises:
             RefusedError: There are as many as may be, or the server is stopping.
+            TimeoutError: It takes longer.
         """
         if self.is_stopping:
-            raise RefusedError(503, "The server is stopping.")
+            raise RefusedError(503, STOPS)
         if self.in_flight >= self.limits.max_in_flight:
             raise RefusedError(
                 429, f"{self.in_flight} requests are in flight, the limit (max_in_flight). Try again later."
             )
         self._count(1)
         try:
-            yield
+            async with asyncio.timeout(self.limits.timeout_s) as timeout:
+                self._timeouts.add(timeout)
+                yield
         finally:
+            self._timeouts.discard(timeout)
             self._count(-1)
 
     def _count(self, change: int) -> None:
