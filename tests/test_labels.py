@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from imago.callbacks.label_margins import margins_of
+from imago.data.relabel import read_labels
 from imago.errors import DiskError, UserError
 from imago.report.label_decisions import Decisions
 from imago.report.label_errors import nearest, suspicion
@@ -194,6 +196,10 @@ def test_labels_are_decided_in_a_browser(mislabelled, tmp_path, command):
             browser.wait_for("get('error').textContent == \"'x' is not a class of this run.\"")
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
+            for _ in range(2):  # a page whose server is gone says so, at each key
+                browser.value("get('error').textContent = ''")
+                browser.press("k")
+                browser.wait_for("get('error').textContent.startsWith('The server has ended.')")
             assert "3 decisions in" in process.stdout.read()
         suspects, decisions = suspects_and_decisions(run, OmegaConf.load(run / "config.yaml").paths)
         with serving(LabelPage(suspects, decisions, "run", 0)) as page:
@@ -297,6 +303,19 @@ def test_decisions_are_whole_or_not_made(tmp_path, monkeypatch):
     assert Decisions(*had).made == decisions.made
     assert [decisions.undo(), decisions.undo(), decisions.undo()] == [odd, "x.png", None]
     assert table(tmp_path / "labels/relabel.csv")[1] == {"path": "x.png", "label": "a"}
+    first, second = Decisions(*had), Decisions(*had)  # two pages of one run
+    first.decide("x.png", "relabel", "b")
+    second.decide(" y.png", "relabel", "b")
+    first.decide("x.png", "exclude", "a")
+    assert [*second.made] == ["x.png", " y.png"]
+    assert (first.undo(), first.made["x.png"].kind) == ("x.png", "relabel")  # as it was before the change of mind
+    assert read_labels(tmp_path / "labels/relabel.csv", ["a", "b"]).keys() >= {"x.png", " y.png"}
+    typed = Decisions(shutil.copytree(tmp_path / "labels", tmp_path / "my run/labels").parent, ["a", "b"]).settings()
+    assert shlex.split(typed)[-1] == f"data.relabel='{tmp_path}/my run/labels/relabel.csv'"
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/labels").symlink_to(tmp_path / "labels")
+    with pytest.raises(UserError, match="linked/labels is a link, and files elsewhere could be replaced"):
+        Decisions(tmp_path / "linked", ["a", "b"])
     (tmp_path / "labels/decisions.csv").write_text("something else\n")
     with pytest.raises(UserError, match="is not a list of decisions"):
         Decisions(*had)

@@ -86,6 +86,8 @@ class LabelPage(ThreadingHTTPServer):
 
     def page(self) -> tuple[str, str]:
         """The page, and the policy for it: it runs its own script, and loads from this server only."""
+        with self.lock:
+            self.decisions.refresh()
         made = self.decisions.made.items()
         facts = {
             "entries": [
@@ -133,7 +135,9 @@ class LabelPage(ThreadingHTTPServer):
             if request.get("decision") == "undo":
                 path = self.decisions.undo()
                 place = self._places.get(path) if path is not None else None
-                return {"index": place, "settings": self.decisions.settings()}
+                before = self.decisions.made.get(path or "")
+                made = None if before is None else [before.kind, before.label]
+                return {"index": place, "made": made, "settings": self.decisions.settings()}
             place = request.get("index")
             if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(self.suspects):
                 raise UserError(f"index must be a whole number below {len(self.suspects)}, got {place!r}.")
@@ -149,7 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = self._asked()
         if parts == [""]:
-            page, policy = self.server.page()
+            try:
+                page, policy = self.server.page()
+            except UserError as error:
+                self._answer(HTTPStatus.CONFLICT, str(error).encode("utf-8", "replace"), "text/plain; charset=utf-8")
+                return
             self._answer(HTTPStatus.OK, page.encode("utf-8", "replace"), "text/html; charset=utf-8", policy)
         elif parts is not None and parts[0] == "image" and len(parts) in (2, 3):
             picture = self.server.picture(parts[1:])

@@ -34,37 +34,39 @@ function show(at) {
   }));
 }
 
+const GONE = "The server has ended. Start it again with the same command, and open the address that it prints.";
 async function send(decision) {
   const answer = await fetch("decide", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(decision) }).catch(() => null);
-  const body = answer ? await answer.json() : { error: "The server has ended. Start it again with the same command." };
-  get("error").textContent = body.error || "";
-  get("settings").textContent = body.settings ?? get("settings").textContent;
-  return body.error ? null : body;
+  const body = answer ? await answer.json().catch(() => null) : null; // another server at this port answers otherwise
+  get("error").textContent = body ? body.error || "" : GONE;
+  get("settings").textContent = body?.settings ?? get("settings").textContent;
+  return body && !body.error ? body : null;
 }
 
 let isBusy = false; // one decision at a time, in the order of the keys
-async function decide(kind) {
+async function once(action) {
   if (isBusy) return;
   isBusy = true;
+  try { await action(); } finally { isBusy = false; }
+}
+
+const decide = (kind) => once(async () => {
   const at = here, label = kind === "relabel" ? get("choice").value : entries[at].label;
   if (await send({ index: at, decision: kind, label })) {
     decisions.delete(at);
     decisions.set(at, [kind, label]);
     show(undecided(at + 1));
   }
-  isBusy = false;
-}
+});
 
-async function undo() {
-  if (isBusy) return;
-  isBusy = true;
+const undo = () => once(async () => {
   const body = await send({ decision: "undo" });
   if (body && body.index !== null) {
     decisions.delete(body.index);
+    if (body.made) decisions.set(body.index, body.made);
     show(body.index);
   }
-  isBusy = false;
-}
+});
 
 const actions = { k: () => decide("keep"), r: () => decide("relabel"), x: () => decide("exclude"), u: undo, ArrowLeft: () => show(here - 1), ArrowRight: () => show(here + 1) };
 for (const button of document.querySelectorAll("button[data-key]")) button.addEventListener("click", () => actions[button.dataset.key]());
