@@ -261,6 +261,15 @@ def test_every_image_is_predicted_once_by_a_network_that_has_not_seen_it(validat
 
 def test_files_of_all_folds_go_when_one_is_unfinished_again(validated, tmp_path):
     copy = Path(shutil.copytree(validated, tmp_path / "copy"))
+    state = json.loads((copy / "fold_1" / "status.json").read_text())
+    (copy / "fold_1" / "status.json").write_text(json.dumps(state | {"warnings": ["2 of the 12 images are in train"]}))
+    runs = [FoldRun(fold, copy / f"fold_{fold}") for fold in range(3)]
+    report(copy, runs, ["folds=3"])
+    assert "<li>fold 1: 2 of the 12 images are in train</li>" in (copy / "cv.html").read_text()
+    assert len({run.data["labels"] for run in runs}) == 1
+    runs[2].data["labels"] = "others"
+    with pytest.raises(ValueError, match="The folds have different labels of the same images. The data have changed"):
+        report(copy, runs, ["folds=3"])
     (copy / "fold_1" / "reports" / "predictions_val.csv").unlink()
     report(copy, [FoldRun(fold, copy / f"fold_{fold}") for fold in range(3)], ["folds=3"])
     assert not [*copy.glob("*_oof.*"), *copy.glob("ensemble.txt")]

@@ -1,5 +1,6 @@
 """Folds for cross-validation: one is the val split, the others are train, and test is held out."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -90,6 +91,17 @@ def _check_groups(sets: ImageSets, setting: str, option: str) -> None:
 def number_of_folds(sets: ImageSets) -> int:
     """Number of folds of a split file."""
     return 1 + max(sets.folds.values())
+
+
+def labels_digest(sets: ImageSets) -> str:
+    """Compute a hash of the paths and labels of train and val, which is that of all folds of the same data."""
+    parts = [sets.splits[split] for split in ("train", "val") if split in sets.splits]
+    rows = sorted(
+        f"{path}\0{sets.class_names[label]}"
+        for part in parts
+        for path, label in zip(part.paths, part.labels, strict=True)
+    )
+    return hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def pool_train_and_val(sets: ImageSets) -> None:

@@ -21,6 +21,8 @@ CHOSEN = (
     "a test split are not."
 )
 STARTED = "If the weights of model.init_from={} have seen these images, all scores are too good."
+CORRECTED = ("data.exclude", "data.relabel")
+EDITED = "If an earlier network has chosen the images in {}, all scores are too good: it has changed what is predicted."
 ENSEMBLE = "ensemble.txt"
 TITLES = {"acc": "accuracy", "f1": "F1 (macro)", "cross_entropy": "cross-entropy"}
 
@@ -51,7 +53,7 @@ def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
     for run in runs:
         if not run.is_finished and run.error:
             say(f"fold {run.fold}: {run.error}")
-    for sentence in filter(None, (content["note"], content["privacy"])):
+    for sentence in filter(None, (content["note"], content["privacy"], *content["warnings"])):
         say(sentence)
     if unfinished:
         failed = any(run.state == "failed" for run in runs)
@@ -68,13 +70,25 @@ def _facts(runs: Sequence[FoldRun], typed: Sequence[str]) -> dict[str, Any]:
     chosen = CHOSEN.format(monitor) if is_complete and monitor.startswith("val/") else None
     start = runs[0].overview.setting("model.init_from")
     seen = None if start is None else STARTED.format(start)
+    lists = [key for key in CORRECTED if runs[0].overview.setting(key) is not None]
+    edited = EDITED.format(" and ".join(lists)) if lists else None
     return {
         "command": list(typed),
         "number_of_folds": len(runs),
-        "note": " ".join(filter(None, [chosen, seen])) or None,
+        "note": " ".join(filter(None, [chosen, seen, edited])) or None,
         "privacy": describe_spent([run.overview for run in runs]) or None,
+        "warnings": _warnings(runs),
         "ensemble": [f"{run.folder.name}/{BEST}" for run in runs] if is_complete else None,
     }
+
+
+def _warnings(runs: Sequence[FoldRun]) -> list[str]:
+    """Warnings of the folds, such as images of val that are also in train, each once."""
+    folds: dict[str, list[int]] = {}
+    for run in runs:
+        for warning in run.overview.status.get("warnings", []):
+            folds.setdefault(warning, []).append(run.fold)
+    return [f"fold {', '.join(map(str, own))}: {warning}" for warning, own in folds.items()]
 
 
 def _table(runs: Sequence[FoldRun], pool: Pool | None) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from imago.data.folds import labels_digest
 from imago.data.images import Images
 from imago.data.module import ImageDataModule
 from imago.evaluation.rows import captions, prediction_rows, write_rows
@@ -114,6 +115,8 @@ def _write_data(folder: Path, data: ImageDataModule) -> None:
     records = {"val": data.sets.drawn_val, "test": data.sets.drawn_test}
     left_out["drawn"] = [split for split, record in records.items() if record is not None and "seed" in record]
     left_out["stamps"] = {name: images.stamp()[:16] for name, images in data.sets.splits.items() if name != "train"}
+    if "fold" in (data.sets.drawn_val or {}):
+        left_out["labels"] = labels_digest(data.sets)
     if data.sets.corrections:
         left_out["corrections"] = data.sets.corrections
     folder_read = {"folder": str(Path(data.sets.root).resolve())}

@@ -22,7 +22,7 @@ from imago.terminal import shortened
 PREDICTIONS, BEST = "reports/predictions_val.csv", "checkpoints/best.ckpt"
 METRICS = ("acc", "f1", "cross_entropy")
 FILES = ("predictions_oof.csv", "confusion_matrix_oof.csv", "confusion_matrix_oof.png")
-DATA = {"class_names!": [str], "counts!": {"*": {"*": int}}}
+DATA = {"class_names!": [str], "counts!": {"*": {"*": int}}, "labels": str}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FoldRun:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """`class_names`, and the `counts` of each split and class."""
+        """`class_names`, the `counts` of each split and class, and `labels`, the digest of those of train and val."""
         return read_json(self.folder / "reports" / "data.json", DATA, LARGEST)
 
     def rows(self) -> Iterator[dict[str, str]]:
@@ -86,7 +86,8 @@ class Pool:
         """Pool the predictions of finished runs.
 
         Raises:
-            UserError: An image is in no fold, or in several, because the data have changed from fold to fold.
+            UserError: An image is in no fold, or in several, or labels differ, because the data have changed from fold
+                to fold.
         """
         rows = [
             {"index": 0, "fold": run.fold} | {k: v for k, v in row.items() if k != "index"}
@@ -108,6 +109,8 @@ class Pool:
                 )
         if any(run.data["class_names"] != runs[0].data["class_names"] for run in runs):
             raise UserError(f"The folds have different classes. {_CHANGED}")
+        if len({run.data.get("labels") for run in runs} - {None}) > 1:  # an earlier Imago recorded none
+            raise UserError(f"The folds have different labels of the same images. {_CHANGED}")
         return cls(runs[0].data["class_names"], rows)
 
     @property
