@@ -24,6 +24,7 @@ from imago.evaluation.calibration import Answers, Wanted, describe_looks, descri
 from imago.evaluation.calibration_file import write
 from imago.evaluation.calibration_images import independent_images, note_on_earlier_runs
 from imago.evaluation.conformal import set_thresholds, small_classes
+from imago.evaluation.from_config import typed_looks
 from imago.evaluation.promise import GRID, estimated_threshold, first_threshold, promised_threshold
 from imago.report import page
 from imago.terminal import percent_down, threshold_text
@@ -157,7 +158,7 @@ def test_no_page_promises_more_than_was_shown():
     score = {"calibrated": made | {"accepted_acc": 0.9, "accepted_share": 0.9, "fitted_here": False}}
     promises = {}
     for template, facts in (
-        ("model_card.md.j2", {"model": {"calibration": made}}),
+        ("model_card.md.j2", {"model": {"calibration": made | {"settings": ["data.image_size=24"]}}}),
         ("report.html.j2", {"score": score}),
     ):
         text = (Path(page.__file__).parent / template).read_text()
@@ -166,6 +167,10 @@ def test_no_page_promises_more_than_was_shown():
         promises[template] = page.templates(template.removesuffix(".j2")).from_string(part).render(**facts)
     assert (
         "probability of at least 0.99874, at least 99.95% are right, with a confidence of 99.95%"
+        in (promises["model_card.md.j2"])
+    )
+    assert (
+        "`ml-inference calibrated=true data.image_size=24` divides the logits, and which is valid with these"
         in (promises["model_card.md.j2"])
     )
     assert "below 0.99874 are flagged" in promises["report.html.j2"]
@@ -226,6 +231,8 @@ def test_images_that_chose_the_checkpoint_promise_nothing(set_aside, command):
     promise = "Promise: with confidence 90%, at least 50% of the accepted predictions are right, on new images"
     assert promise in scored.output
     assert "of 6 images, 0 of the 6 accepted ones wrong" in scored.output
+    words = ["data/eval_transform=squash", "+data.fit=pad", "data.batch_size=8", "data.image_size=[8,9]"]
+    assert typed_looks(words) == [words[0], words[1], words[3]]
     predicted = command("inference", f"ckpt_path={run.dir}", "calibrated=true", f"source={images}/val", "rows=0")
     assert "15 accepted, 0 flagged for review (50% right, promised with confidence 90%" in predicted.output
 

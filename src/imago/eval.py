@@ -6,7 +6,7 @@ python src/eval.py ckpt_path=latest split=val data.data_dir=PATH
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +107,7 @@ def _calibrate(
     from imago.evaluation.calibration import Answers, Wanted, fit
     from imago.evaluation.calibration_file import file_beside, key_of, write
     from imago.evaluation.console import show_calibration
+    from imago.evaluation.from_config import typed_looks
 
     val, unseen = score_of("val"), _unseen(cfg, run, data, score_of, checkpoint["imago"])
     calibration = fit(
@@ -116,6 +117,7 @@ def _calibrate(
         data.facts["fingerprint"],
         key_of(checkpoint["imago"]["timestamp"], cfg.data),
     )
+    calibration = replace(calibration, settings=typed_looks(run.invocation.overrides))
     if run.rank == 0:
         calibration = write(calibration, file_beside(Path(cfg.ckpt_path)))
         show_calibration(calibration, val, (unseen or val).labels, file_beside(Path(cfg.ckpt_path)))

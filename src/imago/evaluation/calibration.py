@@ -52,7 +52,8 @@ class Calibration:
     `key_of` the checkpoint and of the way in which it saw the images. `evidence` has the numbers of the promise.
     `held_out` has cross-entropy and calibration error without and with a temperature, on fifths of val that it was not
     fitted on; `why_not` says why the temperature is 1, if none was found that helps there. `looks` are the earlier
-    calibrations of this checkpoint by a calibration split, each a chance of a false promise.
+    calibrations of this checkpoint by a calibration split, each a chance of a false promise. `settings` are the typed
+    ones that change how images are seen: the calibration is valid with these only.
     """
 
     temperature: float
@@ -68,6 +69,7 @@ class Calibration:
     held_out: dict[str, float] = field(default_factory=dict)
     why_not: str | None = None
     looks: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
 
     @property
     def look(self) -> dict[str, Any]:

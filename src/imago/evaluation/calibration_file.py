@@ -29,6 +29,7 @@ SHAPE = {
     "evidence": {"*": (int, type(None))},
     "held_out": {"*": NUMBER},
     "why_not": (str, type(None)),
+    "settings": [str],
     "looks": [
         {
             **dict.fromkeys(("target_accuracy!", "confidence!"), NUMBER),
@@ -159,7 +160,8 @@ def _checked(content: Any, path: Path, checkpoint: str, classes: int, how: str) 
             f"them, cannot be compared with its threshold. {how}"
         )
     if calibration.checkpoint != checkpoint:
-        raise UserError(f"{path} was fitted for another checkpoint, or with another transform. {how}")
+        typed = f" (it was fitted with {' '.join(calibration.settings)})" if calibration.settings else ""
+        raise UserError(f"{path} was fitted for another checkpoint, or with another transform{typed}. {how}")
     if calibration.why_not is not None:
         log.warning("%s leaves the probabilities as they are (temperature 1): %s", path.name, calibration.why_not)
     return calibration

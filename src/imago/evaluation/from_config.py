@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.allow_list import TRANSFORMS
+from imago.config.invocation import override_key
 from imago.config.load_target import load_target
 from imago.config.schema import shipped
 from imago.config.tree import nodes
@@ -90,3 +91,9 @@ def looks(data: DictConfig) -> dict[str, Any]:
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         for key, node in seen.items()
     }
+
+
+def typed_looks(overrides: Sequence[str]) -> list[str]:
+    """Typed words that change how a network sees an image."""
+    seen = tuple(f"data.{key}." for key in SEEN_KEYS)
+    return [word for word in overrides if f"{override_key(word).replace('/', '.')}.".startswith(seen)]

@@ -25,6 +25,7 @@ CALIBRATION = {
     **dict.fromkeys(("temperature!", "target_accuracy!"), NUMBER),
     "threshold!": OPTIONAL,
     "confidence!": OPTIONAL,
+    "settings": [str],
 }
 STAGES = ("box", "pixels", "batch")
 
@@ -69,7 +70,8 @@ def _weights(start: str) -> str:
 def _calibration(folder: Path) -> dict[str, Any] | None:
     """The calibration that `ml-eval calibrate=true` has fitted to `best.ckpt`; None if that was written since."""
     is_there = is_of_best(folder, folder / CALIBRATION_FILE)
-    return read_report(folder, CALIBRATION_FILE, CALIBRATION) if is_there else None
+    content = read_report(folder, CALIBRATION_FILE, CALIBRATION) if is_there else None
+    return None if content is None else {"settings": []} | content
 
 
 def _header(name: str, card: Mapping[str, Any], data: Mapping[str, Any], section: Mapping[str, Any] | None) -> str:
