@@ -10,7 +10,7 @@ import pytest
 from helpers import REPO
 from lightning.pytorch import Trainer
 
-from imago.config.combinations import BASES, CALLBACKS
+from imago.config.refused_callbacks import BASES, CALLBACKS
 
 PAGE = REPO / "docs" / "callbacks.md"
 L = "lightning.pytorch.callbacks"

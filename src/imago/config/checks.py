@@ -17,12 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from imago.config.allow_list import TRANSFORMS, check_targets
 from imago.config.batch_size import batch_size_problems
 from imago.config.carried import GROUPS, OPTION, leave_out_training
-from imago.config.combinations import (
-    REFUSED,
-    checkpoint_problems,
-    lightning_name,
-    refused_callback,
-)
+from imago.config.combinations import REFUSED
 from imago.config.invocation import Invocation, override_key, override_value
 from imago.config.model_combinations import REFUSED_MODELS
 from imago.config.monitors import mode_warnings, monitor_problems, unlogged_monitors
@@ -31,6 +26,7 @@ from imago.config.outputs import output_problems
 from imago.config.own_files import file_problems, replaced_defaults
 from imago.config.part_places import is_class, misplaced_part
 from imago.config.private import private_problems, private_warnings
+from imago.config.refused_callbacks import checkpoint_problems, lightning_name, refused_callback
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own

@@ -5,8 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.config.combinations import NO_FSDP, callback_targets, is_fsdp
+from imago.config.combinations import NO_FSDP, is_fsdp
 from imago.config.invocation import Invocation
+from imago.config.refused_callbacks import callback_targets
 
 UNFREEZING = "imago.callbacks.GradualUnfreezing"
 REFUSED_MODELS: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...] = (

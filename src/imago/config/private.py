@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.config.combinations import freezes_norms, lightning_name
+from imago.config.combinations import freezes_norms
 from imago.config.model_combinations import UNFREEZING
+from imago.config.refused_callbacks import lightning_name
 from imago.config.tree import nodes
 
 REASONS = {

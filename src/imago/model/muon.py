@@ -118,7 +118,7 @@ def matrices_of(net: nn.Module, head: Collection[str]) -> list[nn.Parameter]:
     """Weights of linear layers, attention, and convolutions without groups; not the head, whose rows are classes."""
     matrices = []
     for prefix, module in net.named_modules():
-        is_dense = isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1
+        is_dense = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
         own = ["weight"] if isinstance(module, nn.Linear) or is_dense else []
         own += ["in_proj_weight"] if isinstance(module, nn.MultiheadAttention) else []
         for name in own:

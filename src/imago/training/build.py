@@ -35,8 +35,8 @@ from imago.config.carried import (
     read_checkpoint_config,
     without_pretrained,
 )
-from imago.config.combinations import lightning_name, refused_callback
 from imago.config.own_code import OWN_CODE
+from imago.config.refused_callbacks import lightning_name, refused_callback
 from imago.config.saved import as_new_run
 from imago.config.setting_source import is_users_own
 from imago.config.tree import nodes
