@@ -665,7 +665,7 @@ def test_an_export_repeats_what_the_training_warned_of_and_loses_scores_of_val(t
     calibration = {"temperature": 1.5, "held_out": {"ece_before": 0.1}}
     file = tmp_path / "checkpoints" / "best.ckpt"
     warn_before_publishing(file, calibration, file.with_suffix(".calibration.json"), tmp_path)
-    assert calibration == {"temperature": 1.5, "held_out": {}, "evidence": {}}
+    assert calibration == {"temperature": 1.5, "held_out": {}, "evidence": {}, "looks": []}
     assert "determined them without noise" in caplog.messages[0]
     assert caplog.messages[1:] == ["The training warned: target_delta=0.1 is not below 1 / 39"]
     for name, epsilon_ in (("run", 3.0), ("later", 2.9944), ("latest", "infinite")):
