@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from helpers import REPO, Run, damaged_jpeg, photograph, rows, start_in_subprocess
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from serve import fuzzed
 
 import imago
@@ -199,6 +199,23 @@ def test_requests_beyond_a_limit_are_refused_with_a_sentence(predictor):
     Image.new("1", (4000, 4000)).save(bomb, "PNG")
     scans = io.BytesIO()
     photograph(1).save(scans, "JPEG")
+    page, thumbnail = io.BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    thumbnail[254] = 1
+    pages = [Image.new("1", (4000, 4000))]
+    pages[0].encoderinfo = {"tiffinfo": {}}  # without the tag of the first page
+    Image.new("1", (1, 1)).save(
+        page, "TIFF", save_all=True, compression="group4", tiffinfo=thumbnail, append_images=pages
+    )
+    tiled = TiffImagePlugin.ImageFileDirectory_v2()
+    tiled[256], tiled[257], tiled[258], tiled[262], tiled[322], tiled[323] = 1, 1, 8, 1, 4000, 4000
+    tiled[324], tiled[325] = 8, 8  # offset and length of the tile, which is not reached
+    tile = io.BytesIO()
+    tile.write(b"II*\0\x08\0\0\0" + tiled.tobytes(8))
+    punycode = "multipart/form-data; boundary=BB; charset=punycode"
+    text = b'--BB\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + bytes(19_000) + b"\r\n--BB--\r\n"
+    escape = "multipart/form-data; boundary=BB; charset=unicode_escape"
+    named = rb'Content-Disposition: form-data; name="a"; filename="\ud800.jpg"'
+    named = b"--BB\r\n" + named + b"\r\n\r\nx\r\n--BB--\r\n"
     with serving(predictor, limits, api_key=KEY) as (client, service):
         host, port = client.base_url.host, client.base_url.port
         open_routes = {client.get(path).status_code for path in ("/", "/health", "/openapi.json")}
@@ -215,9 +232,13 @@ def test_requests_beyond_a_limit_are_refused_with_a_sentence(predictor):
             (413, "may hold 3 images (max_images)", {"files": [one] * 4}),
             (422, "4000 x 4000 pixels are more than 10,000 (max_pixels)", {"content": bomb.getvalue()}),
             (422, "scans of 9,216 pixels", {"content": scans.getvalue() + b"\xff\xda" * 100}),
+            (422, "4000 x 4000 pixels are more than 10,000 (max_pixels)", {"content": page.getvalue()}),
+            (422, "tiles of 4000 x 4000 pixels are more than 10,000", {"content": tile.getvalue()}),
+            (400, "A field of the form is no file", {"content": text, "headers": {"Content-Type": punycode}}),
+            (422, "ud800.jpg: not an image", {"content": named, "headers": {"Content-Type": escape}}),
             (422, "an.txt: not an image", {"files": [("images", ("an.txt", b"hello"))]}),
             (400, "holds no image. Send files as a form", {"content": b""}),
-            (400, "The field photo is no file", {"data": {"photo": "x"}, "files": [one]}),
+            (400, "A field of the form is no file", {"data": {"photo": "x"}, "files": [one]}),
             (400, "The form cannot be read", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
             (400, "names evil.example, but this server is", {"content": png(), "headers": {"Host": "evil.example"}}),
             (403, "A page of http://evil.example may", {"content": b"", "headers": {"Origin": "http://evil.example"}}),
@@ -231,6 +252,10 @@ def test_requests_beyond_a_limit_are_refused_with_a_sentence(predictor):
         assert client.post("/predict", files=[one, ("images", ("b.png", b"x"))]).status_code == 200  # one can be read
         own = {"Origin": f"http://{host}:{port}"}
         assert client.post("/predict", content=png(), headers=own).status_code == 200
+        with socket.create_connection((host, port)) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+            assert (head[:12], json.loads(body)) == (b"HTTP/1.1 400", {"detail": "The request is not valid HTTP."})
         with ExitStack() as stack:
             silent, *slow = (stack.enter_context(socket.create_connection((host, port))) for _ in range(3))
             for connection in slow:
@@ -248,12 +273,34 @@ def test_requests_beyond_a_limit_are_refused_with_a_sentence(predictor):
             silent.settimeout(20)
             assert silent.recv(1) == b""  # closed
         assert client.post("/predict", content=png()).status_code == 200
+        assert client.get("/predict").json()["detail"].startswith("There is no GET /predict here. Images go to POST")
         routes = client.get("/openapi.json").json()["paths"]
         assert {name: [*route] for name, route in routes.items()} == {
             "/predict": ["post"],
             "/health": ["get"],
             "/metrics": ["get"],
         }
+
+
+def test_connections_of_clients_that_do_not_read_are_cut(predictor, monkeypatch):
+    monkeypatch.setattr("imago.serving.connection.SLOW_READER_S", 0.5)
+    with serving(predictor, Limits(timeout_s=1)) as (client, service):
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((client.base_url.host, client.base_url.port))
+            deaf.setblocking(False)
+            with suppress(BlockingIOError):
+                deaf.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+            time.sleep(0.2)
+            deaf.settimeout(20)
+            while True:  # sending fails once the connection is cut
+                try:
+                    deaf.send(b"x")
+                except OSError:
+                    break
+                time.sleep(0.05)
+        assert client.get("/health").json() == {"status": "ok", "in_flight": 0}
+        assert service.in_flight == 0
 
 
 def test_under_overload_every_request_is_answered_and_images_share_batches(predictor):

@@ -40,6 +40,7 @@ LEAST = {"port": 0, "max_batch_size": 1, "max_images": 1, "max_pixels": 1, "max_
 ABOVE_0 = ("max_body_mb", "timeout_s")
 WITHOUT_USE = ("trainer", "logger", "callbacks", "strategy", "data.batch_size", "data.num_workers", "data.data_dir")
 SHORTEST_KEY = 16
+FULL_PRECISION = (None, 32, "32", "32-true")
 
 
 @dataclass
@@ -123,6 +124,9 @@ def serve_from_config(cfg: DictConfig, run: RunFolder) -> None:
         members[0].calibration = _calibration(cfg, members[0], files[0])
     for member in members:
         member.model.to(_device(cfg.device))
+    precision = cfg.trainer.get("precision")
+    if precision not in FULL_PRECISION:
+        log.info("Computing in float32. ml-inference takes trainer.precision=%s, and differs by about 1e-3", precision)
     limits = Limits(int(cfg.max_body_mb * 2**20), cfg.max_images, cfg.max_pixels, cfg.max_in_flight, cfg.timeout_s)
     predictor = Predictor(members, cfg.weights, cfg.tta)
     threads = _network_threads(members[0].model.device.type)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imago.data.colour import profile_use
 from imago.data.decode import BadImageError, exif_orientation, naming_errors, open_image, open_regular_file, read_image
-from imago.data.formats import BITS, PNG, PNG_COLOURS, check_kind, tags
+from imago.data.formats import BITS, PNG, PNG_COLOURS, TILE_LENGTH, TILE_WIDTH, check_kind, first_page, tags
 
 END = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """The last bytes of a whole file."""
@@ -56,10 +56,25 @@ def shape_of(source: Path | BinaryIO, name: str | None = None) -> tuple[int, int
     """Return height and width of the upright image in a file, in pixels; None if its header cannot be read."""
     try:
         with naming_errors(source, name or str(source)), open_regular_file(source) as file, open_image(file) as image:
+            first_page(image)
             (width, height), turned = image.size, exif_orientation(image) >= 5
     except BadImageError:
         return None
     return (width, height) if turned else (height, width)
+
+
+def tile_of(source: Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Return height and width of the tiles of a TIFF, which are decoded whole and may be larger than the image; (0, 0)
+    without any, and if its header cannot be read."""
+    with (
+        suppress(BadImageError),
+        naming_errors(source, name or str(source)),
+        open_regular_file(source) as file,
+        open_image(file) as image,
+    ):
+        first_page(image)
+        return int(tags(image).get(TILE_LENGTH, 0)), int(tags(image).get(TILE_WIDTH, 0))
+    return 0, 0
 
 
 def largest_value(path: Path) -> tuple[int, bool]:

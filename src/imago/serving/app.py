@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imago.definitions import __version__
-from imago.serving.gate import IS_READ, refuse
+from imago.serving.gate import IS_READ, refuse, shown
 from imago.serving.limits import RefusedError
 from imago.serving.service import FAILED, STOPS, Service
 from imago.serving.uploads import FORM, uploads_of
@@ -63,6 +63,8 @@ def make_app(service: Service) -> "FastAPI":
     app = FastAPI(title="Imago", version=__version__, docs_url=None, redoc_url=None)
     app.add_exception_handler(RefusedError, _refusal)
     app.add_exception_handler(Exception, _failure)
+    for status in (404, 405):
+        app.add_exception_handler(status, _no_route)
     locked = [Depends(HTTPBearer(auto_error=False))] if service.api_key is not None else []
     answers = {"type": "object", "properties": {"predictions": {"type": "array", "items": PREDICTION}}}
     content = {"application/json": {"schema": answers}}
@@ -131,6 +133,14 @@ async def _refusal(request: "Request", error: Exception) -> "Response":
 
     del request
     return Refusal()
+
+
+async def _no_route(request: "Request", error: Exception) -> "Response":
+    from fastapi.responses import JSONResponse
+
+    asked = f"{shown(request.method)} {shown(request.url.path)}"
+    sentence = f"There is no {asked} here. Images go to POST /predict; GET /openapi.json lists the routes."
+    return JSONResponse({"detail": sentence}, getattr(error, "status_code", 404), getattr(error, "headers", None))
 
 
 async def _failure(request: "Request", error: Exception) -> "Response":

@@ -22,7 +22,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/", "/health", "/openapi.json")
 """Routes that need no key."""
 LINGER_S, LINGER_BYTES = 2.0, 64 * 2**20
-SLOW_READER_S = 30.0
 IS_READ = "imago.is_read"
 """Key of the scope: whether the body of the request has been read to its end."""
 CLOSE = (b"connection", b"close")
@@ -88,9 +87,7 @@ class Gate:
         except RefusedError as refused:
             await refuse(refused, scope, receive, send)
             return
-        with suppress(TimeoutError):  # of a client that does not read its answer
-            async with asyncio.timeout(self.service.limits.timeout_s + SLOW_READER_S):
-                await self.app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     def _check(self, path: str, headers: dict[bytes, bytes]) -> None:
         netloc = headers.get(b"host", b"").decode("latin-1").lower()
@@ -126,7 +123,7 @@ def host_of(netloc: str) -> str:
 
 def shown(text: str) -> str:
     """Text of a client in a message: short, and without control characters."""
-    text = CONTROL.sub("", text)
+    text = CONTROL.sub("", text).encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
     return (text if len(text) <= 80 else f"{text[:80]}…") or "nothing"
 
 

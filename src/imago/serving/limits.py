@@ -4,8 +4,9 @@ import io
 from dataclasses import dataclass
 
 from imago.data.decode import BadImageError
-from imago.data.headers import shape_of
+from imago.data.headers import shape_of, tile_of
 
+TIFF = (b"II", b"MM")
 JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
 USUAL_SCANS = 16
 """Scans of a JPEG that cost no more than its pixels. Encoders write ten for a progressive one."""
@@ -50,6 +51,9 @@ def check_pixels(content: bytes, name: str, most: int) -> None:
     pixels = shape[0] * shape[1]
     if pixels > most:
         raise BadImageError(f"{name}: {shape[1]} x {shape[0]} pixels are more than {most:,} (max_pixels)")
+    tile = tile_of(io.BytesIO(content), name) if content[:2] in TIFF else (0, 0)
+    if tile[0] * tile[1] > most:
+        raise BadImageError(f"{name}: tiles of {tile[1]} x {tile[0]} pixels are more than {most:,} (max_pixels)")
     scans = content.count(SCAN) if content.startswith(JPEG) else 1
     if pixels * max(1, scans - USUAL_SCANS) > most:
         raise BadImageError(f"{name}: {scans} scans of {pixels:,} pixels would take too long. Save it as a usual JPEG")

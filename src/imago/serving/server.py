@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from imago.definitions import STOPPING
 from imago.serving.address import hosts_of
+from imago.serving.connection import connection_class
 from imago.serving.gate import Gate
 from imago.serving.service import Service
 
@@ -95,7 +96,7 @@ def make_server(service: Service, listener: socket.socket, allowed_hosts: Collec
     limits = service.limits
     config = uvicorn.Config(
         Gate(make_app(service), service, hosts_of(listener, allowed_hosts), allowed_hosts),
-        http=connection_class(limits.timeout_s),
+        http=connection_class(service),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -108,37 +109,3 @@ def make_server(service: Service, listener: socket.socket, allowed_hosts: Collec
         timeout_graceful_shutdown=SENDING_S,
     )
     return StoppingServer(config)
-
-
-def connection_class(seconds: float) -> type[asyncio.Protocol]:
-    """Make a class of connections that are closed if the head of a request takes longer than `seconds`: uvicorn waits
-    for ever, and a thousand idle connections would be all that the process may have."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Connection(H11Protocol):
-        """HTTP connection on which a client must not take its time."""
-
-        waiting: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self.waiting is not None:
-                self.waiting.cancel()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:  # a request has a limit of its own
-                if self.waiting is not None:
-                    self.waiting.cancel()
-                self.waiting = None
-            elif self.waiting is None:
-                self.waiting = self.loop.call_later(seconds, self.transport.close)
-
-    return Connection

@@ -1,5 +1,6 @@
 """Images of a request: files of a form, or one as the body. They stay in memory."""
 
+import re
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 FORM = "multipart/form-data"
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 HOW = "Send files as a form (curl -F images=@photo.jpg URL/predict), or one as the body (curl --data-binary @photo.jpg)"
 
 
@@ -49,24 +51,32 @@ async def _chunks(request: "Request", most: int) -> AsyncGenerator[bytes, None]:
 
 
 async def _files(request: "Request", limits: Limits) -> list[Upload]:
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     most = limits.max_images
-    parser = MultiPartParser(request.headers, _chunks(request, limits.max_body), max_files=most, max_fields=most)
+    headers = Headers({"content-type": f'{FORM}; boundary="{_boundary(request)}"'})  # its charset may be any codec
+    parser = MultiPartParser(headers, _chunks(request, limits.max_body), max_files=most, max_fields=0)
     parser.spool_max_size = limits.max_body + 1  # in memory, and not in a temporary file
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        if "Too many" in error.message:
+        if "Too many files" in error.message:
             raise RefusedError(413, f"A request may hold {most} images (max_images). Send fewer at a time.") from error
+        if "Too many fields" in error.message:  # its text has not been read
+            raise RefusedError(400, f"A field of the form is no file. {HOW}") from error
         raise RefusedError(400, f"The form cannot be read. {error.message}") from error
     try:
-        files = []
-        for field, file in form.multi_items():
-            if not isinstance(file, UploadFile):
-                raise RefusedError(400, f"The field {shown(field)} is no file. {HOW}")
-            files.append(Upload(shown(file.filename or field), await file.read()))
-        return files
+        files = [(field, file) for field, file in form.multi_items() if isinstance(file, UploadFile)]
+        return [Upload(shown(file.filename or field), await file.read()) for field, file in files]
     finally:
         await form.close()
+
+
+def _boundary(request: "Request") -> str:
+    from python_multipart.multipart import parse_options_header
+
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"").decode("latin-1")
+    if BOUNDARY.fullmatch(boundary) is None:
+        raise RefusedError(400, "The form cannot be read. Its Content-Type has no valid boundary.")
+    return boundary
