@@ -6,10 +6,14 @@ import os
 import re
 import runpy
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,7 @@ from imago.config.invocation import Invocation
 from imago.config.missing_data import forget_missing_data, lacks_images
 from imago.data.crops import CenterBox, RandomResizedBox, WholeBox
 from imago.data.decode import read_image
+from imago.data.formats import FORMATS
 from imago.data.transforms import ImageTransform, Normalize
 from imago.errors import UserError
 from imago.exporting import Case, Proof, ProvenExport, Terms, compare
@@ -192,6 +197,8 @@ def test_spoiled_graphs_fail_the_proof(parts, tmp_path):
     with pytest.raises(UserError, match=r"predictions flipped:\n  1 x 1 \(batch of 1\): \w+ -> \w+, margin 0\.\d+"):
         proof.check(0, 2.0)
     proof.check(len(proof.flips), 2.0)
+    with pytest.raises(UserError, match="a probability is not a number"):
+        Proof(differences={1: float("inf")}).check(0, None)
 
 
 def test_smaller_numbers_and_torch_export(command, calibrated):
@@ -204,6 +211,7 @@ def test_smaller_numbers_and_torch_export(command, calibrated):
         assert max(record["greatest_difference"].values()) < limit
         assert "Accuracy on these 5 images:" in run.output
         assert ("has no threshold in its metadata" in run.output) == (kind != "torch_export")
+        assert record["tolerance"] == (1e-4 if kind == "torch_export" else None)
     program = torch.export.load(run.dir / "model.pt2").module()
     probabilities = program(torch.zeros(3, 3, 16, 16, dtype=torch.uint8))
     assert torch.allclose(probabilities.sum(1), torch.ones(3))
@@ -224,8 +232,10 @@ def test_a_bundle_needs_only_its_requirements(bundle, calibrated, tmp_path):
     expected = imago.load_classifier(calibrated, calibrated=True).predict(photograph(7, 50))
     assert done.stdout.startswith(f"photo.png: {expected.class_name} {expected.probability:.4f}")
     assert ("look at it" in done.stdout) == (not expected.accepted)
-    decode = runpy.run_path(str(bundle.dir / "model" / "predict.py"))["decode"]
-    for name, content in odd_images():
+    script = runpy.run_path(str(bundle.dir / "model" / "predict.py"))
+    decode = script["decode"]
+    assert script["FORMATS"] == FORMATS
+    for name, content in chain(odd_images(), _odd_pngs()):
         pixels = read_image(io.BytesIO(content)).permute(1, 2, 0).numpy()
         assert np.array_equal(decode(io.BytesIO(content)), pixels), name
 
@@ -241,6 +251,22 @@ def test_the_script_of_a_bundle_accepts_what_imago_accepts(bundle, tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["predict.py", str(tmp_path / "photo.png")])
     runpy.run_path(str(tmp_path / "predict.py"), run_name="__main__")
     assert ("look at it" not in capsys.readouterr().out) == accepts
+
+
+def _odd_pngs() -> Iterator[tuple[str, bytes]]:
+    """PNGs with a transparent value, a profile that cannot be used, and a long text."""
+
+    def png(bits: int, *chunks: tuple[bytes, bytes]) -> bytes:
+        size = struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0)
+        rows = zlib.compress(bytes(value for row in range(8) for value in (0, *range(row, row + bits))))
+        parts = [(b"IHDR", size), *chunks, (b"IDAT", rows), (b"IEND", b"")]
+        whole = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+    for bits in (2, 4, 8, 16):
+        yield f"transparent grey of {bits} bits", png(bits, (b"tRNS", struct.pack(">H", min(1027, 2**bits - 2))))
+    yield "no profile", png(8, (b"iCCP", b"x\0\0" + zlib.compress(b"garbage")))
+    yield "long text", png(8, (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**21))))
 
 
 class Branching(nn.Module):

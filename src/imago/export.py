@@ -42,6 +42,8 @@ FILES = {
     BUNDLE: "model.zip",
 }
 """Format -> the file in the run folder. All but the weights are compared with the checkpoint."""
+COARSE = ("onnx_fp16", "onnx_int8")
+"""Formats with fewer digits than the checkpoint: `tolerance` is for them only if it is typed."""
 OF_PROOF = ("allow_flips", "tolerance", "proof_images")
 RECORD = "export.json"
 
@@ -169,7 +171,7 @@ def _write_proven(
     from imago.exporting.bundle import write_bundle
     from imago.exporting.facts import facts_of
     from imago.exporting.images import data_of
-    from imago.exporting.proven import EXACT, ProvenExport, Terms
+    from imago.exporting.proven import ProvenExport, Terms
 
     is_private = "privacy" in metadata
     if calibration is not None:
@@ -179,15 +181,16 @@ def _write_proven(
     data = None if is_private else data_of(cfg, classifier.checkpoint, run.invocation)
     if is_private:
         log.info("Private training: no image of the data is used, and the export is compared on odd images alone")
-    terms = Terms(cfg.proof_images, cfg.allow_flips, cfg.tolerance)
+    is_coarse = cfg.format in COARSE and "tolerance" not in run.invocation.keys
+    terms = Terms(cfg.proof_images, cfg.allow_flips, None if is_coarse else cfg.tolerance)
     kind = "onnx" if cfg.format == BUNDLE else cfg.format
-    if calibration is not None and kind not in EXACT:
+    if calibration is not None and kind in COARSE:
         log.warning(
             "format=%s has no threshold in its metadata: its probabilities are coarser than those that were tested, "
             "and other images would be accepted. For the threshold type format=onnx",
             kind,
         )
-    export = ProvenExport(classifier, kind, metadata | facts_of(classifier, is_private, kind in EXACT), data)
+    export = ProvenExport(classifier, kind, metadata | facts_of(classifier, is_private, kind not in COARSE), data)
     if cfg.format != BUNDLE:
         export.write(path, terms, run.path / RECORD)
     else:

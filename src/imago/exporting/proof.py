@@ -75,7 +75,9 @@ class Proof:
             ]
             listed = "\n  ".join([*shown[:MOST_SHOWN], *["…"] * (len(shown) > MOST_SHOWN)])
             yield f"{counted(len(self.flips), 'prediction')} flipped:\n  {listed}"
-        if tolerance is not None and not self.greatest <= tolerance:
+        if not np.isfinite(self.greatest):
+            yield "a probability is not a number"
+        elif tolerance is not None and not self.greatest <= tolerance:
             yield f"a probability differs by {self.greatest:.2g}, and tolerance is {tolerance:g}"
         for name, gap in self.outputs.items():
             if tolerance is not None and not gap <= tolerance:

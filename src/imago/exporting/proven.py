@@ -26,8 +26,6 @@ from imago.exporting.runners import Bytes, CheckpointRunner, OnnxRunner, Program
 from imago.exporting.speed import measured
 from imago.files import atomic_write, strict, write_json
 
-EXACT = ("onnx", "torch_export", "bundle")
-"""Formats with the numbers of the checkpoint, for which `tolerance` is meant; those of the others are coarser."""
 RANGE_IMAGES = 128
 """Images of val by which the ranges of 8-bit activations are chosen."""
 
@@ -35,11 +33,11 @@ RANGE_IMAGES = 128
 @dataclass(frozen=True)
 class Terms:
     """Conditions of a proof: `images` of the test split are compared, `allow_flips` predictions may be others, and a
-    probability may differ by `tolerance`."""
+    probability may differ by `tolerance`, None by any number."""
 
     images: int
     allow_flips: int
-    tolerance: float
+    tolerance: float | None
 
 
 class ProvenExport:
@@ -80,13 +78,12 @@ class ProvenExport:
             after = self._make(temporary, before)
             names, threshold = self.classifier.class_names, self.metadata.get("threshold")
             self.proof = compare(before, after, self._cases(terms.images), names, threshold)
-            tolerance = terms.tolerance if self.kind in EXACT else None
-            problems = [*self.proof.problems(terms.allow_flips, tolerance)]
-            self.record = self._record(temporary, terms, tolerance, problems)
+            problems = [*self.proof.problems(terms.allow_flips, terms.tolerance)]
+            self.record = self._record(temporary, terms, problems)
             if not problems:
                 self.record["speed"] = measured(before, after, self._picture())
             write_json(record_file, self.record)
-            self.proof.check(terms.allow_flips, tolerance)
+            self.proof.check(terms.allow_flips, terms.tolerance)
 
     def _make(self, file: Path, before: CheckpointRunner) -> Runner:
         metadata = {**self.metadata, "outputs": [PROBABILITIES, *before.outputs]}
@@ -129,7 +126,7 @@ class ProvenExport:
         shape = (375, 500, self.classifier.channels)
         return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
-    def _record(self, file: Path, terms: Terms, tolerance: float | None, problems: list[str]) -> dict[str, Any]:
+    def _record(self, file: Path, terms: Terms, problems: list[str]) -> dict[str, Any]:
         return {
             "format": self.kind,
             "checkpoint": self.classifier.checkpoint["timestamp"],
@@ -139,7 +136,7 @@ class ProvenExport:
             "split": self.split if self.proof.test else None,
             **self.proof.record(),
             "allow_flips": terms.allow_flips,
-            "tolerance": tolerance,
+            "tolerance": terms.tolerance,
             "problems": problems,
             "versions": _versions(),
         }
