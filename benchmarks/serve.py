@@ -7,6 +7,7 @@ it has the answer.
     python benchmarks/serve.py                       # a ResNet-18 at 224 pixels, with random weights
     python benchmarks/serve.py --net small           # a small network at 16 pixels
     python benchmarks/serve.py --net small --only memory fuzz
+    python benchmarks/serve.py --only throughput --weight 40960     # on a busy machine with cgroups v1, as root
 """
 
 import argparse
@@ -161,6 +162,7 @@ def running(words: Sequence[str], port: int) -> Iterator[int]:
     command = [sys.executable, "-W", "ignore", *words]
     # in a session of its own, Linux gives it a share of a busy machine that does not depend on its number of threads
     process = subprocess.Popen(command, cwd=REPO, env=environment(), start_new_session=True)
+    weigh(process.pid, str(port))
     try:
         for _ in range(1200):
             assert process.poll() is None, "the server has ended"
@@ -173,6 +175,15 @@ def running(words: Sequence[str], port: int) -> Iterator[int]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def weigh(pid: int, name: str) -> None:
+    """With --weight, give a process a control group of its own, before it starts threads."""
+    if "WEIGHT" in os.environ:
+        group = Path("/sys/fs/cgroup/cpu", f"serve_{name}")
+        group.mkdir(exist_ok=True)
+        (group / "cpu.shares").write_text(os.environ["WEIGHT"])
+        (group / "cgroup.procs").write_text(str(pid))
 
 
 def environment() -> dict[str, str]:
@@ -291,8 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--more", nargs="*", default=[], help="settings of ml-serve, for the throughput")
     parts = {"throughput": throughput, "overload": overload, "memory": memory, "fuzz": fuzz}
     parser.add_argument("--only", nargs="*", choices=parts, default=list(parts))
+    parser.add_argument("--weight", type=int, help="cpu.shares of each server, and of the clients")
     options = parser.parse_args(arguments)
     options.size = tuple(options.size)
+    if options.weight is not None:
+        os.environ["WEIGHT"] = str(options.weight)
+        weigh(os.getpid(), "clients")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = trained(options.net, Path(folder))
         for name in options.only:

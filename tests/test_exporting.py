@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import Run, photograph, type_command
+from helpers import REPO, Run, photograph, type_command
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchvision.models import squeezenet1_1
@@ -405,3 +405,15 @@ def test_networks_of_libraries_are_exported(library):
     image = np.asarray(photograph(3, 40))
     (probabilities,) = onnxruntime.InferenceSession(model.SerializeToString()).run(["probabilities"], {"image": image})
     assert probabilities == pytest.approx(CheckpointRunner(classifier).whole(image), abs=1e-5)
+
+
+def test_the_table_of_families_is_that_of_the_script():
+    pytest.importorskip("timm")
+    from export_families import TIMM, TORCHVISION
+
+    known = {("torchvision", *row) for row in TORCHVISION} | {("timm", *row) for row in TIMM}
+    page = (REPO / "docs" / "export.md").read_text()
+    rows = re.findall(r"^\| (torchvision|timm) \| (\w+) \| (\d+) \| (.*) \| (.*) \|$", page, re.MULTILINE)
+    assert f"So far {len(rows)} have been run" in page
+    assert {(library, name, int(size)) for library, name, size, *_ in rows} <= known
+    assert all(float(gap) < 1e-5 for *_, onnx_gap, torch_gap in rows for gap in (onnx_gap, torch_gap))
