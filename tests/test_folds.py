@@ -90,6 +90,7 @@ def test_images_that_are_added_later_move_no_other_one_of_a_checkpoint():
         ({"folds": 5}, "data.folds=5 without data.fold: type the fold that is val, data.fold=0 to 4. ml-cv folds=5"),
         ({"fold": 1}, "data.fold=1 of how many. Add data.folds=5"),
         ({"fold": 5, "folds": 5}, "folds count from 0, so that the last of data.folds=5 is 4"),
+        ({"fold": 0, "folds": 19}, "data.folds=19: 18 images cannot be divided into so many"),
     ],
 )
 def test_folds_that_cannot_be_are_refused(options, message):
@@ -421,6 +422,7 @@ def test_the_number_of_folds_of_an_experiment_file_counts(tmp_path):
         (["hydra.sweep.dir=CONFIGS"], "configs has files, and no cross-validation: data"),
         (["debug=fdr"], "trainer.fast_dev_run: ml-cv pools the predictions for all images"),
         (["report.splits=[test]"], "lacks val, whose predictions ml-cv pools"),
+        (["data.calibration_ratio=0.5"], "data.calibration_ratio=0.5: ml-cv predicts each image of a fold, so that"),
         (["hydra.run.dir=x"], "Type hydra.sweep.dir="),
         (["--config-dir", "CONFIGS", "data=own"], "own.Data has no folds"),
         (["data.image_sise=8"], "data.image_sise"),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from imago.cli.fold_words import FoldPlan
+from imago.cli.fold_words import MOST_NAMED, FoldPlan
 from imago.config.launcher import launch_of
 from imago.definitions import STOPPING
 from imago.errors import UserError
@@ -79,7 +79,7 @@ def _train_and_report(plan: FoldPlan) -> None:
     """Train the folds that are not finished, and report all, also after a signal."""
     try:
         if missing := [run.fold for run in _runs(plan) if not run.is_finished]:
-            say(f"Cross-validation in {plan.folder}: fold {shortened(missing, plan.folds)} of {plan.folds}")
+            say(f"Cross-validation in {plan.folder}: fold {shortened(missing, MOST_NAMED)} of {plan.folds}")
             _train(plan, missing)
     finally:
         if _has_begun(plan):

@@ -23,6 +23,8 @@ from imago.run import lock
 from imago.terminal import shortened
 
 FOLDS = 5
+MOST_NAMED = 20
+"""Folds that a message lists."""
 FILE = "cv_plan.json"
 OF_ML_CV = ("folds", "data.folds", "hydra.sweep.dir")
 REFUSED = {
@@ -89,12 +91,8 @@ class FoldPlan:
             raise UserError("seed=null would draw other folds in each run. Type a seed, such as seed=42.")
         folds = of_file or asked or FOLDS
         words += [] if of_file is not None else [f"data.folds={folds}"]
-        if cfg is not None and OmegaConf.select(cfg, "trainer.fast_dev_run"):
-            raise UserError(f"trainer.fast_dev_run: {REFUSED['trainer.fast_dev_run']}.")
-        if cfg is not None and "val" not in (cfg.report.splits or []):
-            raise UserError(
-                f"report.splits={cfg.report.splits} lacks val, whose predictions ml-cv pools. Add val to it."
-            )
+        if cfg is not None:
+            _check_settings(cfg)
         return cls(_folder(typed, words, cfg), folds, tuple(map(masked_override, typed)), tuple(words))
 
     def folder_of(self, fold: int) -> Path:
@@ -141,6 +139,19 @@ def _check(typed: Sequence[str]) -> None:
             raise UserError(f"{word}: ml-cv resumes what was begun. Remove it.")
         if is_sweep(word):
             raise UserError(f"{masked_override(word)} has several values. {REFUSED['-m']}.")
+
+
+def _check_settings(cfg: DictConfig) -> None:
+    """Raise UserError for settings, wherever they come from, with which an image would have no prediction."""
+    if OmegaConf.select(cfg, "trainer.fast_dev_run"):
+        raise UserError(f"trainer.fast_dev_run: {REFUSED['trainer.fast_dev_run']}.")
+    if "val" not in (cfg.report.splits or []):
+        raise UserError(f"report.splits={cfg.report.splits} lacks val, whose predictions ml-cv pools. Add val to it.")
+    if ratio := OmegaConf.select(cfg, "data.calibration_ratio"):
+        raise UserError(
+            f"data.calibration_ratio={ratio}: ml-cv predicts each image of a fold, so that none is set aside. Type "
+            "data.calibration_ratio=0."
+        )
 
 
 def _number_of_folds(typed: Sequence[str]) -> int | None:

@@ -140,6 +140,8 @@ def _take_fold(sets: ImageSets, fold: int, folds: int | None, test_ratio: float 
 def _draw_fold(sets: ImageSets, fold: int, folds: int, seed: int, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
     """Move a drawn fold from train to val. Returns the record of the draw."""
     train = sets.splits["train"]
+    if folds > len(train):
+        raise UserError(f"data.folds={folds}: {len(train)} images cannot be divided into so many. Type fewer.")
     labels, places = np.asarray(train.labels), places_of(train.paths, seed)
     record = {"fold": fold, "folds": folds, "seed": seed, "by": BY_FOLDS}
     is_repeated = recorded is not None and all(recorded.get(key) == value for key, value in record.items())

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from imago.cli.fold_words import MOST_NAMED
 from imago.cli.run_columns import metric_text
 from imago.cli.sweep import describe_spent
 from imago.config.invocation import for_hydra
@@ -58,7 +59,7 @@ def report(folder: Path, runs: Sequence[FoldRun], typed: Sequence[str]) -> None:
     if unfinished:
         failed = any(run.state == "failed" for run in runs)
         how = "Remove the cause, and type the same words again" if failed else "To resume, type the same words again"
-        say(f"Not finished: fold {shortened(unfinished, len(runs))}. {how}.")
+        say(f"Not finished: fold {shortened(unfinished, MOST_NAMED)}. {how}.")
         return
     for file in files:
         say(f"Written: {file}")
