@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.start_from import register_checkpoint_options
 from imago.config.preprocessing import choose_preprocessing
-from imago.config.resolvers import best_mode, slug, unused_folder, without_stage
+from imago.config.resolvers import best_mode, slug, unique_slug, unused_folder, without_stage
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.signatures import arguments_schema
 from imago.run.folder import RunFolder
@@ -216,6 +216,10 @@ def test_folder_names(tmp_path):
     assert slug("lr_0.01 batch/size=[1,2]") == "lr_0.01_batch_size_1_2"
     assert len(slug("x" * 100)) == 60
     assert slug("../..") == ""
+    names = [unique_slug(text) for text in ("a_b", "a b", "..", "日本語", "x" * 61)]
+    assert names[0] == "a_b"
+    assert len({*names}) == 5
+    assert all(slug(name) == name != "" for name in names[:4])
     assert [Path(unused_folder(f"{tmp_path}/run")).name for _ in range(3)] == ["run", "run_2", "run_3"]
 
 

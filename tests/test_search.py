@@ -17,19 +17,21 @@ from imago.cli.entry import Command
 from imago.cli.search_folder import note_search
 from imago.cli.search_space import check_search
 from imago.config.launcher import Launch
-from imago.errors import UserError
+from imago.errors import DiskError, UserError
 from imago.files import write_json
 from imago.resources import CORES, workers
 from imago.run import lock
 from imago.run.search_place import Outcome, Trial
+from imago.search.board import Board
 from imago.search.pruners import stops_after_first
 from imago.search.receipt import Receipt
 from imago.search.results import experiment_of
 from imago.search.settings import SearchSettings, check_command, gpus_of
 from imago.search.space import read_space
-from imago.search.study import SearchStudy
-from imago.search.sweep import check_no_trials, locked
+from imago.search.study import SearchStudy, TrialRecord
+from imago.search.sweep import locked
 from imago.search.trials import TrialOrder
+from imago.terminal import console
 from imago.train import main
 
 pytest.importorskip("optuna")
@@ -327,13 +329,64 @@ def test_pruned_trials_are_finished_for_the_receipt(train, tmp_path):
     completed = [trial["values"][0] for trial in results["trials"] if trial["state"] == "completed"]
     assert results["best_value"] == min([*completed, value])
     assert results["pruning"]["regret"] == pytest.approx(max(0.0, min(completed) - value))
-    with pytest.raises(UserError, match="a study in memory .* does not know them"):
-        check_no_trials(folder)
+    again = train("-m", "hparams_search=optuna", LR, "hydra.sweeper.study_name=b", f"hydra.sweep.dir={folder}")
+    assert again.exit_code == 1  # its first trial would be that of the other study
+    assert f"{folder} has runs that the study b does not know: 00_" in again.output
+    assert "Sweep:" not in again.output
     assert not [*folder.glob("0*/plots/*")]
     assert {path.name for path in (folder / "plots").iterdir()} == {"history.png", "slices.png"}
     page = (folder / "search.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page
+
+
+FULL = """
+import errno, os
+from lightning.pytorch import Callback
+class Full(Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if "/01_" in trainer.default_root_dir and os.path.exists("full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+"""
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_full_disk_ends_a_search_and_costs_no_trial(train, tmp_path, monkeypatch):
+    (tmp_path / "filling.py").write_text(FULL)
+    (tmp_path / "full").touch()
+    monkeypatch.chdir(tmp_path)
+    words = ["-m", "hparams_search=optuna", "+callbacks.full._target_=filling.Full", "data.batch_size=8",
+             "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", *FAST, LR]  # fmt: skip
+    run = train(*words)
+    assert run.exit_code == 1, run.output
+    stopped = "1 of 2 trials are done (1 completed); 1 trial that did not end will be resumed"
+    assert f"The search was stopped: {stopped}. It continues with the same command" in run.output
+    assert "Error: Trial 2: OSError: [Errno 28] No space left on device" in run.output
+    (tmp_path / "full").unlink()
+    run = train(*words)
+    assert run.exit_code == 0, run.output
+    assert f"It continues: {stopped}." in run.output
+    assert "Trials: 2 completed" in run.output
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_study_that_cannot_be_read_is_said(tmp_path):
+    study = SearchStudy(tmp_path, settings(), SPACE)
+    (tmp_path / "study.db").write_bytes(b"damaged" * 20_000)
+    with pytest.raises(DiskError, match=r"^The study could not be read or written: .*\(sqlite3.DatabaseError\)"):
+        study.next_trial()
+
+
+def test_the_table_of_a_search_fits_the_terminal(capsys):
+    params = {"model.optimizer.lr": 0.00012345, "model.net.name": "efficientnet_b0" * 3, "data.batch_size": 64}
+    board = Board(["val/acc", "parameters"], 1, list(params), 50, 1)
+    records = [TrialRecord(0, "completed", params, (0.9123, 1_234_567.0)), TrialRecord(1, "running", params)]
+    console().print(board._table(records))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= console().width
+    assert lines[0].split() == ["trial", "state", "val/acc", "parameters", "epochs", "lr", "batch_size"]
+    assert lines[2].split() == ["1", "completed", "0.9123", "1,234,567", "0.0001234", "64"]
+    assert [line.rstrip() for line in lines[-2:]] == ["1 completed, 1 running of 50", "Not shown: name"]
 
 
 CRASHING = """

@@ -275,7 +275,8 @@ def describe_error(error: BaseException, config_name: str, words: list[str], pro
     if (ours := user_error_in(error)) is not None:
         return str(ours)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # only Hydra's own work raises it here
-        return f"The run folder cannot be created: {error}. Type another hydra.run.dir= or paths.log_dir="
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & {*words} else "hydra.run.dir"
+        return f"The run folder cannot be created: {error}. Type another {key}= or paths.log_dir="
     assert isinstance(error, Exception)
     return explain_hydra_error(error, config_name, words, program)
 

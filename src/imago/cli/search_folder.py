@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from imago.cli.compose import own_folder
 from imago.config.invocation import for_hydra, override_key
-from imago.config.resolvers import slug
+from imago.config.resolvers import unique_slug
 from imago.files import UnreadableError, read_json, write_json
 from imago.masking import masked_override
 from imago.run import lock
@@ -53,7 +53,7 @@ def choose_folder(config: DictConfig) -> None:
     parent = Path(config.paths.log_dir, config.task_name, "multiruns")
     name, chosen = config.hydra.sweeper.get("study_name"), None
     if name is not None:
-        chosen = parent / slug(str(name))
+        chosen = parent / unique_slug(str(name))
     elif config.hydra.sweeper.get("storage") is not None:
         chosen = _stopped(parent, search_words(config))
     if chosen is not None:

@@ -48,13 +48,20 @@ class SweepTable(Callback):
         if is_own_search(config):
             choose_folder(config)
         folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)  # Optuna's study is made before the first job
         typed, jobs = _planned(config)
         is_search = "n_trials" in config.hydra.sweeper
         remember_sweep(config, typed, jobs, first=_next_number(folder) if is_search else 0)
         keep_secrets_out_of_study(config)
         seed_sampler(config, 0 if is_own_search(config) else _next_number(folder))
-        _begun.append(Sweep(folder, 0 if is_own_search(config) else jobs))  # a search counts its trials itself
+        if not is_own_search(config):  # which may be refused
+            folder.mkdir(parents=True, exist_ok=True)  # Optuna's study is made before the first job
+            note_begun(folder, jobs)
+
+
+def note_begun(folder: Path, jobs: int = 0) -> None:
+    """Note that a sweep of so many `jobs` has begun, whose table is printed in the end; a search, with 0, counts its
+    trials itself."""
+    _begun.append(Sweep(folder, jobs))
 
 
 def keep_secrets_out_of_study(config: DictConfig) -> None:

@@ -1,5 +1,6 @@
 """Functions that configs may call."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -93,6 +94,12 @@ def slug(text: str) -> str:
     name, rest = name[:LONGEST_NAME], name[LONGEST_NAME]
     word_end = LONGEST_NAME if rest in "_-" else max(name.rfind("_"), name.rfind("-"))
     return (name[:word_end] if word_end >= LONGEST_NAME // 2 else name).rstrip("_.-")
+
+
+def unique_slug(text: str) -> str:
+    """Convert `text` to a folder name that no other text has: where `slug` leaves something out, a digest is added."""
+    name = slug(text)
+    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("_")
 
 
 def _safe(text: str) -> str:

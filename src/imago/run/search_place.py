@@ -39,7 +39,8 @@ class Outcome:
     """How a trial ended.
 
     Args:
-        state: `completed`, `pruned`, `failed` or `nan` (the monitored metric was never a number).
+        state: `completed`, `pruned`, `failed`, `nan` (the monitored metric was never a number), or `disk` (that is full
+            or fails, and the trial can be resumed).
         values: Values of the objectives; empty unless it completed.
         folder: Name of its run folder; empty if there is none.
         epochs: Epochs that it trained, those before a restart included.

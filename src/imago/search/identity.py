@@ -8,6 +8,7 @@ from typing import Any
 
 from imago.errors import UserError
 from imago.run import lock
+from imago.terminal import shortened
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -40,12 +41,15 @@ def is_alive(owner: Mapping[str, Any], folder: Path) -> bool:
         return True
 
 
-def check_no_trials(folder: Path) -> None:
-    """Raise UserError if a folder has trials, and the study would not know of them."""
-    if any(folder.glob("*/status.json")):
+def check_trials(folder: Path, study: str, known: int) -> None:
+    """Raise UserError if a folder has runs with numbers that are not among the `known` trials of the study: it would
+    take them for its own."""
+    numbers = {path.parent.name: path.parent.name.partition("_")[0] for path in folder.glob("*/status.json")}
+    strange = sorted(name for name, number in numbers.items() if number.isdecimal() and int(number) >= known)
+    if strange:
         raise UserError(
-            f"{folder} has trials of an earlier search, and a study in memory (hydra.sweeper.storage=null) does not "
-            "know them. Type another hydra.sweep.dir= or hydra.sweeper.study_name=."
+            f"{folder} has runs that the study {study} does not know: {shortened(strange)}. They are of another sweep "
+            "or study, or theirs is gone or was in memory. Type another hydra.sweep.dir=, or the words that began them."
         )
 
 

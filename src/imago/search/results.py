@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from imago.config.invocation import override_key
-from imago.config.resolvers import slug
+from imago.config.resolvers import unique_slug
 from imago.config.root import COMMAND_KEYS, CONFIG_DIR
 from imago.files import write_text
 from imago.masking import masked, masked_override
@@ -61,7 +61,7 @@ def write_experiment(
     Returns:
         The file, and the command that runs it; None if an override of the trial cannot stand in a file.
     """
-    name = f"{slug(study)}_best"
+    name = f"{unique_slug(study)}_best"
     lines = experiment_of(words)
     if lines is None:
         return None

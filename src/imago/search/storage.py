@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imago.errors import MissingModuleError, UserError
+from imago.errors import DiskError, MissingModuleError, UserError
 from imago.search.space import Choice, Interval
 
 SQLITE, JOURNAL = "study.db", "study.journal"
@@ -20,6 +20,7 @@ def quiet_optuna() -> Iterator[Any]:
 
     Raises:
         UserError: It is not installed.
+        DiskError: The storage of a study fails inside.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental features, and what 2.10 uses of NumPy, SciPy and SQLAlchemy
@@ -33,7 +34,23 @@ def quiet_optuna() -> Iterator[Any]:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         for name in ("alembic", "sqlalchemy"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        yield optuna
+        try:
+            yield optuna
+        except Exception as error:
+            if not _is_of_storage(error):
+                raise
+            raise DiskError(f"The study could not be read or written: {_first_line(error)}") from error
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether a storage fails, be it a file or a database."""
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    is_database = kinds & {"optuna.StorageInternalError", "sqlalchemy.SQLAlchemyError"}
+    return bool(is_database) or (isinstance(error, OSError) and not isinstance(error, UserError))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def open_storage(optuna: Any, storage: str | None, folder: Path) -> Any:
@@ -57,8 +74,7 @@ def open_storage(optuna: Any, storage: str | None, folder: Path) -> Any:
     except ImportError as error:
         raise UserError(f"hydra.sweeper.storage={storage} needs a package: {error}") from error
     except Exception as error:  # of SQLAlchemy, or of an older schema
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"The study {storage} cannot be opened: {lines[0] if lines else error}") from error
+        raise UserError(f"The study {storage} cannot be opened: {_first_line(error)}") from error
 
 
 def _journal_file(optuna: Any, path: str) -> Any:

@@ -19,7 +19,7 @@ from imago.errors import UserError
 from imago.masking import masked, masked_override
 from imago.run.folder import read_status
 from imago.run.search_place import Outcome
-from imago.search.identity import difference, is_alive
+from imago.search.identity import check_trials, difference, is_alive
 from imago.search.pruners import make_pruner, stops_after_first
 from imago.search.settings import SearchSettings
 from imago.search.space import Choice, Interval, Space
@@ -81,6 +81,7 @@ class SearchStudy:
             self._optuna = optuna
             self._study = self._open(open_storage(optuna, settings.storage, folder))
             self._check_same()
+            check_trials(folder, settings.study, len(self._trials()))
             self._take()
             self._study.sampler = self._make_sampler()
         self._live: dict[int, Any] = {}

@@ -10,24 +10,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.cli.search_folder import DONE, FAILED, SEARCHING, hydra_words, note_search, search_words
+from imago.cli.sweep import note_begun
 from imago.config.invocation import for_hydra, override_key
 from imago.config.saved import yaml_of
-from imago.errors import UserError, message_of
+from imago.errors import DiskError, UserError, message_of
 from imago.files import write_text
 from imago.masking import learn_secrets, masked_override
 from imago.resources import usable_cores
 from imago.run.search_place import Outcome
-from imago.search.board import Board, count_states, format_params, show_front
-from imago.search.identity import check_no_trials, locked
+from imago.search.board import Board, count_states, describe_progress, format_params, show_front
+from imago.search.identity import locked
 from imago.search.receipt import Receipt, to_finish, with_finished
 from imago.search.results import FILE as RESULTS
 from imago.search.results import write_experiment, write_results
 from imago.search.settings import check_gpus, gpus_of, search_settings, visible_gpus
 from imago.search.space import read_space
 from imago.search.study import SearchStudy, TrialRecord, best_of
-from imago.search.trials import TrialOrder, run_trial
+from imago.search.trials import DISK, TrialOrder, run_trial
 from imago.search.workers import STOPPED, Workers, ended_by_one_signal
-from imago.terminal import counted, say, typed_program
+from imago.terminal import counted, say, shortened, typed_program
 
 FEWEST_TO_JUDGE = 3
 """Finished trials from which on `max_failure_rate` counts."""
@@ -42,6 +43,7 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
 
     Raises:
         UserError: The settings cannot work, the folder is in use, or too many trials have failed.
+        DiskError: The disk is full, or fails. The search can continue.
         KeyboardInterrupt, SystemExit: The search was stopped.
     """
     settings = search_settings(config)
@@ -49,9 +51,8 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
     folder = Path(config.hydra.sweep.dir).absolute()
     learn_secrets(OmegaConf.to_container(config, resolve=False))
     with locked(folder):
-        if settings.storage is None:
-            check_no_trials(folder)
         study = SearchStudy(folder, settings, space)
+        note_begun(folder)
         words = search_words(config)
         write_text(folder / "multirun.yaml", yaml_of(config))
         if settings.storage is not None:
@@ -62,9 +63,10 @@ def search(config: DictConfig, typed: Sequence[str]) -> float | None:
             with run.workers, ended_by_one_signal() if run.is_apart else nullcontext():
                 run.run_all()
                 best = run.finish()
-        except (KeyboardInterrupt, SystemExit):
-            study.stop()
-            _say_how_to_continue(study, folder)
+        except (KeyboardInterrupt, SystemExit, DiskError):
+            with suppress(DiskError):
+                study.stop()
+                _say_how_to_continue(study, folder)
             raise
         except UserError:
             note_search(folder, words, FAILED)
@@ -105,11 +107,7 @@ class _Search:
         records = self.study.records()
         say(f"Search: {self.folder}")
         if records:
-            again = sum(record.state == "running" for record in records)
-            resumed = f"; {counted(again, 'trial')} that did not end will be resumed" if again else ""
-            done = [record for record in records if record.state != "running"]
-            states = f" ({count_states(done)})" if done else ""
-            say(f"It continues: {len(done)} of {self.settings.n_trials} trials are done{states}{resumed}.")
+            say(f"It continues: {describe_progress(records, self.settings.n_trials)}.")
 
     def run_all(self) -> None:
         """Run all trials that are left."""
@@ -118,6 +116,7 @@ class _Search:
                 self._run_apart()
             else:
                 while (record := self.study.next_trial()) is not None:
+                    self._redraw()
                     outcome = run_trial(self.order(record), self._reporter(record.number))
                     self._note(record.number, outcome)
 
@@ -149,7 +148,12 @@ class _Search:
             self.board.show(self.study.records())
 
     def _reporter(self, number: int) -> Any:
-        return lambda step, value: self.study.report(number, step, value)
+        def report(step: int, value: float) -> bool:
+            stops = self.study.report(number, step, value)
+            self._redraw()
+            return stops
+
+        return report
 
     def order(self, record: TrialRecord, prunes: bool = True) -> TrialOrder:
         """The order of a trial."""
@@ -171,6 +175,7 @@ class _Search:
         )
 
     def _note(self, number: int, outcome: Outcome) -> None:
+        _check_disk(number, outcome)
         self.study.end(number, outcome)
         records = self.study.records()
         self.board.note_end(records, number, outcome.seconds)
@@ -194,6 +199,7 @@ class _Search:
         say(f"Trials: {count_states(records)}")
         if not any(record.state == "completed" for record in records):
             failed = [record for record in records if record.state in ("failed", "nan")]
+            self._write(records, {})
             raise UserError(f"No trial has completed. The last: {_error_of(failed[-1] if failed else records[-1])}")
         receipt = self._receipt(records)
         facts = {"finished": receipt.finished, "regret": receipt.regret} if receipt.finished else {}
@@ -235,9 +241,11 @@ class _Search:
         """Finish the best pruned trials, unless an earlier start has; say what pruning cost."""
         completed = tuple(record.values[0] for record in records if record.state == "completed")
         finished = {int(number): float(value) for number, value in (self.study.noted("finished") or {}).items()}
-        for record in to_finish(records, self.settings.receipt, self.settings.sign):
-            if record.number in finished:
-                continue
+        chosen = to_finish(records, self.settings.receipt, self.settings.sign)
+        pruned = [record for record in chosen if record.number not in finished]
+        if pruned:
+            say(f"Pruned trials that are finished, to see what pruning cost: {shortened(r.number + 1 for r in pruned)}")
+        for record in pruned:
             outcome = self._finish_trial(record)
             if outcome.state == "completed":
                 finished[record.number] = outcome.values[0]
@@ -250,10 +258,19 @@ class _Search:
     def _finish_trial(self, record: TrialRecord) -> Outcome:
         """Resume a pruned trial to its end."""
         order = self.order(record, prunes=False)
-        if not self.is_apart:
-            return run_trial(order, lambda step, value: False)
-        self.workers.start(order)
-        return self.workers.next_end(lambda number, step, value: False, lambda: None)[1]
+        if self.is_apart:
+            self.workers.start(order)
+            outcome = self.workers.next_end(lambda number, step, value: False, lambda: None)[1]
+        else:
+            outcome = run_trial(order, lambda step, value: False)
+        _check_disk(record.number, outcome)
+        return outcome
+
+
+def _check_disk(number: int, outcome: Outcome) -> None:
+    """Raise DiskError if the disk has ended a trial: it would end all others, too."""
+    if outcome.state == DISK:
+        raise DiskError(f"Trial {number + 1}: {outcome.message}")
 
 
 def _error_of(record: TrialRecord) -> str:
@@ -263,11 +280,11 @@ def _error_of(record: TrialRecord) -> str:
 
 def _say_how_to_continue(study: SearchStudy, folder: Path) -> None:
     """Say what continues the search: what was typed, in its folder."""
-    states = count_states(study.records())
+    done = describe_progress(study.records(), study.settings.n_trials)
     if study.settings.storage is None:
-        say(f"The search was stopped ({states}). Its study was in memory alone: it cannot be continued.")
+        say(f"The search was stopped: {done}. Its study was in memory alone: it cannot be continued.")
         return
     words = [masked_override(word) for word in sys.argv[1:] if override_key(word) != "hydra.sweep.dir"]
     line = shlex.join([*words, f"hydra.sweep.dir={for_hydra(str(folder))}"])
-    say(f"The search was stopped ({states}). It continues with the same command, or with")
+    say(f"The search was stopped: {done}. It continues with the same command, or with")
     say(f"  {typed_program(study.settings.command)} {line}")

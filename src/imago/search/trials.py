@@ -12,11 +12,14 @@ from typing import Any
 
 from imago.config.invocation import for_hydra
 from imago.definitions import PRUNED
-from imago.errors import DivergenceError, UserError, cause_of, message_of
+from imago.errors import DiskError, DivergenceError, UserError, cause_of, message_of
+from imago.files import DISK_ERRORS
 from imago.run.folder import read_status
 from imago.run.search_place import Outcome, Report, Trial
 from imago.search.settings import MEASURED
 
+DISK = "disk"
+"""State of a trial that the disk has ended."""
 MOST_OUTPUT = 2000
 """Characters of the output of a trial that died, in its message."""
 
@@ -83,7 +86,8 @@ def run_trial(order: TrialOrder, report: Report) -> Outcome:
 
 def _failed(order: TrialOrder, error: Exception, seconds: float) -> Outcome:
     cause = cause_of(error.__cause__ or error)
-    state = "nan" if isinstance(cause, DivergenceError) else "failed"
+    is_disk = isinstance(cause, DiskError) or (isinstance(cause, OSError) and cause.errno in DISK_ERRORS)
+    state = DISK if is_disk else "nan" if isinstance(cause, DivergenceError) else "failed"
     message = str(error) if isinstance(error, UserError) else message_of(cause)
     folder = folder_of(Path(order.sweep_dir), order.number)
     epochs = int(read_status(folder / "status.json").get("epoch", 0)) if folder is not None else 0

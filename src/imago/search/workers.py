@@ -36,6 +36,8 @@ SHORT_SECONDS = 60
 """Duration of a trial whose process may run another one: in longer ones, the start of a process does not matter."""
 SECONDS_TO_SAVE = 25
 """Time for a trial that is asked to stop: below the 30 s after which Slurm kills the search."""
+ENDING = (signal.SIGINT, *STOPPING)
+"""Signals that end a search."""
 STOPPED = "stopped"
 """State of a trial that a signal has stopped, and that can be resumed."""
 
@@ -203,14 +205,14 @@ def ended_by_one_signal() -> Iterator[None]:
 
 @contextmanager
 def _importable() -> Iterator[None]:
-    """Inside, a new interpreter finds this package, however it was found here, and is not ended by the signals of
-    schedulers, which may go to the whole process group: without the server, trials would be taken for dead before they
-    have saved. A signal that comes meanwhile waits."""
+    """Inside, a new interpreter finds this package, however it was found here, and is not ended by Ctrl-C and the
+    signals of schedulers, which may go to the whole process group: without the server, trials would be taken for dead
+    before they have saved. A signal that comes meanwhile waits."""
     if hasattr(signal, "pthread_sigmask"):
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()  # it unblocks SIGTERM where it starts
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     package, before = str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([package, *filter(None, [before])])
     try:
@@ -220,7 +222,7 @@ def _importable() -> Iterator[None]:
         if before is not None:
             os.environ["PYTHONPATH"] = before
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _main(order: TrialOrder, connection: Connection, watched: Connection, output: str) -> None:
@@ -231,7 +233,7 @@ def _main(order: TrialOrder, connection: Connection, watched: Connection, output
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     threading.Thread(target=_end_with_search, args=(watched,), daemon=True).start()
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     with suppress(OSError):
