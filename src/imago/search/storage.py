@@ -39,7 +39,8 @@ def quiet_optuna() -> Iterator[Any]:
         except Exception as error:
             if not _is_of_storage(error):
                 raise
-            raise DiskError(f"The study could not be read or written: {_first_line(error)}") from error
+            why = _first_line(error.__cause__ or error)  # Optuna's own words do not say
+            raise DiskError(f"The study could not be read or written: {why}") from error
 
 
 def _is_of_storage(error: Exception) -> bool:
