@@ -6,9 +6,9 @@ python benchmarks/search.py --kills 100 --trials 40 --asleep   # trials that rep
 """
 
 import argparse
+import importlib
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +20,9 @@ from typing import Any
 
 import yaml
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # children are forked
 REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO / "src"))
 SETTINGS = (
     *("-m", "experiment=digits", "hparams_search=optuna", "model.optimizer.lr=tag(log, interval(0.0001, 0.3))"),
     *("data.batch_size=choice(64, 128, 256)", "model.optimizer.weight_decay=tag(log, interval(0.00001, 0.1))"),
@@ -77,8 +79,28 @@ def compare(arguments: argparse.Namespace, work: Path) -> int:
     return 0
 
 
+def type_search(words: Sequence[str], log: Path) -> None:
+    """In a forked child, which has imported everything: what the command does, without its imports."""
+    from imago.train import main as train
+
+    with log.open("a") as file:
+        for standard in (1, 2):
+            os.dup2(file.fileno(), standard)
+    sys.argv = ["train.py", *words]
+    train()
+
+
 def kill(arguments: argparse.Namespace, work: Path) -> int:
     """Kills searches at random times, and lets the same command continue them."""
+    import multiprocessing
+
+    import optuna  # noqa: F401
+
+    from imago.search.workers import PRELOADED
+
+    for name in PRELOADED:  # the forks have them then
+        importlib.import_module(name)
+    context = multiprocessing.get_context("fork")
     drawn, killed, lost, doubled, searches = random.Random(arguments.seed), 0, 0, 0, 0
     words = [f"hydra.sweeper.n_trials={arguments.trials}", f"trainer.max_epochs={arguments.epochs}"]
     words += [f"hydra.sweeper.isolation={arguments.isolation}", f"hydra.sweeper.n_jobs={arguments.jobs}"]
@@ -87,21 +109,21 @@ def kill(arguments: argparse.Namespace, work: Path) -> int:
         folder = work / f"search_{searches}"
         searches += 1
         while True:
-            with (work / f"search_{searches}.log").open("a") as log:
-                process = subprocess.Popen(
-                    command([*SETTINGS, *words, f"hydra.sweep.dir={folder}"]), stdout=log, stderr=log
-                )
-                try:
-                    process.wait(drawn.uniform(arguments.least, arguments.most) if killed < arguments.kills else None)
-                    break
-                except subprocess.TimeoutExpired:
-                    os.kill(process.pid, signal.SIGKILL)
-                    process.wait()
-                    killed += 1
+            process = context.Process(
+                target=type_search,
+                args=([*SETTINGS, *words, f"hydra.sweep.dir={folder}"], work / f"search_{searches}.log"),
+            )
+            process.start()
+            process.join(drawn.uniform(arguments.least, arguments.most) if killed < arguments.kills else None)
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            killed += 1
         file = folder / "optimization_results.yaml"
-        if process.returncode or not file.is_file():
+        if process.exitcode or not file.is_file():
             lost += arguments.trials
-            print(f"search {searches} ended with {process.returncode}: {work}/search_{searches}.log", flush=True)
+            print(f"search {searches} ended with {process.exitcode}: {work}/search_{searches}.log", flush=True)
             continue
         trials = yaml.safe_load(file.read_text())["trials"]
         lost += arguments.trials - len(
