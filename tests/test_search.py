@@ -182,7 +182,8 @@ def test_a_trial_keeps_its_folder_when_more_trials_have_more_digits(tmp_path):
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "grid"])
 def test_each_sampler_of_optuna_can_be_chosen(sampler):
     main.register()
-    assert composed("train", ["hparams_search=optuna", f"hydra/sweeper/sampler={sampler}"]) is not None
+    cfg = composed("train", ["hparams_search=optuna", f"hydra/sweeper/sampler={sampler}"])
+    assert (cfg.plots.format, cfg.callbacks.label_margins) == ([], None)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
