@@ -145,7 +145,9 @@ def _computed(
     loader = data.eval_dataloader("train", cached=False)
     order = torch.channels_last if model.channels_last else torch.contiguous_format
     inputs: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+    hook = layer.register_forward_pre_hook(
+        lambda _, arguments, named: inputs.append(next(iter((*arguments, *named.values()))).detach()), with_kwargs=True
+    )
     numbers: list[int] = []
     rows = [torch.zeros(0, layer.in_features)]
     total, said, is_training = len(data.split("train")), time.monotonic(), model.training

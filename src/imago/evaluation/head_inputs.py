@@ -23,7 +23,7 @@ class HeadInputs:
         layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.out_features == classes]
         self._calls: list[tuple[Tensor, Tensor]] = []
         fits = bool(layers) and 8 * COPIES * images * layers[-1].in_features <= free_memory()
-        self._hook = layers[-1].register_forward_hook(self._keep) if fits else None
+        self._hook = layers[-1].register_forward_hook(self._keep, with_kwargs=True) if fits else None
 
     def take(self, logits: Tensor) -> Tensor | None:
         """Inputs of the head, float32 (n, d), for the batch that has these logits; None if it did not make them."""
@@ -37,5 +37,6 @@ class HeadInputs:
         if self._hook is not None:
             self._hook.remove()
 
-    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        self._calls.append((inputs[0].detach(), output.detach()))
+    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        """Steps of a `forward_fn` pass arguments by name."""
+        self._calls.append((next(iter((*inputs, *named.values()))).detach(), output.detach()))
