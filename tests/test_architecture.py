@@ -46,7 +46,7 @@ FLOORS = (  # each room may import from those before it
     ("config",),
     ("run",),
     ("checkpoint", "comparison"),
-    ("model",),
+    ("model", "ai"),
     ("data",),
     ("report", "dp"),
     ("callbacks", "inspection"),

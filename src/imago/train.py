@@ -23,7 +23,9 @@ from imago.config.checks import check as check_settings_of_training
 from imago.config.invocation import Invocation, override_key
 from imago.config.recipe import TrainFacts
 from imago.config.schema import shipped
+from imago.config.setting_source import is_typed
 from imago.config.time_budget import with_budget
+from imago.config.trainer import is_one_device
 from imago.config.tree import nodes
 from imago.errors import UserError
 from imago.run.folder import RunFolder
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
     """Makes the objects, trains, scores."""
+    from imago.ai.trusted import trust_typed
     from imago.evaluation.console import show_next, show_results
     from imago.evaluation.evaluate import evaluate
     from imago.training.build import build
@@ -44,7 +47,8 @@ def train_from_config(cfg: DictConfig, run: RunFolder) -> "Result | None":
 
     if cfg.replay is not None:
         check_replayable(Path(cfg.replay))
-    data, model, trainer = build(cfg, run)
+    with trust_typed(cfg.trust_generated):
+        data, model, trainer = build(cfg, run)
     splits = list(cfg.report.splits) if cfg.test and cfg.preflight != "only" else []
     if cfg.train:
         ckpt_path = cfg.ckpt_path if run.resume_from is None else str(run.resume_from)
@@ -83,6 +87,12 @@ def check(cfg: DictConfig, invocation: Invocation) -> None:
     Only for these is torch imported before there is a run folder."""
     check_settings_of_training(cfg, invocation)
     check_private_start(cfg)
+    if cfg.trust_generated and not is_typed("trust_generated", invocation):
+        raise UserError(
+            "trust_generated=true must be typed, by the person who has read the code. Remove it from the file."
+        )
+    if cfg.trust_generated and not is_one_device(cfg):
+        raise UserError("trust_generated=true needs one process. Type it once with trainer.devices=1 preflight=only")
     if any(node._target_ not in shipped() for _, node in nodes(cfg)):
         from imago.training.own_parts import check_own_parts
 

@@ -11,7 +11,7 @@ _CLONE = _HERE.parent.parent
 IN_CLONE = not (_HERE / "configs").is_dir()
 CONFIG_DIR = str(_CLONE / "configs" if IN_CLONE else _HERE / "configs")
 PROJECT_ROOT = _CLONE if IN_CLONE else Path.cwd()
-COMMAND_KEYS = ("resume", "auto_resume", "replay", "preflight")  # how to run, not what
+COMMAND_KEYS = ("resume", "auto_resume", "replay", "preflight", "trust_generated")  # how to run, not what
 OTHER_COMMANDS = ("eval", "inference", "export", "serve", "visualise", "doctor")
 """Values of `task_name` by which the run folders of the commands that train nothing are known."""
 
@@ -41,6 +41,7 @@ class Root:
     replay: str | None = None
     preflight: Any = True  # or the word only
     budget: str | None = None
+    trust_generated: bool = False
     trusted_targets: list[str] = field(default_factory=list)
     monitor: str = "val/acc"
     mode: str = "max"
