@@ -227,3 +227,12 @@ def test_folder_names(tmp_path):
 def test_small_functions():
     assert (best_mode("val/loss"), best_mode("val/acc")) == ("min", "max")
     assert (without_stage("val/loss/ce"), without_stage("acc")) == ("loss/ce", "acc")
+
+
+@pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
+def test_every_experiment_says_what_it_trains_on_and_what_it_reached(experiment):
+    head = Path(CONFIG_DIR, "experiment", f"{experiment}.yaml").read_text().partition("defaults:")[0]
+    assert f"# python src/train.py experiment={experiment}" in head
+    assert "# Data: " in head
+    assert "accuracy" in head
+    assert "not measured" in head or ("n = " in head and "seconds" in head)

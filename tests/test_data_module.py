@@ -48,7 +48,7 @@ def test_evaluation_goes_through_a_split_in_order(colours):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size must be a whole number \\(1 or more\\), got 0"),
+        ({"batch_size": 0}, "data.batch_size must be auto or a whole number \\(1 or more\\), got 0"),
         ({"image_size": 0}, "data.image_size must be"),
         ({"num_workers": -1}, "data.num_workers must be"),
         ({"on_bad_image": "maybe"}, "data.on_bad_image must be error or skip, got maybe"),

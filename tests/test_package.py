@@ -54,7 +54,7 @@ def test_the_wheel_holds_all_modules_and_configs_and_nothing_else(packages):
     ours = {
         f"imago/{path.relative_to(REPO / 'src' / 'imago')}"
         for path in (REPO / "src" / "imago").rglob("*.*")
-        if path.suffix in (".py", ".j2", ".js", ".css", ".typed", ".txt")
+        if path.suffix in (".py", ".j2", ".js", ".css", ".typed", ".txt", ".tmpl")
     }
     configs = {
         f"imago/configs/{path.relative_to(REPO / 'configs')}"

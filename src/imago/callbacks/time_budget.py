@@ -26,7 +26,7 @@ LATE, EARLY, REST = 0.02, 0.05, 0.1
 before the number of steps is changed."""
 EVAL_COST = 0.5
 """Time to score an image, as a part of that to train on it, until a validation was measured."""
-LEAST_REPORT, REPORT_COST = 5.0, 1.0
+LEAST_REPORT, REPORT_COST = 5.0, 1.5
 """Seconds for the report, the card and the plots: at least so many, and this part of the time until the first step."""
 
 
@@ -72,7 +72,7 @@ def seconds_of(steps: int, costs: Costs, steps_per_epoch: int, position: int) ->
 
 
 class TimeBudget(Callback):
-    """Fit the number of steps, and the schedule, into `budget` seconds from the start of the run to its report.
+    """Fit the number of steps, and the schedule, into `budget` seconds from the start of the command to its report.
 
     The first steps are measured; then the schedule is stretched or compressed to what fits, and again if the run would
     be late or early by more than a little. Checkpoints have the plan: a resumed run continues it, and neither the time
@@ -255,6 +255,8 @@ class TimeBudget(Callback):
             why,
             format_duration(self._reserve(trainer)),
         )
+        if epochs < 1:
+            log.warning("The budget ends before the first epoch: type a longer one, or fewer report.splits=")
 
 
 def _data(trainer: Trainer) -> ImageDataModule:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -40,6 +41,7 @@ from imago.config.root import CONFIG_DIR, KeptRoot, Root
 from imago.definitions import INTERRUPTED, STOPPING
 from imago.errors import UserError, cause_of, user_error_in
 from imago.masking import masked
+from imago.run.folder import PROGRAM_BEGAN
 from imago.run.search_place import Trial
 from imago.terminal import closed_output_survived, closed_pipe_allowed, fail, plain, typed_program
 
@@ -74,6 +76,7 @@ class Command:
     def __call__(self) -> Any:
         """Does what was typed. Lets people type `-m` between the overrides, explains what cannot be composed, and ends
         without a traceback."""
+        PROGRAM_BEGAN[:] = [time.monotonic()]
         program = typed_program(self.name)
         asks_for_traceback = os.environ.get("HYDRA_FULL_ERROR", "").lower() not in ("", "0", "false", "no")
         explained = partial(self._explained, program, asks_for_traceback)

@@ -106,7 +106,7 @@ class ImageDataModule(ScoredSplits):
         if batch_size == "auto":
             batch_size = BATCH_SIZE  # until a training has found its own
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"data.batch_size must be a whole number (1 or more), or auto; got {batch_size}.")
+            raise UserError(f"data.batch_size must be auto or a whole number (1 or more), got {batch_size}.")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"data.num_workers must be 0 (load in the main process), more, or null; got {num_workers}.")
         if on_bad_image not in ("error", "skip"):

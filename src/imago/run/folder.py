@@ -37,6 +37,8 @@ ORDER = (
 )
 LEFT_OVER = ".*.tmp"  # files of a process that was killed while writing
 HEARTBEAT_SECONDS = 20
+PROGRAM_BEGAN: list[float] = []
+"""Value of `time.monotonic()` when a command was typed, until its first run takes its folder."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class RunFolder:
     warnings: list[str] = field(default_factory=list)
     """Warnings that were logged, in their order and each once; for the end of the run."""
     invocation: Invocation = field(default_factory=lambda: Invocation(""))
-    began: float = field(default_factory=time.monotonic)
-    """Value of `time.monotonic()` when this process took the folder."""
+    began: float = field(default_factory=lambda: PROGRAM_BEGAN.pop() if PROGRAM_BEGAN else time.monotonic())
+    """Value of `time.monotonic()` when the command was typed, or, for further runs, when they took their folder."""
     _pending: list[Callable[[], None]] | None = field(default=None, init=False)
     _writing: threading.RLock = field(default_factory=threading.RLock, init=False)
 
