@@ -53,6 +53,13 @@ def test_a_run_ends_in_time_with_its_schedule_and_is_resumed_with_its_plan(budge
     assert same(resumed.weights(), whole.weights())
     again = command("train", f"resume={folder}", "callbacks.snapshots=null", folder=folder)
     assert "Its time was used. For more time type" in again.output
+    (folder / "status.json").write_text(
+        resumed.text("status.json").replace('"completed"', '"running"')
+    )  # killed in scoring
+    scored = command("train", f"resume={folder}", "callbacks.snapshots=null", folder=folder)
+    assert scored.exit_code == 0, scored.output
+    assert scored.history == whole.history
+    assert same(scored.weights(), whole.weights())
 
 
 @pytest.mark.parametrize(

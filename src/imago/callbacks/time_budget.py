@@ -122,10 +122,6 @@ class TimeBudget(Callback):
         self._before, self._start, self._costs = state_dict["spent"], state_dict["start"], dict(state_dict["costs"])
         self._has_changed_budget = state_dict["budget"] != self.budget
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.is_used(trainer) and not self._has_changed_budget:
-            trainer.should_stop = True  # it was ended while it was scored
-
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.ckpt_path is None:
             self._start = self.spent
@@ -133,6 +129,7 @@ class TimeBudget(Callback):
         self._began = time.monotonic()
         if self.plan is not None and not self._has_changed_budget:
             set_max_epochs(trainer, self._epochs(trainer))
+            trainer.should_stop |= self.is_used(trainer)  # it was ended while it was scored
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if option_of(trainer, "fast_dev_run"):
