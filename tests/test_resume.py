@@ -113,7 +113,10 @@ def test_every_checkpoint_of_a_run_with_one_cycle_goes_on_to_the_same_bits(snaps
         ["model/scheduler=plateau", "model.scheduler.patience=0", "monitor=val/loss", "model.scheduler.mode=max"],
         ["callbacks.early_stopping.patience=1", "monitor=val/loss", "mode=max", "trainer.max_epochs=6"],
         ["trainer.val_check_interval=2", "callbacks.early_stopping.patience=3", "monitor=val/loss", "mode=max"],
-        ["callbacks=[default,unfreeze]", "model/optimizer=muon", "model/criterions=focal", ONE_CYCLE],
+        [
+            *("callbacks=[default,unfreeze,swa]", "callbacks.swa.start=0.3", ONE_CYCLE),
+            *("model/optimizer=muon", "model/criterions=focal"),
+        ],
         [
             *("data.num_workers=2", "trainer.precision=bf16-mixed", "trainer.max_steps=12", "trainer.max_epochs=-1"),
             *(CUTMIX, "data.sampler=balanced", "data/augment=[strong,color_jitter,vertical_flip]"),

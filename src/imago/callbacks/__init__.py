@@ -12,6 +12,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "progress": ["PlainProgress", "TimedBar", "progress_bar"],
         "no_dropout": ["NoDropout"],
         "ema": ["EMA"],
+        "swa": ["SWA"],
         "unfreeze": ["GradualUnfreezing"],
         "label_margins": ["LabelMargins"],
         "preflight": ["Preflight"],

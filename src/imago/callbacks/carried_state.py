@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from imago.callbacks.average import describe_weights
 from imago.callbacks.epoch_log import EpochLog
 from imago.callbacks.resume_state import Progress, capture_state, finish_restore, restore_early_stop, restore_state
 from imago.checkpoint.read import SCHEMA
@@ -55,6 +56,7 @@ class CarriedState(Callback):
             "schema": SCHEMA,
             "class_names": list(pl_module.class_names),
             **self.carried,
+            "weights": describe_weights(trainer),
             "history": [dict(row) for row in self.epochs.history],
             "monitor": self.epochs.monitor,
             "best_value": self.epochs.best,

@@ -1,24 +1,16 @@
 """Exponential moving average (EMA) of the weights."""
 
-import math
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from imago.callbacks.average import Average
 from imago.errors import UserError
-from imago.lightning_internals import average_of
-from imago.model.optimizers import planned_steps
 
 
-class EMA(WeightAveraging):
-    """Average the weights after each optimizer step; the average is validated, saved as the network's, and scored.
-
-    The statistics of BatchNorm are averaged too. Until the average starts, it equals the current weights: Lightning's
-    EMAWeightAveraging would validate and save the untrained network. Checkpoints also hold the current weights, from
-    which training is resumed.
+class EMA(Average):
+    """Average the weights after each optimizer step, the last ones most.
 
     Args:
         decay: Fraction of the average that is kept in a step.
@@ -33,43 +25,16 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999, start: float = 0.0, warmup: bool = True) -> None:
         if not 0 < decay < 1:
             raise UserError(f"callbacks.ema.decay must be above 0 and below 1, got {decay}.")
-        if not 0 <= start < 1:
-            raise UserError(f"callbacks.ema.start must be a fraction of the run, 0 or more and below 1, got {start}.")
-        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        super().__init__("ema", start, self._average)
         self.decay = decay
-        self.start = start
         self.warmup = warmup
-        self._first_step = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.start > 0:
-            steps = planned_steps(trainer)
-            if math.isinf(steps):
-                raise UserError("callbacks.ema.start needs a run that ends. Type trainer.max_epochs=, or start=0.")
-            self._first_step = int(self.start * steps)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        average = average_of(self)  # one that has started goes on if a resumed run has more steps
-        has_started = average is not None and bool(average.n_averaged > 0)
-        return step_idx is not None and (has_started or step_idx >= self._first_step)
+        return self.has_begun(step_idx)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._follow(pl_module)
-        super().on_validation_epoch_start(trainer, pl_module)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._follow(pl_module)
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._follow(pl_module)
-        super().on_train_end(trainer, pl_module)
-
-    def _follow(self, pl_module: Any) -> None:
-        """Copy the current weights to an average that has not started."""
-        average = average_of(self)
-        if average is not None and average.n_averaged == 0:
-            average.module.load_state_dict(pl_module.state_dict())
+    @property
+    def averaged(self) -> str:
+        return f"the exponential moving average of {self.updates} steps (decay {self.decay:g})"
 
     def _average(self, averages: Any, current: Any, count: Tensor) -> None:
         """Update a list of averages, all floating-point or none: counters are copied."""

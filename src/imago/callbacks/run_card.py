@@ -29,7 +29,7 @@ def run_card(trainer: Trainer, model: DictModule, network: str, weights: str) ->
     return {
         "network": network,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "trained_parameters": sum(p.numel() for group in trainer.optimizers[0].param_groups for p in group["params"]),
         "weights": weights,
         "optimizer": "head alone" if is_alone else type(trainer.optimizers[0]).__name__,
         "learning_rate": None if is_alone or rate is None else float(rate),

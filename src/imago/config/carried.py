@@ -237,6 +237,8 @@ def leave_out_training(cfg: DictConfig, groups: Sequence[str], typed: Sequence[s
         for key in ("optimizer", "scheduler"):
             if not is_typed(f"model.{key}"):
                 cfg.model[key] = None
+        if "gradient_checkpointing" in cfg.model and not is_typed("model.gradient_checkpointing"):
+            cfg.model.gradient_checkpointing = False
     if "data" in groups and not is_typed("data.train_transform") and "eval_transform" in cfg.data:
         cfg.data.train_transform = cfg.data.eval_transform
     for key in ("sampler", "sample_weights"):

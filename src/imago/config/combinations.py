@@ -14,7 +14,7 @@ from imago.config.strategies import FSDP
 from imago.config.tree import nodes
 
 NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor")
-AVERAGES = ("WeightAveraging", "imago.callbacks.EMA")
+AVERAGES = ("WeightAveraging", "imago.callbacks.EMA", "imago.callbacks.SWA")
 NO_FSDP = "Or type trainer.strategy=ddp, in which each process has all weights."
 NOT_OF_THE_TRAINER = {  # argument of Lightning's Trainer -> what to type instead
     "num_nodes": "trainer.num_nodes is the number of nodes on which a launcher starts the command. Remove it. For "

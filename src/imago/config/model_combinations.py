@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.config.combinations import NO_FSDP, is_fsdp
+from imago.config.combinations import AVERAGES, NO_FSDP, is_fsdp
 from imago.config.invocation import Invocation
 from imago.config.refused_callbacks import callback_targets
 
@@ -24,6 +24,20 @@ REFUSED_MODELS: tuple[tuple[Callable[[DictConfig, Invocation], bool], str], ...]
         "A loss of model.criterions.criterions has settings and no _target_. recipe=large and recipe=scratch set the "
         "label smoothing of the cross-entropy, which model/criterions= replaces: type "
         "'~model.criterions.criterions.ce', or recipe=none.",
+    ),
+    (
+        lambda cfg, _: bool(cfg.model.get("gradient_checkpointing")) and bool(cfg.model.get("compile")),
+        "model.gradient_checkpointing=true and model.compile=true: the compiler cannot keep the second pass from "
+        "changing the statistics of BatchNorm. Remove one of them.",
+    ),
+    (
+        lambda cfg, _: bool(cfg.model.get("gradient_checkpointing")) and is_fsdp(cfg),
+        "model.gradient_checkpointing=true and trainer.strategy=fsdp: not tested together. Type "
+        f"model.gradient_checkpointing=false. {NO_FSDP}",
+    ),
+    (
+        lambda cfg, _: sum(target.endswith(AVERAGES) for target in callback_targets(cfg)) > 1,
+        "Two callbacks average weights, and a checkpoint has one average. Remove callbacks.ema or callbacks.swa.",
     ),
     (
         lambda cfg, _: cfg.model.get("freeze") == "backbone" and UNFREEZING in callback_targets(cfg),

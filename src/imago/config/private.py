@@ -26,6 +26,8 @@ REASONS = {
     "noise need more than 16 bits. Type trainer.precision=bf16-mixed, or 32-true",
     "matmul_precision": "matmul_precision: clipping norms need full 32-bit precision. Type matmul_precision=highest",
     "compile": "model.compile: a compiled network hides its layers. Type model.compile=false",
+    "gradient_checkpointing": "model.gradient_checkpointing: the gradients of single images are taken from the first "
+    "pass. Type strategy.physical_batch_size= for less memory, and model.gradient_checkpointing=false",
     "norm": "model.norm other than group: BatchNorm normalises an image by the others of its batch, so that no "
     "gradient belongs to one image. Type model.norm=group, which replaces the BatchNorm of any network and changes "
     "nothing else",
@@ -62,7 +64,13 @@ REASONS = {
     "this one has no end. Add trainer.max_epochs=, or strategy.noise_multiplier=",
 }
 """Name -> what cannot be combined with strategy=dp, why, and what to type."""
-AVERAGES = ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging", "imago.callbacks.EMA")
+AVERAGES = (
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+    "EMAWeightAveraging",
+    "imago.callbacks.EMA",
+    "imago.callbacks.SWA",
+)
 HALF = re.compile(r"16($|-)|bf16-true|transformer-engine")
 MIXING = re.compile(r"\.(MixUp|CutMix)$")
 REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
@@ -75,6 +83,7 @@ REFUSED: tuple[tuple[str, Callable[[DictConfig], bool]], ...] = (
     ("precision", lambda cfg: HALF.match(str(cfg.trainer.get("precision"))) is not None),
     ("matmul_precision", lambda cfg: cfg.matmul_precision in ("high", "medium")),
     ("compile", lambda cfg: cfg.model.get("compile") is True),
+    ("gradient_checkpointing", lambda cfg: cfg.model.get("gradient_checkpointing") is True),
     ("norm", lambda cfg: cfg.model.get("norm") != "group" and not freezes_norms(cfg)),
     ("class_weights", lambda cfg: cfg.model.get("class_weights") in ("auto", "effective")),
     ("class_counts", lambda cfg: any(node.get("class_counts") == "auto" for _, node in nodes(cfg.model, "model"))),

@@ -23,9 +23,9 @@ CHECKPOINT_KEYS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("monitor", lambda value: value is None),
 )
 """Arguments of `callbacks.model_checkpoint` -> test for values that would make best.ckpt something else."""
-EMA = "'callbacks=[default,ema]'"
+SWA = "'callbacks=[default,swa]'"
 CALLBACKS = {
-    "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {EMA}, whose average is both.",
+    "StochasticWeightAveraging": f"its average would be neither saved nor scored. Type {SWA}, whose average is both.",
     "ModelPruning": "it changes the weights between validation and checkpoint, and no file keeps its masks. Prune the "
     "trained network instead.",
     "BatchSizeFinder": "the preflight checks whether a batch fits. Type data.batch_size=",

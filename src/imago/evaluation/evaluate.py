@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
+from imago.callbacks.average import CURRENT, weights_in
 from imago.checkpoint.fits import load_weights
 from imago.checkpoint.read import Checkpoint
 from imago.data.module import ImageDataModule
@@ -71,6 +72,8 @@ def evaluate(
     scores = _Scores(trainer, model, data, splits, pictures)
     if ckpt_path is not None:
         checkpoint = load_weights(model, data, ckpt_path)
+        if trainer.is_global_zero and (weights := weights_in(checkpoint)) != CURRENT:
+            log.info("%s has %s", Path(ckpt_path).name, weights)
         if checkpoint["imago"]["data"]["fingerprint"] != data.facts["fingerprint"]:
             log.info("These data differ from those that the checkpoint was trained on")
         if calibrate is not None and "val" not in data.sets.splits:

@@ -21,6 +21,7 @@ from imago.model.losses import DIVERGENCE_HINT, CriterionsComposition, class_wei
 from imago.model.muon import matrices_of
 from imago.model.optimizers import counts_steps, make_optimizer, make_scheduler, optimizer_settings, takes_matrices
 from imago.model.parameter_groups import ParameterGroups
+from imago.model.recompute import checkpoint_gradients
 from imago.model.strategy import Strategy
 from imago.model.surgery import freeze_layers, head_names, to_channels_last, with_group_norm, without_weights
 from imago.model.train_steps import ON_BAD_LOSS, TrainSteps
@@ -50,6 +51,8 @@ class DictModule(TrainSteps):
             (`total_steps`, CyclicLR) per optimizer step, others per epoch.
         forward_fn: Replaces image -> net -> logits -> prediction; `transform: net` in it stands for the network.
         compile: Compile the network in place. The first batch then takes a minute.
+        gradient_checkpointing: Keep the inputs of the network's blocks alone, and compute these again in the backward
+            pass: less memory, more time, and the same gradients.
         channels_last: Keep weights and images channels-last (NHWC), which makes convolutions faster. None does so for
             the networks of torchvision and Imago; others may use `.view`, which cannot take it.
         class_weights: Class name -> weight in the losses, 1 by default, or a list by label. The loss of a batch is the
@@ -81,6 +84,7 @@ class DictModule(TrainSteps):
         class_weights: Mapping[str, float] | Sequence[float] | Literal["auto", "effective"] | None = None,
         init_from: str | None = None,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
         channels_last: bool | None = None,
         freeze: str | None = None,
         freeze_batch_norm: bool = False,
@@ -102,10 +106,11 @@ class DictModule(TrainSteps):
         self.groups = ParameterGroups(head_lr, layer_decay, decay_norms_and_biases)
         on_layers = self.groups.by_layer or freeze is not None or freeze_batch_norm or init_from is not None
         on_layers = on_layers or takes_matrices(optimizer)
-        if net is None and (forward_fn is None or on_layers):
+        if net is None and (forward_fn is None or on_layers or gradient_checkpointing):
             raise UserError(
                 "model.net is missing. Choose a network, for example model=resnet18. model.forward_fn can replace it "
-                "if model.freeze, freeze_batch_norm, init_from, head_lr, layer_decay and optimizer=muon are not set."
+                "if model.freeze, freeze_batch_norm, init_from, head_lr, layer_decay, optimizer=muon and "
+                "gradient_checkpointing are not set."
             )
         self.net = make_net(net, len(self.class_names)) if net is not None else nn.Identity()
         self.criterions = criterions
@@ -140,6 +145,8 @@ class DictModule(TrainSteps):
         """Digests of the images that the initial weights were trained on, int64 (images,), if known."""
         if net is not None and init_from is not None:
             self.seen_images = start_from(self.net, init_from, self.class_names, self.head)
+        if gradient_checkpointing:
+            checkpoint_gradients(self.net)
         if forward_fn is not None:
             bind_net(forward_fn, self.net)
         known = net is not None and is_channels_last(f"{type(self.net).__module__}.")

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from imago.callbacks.average import weights_in
 from imago.callbacks.best_checkpoint import RunCheckpoint
 from imago.callbacks.epoch_log import EpochLog, best_of
 from imago.callbacks.head_first import HeadFirst
@@ -78,6 +79,8 @@ def train(
     if not option_of(trainer, "fast_dev_run") and not only_tried:  # which keeps nothing, and logs no metric
         _warn_if_nothing_is_kept(best, checkpoint_file, monitor, is_scored=bool(splits))
     run.sections["Best"] = {monitor: best, "epoch": epochs.best_epoch, "checkpoint": checkpoint_file}
+    if checkpoint_file is not None:
+        run.sections["Best"]["weights"] = weights_in(read_checkpoint(checkpoint_file, mmap=True))
     result = evaluate(data, model, trainer, run, checkpoint_file, splits, pictures=pictures)
     result.best_value, result.was_trained, result.longer, result.trend = best, True, longer, trend
     own = _own_value(result, trainer, monitor) if result.checkpoint is not None else None
