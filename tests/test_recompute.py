@@ -64,6 +64,11 @@ def test_a_network_without_a_stack_is_refused_by_name():
         with pytest.raises(UserError, match=f"{name} has no stack of blocks"):
             checkpoint_gradients(net)
     assert len(checkpoint_gradients(SimpleCNN(3))) == 3
+    block = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3), nn.Linear(3, 3))
+    net = nn.Sequential(nn.Linear(3, 3), *(copy.deepcopy(block) for _ in range(3)))
+    checkpoint_gradients(net)
+    with pytest.raises(UserError, match="Sequential changes its input in place, so that it cannot be computed again"):
+        net(torch.randn(2, 3))
 
 
 def test_a_run_with_it_has_the_bits_of_one_without(train, command):

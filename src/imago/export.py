@@ -1,4 +1,4 @@
-"""Write the network of a checkpoint in a format that other software reads.
+"""Write the network of a checkpoint in a format that other software reads, or a mean of several.
 
 ml-export ckpt_path=RUN
 ml-export ckpt_path=RUN format=onnx
@@ -19,7 +19,7 @@ from imago.cli.typed_words import check_choice
 from imago.config.allow_list import TRANSFORMS, own_prefixes
 from imago.config.carried import prediction_config
 from imago.config.checks import check_from_checkpoint
-from imago.config.invocation import Invocation
+from imago.config.invocation import Invocation, typed_path
 from imago.config.missing_data import forget_missing_data, lacks_images
 from imago.config.root import KeptRoot
 from imago.errors import UserError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, BUNDLE = "safetensors", "bundle"
+WEIGHTS, BUNDLE, SOUP = "safetensors", "bundle", "soup"
 FILES = {
     WEIGHTS: "model_only.safetensors",
     "onnx": "model.onnx",
@@ -40,8 +40,9 @@ FILES = {
     "onnx_int8": "model_int8.onnx",
     "torch_export": "model.pt2",
     BUNDLE: "model.zip",
+    SOUP: "soup.ckpt",
 }
-"""Format -> the file in the run folder. All but the weights are compared with the checkpoint."""
+"""Format -> the file in the run folder. All but weights and soup are compared with the checkpoint."""
 COARSE = ("onnx_fp16", "onnx_int8")
 """Formats with fewer digits than the checkpoint: `tolerance` is for them only if it is typed."""
 OF_PROOF = ("allow_flips", "tolerance", "proof_images")
@@ -54,6 +55,7 @@ class ExportRoot(KeptRoot):
 
     format: str = WEIGHTS
     output: str | None = None
+    average_of: list[str] | None = None
     calibration: bool = True
     proof_images: int = 100
     allow_flips: int = 0
@@ -63,9 +65,19 @@ class ExportRoot(KeptRoot):
 def check_export(cfg: DictConfig, invocation: Invocation) -> None:
     """Raise ValueError for settings that cannot work, before anything is made."""
     check_choice("format", cfg.format, tuple(FILES))
-    is_proven = cfg.format != WEIGHTS
-    forget_missing_data(cfg, invocation)
-    check_from_checkpoint(cfg, invocation, needs_data=is_proven and not lacks_images(cfg.data))
+    is_proven = cfg.format not in (WEIGHTS, SOUP)
+    if cfg.format == SOUP:
+        check_from_checkpoint(cfg, invocation)
+    else:
+        forget_missing_data(cfg, invocation)
+        check_from_checkpoint(cfg, invocation, needs_data=is_proven and not lacks_images(cfg.data))
+    if (cfg.format == SOUP) != bool(cfg.average_of):
+        raise UserError(
+            "format=soup and average_of=[RUN,RUN] belong together: the mean of the weights of ckpt_path and of these "
+            "checkpoints, as far as val gains by it. Type both, or neither."
+        )
+    if cfg.format == SOUP and "calibration" in invocation.keys:
+        raise UserError("calibration= is for other formats: a soup has none until ml-eval calibrate=true. Remove it.")
     if cfg.format in (WEIGHTS, BUNDLE) and cfg.model.get("forward_fn") is not None:
         raise UserError(
             "model.forward_fn is part of this network, but the file of weights contains those of model.net only. Type "
@@ -99,6 +111,9 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
     from imago.evaluation.next_commands import after_export
 
     file = Path(cfg.ckpt_path)
+    if cfg.format == SOUP:
+        _write_soup(cfg, run)
+        return
     checkpoint = read_checkpoint(file)
     classifier = Classifier.from_config(cfg, checkpoint, cfg.ckpt_path, check_own_code(checkpoint))
     calibration = _calibration(cfg, checkpoint) if cfg.calibration else None
@@ -124,6 +139,18 @@ def export_from_config(cfg: DictConfig, run: RunFolder) -> None:
         show_written(run.path / RECORD)
     further = file if cfg.format == "onnx" else None
     show_next(after_export(path, calibration is not None, own_prefixes(cfg, ("model", *TRANSFORMS)), further))
+
+
+def _write_soup(cfg: DictConfig, run: RunFolder) -> None:
+    """Write a checkpoint of averaged weights."""
+    from imago.evaluation.console import show_next, show_written
+    from imago.exporting.soup import write_soup
+
+    path = Path(cfg.output) if cfg.output is not None else run.path / FILES[SOUP]
+    is_there = path.exists()
+    write_soup(cfg, run, path)
+    show_written(path, replaced=is_there)
+    show_next([f"ml-eval {typed_path('ckpt_path', str(path))}"])
 
 
 def _metadata(cfg: DictConfig, classifier: "Classifier", privacy: dict[str, Any] | None) -> dict[str, Any]:

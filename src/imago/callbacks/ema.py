@@ -7,6 +7,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from imago.callbacks.average import Average
 from imago.errors import UserError
+from imago.terminal import counted
 
 
 class EMA(Average):
@@ -34,7 +35,7 @@ class EMA(Average):
 
     @property
     def averaged(self) -> str:
-        return f"the exponential moving average of {self.updates} steps (decay {self.decay:g})"
+        return f"the exponential moving average of {counted(self.updates, 'step')} (decay {self.decay:g})"
 
     def _average(self, averages: Any, current: Any, count: Tensor) -> None:
         """Update a list of averages, all floating-point or none: counters are copied."""

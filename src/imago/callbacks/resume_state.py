@@ -76,6 +76,11 @@ def check_resumable(
             the middle of an epoch that would continue differently or has more epochs than are asked for, the
             tracked metric is not logged, or a metric cannot continue on another number of processes.
     """
+    if "optimizer_states" not in checkpoint:
+        raise UserError(
+            f"ckpt_path={path} has weights only, as the average of ml-export format=soup. To start a new run from "
+            "them, type model.init_from= instead of ckpt_path="
+        )
     progress: Progress = checkpoint["imago"]["progress"]
     _check_parts(progress, model)
     if "current_model_state" in checkpoint and not callbacks_of(trainer, WeightAveraging):

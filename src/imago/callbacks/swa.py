@@ -8,6 +8,7 @@ from torch import Tensor
 
 from imago.callbacks.average import Average
 from imago.lightning_internals import is_last_batch
+from imago.terminal import counted
 
 
 class SWA(Average):
@@ -33,7 +34,7 @@ class SWA(Average):
 
     @property
     def averaged(self) -> str:
-        return f"the mean of the weights after {self.updates} epochs (stochastic weight averaging)"
+        return f"the mean of the weights after {counted(self.updates, 'epoch')} (stochastic weight averaging)"
 
 
 @torch.no_grad()

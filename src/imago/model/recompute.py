@@ -1,7 +1,7 @@
 """Gradient checkpointing: blocks keep their inputs alone, and are computed again in the backward pass."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The largest modules that are no stacks of further blocks."""
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
-        if not any(True for _ in child.children()) or not any(True for _ in child.parameters()):
+        if _layers(child) < 2:  # to compute a single layer again saves nothing
             continue
         if _is_stack(child) or any(_is_stack(part, least=2) for part in child.children()):
             yield from _blocks(child, path)
@@ -58,6 +58,10 @@ def _is_stack(module: nn.Module, least: int = 1) -> bool:
     return any(kinds.count(kind) >= least for kind in kinds)
 
 
+def _layers(module: nn.Module) -> int:
+    return sum(any(True for _ in part.parameters(recurse=False)) for part in module.modules())
+
+
 def _is_composite(module: nn.Module, matrices: int) -> bool:
     """Whether a module has parts, and at least this number of matrices in them."""
     has_parts = any(True for _ in module.children())
@@ -68,7 +72,21 @@ def _recomputed(block: nn.Module, *inputs: Any, **options: Any) -> Any:
     forward = partial(type(block).forward, block)
     if not (block.training and torch.is_grad_enabled()):
         return forward(*inputs, **options)
-    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=partial(_passes, block), **options)
+    inputs = tuple(list(entry) if isinstance(entry, list) else entry for entry in inputs)  # a DenseNet appends to it
+    before = _versions(inputs)
+    outputs = checkpoint(forward, *inputs, use_reentrant=False, context_fn=partial(_passes, block), **options)
+    if _versions(inputs) != before:
+        raise UserError(
+            f"model.gradient_checkpointing=true: {type(block).__name__} changes its input in place, so that it cannot "
+            "be computed again. Make its first layer inplace=False, or type model.gradient_checkpointing=false"
+        )
+    return outputs
+
+
+def _versions(inputs: Sequence[Any]) -> list[int]:
+    """How often each tensor of the inputs was changed."""
+    entries = [part for entry in inputs for part in (entry if isinstance(entry, list) else [entry])]
+    return [input._version for input in entries if isinstance(input, torch.Tensor)]
 
 
 def _passes(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -79,11 +97,11 @@ def _passes(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCont
 @contextmanager
 def _with_copied_buffers(block: nn.Module) -> Iterator[None]:
     """The second pass changes copies of the buffers."""
-    owners = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]
+    buffers = [(module, *named) for module in block.modules() for named in module.named_buffers(recurse=False)]
     try:
-        for module, buffers in owners:
-            module._buffers.update({n: b.clone() if b is not None else None for n, b in buffers.items()})
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.clone())
         yield
     finally:
-        for module, buffers in owners:
-            module._buffers.update(buffers)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)

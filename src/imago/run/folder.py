@@ -27,6 +27,7 @@ ORDER = (
     "Training",
     "Head alone",
     "Best",
+    "Soup",
     "Progress",
     "Last epoch",
     "Timing",
