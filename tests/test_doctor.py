@@ -361,10 +361,19 @@ def test_augmentation_of_the_others_stays_when_an_image_is_skipped(clean, train,
     assert all(torch.equal(before[index], image) for index, image in after.items())
 
 
-def test_splits_of_a_file_are_refused(command, tmp_path):
-    run = command("doctor", f"data.split_file={tmp_path}/splits.csv")
-    assert run.exit_code == 2
-    assert "Type data.data_dir=PATH" in run.output
+def test_the_images_of_a_split_file_are_checked(command, own_colours, tmp_path):
+    (own_colours / "train" / "red" / "000.png").write_bytes(b"no image")
+    files = sorted(file.relative_to(tmp_path) for file in own_colours.rglob("*.png"))
+    rows = [f"{file},{file.parent.name},{file.parent.parent.name}" for file in files]
+    table = tmp_path / "splits.csv"
+    table.write_text("\n".join(["path,label,split", *rows, "gone.png,red,val"]))
+    run = command("doctor", f"data.split_file={table}")
+    assert run.exit_code == 2, run.output
+    faults = {
+        (fault["kind"], fault["path"]) for fault in run.json("doctor.json")["faults"] if fault["level"] == "error"
+    }
+    path = str(own_colours.relative_to(tmp_path) / "train" / "red" / "000.png")
+    assert {("not an image", path), ("unreadable", "gone.png"), ("refused", ".")} <= faults
 
 
 def test_the_photographs_have_one_file_that_is_not_taken(hymenoptera, command):

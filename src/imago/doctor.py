@@ -35,8 +35,8 @@ def check_doctor(cfg: DictConfig, invocation: Invocation) -> None:
     if cfg.clean:
         return
     is_of_shards = "shards" in cfg.data
-    if cfg.data.get("split_file") is not None or ("data_dir" not in cfg.data and not is_of_shards):
-        raise UserError("ml-doctor checks folders. Type data.data_dir=PATH, without data.split_file=.")
+    if "data_dir" not in cfg.data and not is_of_shards:
+        raise UserError("ml-doctor checks files. Type data.data_dir=PATH, data.split_file=FILE or data=shards.")
     if cfg.data.get("fold") is not None or cfg.data.get("folds") is not None:
         raise UserError(
             "ml-doctor checks the folder as it is, before it is divided: remove data.fold= and data.folds=."
@@ -51,6 +51,7 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
         return _clean(Path(cfg.data.cache_dir))
     from imago.data.split_files import listed_paths
     from imago.evaluation.from_config import eval_transform_of
+    from imago.inspection.listed import find_listed_issues
     from imago.inspection.report import show, write
     from imago.inspection.scan import find_issues
     from imago.inspection.shards import find_shard_issues
@@ -65,6 +66,9 @@ def examine_from_config(cfg: DictConfig, run: RunFolder) -> float:
         findings: Findings = find_shard_issues(
             cfg.data.shards, threads, cache, cfg.data.get("shard_cache_gb"), excluded, box
         )
+    elif cfg.data.get("split_file") is not None:
+        folder = Path(cfg.data.data_dir).expanduser() if cfg.data.data_dir is not None else None
+        findings = find_listed_issues(Path(cfg.data.split_file).expanduser(), folder, threads, excluded, box)
     else:
         findings = find_issues(_folder(cfg), threads, excluded, box)
     show(findings, run.path)

@@ -166,6 +166,8 @@ def no_data(program: str = "ml-train") -> str:
 NO_SHARDS = """No shards were chosen. Type
   ml-shard PHOTOS --output DIR                 (writes them once)
   ml-train data=shards data.shards=DIR"""
+NO_CSV = """No table of images was chosen. Type
+  ml-train data=csv data.split_file=FILE       (a CSV with the columns path and label)"""
 NO_DATASET = """No data set was chosen. Type one of
   data.dataset.path=NAME                                             (on the hub)
   data.dataset.path=imagefolder data.dataset.data_dir=FOLDER         (a folder)

@@ -21,8 +21,8 @@ from imago.errors import UserError, message_of
 from imago.terminal import say
 
 GROUP = "recipe"
-PHOTOGRAPHS = "image_folder"
-"""Option of the group `data` that has a recipe by default."""
+PHOTOGRAPHS = ("image_folder", "csv")
+"""Options of the group `data` that have a recipe by default."""
 NETWORK = ("model.net", "model.init_from")
 """Settings of the model that say what is trained; all others say how, which is what a recipe does."""
 Look = Callable[[DictConfig], TrainFacts]
@@ -69,7 +69,7 @@ def _composed(cfg: DictConfig, invocation: Invocation, chosen: str) -> DictConfi
 def _by_default(cfg: DictConfig, invocation: Invocation, look: Look) -> tuple[str, str]:
     choices = invocation.choices
     is_new = cfg.train and cfg.ckpt_path is None and choices.get("experiment") is None
-    if not is_new or choices.get("data") != PHOTOGRAPHS or is_private(cfg):
+    if not is_new or choices.get("data") not in PHOTOGRAPHS or is_private(cfg):
         return NONE, ""
     try:
         chosen, line = default_recipe(_facts(cfg, invocation, look))

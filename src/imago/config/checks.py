@@ -30,12 +30,12 @@ from imago.config.refused_callbacks import checkpoint_problems, lightning_name, 
 from imago.config.root import CONFIG_DIR, Root
 from imago.config.schema import drop_inherited, problems, shipped
 from imago.config.setting_source import in_file, is_inherited, is_users_own
-from imago.config.targets import NETWORKS, families_of
+from imago.config.targets import MEMORY_SETS, NETWORKS, families_of
 from imago.config.time_budget import budget_problems
 from imago.config.trainer import device_problems, device_warnings, is_one_device, trainer_problems
 from imago.config.tree import nodes
 from imago.definitions import SPLIT_NAMES, SPLITS, is_export
-from imago.errors import NO_DATASET, NO_SHARDS, MissingFileError, UserError, no_data
+from imago.errors import NO_CSV, NO_DATASET, NO_SHARDS, MissingFileError, UserError, no_data
 from imago.files import did_you_mean
 from imago.masking import masked_override
 
@@ -180,9 +180,11 @@ def _raise_all(cfg: DictConfig, invocation: Invocation, problems: Iterator[str])
 
 def _problems(cfg: DictConfig, invocation: Invocation, needs_data: bool = True) -> Iterator[str]:
     if needs_data and lacks_data(cfg.data):
-        yield no_data(invocation.program)
+        yield NO_CSV if invocation.choices.get("data") == "csv" else no_data(invocation.program)
     if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "path"):
         yield NO_DATASET
+    if needs_data and "dataset" in cfg.data and OmegaConf.is_missing(cfg.data.dataset, "name"):
+        yield f"No data set was chosen. Type data.dataset.name= with one of {', '.join(sorted(MEMORY_SETS))}."
     if needs_data and OmegaConf.is_missing(cfg.data, "shards"):
         yield NO_SHARDS
     yield from _argument_problems(cfg, invocation, needs_data)

@@ -26,9 +26,7 @@ OPTIONS: dict[tuple[str, str], Hint] = {  # group and foreign option -> what to 
     ("hparams_search", "mnist_optuna"): Hint(("-m", "hparams_search=optuna"), "hydra.sweeper.params holds the ranges."),
     ("trainer", "ddp_spawn"): Hint(("trainer=ddp",)),
     ("trainer", "cuda"): Hint(("trainer=gpu",)),
-    ("data", "cifar10"): Hint(
-        ("data=mnist", "data.dataset._target_=torchvision.datasets.CIFAR10"), "See docs/data.md."
-    ),
+    ("data", "cifar10"): Hint(("data=torchvision", "data.dataset.name=CIFAR10"), "See docs/data.md."),
 }
 NODES = {
     "callbacks.rich_progress_bar": PROGRESS_BAR,

@@ -189,7 +189,7 @@ def dataset_hint(value: str) -> Hint:
         return Hint((f"data={name}",))
     for known in MEMORY_SETS:
         if name.replace("-", "").replace("_", "") == known.lower():
-            return Hint(("data=mnist", f"data.dataset._target_=torchvision.datasets.{known}"), "See docs/data.md.")
+            return Hint(("data=torchvision", f"data.dataset.name={known}"), "See docs/data.md.")
     return Hint(("data=hugging_face", f"data.dataset.path={value}"), "A folder of images is data.data_dir=PATH.")
 
 

@@ -20,7 +20,7 @@ from imago.errors import UserError
 
 SAFE_FILES = ("imagefolder", "parquet", "arrow")
 """Kinds of local files that `datasets` reads without running code; some of its further kinds unpickle."""
-MEMORY_SETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "CIFAR10", "CIFAR100")
+MEMORY_SETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS", "SVHN", "STL10", "CIFAR10", "CIFAR100")
 """Data sets of torchvision that keep their images in memory."""
 CALLBACKS = (
     *("EarlyStopping", "ModelSummary", "RichModelSummary", "LearningRateMonitor", "DeviceStatsMonitor", "Timer"),
@@ -123,6 +123,7 @@ TARGETS = (
         arguments=("path", "name", "data_dir", "data_files", "cache_dir", "revision"),
         extra=("datasets", "hf"),
     ),
+    Family("imago.data.torchvision_dataset", keys=("data.dataset",), arguments=("name",)),
     Family("torchvision.datasets.", keys=("data.dataset",), accepts=_is_memory_set),
     Family("torchvision.transforms.", accepts=_is_torchvision_transform),
     Family("imago.model.DictModule", keys=("model",)),

@@ -9,7 +9,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "image_folder": ["ImageFolderDataModule"],
         "shards": ["ShardDataModule"],
         "hugging_face": ["HuggingFaceDataModule"],
-        "torchvision_set": ["TorchVisionDataModule"],
+        "torchvision_set": ["TorchVisionDataModule", "torchvision_dataset"],
         "digits": ["write_digits"],
         "hymenoptera": ["download_hymenoptera"],
         "images": ["Images", "ImageSets", "class_counts"],

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,25 +23,28 @@ WITHOUT_FOLDS = (CALIBRATION, "test")
 
 
 class SplitRow(NamedTuple):
-    """Row of a split file; `fold` is None for images of test, `label` the name of the class."""
+    """Row of a split file; `fold` is None for images of test, `label` the name of the class, `weight` that of
+    `data.sampler=weights`."""
 
     split: str
     path: str
     label: str
     fold: int | None = None
     group: str = ""
+    weight: float | None = None
 
 
 def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
     """Read a file of `ml-split`, a header with the class names and the folder, then a row per image; or a CSV with the
-    columns `path`, `label` and optionally `split` and `fold`, with paths relative to `data_dir`, or else to the CSV.
+    columns `path`, `label` and optionally `split`, `fold` and `weight`, with paths relative to `data_dir`, or else to
+    the CSV.
 
     Raises:
         FileNotFoundError, ValueError: There is no such file, it is no such table, or an image is gone.
     """
     header, rows = read_table(file)
     class_names = list(header.get("class_names") or sorted({row.label for row in rows}))
-    root = data_dir or Path(header.get("data_dir") or file.parent)
+    root = root_of(file, header, data_dir)
     label_of = {name: label for label, name in enumerate(class_names)}
     if unknown := next((row.label for row in rows if row.label not in label_of), None):
         raise _no_split_file(file, f"{unknown!r} is not in its list of classes")
@@ -58,7 +63,14 @@ def read_rows(file: Path, data_dir: Path | None) -> ImageSets:
         raise UserError(f"data.split_file={file} has no images of train.")
     sets.folds = _folds_of(file, rows)
     sets.groups = {row.path: row.group for row in rows} if any(row.group for row in rows) else {}
+    if any(row.weight is not None for row in rows):
+        sets.weights = {row.path: 1.0 if row.weight is None else row.weight for row in rows}
     return sets
+
+
+def root_of(file: Path, header: Mapping[str, Any], data_dir: Path | None = None) -> Path:
+    """Folder below which the images of a split file are."""
+    return data_dir or Path(header.get("data_dir") or file.parent)
 
 
 def _folds_of(file: Path, rows: Sequence[SplitRow]) -> dict[str, int]:
@@ -98,25 +110,43 @@ def read_table(file: Path) -> tuple[dict[str, Any], list[SplitRow]]:
             table = csv.DictReader(lines if header else chain([first], lines), skipinitialspace=True)
             if missing := {"path", "label"} - set(table.fieldnames or ()):
                 raise UserError(f"it lacks {' and '.join(sorted(missing))}.{with_commas(table.fieldnames or ())}")
-            rows = [
-                SplitRow(
-                    split_of[(row.get("split") or "train").strip().lower()],
-                    row["path"],
-                    class_name(row["label"].strip()),
-                    int(row["fold"]) if (row.get("fold") or "").strip() else None,
-                    row.get("group") or "",
-                )
-                for row in table
-            ]
+            rows = [_row(row, split_of) for row in table]
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error, RecursionError) as error:
         raise _no_split_file(file, str(error)) from error
+    paths = [row.path for row in rows]
+    if len({*paths}) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise _no_split_file(
+            file, f"{twice} is listed {paths.count(twice)} times. An image is drawn more often by a column weight."
+        )
     return header, rows
+
+
+def _row(row: Mapping[str, str], split_of: Mapping[str, str]) -> SplitRow:
+    path, split = row["path"], (row.get("split") or "train").strip().lower()
+    fold, weight = (row.get("fold") or "").strip(), (row.get("weight") or "").strip()
+    if re.match(r"\w+://", path):
+        raise UserError(f"{path} is a URL. Download the images first.")
+    if not path or not row["label"].strip():
+        raise UserError(f"an image has no {'label: ' + path if path else 'path'}.")
+    if split not in split_of:
+        raise UserError(f"{path} is in {split!r}, which is no split.")
+    if weight and not 0 <= float(weight) < math.inf:
+        raise UserError(f"the weight of {path} is {weight}. It must be 0 or more.")
+    return SplitRow(
+        split_of[split],
+        path,
+        class_name(row["label"].strip()),
+        int(fold) if fold else None,
+        row.get("group") or "",
+        float(weight) if weight else None,
+    )
 
 
 def _no_split_file(file: Path, why: str) -> UserError:
     return UserError(
         f"data.split_file={file} is none that ml-split wrote, and no CSV with the columns path, label and perhaps "
-        f"split ({', '.join(SPLITS)}) and fold (0, 1, …): {why}"
+        f"split ({', '.join(SPLITS)}), fold (0, 1, …) and weight (0 or more): {why}"
     )
 
 
@@ -125,6 +155,7 @@ def write_table(file: Path, header: Mapping[str, Any], rows: Sequence[SplitRow])
     columns = ["split", "path", "label"]
     columns += ["fold"] if any(row.fold is not None for row in rows) else []
     columns += ["group"] if any(row.group for row in rows) else []
+    columns += ["weight"] if any(row.weight is not None for row in rows) else []
     with (
         atomic_write(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,

@@ -1,14 +1,17 @@
 """Small torchvision data sets that keep their images in memory, such as MNIST."""
 
+import difflib
+import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from filelock import FileLock
 from torch import Tensor
 
+from imago.config.targets import MEMORY_SETS
 from imago.data.digests import digest_of
 from imago.data.folds import divide
 from imago.data.images import Images, ImageSets
@@ -16,11 +19,11 @@ from imago.data.module import ImageDataModule
 from imago.data.options import DataOptions
 from imago.data.transforms import ImageTransform
 from imago.definitions import CalibrationRatio, Fold, Folds, TestRatio, ValRatio
-from imago.errors import DownloadError
+from imago.errors import DownloadError, UserError
 
 
 class TorchVisionDataModule(ImageDataModule):
-    """Data module of a torchvision set with `data`, `targets` and `classes`: MNIST, FashionMNIST, KMNIST, CIFAR10, …
+    """Data module of a torchvision set that keeps its images in `data`: MNIST, FashionMNIST, SVHN, STL10, CIFAR10, …
 
     Args:
         dataset: Function of `root`, `train` and `download` that makes the data set.
@@ -36,6 +39,8 @@ class TorchVisionDataModule(ImageDataModule):
         folds: Number of folds that are drawn from train and val, by seed and path.
         calibration_ratio: Stratified fraction of val that becomes the calibration split, which chooses no checkpoint;
             0 draws none.
+        channels: 3 makes grey images colour images of three equal channels, which any network takes; None leaves images
+            as they are.
         options: Those of ImageDataModule.
     """
 
@@ -52,15 +57,36 @@ class TorchVisionDataModule(ImageDataModule):
         fold: Fold = None,
         folds: Folds = None,
         calibration_ratio: CalibrationRatio = 0.0,
+        channels: Literal[3] | None = None,
         **options: Unpack[DataOptions],
     ) -> None:
         train, test = (_made(dataset, Path(data_dir).expanduser(), train=train) for train in (True, False))
-        sets = ImageSets(
-            data_dir, list(train.classes), {"train": _in_memory("train", train), "test": _in_memory("test", test)}
-        )
+        splits: dict[str, Images] = {
+            name: _in_memory(name, made, channels) for name, made in (("train", train), ("test", test))
+        }
+        digits = [str(number) for number in range(1 + max(splits["train"].labels))]
+        sets = ImageSets(data_dir, list(getattr(train, "classes", digits)), splits)
         divide(sets, val_ratio, seed, test_ratio, recorded, fold, folds, calibration_ratio)
         usual: DataOptions = {"image_size": 28, "batch_size": 128, "num_workers": 0}
         super().__init__(sets, train_transform, eval_transform, seed=seed, **(usual | options))
+
+
+def torchvision_dataset(name: str, root: Path, train: bool = True, download: bool = False) -> Any:
+    """Make the data set of torchvision with that name, one of `MEMORY_SETS`, for training or for the test.
+
+    Raises:
+        ValueError: There is no such set.
+    """
+    from torchvision import datasets
+
+    if name not in MEMORY_SETS:
+        close = difflib.get_close_matches(name.upper(), [known.upper() for known in MEMORY_SETS], n=1)
+        meant = next((f" Did you mean {known}?" for known in MEMORY_SETS if known.upper() in close), "")
+        raise UserError(f"data.dataset.name={name} is none of {', '.join(sorted(MEMORY_SETS))}.{meant}")
+    make = getattr(datasets, name)
+    has_split = "split" in inspect.signature(make).parameters
+    part = {"split": "train" if train else "test"} if has_split else {"train": train}
+    return make(root=root, download=download, **part)
 
 
 class MemoryImages(Images):
@@ -100,22 +126,29 @@ class MemoryImages(Images):
 
 def _made(dataset: Callable[..., Any], root: Path, train: bool) -> Any:
     root.mkdir(parents=True, exist_ok=True)
-    name = getattr(getattr(dataset, "func", dataset), "__name__", "data")
+    function = getattr(getattr(dataset, "func", dataset), "__name__", "data")
+    name = getattr(dataset, "keywords", {}).get("name", function)
     with FileLock(root / f".{name}.lock"):
         try:
             return dataset(root=root, train=train, download=True)
         except (OSError, RuntimeError) as error:
+            place = root / name if "MNIST" in name else root
             raise DownloadError(
                 f"{name} could not be downloaded ({error}). Either\n"
-                f"  put its files where torchvision expects them, in {root / name}, or\n"
+                f"  put its files where torchvision expects them, in {place}, or\n"
                 "  type data.data_dir=PATH to use a folder of your own, or\n"
                 "  type experiment=digits (embedded handwritten digits: nothing to download)"
             ) from error
 
 
-def _in_memory(split: str, dataset: Any) -> MemoryImages:
+def _in_memory(split: str, dataset: Any, channels: int | None) -> MemoryImages:
     pixels = torch.as_tensor(dataset.data)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    if pixels.ndim == 3:
+        pixels = pixels.unsqueeze(1)
+    elif pixels.shape[1] != 3:  # the channels are last
+        pixels = pixels.permute(0, 3, 1, 2)
+    if channels is not None and pixels.shape[1] == 1:
+        pixels = pixels.expand(-1, channels, -1, -1)  # takes no memory
     digits = len(str(len(pixels)))
-    labels = torch.as_tensor(dataset.targets).tolist()
+    labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels).tolist()
     return MemoryImages(pixels, [f"{split}/{i:0{digits}d}" for i in range(len(pixels))], labels)

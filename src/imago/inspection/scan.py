@@ -175,7 +175,11 @@ def _of_the_set(seen: Sequence[ImageFacts]) -> Iterator[Issue]:
 
 
 def _look(root: Path, box: CropPolicy | None, split: str, label: str, file: Path) -> ImageFacts:
-    path = _below(root, file)
+    return look(file, box, split, label, _below(root, file))
+
+
+def look(file: Path, box: CropPolicy | None, split: str, label: str, path: str) -> ImageFacts:
+    """Look at an image file, which messages call `path`."""
 
     def unreadable(why: str) -> ImageFacts:
         return ImageFacts(path, split, label, (Issue("unreadable", path, why),))
