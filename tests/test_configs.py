@@ -121,9 +121,13 @@ def test_every_kind_of_data_is_made(option, tmp_path, data_dir, colours, request
         words += [f"data.data_dir={colours}"]
     elif option == "hymenoptera":
         words += [f"data.data_dir={request.getfixturevalue('hymenoptera')}"]
-    elif option == "mnist":
+    elif option in ("mnist", "torchvision"):
         write_mnist(tmp_path / "sets")
-        words += [f"data.data_dir={tmp_path}/sets"]
+        words += [f"data.data_dir={tmp_path}/sets", *(["data.dataset.name=MNIST"] if option == "torchvision" else [])]
+    elif option == "csv":
+        lines = [f"{file},{file.parent.name}" for file in sorted(colours.rglob("train/*/*.png"))]
+        (tmp_path / "table.csv").write_text("\n".join(["path,label", *lines]))
+        words += [f"data.split_file={tmp_path}/table.csv"]
     elif option == "shards":
         type_shard(colours, "--output", tmp_path / "shards")
         words += [f"data.shards={tmp_path}/shards"]
