@@ -11,6 +11,7 @@ import imago
 from imago.data.transforms import RandomErasing, RandomVerticalFlip
 from imago.errors import UserError
 
+MIXUP = "+data.train_transform.batch.mixup._target_=imago.data.MixUp"
 SMALL = ("model=tiny_net", "recipe=none", "data.image_size=16", "data.batch_size=8", "data.cache=none")
 
 
@@ -63,6 +64,26 @@ def test_the_samples_show_it_whichever_box_the_data_have(command, tmp_path):
     run = command("visualise", *words, "samples=1")  # the box of light has no options of that of MNIST, or of none
     assert run.exit_code == 0, run.output
     assert (run.dir / "samples.png").is_file()
+
+
+class Counting(torch.nn.Module):
+    """A batch step that asks for the number of classes."""
+
+    num_classes = None
+
+    def forward(self, batch: dict) -> dict:
+        return {"classes": self.num_classes}
+
+
+def test_batch_steps_get_the_number_of_classes_and_a_note_says_what_mixed_images_count_as(colours):
+    cfg = imago.load_config(f"data.data_dir={colours}", *SMALL, MIXUP)
+    transform = instantiate(cfg.data.train_transform, _convert_="all")
+    transform.batch.steps["counting"] = Counting()
+    data = instantiate(cfg.data, train_transform=transform, _convert_="all")
+    batch = data.some_images("train", 4, torch.device("cpu"))
+    assert batch["classes"] == 3
+    assert 0.5 <= batch["share"] <= 1
+    assert "train metrics count the label with the larger share of each mixed image" in " ".join(data.notes)
 
 
 def erase(step: RandomErasing, index: list[int], epoch: int = 0) -> torch.Tensor:

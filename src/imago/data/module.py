@@ -21,6 +21,7 @@ from imago.data.decoded import DecodedImages
 from imago.data.folder_images import FolderImages
 from imago.data.images import Images, ImageSets
 from imago.data.loader import Loader
+from imago.data.mixing import MixUp
 from imago.data.relabel import relabel as correct_labels
 from imago.data.samplers import EvalBatchSampler, Placement, TrainBatchSampler
 from imago.data.sampling import WEIGHTS, draw_weights
@@ -117,6 +118,10 @@ class ImageDataModule(ScoredSplits):
             correct_labels(sets, Path(relabel).expanduser())
         self.train_transform = train_transform.completed(image_size, fit, fill, transform, interpolation)
         self.eval_transform = eval_transform.completed(image_size, fit, fill, transform, interpolation)
+        for each in (self.train_transform, self.eval_transform):
+            each.tell_classes(len(sets.class_names))
+        if any(isinstance(step, MixUp) for step in self.train_transform.batch.steps.values()):
+            sets.notes.append("train metrics count the label with the larger share of each mixed image (MixUp, CutMix)")
         self.image_size = image_size
         self.batch_size: int = batch_size
         self.num_workers = num_workers

@@ -57,6 +57,12 @@ class ImageTransform:
         """Whether steps of the batch stage may draw from torch's generator, as MixUp does; Imago's own do not."""
         return any(getattr(step, "draws", True) for step in self.batch.steps.values())
 
+    def tell_classes(self, count: int) -> None:
+        """Set `num_classes` of the batch steps that have this attribute, and None in it."""
+        for step in self.batch.steps.values():
+            if getattr(step, "num_classes", count) is None:
+                step.num_classes = count  # type: ignore[attr-defined]
+
     def with_box(self, box: CropPolicy) -> "ImageTransform":
         """Return a copy with another box."""
         transform = copy.copy(self)
