@@ -50,7 +50,7 @@ def _is_of_storage(error: Exception) -> bool:
     return bool(is_database) or (isinstance(error, OSError) and not isinstance(error, UserError))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
