@@ -52,7 +52,7 @@ def check_eval(cfg: DictConfig, invocation: Invocation) -> None:
     """Raises ValueError for settings that cannot work, before anything is made."""
     check_from_checkpoint(cfg, invocation)
     splits_of(cfg.split, cfg)
-    check_as_tested(cfg, invocation, "calibrate")
+    check_as_tested(cfg, invocation, "calibrate", cfg.trainer.get("precision"))
     for option in OF_CALIBRATION:
         if not cfg.calibrate and is_typed(option, invocation):
             raise UserError(f"{option}={cfg[option]} is a setting of calibrate=true. Add it, or remove {option}=.")

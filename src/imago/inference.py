@@ -20,6 +20,7 @@ from imago.config.checks import check_from_checkpoint, splits_of
 from imago.config.ensemble import TTA, check_ensemble, checkpoints_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
+from imago.config.trainer import check_as_tested
 from imago.data.source_paths import check_source
 from imago.definitions import is_export
 from imago.errors import IncompleteError, UserError
@@ -65,6 +66,7 @@ def check_inference(cfg: DictConfig, invocation: Invocation) -> None:
             "folders, or from a CSV with the columns path and label: source=FILE.csv"
         )
     check_ensemble(cfg, invocation)
+    check_as_tested(cfg, invocation, "calibrated", cfg.trainer.get("precision"))
     for option, choices in CHOICES.items():
         check_choice(option, cfg[option], choices)
     limit = cfg.trainer.get("limit_predict_batches", 1.0)

@@ -24,6 +24,7 @@ from imago.config.checks import check_from_checkpoint
 from imago.config.ensemble import TTA, check_ensemble, checkpoints_of
 from imago.config.invocation import Invocation, override_key
 from imago.config.root import KeptRoot
+from imago.config.trainer import FULL_PRECISION, check_as_tested
 from imago.errors import UserError
 from imago.run.folder import RunFolder
 from imago.serving.address import is_local, listen, url_of
@@ -40,7 +41,6 @@ LEAST = {"port": 0, "max_batch_size": 1, "max_images": 1, "max_pixels": 1, "max_
 ABOVE_0 = ("max_body_mb", "timeout_s")
 WITHOUT_USE = ("trainer", "logger", "callbacks", "strategy", "data.batch_size", "data.num_workers", "data.data_dir")
 SHORTEST_KEY = 16
-FULL_PRECISION = (None, 32, "32", "32-true")
 
 
 @dataclass
@@ -74,6 +74,8 @@ def check_serve(cfg: DictConfig, invocation: Invocation) -> None:
         if any(f"{key}.".startswith(f"{name}.") for name in WITHOUT_USE):
             raise UserError(f"{word} has no use in ml-serve: remove it. device= and max_batch_size= are its own.")
     check_ensemble(cfg, invocation)
+    if cfg.calibrated is True:
+        check_as_tested(cfg, invocation, "calibrated")
     check_choice("tta", cfg.tta, TTA)
     if not isinstance(cfg.calibrated, bool) and cfg.calibrated != "auto":
         raise UserError(f"calibrated must be true, false or auto, got {cfg.calibrated}.")

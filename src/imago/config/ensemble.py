@@ -5,7 +5,6 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from imago.config.invocation import Invocation, override_key
-from imago.config.trainer import check_as_tested
 from imago.errors import UserError
 
 TTA = ("none", "flip", "five_crop", "ten_crop")
@@ -35,8 +34,6 @@ def check_ensemble(cfg: DictConfig, invocation: Invocation) -> None:
         raise UserError(
             f"{of_each[0]}: the checkpoints of an ensemble set their own networks and image sizes. Remove it."
         )
-    if cfg.calibrated is True:
-        check_as_tested(cfg, invocation, "calibrated")
     if cfg.calibrated is True and cfg.tta != "none":
         raise UserError(
             "calibrated=true does not apply to test-time augmentation, without which it was fitted. Type tta=none."

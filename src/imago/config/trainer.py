@@ -21,6 +21,7 @@ LEAST = {  # option of the Trainer -> smallest valid number, all valid values
     "min_steps": (0, "0 or more, or null"),
 }
 LIMITS = (*(f"limit_{stage}_batches" for stage in ("train", "val", "test", "predict")), "overfit_batches")
+FULL_PRECISION = (None, 32, "32", "32-true")
 OTHER_NUMBERS = ("model.net.", "model.forward_fn.", "data.decode.")
 """Settings with which a checkpoint answers otherwise, beside those that the calibration itself records."""
 ACCELERATORS = ("auto", "cpu", "gpu", "mps", "cuda")
@@ -87,12 +88,13 @@ def _limit(value: Any) -> float:
     return value if isinstance(value, int) and value >= 0 else math.inf
 
 
-def check_as_tested(cfg: DictConfig, invocation: Invocation, option: str) -> None:
+def check_as_tested(cfg: DictConfig, invocation: Invocation, option: str, precision: Any = "32-true") -> None:
     """Raise UserError if `option`, which fits or uses a calibration, is on and other numbers would be computed than
-    those of the checkpoint in full precision: other images would be accepted than those that were tested."""
+    those of the checkpoint in full precision: other images would be accepted than those that were tested. `precision`
+    is that of the command."""
     if not cfg[option]:
         return
-    if (precision := cfg.trainer.get("precision", "32-true")) not in ("32-true", "32", 32):
+    if precision not in FULL_PRECISION:
         raise UserError(
             f"{option}=true and trainer.precision={precision}: probabilities would differ from those of other "
             "commands, and so would what is accepted. Type trainer.precision=32-true"
