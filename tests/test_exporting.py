@@ -304,12 +304,16 @@ def test_what_cannot_be_exported_is_named(command, trained, monkeypatch):
         network_model(_classifier(Branching))
     with pytest.raises(UserError, match=r"pixels\.noise draws random numbers, which an exported file cannot repeat"):
         network_model(_classifier(Branching, {"noise": lambda image: image ^ torch.randint_like(image, 9)}))
+    drawing = _classifier(Branching)
+    drawing.transform.batch.steps["noise"] = lambda batch: batch | {"image": torch.rand_like(batch["image"])}
+    with pytest.raises(UserError, match=r"batch\.noise draws random numbers"):
+        network_model(drawing)
     with pytest.raises(
         UserError, match=r"box is RandomResizedBox, and an ONNX file can contain imago\.data\.CenterBox"
     ):
         check_box(RandomResizedBox())
     for words, message in (
-        (["format=onxx"], "format must be safetensors, onnx, onnx_fp16, onnx_int8, torch_export or bundle, got onxx"),
+        (["format=onxx"], "format must be safetensors, onnx, onnx_fp16, onnx_int8, torch_export, bundle or soup, got onxx"),
         (["format=onnx", "output=x.pt2"], "ends in .onnx, got x.pt2. For such a file type format=torch_export"),
         (["allow_flips=3"], "allow_flips=3 is for exports that are compared with the checkpoint: type format=onnx"),
         (["format=onnx", "tolerance=-1"], "tolerance must be 0 or more, got -1"),

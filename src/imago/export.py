@@ -230,10 +230,12 @@ def _write_proven(
 
 
 def _card(checkpoint: Path, export: "ProvenExport") -> str:
-    """Model card in the run folder of a checkpoint, with what was compared; empty if there is none."""
+    """Model card of the run whose `best.ckpt` this is, with what was compared; empty for others, and without one."""
     from imago.exporting.proof import describe
     from imago.report.model_card import CARD_FILE
 
+    if checkpoint.name != "best.ckpt":
+        return ""
     try:
         card = read_text(checkpoint.absolute().parent.parent / CARD_FILE)
     except (OSError, UnreadableError):

@@ -135,7 +135,11 @@ def serve_from_config(cfg: DictConfig, run: RunFolder) -> None:
     service = Service(predictor, limits, cfg.max_batch_size, cfg.batch_wait_ms, threads, _key(cfg))
     with listen(cfg.host, cfg.port) as listener:
         if not is_local(listener.getsockname()[0]) and service.api_key is None:
-            log.warning("host=%s without api_key=: everybody who reaches this machine can use the server", cfg.host)
+            log.warning(
+                "host=%s without api_key=: everybody who reaches this machine can use the server, and so can "
+                "pages that are open in their browsers, unless allowed_hosts= is typed",
+                cfg.host,
+            )
         allowed = [host_of(name) for name in cfg.allowed_hosts]
         serve(service, listener, allowed, partial(_announce, members, url_of(listener)))
     log.info("Stopped. %s answered", counted(service.metrics.total, "request"))

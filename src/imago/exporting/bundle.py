@@ -3,15 +3,17 @@
 import json
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL
+
 from imago.files import atomic_write, strict
 from imago.report.model_card import CARD_FILE
+from imago.report.page import markdown_text
 
 PREDICT = "predict.py"
-NEEDED = ("numpy", "onnxruntime", "pillow")
 README = """# {names}
 
 An image classifier of {classes} classes, exported by Imago {imago}.
@@ -40,8 +42,11 @@ def write_bundle(
 ) -> None:
     """Write the zip: the ONNX file and the weights, which were made before, and what explains them. `card` is the text
     of the model card, empty without one."""
+    import onnxruntime  # by its module: the package may be onnxruntime-gpu
+
+    needed = {"numpy": np.__version__, "onnxruntime": onnxruntime.__version__, "pillow": PIL.__version__}
     names = metadata["class_names"]
-    title = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    title = ", ".join(markdown_text(name).replace("<", "&lt;") for name in names[:3]) + ", …" * (len(names) > 3)
     readme = README.format(
         names=title,
         classes=len(names),
@@ -55,7 +60,7 @@ def write_bundle(
         "class_names.json": _json(names),
         "export.json": _json(record),
         **({CARD_FILE: card} if card else {}),
-        "requirements.txt": "".join(f"{name}>={version(name)}\n" for name in NEEDED),
+        "requirements.txt": "".join(f"{name}>={number.partition('+')[0]}\n" for name, number in needed.items()),
     }
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -103,17 +104,35 @@ def example_of(classifier: Classifier) -> Tensor:
 
 def check_draws(classifier: Classifier) -> None:
     """Raise UserError for transforms that draw random numbers."""
-    pixels = example_of(classifier)
-    for name, step in classifier.transform.pixels.items():
-        results = []
-        for seed in (1, 2, 3):
-            with seeded(seed):
-                results.append(step(pixels[0].clone()))
-        if any(not torch.equal(result, results[0]) for result in results):
-            raise UserError(
-                f"data.eval_transform.pixels.{name} draws random numbers, which an exported file cannot repeat. Type "
-                f"data.eval_transform.pixels.{name}=null"
-            )
+    transform, pixels = classifier.transform, example_of(classifier)
+    for name, step in transform.pixels.items():
+        _check_fixed(f"pixels.{name}", partial(_changed, step, pixels[0]))
+        pixels = step(pixels)
+    batch: Batch = {"image": pixels, "label": torch.zeros(EXAMPLES).long(), "index": torch.arange(EXAMPLES), "epoch": 0}
+    for name, change in transform.batch.steps.items():
+        _check_fixed(f"batch.{name}", partial(_image_of, change, batch))
+        batch = batch | change(dict(batch))
+
+
+def _changed(step: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    return step(image.clone())
+
+
+def _image_of(step: Callable[[Batch], Batch], batch: Batch) -> Tensor:
+    image: Tensor = (batch | step(dict(batch)))["image"]
+    return image
+
+
+def _check_fixed(place: str, transform: Callable[[], Tensor]) -> None:
+    results = []
+    for seed in (1, 2, 3):
+        with seeded(seed):
+            results.append(transform())
+    if any(not torch.equal(result, results[0]) for result in results):
+        raise UserError(
+            f"data.eval_transform.{place} draws random numbers, which an exported file cannot repeat. Type "
+            f"data.eval_transform.{place}=null"
+        )
 
 
 def bytes_of(classifier: Classifier) -> int:

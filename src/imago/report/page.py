@@ -172,7 +172,7 @@ def templates(name: str) -> Environment:
         "compact": _compact,
         "bound": lambda value: value if isinstance(value, str) or not isfinite(value) else rounded_up(value),
         "yaml": format_yaml,
-        "cell": _cell,
+        "cell": markdown_text,
         "quoted_path": quoted_path,
         "label_errors": describe_label_errors,
         "doubt": lambda entry: describe_doubt(entry["label"], entry["prediction"], entry["probability"]),
@@ -192,8 +192,8 @@ def _is_unicode(path: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
-def _cell(text: Any) -> str:
-    """Text of one line, in a Markdown table and elsewhere: names show no pictures and no links."""
+def markdown_text(text: Any) -> str:
+    """Escape text for one line of Markdown, also in a table: names show no pictures, no links."""
     return MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
