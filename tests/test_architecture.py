@@ -68,6 +68,7 @@ PRIVATE = {  # whose inside is reached into elsewhere, and why it is said there
     *("rich._console", "sys._getframe", "os._exit", "torch._utils", "func._schema", "input._version"),
     *("inputs._version", "module._compiled_call_impl", "layer._compiled_call_impl", "metric._update_count"),
     *("scheduler._get_closed_form_lr", "distributed_c10d._abort_process_group", "state._metadata"),
+    *("_C._VariableFunctions",),
     *("batchnorm._BatchNorm", "dropout._DropoutNd", "torchvision.models._api", "torch.utils._python_dispatch"),
     *("frozen._trial_id", "torch._C", "dataset._fingerprint", "metric._reductions", "metric._defaults"),
 }

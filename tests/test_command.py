@@ -74,7 +74,7 @@ def test_without_data_three_lines_say_what_to_type(command):
         (
             "monitor=val/acurracy",
             "monitor=val/acurracy: acurracy is not logged. Type monitor=val/NAME, where NAME is one of acc, "
-            "precision, recall, f1, loss, loss/ce.",
+            "balanced_acc, precision, recall, f1, loss, loss/ce.",
         ),
         ("monitor=val/accuracy", "accuracy is not logged. Did you mean monitor=val/acc? Type"),
         ("optimized_metric=val/acc_best", "never gets worse. Type optimized_metric=val/acc: its best value counts"),

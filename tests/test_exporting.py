@@ -313,7 +313,10 @@ def test_what_cannot_be_exported_is_named(command, trained, monkeypatch):
     ):
         check_box(RandomResizedBox())
     for words, message in (
-        (["format=onxx"], "format must be safetensors, onnx, onnx_fp16, onnx_int8, torch_export, bundle or soup, got onxx"),
+        (
+            ["format=onxx"],
+            "format must be safetensors, onnx, onnx_fp16, onnx_int8, torch_export, bundle or soup, got onxx",
+        ),
         (["format=onnx", "output=x.pt2"], "ends in .onnx, got x.pt2. For such a file type format=torch_export"),
         (["allow_flips=3"], "allow_flips=3 is for exports that are compared with the checkpoint: type format=onnx"),
         (["format=onnx", "tolerance=-1"], "tolerance must be 0 or more, got -1"),

@@ -189,7 +189,7 @@ def _member(owner: ModuleType, name: str, node: ast.AST) -> Any:
     if isinstance(value, ModuleType):
         if value.__name__ in MODULES or any(module.startswith(f"{value.__name__}.") for module in MODULES):
             return value
-    elif owner is torch:
+    elif owner is torch:  # no public list has the functions that compute, and nothing else
         is_function = name in dir(torch._C._VariableFunctions) and callable(value)
         if (is_function or name in OF_TORCH or isinstance(value, torch.dtype)) and name not in NO_TORCH:
             return value
