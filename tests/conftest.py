@@ -4,12 +4,15 @@ import gc
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import pytest
 from helpers import HYMENOPTERA, SMALL, Command, Run, draw_classes, type_command
+
+from imago.definitions import STOPPING
 
 MEMORY = Path("/dev/shm")
 
@@ -24,6 +27,15 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # else libraries report all that is set aside as leaked
+
+
+@pytest.fixture(autouse=True)
+def hearing() -> Iterator[None]:
+    """A command ends as a program does, deaf to further signals; the next test hears them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOPPING)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

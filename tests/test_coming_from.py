@@ -531,7 +531,7 @@ def test_options_and_groups_of_own_configs_pass(tmp_path):
         ),
         (
             ["experiment=example", "trainer.max_epochs=2"],
-            "example.yaml, line 18) is above trainer.max_epochs=2, where the run ends. Type a larger "
+            "example.yaml, line 19) is above trainer.max_epochs=2, where the run ends. Type a larger "
             "trainer.max_epochs=, or trainer.min_epochs=null.",
         ),
         (["trainer.foo=1"], "The closest are "),

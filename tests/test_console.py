@@ -274,7 +274,9 @@ def test_more_epochs_help_if_the_last_ones_were_the_best(tmp_path, monkeypatch):
     trainer.max_steps, trainer.max_epochs = -1, 9  # early stopping
     assert longer_training(trainer, "val/acc") == (None, None)
     timer = SimpleNamespace(time_remaining=lambda: -0.5, time_elapsed=lambda: 4.5)
-    monkeypatch.setattr("imago.training.fit.callbacks_of", lambda _, kind: [timer if kind is Timer else log])
+    monkeypatch.setattr(
+        "imago.training.fit.callbacks_of", lambda _, kind: {Timer: [timer], EpochLog: [log]}.get(kind, [])
+    )
     assert longer_training(trainer, "val/acc") == ("trainer.max_time=00:00:00:08", None)
     monkeypatch.undo()
     log.history[1]["val/acc"], trainer.max_epochs = 0.5, 2  # no better than before

@@ -304,8 +304,10 @@ def test_what_cannot_be_exported_is_named(command, trained, monkeypatch):
         network_model(_classifier(Branching))
     with pytest.raises(UserError, match=r"pixels\.noise draws random numbers, which an exported file cannot repeat"):
         network_model(_classifier(Branching, {"noise": lambda image: image ^ torch.randint_like(image, 9)}))
-    drawing = _classifier(Branching)
-    drawing.transform.batch.steps["noise"] = lambda batch: batch | {"image": torch.rand_like(batch["image"])}
+    noise = {"noise": lambda batch: batch | {"image": torch.rand(2, 3, 16, 16)}}
+    drawing = imago.Classifier(
+        _classifier(Branching).model, ImageTransform(CenterBox(), None, noise).completed(16), 16, {}
+    )
     with pytest.raises(UserError, match=r"batch\.noise draws random numbers"):
         network_model(drawing)
     with pytest.raises(

@@ -155,7 +155,7 @@ def test_what_cannot_be_composed_is_explained(command, words, message):
         (["callbacks.early_stopping.monitor=val/acc_best"], "Type callbacks.early_stopping.monitor=val/acc: its best"),
         (["model.optimizer=sgd"], "model.optimizer holds several settings."),
         (["model.scheduler=sine"], "model.scheduler holds several settings."),
-        (["model.optimizer=RMSprop"], "Type model/optimizer=rmsprop."),
+        (["model.optimizer=RMSprop"], "Type model/optimizer=rmsprop"),
         (["model.optimizer=NAdam"], "Type model/optimizer=adam model.optimizer._target_=torch.optim.NAdam."),
         (
             ["+model.net.init='lambda weight: 0'"],

@@ -386,6 +386,8 @@ def test_nothing_is_left_out():
         "ml-compare",
         "ml-doctor",
         "ml-serve",
+        "ml-find-lr",
+        "ml-new",
         *FROM_CHECKPOINT,
     )
     others = [line for line in commands() if not line.startswith((*run, *FROM_CHECKPOINT))]

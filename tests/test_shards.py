@@ -140,7 +140,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_next_start_resumes(colours, sh
             ["{colours}/train", "--output", "{colours}/train/SHARDS"],
             "SHARDS lies in {colours}/train, where it would be taken",
         ),
-        (["{table}"], ".png is listed twice"),
+        (["{table}"], ".png is listed 2 times"),
         (["{colours}"], "already exists, and is not a folder of ml-shard"),
     ],
 )
