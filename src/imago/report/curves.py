@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.ticker import MaxNLocator
 
 FIRST = ("loss", "acc")
-FOLDED = ("f1", "precision", "recall")  # nearly the curve of acc
+FOLDED = ("balanced_acc", "f1", "precision", "recall")  # nearly the curve of acc
 MOST_CURVES = 9
 LEARNING_RATE = "learning rate"
 Row = Mapping[str, float | None]
