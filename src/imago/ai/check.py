@@ -28,60 +28,20 @@ OF_TORCH = ("Tensor", "pi", "inf", "nan", "e", "newaxis")
 NO_TORCH = ("from_file", "compile")
 """Functions of torch that read or write files."""
 NO_METHOD = (
-    *(
-        "numpy",
-        "storage",
-        "untyped_storage",
-        "typed_storage",
-        "share_memory_",
-        "module_load",
-        "apply_",
-        "map_",
-        "map2_",
-    ),
+    *("numpy", "storage", "untyped_storage", "typed_storage", "share_memory_", "module_load", "apply_", "map_"),
+    "map2_",
     *("data_ptr", "register_hook", "register_post_accumulate_grad_hook", "backward", "set_", "from_file", "grad_fn"),
 )
 """Attributes of tensors that lead out of computing."""
 OTHER_METHODS = ("append", "extend", "items", "keys", "values", "get", "pop", "insert", "index", "count", "copy")
 """Methods of lists and dictionaries."""
 NODES = (
-    *(
-        ast.Module,
-        ast.FunctionDef,
-        ast.arguments,
-        ast.arg,
-        ast.Import,
-        ast.ImportFrom,
-        ast.alias,
-        ast.Return,
-        ast.Assign,
-    ),
-    *(ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.IfExp, ast.Raise, ast.Pass, ast.Break, ast.Continue, ast.Expr),
-    *(
-        ast.Assert,
-        ast.BoolOp,
-        ast.BinOp,
-        ast.UnaryOp,
-        ast.Compare,
-        ast.Call,
-        ast.Constant,
-        ast.Attribute,
-        ast.Subscript,
-    ),
-    *(
-        ast.Name,
-        ast.List,
-        ast.Tuple,
-        ast.Dict,
-        ast.Set,
-        ast.Slice,
-        ast.keyword,
-        ast.Starred,
-        ast.ListComp,
-        ast.DictComp,
-    ),
-    *(ast.GeneratorExp, ast.comprehension, ast.JoinedStr, ast.FormattedValue, ast.operator, ast.unaryop, ast.boolop),
-    *(ast.cmpop, ast.expr_context),
+    *(ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Import, ast.ImportFrom, ast.alias, ast.Return),
+    *(ast.Assign, ast.AnnAssign, ast.AugAssign, ast.For, ast.If, ast.IfExp, ast.Raise, ast.Pass, ast.Break),
+    *(ast.Continue, ast.Expr, ast.Assert, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call),
+    *(ast.Constant, ast.Attribute, ast.Subscript, ast.Name, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.Slice),
+    *(ast.keyword, ast.Starred, ast.ListComp, ast.DictComp, ast.GeneratorExp, ast.comprehension, ast.JoinedStr),
+    *(ast.FormattedValue, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
 """Kinds of syntax: no classes, no nested functions, no `while`, `with`, `try`, `global`, `lambda`, `yield`, `await`."""
 
@@ -256,5 +216,5 @@ def _where(node: ast.AST) -> str:
 
 
 def allowed_builtins() -> dict[str, Any]:
-    """What generated code has of Python's own functions."""
+    """Map the names of Python's own functions that generated code may call to them."""
     return {name: getattr(builtins, name) for name in BUILTINS}

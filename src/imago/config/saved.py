@@ -44,8 +44,8 @@ def drawn_seed(folder: Path) -> int | None:
 def found_batch_size(folder: Path) -> int | str:
     """Read the batch size from the `config.yaml` of a run folder; `auto` where none was found."""
     file = folder / "config.yaml"
-    found: int | str = OmegaConf.select(read_yaml(file), "data.batch_size") if file.is_file() else "auto"
-    return found
+    size: int | str = OmegaConf.select(read_yaml(file), "data.batch_size") if file.is_file() else "auto"
+    return size
 
 
 def as_new_run(cfg: DictConfig, invocation: Invocation) -> Invocation:

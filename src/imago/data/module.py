@@ -118,8 +118,8 @@ class ImageDataModule(ScoredSplits):
             correct_labels(sets, Path(relabel).expanduser())
         self.train_transform = train_transform.completed(image_size, fit, fill, transform, interpolation)
         self.eval_transform = eval_transform.completed(image_size, fit, fill, transform, interpolation)
-        for each in (self.train_transform, self.eval_transform):
-            each.tell_classes(len(sets.class_names))
+        for stages in (self.train_transform, self.eval_transform):
+            stages.tell_classes(len(sets.class_names))
         if any(isinstance(step, MixUp) for step in self.train_transform.batch.steps.values()):
             sets.notes.append("train metrics count the label with the larger share of each mixed image (MixUp, CutMix)")
         self.image_size = image_size

@@ -106,8 +106,8 @@ def _check_alike(file: Path, checkpoint: Checkpoint, first_file: Path, first: Ch
     """Raise UserError for a checkpoint whose images look different to its network, or that was trained in private."""
     entry, own = first["imago"], checkpoint["imago"]
     keys = ("image_size", "fit", "fill", "interpolation", "range", "eval_transform", "transform", "normalisation")
-    if other := [key for key in keys if entry.get(key) != own.get(key)]:
-        raise UserError(f"average_of: {file} sees images in another way than {first_file} ({', '.join(other)}).")
+    if differing := [key for key in keys if entry.get(key) != own.get(key)]:
+        raise UserError(f"average_of: {file} sees images in another way than {first_file} ({', '.join(differing)}).")
     if privacy_of(file, own) is not None:
         raise UserError(f"{file} was trained with strategy=dp: choosing by val would not be covered by its epsilon.")
 

@@ -63,7 +63,7 @@ def model_card_facts(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def _weights(start: str) -> str:
-    """What the training started from: of a file, its name without its folders, which may name people."""
+    """Say what the training started from; of a file only its name, since its folders may name people."""
     return re.sub(r"^(from |pretrained \().*[/\\]", r"\1", start)
 
 

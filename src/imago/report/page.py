@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("html") / "script.js"
 MARKS = re.compile(r"[\\`*\[\]~|&$]|(?<!\w)_|_(?!\w)|(?<=:)(?=//)|^#")
-"""What Markdown takes for more than text: emphasis, code, links and pictures, formulas, headings."""
+"""Characters that Markdown takes for more than text: emphasis, code, links and pictures, formulas, headings."""
 MOST_ROWS = 40  # of a table of classes that are shown without scrolling, and in report.md
 
 

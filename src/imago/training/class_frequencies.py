@@ -15,8 +15,8 @@ from imago.terminal import shortened
 log = logging.getLogger(__name__)
 
 BETA = 0.999
-"""Of the effective number of images, `(1 - beta^n) / (1 - beta)`: of more than 1 / (1 - beta) images, hardly one is new
-(Cui et al. 2019, arXiv 1901.05555)."""
+"""Beta of the effective number of images, `(1 - beta^n) / (1 - beta)`: of more than 1 / (1 - beta) images, hardly one
+is new (Cui et al. 2019, arXiv 1901.05555)."""
 
 
 def choose_by_frequency(cfg: DictConfig, data: ImageDataModule) -> None:

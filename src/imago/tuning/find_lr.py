@@ -64,8 +64,8 @@ def main() -> None:
         try:
             launch_of("ml-find-lr", one_process=True)
             _check(options, words)
-            found = find_learning_rate(words, Range(options.min_lr, options.max_lr, options.steps))
-            _report(found, options, words)
+            finding = find_learning_rate(words, Range(options.min_lr, options.max_lr, options.steps))
+            _report(finding, options, words)
         except (UserError, TaskError, OSError) as error:
             fail(str(error))
         except KeyboardInterrupt:
@@ -113,26 +113,26 @@ def _leave_out_all_but_steps(cfg: DictConfig) -> None:
     cfg.trainer.update({**ends, "limit_val_batches": 0, "fast_dev_run": False, "enable_model_summary": False})
 
 
-def _report(found: Finding, options: argparse.Namespace, words: list[str]) -> None:
+def _report(finding: Finding, options: argparse.Namespace, words: list[str]) -> None:
     from imago.tuning.figure import write_curve
 
-    curve = found.test.curve
+    curve = finding.test.curve
     if len(curve.rates) < 2:
         raise UserError(f"The loss is not finite from --min-lr {options.min_lr:g} on. Type a smaller one.")
-    ended = ", where the loss diverged" if found.test.diverged else ""
+    ended = ", where the loss diverged" if finding.test.diverged else ""
     say(f"Tried {len(curve.rates)} learning rates from {curve.rates[0]:.2g} to {curve.rates[-1]:.2g}{ended}")
-    write_curve(curve, found.suggestion, options.output)
+    write_curve(curve, finding.suggestion, options.output)
     say(f"Curve: {options.output}")
-    if found.suggestion is None:
+    if finding.suggestion is None:
         raise UserError(f"The loss did not fall, so that no rate is suggested. Look at {options.output}.")
-    say(f"Suggested: model.optimizer.lr={found.suggestion:g} (set: {found.typed:g})")
+    say(f"Suggested: model.optimizer.lr={finding.suggestion:g} (set: {finding.typed:g})")
     if options.write is not None:
         what = f"Learning rate of ml-find-lr {shlex.join(words)} ({len(curve.rates)} steps)"
-        write_rate(options.write, found.suggestion, words, what)
+        write_rate(options.write, finding.suggestion, words, what)
         say(f"Written: {options.write}")
         return
     rest = [word for word in words if override_key(word) != "model.optimizer.lr"]
-    say(f"Next: ml-train {shlex.join([*rest, f'model.optimizer.lr={found.suggestion:g}'])}")
+    say(f"Next: ml-train {shlex.join([*rest, f'model.optimizer.lr={finding.suggestion:g}'])}")
 
 
 def _check(options: argparse.Namespace, words: list[str]) -> None:
